@@ -1,0 +1,1 @@
+"""Declarative runs: YAML to objects, stages, `python -m pipelines.run NAME`."""

@@ -1,0 +1,120 @@
+"""YAML to a plain mapping: includes, references, overrides."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from tfrobust.registry import UserError
+
+HERE = Path(__file__).resolve().parent
+CONFIGS = HERE / "configs" if (HERE / "configs").is_dir() else HERE.parent / "configs"
+
+
+def find(name: str) -> Path:
+    """The file of a config: a path to a .yaml file, or the name of one of ours."""
+    given = Path(name)
+    if given.suffix in (".yaml", ".yml"):
+        if not given.is_file():
+            raise UserError(f"{name}: expected a config file, found none there")
+        return given
+    own = CONFIGS / f"{name}.yaml"
+    if own.is_file() and given.name == name:
+        return own
+    names = available()
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f" (did you mean {near[0]!r}?)" if near else f"; there are {', '.join(names)}"
+    raise UserError(f"{name}: expected a config's name or the path of a .yaml file{hint}")
+
+
+def available() -> list[str]:
+    """The names of the configs that come with the library."""
+    return sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The resolved mapping of a config file with `key.path=value` overrides.
+
+    `include: base/file.yaml` (relative to the file) is merged below; `${threat.eps}` refers to
+    another key. Raises UserError, one line.
+    """
+    config = _merged(path)
+    for override in overrides:
+        _override(config, override)
+    try:
+        return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        raise UserError(f"{path}: {_first_line(error)}") from None
+
+
+def dump(config: dict[str, Any]) -> str:
+    """A mapping as YAML, in its own order."""
+    return yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A written config. Raises UserError naming the file if it is damaged."""
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: {_first_line(error)}") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: expected a mapping, received {type(config).__name__}")
+    return config
+
+
+def _merged(path: Path, above: tuple[Path, ...] = ()) -> DictConfig:
+    path = path.resolve()
+    if path in above:
+        raise UserError(f"{path}: include: expected a file that does not include itself")
+    try:
+        config = OmegaConf.load(path)
+    except FileNotFoundError:
+        raise UserError(f"{above[-1]}: include: expected a file, found none at {path}") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"{path}: expected YAML: {_first_line(error)}") from None
+    if not isinstance(config, DictConfig):
+        raise UserError(f"{path}: expected a mapping at the top, received a list")
+    base = config.pop("include", None)
+    if base is None:
+        return config
+    if not isinstance(base, str):
+        raise UserError(f"{path}: include: expected a path, received {base!r}")
+    below = _merged(path.parent / base, (*above, path))
+    # A section that names another constructor replaces the one below, arguments and all.
+    for key in list(below):
+        new, old = config.get(key), below.get(key)
+        if _name(new) is not None and _name(new) != _name(old):
+            del below[key]
+    return OmegaConf.merge(below, config)  # type: ignore[return-value]
+
+
+def _name(section: Any) -> Any:
+    return section.get("name") if isinstance(section, DictConfig) else None
+
+
+def _override(config: DictConfig, override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise UserError(f"--set: expected key=value, received {override!r}")
+    try:
+        value = _parse(text)
+        OmegaConf.update(config, key, value, merge=False, force_add=True)
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, IndexError) as error:
+        raise UserError(f"--set {override}: {_first_line(error)}") from None
+
+
+def _parse(text: str) -> Any:
+    """The value of an override, read as the YAML of the files is (1e-3 is a number)."""
+    return OmegaConf.create(f"value: {text}" if text else "value: null").value  # type: ignore
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2]) if lines else type(error).__name__

@@ -1,0 +1,130 @@
+"""Run a config: `python -m pipelines.run NAME|PATH [--set key=value] [--workdir DIR] ...`."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from absl import app, flags
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is first imported
+
+from pipelines import config as configs  # noqa: E402
+from pipelines.folder import Folder  # noqa: E402
+from tfrobust.registry import UserError, choose  # noqa: E402
+
+_SET = flags.DEFINE_multi_string(
+    "set", [], "Override one key, such as method.alpha=1e-4; may be given several times."
+)
+_WORKDIR = flags.DEFINE_string("workdir", "runs", "The folder in which run folders are made.")
+_STAGES = flags.DEFINE_list(
+    "stages", None, "The stages to run now, of those the config has; all by default."
+)
+_SMOKE = flags.DEFINE_bool(
+    "smoke", False, "Run every stage in seconds: few steps, tiny network, made-up images."
+)
+_PRINT = flags.DEFINE_bool("print_config", False, "Print the resolved config and stop.")
+
+USAGE = "python -m pipelines.run NAME|PATH [--set key=value ...] [--workdir DIR] [--stages a,b]"
+
+
+def run(
+    name: str, overrides: list[str], workdir: Path, stages: list[str] | None, smoke: bool
+) -> Path:
+    """Run the stages of a config that are not done yet; the folder of the run."""
+    from pipelines import stages as stage_runners
+
+    spec = _spec(name, overrides, smoke)
+    for stage in stages or []:
+        choose("--stages", stage, spec.stages)
+    folder = Folder(workdir / spec.name)
+    mine = None
+    if spec.train is not None:
+        mine = stage_runners.inputs("train", spec, folder)
+        before = folder.begun("train")
+        if before not in (None, mine):
+            if stages and "train" not in stages:
+                raise UserError(
+                    f"{folder.path}: expected a run with this config, received one that was "
+                    "trained with another; add the stage train or give another --workdir"
+                )
+            print(f"The config has changed; the former run is kept in {folder.move_aside()}")
+    config = dict(spec.config, command=_command(name, overrides, smoke))
+    _write(folder, configs.dump({"name": spec.name, **config}))
+    for stage in stage_runners.ORDER:
+        if stage not in (stages or spec.stages):
+            continue
+        print(f"== {spec.name}: {stage}", flush=True)
+        inputs = stage_runners.inputs(stage, spec, folder)
+        if folder.done(stage, inputs):
+            print(f"{stage}: done before, skipped")
+            continue
+        folder.mark(stage, inputs, done=False)
+        stage_runners.run(stage, spec, folder)
+        folder.mark(stage, inputs, done=True)
+    return folder.path
+
+
+def _spec(name: str, overrides: list[str], smoke: bool):  # type: ignore[no-untyped-def]
+    path = configs.find(name)
+    raw = configs.load(path, overrides)
+    from pipelines.smoke import smoke as cut_down
+    from pipelines.spec import parse
+
+    try:
+        spec = parse(path.stem, raw)
+        return parse(path.stem, cut_down(spec)) if smoke else spec
+    except UserError as error:
+        key = str(error).partition(":")[0]
+        ours = [o for o in overrides if key.startswith(o.partition("=")[0])]
+        raise UserError(f"{'--set ' + ours[-1] if ours else path}: {error}") from error
+
+
+def _command(name: str, overrides: list[str], smoke: bool) -> str:
+    parts = ["python", "-m", "pipelines.run", name]
+    for override in overrides:
+        parts += ["--set", override]
+    return shlex.join(parts + ["--smoke"] * smoke)
+
+
+def _write(folder: Folder, text: str) -> None:
+    from tfrobust.io import write_text
+
+    try:
+        write_text(folder.config, text)
+    except OSError as error:
+        raise UserError(f"{folder.path}: expected a folder to write in: {error}") from None
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) != 2:
+        given = ", ".join(argv[1:]) or "none"
+        _fail(f"expected one config, received {given}; usage: {USAGE}")
+    try:
+        if _PRINT.value:
+            print(configs.dump(_spec(argv[1], _SET.value, _SMOKE.value).config), end="")
+            return
+        folder = run(argv[1], _SET.value, Path(_WORKDIR.value), _STAGES.value, _SMOKE.value)
+        print(f"Done: {folder}")
+    except UserError as error:
+        _fail(str(error))
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """absl's flags, with one line and exit code 2 for a mistake."""
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        _fail(str(error).replace("\n", " "))
+
+
+def _fail(line: str) -> NoReturn:
+    print(f"error: {line}", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse_flags)

@@ -1,0 +1,90 @@
+"""Stage attack_eval: the network against a list of attacks, to eval.json and flags.npz."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from pipelines.folder import Folder
+from pipelines.provenance import commit, versions
+from pipelines.spec import Spec
+from tfrobust.data import Split
+from tfrobust.evaluation import Result, adversaries, evaluate, predictions, worst_case
+from tfrobust.io import write_atomically, write_text
+
+PROBES = 8
+SECTIONS = ("seed", "threat", "data", "attacks")
+
+
+def attack_eval(spec: Spec, folder: Folder, network: keras.Model) -> None:
+    """Clean accuracy, then each attack on the test split; eval.json is whole after each one."""
+    _, test = spec.data.source.load()
+    x, y = test.as_float(), test.labels
+
+    def logits_fn(images: Any) -> Any:
+        return network(images, training=False)
+
+    clean = predictions(logits_fn, x) == y
+    print(f"clean: {clean.mean():.2%} of {len(y)}")
+    results: list[Result] = []
+    _record(folder, spec, clean, results, test)
+    for result in evaluate(logits_fn, x, y, spec.threat, spec.trials, seed=spec.seed):
+        results.append(result)
+        _record(folder, spec, clean, results, test)
+        print(f"{result.trial.name}: {result.accuracy:.2%} of {len(result.robust)}")
+    if spec.trials:
+        _probe(folder.probes, spec, logits_fn, test.first(min(PROBES, len(test))))
+
+
+def _record(
+    folder: Folder, spec: Spec, clean: np.ndarray, results: Sequence[Result], test: Split
+) -> None:
+    worst = worst_case(results, clean)
+    evaluation = {
+        "examples": len(clean),
+        "clean_accuracy": float(clean.mean()),
+        "robust_accuracy": float(worst.mean()) if results else None,
+        "worst_case_examples": len(worst),
+        "attacks": [
+            {
+                "name": result.trial.name,
+                "examples": len(result.robust),
+                "robust_accuracy": result.accuracy,
+                "seconds": round(result.seconds, 2),
+                "config": result.trial.attack.get_config(),
+            }
+            for result in results
+        ],
+        "threat": {"norm": spec.threat.norm, "eps": spec.threat.eps},
+        "seed": spec.seed,
+        "data": {"name": spec.config["data"]["name"], "split": "test"},
+        "versions": versions(),
+        "commit": commit(),
+    }
+    flags = {result.trial.name: result.robust for result in results}
+    write_atomically(
+        folder.flags, lambda p: np.savez(p, index=test.index, label=test.labels, clean=clean, **flags)
+    )
+    write_text(folder.evaluation, json.dumps(evaluation, indent=2) + "\n")
+
+
+def _probe(path: Path, spec: Spec, logits_fn: Any, few: Split) -> None:
+    """A few images under the first attack, for the report's figure."""
+    trial, x = spec.trials[0], few.as_float()
+    x_adv = adversaries(logits_fn, x, few.labels, trial.attack, spec.threat, seed=spec.seed)
+    arrays = {
+        "image": x,
+        "adversarial": x_adv,
+        "label": few.labels,
+        "clean_prediction": predictions(logits_fn, x),
+        "adversarial_prediction": predictions(logits_fn, x_adv),
+        "index": few.index,
+        "attack": np.array(trial.name),
+        "class_names": np.array(spec.data.source.class_names),
+    }
+    write_atomically(path, lambda p: np.savez(p, **arrays))

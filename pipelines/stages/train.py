@@ -1,0 +1,86 @@
+"""Stage train: a method on a data set, to model.keras at the best epoch."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from pipelines.folder import Folder
+from pipelines.spec import Spec
+from tfrobust.data import batches, hold_out
+from tfrobust.io import write_atomically
+from tfrobust.models import with_precision
+from tfrobust.registry import require
+from tfrobust.training import (
+    MONITOR,
+    BatchTimer,
+    CatastrophicOverfitting,
+    History,
+    Resume,
+    strategy,
+)
+
+VALIDATION_BATCH = 500
+SECTIONS = ("seed", "precision", "threat", "data", "model", "method", "optimizer", "train")
+
+
+def train(spec: Spec, folder: Folder) -> None:
+    """Train, or go on from the last checkpoint; the same config gives the same weights on CPU."""
+    plan = spec.train
+    assert plan is not None and spec.method is not None and spec.optimizer is not None
+    keras.utils.set_random_seed(spec.seed)
+    if not tf.config.list_physical_devices("GPU"):
+        tf.config.experimental.enable_op_determinism()
+
+    whole, _ = spec.data.source.load()
+    require(spec.data.validation < len(whole), "data.validation",
+            f"fewer than the {len(whole)} training images", spec.data.validation)  # fmt: skip
+    split, held_out = hold_out(whole, spec.data.validation, spec.seed)
+    size = spec.data.batch_size
+    require(size <= len(split), "data.batch_size",
+            f"at most the {len(split)} training images", size)  # fmt: skip
+    steps = min(plan.steps_per_epoch or len(split), len(split) // size)
+
+    with strategy().scope():
+        network = with_precision(spec.network(), spec.precision)
+        model = spec.method(network, ramp_steps=round(plan.epsilon_ramp_epochs * steps))
+        base = float(spec.optimizer().learning_rate)
+        rate = plan.schedule.learning_rate(base, steps, plan.epochs)
+        model.compile(spec.optimizer(learning_rate=rate))
+        model.optimizer.build(model.network.trainable_variables)
+
+    steering = plan.schedule.callbacks(first_epoch=int(plan.epsilon_ramp_epochs))
+    steering.append(
+        keras.callbacks.ModelCheckpoint(
+            str(folder.best), save_weights_only=True, mode="max", monitor=MONITOR,
+            save_best_only=bool(len(held_out)),
+        )
+    )  # fmt: skip
+    steering.append(CatastrophicOverfitting())
+    folder.checkpoints.mkdir(parents=True, exist_ok=True)
+    resume = Resume(model, folder.checkpoints, steering)
+    first = resume.first_epoch
+    if first:
+        print(f"train: going on after epoch {first} of {plan.epochs}")
+    if first < plan.epochs and not resume.stopped:
+        model.fit(
+            batches(split, size, seed=spec.seed, training=True, augment=spec.data.augment,
+                    first_epoch=first),
+            steps_per_epoch=steps,
+            initial_epoch=first,
+            epochs=plan.epochs,
+            validation_data=batches(held_out, VALIDATION_BATCH) if len(held_out) else None,
+            callbacks=[BatchTimer(), *steering, *_records(folder, first), resume],
+            verbose=1 if sys.stdout.isatty() else 2,
+        )  # fmt: skip
+    model.load_weights(folder.best)
+    trained = with_precision(model.network, "float32")
+    write_atomically(folder.model, trained.save)
+
+
+def _records(folder: Folder, first_epoch: int) -> list[Any]:
+    board = keras.callbacks.TensorBoard(str(folder.tensorboard), profile_batch=0, write_graph=False)
+    return [History(folder.history, first_epoch), board]

@@ -1,0 +1,622 @@
+"""Data sets, splits, batches and augmentation. References are NumPy, or facts of the data sets."""
+
+from __future__ import annotations
+
+import io
+import socket
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfrobust.data import (
+    AUGMENTATIONS,
+    DATASETS,
+    Dataset,
+    Split,
+    batches,
+    from_arrays,
+    hold_out,
+)
+from tfrobust.data import tfds as tfds_module
+from tfrobust.registry import UserError, build
+
+CLASSES = {"mnist": 10, "cifar10": 10, "cifar100": 100, "svhn_cropped": 10, "stl10": 10}
+
+
+def split_of(n: int, height: int = 6, width: int = 5) -> Split:
+    rng = np.random.default_rng(n)
+    return Split.of(
+        rng.integers(0, 256, (n, height, width, 3), dtype=np.uint8), rng.integers(0, 4, n)
+    )
+
+
+def index_of(data: tf.data.Dataset, steps: int) -> list[list[int]]:
+    return [batch["index"].numpy().tolist() for batch in data.take(steps)]
+
+
+def fails(call: Callable[[], Any]) -> str:
+    """The one line of the UserError of the call."""
+    with pytest.raises(UserError) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# Splits
+
+
+def test_a_subset_keeps_the_index_and_the_label_of_every_image() -> None:
+    split = split_of(10)
+    part = split.take([7, 2, 5]).take([2, 0])
+    assert part.index.tolist() == [5, 7]
+    np.testing.assert_array_equal(part.images, split.images[[5, 7]])
+    np.testing.assert_array_equal(part.labels, split.labels[[5, 7]])
+    assert split.first(3).index.tolist() == [0, 1, 2]
+    assert (split.images.dtype, split.labels.dtype) == (np.uint8, np.int32)
+    assert split.index.dtype == np.int64
+
+
+def test_first_of_more_than_there_are() -> None:
+    assert fails(lambda: split_of(3).first(4)) == "n: expected 0 to 3 examples, received 4"
+
+
+def test_as_float_divides_uint8_and_leaves_float() -> None:
+    split = Split.of(np.array([0, 51, 255], np.uint8).reshape(3, 1, 1), np.arange(3))
+    assert split.images.shape == (3, 1, 1, 1)
+    np.testing.assert_array_equal(split.as_float().ravel(), np.float32([0, 0.2, 1]))
+    already = Split.of(np.full((2, 1, 1, 1), 0.3), np.arange(2))
+    np.testing.assert_array_equal(already.as_float().ravel(), np.float32([0.3, 0.3]))
+
+
+def test_hold_out_is_disjoint_complete_and_a_function_of_the_seed() -> None:
+    train = split_of(50).take(np.arange(49, -1, -1))
+    rest, held = hold_out(train, 8, seed=3)
+    assert (len(rest), len(held)) == (42, 8)
+    assert sorted([*rest.index, *held.index]) == list(range(50))
+    assert held.index.tolist() == sorted(held.index, reverse=True)  # the order of train
+    np.testing.assert_array_equal(held.images, split_of(50).images[held.index])
+    np.testing.assert_array_equal(held.index, hold_out(train, 8, seed=3)[1].index)
+    assert held.index.tolist() != hold_out(train, 8, seed=4)[1].index.tolist()
+    assert len(hold_out(train, 0, seed=3)[1]) == 0
+
+
+@pytest.mark.parametrize("size", [-1, 5, 6])
+def test_hold_out_of_a_size_that_leaves_nothing(size: int) -> None:
+    expected = f"size: expected 0 to 4 examples to hold out of 5, received {size}"
+    assert fails(lambda: hold_out(split_of(5), size, seed=0)) == expected
+
+
+# Batches
+
+
+def test_training_order_is_a_function_of_seed_and_epoch() -> None:
+    def order(seed: int) -> list[list[int]]:
+        return index_of(batches(split_of(10), 3, seed=seed, training=True), 6)
+
+    first = order(0)
+    assert order(0) == first
+    assert order(1) != first
+    assert first[:3] != first[3:]
+    for epoch in (first[:3], first[3:]):  # 10 // 3 full batches, one example dropped
+        assert len({i for batch in epoch for i in batch}) == 9
+
+
+def test_training_order_does_not_depend_on_the_global_seed() -> None:
+    tf.random.set_seed(1)
+    one = index_of(batches(split_of(10), 3, training=True), 3)
+    tf.random.set_seed(2)
+    assert index_of(batches(split_of(10), 3, training=True), 3) == one
+
+
+def test_a_resumed_stream_is_the_tail_of_an_uninterrupted_one() -> None:
+    def stream(first_epoch: int) -> tf.data.Dataset:
+        return batches(
+            split_of(10), 4, seed=7, training=True, augment="crop_flip", first_epoch=first_epoch
+        )
+
+    tail = list(stream(0).skip(2 * 2).take(4))  # 2 steps an epoch
+    for whole, resumed in zip(tail, stream(2).take(4), strict=True):
+        for key in ("image", "label", "index"):
+            np.testing.assert_array_equal(whole[key], resumed[key])
+
+
+def test_training_draws_new_noise_at_every_batch_and_epoch() -> None:
+    same = Split.of(np.repeat(split_of(1, 20, 20).images, 3, axis=0), np.zeros(3, int))
+    data = batches(same, 1, training=True, augment="crop").take(4 * 3)
+    seen = {batch["image"].numpy().tobytes() for batch in data}
+    assert len(seen) > 3 + 1  # of 81 crops; noise of the epoch alone or of the batch gives 4 or 3
+
+
+def test_evaluation_is_one_pass_in_order() -> None:
+    split = split_of(10).take(np.arange(3, 10))
+    data = batches(split, 3)
+    assert int(data.cardinality()) == 3
+    assert index_of(data, 9) == [[3, 4, 5], [6, 7, 8], [9]]
+    images = np.concatenate([batch["image"] for batch in data])
+    np.testing.assert_array_equal(images, split.as_float())
+    np.testing.assert_array_equal(np.concatenate([b["label"] for b in data]), split.labels)
+
+
+def test_uint8_batches_are_as_float_bit_for_bit() -> None:
+    every = Split.of(np.arange(256, dtype=np.uint8).reshape(256, 1, 1), np.zeros(256, int))
+    (batch,) = batches(every, 256)
+    np.testing.assert_array_equal(batch["image"], every.as_float())
+
+
+@pytest.mark.parametrize("augment", [None, "crop", "crop_flip"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_training_batches_have_static_shapes_and_the_image_of_their_index(
+    augment: str | None, dtype: type
+) -> None:
+    split = split_of(9)
+    if dtype is np.float32:
+        split = Split(split.as_float(), split.labels, split.index)
+    data = batches(split, 4, training=True, augment=augment)
+    spec = data.element_spec
+    assert (spec["image"].shape, spec["image"].dtype) == ((4, 6, 5, 3), tf.float32)
+    assert (spec["label"].shape, spec["label"].dtype) == ((4,), tf.int32)
+    assert (spec["index"].shape, spec["index"].dtype) == ((4,), tf.int64)
+    assert data.cardinality() == tf.data.INFINITE_CARDINALITY
+    for batch in data.take(3):
+        np.testing.assert_array_equal(batch["label"], split.labels[batch["index"]])
+        same = np.array_equal(batch["image"], split.as_float()[batch["index"]])
+        assert same == (augment is None)
+        assert 0 <= batch["image"].numpy().min() <= batch["image"].numpy().max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_size": 0}, "batch_size: expected at least 1, received 0"),
+        (
+            {"batch_size": 11, "training": True},
+            "batch_size: expected 1 to the 10 examples of the split, received 11",
+        ),
+        (
+            {"batch_size": 2, "augment": "crop"},
+            "augment: expected None without training=True, received 'crop'",
+        ),
+        (
+            {"batch_size": 2, "augment": "crip", "training": True},
+            "augment: expected one of crop, crop_flip, received 'crip' (did you mean 'crop'?)",
+        ),
+    ],
+)
+def test_mistaken_arguments_of_batches(arguments: dict[str, Any], message: str) -> None:
+    assert fails(lambda: batches(split_of(10), **arguments)) == message
+
+
+def test_training_on_an_empty_split_is_an_error() -> None:
+    assert "0 examples" in fails(lambda: batches(split_of(4).first(0), 1, training=True))
+
+
+# Augmentation
+
+
+def reference(images: np.ndarray, seed: list[int], mirror: bool) -> np.ndarray:
+    """One example at a time."""
+    draws = tf.random.stateless_uniform([3, len(images)], seed, alg="philox").numpy()
+    results = []
+    for image, (top, left, flip) in zip(images, draws.T, strict=True):
+        height, width = image.shape[:2]
+        padded = np.zeros((height + 8, width + 8, image.shape[2]), image.dtype)
+        padded[4:-4, 4:-4] = image
+        row, column = int(top * 9), int(left * 9)
+        cropped = padded[row : row + height, column : column + width]
+        results.append(cropped[:, ::-1] if mirror and flip < 0.5 else cropped)
+    return np.stack(results)
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_augmentation_is_the_reference_exactly(name: str, dtype: type) -> None:
+    images = split_of(64, 12, 9).images.astype(dtype)
+    result = AUGMENTATIONS[name](tf.constant(images), tf.constant([5, 6]))
+    np.testing.assert_array_equal(result, reference(images, [5, 6], name == "crop_flip"))
+    assert result.dtype == dtype
+
+
+def test_all_offsets_and_both_sides_occur() -> None:
+    # An image whose pixels are all different tells its own offset: 9 * 9 crops, each mirrored.
+    image = np.arange(1, 21 * 21 + 1, dtype=np.float32).reshape(1, 21, 21, 1)
+    images = tf.constant(np.repeat(image, 4096, axis=0))
+    result = AUGMENTATIONS["crop_flip"](images, tf.constant([0, 0])).numpy()
+    assert len(np.unique(result.reshape(4096, -1), axis=0)) == 2 * 81
+    plain = AUGMENTATIONS["crop"](images, tf.constant([0, 0])).numpy()
+    mirrored = (result != plain).any(axis=(1, 2, 3)).mean()
+    assert mirrored == pytest.approx(0.5, abs=0.04)  # 5 standard deviations
+
+
+# A user's arrays
+
+
+def test_from_arrays_passes_are_finite_complete_and_reshuffled() -> None:
+    split = split_of(10)
+
+    def fresh(seed: int) -> tf.data.Dataset:
+        return from_arrays(split.images, split.labels, 4, seed=seed, augment="crop_flip")
+
+    data = fresh(1)
+    assert int(data.cardinality()) == 3
+    passes = [list(data), list(data)]
+    orders = [[i for batch in p for i in batch["index"].numpy()] for p in passes]
+    assert [sorted(order) for order in orders] == [list(range(10))] * 2
+    assert orders[0] != orders[1]
+    for batch in passes[0]:
+        np.testing.assert_array_equal(batch["label"], split.labels[batch["index"]])
+    again = fresh(1)
+    for one_pass in passes:
+        for batch, same in zip(one_pass, again, strict=True):
+            np.testing.assert_array_equal(batch["image"], same["image"])
+            np.testing.assert_array_equal(batch["index"], same["index"])
+    assert index_of(fresh(2), 3) != [b["index"].numpy().tolist() for b in passes[0]]
+
+
+def test_from_arrays_draws_new_noise_at_every_pass() -> None:
+    x, y = split_of(1, 20, 20).images, np.zeros(1, int)
+    data = from_arrays(x, y, 1, augment="crop")
+    seen = {next(iter(data))["image"].numpy().tobytes() for _ in range(6)}
+    assert len(seen) >= 3  # of 81 crops
+
+
+def test_from_arrays_without_training_is_in_order_and_takes_keras_labels() -> None:
+    split = split_of(5)
+    data = from_arrays(split.images, split.labels[:, None], 2, training=False)
+    assert index_of(data, 9) == [[0, 1], [2, 3], [4]]
+    np.testing.assert_array_equal(np.concatenate([b["label"] for b in data]), split.labels)
+
+
+X, Y = np.zeros((4, 3, 3, 1), np.uint8), np.arange(4)
+ONE_NAN = np.where(np.arange(36).reshape(X.shape) == 20, np.nan, 0.5)
+MISTAKES = {  # images, labels, which is to blame, what the message says
+    "one-hot": (X, np.eye(4, dtype=int), "y", "argmax(-1)"),
+    "negative": (X, Y - 1, "y", "class numbers 0 to 65535, received -1"),
+    "identifier": (X, Y + 70_000, "y", "class numbers 0 to 65535, received 70000"),
+    "float labels": (X, Y.astype(float), "y", "integer class numbers, received 'float64'"),
+    "fewer labels": (X, Y[:3], "y", "one label for each of 4 images, received (3,)"),
+    "object labels": (X, Y.astype(object), "y", "received 'object'"),
+    "flat images": (X.reshape(4, 9), Y, "x", "shape [N, H, W, C], none of it 0, received (4, 9)"),
+    "no images": (X[:0], Y[:0], "x", "received (0, 3, 3, 1)"),
+    "int images": (X.astype(np.int64), Y, "x", "received 'int64'"),
+    "object images": (X.astype(object), Y, "x", "received 'object'"),
+    "NaN": (ONE_NAN, Y, "x", "received 'nan to nan'"),
+    "0 to 255": (X + np.float32(255), Y, "x", "float images in [0, 1], received '255 to 255'"),
+    "below 0": (X - 0.1, Y, "x", "received '-0.1 to -0.1'"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistaken_arrays(mistake: str) -> None:
+    x, y, blamed, message = MISTAKES[mistake]
+    line = fails(lambda: from_arrays(x, y))
+    assert line.startswith(f"{blamed}: expected ")
+    assert message in line
+
+
+# npz
+
+
+def saved(path: Path, **changes: Any) -> str:
+    arrays = {"x_train": X, "y_train": Y, "x_test": X[:2], "y_test": Y[:2], **changes}
+    np.savez(path / "data.npz", **{k: v for k, v in arrays.items() if v is not None})
+    return str(path / "data.npz")
+
+
+def test_npz(tmp_path: Path) -> None:
+    x = np.linspace(0, 1, 4 * 9).reshape(4, 3, 3)
+    path = saved(tmp_path, x_train=x, y_test=np.array([[6], [0]], np.uint8))
+    data = DATASETS["npz"](path=path)
+    assert (data.image_shape, data.num_classes) == ((3, 3, 1), 7)
+    assert data.class_names == ("0", "1", "2", "3", "4", "5", "6")
+    train, test = data.load()
+    np.testing.assert_array_equal(train.images[..., 0], x.astype(np.float32))
+    assert test.labels.tolist() == [6, 0]
+    assert test.images.dtype == np.uint8
+
+
+def test_npz_of_one_class_has_two(tmp_path: Path) -> None:
+    path = saved(tmp_path, y_train=0 * Y, y_test=0 * Y[:2])
+    assert DATASETS["npz"](path=path).num_classes == 2
+
+
+def test_npz_constructor_reads_no_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, read = saved(tmp_path), []
+    load = np.lib.npyio.NpzFile.__getitem__
+    monkeypatch.setattr(
+        np.lib.npyio.NpzFile, "__getitem__", lambda self, key: read.append(key) or load(self, key)
+    )
+    DATASETS["npz"](path=path)
+    assert read == ["y_train", "y_test"]
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistaken_npz(tmp_path: Path, mistake: str, split: str) -> None:
+    x, y, blamed, message = MISTAKES[mistake]
+    path = saved(tmp_path, **{f"x_{split}": x, f"y_{split}": y})
+    values_of_images = mistake in ("NaN", "0 to 255", "below 0")
+
+    def call() -> None:
+        data = DATASETS["npz"](path=path)
+        assert values_of_images  # the others are found before any image is read
+        data.load()
+
+    line = fails(call)
+    assert line.startswith(f"path: {blamed}_{split} of {path}: expected ")
+    assert message in line
+
+
+@pytest.mark.parametrize("key", ["x_train", "y_train", "x_test", "y_test"])
+def test_npz_without_an_array(tmp_path: Path, key: str) -> None:
+    path = saved(tmp_path, **{key: None}, extra=X)
+    line = fails(lambda: DATASETS["npz"](path=path))
+    assert line.startswith(f"path: expected {key} in {path}, received extra, ")
+
+
+def test_npz_of_two_image_shapes(tmp_path: Path) -> None:
+    path = saved(tmp_path, x_test=np.zeros((2, 3, 4, 1), np.uint8))
+    assert fails(lambda: DATASETS["npz"](path=path)) == (
+        f"path: x_test of {path}: expected images of (3, 3, 1) as in x_train, received (3, 4, 1)"
+    )
+
+
+def test_npz_that_is_no_npz(tmp_path: Path) -> None:
+    path = tmp_path / "data.npz"
+    assert fails(lambda: DATASETS["npz"](path=str(path))) == (
+        f"path: expected an .npz file, received {path}: no such file"
+    )
+    path.write_bytes(b"not a zip")
+    assert "File is not a zip file" in fails(lambda: DATASETS["npz"](path=str(path)))
+    np.save(tmp_path / "one.npy", X)
+    assert "not a zip" in fails(lambda: DATASETS["npz"](path=str(tmp_path / "one.npy")))
+    assert "directory" in fails(lambda: DATASETS["npz"](path=str(tmp_path)))
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x_train.npy", b"not an array at all")
+    assert "magic string" in fails(lambda: DATASETS["npz"](path=str(path)))
+
+
+def test_npz_cut_short_inside_an_array(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, Y)
+    path = saved(tmp_path, y_train=None)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("y_train.npy", buffer.getvalue()[:-8])
+    line = fails(lambda: DATASETS["npz"](path=path))
+    assert line.startswith(f"path: y_train of {path}: expected a readable array, received ")
+
+
+def test_an_npz_mistake_names_the_key_of_the_config(tmp_path: Path) -> None:
+    spec = {"name": "npz", "path": str(tmp_path / "no.npz")}
+    assert fails(lambda: build(DATASETS, spec, "data")).startswith("data.path: expected an .npz")
+
+
+# Digits and synthetic images
+
+
+def test_digits() -> None:
+    data = build(DATASETS, "digits", "data")
+    assert (data.image_shape, data.num_classes) == ((8, 8, 1), 10)
+    train, test = data.load()
+    assert (train.images.shape, test.images.shape) == ((1437, 8, 8, 1), (360, 8, 8, 1))
+    assert train.images.dtype == np.float32
+    assert (train.images.min(), train.images.max()) == (0, 1)
+    np.testing.assert_array_equal(train.images * 16, np.round(train.images * 16))
+    assert np.bincount(test.labels).min() >= 34  # stratified: 36 each, as far as it goes
+    assert train.index.tolist() == list(range(1437))
+    np.testing.assert_array_equal(test.images, data.load()[1].images)
+
+
+@pytest.mark.parametrize("like", ["digits", *CLASSES])
+def test_synthetic_images_imitate_a_data_set(like: str) -> None:
+    data = build(DATASETS, {"name": "synthetic", "like": like, "train": 12, "test": 5}, "data")
+    real = DATASETS[like]()
+    assert data.image_shape == real.image_shape
+    assert data.class_names == real.class_names
+    train, test = data.load()
+    assert (train.images.shape, len(test)) == ((12, *real.image_shape), 5)
+    assert train.images.dtype == np.uint8
+    np.testing.assert_array_equal(train.images, data.load()[0].images)
+
+
+def test_synthetic_images_are_smooth_and_can_be_learned() -> None:
+    data = DATASETS["synthetic"](image_shape=[16, 16, 1], num_classes=4, train=80, test=80)
+    train, test = data.load()
+    x = train.as_float()
+    assert np.abs(np.diff(x, axis=2)).mean() < 0.5 * x.std()
+    means = np.stack([x[train.labels == c].mean(0) for c in range(4)])
+    distance = ((test.as_float()[:, None] - means) ** 2).sum((2, 3, 4))
+    assert (distance.argmin(1) == test.labels).mean() > 0.9  # chance is 0.25
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "like: expected a data set, or image_shape and num_classes, received None"),
+        ({"image_shape": [8, 8, 1]}, "like: expected a data set, or image_shape and"),
+        ({"like": "npz"}, "like: expected one of cifar10,"),
+        ({"like": "mnist", "num_classes": 3}, "like: expected no image_shape or num_classes"),
+        ({"image_shape": [8, 8], "num_classes": 2}, "image_shape: expected [H, W, C] from 1 up"),
+        ({"image_shape": [8, 8, 1], "num_classes": 1}, "num_classes: expected at least 2"),
+        ({"like": "mnist", "test": 0}, "test: expected at least 1 example, received 0"),
+    ],
+)
+def test_mistaken_synthetic(arguments: dict[str, Any], message: str) -> None:
+    assert fails(lambda: DATASETS["synthetic"](**arguments)).startswith(message)
+
+
+# TensorFlow Datasets
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_data_set_is_known_before_anything_is_read(name: str, tmp_path: Path) -> None:
+    data = build(DATASETS, {"name": name, "dir": str(tmp_path), "download": False}, "data")
+    assert isinstance(data, Dataset)
+    assert data.num_classes == len(set(data.class_names)) == CLASSES[name]
+    assert data.image_shape == {"mnist": (28, 28, 1), "stl10": (96, 96, 3)}.get(name, (32, 32, 3))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+def test_absent_and_download_off(empty: Path) -> None:
+    start = time.monotonic()
+    line = fails(lambda: DATASETS["mnist"](download=False).load())
+    assert time.monotonic() - start < 10
+    assert line.startswith(f"dir: expected mnist 3.0.1 prepared in {empty}, received none, ")
+    assert "(download is off); set TFDS_DATA_DIR or data.dir" in line
+
+
+def test_dir_goes_before_the_environment(empty: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    line = fails(lambda: DATASETS["mnist"](dir=str(other), download=False).load())
+    assert f"prepared in {other}, " in line
+
+
+def test_absent_and_no_network(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # the discard port: refused
+    start = time.monotonic()
+    line = fails(lambda: DATASETS["cifar10"]().load())
+    assert time.monotonic() - start < 10
+    assert "cifar-10-binary.tar.gz: ProxyError); set TFDS_DATA_DIR" in line
+    assert list(empty.iterdir()) == []
+
+
+def test_absent_and_a_network_that_says_nothing(
+    empty: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tfds_module, "PROBE_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        for name in ("http_proxy", "HTTP_PROXY"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{silent.getsockname()[1]}")
+        start = time.monotonic()
+        line = fails(lambda: DATASETS["stl10"]().load())
+        assert time.monotonic() - start < 5
+    assert "it was not downloaded (" in line
+    assert "ai.stanford.edu" in line
+
+
+def test_a_download_that_breaks_off(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import tensorflow_datasets as tfds
+
+    def break_off(self: Any) -> None:
+        raise ConnectionError("connection reset\nby peer")
+
+    monkeypatch.setattr(tfds_module, "_unreachable", lambda url: None)
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", break_off)
+    line = fails(lambda: DATASETS["cifar100"]().load())
+    assert "(ConnectionError: connection reset by peer)" in line
+
+
+MADE = split_of(1500, 28, 28).images[..., :1]  # more than one read batch
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared mnist of noise: 1,500 training and 20 test images, label i % 10."""
+    import tensorflow_datasets as tfds
+
+    folder = tmp_path_factory.mktemp("tfds")
+
+    def examples(n: int) -> tf.data.Dataset:
+        return tf.data.Dataset.from_tensor_slices(
+            {"image": MADE[:n], "label": np.arange(n, dtype=np.int64) % 10}
+        )
+
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name="mnist",
+        version="3.0.1",
+        data_dir=folder,
+        disable_shuffling=True,
+        features=tfds.features.FeaturesDict(
+            {
+                "image": tfds.features.Image(shape=(28, 28, 1)),
+                "label": tfds.features.ClassLabel(num_classes=10),
+            }
+        ),
+        split_datasets={"train": examples(1500), "test": examples(20)},
+    )
+    return folder
+
+
+def test_prepared_data_are_decoded_in_order(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TFDS_DATA_DIR", str(made))
+    train, test = DATASETS["mnist"](download=False).load()
+    assert train.images.dtype == np.uint8
+    np.testing.assert_array_equal(train.images, MADE)
+    np.testing.assert_array_equal(train.labels, np.arange(1500) % 10)
+    np.testing.assert_array_equal(train.index, np.arange(1500))
+    np.testing.assert_array_equal(test.images, MADE[:20])
+
+
+def copied(made: Path, to: Path) -> Path:
+    source = made / "mnist" / "3.0.1"
+    folder = to / "mnist" / "3.0.1"
+    folder.mkdir(parents=True)
+    for path in source.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+def test_another_version_is_named(made: Path, tmp_path: Path) -> None:
+    folder = copied(made, tmp_path)
+    folder.rename(folder.parent / "3.0.0")
+    line = fails(lambda: DATASETS["mnist"](dir=str(tmp_path), download=False).load())
+    assert f"expected mnist 3.0.1 prepared in {tmp_path}, received version 3.0.0, " in line
+
+
+@pytest.mark.parametrize("damage", ["cut", "no records", "no json", "fewer"])
+def test_a_damaged_folder(made: Path, tmp_path: Path, damage: str) -> None:
+    folder = copied(made, tmp_path)
+    (records,) = folder.glob("mnist-train*")
+    if damage == "cut":
+        records.write_bytes(records.read_bytes()[:5000])
+    elif damage == "no records":
+        records.unlink()
+    elif damage == "no json":
+        (folder / "dataset_info.json").write_text("{")
+    else:
+        info = folder / "dataset_info.json"
+        info.write_text(info.read_text().replace('"1500"', '"1501"'))
+    line = fails(lambda: DATASETS["mnist"](dir=str(tmp_path)).load())
+    assert line.startswith("dir: expected mnist readable in ")
+    assert str(tmp_path / "mnist") in line
+
+
+def real(tfds_dir: Path, name: str) -> tuple[Split, Split]:
+    if not (tfds_dir / name).is_dir():
+        pytest.skip(f"no prepared {name} in {tfds_dir}")
+    train, test = DATASETS[name](dir=str(tfds_dir), download=False).load()
+    return train, test
+
+
+def test_real_mnist(tfds_dir: Path) -> None:
+    train, test = real(tfds_dir, "mnist")
+    assert (len(train), len(test)) == (60_000, 10_000)
+    # Published counts of every digit; mean and deviation of every pixel.
+    counts = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+    assert np.bincount(train.labels).tolist() == counts
+    pixels = train.images.astype(np.float32) / 255
+    assert (pixels.mean(), pixels.std()) == pytest.approx((0.1307, 0.3081), abs=1e-4)
+
+
+def test_real_cifar10(tfds_dir: Path) -> None:
+    train, test = real(tfds_dir, "cifar10")
+    assert (len(train), len(test)) == (50_000, 10_000)
+    assert np.bincount(train.labels).tolist() == [5000] * 10
+    assert np.bincount(test.labels).tolist() == [1000] * 10
+    # The published mean; copies recompressed as JPEG are 0.005 off.
+    mean = train.images.mean((0, 1, 2)) / 255
+    np.testing.assert_allclose(mean, [0.4914, 0.4822, 0.4465], atol=6e-3)

@@ -1,0 +1,173 @@
+"""Imports only go down: every place has a floor, and imports itself or places on lower floors."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+FLOORS = {
+    "tfrobust.io": 0,
+    "tfrobust.jacobian": 0,
+    "tfrobust.losses": 0,
+    "tfrobust.noise": 0,
+    "tfrobust.norms": 0,
+    "tfrobust.registry": 0,
+    "tfrobust.data": 1,
+    "tfrobust.models": 1,
+    "tfrobust.threat": 1,
+    "tfrobust.attacks": 2,
+    "tfrobust.methods": 3,
+    "tfrobust.evaluation": 4,
+    "tfrobust.training": 4,
+    "tfrobust.export": 5,
+    "tfrobust.report": 5,
+    "tfrobust": 6,  # __init__.py, the front door: it may show every place, none goes through it
+    "pipelines": 7,
+}
+
+# Where -> what is never imported there, nor anything inside it.
+FORBIDDEN = {
+    "tfrobust": ("pipelines", "tools", "yaml", "omegaconf", "absl.flags"),
+    "tfrobust.report": ("tensorflow", "keras"),
+    "pipelines": ("tools",),
+}
+
+VERSION = "tfrobust.__version__"  # the one name of the front door that every floor may ask for
+
+
+def module_name(path: Path, root: Path) -> str:
+    parts = path.relative_to(root).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def inside(name: str, place: str) -> bool:
+    return name == place or name.startswith(place + ".")
+
+
+def place_of(name: str) -> str | None:
+    """The place that holds a module or a name in one; None when it has no floor."""
+    parts = name.split(".")
+    place = ".".join(parts[:2]) if parts[0] == "tfrobust" else parts[0]
+    return place if place in FLOORS else None
+
+
+def imports(path: Path, root: Path) -> Iterator[tuple[int, str]]:
+    """(line, full dotted name) of everything a file imports, at any depth of its code."""
+    package = path.relative_to(root).with_suffix("").parts[:-1]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            start = package[: len(package) - node.level + 1] if node.level else ()
+            base = ".".join((*start, *((node.module,) if node.module else ())))
+            yield from ((node.lineno, f"{base}.{alias.name}") for alias in node.names)
+
+
+def problem(source: str, target: str, root: Path) -> str | None:
+    """Why a module may not import a name, or None when it may."""
+    for where, banned in FORBIDDEN.items():
+        if inside(source, where) and any(inside(target, name) for name in banned):
+            return f"{where} never imports {target}"
+    if target.split(".")[0] not in ("tfrobust", "pipelines") or target == VERSION:
+        return None
+    here, there = place_of(source), place_of(target)
+    if there is None and target.startswith("tfrobust."):
+        # A name of the front door, unless it is a module that nobody gave a floor.
+        stem = root / "tfrobust" / target.split(".")[1]
+        there = None if stem.is_dir() or stem.with_suffix(".py").is_file() else "tfrobust"
+    if here is None or there is None:
+        return None  # no floor is a problem of its own, told once for each module
+    if here == there or FLOORS[there] < FLOORS[here]:
+        return None
+    return f"{here} (floor {FLOORS[here]}) imports {target} (floor {FLOORS[there]})"
+
+
+def problems(root: Path) -> list[str]:
+    """Every broken rule under root, each as `file:line: reason`."""
+    found = []
+    for path in sorted([*root.glob("tfrobust/**/*.py"), *root.glob("pipelines/**/*.py")]):
+        source, shown = module_name(path, root), path.relative_to(root).as_posix()
+        if place_of(source) is None:
+            found.append(f"{shown}:1: no floor: give {source} one in FLOORS")
+        for line, target in imports(path, root):
+            if reason := problem(source, target, root):
+                found.append(f"{shown}:{line}: {reason}")
+    return found
+
+
+def test_imports_only_go_down() -> None:
+    assert list(ROOT.glob("tfrobust/**/*.py")), "no module of tfrobust found"
+    assert not problems(ROOT), "\n".join(problems(ROOT))
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Path:
+    """A small tree in which every import is allowed."""
+    files = {
+        "tfrobust/__init__.py": "from tfrobust.threat import Threat\n__version__ = '0'\n",
+        "tfrobust/norms.py": "import tensorflow as tf\n",
+        "tfrobust/threat.py": "from tfrobust import __version__, norms\nfrom .norms import norm\n",
+        "tfrobust/attacks/__init__.py": "from tfrobust.attacks.pgd import PGD\n",
+        "tfrobust/attacks/pgd.py": "from . import base\nfrom .. import threat\nimport absl\n",
+        "tfrobust/attacks/base.py": "",
+        "tfrobust/report/table.py": "import jinja2\n",
+        "pipelines/run.py": "import yaml\nimport tfrobust\nfrom tfrobust.attacks import PGD\n",
+    }
+    for name, text in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    return tmp_path
+
+
+def test_allowed_imports_pass(house: Path) -> None:
+    assert problems(house) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "reason"),
+    [
+        ("tfrobust/norms.py", "import tfrobust.attacks.pgd", "(floor 0) imports"),
+        ("tfrobust/norms.py", "from tfrobust.threat import Threat", "(floor 0) imports"),
+        ("tfrobust/norms.py", "from tfrobust import threat", "(floor 0) imports"),
+        ("tfrobust/norms.py", "from .attacks import PGD", "(floor 0) imports"),
+        ("tfrobust/norms.py", "def f():\n    from . import attacks", "(floor 0) imports"),
+        (
+            "tfrobust/norms.py",
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from . import threat",
+            "tfrobust/norms.py:3: tfrobust.norms (floor 0) imports tfrobust.threat (floor 1)",
+        ),
+        ("tfrobust/norms.py", "from tfrobust import losses", "imports tfrobust.losses (floor 0)"),
+        ("tfrobust/threat.py", "import tfrobust", "imports tfrobust (floor 6)"),
+        ("tfrobust/threat.py", "from tfrobust import Threat", "imports tfrobust.Threat (floor 6)"),
+        ("tfrobust/attacks/pgd.py", "from ..methods.trades import T", "(floor 2) imports"),
+        ("tfrobust/models/net.py", "from tfrobust.data import digits", "(floor 1) imports"),
+        ("tfrobust/attacks/pgd.py", "from pipelines import run", "tfrobust never imports"),
+        ("tfrobust/__init__.py", "import pipelines.run", "tfrobust never imports"),
+        ("tfrobust/io.py", "import yaml", "tfrobust never imports yaml"),
+        ("tfrobust/io.py", "from omegaconf import OmegaConf", "tfrobust never imports"),
+        ("tfrobust/io.py", "from absl import flags", "tfrobust never imports absl.flags"),
+        ("tfrobust/io.py", "from tools import check", "tfrobust never imports"),
+        ("pipelines/run.py", "import tools.check", "pipelines never imports"),
+        ("tfrobust/report/table.py", "import tensorflow as tf", "tfrobust.report never imports"),
+        ("tfrobust/report/table.py", "from keras import ops", "tfrobust.report never imports"),
+        ("tfrobust/novel.py", "", "tfrobust/novel.py:1: no floor"),
+        ("tfrobust/novel/part.py", "", "tfrobust/novel/part.py:1: no floor"),
+    ],
+)
+def test_a_broken_rule_is_found(house: Path, name: str, text: str, reason: str) -> None:
+    for module in ("losses", "models/__init__", "data/__init__"):
+        path = house / f"tfrobust/{module}.py"
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    path = house / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    found = problems(house)
+    assert len(found) == 1
+    assert reason in found[0]

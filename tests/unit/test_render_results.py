@@ -1,0 +1,175 @@
+"""docs/results.md says what the run folders said, and --check notices when it does not."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+TOOL = ROOT / "tools" / "render_results.py"
+
+
+def load_tool() -> Any:
+    spec = importlib.util.spec_from_file_location("render_results", TOOL)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+tool = load_tool()
+
+
+def make_run(run: Path, robust: float = 0.3, attack: str = "PGD-20", **changes: Any) -> Path:
+    run.mkdir(parents=True)
+    config: dict[str, Any] = {
+        "name": "digits_atlas",
+        "seed": 0,
+        "precision": "float32",
+        "data": {"name": "digits", "dir": "/home/someone/data"},
+        "method": {"name": "atlas"},
+        "attacks": [attack],
+        "paper": {"source": "ATLAS, Table 1", attack: 0.5},
+    } | changes
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    (run / "history.csv").write_text(
+        "epoch,finished_at,val_robust_accuracy,seconds_per_batch\n"
+        "0,100,0.5,0.04\n1,110,0.6,0.05\n2,120,0.4,0.06\n"
+    )
+    evaluation = {
+        "examples": 10,
+        "clean_accuracy": 0.8,
+        "robust_accuracy": robust,
+        "worst_case_examples": 10,
+        "attacks": [{"name": attack, "examples": 10, "robust_accuracy": robust, "seconds": 3.1,
+                     "config": {"name": "pgd", "steps": 20}}],
+        "threat": {"norm": "linf", "eps": 8 / 255},
+        "seed": 5,
+        "versions": {"tfrobust": "0.1.0"},
+        "commit": "abc123",
+        "data": {"name": config["data"]["name"], "split": "test"},
+    }  # fmt: skip
+    (run / "eval.json").write_text(json.dumps(evaluation))
+    return run
+
+
+def test_summary_holds_what_the_docs_need_and_no_machine_paths(tmp_path: Path) -> None:
+    command = "/opt/venv/bin/python -m pipelines.run digits_atlas data.dir=data seed=0 --out /tmp/x"
+    path = tool.add_run(make_run(tmp_path / "run", command=command), tmp_path / "results")
+    summary = json.loads(path.read_text())
+    assert path.name == "digits_atlas.json"
+    assert summary["command"] == "python -m pipelines.run digits_atlas seed=0"
+    assert summary["training"] == {
+        "epochs": 3, "best_epoch": 1, "seconds_per_batch": 0.05, "wall_seconds": 30.0,
+    }  # fmt: skip
+    assert "someone" not in path.read_text() and "/tmp" not in path.read_text()
+    assert summary["config"]["data"] == {"name": "digits"}
+
+
+def test_page_shows_the_numbers(tmp_path: Path) -> None:
+    tool.add_run(make_run(tmp_path / "run"), tmp_path / "results")
+    page = tool.render(tmp_path)
+    # Wilson for 3 of 10 is 0.1078 to 0.6032.
+    assert "| 30.0 % (10.8 to 60.3)<br>n=10<br>paper 50.0 %, -20.0 |" in page
+    assert "| 80.0 % (49.0 to 94.3)<br>n=10 |" in page
+    assert "linf, eps 8/255 = 0.03137 |" in page
+    assert "| 50.0 ms | 30.0 s | 3 | float32 |" in page
+    assert "    python -m pipelines.run digits_atlas\n" in page
+    for fact in ("- PGD-20: 20 steps, 3.1 s", "- paper: ATLAS, Table 1", "- commit: abc123",
+                 "- seed: training 0, evaluation 5", "- versions: tfrobust 0.1.0"):  # fmt: skip
+        assert fact in page
+    assert "Over seeds" not in page and page.startswith("# Results\n")
+
+
+def test_runs_are_grouped_by_data_and_carry_their_note_once(tmp_path: Path) -> None:
+    note = "the images are a JPEG-recompressed copy"
+    cifar = {"data": {"name": "cifar10"}, "note": note}
+    for name in ("cifar_a", "cifar_b"):
+        tool.add_run(make_run(tmp_path / name, name=name, **cifar), tmp_path / "results")
+    tool.add_run(make_run(tmp_path / "d", attack="Square"), tmp_path / "results")
+    page = tool.render(tmp_path)
+    cifar_part, digits_part = page.split("## digits\n")
+    assert cifar_part.count(note) == 1 and note not in digits_part
+    assert "Square" not in cifar_part and "PGD-20" not in digits_part
+
+
+def test_seeds_get_mean_and_spread(tmp_path: Path) -> None:
+    for seed, robust in enumerate((0.3, 0.5)):
+        run = make_run(tmp_path / str(seed), robust=robust, seed=seed)
+        tool.add_run(run, tmp_path / "results")
+    tool.add_run(make_run(tmp_path / "other", name="digits_adv", seed=3), tmp_path / "results")
+    names = sorted(path.name for path in (tmp_path / "results").iterdir())
+    assert names == ["digits_adv.json", "digits_atlas.json", "digits_atlas_seed1.json"]
+    page = tool.render(tmp_path)
+    # 0.3 and 0.5: mean 0.4, sample standard deviation 0.1 * sqrt(2).
+    row = next(line for line in page.splitlines() if "±" in line and line.startswith("|"))
+    assert "0, 1 |" in row and "| 40.0 ± 14.1 % (30.0 to 50.0) |" in row
+    assert "digits_atlas (seed 1)" in page
+
+
+def test_adding_a_run_again_replaces_it(tmp_path: Path) -> None:
+    tool.add_run(make_run(tmp_path / "a"), tmp_path / "results")
+    path = tool.add_run(make_run(tmp_path / "b", robust=0.6), tmp_path / "results")
+    assert [path] == list((tmp_path / "results").iterdir())
+    assert json.loads(path.read_text())["evaluation"]["robust_accuracy"] == 0.6
+
+
+def test_user_text_is_escaped(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", attack="<script>|", note="<b>|")
+    tool.add_run(run, tmp_path / "results")
+    page = tool.render(tmp_path)
+    assert "<script" not in page and "<b>" not in page and "&lt;script&gt;\\|" in page
+
+
+def test_unfinished_and_unnamed_runs_are_refused(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "short", attacks=["a", "b"])
+    with pytest.raises(ValueError, match="finished evaluation, received one 1 short"):
+        tool.add_run(run, tmp_path / "results")
+    with pytest.raises(ValueError, match="file name"):
+        tool.add_run(make_run(tmp_path / "name", name="../x"), tmp_path / "results")
+
+
+def test_check_notices_a_stale_page_and_writes_nothing(tmp_path: Path, capsys: Any) -> None:
+    docs = tmp_path / "docs"
+    assert tool.main(docs, check=True) == 1 and not docs.exists()
+    assert tool.main(docs, add=[str(make_run(tmp_path / "run"))]) == 0
+    assert tool.main(docs, check=True) == 0
+    (docs / "results" / "intro.md").write_text("# Measured\n\nBy hand.\n")
+    before = (docs / "results.md").read_text()
+    capsys.readouterr()
+    assert tool.main(docs, check=True) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+    assert (docs / "results.md").read_text() == before
+    assert tool.main(docs) == 0
+    assert (docs / "results.md").read_text().startswith("# Measured\n\nBy hand.\n\nRendered")
+
+
+def test_damaged_summaries_are_one_line(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "x.json").write_text('{"name": 1}')
+    assert tool.main(tmp_path) == 1
+    error = capsys.readouterr().err
+    assert "x.json: expected a run summary" in error and error.count("\n") == 1
+
+
+def test_command_line(tmp_path: Path) -> None:
+    def call(*words: str) -> subprocess.CompletedProcess[str]:
+        paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+        return subprocess.run(
+            [sys.executable, str(TOOL), f"--docs={tmp_path / 'docs'}", *words],
+            env=os.environ | {"PYTHONPATH": paths},
+            text=True,
+            capture_output=True,
+        )
+
+    run = make_run(tmp_path / "run")
+    assert call("--add", str(run)).returncode == 0
+    (tmp_path / "docs" / "results.md").write_text("old")
+    stale = call("--check")
+    assert stale.returncode == 1 and "results.md: stale" in stale.stderr

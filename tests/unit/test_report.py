@@ -1,0 +1,260 @@
+"""Report: numbers, escaping, absent and damaged files, self-containment, determinism."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from tfrobust.report import (
+    accuracy_rows,
+    attack_settings,
+    best_epoch,
+    headline,
+    interval,
+    load_run,
+    markdown_table,
+    number,
+    summarise_training,
+    write_report,
+)
+
+PGD = {"name": "pgd", "steps": 20, "step_size": 2 / 255, "restarts": 1, "loss": "ce"}
+
+
+def make_run(run: Path, channels: int = 1, **changes: Any) -> Path:
+    """A small finished run; `changes` replace keys of the config."""
+    run.mkdir(parents=True)
+    config: dict[str, Any] = {
+        "name": "digits_atlas",
+        "seed": 0,
+        "precision": "float32",
+        "threat": {"norm": "linf", "eps": 0.15},
+        "data": {"name": "digits", "batch_size": 64, "dir": "/home/someone/data"},
+        "model": {"name": "small_cnn"},
+        "method": {"name": "atlas", "alpha": 0.0002, "beta": 5.0, "attack": {"name": "fgsm"}},
+        "attacks": [{"name": "pgd"}, {"name": "square"}],
+        "paper": {"source": "ATLAS, Table 1", "clean": 0.9947, "PGD-20": 0.5, "AA": 0.48},
+    } | changes
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    (run / "history.csv").write_text(
+        "epoch,step,finished_at,loss,val_accuracy,val_robust_accuracy,val_fgsm_accuracy,"
+        "val_jacobian,learning_rate,eps,seconds_per_batch\n"
+        "0,20,1000.0,2.0,0.90,0.50,0.60,3.0,0.1,0.05,0.040\n"
+        "1,40,1010.0,1.0,0.95,0.80,0.85,3.5,0.05,0.15,0.050\n"
+        "2,60,1022.0,0.5,0.97,0.20,0.90,,0.01,0.15,0.042\n"
+    )
+    evaluation = {
+        "examples": 10,
+        "clean_accuracy": 0.8,
+        "robust_accuracy": 0.3,
+        "worst_case_examples": 10,
+        "attacks": [
+            {"name": "PGD-20", "examples": 10, "robust_accuracy": 0.4, "seconds": 3.1,
+             "config": PGD},
+            {"name": "Square", "examples": 10, "robust_accuracy": 0.3, "seconds": 183.0,
+             "config": {"name": "square", "queries": 5000}},
+        ],
+        "threat": config["threat"],
+        "seed": 0,
+        "versions": {"tfrobust": "0.1.0", "python": "3.12"},
+        "commit": None,
+        "data": {"name": config["data"]["name"], "split": "test"},
+    }  # fmt: skip
+    (run / "eval.json").write_text(json.dumps(evaluation))
+    rng = np.random.default_rng(0)
+    image = rng.random((2, 8, 8, channels), dtype=np.float32)
+    np.savez(
+        run / "probes.npz",
+        image=image,
+        adversarial=np.clip(image + 0.05 * np.sign(rng.normal(size=image.shape)), 0, 1),
+        label=np.array([0, 1]),
+        clean_prediction=np.array([0, 1]),
+        adversarial_prediction=np.array([1, 1]),
+        index=np.array([4, 17]),
+        attack="PGD-20",
+        class_names=np.array(["zero", "one & two"]),
+    )
+    return run
+
+
+def change(run: Path, **changes: Any) -> None:
+    path = run / "eval.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_interval_is_wilson() -> None:
+    # By hand, z = 1.959964: centre (0.8 + z²/20) / (1 + z²/10) = 0.71674,
+    # half width z sqrt(0.16/10 + z²/400) / (1 + z²/10) = 0.22658.
+    assert interval(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
+    assert interval(0, 5)[0] == 0 and interval(5, 5)[1] == 1
+
+
+@pytest.mark.parametrize("successes, total", [(0, 0), (3, 2), (-1, 2)])
+def test_interval_refuses_what_is_no_proportion(successes: int, total: int) -> None:
+    with pytest.raises(ValueError, match="interval: expected"):
+        interval(successes, total)
+
+
+def test_numbers_show_fractions_of_255_but_leave_short_decimals() -> None:
+    assert number(8 / 255) == "8/255 = 0.03137"
+    assert number(128 / 255) == "128/255 = 0.502"
+    assert [number(v) for v in (0.15, 0.2, 20, True, "8/255", 1.0)] == [
+        "0.15", "0.2", "20", "True", "8/255", "1",
+    ]  # fmt: skip
+
+
+def test_attack_settings_put_the_known_first_and_hide_nothing() -> None:
+    config = {"name": "x", "queries": 5000, "loss": "dlr", "steps": 3, "target": None}
+    assert attack_settings(config) == "3 steps, loss dlr, queries 5000"
+
+
+def test_markdown_cells_cannot_leave_their_cell() -> None:
+    assert markdown_table(["a|b"], [["<b>x\ny_z_"]]) == "| a\\|b |\n| --- |\n| &lt;b&gt;x y_z\\_ |"
+
+
+def test_rows_hold_counts_paper_and_worst_case(tmp_path: Path) -> None:
+    record = load_run(make_run(tmp_path / "run"))
+    clean, pgd, square, worst = accuracy_rows(record.config, record.evaluation)
+    assert (clean.low, clean.high) == interval(8, 10)
+    assert clean.difference == pytest.approx(0.8 - 0.9947)
+    assert (pgd.name, pgd.paper, pgd.seconds) == ("PGD-20", 0.5, 3.1)
+    assert pgd.settings == "20 steps, step size 2/255 = 0.007843, restarts 1, loss ce"
+    assert square.paper is None and square.difference is None
+    assert (worst.name, worst.accuracy, worst.examples) == ("worst case", 0.3, 10)
+
+
+def test_headline(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    record = load_run(run)
+    assert headline(record.config, record.evaluation) == (
+        "atlas on digits: 80.0 % clean, 30.0 % under the worst of 2 attacks "
+        "(linf, eps 0.15, 10 test images)"
+    )
+    change(run, worst_case_examples=5, robust_accuracy=0.2)
+    assert headline(record.config, load_run(run).evaluation).endswith(
+        "(linf, eps 0.15, 10 test images, 5 of them attacked)"
+    )
+
+
+def test_training_summary(tmp_path: Path) -> None:
+    history = load_run(make_run(tmp_path / "run")).history
+    told = summarise_training(history)
+    # Ends at 1000, 1010, 1022: 22 s and the median epoch, 11 s, for the first one.
+    assert (told.epochs, told.best_epoch, told.wall_seconds) == (3, 1, 33.0)
+    assert told.seconds_per_batch == 0.042
+    assert "val_jacobian" not in history[2]
+
+
+def test_best_epoch_ignores_nan_and_absent_columns() -> None:
+    assert best_epoch([{"epoch": 0}]) is None
+    nan = {"epoch": 0, "val_robust_accuracy": float("nan")}
+    assert best_epoch([nan, {"epoch": 1, "val_robust_accuracy": 0.1}]) == 1
+
+
+def test_finished_at_may_be_a_date(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    (run / "history.csv").write_text(
+        "epoch,finished_at\n0,2025-01-01T10:00:00+00:00\n1,2025-01-01T10:01:00+00:00\n"
+    )
+    assert summarise_training(load_run(run).history).wall_seconds == 120
+
+
+def test_page_is_self_contained_and_complete(tmp_path: Path) -> None:
+    page = write_report(make_run(tmp_path / "run"))
+    html, markdown = page.read_text(), (page.parent / "report.md").read_text()
+    assert page == tmp_path / "run" / "report" / "index.html"
+    assert not re.search(r"""(src|href)\s*=\s*["']?\s*(https?:)?//""", html)
+    assert not re.search(r"<script|<link|@import|url\((?!#)", html)
+    assert html.count("<svg") == 6 and html.count("data:image/png;base64,") == 6
+    for text in ("49.0 to 94.3", "-19.5", "AA 48.0 %", "3 min 03 s", "queries 5000"):
+        assert text in html and text in markdown
+    for text in ("one &amp; two ✓", "best epoch 1", "amplified\n10 times", "validation split"):
+        assert text in html
+    ids = re.findall(r'\bid="([^"]+)"', html)
+    assert len(ids) == len(set(ids))
+    assert sorted(path.name for path in page.parent.iterdir()) == ["index.html", "report.md"]
+
+
+def test_names_are_escaped(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", name="<script>alert(1)</script> | x")
+    change(run, attacks=[{"name": "<img src=x>|", "examples": 10, "robust_accuracy": 0.4}])
+    page = write_report(run)
+    html, markdown = page.read_text(), (page.parent / "report.md").read_text()
+    assert "<script" not in html and "<img src=x" not in html
+    assert "&lt;script&gt;" in html and "&lt;img src=x&gt;" in html
+    outside_of_code = [line for line in markdown.splitlines() if not line.startswith("    ")]
+    assert not re.search(r"<script|<img|[^\\]\| x", "\n".join(outside_of_code))
+
+
+def test_a_killed_evaluation_is_called_unfinished(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", attacks=["a", "b", "c"])
+    assert "not finished" in write_report(run).read_text()
+
+
+def test_without_history_paper_and_probes(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", paper=None, method=None)
+    (run / "history.csv").unlink()
+    (run / "probes.npz").unlink()
+    html = write_report(run).read_text()
+    assert "No training history" in html and "<svg" not in html and "<img" not in html
+    assert "Paper:" not in html and 'scope="col">difference' not in html
+
+
+def test_without_attacks_only_clean_accuracy_is_claimed(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", attacks=[])
+    change(run, attacks=[], robust_accuracy=None, worst_case_examples=0)
+    record = load_run(run)
+    assert [row.name for row in accuracy_rows(record.config, record.evaluation)] == ["clean"]
+    assert "under" not in headline(record.config, record.evaluation)
+
+
+def test_l2_threat_and_colour_images(tmp_path: Path) -> None:
+    threat = {"norm": "l2", "eps": 128 / 255}
+    html = write_report(make_run(tmp_path / "run", channels=3, threat=threat)).read_text()
+    assert "l2, eps 128/255 = 0.502" in html
+    assert html.count("data:image/png;base64,") == 6
+
+
+def test_rendering_twice_gives_the_same_bytes(tmp_path: Path) -> None:
+    page = write_report(make_run(tmp_path / "run"))
+    first = page.read_bytes()
+    shutil.rmtree(page.parent)
+    assert write_report(tmp_path / "run").read_bytes() == first
+
+
+def test_missing_evaluation_names_the_stage(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    (run / "eval.json").unlink()
+    with pytest.raises(ValueError, match="run the stage attack_eval"):
+        write_report(run)
+
+
+@pytest.mark.parametrize("content", [b"{", b"\x00\xff", b""])
+@pytest.mark.parametrize("name", ["config.yaml", "eval.json", "probes.npz"])
+def test_damaged_files_are_named_in_one_line(tmp_path: Path, name: str, content: bytes) -> None:
+    run = make_run(tmp_path / "run")
+    (run / name).write_bytes(content)
+    with pytest.raises(ValueError, match=name) as caught:
+        write_report(run)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["epoch,loss\n0,abc\n", "loss\n0.1\n", "epoch\n0,1,2\n"])
+def test_damaged_history_is_named_in_one_line(tmp_path: Path, text: str) -> None:
+    run = make_run(tmp_path / "run")
+    (run / "history.csv").write_text(text)
+    with pytest.raises(ValueError, match=r"history\.csv: expected") as caught:
+        write_report(run)
+    assert "\n" not in str(caught.value)
+
+
+def test_impossible_evaluations_are_refused(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    change(run, clean_accuracy=97.8)
+    with pytest.raises(ValueError, match=r"eval\.json.*clean_accuracy: 97\.8"):
+        load_run(run)

@@ -1,0 +1,38 @@
+"""What every attack is."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from tfrobust.registry import Configurable
+from tfrobust.threat import Threat
+
+LogitsFn = Callable[[tf.Tensor], tf.Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class Attack(Configurable):
+    """A search for adversarial images; its fields are its hyper-parameters, it has no state.
+
+    The attack says how to search, the threat where, so one attack serves every eps: training with
+    a growing eps, with one eps per example, and evaluation.
+    """
+
+    @property
+    def title(self) -> str:
+        """A short name for tables, such as "PGD-20"."""
+        raise NotImplementedError
+
+    def __call__(
+        self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, *, threat: Threat, seed: Any
+    ) -> tf.Tensor:
+        """Adversarial images [B, H, W, C] inside the threat's set.
+
+        logits_fn: x [B, H, W, C] in the box -> logits [B, C]. y: int labels [B]. seed: int [2];
+        the same seed gives the same images.
+        """
+        raise NotImplementedError

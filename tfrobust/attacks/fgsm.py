@@ -1,0 +1,36 @@
+"""FGSM with a random start: one gradient step (Wong et al., 2020, arXiv:2001.03994)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from tfrobust.attacks.gradient import GradientAttack
+from tfrobust.registry import require, serializable
+
+
+@serializable
+@dataclasses.dataclass(frozen=True)
+class FGSM(GradientAttack):
+    """One step of `step_scale` * eps from a random start, projected: the ATLAS paper's weak adversary.
+
+    step_scale: step in units of eps; 1.25 by default, as ATLAS, appendix B.1. start="none" with
+    step_scale=1 is the plain FGSM of Goodfellow et al. (2015).
+    """
+
+    step_scale: float = 1.25
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.step_scale > 0, "step_scale", "a number > 0", self.step_scale)
+
+    @property
+    def title(self) -> str:
+        return "FGSM" if self.step_scale == 1.25 else f"FGSM step {self.step_scale:g} eps"
+
+    @property
+    def schedule(self) -> tuple[int, int, bool]:
+        return 1, 1, False
+
+    def step(self, eps: Any) -> Any:
+        return self.step_scale * eps

@@ -1,0 +1,54 @@
+"""Projected gradient descent (Madry et al., 2018, arXiv:1706.06083)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import tensorflow as tf
+
+from tfrobust.attacks.gradient import GradientAttack
+from tfrobust.registry import choose, number, require, serializable
+
+DEFAULT_SCALE = 2.5  # step_size = 2.5 eps / steps lets the attack cross the ball, as Madry et al.
+
+
+@serializable
+@dataclasses.dataclass(frozen=True)
+class PGD(GradientAttack):
+    """`steps` projected steps of steepest ascent, the best of `restarts` random starts.
+
+    step_size: in image units, a number, a fraction such as "2/255", or a tensor (scalar or [B]);
+        None is 2.5 * eps / steps.
+    success: "last" returns the last iterate; "any" stops an example at the first iterate, of any
+        step, that is misclassified, so that an attack that passes through success keeps it.
+    """
+
+    steps: int = 10
+    step_size: float | str | None = None
+    restarts: int = 1
+    success: str = "last"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(isinstance(self.steps, int) and self.steps >= 1, "steps", "int >= 1", self.steps)
+        require(
+            isinstance(self.restarts, int) and self.restarts >= 1,
+            "restarts", "int >= 1", self.restarts,
+        )  # fmt: skip
+        choose("success", self.success, ("last", "any"))
+        if self.step_size is not None and not tf.is_tensor(self.step_size):
+            object.__setattr__(self, "step_size", number("step_size", self.step_size))
+            require(self.step_size > 0, "step_size", "a number > 0", self.step_size)
+
+    @property
+    def title(self) -> str:
+        loss = "" if self.loss in (None, "cross_entropy") else f" {self.loss}"
+        return f"PGD-{self.steps}" + (f"x{self.restarts}" if self.restarts > 1 else "") + loss
+
+    @property
+    def schedule(self) -> tuple[int, int, bool]:
+        return self.steps, self.restarts, self.success == "any"
+
+    def step(self, eps: Any) -> Any:
+        return DEFAULT_SCALE * eps / self.steps if self.step_size is None else self.step_size

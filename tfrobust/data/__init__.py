@@ -1,0 +1,28 @@
+"""Data sets as arrays in memory, and tf.data of batches from them."""
+
+from collections.abc import Callable
+
+from tfrobust.data.augment import AUGMENTATIONS
+from tfrobust.data.digits import open_digits
+from tfrobust.data.npz import open_npz
+from tfrobust.data.pipeline import batches, from_arrays
+from tfrobust.data.split import Dataset, Split, hold_out
+from tfrobust.data.synthetic import imitate
+from tfrobust.data.tfds import TFDS
+
+DATASETS: dict[str, Callable[..., Dataset]] = {
+    "digits": open_digits,
+    **TFDS,
+    "npz": open_npz,
+    "synthetic": imitate,
+}
+
+__all__ = [
+    "AUGMENTATIONS",
+    "DATASETS",
+    "Dataset",
+    "Split",
+    "batches",
+    "from_arrays",
+    "hold_out",
+]

@@ -1,0 +1,120 @@
+"""Images in memory, and what a data set is."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tfrobust.registry import require
+
+HOLD_OUT = 0x401D  # purpose tag: the hold-out draw shares no stream with other draws of the seed
+MOST_CLASSES = 2**16  # more is an identifier mistaken for a class, and a network of gigabytes
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """One split of a data set, decoded once.
+
+    images: [N, H, W, C], uint8 or float32 in [0, 1].
+    labels: [N] int32.
+    index:  [N] int64, the example's position in the original split; subsets keep it, so a table
+            with a row per training example stays valid after a hold-out.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    index: np.ndarray
+
+    @classmethod
+    def of(cls, x: np.ndarray, y: np.ndarray, names: tuple[str, str] = ("x", "y")) -> "Split":
+        """A checked split of a user's arrays, with index 0..N-1.
+
+        x: [N, H, W, C] or [N, H, W], uint8 or float in [0, 1]; y: [N] or [N, 1] class numbers.
+        Raises ValueError naming the array, by `names`, that is not so.
+        """
+        x, y = np.asarray(x), np.asarray(y)
+        check_form(x, y, names)
+        check_labels(y, names[1])
+        if x.dtype != np.uint8:
+            low, high = float(x.min()), float(x.max())  # either is NaN if any value is
+            inside = low >= 0 and high <= 1
+            require(inside, names[0], "float images in [0, 1]", f"{low:g} to {high:g}")
+            x = x.astype(np.float32, copy=False)
+        images = x if x.ndim == 4 else x[..., None]
+        return cls(images, y.reshape(-1).astype(np.int32), np.arange(len(x), dtype=np.int64))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def take(self, indices: np.ndarray | Sequence[int]) -> "Split":
+        """The examples at these positions of this split, in this order."""
+        at = np.asarray(indices, dtype=np.int64)
+        return Split(self.images[at], self.labels[at], self.index[at])
+
+    def first(self, n: int) -> "Split":
+        """The first n examples. Raises ValueError if there are fewer."""
+        require(0 <= n <= len(self), "n", f"0 to {len(self)} examples", n)
+        return Split(self.images[:n], self.labels[:n], self.index[:n])
+
+    def as_float(self) -> np.ndarray:
+        """The images as [N, H, W, C] float32 in [0, 1]."""
+        if self.images.dtype == np.uint8:
+            return self.images.astype(np.float32) / np.float32(255)
+        return self.images
+
+
+@dataclass(frozen=True)
+class Dataset(ABC):
+    """What is known of a data set before any image is read; `load` reads them."""
+
+    image_shape: tuple[int, int, int]  # height, width, channels
+    class_names: tuple[str, ...]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @abstractmethod
+    def load(self) -> tuple[Split, Split]:
+        """The training and the test split. Raises ValueError if they cannot be had."""
+
+
+def numbered(num_classes: int) -> tuple[str, ...]:
+    """Class names where classes have none: ("0", "1", ...)."""
+    return tuple(str(c) for c in range(num_classes))
+
+
+def hold_out(train: Split, size: int, seed: int) -> tuple[Split, Split]:
+    """(rest, validation): `size` random examples of `train` held out, a function of `seed`.
+
+    Both keep the order and the index of `train`. Raises ValueError unless 0 <= size < len(train).
+    """
+    expected = f"0 to {len(train) - 1} examples to hold out of {len(train)}"
+    require(0 <= size < len(train), "size", expected, size)
+    held = np.zeros(len(train), bool)
+    held[np.random.default_rng([HOLD_OUT, seed]).permutation(len(train))[:size]] = True
+    return train.take(np.flatnonzero(~held)), train.take(np.flatnonzero(held))
+
+
+def check_form(x: np.ndarray, y: np.ndarray, names: tuple[str, str]) -> None:
+    """Raises ValueError unless shapes and dtypes are those of images and class numbers.
+
+    Looks at no value, so it also serves for stand-ins made from a file's headers.
+    """
+    image, label = names
+    sized = x.ndim in (3, 4) and 0 not in x.shape
+    require(sized, image, "images of shape [N, H, W, C], none of it 0", x.shape)
+    valued = x.dtype == np.uint8 or x.dtype.kind == "f"
+    require(valued, image, "uint8 images, or float in [0, 1]", str(x.dtype))
+    one_hot = y.ndim == 2 and y.shape[1] > 1
+    require(not one_hot, label, "class numbers [N] (of one-hot labels, argmax(-1))", y.shape)
+    require(y.dtype.kind in "iu", label, "integer class numbers", str(y.dtype))
+    paired = y.shape in ((len(x),), (len(x), 1))
+    require(paired, label, f"one label for each of {len(x)} images", y.shape)
+
+
+def check_labels(y: np.ndarray, name: str) -> None:
+    """Raises ValueError if a class number is negative, or too great to be one."""
+    for label in (int(y.min()), int(y.max())):
+        require(0 <= label < MOST_CLASSES, name, f"class numbers 0 to {MOST_CLASSES - 1}", label)

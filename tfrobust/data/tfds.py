@@ -1,0 +1,161 @@
+"""The five image sets that come through TensorFlow Datasets."""
+
+import os
+import re
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tfrobust.data.split import Dataset, Split, numbered
+from tfrobust.registry import UserError
+
+PROBE_SECONDS = 5.0
+READ_BATCH = 1024  # examples decoded at a time
+
+
+@dataclass(frozen=True)
+class Tfds(Dataset):
+    """A set that TFDS knows as `name`, kept prepared under `dir`.
+
+    dir: the folder that holds `<name>/<version>/`; None for $TFDS_DATA_DIR, or without it
+    ~/tensorflow_datasets. download: whether TFDS may fetch a set that is not there.
+    """
+
+    name: str
+    url: str  # a file the download begins with
+    dir: str | None = None
+    download: bool = True
+
+    def load(self) -> tuple[Split, Split]:
+        """The train and test splits as uint8, in the order of the files.
+
+        Raises ValueError, in one line that says where it looked, if the set is neither prepared
+        nor to be had (within seconds where there is no network), or does not read.
+        """
+        import tensorflow_datasets as tfds
+
+        root = Path(
+            self.dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+        ).expanduser()
+        try:
+            builder = tfds.builder(self.name, data_dir=root)
+        except Exception as error:  # TFDS promises no types: a damaged folder gives many
+            raise self._unusable(root / self.name, error) from error
+        folder = Path(builder.data_dir)
+        if not (folder / "dataset_info.json").exists():
+            self._prepare(builder, root)
+        try:
+            return self._read(builder, "train"), self._read(builder, "test")
+        except Exception as error:
+            raise self._unusable(folder, error) from error
+
+    def _prepare(self, builder: Any, root: Path) -> None:
+        reason = "download is off" if not self.download else _unreachable(self.url)
+        if reason is None:
+            try:
+                builder.download_and_prepare()
+                return
+            except Exception as error:
+                reason = _line(error)
+        others = sorted(p.parent.name for p in (root / self.name).glob("*/dataset_info.json"))
+        found = f"version {', '.join(others)}" if others else "none"
+        raise UserError(
+            f"dir: expected {self.name} {builder.version} prepared in {root}, received {found}, "
+            f"and it was not downloaded ({reason}); set TFDS_DATA_DIR or data.dir to a folder that "
+            "holds it, or allow the network"
+        )
+
+    def _read(self, builder: Any, split: str) -> Split:
+        import tensorflow_datasets as tfds
+
+        count = builder.info.splits[split].num_examples
+        images = np.empty((count, *self.image_shape), np.uint8)
+        labels = np.empty(count, np.int64)
+        # Cached reading would hold the set in memory a second time.
+        config = tfds.ReadConfig(try_autocache=False)
+        data = builder.as_dataset(split=split, batch_size=READ_BATCH, read_config=config)
+        at = 0
+        for batch in data.as_numpy_iterator():
+            end = at + len(batch["label"])
+            images[at:end], labels[at:end] = batch["image"], batch["label"]
+            at = end
+        return Split.of(images, labels, (f"{split} images", f"{split} labels"))
+
+    def _unusable(self, folder: Path, error: Exception) -> UserError:
+        return UserError(
+            f"dir: expected {self.name} readable in {folder}, received {_line(error)}; remove that "
+            "folder and prepare it again"
+        )
+
+
+def _line(error: Exception) -> str:
+    text = re.sub(r"\{\{.*?\}\}|\[Op:.*", "", str(error))  # where in TensorFlow's graph: no help
+    return f"{type(error).__name__}: {' '.join(text.split())[:200]}"
+
+
+def _unreachable(url: str) -> str | None:
+    """Why the url cannot be had, within PROBE_SECONDS, or None. TFDS itself retries for minutes.
+
+    By TFDS's own client, so that proxies and certificates count as they will for TFDS.
+    """
+    import requests  # type: ignore[import-untyped]
+
+    reasons: list[str | None] = [f"no answer from {url} in {PROBE_SECONDS:g} s"]
+
+    def probe() -> None:
+        try:
+            with requests.get(url, stream=True, timeout=PROBE_SECONDS) as answer:
+                answer.raise_for_status()
+            reasons[0] = None
+        except requests.RequestException as error:
+            reasons[0] = f"{url}: {type(error).__name__}"
+
+    # A thread, as the client's own limit leaves out the name look-up.
+    thread = threading.Thread(target=probe, daemon=True)
+    thread.start()
+    thread.join(PROBE_SECONDS)
+    return reasons[0]
+
+
+CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck"
+CIFAR100 = """
+apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly
+camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup
+dinosaur dolphin elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower
+leopard lion lizard lobster man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid
+otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine possum rabbit raccoon ray
+road rocket rose sea seal shark shrew skunk skyscraper snail snake spider squirrel streetcar
+sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle
+wardrobe whale willow_tree wolf woman worm
+"""
+STL10 = "airplane bird car cat deer dog horse monkey ship truck"
+MNIST_URL = "https://storage.googleapis.com/cvdf-datasets/mnist/train-images-idx3-ubyte.gz"
+CIFAR_URL = "https://www.cs.toronto.edu/~kriz/cifar-{}-binary.tar.gz"
+SVHN_URL = "http://ufldl.stanford.edu/housenumbers/train_32x32.mat"
+STL10_URL = "http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz"
+
+
+def _entry(
+    name: str, image_shape: tuple[int, int, int], class_names: tuple[str, ...], url: str
+) -> tuple[str, Callable[..., Tfds]]:
+    """A name and its constructor, which asks only for what differs between users."""
+
+    def open_tfds(dir: str | None = None, download: bool = True) -> Tfds:
+        return Tfds(image_shape, class_names, name, url, dir, download)
+
+    return name, open_tfds
+
+
+TFDS: dict[str, Callable[..., Tfds]] = dict(
+    [
+        _entry("mnist", (28, 28, 1), numbered(10), MNIST_URL),
+        _entry("cifar10", (32, 32, 3), tuple(CIFAR10.split()), CIFAR_URL.format(10)),
+        _entry("cifar100", (32, 32, 3), tuple(CIFAR100.split()), CIFAR_URL.format(100)),
+        _entry("svhn_cropped", (32, 32, 3), numbered(10), SVHN_URL),
+        _entry("stl10", (96, 96, 3), tuple(STL10.split()), STL10_URL),
+    ]
+)

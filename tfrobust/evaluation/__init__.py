@@ -1,0 +1,12 @@
+"""Evaluation: attacks over a test set, flags per example, the worst case."""
+
+from tfrobust.evaluation.evaluate import (
+    Result,
+    Trial,
+    adversaries,
+    evaluate,
+    predictions,
+    worst_case,
+)
+
+__all__ = ["Result", "Trial", "adversaries", "evaluate", "predictions", "worst_case"]

@@ -1,0 +1,24 @@
+"""ATLAS: adversarial training via local stability."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from tfrobust.methods.local_global import LocalGlobal
+from tfrobust.registry import serializable
+
+
+@serializable
+class Atlas(LocalGlobal):
+    """CE(f(x'), y) + alpha * ||J(x')||_F^2 + beta * KL(p(x') || p(x)): eq. 14 of the ATLAS paper.
+
+    alpha=0 is ATLAS-g (eq. 21), beta=0 is ATLAS-l (eq. 20).
+    """
+
+    adversarial_centre = True
+
+    def __init__(self, network: keras.Model, *, alpha: float, beta: float, **kwargs: Any):
+        self.alpha, self.beta = alpha, beta
+        super().__init__(network, **kwargs)

@@ -1,0 +1,243 @@
+"""RobustModel: one batch dict flows down a training step, and each hook adds entries to it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfrobust import losses, noise
+from tfrobust.attacks import FGSM, PGD, Attack
+from tfrobust.jacobian import squared_jacobian
+from tfrobust.registry import choose, parameters, require
+from tfrobust.threat import Threat
+
+Batch = dict[str, Any]
+MODES = ("eval", "train", "frozen")
+
+
+class RobustModel(keras.Model):
+    """A network trained against a threat. A method overrides only what it changes of five hooks.
+
+    Args:
+        network: a built Keras model, images [B, H, W, C] in [0, 1] -> logits [B, C]; it is what
+            is evaluated and exported.
+        threat: the set that adversaries are drawn from.
+        attack: makes the training adversaries; None is the method's default.
+        validation_attack: what `val_robust_accuracy` is measured with, at the full eps.
+        ramp_steps: eps grows linearly from 0 over so many steps, and alpha and beta with it.
+        craft: the network while crafting: "eval" (moving averages), "frozen" (batch statistics,
+            averages left alone) or "train" (batch statistics, averages moved). Papers differ.
+        l2: l2 / 2 * ||w||^2 over all trainable weights is added to the loss: the coupled weight
+            decay of the papers, which is not Keras's `weight_decay`.
+        seed: all noise is a function of (seed, step, purpose).
+
+    `fit` takes (x, y), (x, y, sample_weight) or batches {"image", "label", "index"}.
+    """
+
+    # Entries [B] of robust_loss's result that are averaged into the logs where it has them.
+    reports: Sequence[str] = ("accuracy", "robust_accuracy", "jacobian", "kl")
+    # Batch entries that the method needs beside image and label.
+    requires: Sequence[str] = ()
+
+    # ------------------------------------------------------------------------------- the hooks
+    def inputs(self, batch: Batch, x: tf.Tensor) -> Any:
+        """What the network is called with when the image is x."""
+        return x
+
+    def perturb(self, batch: Batch) -> Batch:
+        """New batch entries, constants for the weights: the only place that draws noise."""
+        return {"adv": self.adversary(batch)}
+
+    def robust_loss(self, batch: Batch) -> Batch:
+        """{"loss": [B], and the terms named in `reports`}: a function of batch and weights only."""
+        raise NotImplementedError
+
+    def after_update(self, batch: Batch) -> None:
+        """Write per-example tables; batch holds what perturb and robust_loss added."""
+
+    def scalars(self) -> dict[str, Any]:
+        """The schedules' values now, for the logs."""
+        return {"eps": self.threat.eps * self.scale}
+
+    # ---------------------------------------------------------------------------- construction
+    def __init__(
+        self,
+        network: keras.Model,
+        *,
+        threat: Threat,
+        attack: Attack | None = None,
+        validation_attack: Attack | None = None,
+        ramp_steps: int = 0,
+        craft: str = "eval",
+        l2: float = 0.0,
+        seed: int = 0,
+        name: str | None = None,
+    ):
+        super().__init__(name=name)
+        require(isinstance(network, keras.Model) and network.built, "network",
+                "a built keras.Model (give it an Input)", network)  # fmt: skip
+        require(isinstance(threat, Threat), "threat", "a tfrobust.Threat", threat)
+        require(attack is None or isinstance(attack, Attack), "attack", "an Attack", attack)
+        require(ramp_steps >= 0, "ramp_steps", "int >= 0", ramp_steps)
+        require(l2 >= 0, "l2", "a number >= 0", l2)
+        self.network, self.threat = network, threat
+        self.attack = attack
+        self.validation_attack = validation_attack or PGD(steps=10)
+        self.ramp_steps, self.l2, self.seed = ramp_steps, l2, seed
+        self.craft = choose("craft", craft, MODES)
+        self.step = self.add_weight(
+            shape=(), dtype="int64", trainable=False, initializer="zeros", name="step"
+        )
+        names = dict.fromkeys((*RobustModel.reports, *self.reports, "fgsm_accuracy"))
+        self.means = [keras.metrics.Mean(name=name) for name in names]
+        self.built = True
+
+    # ------------------------------------------------------------------------ schedules, noise
+    @property
+    def scale(self) -> Any:
+        """eps now / final eps, in [0, 1]."""
+        if self.ramp_steps == 0:
+            return tf.constant(1.0)
+        return tf.minimum(1.0, tf.cast(self.step, tf.float32) / self.ramp_steps)
+
+    def seed_for(self, purpose: str) -> tf.Tensor:
+        """The seed of one random act of this training step."""
+        return noise.seed_for(self.seed, tf.convert_to_tensor(self.step), purpose)
+
+    def projections(self, batch: Batch, seed: tf.Tensor) -> tf.Tensor:
+        """Unit vectors [B, C] on which the Jacobian is projected."""
+        classes = self.network.output_shape[-1]
+        return noise.unit_vectors([tf.shape(batch["label"])[0], classes], seed)
+
+    def adversary(self, batch: Batch) -> tf.Tensor:
+        """The training attack on the batch, at the eps of this step."""
+        assert self.attack is not None
+        threat = self.threat.at(self.threat.eps * self.scale)
+        return self.attack(
+            self.logits_fn(batch, self.craft), batch["image"], batch["label"],
+            threat=threat, seed=self.seed_for("attack"),
+        )  # fmt: skip
+
+    # -------------------------------------------------------------- passes through the network
+    def run(self, inputs: Any, mode: str) -> tf.Tensor:
+        """Float32 logits; mode is "eval", "train" or "frozen"."""
+        with self._unchanged() if mode == "frozen" else contextlib.nullcontext():
+            return tf.cast(self.network(inputs, training=mode != "eval"), tf.float32)
+
+    def logits_fn(self, batch: Batch, mode: str) -> Callable[[tf.Tensor], tf.Tensor]:
+        """x -> logits with the batch's other inputs bound: what attacks are given."""
+        return lambda x: self.run(self.inputs(batch, x), mode)
+
+    @contextlib.contextmanager
+    def _unchanged(self) -> Any:
+        """Inside, assignments to the network's variables are dropped."""
+        with keras.StatelessScope([(v, v.value) for v in self.network.variables]):
+            yield
+
+    # ---------------------------------------------------------------------- one training batch
+    def train_step(self, data: Any) -> dict[str, Any]:
+        batch = self.as_batch(data, self.requires)
+        batch |= tf.nest.map_structure(tf.stop_gradient, self.perturb(batch))
+        weights = self.network.trainable_variables
+        with tf.GradientTape() as tape:
+            terms = self.robust_loss(batch)
+            loss = tf.reduce_mean(terms["loss"] * batch.get("weight", 1.0))
+            loss += tf.add_n([0.0, *self.network.losses])
+            if self.l2:
+                loss += self.l2 * tf.add_n([tf.nn.l2_loss(w.value) for w in weights])
+            # Gradients are summed over replicas, hence the division.
+            replicas = tf.distribute.get_strategy().num_replicas_in_sync
+            scaled = self.optimizer.scale_loss(loss / replicas)
+        self.optimizer.apply(tape.gradient(scaled, weights), weights)
+        self.after_update(batch | terms)
+        logs = self.measure({n: terms[n] for n in ("loss", *self.reports) if n in terms})
+        logs |= self.scalars()
+        self.step.assign_add(1)
+        return logs
+
+    def test_step(self, data: Any) -> dict[str, Any]:
+        """Accuracy, robust accuracy by `validation_attack`, and at an FGSM adversary the accuracy
+        and the Jacobian estimate, whose jumps show catastrophic overfitting."""
+        batch = self.as_batch(data)
+        x, y, logits_fn = batch["image"], batch["label"], self.logits_fn(batch, "eval")
+
+        def attacked(attack: Attack, purpose: str) -> tf.Tensor:
+            seed = noise.seed_for(self.seed, 0, purpose)
+            return attack(logits_fn, x, y, threat=self.threat, seed=seed)
+
+        clean = logits_fn(x)
+        robust = logits_fn(attacked(self.validation_attack, "validation"))
+        seed = noise.seed_for(self.seed, 0, "validation projection")
+        weak, jacobian = squared_jacobian(
+            logits_fn, attacked(FGSM(), "validation fgsm"), self.projections(batch, seed)
+        )
+        return self.measure(
+            {
+                "loss": losses.cross_entropy(robust, y),
+                "accuracy": losses.correct(clean, y),
+                "robust_accuracy": losses.correct(robust, y),
+                "fgsm_accuracy": losses.correct(weak, y),
+                "jacobian": jacobian,
+            }
+        )
+
+    def measure(self, terms: Mapping[str, tf.Tensor]) -> dict[str, Any]:
+        """Average terms [B] into the metrics of their names; the averages so far."""
+        means = {metric.name: metric for metric in self.metrics}  # "loss" is Keras's own
+        for name, values in terms.items():
+            means[name].update_state(tf.cast(values, tf.float32))
+        return {name: means[name].result() for name in terms}
+
+    # ------------------------------------------------------------------------ as a Keras model
+    def call(self, x: Any, training: bool = False) -> tf.Tensor:
+        batch = x if isinstance(x, dict) else {"image": x}
+        return self.run(self.inputs(batch, batch["image"]), "train" if training else "eval")
+
+    def compile(
+        self, optimizer: Any = "sgd", *, jit_compile: bool = False, **kwargs: Any
+    ) -> None:
+        """As Keras, without losses and metrics: the method brings its own.
+
+        XLA is off unless asked for: on CPU it is several times slower on these steps.
+        """
+        for name in ("loss", "metrics", "weighted_metrics", "loss_weights"):
+            require(kwargs.pop(name, None) is None, name,
+                    "none (the method brings its own)", "one")  # fmt: skip
+        super().compile(optimizer, jit_compile=jit_compile, **kwargs)
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        self.optimizer.build(self.trainable_variables)
+
+    def as_batch(self, data: Any, requires: Sequence[str] = ()) -> Batch:
+        """A dict, (x, y) or (x, y, sample_weight), x an array or a dict, as a batch."""
+        x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
+        batch = dict(x) if isinstance(x, Mapping) else {"image": x}
+        batch |= {k: v for k, v in (("label", y), ("weight", weight)) if v is not None}
+        missing = sorted({"image", "label", *requires} - batch.keys())
+        if missing:
+            raise ValueError(
+                f"batch: {type(self).__name__} expected {', '.join(missing)} beside "
+                f"{', '.join(sorted(batch))}; tfrobust.data.from_arrays(x, y) makes such batches"
+            )
+        image, label = batch["image"], tf.convert_to_tensor(batch["label"])
+        require(image.dtype.is_floating, "image", "float in [0, 1]", image.dtype.name)
+        if label.shape.rank == 2 and label.shape[1] == 1:  # as Keras data sets give them
+            label = label[:, 0]
+        require(label.shape.rank == 1 and not label.dtype.is_bool, "label",
+                "class numbers [B]", f"shape {label.shape}")  # fmt: skip
+        return batch | {"image": tf.cast(image, tf.float32), "label": tf.cast(label, tf.int32)}
+
+    def get_config(self) -> dict[str, Any]:
+        """Every constructor argument is an attribute of the same name."""
+        names = parameters(type(self))
+        return {n: keras.saving.serialize_keras_object(getattr(self, n)) for n in names}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:
+        deserialize = keras.saving.deserialize_keras_object
+        return cls(**{k: deserialize(v, custom_objects) for k, v in config.items()})

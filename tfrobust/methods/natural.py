@@ -1,0 +1,11 @@
+"""Natural training: the baseline without defence."""
+
+from __future__ import annotations
+
+from tfrobust.methods.local_global import LocalGlobal
+from tfrobust.registry import serializable
+
+
+@serializable
+class Natural(LocalGlobal):
+    """CE(f(x), y): no adversary. Its robust accuracy shows whether an attack bites."""

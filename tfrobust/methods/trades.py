@@ -1,0 +1,21 @@
+"""TRADES (Zhang et al., 2019, arXiv:1901.08573)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from tfrobust.methods.local_global import LocalGlobal
+from tfrobust.registry import serializable
+
+
+@serializable
+class Trades(LocalGlobal):
+    """CE(f(x), y) + beta * KL(p(x) || p(x')), x' crafted on the KL divergence from p(x)."""
+
+    crafting_loss = "kl"
+
+    def __init__(self, network: keras.Model, *, beta: float, **kwargs: Any):
+        self.beta = beta
+        super().__init__(network, **kwargs)

@@ -1,0 +1,17 @@
+"""Networks: `MODELS[name](image_shape, num_classes, ...)` gives a Keras model that returns logits."""
+
+from collections.abc import Callable
+
+import keras
+
+from tfrobust.models.precision import PRECISIONS, with_precision
+from tfrobust.models.residual import small_resnet, wide_resnet
+from tfrobust.models.small_cnn import small_cnn
+
+MODELS: dict[str, Callable[..., keras.Model]] = {
+    "small_cnn": small_cnn,
+    "small_resnet": small_resnet,
+    "wide_resnet": wide_resnet,
+}
+
+__all__ = ["MODELS", "PRECISIONS", "small_cnn", "small_resnet", "wide_resnet", "with_precision"]

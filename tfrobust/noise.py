@@ -1,0 +1,64 @@
+"""Noise without state: a function of (run seed, step, purpose).
+
+Under a distribution strategy noise is drawn for the global batch and every replica takes its own
+rows, so that the number of replicas does not change what is drawn.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+
+def seed_for(seed: Any, step: Any, purpose: str) -> tf.Tensor:
+    """The int64 [2] seed of one random act: `purpose` at training step `step` of run `seed`."""
+    base = tf.stack([tf.cast(seed, tf.int64), tf.cast(step, tf.int64)])
+    return fold(base, zlib.crc32(purpose.encode()) & 0x7FFFFFFF)
+
+
+def fold(seed: Any, data: Any) -> tf.Tensor:
+    """A new seed from a [2] seed and an integer, such as the number of a restart."""
+    return tf.random.experimental.stateless_fold_in(seed, data, alg="philox")
+
+
+def uniform(shape: Any, seed: tf.Tensor) -> tf.Tensor:
+    """U[-1, 1) of the given shape [B, ...]."""
+    return _sliced(
+        lambda whole: tf.random.stateless_uniform(whole, seed, -1.0, 1.0, alg="philox"), shape
+    )
+
+
+def normal(shape: Any, seed: tf.Tensor) -> tf.Tensor:
+    """N(0, 1) of the given shape [B, ...]."""
+    return _sliced(lambda whole: tf.random.stateless_normal(whole, seed, alg="philox"), shape)
+
+
+def uniform_in_ball(shape: Any, seed: tf.Tensor, p: str) -> tf.Tensor:
+    """Uniform in the unit Lp ball, one draw an example: shape [B, ...]."""
+    if p == "linf":
+        return uniform(shape, seed)
+    direction = unit_vectors(shape, seed)
+    flat = tf.reshape(direction, [tf.shape(direction)[0], -1])
+    quantile = 0.5 * (uniform([tf.shape(direction)[0]], fold(seed, 1)) + 1.0)
+    radius = quantile ** (1.0 / tf.cast(tf.shape(flat)[1], tf.float32))
+    return tf.reshape(radius[:, None] * flat, tf.shape(direction))
+
+
+def unit_vectors(shape: Any, seed: tf.Tensor) -> tf.Tensor:
+    """Uniform on the unit L2 sphere, one draw an example: shape [B, ...]."""
+    draw = normal(shape, seed)
+    return tf.math.l2_normalize(draw, axis=list(range(1, len(draw.shape))))
+
+
+def _sliced(draw: Callable[[tf.Tensor], tf.Tensor], shape: Any) -> tf.Tensor:
+    context = tf.distribute.get_replica_context()
+    replicas = 1 if context is None else context.strategy.num_replicas_in_sync
+    if replicas == 1:
+        return draw(shape)
+    shape = tf.convert_to_tensor(shape)
+    whole = draw(tf.concat([shape[:1] * replicas, shape[1:]], axis=0))
+    first = context.replica_id_in_sync_group * shape[0]
+    return whole[first : first + shape[0]]

@@ -1,0 +1,176 @@
+"""Objects from names and mappings: the constructor's signature is the schema.
+
+`resolve({"PGD": PGD}, {"name": "PGD", "steps": 10}, "attack")` checks names and types against the
+constructor and returns a `functools.partial`; every error is one line that says where, what was
+expected, what came, and the nearest valid name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+import re
+import typing
+from collections.abc import Callable, Collection, Mapping
+from fractions import Fraction
+from functools import partial
+from typing import Any, TypeVar
+
+import keras
+import pydantic
+
+T = TypeVar("T")
+FRACTION = re.compile(r"\s*[+-]?\d+(\.\d+)?\s*/\s*\d+(\.\d+)?\s*")
+
+
+class UserError(ValueError):
+    """A mistake of the user, told in one line."""
+
+
+def require(ok: Any, argument: str, expected: str, received: object) -> None:
+    """Raise the one-line UserError unless ok."""
+    if not ok:
+        raise UserError(f"{argument}: expected {expected}, received {received!r}")
+
+
+def choose(argument: str, value: Any, options: Collection[str]) -> Any:
+    """value, which must be one of the options; the error names the nearest one."""
+    if value not in options:
+        near = difflib.get_close_matches(str(value), list(options), n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        known = ", ".join(sorted(options))
+        raise UserError(f"{argument}: expected one of {known}, received {value!r}{hint}")
+    return value
+
+
+def number(argument: str, value: Any) -> float:
+    """A float from a number or a fraction such as "8/255"."""
+    if isinstance(value, str) and FRACTION.fullmatch(value):
+        above, below = (Fraction(part.strip()) for part in value.split("/"))
+        require(below != 0, argument, "a fraction with a denominator other than 0", value)
+        value = float(above / below)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
+        raise UserError(
+            f"{argument}: expected a number or a fraction such as 8/255, received {value!r}"
+        )
+    return float(value)
+
+
+def parameters(constructor: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The keyword parameters of a constructor, through the **kwargs that it hands to its bases."""
+    if isinstance(constructor, partial):
+        return {
+            name: p
+            for name, p in parameters(constructor.func).items()
+            if name not in constructor.keywords
+        }
+    if not inspect.isclass(constructor):
+        return dict(inspect.signature(constructor, eval_str=True).parameters)
+    found: dict[str, inspect.Parameter] = {}
+    for base in constructor.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        signature = inspect.signature(base.__init__, eval_str=True)
+        own = list(signature.parameters.values())[1:]
+        for p in own:
+            if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY):
+                found.setdefault(p.name, p)
+        if not any(p.kind is p.VAR_KEYWORD for p in own):
+            break
+    return found
+
+
+def arguments(
+    constructor: Callable[..., Any],
+    values: Mapping[str, Any],
+    where: str,
+    given: Collection[str] = (),
+    also: Collection[str] = (),
+) -> dict[str, Any]:
+    """`values` checked against the constructor's parameters, names and types.
+
+    given: parameters that the caller fills in, which `values` may not set. also: further keys
+    valid at this place, for the error's list of names.
+    """
+    dot = f"{where}." if where else ""
+    known = {k: p for k, p in parameters(constructor).items() if k not in given}
+    checked = {}
+    for key, value in values.items():
+        if key not in known:
+            choose(f"{dot}{key}: unknown key", key, [*known, *also])
+        checked[key] = convert(f"{dot}{key}", value, known[key].annotation)
+    missing = [k for k, p in known.items() if p.default is p.empty and k not in checked]
+    require(not missing, where or "config", f"a value for {', '.join(missing)}", dict(values))
+    return checked
+
+
+def resolve(
+    registry: Mapping[str, Callable[..., T]],
+    spec: str | Mapping[str, Any],
+    where: str,
+    given: Collection[str] = (),
+    also: Collection[str] = (),
+) -> partial[T]:
+    """The constructor that `spec` names with its checked arguments.
+
+    spec: a name, or a mapping with "name" and keyword arguments; given, also: as in `arguments`.
+    """
+    spec = {"name": spec} if isinstance(spec, str) else spec
+    require(isinstance(spec, Mapping), where, "a name or a mapping with 'name'", spec)
+    require("name" in spec, where, "a mapping with 'name'", dict(spec))
+    constructor = registry[choose(f"{where}.name", spec["name"], list(registry))]
+    values = {key: value for key, value in spec.items() if key != "name"}
+    return partial(constructor, **arguments(constructor, values, where, given, ("name", *also)))
+
+
+def build(
+    registry: Mapping[str, Callable[..., T]],
+    spec: str | Mapping[str, Any],
+    where: str,
+    also: Collection[str] = (),
+) -> T:
+    """`resolve`, then call; errors of the constructor name the place."""
+    maker = resolve(registry, spec, where, (), also)
+    try:
+        return maker()
+    except UserError as error:
+        raise UserError(f"{where}.{error}") from error
+
+
+def convert(where: str, value: Any, annotation: Any) -> Any:
+    """value as the annotated type; fractions become floats; never a silent change of kind."""
+    if annotation is inspect.Parameter.empty or annotation is Any:
+        return value
+    accepts = {annotation, *typing.get_args(annotation)}
+    if float in accepts and isinstance(value, str) and FRACTION.fullmatch(value):
+        return number(where, value)
+    try:
+        adapter = pydantic.TypeAdapter(
+            annotation, config=pydantic.ConfigDict(arbitrary_types_allowed=True, strict=True)
+        )
+        if isinstance(value, list) and tuple in {typing.get_origin(a) for a in accepts}:
+            value = tuple(value)
+        return adapter.validate_python(value)
+    except pydantic.ValidationError as error:
+        expected = re.sub(r"^Input should be ", "", error.errors()[0]["msg"])
+        raise UserError(f"{where}: expected {expected}, received {value!r}") from None
+
+
+def serializable(cls: type[T]) -> type[T]:
+    """Let Keras save and load instances of the class."""
+    return keras.saving.register_keras_serializable("tfrobust")(cls)
+
+
+class Configurable:
+    """A frozen dataclass that Keras can save: its fields are its config."""
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            field.name: keras.saving.serialize_keras_object(getattr(self, field.name))
+            for field in dataclasses.fields(self)  # type: ignore[arg-type]
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Any:
+        return cls(**{k: keras.saving.deserialize_keras_object(v) for k, v in config.items()})

@@ -1,0 +1,54 @@
+"""Report: eval.json and history -> tables, figures, HTML. Reads files only, loads no model.
+
+`write_report(run)` is the entry; the rest are the pure helpers that `tools/` reuses.
+"""
+
+from tfrobust.report.record import Probes, RunRecord, check_evaluation, load_run, pending_attacks
+from tfrobust.report.summary import (
+    AccuracyRow,
+    TrainingSummary,
+    accuracy_rows,
+    attack_settings,
+    best_epoch,
+    headline,
+    method_name,
+    missing_from_paper,
+    summarise_training,
+)
+from tfrobust.report.text import (
+    duration,
+    interval,
+    markdown_escape,
+    markdown_table,
+    milliseconds,
+    number,
+    percent,
+    points,
+)
+from tfrobust.report.write import write_report
+
+__all__ = [
+    "AccuracyRow",
+    "Probes",
+    "RunRecord",
+    "TrainingSummary",
+    "accuracy_rows",
+    "attack_settings",
+    "best_epoch",
+    "check_evaluation",
+    "duration",
+    "headline",
+    "interval",
+    "load_run",
+    "markdown_escape",
+    "markdown_table",
+    "method_name",
+    "milliseconds",
+    "missing_from_paper",
+    "number",
+    "pending_attacks",
+    "percent",
+    "points",
+    "summarise_training",
+    "write_report",
+]

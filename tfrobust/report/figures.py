@@ -1,0 +1,155 @@
+"""Figures as strings that a page can hold: SVG for curves, PNG data URIs for images."""
+
+import base64
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.image import imsave
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from tfrobust.report.record import Probes
+from tfrobust.report.summary import best_epoch
+
+INK = "#010203"  # stands for the page's text colour, so that one figure suits light and dark
+COLOURS = ("#2f7ed8", "#e07b39")  # readable on white and on near-black
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One small plot: its title and its lines, history column -> legend."""
+
+    title: str
+    lines: Mapping[str, str]
+    is_percent: bool = False
+
+
+# The first three are the columns of ATLAS's Figure 11.
+PANELS = (
+    Panel("Jacobian estimate at x′", {"val_jacobian": "validation"}),
+    Panel(
+        "Validation robust accuracy",
+        {"val_robust_accuracy": "monitor attack", "val_fgsm_accuracy": "FGSM"},
+        is_percent=True,
+    ),
+    Panel("Validation clean accuracy", {"val_accuracy": "validation"}, is_percent=True),
+    Panel("Loss", {"loss": "training", "val_loss": "validation"}),
+    Panel("Learning rate", {"learning_rate": "learning rate"}),
+    Panel("Training eps", {"eps": "eps"}),
+)
+
+
+def curves(history: Sequence[Mapping[str, float]]) -> list[tuple[str, str]]:
+    """(title, inline SVG) of every panel that the history has a column for.
+
+    The dashed vertical line is the best epoch. The text of the SVG is `currentColor`.
+    """
+    best = best_epoch(history)
+    return [
+        (panel.title, _panel(panel, history, best, f"panel{place}"))
+        for place, panel in enumerate(PANELS)
+        if any(column in row for column in panel.lines for row in history)
+    ]
+
+
+def _panel(
+    panel: Panel, history: Sequence[Mapping[str, float]], best: int | None, prefix: str
+) -> str:
+    figure = Figure(figsize=(4.0, 2.6), layout="constrained")
+    axes = figure.add_subplot()
+    epochs = [row["epoch"] for row in history]
+    for colour, (column, label) in zip(COLOURS, panel.lines.items(), strict=False):
+        if any(column in row for row in history):
+            values = [row.get(column, math.nan) for row in history]
+            marker = "o" if len(history) <= 40 else ""
+            axes.plot(epochs, values, marker, ls="-", ms=3, lw=1.6, color=colour, label=label)
+    if best is not None:
+        axes.axvline(best, color=INK, lw=1, ls="--", alpha=0.55, label=f"best epoch {best}")
+    if panel.is_percent:
+        axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+    axes.set_xlabel("epoch", color=INK)
+    axes.tick_params(colors=INK, labelsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(INK)
+    axes.grid(axis="y", color=INK, alpha=0.12)
+    axes.legend(frameon=False, fontsize=9, labelcolor=INK)
+    return _svg(figure, prefix)
+
+
+def _svg(figure: Figure, prefix: str) -> str:
+    buffer = io.StringIO()
+    # A fixed salt and no date: the same history gives the same bytes.
+    with matplotlib.rc_context({"svg.hashsalt": "tfrobust", "svg.fonttype": "none"}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    # Several figures share the page, so their ids need different names.
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", svg)
+    return svg.replace(INK, "currentColor")
+
+
+@dataclass(frozen=True)
+class ProbeCard:
+    """One image, its attacked copy and their difference: PNG data URIs, with what was predicted."""
+
+    index: int
+    label: str
+    clean: str
+    clean_prediction: str
+    clean_right: bool
+    adversarial: str
+    adversarial_prediction: str
+    adversarial_right: bool
+    difference: str
+
+
+def amplification(probes: Probes) -> int:
+    """The factor that makes the largest change of a pixel fill the grey scale; at least 1."""
+    largest = float(np.abs(probes.adversarial - probes.image).max(initial=0))
+    return max(1, int(0.5 / largest + 1e-6)) if largest > 0 else 1
+
+
+def probe_cards(probes: Probes) -> list[ProbeCard]:
+    """A card an image; the difference is drawn around mid-grey, times `amplification(probes)`."""
+    gain = amplification(probes)
+
+    def name(label: int) -> str:
+        known = 0 <= label < len(probes.class_names)
+        return probes.class_names[label] if known else str(label)
+
+    cards = []
+    for place in range(len(probes.image)):
+        clean, adversarial = probes.image[place], probes.adversarial[place]
+        label, before, after = (
+            int(array[place])
+            for array in (probes.label, probes.clean_prediction, probes.adversarial_prediction)
+        )
+        cards.append(
+            ProbeCard(
+                index=int(probes.index[place]),
+                label=name(label),
+                clean=_png(clean),
+                clean_prediction=name(before),
+                clean_right=before == label,
+                adversarial=_png(adversarial),
+                adversarial_prediction=name(after),
+                adversarial_right=after == label,
+                difference=_png(0.5 + gain * (adversarial - clean)),
+            )
+        )
+    return cards
+
+
+def _png(image: np.ndarray) -> str:
+    pixels = np.clip(np.broadcast_to(image, (*image.shape[:2], 3)), 0, 1)
+    buffer = io.BytesIO()
+    imsave(buffer, np.round(pixels * 255).astype(np.uint8), format="png")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

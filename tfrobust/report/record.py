@@ -1,0 +1,183 @@
+"""A finished run as its folder tells it: config.yaml, history.csv, eval.json, probes.npz."""
+
+import csv
+import json
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import yaml
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Probes:
+    """A few evaluated images, clean and attacked.
+
+    image, adversarial: float32 [n, H, W, C] in [0, 1], C is 1 or 3.
+    label, clean_prediction, adversarial_prediction, index: integers [n]; `index` is the image's
+    place in the evaluated split. attack: the label of the attack. class_names: strings [K].
+    """
+
+    image: np.ndarray
+    adversarial: np.ndarray
+    label: np.ndarray
+    clean_prediction: np.ndarray
+    adversarial_prediction: np.ndarray
+    index: np.ndarray
+    attack: str
+    class_names: list[str]
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a run left behind.
+
+    config: the resolved config. history: one mapping an epoch, column -> number, an empty cell is
+    an absent key, `finished_at` in seconds; empty when nothing was trained. evaluation: the
+    content of eval.json. probes: None when the run stored no images.
+    """
+
+    config: dict[str, Any]
+    history: list[dict[str, float]]
+    evaluation: dict[str, Any]
+    probes: Probes | None
+
+
+def load_run(run: Path) -> RunRecord:
+    """Reads the files of one run folder.
+
+    Raises ValueError, in one line that names the file, when config.yaml or eval.json is missing
+    or when any of the files is damaged.
+    """
+    run = Path(run)
+    config_file, evaluation_file = run / "config.yaml", run / "eval.json"
+    history_file, probes_file = run / "history.csv", run / "probes.npz"
+    if not config_file.is_file():
+        raise ValueError(f"{config_file}: expected the config of a run, received no such file")
+    if not evaluation_file.is_file():
+        raise ValueError(
+            f"{evaluation_file}: expected the result of the stage attack_eval, received no such "
+            "file; run the stage attack_eval first"
+        )
+    return RunRecord(
+        config=_read(config_file, _config),
+        history=_read(history_file, _history) if history_file.is_file() else [],
+        evaluation=_read(evaluation_file, _evaluation),
+        probes=_read(probes_file, _probes) if probes_file.is_file() else None,
+    )
+
+
+def check_evaluation(evaluation: Any) -> dict[str, Any]:
+    """Returns the evaluation unchanged when it has what the tables need, else raises ValueError."""
+    _fields(evaluation, {"examples": int, "attacks": list, "threat": Mapping}, "evaluation")
+    _fields(evaluation["threat"], {"norm": str, "eps": (int, float)}, "threat")
+    _fraction(evaluation, "clean_accuracy", "evaluation")
+    for place, attack in enumerate(evaluation["attacks"]):
+        _fields(attack, {"name": str, "examples": int}, f"attacks[{place}]")
+        _fraction(attack, "robust_accuracy", f"attacks[{place}]")
+    if evaluation.get("robust_accuracy") is not None:
+        _fields(evaluation, {"worst_case_examples": int}, "evaluation")
+        _fraction(evaluation, "robust_accuracy", "evaluation")
+    return dict(evaluation)
+
+
+def pending_attacks(config: Mapping[str, Any], evaluation: Mapping[str, Any]) -> int:
+    """How many of the configured attacks eval.json does not hold yet.
+
+    eval.json is written after every attack, so a killed evaluation leaves a valid, shorter file
+    whose worst case is too good.
+    """
+    configured = config.get("attacks")
+    expected = len(configured) if isinstance(configured, list) else 0
+    return max(0, expected - len(evaluation["attacks"]))
+
+
+def _read(path: Path, parse: Callable[[Path], T]) -> T:
+    try:
+        return parse(path)
+    # A damaged file raises whatever its parser raises (zlib, zipfile, yaml, csv, ...).
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path}: expected a readable file, received {reason}") from error
+
+
+def _config(path: Path) -> dict[str, Any]:
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    _fields(config, {"name": str}, "config")
+    _fields(config.get("data"), {"name": str}, "data")
+    if config.get("method") is not None:
+        _fields(config["method"], {"name": str}, "method")
+    paper = config.get("paper") or {}
+    _fields(paper, {}, "paper")
+    for key in paper:
+        if key != "source":
+            _fraction(paper, key, "paper")
+    return dict(config)
+
+
+def _evaluation(path: Path) -> dict[str, Any]:
+    return check_evaluation(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _history(path: Path) -> list[dict[str, float]]:
+    with path.open(newline="", encoding="utf-8") as lines:
+        reader = csv.DictReader(lines, restkey="more cells than columns")
+        rows = [
+            {key: _cell(key, text, reader.line_num) for key, text in row.items() if text}
+            for row in reader
+        ]
+    for place, row in enumerate(rows):
+        if "epoch" not in row:
+            raise ValueError(f"row {place + 1} without an epoch")
+    return rows
+
+
+def _cell(column: str, text: str, line: int) -> float:
+    try:
+        return float(text)
+    except (TypeError, ValueError) as error:
+        with suppress(TypeError, ValueError):
+            if column == "finished_at":
+                return datetime.fromisoformat(text).timestamp()
+        raise ValueError(f"{text!r} in column {column}, line {line}") from error
+
+
+def _probes(path: Path) -> Probes:
+    with np.load(path, allow_pickle=False) as arrays:
+        probes = Probes(
+            image=arrays["image"],
+            adversarial=arrays["adversarial"],
+            label=arrays["label"],
+            clean_prediction=arrays["clean_prediction"],
+            adversarial_prediction=arrays["adversarial_prediction"],
+            index=arrays["index"],
+            attack=str(arrays["attack"]),
+            class_names=[str(name) for name in arrays["class_names"]],
+        )
+    shape = probes.image.shape
+    if len(shape) != 4 or shape[-1] not in (1, 3) or probes.adversarial.shape != shape:
+        raise ValueError(f"images of shape {shape} and {probes.adversarial.shape}")
+    for key in ("label", "clean_prediction", "adversarial_prediction", "index"):
+        if getattr(probes, key).shape != shape[:1]:
+            raise ValueError(f"{key} of shape {getattr(probes, key).shape} for {shape[0]} images")
+    return probes
+
+
+def _fields(value: Any, fields: Mapping[str, Any], where: str) -> None:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{where}: {value!r} where a mapping was expected")
+    for key, kind in fields.items():
+        if not isinstance(value.get(key), kind):
+            raise ValueError(f"{where}.{key}: {value.get(key)!r}")
+
+
+def _fraction(value: Mapping[str, Any], key: str, where: str) -> None:
+    number = value.get(key)
+    if not isinstance(number, int | float) or not 0 <= number <= 1:
+        raise ValueError(f"{where}.{key}: {number!r} where a fraction in [0, 1] was expected")

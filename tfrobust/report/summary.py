@@ -1,0 +1,139 @@
+"""A run in rows and sentences: accuracies with intervals, attack settings, training facts."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median
+from typing import Any
+
+from tfrobust.report.text import interval, number, percent
+
+# How a known setting reads; every other one reads 'key value', so nothing stays hidden.
+SETTINGS = {
+    "steps": "{} steps",
+    "step_size": "step size {}",
+    "restarts": "restarts {}",
+    "loss": "loss {}",
+    "start": "start {}",
+    "success": "success {}",
+}
+
+
+@dataclass(frozen=True)
+class AccuracyRow:
+    """One measured accuracy: fractions in [0, 1], seconds, and the paper's figure if it has one.
+
+    `low` and `high` bound the 95 % interval.
+    """
+
+    name: str
+    accuracy: float
+    low: float
+    high: float
+    examples: int
+    seconds: float | None = None
+    settings: str = ""
+    paper: float | None = None
+
+    @property
+    def difference(self) -> float | None:
+        """Measured minus the paper's, a fraction."""
+        return None if self.paper is None else self.accuracy - self.paper
+
+
+@dataclass(frozen=True)
+class TrainingSummary:
+    """epochs run; best epoch counted from 0; median seconds a batch; wall time in seconds."""
+
+    epochs: int
+    best_epoch: int | None
+    seconds_per_batch: float | None
+    wall_seconds: float | None
+
+
+def accuracy_rows(config: Mapping[str, Any], evaluation: Mapping[str, Any]) -> list[AccuracyRow]:
+    """Clean accuracy, one row an attack, and the worst case over all attacks when there is any."""
+    paper = config.get("paper") or {}
+
+    def row(name: str, accuracy: float, total: int, key: str | None, **more: Any) -> AccuracyRow:
+        low, high = interval(round(accuracy * total), total)
+        figure = None if key is None else paper.get(key)
+        return AccuracyRow(name, accuracy, low, high, total, paper=figure, **more)
+
+    rows = [row("clean", evaluation["clean_accuracy"], evaluation["examples"], "clean")]
+    for attack in evaluation["attacks"]:
+        settings = attack_settings(attack.get("config") or {})
+        more = {"seconds": attack.get("seconds"), "settings": settings}
+        name = attack["name"]
+        rows.append(row(name, attack["robust_accuracy"], attack["examples"], name, **more))
+    worst = evaluation.get("robust_accuracy")
+    if evaluation["attacks"] and worst is not None and evaluation["worst_case_examples"]:
+        settings = "right under every attack above"
+        total = evaluation["worst_case_examples"]
+        rows.append(row("worst case", worst, total, None, settings=settings))
+    return rows
+
+
+def missing_from_paper(
+    config: Mapping[str, Any], evaluation: Mapping[str, Any]
+) -> dict[str, float]:
+    """The paper's figures for which this run has no measurement, label -> fraction."""
+    measured = {"source", "clean"} | {attack["name"] for attack in evaluation["attacks"]}
+    paper = config.get("paper") or {}
+    return {key: value for key, value in paper.items() if key not in measured}
+
+
+def attack_settings(config: Mapping[str, Any]) -> str:
+    """An attack's settings in short: '20 steps, step size 2/255 = 0.007843, loss dlr'."""
+    ordered = [key for key in SETTINGS if key in config]
+    ordered += [key for key in config if key not in SETTINGS and key != "name"]
+    return ", ".join(
+        SETTINGS.get(key, key + " {}").format(number(config[key]))
+        for key in ordered
+        if config[key] is not None
+    )
+
+
+def method_name(config: Mapping[str, Any]) -> str:
+    """The training method; the run's own name when a finished model was only evaluated."""
+    return str((config.get("method") or config)["name"])
+
+
+def headline(config: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
+    """The run in one sentence: method, data, clean and worst-case accuracy, threat, examples."""
+    rows = accuracy_rows(config, evaluation)
+    data, threat = evaluation.get("data") or config["data"], evaluation["threat"]
+    told = f"{method_name(config)} on {data['name']}: {percent(rows[0].accuracy)} clean"
+    total = f"{rows[0].examples} {data.get('split', 'test')} images"
+    attacks = evaluation["attacks"]
+    if attacks and rows[-1].name == "worst case":
+        several = f"the worst of {len(attacks)} attacks"
+        under = attacks[0]["name"] if len(attacks) == 1 else several
+        told += f", {percent(rows[-1].accuracy)} under {under}"
+        if rows[-1].examples != rows[0].examples:
+            total += f", {rows[-1].examples} of them attacked"
+    return f"{told} ({threat['norm']}, eps {number(threat['eps'])}, {total})"
+
+
+def best_epoch(history: Sequence[Mapping[str, float]]) -> int | None:
+    """The epoch, from 0, of the highest validation robust accuracy; the first of equals."""
+    scores = [(row["epoch"], row.get("val_robust_accuracy", math.nan)) for row in history]
+    known = [(epoch, score) for epoch, score in scores if math.isfinite(score)]
+    return int(max(known, key=lambda pair: pair[1])[0]) if known else None
+
+
+def summarise_training(history: Sequence[Mapping[str, float]]) -> TrainingSummary:
+    """What the history says about the cost of training; None where it does not say."""
+    batches = [row["seconds_per_batch"] for row in history if "seconds_per_batch" in row]
+    ends = [row["finished_at"] for row in history if "finished_at" in row]
+    wall = None
+    if len(ends) > 1:
+        # The start of the first epoch is not recorded: the median epoch stands in for it.
+        wall = ends[-1] - ends[0] + median(after - before for before, after in pairwise(ends))
+    return TrainingSummary(
+        epochs=len(history),
+        best_epoch=best_epoch(history),
+        seconds_per_batch=median(batches) if batches else None,
+        wall_seconds=wall,
+    )

@@ -1,0 +1,85 @@
+"""Numbers as people read them, and the two things Markdown needs: escaping and tables."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from scipy.stats import binomtest
+
+NOTHING = "–"
+
+
+def interval(successes: int, total: int) -> tuple[float, float]:
+    """The Wilson 95 % interval of a proportion: (low, high) as fractions.
+
+    interval(8, 10) is (0.4902, 0.9433). Raises ValueError unless 0 <= successes <= total and
+    total >= 1. (Wilson, "Probable inference, the law of succession", 1927.)
+    """
+    if total < 1 or not 0 <= successes <= total:
+        raise ValueError(
+            f"interval: expected 0 <= successes <= total and total >= 1, "
+            f"received successes={successes}, total={total}"
+        )
+    found = binomtest(successes, total).proportion_ci(confidence_level=0.95, method="wilson")
+    return float(found.low), float(found.high)
+
+
+def percent(fraction: float | None) -> str:
+    """0.853 -> '85.3 %'."""
+    return NOTHING if fraction is None else f"{100 * fraction:.1f} %"
+
+
+def points(difference: float | None) -> str:
+    """A difference of two fractions in percentage points: 0.012 -> '+1.2'."""
+    return NOTHING if difference is None else f"{100 * difference:+.1f}"
+
+
+def number(value: Any) -> str:
+    """A setting in short; a multiple of 1/255 also as the fraction: '8/255 = 0.03137'.
+
+    A short decimal stays as it was written: 0.2 is also 51/255, but nobody meant that.
+    """
+    if isinstance(value, bool) or not isinstance(value, float):
+        return str(value)
+    short = f"{value:.4g}"
+    steps = round(value * 255)
+    if 0 < steps < 255 and abs(value * 255 - steps) < 1e-4 and abs(float(short) - value) > 1e-9:
+        return f"{steps}/255 = {short}"
+    return short
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds in the unit that fits: '3.1 s', '4 min 05 s', '2 h 07 min'."""
+    if seconds is None:
+        return NOTHING
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02d} min"
+
+
+def milliseconds(seconds: float | None) -> str:
+    """0.0421 -> '42.1 ms'."""
+    return NOTHING if seconds is None else f"{1000 * seconds:.1f} ms"
+
+
+def markdown_escape(text: Any) -> str:
+    """Text that stays text, on one line, inside a Markdown table."""
+    line = " ".join(str(text).split())
+    line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    # An underscore inside a word (digits_atlas) is no emphasis; at its edge it would be.
+    return re.sub(r"([\\`*|\[\]]|(?<!\w)_|_(?!\w))", r"\\\1", line)
+
+
+def markdown_table(header: Sequence[Any], rows: Sequence[Sequence[Any]], lines: str = " ") -> str:
+    """A Markdown table with every cell escaped; `lines` stands for a line break in a cell."""
+    table = [header, ["---"] * len(header), *rows]
+    return "\n".join(
+        "| "
+        + " | ".join(lines.join(map(markdown_escape, str(cell).split("\n"))) for cell in row)
+        + " |"
+        for row in table
+    )

@@ -1,0 +1,140 @@
+"""Writes report/index.html and report/report.md of a run."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from tfrobust.io import write_text
+from tfrobust.report.figures import amplification, curves, probe_cards
+from tfrobust.report.record import RunRecord, load_run, pending_attacks
+from tfrobust.report.summary import (
+    AccuracyRow,
+    accuracy_rows,
+    attack_settings,
+    headline,
+    missing_from_paper,
+    summarise_training,
+)
+from tfrobust.report.text import (
+    NOTHING,
+    duration,
+    markdown_escape,
+    markdown_table,
+    milliseconds,
+    number,
+    percent,
+    points,
+)
+
+
+def write_report(run: Path) -> Path:
+    """Writes `report/index.html`, one self-contained page, and `report/report.md`, its text.
+
+    run: the folder with config.yaml and eval.json, and history.csv and probes.npz where the run
+    has them. Returns the path of the page. The same files give the same bytes. Raises ValueError
+    as `load_run` does.
+    """
+    record = load_run(run)
+    values = _values(record)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=lambda name: name is not None and name.endswith(".html"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(percent=percent, md=markdown_escape)
+    environment.globals.update(markdown_table=markdown_table)
+    folder = Path(run) / "report"
+    markdown = environment.get_template("report.md").render(values)
+    write_text(folder / "report.md", markdown)
+    # Only our own constants are text in the curves, so their SVG needs no escaping.
+    values["curves"] = [(title, Markup(svg)) for title, svg in curves(record.history)]
+    values["cards"] = probe_cards(record.probes) if record.probes else []
+    values["gain"] = amplification(record.probes) if record.probes else 1
+    write_text(folder / "index.html", environment.get_template("index.html").render(values))
+    return folder / "index.html"
+
+
+def _values(record: RunRecord) -> dict[str, Any]:
+    config, evaluation = record.config, record.evaluation
+    rows = accuracy_rows(config, evaluation)
+    missing = missing_from_paper(config, evaluation)
+    details = {"config.yaml": config, "attacks": [a.get("config") for a in evaluation["attacks"]]}
+    header, cells = _accuracy_table(rows, bool(config.get("paper")))
+    return {
+        "name": config["name"],
+        "headline": headline(config, evaluation),
+        "note": config.get("note"),
+        "pending": pending_attacks(config, evaluation),
+        "rows": rows,
+        "header": header,
+        "cells": cells,
+        "paper": config.get("paper"),
+        "missing": ", ".join(f"{label} {percent(value)}" for label, value in missing.items()),
+        "training": _training(record),
+        "facts": _facts(config, evaluation),
+        "details": {
+            title: yaml.safe_dump(value, sort_keys=False, allow_unicode=True).rstrip()
+            for title, value in details.items()
+        },
+        "probes": record.probes,
+    }
+
+
+def _accuracy_table(rows: list[AccuracyRow], with_paper: bool) -> tuple[list[str], list[list[str]]]:
+    header = ["evaluation", "accuracy", "95 % interval", "examples", "time", "settings"]
+    cells = [
+        [
+            row.name,
+            percent(row.accuracy),
+            f"{100 * row.low:.1f} to {100 * row.high:.1f}",
+            str(row.examples),
+            duration(row.seconds),
+            row.settings or NOTHING,
+        ]
+        for row in rows
+    ]
+    if with_paper:
+        header += ["paper", "difference"]
+        for row, line in zip(rows, cells, strict=True):
+            line += [percent(row.paper), points(row.difference)]
+    return header, cells
+
+
+def _training(record: RunRecord) -> list[tuple[str, str]]:
+    if not record.history:
+        return []
+    told = summarise_training(record.history)
+    return [
+        ("epochs run", str(told.epochs)),
+        ("best epoch (from 0)", NOTHING if told.best_epoch is None else str(told.best_epoch)),
+        ("median time per batch", milliseconds(told.seconds_per_batch)),
+        ("wall time, pauses included", duration(told.wall_seconds)),
+    ]
+
+
+def _facts(config: dict[str, Any], evaluation: dict[str, Any]) -> list[tuple[str, str]]:
+    data, threat = evaluation.get("data") or config["data"], evaluation["threat"]
+    versions = evaluation.get("versions") or {}
+    return [
+        ("threat", f"{threat['norm']}, eps {number(threat['eps'])}"),
+        ("data", f"{data['name']}, {data.get('split', 'test')} split"),
+        ("model", str((config.get("model") or {}).get("name", NOTHING))),
+        ("method", _method(config.get("method"))),
+        ("precision", str(config.get("precision", NOTHING))),
+        ("seed", f"training {config.get('seed', NOTHING)}, evaluation {evaluation.get('seed')}"),
+        ("commit", str(evaluation.get("commit") or "not recorded")),
+        ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
+    ]
+
+
+def _method(method: dict[str, Any] | None) -> str:
+    if method is None:
+        return NOTHING
+    scalars = {key: value for key, value in method.items() if not isinstance(value, dict | list)}
+    return ", ".join(filter(None, [method["name"], attack_settings(scalars)]))

@@ -1,0 +1,12 @@
+"""What a run needs around a method: rates, monitors, resume, devices."""
+
+from tfrobust.training.checkpoint import Resume
+from tfrobust.training.distribution import strategy
+from tfrobust.training.monitors import BatchTimer, CatastrophicOverfitting, History
+from tfrobust.training.optimizers import OPTIMIZERS
+from tfrobust.training.schedules import MONITOR, SCHEDULES, Guided, Schedule
+
+__all__ = [
+    "MONITOR", "OPTIMIZERS", "SCHEDULES", "BatchTimer", "CatastrophicOverfitting", "Guided",
+    "History", "Resume", "Schedule", "strategy",
+]  # fmt: skip

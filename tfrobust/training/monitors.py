@@ -1,0 +1,97 @@
+"""Callbacks that watch a run: time per batch, the history file, catastrophic overfitting."""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import keras
+from absl import logging
+
+from tfrobust.io import write_text
+from tfrobust.training.schedules import MONITOR
+
+
+class BatchTimer(keras.callbacks.Callback):
+    """Adds to the epoch's logs the median seconds per batch and the learning rate it began with."""
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self.seconds: list[float] = []
+        self.learning_rate = float(self.model.optimizer.learning_rate)
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        self.begun = time.perf_counter()
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.seconds.append(time.perf_counter() - self.begun)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        if logs is not None:
+            logs["seconds_per_batch"] = statistics.median(self.seconds)
+            logs["learning_rate"] = self.learning_rate
+
+
+class History(keras.callbacks.Callback):
+    """history.csv: a row an epoch with `epoch`, `step`, `finished_at` (UTC) and the logs.
+
+    A resumed run keeps the rows before its first epoch as they are and goes on after them.
+    """
+
+    def __init__(self, path: Path, first_epoch: int):
+        super().__init__()
+        self.path = path
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        self.lines = lines[: first_epoch + 1] if first_epoch else []
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        row: dict[str, Any] = {
+            "epoch": epoch,
+            "step": int(self.model.step),
+            "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            **{name: f"{float(value):.8g}" for name, value in sorted((logs or {}).items())},
+        }
+        if not self.lines:
+            self.lines.append(_line(list(row)))
+        columns = next(csv.reader(self.lines[:1]))
+        self.lines.append(_line([row.get(column, "") for column in columns]))
+        write_text(self.path, "\n".join(self.lines) + "\n")
+
+
+def _line(cells: list[Any]) -> str:
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="").writerow(cells)
+    return buffer.getvalue()
+
+
+class CatastrophicOverfitting(keras.callbacks.Callback):
+    """Warns when robust accuracy falls by more than `drop` below its best while FGSM's gap opens.
+
+    The gap is FGSM accuracy minus multi-step accuracy on validation data: a network that has
+    learnt to fool one-step attacks keeps the first and loses the second (Wong et al., 2020).
+    """
+
+    def __init__(self, drop: float = 0.10):
+        super().__init__()
+        self.drop = drop
+        self.best, self.gap_at_best = 0.0, 0.0
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        logs = logs or {}
+        if MONITOR not in logs:
+            return
+        robust = float(logs[MONITOR])
+        gap = float(logs["val_fgsm_accuracy"]) - robust
+        if robust > self.best:
+            self.best, self.gap_at_best = robust, gap
+        elif self.best - robust > self.drop and gap > self.gap_at_best:
+            logging.warning(
+                "catastrophic overfitting at epoch %d: validation robust accuracy %.1f %%, "
+                "%.1f points below its best, while FGSM accuracy is %.1f points higher; "
+                "Jacobian estimate %.3g (raise alpha, lower beta, or stop early)",
+                epoch, 100 * robust, 100 * (self.best - robust), 100 * gap, logs["val_jacobian"],
+            )  # fmt: skip

@@ -1,0 +1,127 @@
+"""Learning-rate policies: guided by validation robust accuracy, or fixed in advance."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import keras
+
+from tfrobust.registry import require, serializable
+
+MONITOR = "val_robust_accuracy"
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """What the optimizer's learning rate does over a run."""
+
+    def learning_rate(self, base: float, steps_per_epoch: int, epochs: int) -> Any:
+        """The optimizer's `learning_rate`: a number or a Keras LearningRateSchedule."""
+        return base
+
+    def callbacks(self, first_epoch: int) -> list[keras.callbacks.Callback]:
+        """Callbacks that steer the run, heeding epochs from `first_epoch` (the ramp's end) on."""
+        return []
+
+
+@dataclasses.dataclass(frozen=True)
+class Guided(Schedule):
+    """Robust accuracy on validation data leads (ATLAS paper, appendix B).
+
+    No gain for `patience` epochs multiplies the rate by `factor`; none for `stop` ends the run.
+    """
+
+    patience: int = 2
+    factor: float = 0.2
+    stop: int = 10
+
+    def callbacks(self, first_epoch: int) -> list[keras.callbacks.Callback]:
+        return [
+            GuidedRate(self.factor, self.patience, first_epoch),
+            keras.callbacks.EarlyStopping(
+                MONITOR, patience=self.stop, mode="max", start_from_epoch=first_epoch
+            ),
+        ]
+
+
+class GuidedRate(keras.callbacks.ReduceLROnPlateau):
+    """ReduceLROnPlateau on robust accuracy that waits for the ramp's end.
+
+    Before it, robust accuracy at the full eps says little, and the rate would be gone too soon.
+    """
+
+    def __init__(self, factor: float, patience: int, first_epoch: int):
+        super().__init__(MONITOR, factor, patience, mode="max", min_delta=0.0, verbose=1)
+        self.first_epoch = first_epoch
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        if epoch >= self.first_epoch:
+            super().on_epoch_end(epoch, logs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Constant(Schedule):
+    """The rate stays as it is."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Piecewise(Schedule):
+    """The rate is multiplied by `factor` when each of `epochs` begins (counted from 0)."""
+
+    epochs: list[int]
+    factor: float = 0.1
+
+    def learning_rate(self, base: float, steps_per_epoch: int, epochs: int) -> Any:
+        require(sorted(set(self.epochs)) == list(self.epochs), "epochs", "rising", self.epochs)
+        return keras.optimizers.schedules.PiecewiseConstantDecay(
+            [e * steps_per_epoch - 1 for e in self.epochs],
+            [base * self.factor**k for k in range(len(self.epochs) + 1)],
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Cosine(Schedule):
+    """From the base rate to 0 along half a cosine over the run."""
+
+    def learning_rate(self, base: float, steps_per_epoch: int, epochs: int) -> Any:
+        return keras.optimizers.schedules.CosineDecay(base, steps_per_epoch * epochs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cyclic(Schedule):
+    """From 0 up to the base rate at fraction `peak` of the run and down to 0, linearly.
+
+    The one cycle of Wong et al. (2020).
+    """
+
+    peak: float = 0.4
+
+    def learning_rate(self, base: float, steps_per_epoch: int, epochs: int) -> Any:
+        require(0 < self.peak < 1, "peak", "a fraction between 0 and 1", self.peak)
+        return Triangle(base, int(self.peak * steps_per_epoch * epochs), steps_per_epoch * epochs)
+
+
+@serializable
+class Triangle(keras.optimizers.schedules.LearningRateSchedule):
+    """0 at step 0, `base` at step `peak`, 0 at step `end`, linear between."""
+
+    def __init__(self, base: float, peak: int, end: int):
+        self.base, self.peak, self.end = base, max(1, peak), end
+
+    def __call__(self, step: Any) -> Any:
+        step = keras.ops.cast(step, "float32")
+        up, down = step / self.peak, (self.end - step) / max(1, self.end - self.peak)
+        return self.base * keras.ops.maximum(keras.ops.minimum(up, down), 0.0)
+
+    def get_config(self) -> dict[str, Any]:
+        return {"base": self.base, "peak": self.peak, "end": self.end}
+
+
+SCHEDULES: dict[str, type[Schedule]] = {
+    "constant": Constant,
+    "cosine": Cosine,
+    "cyclic": Cyclic,
+    "guided": Guided,
+    "piecewise": Piecewise,
+}

@@ -1,0 +1,268 @@
+"""Keeps the measured results of the repository honest: docs/results.md comes from run folders.
+
+    python tools/render_results.py --add RUN    # RUN -> docs/results/NAME.json, then renders
+    python tools/render_results.py              # docs/results/*.json -> docs/results.md
+    python tools/render_results.py --check      # exit 1 when docs/results.md is stale
+
+`docs/results/intro.md`, when it exists, is put at the top.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from absl import app, flags
+
+from tfrobust.io import write_text
+from tfrobust.report import (
+    AccuracyRow,
+    accuracy_rows,
+    check_evaluation,
+    duration,
+    load_run,
+    markdown_escape,
+    markdown_table,
+    method_name,
+    milliseconds,
+    missing_from_paper,
+    number,
+    pending_attacks,
+    percent,
+    points,
+    summarise_training,
+)
+
+NOTHING = "–"
+PLACE_KEYS = {"dir", "data_dir", "cache_dir", "out", "out_dir", "run_dir", "workdir", "root"}
+EXPLANATION = """Rendered by `python tools/render_results.py` from `docs/results/*.json`; change
+those, not this page. In parentheses the binomial 95 % interval (Wilson) in percent for the n test
+images evaluated; differences to a paper are in percentage points. The worst case is over the images
+that every attack saw; one counts as right only if no attack succeeded. Time per batch is the median
+over epochs."""
+
+
+def add_run(run: Path, results: Path) -> Path:
+    """Writes the summary of a finished run to `results`/NAME.json and returns that path.
+
+    A second seed of a run of the same name gets NAME_seedN.json. Raises ValueError for a run
+    that is damaged or whose evaluation is not finished.
+    """
+    record = load_run(run)
+    config, name = record.config, record.config["name"]
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise ValueError(f"{run}: expected a name that can be a file name, received {name!r}")
+    if pending := pending_attacks(config, record.evaluation):
+        raise ValueError(f"{run}: expected a finished evaluation, received one {pending} short")
+    command = config.get("command") or f"python -m pipelines.run {name}"
+    summary = {
+        "name": name,
+        "command": without_places_in_command(command),
+        "note": config.get("note"),
+        "config": without_places(
+            {key: value for key, value in config.items() if key not in ("command", "note")}
+        ),
+        "evaluation": without_places(record.evaluation),
+        "training": asdict(summarise_training(record.history)),
+    }
+    path = results / f"{name}.json"
+    if path.is_file() and read_summary(path)["config"].get("seed") != config.get("seed"):
+        path = results / f"{name}_seed{config.get('seed')}.json"
+    write_text(path, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    return path
+
+
+def is_place(text: Any) -> bool:
+    """Whether a string is a path of some machine."""
+    return isinstance(text, str) and re.match(r"[/~\\]|\.\.?/|[A-Za-z]:\\", text) is not None
+
+
+def without_places(value: Any) -> Any:
+    """The value without the entries that name folders of the machine that made it."""
+    if isinstance(value, Mapping):
+        kept = {k: v for k, v in value.items() if k not in PLACE_KEYS and not is_place(v)}
+        return {key: without_places(entry) for key, entry in kept.items()}
+    if isinstance(value, list):
+        return [without_places(entry) for entry in value if not is_place(entry)]
+    return value
+
+
+def without_places_in_command(command: str) -> str:
+    """The command without its folders: `/opt/venv/bin/python` -> `python`, no `data.dir=...`."""
+    kept: list[str] = []
+    for place, word in enumerate(command.split()):
+        key, _, value = word.partition("=")
+        if place == 0 and is_place(word):
+            kept.append(word.rsplit("/", 1)[-1])
+        elif is_place(word):
+            # `--out /tmp/x` goes as a whole.
+            kept = kept[:-1] if kept[-1:] and kept[-1].startswith("--") else kept
+        elif not is_place(value) and not (value and key.split(".")[-1].lstrip("-") in PLACE_KEYS):
+            kept.append(word)
+    return " ".join(kept)
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """Reads one summary; raises ValueError, naming the file, when it is damaged."""
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        for key in ("name", "command", "config", "evaluation", "training"):
+            summary[key]
+        summary["config"]["data"]["name"]
+        check_evaluation(summary["evaluation"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: expected a run summary, received {error!r}") from error
+    return summary
+
+
+def render(docs: Path) -> str:
+    """The text of results.md from `docs`/results/*.json, in the order of their file names."""
+    summaries = [read_summary(path) for path in sorted((docs / "results").glob("*.json"))]
+    intro = docs / "results" / "intro.md"
+    top = intro.read_text(encoding="utf-8").rstrip() if intro.is_file() else "# Results"
+    parts = [top, EXPLANATION]
+    for data in sorted({summary["config"]["data"]["name"] for summary in summaries}):
+        group = [summary for summary in summaries if summary["config"]["data"]["name"] == data]
+        parts += [f"## {markdown_escape(data)}", results_table(group)]
+        notes = dict.fromkeys(summary["note"] for summary in group if summary.get("note"))
+        parts += [f"Note: {markdown_escape(note)}" for note in notes]
+        if seeds := seeds_table(group):
+            parts += ["Over seeds, mean ± sample standard deviation (lowest to highest):", seeds]
+        parts += [run_section(summary) for summary in group]
+    return "\n\n".join(parts) + "\n"
+
+
+def rows_of(summary: Mapping[str, Any]) -> dict[str, AccuracyRow]:
+    return {row.name: row for row in accuracy_rows(summary["config"], summary["evaluation"])}
+
+
+def attack_columns(group: Sequence[Mapping[str, Any]]) -> list[str]:
+    """clean, every attack of the group in the order of first use, worst case."""
+    names = dict.fromkeys(name for summary in group for name in rows_of(summary))
+    ends = [name for name in names if name == "worst case"]
+    return [name for name in names if name != "worst case"] + ends
+
+
+def seed_of(summary: Mapping[str, Any]) -> Any:
+    return summary["config"].get("seed")
+
+
+def title_of(summary: Mapping[str, Any], group: Iterable[Mapping[str, Any]]) -> str:
+    """The name, with the seed where the group holds the same name twice."""
+    twins = [other for other in group if other["name"] == summary["name"]]
+    return summary["name"] + (f" (seed {seed_of(summary)})" if len(twins) > 1 else "")
+
+
+def results_table(group: Sequence[Mapping[str, Any]]) -> str:
+    """One row a run: every accuracy with interval, examples, paper and difference; its cost."""
+    columns = attack_columns(group)
+    header = ["run", "method", "threat", *columns, "time per batch", "wall time", "epochs"]
+    lines = []
+    for summary in group:
+        config, training, rows = summary["config"], summary["training"], rows_of(summary)
+        threat = summary["evaluation"]["threat"]
+        line = [
+            title_of(summary, group),
+            method_name(config),
+            f"{threat['norm']}, eps {number(threat['eps'])}",
+            *(accuracy_cell(rows.get(column)) for column in columns),
+            milliseconds(training["seconds_per_batch"]),
+            duration(training["wall_seconds"]),
+            training["epochs"] or NOTHING,
+            config.get("precision", NOTHING),
+        ]
+        lines.append(line)
+    return markdown_table([*header, "precision"], lines, lines="<br>")
+
+
+def accuracy_cell(row: AccuracyRow | None) -> str:
+    if row is None:
+        return NOTHING
+    measured = (
+        f"{percent(row.accuracy)} ({100 * row.low:.1f} to {100 * row.high:.1f})\nn={row.examples}"
+    )
+    if row.paper is None:
+        return measured
+    return f"{measured}\npaper {percent(row.paper)}, {points(row.difference)}"
+
+
+def seeds_table(group: Sequence[Mapping[str, Any]]) -> str:
+    """Mean and spread of the runs that differ only in name and seed; empty when there are none."""
+    families: dict[str, list[Mapping[str, Any]]] = {}
+    for summary in group:
+        config = {k: v for k, v in summary["config"].items() if k not in ("name", "seed")}
+        base = re.sub(r"_seed\d+$", "", summary["name"])
+        families.setdefault(base + json.dumps(config, sort_keys=True), []).append(summary)
+    several = [family for family in families.values() if len({*map(seed_of, family)}) > 1]
+    if not several:
+        return ""
+    columns = attack_columns([summary for family in several for summary in family])
+    lines = []
+    for family in several:
+        line = [re.sub(r"_seed\d+$", "", family[0]["name"]), ", ".join(
+            str(seed_of(summary)) for summary in family
+        )]  # fmt: skip
+        for column in columns:
+            rows = [rows_of(summary).get(column) for summary in family]
+            values = [row.accuracy for row in rows if row is not None]
+            line.append(spread(values) if len(values) == len(family) else NOTHING)
+        lines.append(line)
+    return markdown_table(["run", "seeds", *columns], lines)
+
+
+def spread(values: Sequence[float]) -> str:
+    """[0.8, 0.9] -> '85.0 ± 7.1 % (80.0 to 90.0)'."""
+    low, high = 100 * min(values), 100 * max(values)
+    return f"{100 * mean(values):.1f} ± {100 * stdev(values):.1f} % ({low:.1f} to {high:.1f})"
+
+
+def run_section(summary: Mapping[str, Any]) -> str:
+    """What it takes to make the run again."""
+    config, evaluation = summary["config"], summary["evaluation"]
+    versions = evaluation.get("versions") or {}
+    facts = [
+        f"{row.name}: {row.settings}, {duration(row.seconds)}"
+        for row in accuracy_rows(config, evaluation)
+        if row.name not in ("clean", "worst case")
+    ]
+    if source := (config.get("paper") or {}).get("source"):
+        missing = missing_from_paper(config, evaluation)
+        also = "".join(f"; not measured here: {key} {percent(missing[key])}" for key in missing)
+        facts.append(f"paper: {source}{also}")
+    facts += [
+        f"seed: training {seed_of(summary)}, evaluation {evaluation.get('seed')}",
+        f"commit: {evaluation.get('commit') or 'not recorded'}",
+        "versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()),
+    ]
+    title = f"### {markdown_escape(summary['name'])}, seed {seed_of(summary)}"
+    command = "    " + " ".join(summary["command"].split())
+    return "\n\n".join([title, command, "\n".join(f"- {markdown_escape(fact)}" for fact in facts)])
+
+
+def main(docs: Path, add: Sequence[str] = (), check: bool = False) -> int:
+    """Adds runs, renders or checks; returns the exit status, errors are one line."""
+    page = docs / "results.md"
+    try:
+        if check:
+            if not page.is_file() or page.read_text(encoding="utf-8") != render(docs):
+                raise ValueError(f"{page}: stale; run python tools/render_results.py")
+            return 0
+        for run in add:
+            print(add_run(Path(run), docs / "results"))
+        write_text(page, render(docs))
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    # Defined here, so that importing this module adds no flags to the process.
+    ADD = flags.DEFINE_multi_string("add", [], "A finished run folder to add; may be repeated.")
+    CHECK = flags.DEFINE_bool("check", False, "Write nothing; exit 1 when results.md is stale.")
+    DOCS = flags.DEFINE_string("docs", "docs", "The folder with results.md and results/.")
+    app.run(lambda _: main(Path(DOCS.value), ADD.value, CHECK.value))
