@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from absl import app, flags
+from absl import app, flags, logging
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is first imported
 
@@ -100,6 +100,7 @@ def _write(folder: Folder, text: str) -> None:
 
 
 def main(argv: list[str]) -> None:
+    logging.set_verbosity(logging.WARNING)
     if len(argv) != 2:
         given = ", ".join(argv[1:]) or "none"
         _fail(f"expected one config, received {given}; usage: {USAGE}")

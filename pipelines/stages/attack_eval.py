@@ -14,7 +14,7 @@ from pipelines.folder import Folder
 from pipelines.provenance import commit, versions
 from pipelines.spec import Spec
 from tfrobust.data import Split
-from tfrobust.evaluation import Result, adversaries, evaluate, predictions, worst_case
+from tfrobust.evaluation import Result, adversaries, evaluate, predictor, worst_case
 from tfrobust.io import write_atomically, write_text
 
 PROBES = 8
@@ -29,26 +29,22 @@ def attack_eval(spec: Spec, folder: Folder, network: keras.Model) -> None:
     def logits_fn(images: Any) -> Any:
         return network(images, training=False)
 
-    clean = predictions(logits_fn, x) == y
-    print(f"clean: {clean.mean():.2%} of {len(y)}")
     results: list[Result] = []
-    _record(folder, spec, clean, results, test)
     for result in evaluate(logits_fn, x, y, spec.threat, spec.trials, seed=spec.seed):
         results.append(result)
-        _record(folder, spec, clean, results, test)
-        print(f"{result.trial.name}: {result.accuracy:.2%} of {len(result.robust)}")
+        _record(folder, spec, results, test)
+        print(f"{result.trial.name}: {result.accuracy:.2%} of {len(result.robust)}", flush=True)
     if spec.trials:
-        _probe(folder.probes, spec, logits_fn, test.first(min(PROBES, len(test))))
+        _probe(folder.probes, spec, logits_fn, test.take(np.arange(min(PROBES, len(test)))))
 
 
-def _record(
-    folder: Folder, spec: Spec, clean: np.ndarray, results: Sequence[Result], test: Split
-) -> None:
-    worst = worst_case(results, clean)
+def _record(folder: Folder, spec: Spec, results: Sequence[Result], test: Split) -> None:
+    clean, *attacked = results
+    worst = worst_case(results)
     evaluation = {
-        "examples": len(clean),
-        "clean_accuracy": float(clean.mean()),
-        "robust_accuracy": float(worst.mean()) if results else None,
+        "examples": len(clean.robust),
+        "clean_accuracy": clean.accuracy,
+        "robust_accuracy": float(worst.mean()) if attacked else None,
         "worst_case_examples": len(worst),
         "attacks": [
             {
@@ -56,9 +52,9 @@ def _record(
                 "examples": len(result.robust),
                 "robust_accuracy": result.accuracy,
                 "seconds": round(result.seconds, 2),
-                "config": result.trial.attack.get_config(),
+                "config": result.trial.attack.settings(spec.threat),
             }
-            for result in results
+            for result in attacked
         ],
         "threat": {"norm": spec.threat.norm, "eps": spec.threat.eps},
         "seed": spec.seed,
@@ -68,21 +64,22 @@ def _record(
     }
     flags = {result.trial.name: result.robust for result in results}
     write_atomically(
-        folder.flags, lambda p: np.savez(p, index=test.index, label=test.labels, clean=clean, **flags)
+        folder.flags, lambda p: np.savez(p, index=test.index, label=test.labels, **flags)
     )
     write_text(folder.evaluation, json.dumps(evaluation, indent=2) + "\n")
 
 
 def _probe(path: Path, spec: Spec, logits_fn: Any, few: Split) -> None:
     """A few images under the first attack, for the report's figure."""
-    trial, x = spec.trials[0], few.as_float()
+    trial, x, predict = spec.trials[0], few.as_float(), predictor(logits_fn)
+    assert trial.attack is not None
     x_adv = adversaries(logits_fn, x, few.labels, trial.attack, spec.threat, seed=spec.seed)
     arrays = {
         "image": x,
         "adversarial": x_adv,
         "label": few.labels,
-        "clean_prediction": predictions(logits_fn, x),
-        "adversarial_prediction": predictions(logits_fn, x_adv),
+        "clean_prediction": predict(x),
+        "adversarial_prediction": predict(x_adv),
         "index": few.index,
         "attack": np.array(trial.name),
         "class_names": np.array(spec.data.source.class_names),

@@ -27,6 +27,10 @@ class Attack(Configurable):
         """A short name for tables, such as "PGD-20"."""
         raise NotImplementedError
 
+    def settings(self, threat: Threat) -> dict[str, Any]:
+        """What a number made with this attack must state: its name and every hyper-parameter."""
+        return {"name": type(self).__name__.lower(), **dataclasses.asdict(self)}
+
     def __call__(
         self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, *, threat: Threat, seed: Any
     ) -> tf.Tensor:

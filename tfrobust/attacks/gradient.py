@@ -46,6 +46,11 @@ class GradientAttack(Attack):
         """Step size in image units, for a scalar or [B] eps."""
         raise NotImplementedError
 
+    def settings(self, threat: Threat) -> dict[str, Any]:
+        """As everywhere, with the loss and the step size (image units) that defaults stand for."""
+        used = {"loss": self.loss or "cross_entropy", "step_size": self.step(threat.eps)}
+        return super().settings(threat) | used
+
     def __call__(
         self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, *, threat: Threat, seed: Any
     ) -> tf.Tensor:

@@ -5,8 +5,8 @@ from tfrobust.evaluation.evaluate import (
     Trial,
     adversaries,
     evaluate,
-    predictions,
+    predictor,
     worst_case,
 )
 
-__all__ = ["Result", "Trial", "adversaries", "evaluate", "predictions", "worst_case"]
+__all__ = ["Result", "Trial", "adversaries", "evaluate", "predictor", "worst_case"]

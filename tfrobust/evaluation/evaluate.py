@@ -17,22 +17,22 @@ from tfrobust.registry import require
 from tfrobust.threat import Threat
 
 LogitsFn = Callable[[Any], Any]
-TOLERANCE = 1e-6
+TOLERANCE = 1e-6  # of a distance beyond eps: float32 rounding
 
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """An attack of an evaluation: its name in tables, and on how many of the first images it runs
-    (None: all)."""
+    """A row of an evaluation: an attack (None: the clean images), its name in tables, and on how
+    many of the first images it runs (None: all)."""
 
-    attack: Attack
+    attack: Attack | None
     name: str
     examples: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What an attack left standing.
+    """What a trial left standing.
 
     robust: bool [n] of the first n images: right on the clean image and on the adversarial one.
     """
@@ -43,19 +43,24 @@ class Result:
 
     @property
     def accuracy(self) -> float:
-        """Robust accuracy, a fraction of the n images."""
+        """The fraction of the n images still right."""
         return float(self.robust.mean())
 
 
-def predictions(logits_fn: LogitsFn, x: np.ndarray, batch_size: int = 250) -> np.ndarray:
-    """Predicted classes [N] of images [N, H, W, C]; -1 where a logit is not finite."""
+CLEAN = Trial(None, "clean")
 
-    def predict(images: Any, _: Any, __: Any) -> Any:
+
+def predictor(logits_fn: LogitsFn, batch_size: int = 250) -> Callable[[np.ndarray], np.ndarray]:
+    """Images [N, H, W, C] -> predicted classes [N], -1 where a logit is not finite; compiled once
+    for each shape of batch."""
+
+    @tf.function(autograph=False)
+    def predict(images: Any) -> Any:
         logits = logits_fn(images)
         finite = tf.reduce_all(tf.math.is_finite(logits), axis=-1)
         return tf.where(finite, tf.argmax(logits, axis=-1, output_type=tf.int32), -1)
 
-    return _in_batches(predict, x, np.zeros(len(x), np.int32), batch_size, None)
+    return lambda x: _in_batches(lambda rows, _: predict(tf.constant(x[rows])), len(x), batch_size)
 
 
 def adversaries(
@@ -76,13 +81,17 @@ def adversaries(
     nothing is clipped here.
     """
 
+    @tf.function(autograph=False)
     def craft(images: Any, labels: Any, number: Any) -> Any:
         return attack(
             logits_fn, images, labels, threat=threat,
             seed=noise.seed_for(seed, number, attack.title),
         )  # fmt: skip
 
-    x_adv = _in_batches(craft, x, y, batch_size, progress)
+    def crafted(rows: np.ndarray, number: int) -> Any:
+        return craft(tf.constant(x[rows]), tf.constant(y[rows], tf.int32), tf.constant(number))
+
+    x_adv = _in_batches(crafted, len(x), batch_size, progress)
     low, high = threat.box
     if not np.isfinite(x_adv).all():
         raise RuntimeError(f"{attack.title}: made images that are not finite")
@@ -110,46 +119,42 @@ def evaluate(
     batch_size: int = 250,
     progress: bool = True,
 ) -> Iterator[Result]:
-    """The results of the attacks, one after the other, each on all its images.
+    """The clean result, then those of the trials, one after the other, each on all its images.
 
     logits_fn: [B, H, W, C] in the box -> logits [B, C]; x: float32 [N, H, W, C]; y: int [N].
     """
     names = [trial.name for trial in trials]
     require(len(set(names)) == len(names), "attacks", "names that differ", names)
-    right = predictions(logits_fn, x, batch_size) == y
+    predict = predictor(logits_fn, batch_size)
+    begun = time.perf_counter()
+    right = predict(x) == y
+    yield Result(CLEAN, right, time.perf_counter() - begun)
     for trial in trials:
-        n = len(x) if trial.examples is None else min(trial.examples, len(x))
+        assert trial.attack is not None
+        n = min(trial.examples or len(x), len(x))
         begun = time.perf_counter()
         x_adv = adversaries(
             logits_fn, x[:n], y[:n], trial.attack, threat,
             seed=seed, batch_size=batch_size, progress=trial.name if progress else None,
         )  # fmt: skip
-        robust = right[:n] & (predictions(logits_fn, x_adv, batch_size) == y[:n])
+        robust = right[:n] & (predict(x_adv) == y[:n])
         yield Result(trial, robust, time.perf_counter() - begun)
 
 
-def worst_case(results: Sequence[Result], clean: np.ndarray) -> np.ndarray:
-    """bool [n]: right under every attack, for the images that all of them saw."""
-    n = min([len(clean), *(len(result.robust) for result in results)])
-    return np.logical_and.reduce([clean[:n], *(result.robust[:n] for result in results)])
+def worst_case(results: Sequence[Result]) -> np.ndarray:
+    """bool [n]: right in every trial, for the images that all of them saw."""
+    n = min(len(result.robust) for result in results)
+    return np.logical_and.reduce([result.robust[:n] for result in results])
 
 
 def _in_batches(
-    function: Callable[[Any, Any, Any], Any],
-    x: np.ndarray,
-    y: np.ndarray,
-    batch_size: int,
-    progress: str | None,
+    function: Callable[[np.ndarray, int], Any], n: int, batch_size: int, progress: str | None = None
 ) -> np.ndarray:
-    """function(images, labels, number of the batch) over full batches: one trace, the last batch
-    filled up with its own first image, whose results are dropped."""
-    size = min(batch_size, len(x))
-    compiled = tf.function(function)
+    """function(rows, number of the batch) over full batches of n rows: one shape, one trace. The
+    last batch is filled up with its own first row, whose results are dropped."""
+    size = min(batch_size, n)
     outputs = []
-    starts = range(0, len(x), size)
-    for number, start in enumerate(tqdm(starts, desc=progress, disable=progress is None)):
+    for number, start in enumerate(tqdm(range(0, n, size), progress, disable=progress is None)):
         rows = np.arange(start, start + size)
-        rows[rows >= len(x)] = start
-        images, labels = (tf.constant(a[rows]) for a in (x, y.astype(np.int32)))
-        outputs.append(compiled(images, labels, tf.constant(number)).numpy())
-    return np.concatenate(outputs)[: len(x)]
+        outputs.append(function(np.where(rows < n, rows, start), number).numpy())
+    return np.concatenate(outputs)[:n]
