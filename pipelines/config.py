@@ -87,16 +87,19 @@ def _merged(path: Path, above: tuple[Path, ...] = ()) -> DictConfig:
     if not isinstance(base, str):
         raise UserError(f"{path}: include: expected a path, received {base!r}")
     below = _merged(path.parent / base, (*above, path))
-    # A section that names another constructor replaces the one below, arguments and all.
-    for key in list(below):
-        new, old = config.get(key), below.get(key)
-        if _name(new) is not None and _name(new) != _name(old):
-            del below[key]
+    _drop_replaced(below, config)
     return OmegaConf.merge(below, config)  # type: ignore[return-value]
 
 
-def _name(section: Any) -> Any:
-    return section.get("name") if isinstance(section, DictConfig) else None
+def _drop_replaced(below: DictConfig, above: DictConfig) -> None:
+    """A section that names another constructor replaces the one below, arguments and all."""
+    for key in above:
+        new, old = above.get(key), below.get(key)
+        if isinstance(new, DictConfig) and isinstance(old, DictConfig):
+            if "name" in new and new.get("name") != old.get("name"):
+                del below[key]
+            else:
+                _drop_replaced(old, new)
 
 
 def _override(config: DictConfig, override: str) -> None:

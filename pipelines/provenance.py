@@ -21,15 +21,18 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The git commit of the code, "-dirty" behind it where files differ; None outside a checkout."""
+    """The git commit of the code, "-dirty" where files differ from it; None outside a checkout."""
     root = Path(tfrobust.__file__).resolve().parents[1]
     if not (root / ".git").exists():
         return None
     try:
         found = subprocess.run(
             ["git", "describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"],
-            cwd=root, capture_output=True, text=True, check=True,
-        )  # fmt: skip
+            cwd=root,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
     return found.stdout.strip()

@@ -51,7 +51,8 @@ def run(
                     f"{folder.path}: expected a run with this config, received one that was "
                     "trained with another; add the stage train or give another --workdir"
                 )
-            print(f"The config has changed; the former run is kept in {folder.move_aside()}")
+            if folder.history.exists():
+                print(f"The config has changed; the former run is kept in {folder.move_aside()}")
     config = dict(spec.config, command=_command(name, overrides, smoke))
     _write(folder, configs.dump({"name": spec.name, **config}))
     for stage in stage_runners.ORDER:
@@ -79,8 +80,14 @@ def _spec(name: str, overrides: list[str], smoke: bool):  # type: ignore[no-unty
         return parse(path.stem, cut_down(spec)) if smoke else spec
     except UserError as error:
         key = str(error).partition(":")[0]
-        ours = [o for o in overrides if key.startswith(o.partition("=")[0])]
+        set_keys = [override.partition("=")[0] for override in overrides]
+        ours = [o for o, k in zip(overrides, set_keys, strict=True) if _related(key, k)]
         raise UserError(f"{'--set ' + ours[-1] if ours else path}: {error}") from error
+
+
+def _related(key: str, other: str) -> bool:
+    """Whether one key's path begins with the other's."""
+    return f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")
 
 
 def _command(name: str, overrides: list[str], smoke: bool) -> str:

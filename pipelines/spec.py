@@ -58,8 +58,12 @@ class Train:
 
     def __post_init__(self) -> None:
         require(self.epochs >= 1, "epochs", "int >= 1", self.epochs)
-        require(self.epsilon_ramp_epochs >= 0, "epsilon_ramp_epochs", "a number >= 0",
-                self.epsilon_ramp_epochs)  # fmt: skip
+        require(
+            self.epsilon_ramp_epochs >= 0,
+            "epsilon_ramp_epochs",
+            "a number >= 0",
+            self.epsilon_ramp_epochs,
+        )
         steps = self.steps_per_epoch
         require(steps is None or steps >= 1, "steps_per_epoch", "int >= 1", steps)
 
@@ -85,10 +89,8 @@ class Spec:
 def parse(name: str, config: dict[str, Any]) -> Spec:
     """The spec of a resolved config. Raises UserError: the key's path, what was expected, what
     came, the nearest valid name."""
-    top = arguments(
-        _schema, {k: v for k, v in config.items() if k not in ("name", "command")}, ""
-    )
-    defaults = {"seed": 0, "precision": "float32", "stages": list(STAGES)}
+    top = arguments(_schema, {k: v for k, v in config.items() if k not in ("name", "command")}, "")
+    defaults: dict[str, Any] = {"seed": 0, "precision": "float32", "stages": list(STAGES)}
     top = defaults | top
     stages = top["stages"]
     for stage in stages:
@@ -106,8 +108,12 @@ def parse(name: str, config: dict[str, Any]) -> Spec:
             require(section in top, section, "a section (the stage train is on)", None)
         train = _train(top["train"])
         guided = isinstance(train.schedule, Guided)
-        require(not guided or data.validation, "data.validation",
-                "examples to hold out (train.schedule is guided)", data.validation)  # fmt: skip
+        require(
+            not guided or data.validation,
+            "data.validation",
+            "examples to hold out (train.schedule is guided)",
+            data.validation,
+        )
         method = _method(top["method"], threat, train, top["seed"])
         optimizer = resolve(OPTIMIZERS, top["optimizer"], "optimizer")
         # The constructors check their values: on a small stand-in, at once.
@@ -115,10 +121,19 @@ def parse(name: str, config: dict[str, Any]) -> Spec:
         _named("optimizer", optimizer)
         _named("train.schedule", train.schedule.learning_rate, 0.1, 1, train.epochs)
     return Spec(
-        name=name, config=config, seed=top["seed"], precision=top["precision"], threat=threat,
-        data=data, trials=_trials(entries(top)), stages=stages, train=train,
-        network=network, method=method, optimizer=optimizer,
-    )  # fmt: skip
+        name=name,
+        config=config,
+        seed=top["seed"],
+        precision=top["precision"],
+        threat=threat,
+        data=data,
+        trials=_trials(entries(top)),
+        stages=stages,
+        train=train,
+        network=network,
+        method=method,
+        optimizer=optimizer,
+    )
 
 
 def _schema(
@@ -167,9 +182,12 @@ def _method(
     given = ("network", "threat", "attack", "validation_attack", "ramp_steps", "seed")
     maker = resolve(METHODS, section, "method", given, also=("attack",))
     return partial(
-        maker, threat=threat, validation_attack=train.validation_attack, seed=seed,
+        maker,
+        threat=threat,
+        validation_attack=train.validation_attack,
+        seed=seed,
         attack=None if attack is None else build(ATTACKS, attack, "method.attack"),
-    )  # fmt: skip
+    )
 
 
 def _network(
@@ -180,9 +198,13 @@ def _network(
     path = section.get("path") if section else None
     if path is not None:
         require(set(section or {}) == {"path"}, "model", "either a name or a path", section)
-        require(not trains, "model.path",
-                "a model.name where the stage train is on (to train on from a file set "
-                "train.init_from)", path)  # fmt: skip
+        require(
+            not trains,
+            "model.path",
+            "a model.name where the stage train is on (to train on from a file set "
+            "train.init_from)",
+            path,
+        )
     if init_from is not None or path is not None:
         where, file = ("model.path", path) if path is not None else ("train.init_from", init_from)
         found = network_file(where, str(file))
@@ -197,8 +219,12 @@ def network_file(where: str, path: str) -> Path:
     """The .keras file that a run folder or a path stands for."""
     given = Path(path)
     file = given / "model.keras" if given.is_dir() else given
-    require(file.is_file() and file.suffix == ".keras", where,
-            "a .keras file or a run folder with model.keras", path)  # fmt: skip
+    require(
+        file.is_file() and file.suffix == ".keras",
+        where,
+        "a .keras file or a run folder with model.keras",
+        path,
+    )
     return file
 
 

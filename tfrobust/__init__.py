@@ -1,8 +1,8 @@
 """Adversarially robust training and honest robustness evaluation for Keras 3 on TensorFlow.
 
-    model = tfrobust.Atlas(network, threat=tfrobust.Threat("linf", "8/255"), alpha=2e-4, beta=5.0)
-    model.compile("sgd")
-    model.fit(x, y)
+model = tfrobust.Atlas(network, threat=tfrobust.Threat("linf", "8/255"), alpha=2e-4, beta=5.0)
+model.compile("sgd")
+model.fit(x, y)
 """
 
 __version__ = "0.1.0"
@@ -12,6 +12,16 @@ from tfrobust.methods import Adv, Atlas, Jac, Natural, RobustModel, Trades, Trad
 from tfrobust.threat import Threat
 
 __all__ = [
-    "FGSM", "PGD", "Adv", "Atlas", "Attack", "Jac", "Natural", "RobustModel", "Threat", "Trades",
-    "TradesJac", "__version__",
-]  # fmt: skip
+    "FGSM",
+    "PGD",
+    "Adv",
+    "Atlas",
+    "Attack",
+    "Jac",
+    "Natural",
+    "RobustModel",
+    "Threat",
+    "Trades",
+    "TradesJac",
+    "__version__",
+]

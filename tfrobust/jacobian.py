@@ -10,7 +10,7 @@ import tensorflow as tf
 def squared_jacobian(
     logits_fn: Callable[[tf.Tensor], tf.Tensor], x: tf.Tensor, projection: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Logits [B, C] at x, and C * ||grad_x <v, f(x)>||^2 [B] for unit vectors v = projection [B, C].
+    """Logits [B, C] at x, and C * ||grad_x <v, f(x)>||^2 [B]; projection [B, C] holds unit v.
 
     Its mean over v uniform on the sphere is ||J(x)||_F^2 (Hoffman et al., 2019, arXiv:1908.02729;
     their package returns half of it). Differentiable once more inside an outer tape. With

@@ -43,7 +43,9 @@ def project(delta: tf.Tensor, eps: Any, p: str) -> tf.Tensor:
 
 
 def steepest(gradient: tf.Tensor, p: str) -> tf.Tensor:
-    """argmax of <gradient, d> over ||d||_p <= 1; zero where the gradient is zero."""
+    """argmax of <gradient, d> over ||d||_p <= 1; zero where the gradient is zero or NaN."""
     if p == "linf":
-        return tf.sign(gradient)
-    return tf.math.divide_no_nan(gradient, per_example(norm(gradient, p), gradient))
+        direction = tf.sign(gradient)
+    else:
+        direction = tf.math.divide_no_nan(gradient, per_example(norm(gradient, p), gradient))
+    return tf.where(tf.math.is_nan(direction), tf.zeros_like(direction), direction)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
+import numbers
 import re
 import typing
 from collections.abc import Callable, Collection, Mapping
@@ -39,7 +40,7 @@ def choose(argument: str, value: Any, options: Collection[str]) -> Any:
     if value not in options:
         near = difflib.get_close_matches(str(value), list(options), n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
-        known = ", ".join(sorted(options))
+        known = ", ".join(sorted(set(options)))
         raise UserError(f"{argument}: expected one of {known}, received {value!r}{hint}")
     return value
 
@@ -50,7 +51,7 @@ def number(argument: str, value: Any) -> float:
         above, below = (Fraction(part.strip()) for part in value.split("/"))
         require(below != 0, argument, "a fraction with a denominator other than 0", value)
         value = float(above / below)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or value != value:
         raise UserError(
             f"{argument}: expected a number or a fraction such as 8/255, received {value!r}"
         )
@@ -71,7 +72,7 @@ def parameters(constructor: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     for base in constructor.__mro__:
         if "__init__" not in vars(base):
             continue
-        signature = inspect.signature(base.__init__, eval_str=True)
+        signature = inspect.signature(vars(base)["__init__"], eval_str=True)
         own = list(signature.parameters.values())[1:]
         for p in own:
             if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY):

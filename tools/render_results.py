@@ -16,9 +16,13 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import matplotlib
 from absl import app, flags
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
-from tfrobust.io import write_text
+from tfrobust.io import write_atomically, write_text
+from tfrobust.registry import UserError
 from tfrobust.report import (
     AccuracyRow,
     accuracy_rows,
@@ -55,9 +59,9 @@ def add_run(run: Path, results: Path) -> Path:
     record = load_run(run)
     config, name = record.config, record.config["name"]
     if not re.fullmatch(r"\w[\w.-]*", name):
-        raise ValueError(f"{run}: expected a name that can be a file name, received {name!r}")
+        raise UserError(f"{run}: expected a name that can be a file name, received {name!r}")
     if pending := pending_attacks(config, record.evaluation):
-        raise ValueError(f"{run}: expected a finished evaluation, received one {pending} short")
+        raise UserError(f"{run}: expected a finished evaluation, received one {pending} short")
     command = config.get("command") or f"python -m pipelines.run {name}"
     summary = {
         "name": name,
@@ -115,19 +119,18 @@ def read_summary(path: Path) -> dict[str, Any]:
         summary["config"]["data"]["name"]
         check_evaluation(summary["evaluation"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: expected a run summary, received {error!r}") from error
+        raise UserError(f"{path}: expected a run summary, received {error!r}") from error
     return summary
 
 
 def render(docs: Path) -> str:
     """The text of results.md from `docs`/results/*.json, in the order of their file names."""
-    summaries = [read_summary(path) for path in sorted((docs / "results").glob("*.json"))]
     intro = docs / "results" / "intro.md"
     top = intro.read_text(encoding="utf-8").rstrip() if intro.is_file() else "# Results"
     parts = [top, EXPLANATION]
-    for data in sorted({summary["config"]["data"]["name"] for summary in summaries}):
-        group = [summary for summary in summaries if summary["config"]["data"]["name"] == data]
-        parts += [f"## {markdown_escape(data)}", results_table(group)]
+    for data, group in by_data(docs).items():
+        picture = f"![Clean and worst-case accuracy](results/{data}.svg)"
+        parts += [f"## {markdown_escape(data)}", picture, results_table(group)]
         notes = dict.fromkeys(summary["note"] for summary in group if summary.get("note"))
         parts += [f"Note: {markdown_escape(note)}" for note in notes]
         if seeds := seeds_table(group):
@@ -203,9 +206,10 @@ def seeds_table(group: Sequence[Mapping[str, Any]]) -> str:
     columns = attack_columns([summary for family in several for summary in family])
     lines = []
     for family in several:
-        line = [re.sub(r"_seed\d+$", "", family[0]["name"]), ", ".join(
-            str(seed_of(summary)) for summary in family
-        )]  # fmt: skip
+        line = [
+            re.sub(r"_seed\d+$", "", family[0]["name"]),
+            ", ".join(str(seed_of(summary)) for summary in family),
+        ]
         for column in columns:
             rows = [rows_of(summary).get(column) for summary in family]
             values = [row.accuracy for row in rows if row is not None]
@@ -243,17 +247,55 @@ def run_section(summary: Mapping[str, Any]) -> str:
     return "\n\n".join([title, command, "\n".join(f"- {markdown_escape(fact)}" for fact in facts)])
 
 
+def figure(group: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draws a data set's runs as an SVG: a line a run, clean and worst-case accuracy on it, each
+    with its 95 % interval; the seeds of a run share a line."""
+    names = list(dict.fromkeys(re.sub(r"_seed\d+$", "", summary["name"]) for summary in group))
+    drawn = Figure(figsize=(6.4, 0.7 + 0.42 * len(names)), layout="constrained")
+    axes = drawn.add_subplot()
+    for colour, kind in (("#2f7ed8", "clean"), ("#e07b39", "worst case")):
+        for summary in group:
+            row = rows_of(summary).get(kind)
+            if row is None:
+                continue
+            line: float = names.index(re.sub(r"_seed\d+$", "", summary["name"]))
+            twins = [other for other in group if other["name"] == summary["name"]]
+            line += 0.16 * (twins.index(summary) - (len(twins) - 1) / 2)
+            reach = [[row.accuracy - row.low], [row.high - row.accuracy]]
+            axes.errorbar(row.accuracy, line, xerr=reach, fmt="o", ms=4, lw=1, color=colour)
+        axes.plot([], [], "o", color=colour, label=kind)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_xlim(0, 1)
+    axes.xaxis.set_major_formatter(PercentFormatter(xmax=1))
+    axes.grid(axis="x", alpha=0.3)
+    axes.legend(loc="upper left", frameon=False)
+    with matplotlib.rc_context({"svg.hashsalt": "tfrobust"}):
+        write_atomically(path, lambda aside: drawn.savefig(aside, metadata={"Date": None}))
+
+
+def by_data(docs: Path) -> dict[str, list[dict[str, Any]]]:
+    """The summaries of `docs`/results, grouped by data set."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted((docs / "results").glob("*.json")):
+        summary = read_summary(path)
+        groups.setdefault(summary["config"]["data"]["name"], []).append(summary)
+    return dict(sorted(groups.items()))
+
+
 def main(docs: Path, add: Sequence[str] = (), check: bool = False) -> int:
     """Adds runs, renders or checks; returns the exit status, errors are one line."""
     page = docs / "results.md"
     try:
         if check:
             if not page.is_file() or page.read_text(encoding="utf-8") != render(docs):
-                raise ValueError(f"{page}: stale; run python tools/render_results.py")
+                raise UserError(f"{page}: stale; run python tools/render_results.py")
             return 0
         for run in add:
             print(add_run(Path(run), docs / "results"))
         write_text(page, render(docs))
+        for data, group in by_data(docs).items():
+            figure(group, docs / "results" / f"{data}.svg")
     except ValueError as error:
         print(error, file=sys.stderr)
         return 1

@@ -7,14 +7,10 @@ import numpy as np
 
 from pipelines.folder import Folder, fingerprint
 from pipelines.spec import STAGES, Spec, network_file
-from pipelines.stages.attack_eval import SECTIONS as EVAL_SECTIONS
-from pipelines.stages.attack_eval import attack_eval
-from pipelines.stages.train import SECTIONS as TRAIN_SECTIONS
-from pipelines.stages.train import train
+from pipelines.stages import attack_eval, train
 from tfrobust.export import export
 from tfrobust.registry import UserError
 from tfrobust.report import write_report
-
 
 ORDER = STAGES
 
@@ -22,9 +18,9 @@ ORDER = STAGES
 def inputs(stage: str, spec: Spec, folder: Folder) -> str:
     """The fingerprint of all that a stage's result depends on."""
     if stage == "train":
-        return fingerprint(spec.config, TRAIN_SECTIONS)
+        return fingerprint(spec.config, train.SECTIONS)
     if stage == "attack_eval":
-        return fingerprint(spec.config, EVAL_SECTIONS, [_model_file(spec, folder)])
+        return fingerprint(spec.config, attack_eval.SECTIONS, [_model_file(spec, folder)])
     if stage == "export":
         return fingerprint(spec.config, (), [_model_file(spec, folder)])
     return fingerprint(spec.config, spec.config, [folder.history, folder.evaluation, folder.probes])
@@ -33,9 +29,9 @@ def inputs(stage: str, spec: Spec, folder: Folder) -> str:
 def run(stage: str, spec: Spec, folder: Folder) -> None:
     """Run one stage."""
     if stage == "train":
-        train(spec, folder)
+        train.train(spec, folder)
     elif stage == "attack_eval":
-        attack_eval(spec, folder, _network(spec, folder))
+        attack_eval.attack_eval(spec, folder, _network(spec, folder))
     elif stage == "report":
         print(f"report: {write_report(folder.path)}")
     else:

@@ -33,7 +33,7 @@ def attack_eval(spec: Spec, folder: Folder, network: keras.Model) -> None:
     for result in evaluate(logits_fn, x, y, spec.threat, spec.trials, seed=spec.seed):
         results.append(result)
         _record(folder, spec, results, test)
-        print(f"{result.trial.name}: {result.accuracy:.2%} of {len(result.robust)}", flush=True)
+        print(f"{result.name}: {result.accuracy:.2%} of {len(result.robust)}", flush=True)
     if spec.trials:
         _probe(folder.probes, spec, logits_fn, test.take(np.arange(min(PROBES, len(test)))))
 
@@ -48,13 +48,13 @@ def _record(folder: Folder, spec: Spec, results: Sequence[Result], test: Split) 
         "worst_case_examples": len(worst),
         "attacks": [
             {
-                "name": result.trial.name,
+                "name": result.name,
                 "examples": len(result.robust),
                 "robust_accuracy": result.accuracy,
                 "seconds": round(result.seconds, 2),
-                "config": result.trial.attack.settings(spec.threat),
+                "config": trial.attack.settings(spec.threat),
             }
-            for result in attacked
+            for result, trial in zip(attacked, spec.trials, strict=False)
         ],
         "threat": {"norm": spec.threat.norm, "eps": spec.threat.eps},
         "seed": spec.seed,
@@ -62,7 +62,7 @@ def _record(folder: Folder, spec: Spec, results: Sequence[Result], test: Split) 
         "versions": versions(),
         "commit": commit(),
     }
-    flags = {result.trial.name: result.robust for result in results}
+    flags = {result.name: result.robust for result in results}
     write_atomically(
         folder.flags, lambda p: np.savez(p, index=test.index, label=test.labels, **flags)
     )
@@ -72,7 +72,6 @@ def _record(folder: Folder, spec: Spec, results: Sequence[Result], test: Split) 
 def _probe(path: Path, spec: Spec, logits_fn: Any, few: Split) -> None:
     """A few images under the first attack, for the report's figure."""
     trial, x, predict = spec.trials[0], few.as_float(), predictor(logits_fn)
-    assert trial.attack is not None
     x_adv = adversaries(logits_fn, x, few.labels, trial.attack, spec.threat, seed=spec.seed)
     arrays = {
         "image": x,

@@ -36,12 +36,17 @@ def train(spec: Spec, folder: Folder) -> None:
         tf.config.experimental.enable_op_determinism()
 
     whole, _ = spec.data.source.load()
-    require(spec.data.validation < len(whole), "data.validation",
-            f"fewer than the {len(whole)} training images", spec.data.validation)  # fmt: skip
+    require(
+        spec.data.validation < len(whole),
+        "data.validation",
+        f"fewer than the {len(whole)} training images",
+        spec.data.validation,
+    )
     split, held_out = hold_out(whole, spec.data.validation, spec.seed)
     size = spec.data.batch_size
-    require(size <= len(split), "data.batch_size",
-            f"at most the {len(split)} training images", size)  # fmt: skip
+    require(
+        size <= len(split), "data.batch_size", f"at most the {len(split)} training images", size
+    )
     steps = min(plan.steps_per_epoch or len(split), len(split) // size)
 
     with strategy().scope():
@@ -55,10 +60,13 @@ def train(spec: Spec, folder: Folder) -> None:
     steering = plan.schedule.callbacks(first_epoch=int(plan.epsilon_ramp_epochs))
     steering.append(
         keras.callbacks.ModelCheckpoint(
-            str(folder.best), save_weights_only=True, mode="max", monitor=MONITOR,
+            str(folder.best),
+            save_weights_only=True,
+            mode="max",
+            monitor=MONITOR,
             save_best_only=bool(len(held_out)),
         )
-    )  # fmt: skip
+    )
     steering.append(CatastrophicOverfitting())
     folder.checkpoints.mkdir(parents=True, exist_ok=True)
     resume = Resume(model, folder.checkpoints, steering)
@@ -67,15 +75,21 @@ def train(spec: Spec, folder: Folder) -> None:
         print(f"train: going on after epoch {first} of {plan.epochs}")
     if first < plan.epochs and not resume.stopped:
         model.fit(
-            batches(split, size, seed=spec.seed, training=True, augment=spec.data.augment,
-                    first_epoch=first),
+            batches(
+                split,
+                size,
+                seed=spec.seed,
+                training=True,
+                augment=spec.data.augment,
+                first_epoch=first,
+            ),
             steps_per_epoch=steps,
             initial_epoch=first,
             epochs=plan.epochs,
             validation_data=batches(held_out, VALIDATION_BATCH) if len(held_out) else None,
             callbacks=[BatchTimer(), *steering, *_records(folder, first), resume],
             verbose=1 if sys.stdout.isatty() else 2,
-        )  # fmt: skip
+        )
     model.load_weights(folder.best)
     trained = with_precision(model.network, "float32")
     write_atomically(folder.model, trained.save)

@@ -47,14 +47,21 @@ def make_run(run: Path, robust: float = 0.3, attack: str = "PGD-20", **changes: 
         "clean_accuracy": 0.8,
         "robust_accuracy": robust,
         "worst_case_examples": 10,
-        "attacks": [{"name": attack, "examples": 10, "robust_accuracy": robust, "seconds": 3.1,
-                     "config": {"name": "pgd", "steps": 20}}],
+        "attacks": [
+            {
+                "name": attack,
+                "examples": 10,
+                "robust_accuracy": robust,
+                "seconds": 3.1,
+                "config": {"name": "pgd", "steps": 20},
+            }
+        ],
         "threat": {"norm": "linf", "eps": 8 / 255},
         "seed": 5,
         "versions": {"tfrobust": "0.1.0"},
         "commit": "abc123",
         "data": {"name": config["data"]["name"], "split": "test"},
-    }  # fmt: skip
+    }
     (run / "eval.json").write_text(json.dumps(evaluation))
     return run
 
@@ -66,8 +73,11 @@ def test_summary_holds_what_the_docs_need_and_no_machine_paths(tmp_path: Path) -
     assert path.name == "digits_atlas.json"
     assert summary["command"] == "python -m pipelines.run digits_atlas seed=0"
     assert summary["training"] == {
-        "epochs": 3, "best_epoch": 1, "seconds_per_batch": 0.05, "wall_seconds": 30.0,
-    }  # fmt: skip
+        "epochs": 3,
+        "best_epoch": 1,
+        "seconds_per_batch": 0.05,
+        "wall_seconds": 30.0,
+    }
     assert "someone" not in path.read_text() and "/tmp" not in path.read_text()
     assert summary["config"]["data"] == {"name": "digits"}
 
@@ -81,8 +91,13 @@ def test_page_shows_the_numbers(tmp_path: Path) -> None:
     assert "linf, eps 8/255 = 0.03137 |" in page
     assert "| 50.0 ms | 30.0 s | 3 | float32 |" in page
     assert "    python -m pipelines.run digits_atlas\n" in page
-    for fact in ("- PGD-20: 20 steps, 3.1 s", "- paper: ATLAS, Table 1", "- commit: abc123",
-                 "- seed: training 0, evaluation 5", "- versions: tfrobust 0.1.0"):  # fmt: skip
+    for fact in (
+        "- PGD-20: 20 steps, 3.1 s",
+        "- paper: ATLAS, Table 1",
+        "- commit: abc123",
+        "- seed: training 0, evaluation 5",
+        "- versions: tfrobust 0.1.0",
+    ):
         assert fact in page
     assert "Over seeds" not in page and page.startswith("# Results\n")
 

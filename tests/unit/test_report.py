@@ -54,17 +54,27 @@ def make_run(run: Path, channels: int = 1, **changes: Any) -> Path:
         "robust_accuracy": 0.3,
         "worst_case_examples": 10,
         "attacks": [
-            {"name": "PGD-20", "examples": 10, "robust_accuracy": 0.4, "seconds": 3.1,
-             "config": PGD},
-            {"name": "Square", "examples": 10, "robust_accuracy": 0.3, "seconds": 183.0,
-             "config": {"name": "square", "queries": 5000}},
+            {
+                "name": "PGD-20",
+                "examples": 10,
+                "robust_accuracy": 0.4,
+                "seconds": 3.1,
+                "config": PGD,
+            },
+            {
+                "name": "Square",
+                "examples": 10,
+                "robust_accuracy": 0.3,
+                "seconds": 183.0,
+                "config": {"name": "square", "queries": 5000},
+            },
         ],
         "threat": config["threat"],
         "seed": 0,
         "versions": {"tfrobust": "0.1.0", "python": "3.12"},
         "commit": None,
         "data": {"name": config["data"]["name"], "split": "test"},
-    }  # fmt: skip
+    }
     (run / "eval.json").write_text(json.dumps(evaluation))
     rng = np.random.default_rng(0)
     image = rng.random((2, 8, 8, channels), dtype=np.float32)
@@ -104,8 +114,13 @@ def test_numbers_show_fractions_of_255_but_leave_short_decimals() -> None:
     assert number(8 / 255) == "8/255 = 0.03137"
     assert number(128 / 255) == "128/255 = 0.502"
     assert [number(v) for v in (0.15, 0.2, 20, True, "8/255", 1.0)] == [
-        "0.15", "0.2", "20", "True", "8/255", "1",
-    ]  # fmt: skip
+        "0.15",
+        "0.2",
+        "20",
+        "True",
+        "8/255",
+        "1",
+    ]
 
 
 def test_attack_settings_put_the_known_first_and_hide_nothing() -> None:

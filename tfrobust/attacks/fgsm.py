@@ -12,7 +12,7 @@ from tfrobust.registry import require, serializable
 @serializable
 @dataclasses.dataclass(frozen=True)
 class FGSM(GradientAttack):
-    """One step of `step_scale` * eps from a random start, projected: the ATLAS paper's weak adversary.
+    """One step of `step_scale` * eps from a random start: the ATLAS paper's weak adversary.
 
     step_scale: step in units of eps; 1.25 by default, as ATLAS, appendix B.1. start="none" with
     step_scale=1 is the plain FGSM of Goodfellow et al. (2015).

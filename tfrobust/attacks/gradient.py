@@ -55,6 +55,7 @@ class GradientAttack(Attack):
         self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, *, threat: Threat, seed: Any
     ) -> tf.Tensor:
         name = self.loss or "cross_entropy"
+        x, y = tf.convert_to_tensor(x), tf.cast(y, tf.int32)
         target = tf.stop_gradient(logits_fn(x)) if name == "kl" else y
         loss = getattr(losses, name)
 
@@ -65,7 +66,12 @@ class GradientAttack(Attack):
         return self._search(evaluate, x, threat, seed)
 
     def maximise(
-        self, objective: Callable[[tf.Tensor], tf.Tensor], x: tf.Tensor, *, threat: Threat, seed: Any
+        self,
+        objective: Callable[[tf.Tensor], tf.Tensor],
+        x: tf.Tensor,
+        *,
+        threat: Threat,
+        seed: Any,
     ) -> tf.Tensor:
         """Images that maximise `objective`: [B, H, W, C] -> [B]; success plays no part."""
 

@@ -25,7 +25,7 @@ class PGD(GradientAttack):
     """
 
     steps: int = 10
-    step_size: float | str | None = None
+    step_size: Any = None
     restarts: int = 1
     success: str = "last"
 
@@ -34,8 +34,10 @@ class PGD(GradientAttack):
         require(isinstance(self.steps, int) and self.steps >= 1, "steps", "int >= 1", self.steps)
         require(
             isinstance(self.restarts, int) and self.restarts >= 1,
-            "restarts", "int >= 1", self.restarts,
-        )  # fmt: skip
+            "restarts",
+            "int >= 1",
+            self.restarts,
+        )
         choose("success", self.success, ("last", "any"))
         if self.step_size is not None and not tf.is_tensor(self.step_size):
             object.__setattr__(self, "step_size", number("step_size", self.step_size))

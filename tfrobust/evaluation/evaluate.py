@@ -22,22 +22,23 @@ TOLERANCE = 1e-6  # of a distance beyond eps: float32 rounding
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """A row of an evaluation: an attack (None: the clean images), its name in tables, and on how
-    many of the first images it runs (None: all)."""
+    """A row of an evaluation: an attack, its name in tables, and on how many of the first images
+    it runs (None: all)."""
 
-    attack: Attack | None
+    attack: Attack
     name: str
     examples: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What a trial left standing.
+    """What an attack left standing.
 
-    robust: bool [n] of the first n images: right on the clean image and on the adversarial one.
+    name: "clean" or the trial's. robust: bool [n] of the first n images: right on the clean image
+    and on the adversarial one.
     """
 
-    trial: Trial
+    name: str
     robust: np.ndarray
     seconds: float
 
@@ -45,9 +46,6 @@ class Result:
     def accuracy(self) -> float:
         """The fraction of the n images still right."""
         return float(self.robust.mean())
-
-
-CLEAN = Trial(None, "clean")
 
 
 def predictor(logits_fn: LogitsFn, batch_size: int = 250) -> Callable[[np.ndarray], np.ndarray]:
@@ -81,12 +79,17 @@ def adversaries(
     nothing is clipped here.
     """
 
+    _check(x, y, threat)
+
     @tf.function(autograph=False)
     def craft(images: Any, labels: Any, number: Any) -> Any:
         return attack(
-            logits_fn, images, labels, threat=threat,
+            logits_fn,
+            images,
+            labels,
+            threat=threat,
             seed=noise.seed_for(seed, number, attack.title),
-        )  # fmt: skip
+        )
 
     def crafted(rows: np.ndarray, number: int) -> Any:
         return craft(tf.constant(x[rows]), tf.constant(y[rows], tf.int32), tf.constant(number))
@@ -123,28 +126,43 @@ def evaluate(
 
     logits_fn: [B, H, W, C] in the box -> logits [B, C]; x: float32 [N, H, W, C]; y: int [N].
     """
+    _check(x, y, threat)
     names = [trial.name for trial in trials]
-    require(len(set(names)) == len(names), "attacks", "names that differ", names)
+    require(len({"clean", *names}) == len(names) + 1, "attacks", "names that differ", names)
     predict = predictor(logits_fn, batch_size)
     begun = time.perf_counter()
     right = predict(x) == y
-    yield Result(CLEAN, right, time.perf_counter() - begun)
+    yield Result("clean", right, time.perf_counter() - begun)
     for trial in trials:
-        assert trial.attack is not None
         n = min(trial.examples or len(x), len(x))
         begun = time.perf_counter()
         x_adv = adversaries(
-            logits_fn, x[:n], y[:n], trial.attack, threat,
-            seed=seed, batch_size=batch_size, progress=trial.name if progress else None,
-        )  # fmt: skip
+            logits_fn,
+            x[:n],
+            y[:n],
+            trial.attack,
+            threat,
+            seed=seed,
+            batch_size=batch_size,
+            progress=trial.name if progress else None,
+        )
         robust = right[:n] & (predict(x_adv) == y[:n])
-        yield Result(trial, robust, time.perf_counter() - begun)
+        yield Result(trial.name, robust, time.perf_counter() - begun)
 
 
 def worst_case(results: Sequence[Result]) -> np.ndarray:
     """bool [n]: right in every trial, for the images that all of them saw."""
     n = min(len(result.robust) for result in results)
     return np.logical_and.reduce([result.robust[:n] for result in results])
+
+
+def _check(x: np.ndarray, y: np.ndarray, threat: Threat) -> None:
+    low, high = threat.box
+    require(x.dtype == np.float32, "x", "float32 images", x.dtype.name)
+    require(len(x), "x", "at least one image", "none")
+    inside = low <= x.min() and x.max() <= high
+    require(inside, "x", f"images in [{low:g}, {high:g}]", (float(x.min()), float(x.max())))
+    require(y.shape == x.shape[:1], "y", f"{len(x)} class numbers [N]", f"shape {y.shape}")
 
 
 def _in_batches(

@@ -1,4 +1,4 @@
-"""Training methods: `METHODS[name](network, threat=..., ...)` is a keras.Model to compile and fit."""
+"""Training methods: `METHODS[name](network, threat=..., ...)` is a keras.Model to fit."""
 
 from tfrobust.methods.adv import Adv
 from tfrobust.methods.atlas import Atlas

@@ -78,8 +78,12 @@ class RobustModel(keras.Model):
         name: str | None = None,
     ):
         super().__init__(name=name)
-        require(isinstance(network, keras.Model) and network.built, "network",
-                "a built keras.Model (give it an Input)", network)  # fmt: skip
+        require(
+            isinstance(network, keras.Model) and network.built,
+            "network",
+            "a built keras.Model (give it an Input)",
+            network,
+        )
         require(isinstance(threat, Threat), "threat", "a tfrobust.Threat", threat)
         require(attack is None or isinstance(attack, Attack), "attack", "an Attack", attack)
         require(ramp_steps >= 0, "ramp_steps", "int >= 0", ramp_steps)
@@ -118,9 +122,12 @@ class RobustModel(keras.Model):
         assert self.attack is not None
         threat = self.threat.at(self.threat.eps * self.scale)
         return self.attack(
-            self.logits_fn(batch, self.craft), batch["image"], batch["label"],
-            threat=threat, seed=self.seed_for("attack"),
-        )  # fmt: skip
+            self.logits_fn(batch, self.craft),
+            batch["image"],
+            batch["label"],
+            threat=threat,
+            seed=self.seed_for("attack"),
+        )
 
     # -------------------------------------------------------------- passes through the network
     def run(self, inputs: Any, mode: str) -> tf.Tensor:
@@ -197,16 +204,19 @@ class RobustModel(keras.Model):
         batch = x if isinstance(x, dict) else {"image": x}
         return self.run(self.inputs(batch, batch["image"]), "train" if training else "eval")
 
-    def compile(
-        self, optimizer: Any = "sgd", *, jit_compile: bool = False, **kwargs: Any
-    ) -> None:
+    def compile(self, optimizer: Any = "sgd", *, jit_compile: bool = False, **kwargs: Any) -> None:
         """As Keras, without losses and metrics: the method brings its own.
 
-        XLA is off unless asked for: on CPU it is several times slower on these steps.
+        XLA is off unless asked for: on CPU it is several times slower on these steps. A network
+        that computes in float16 gets a LossScaleOptimizer.
         """
         for name in ("loss", "metrics", "weighted_metrics", "loss_weights"):
-            require(kwargs.pop(name, None) is None, name,
-                    "none (the method brings its own)", "one")  # fmt: skip
+            require(kwargs.pop(name, None) is None, name, "none (the method brings its own)", "one")
+        optimizer = keras.optimizers.get(optimizer)
+        # Keras looks at the policy of this model, which is float32, not at the network's.
+        half = any(layer.compute_dtype == "float16" for layer in self.network._flatten_layers())
+        if half and not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+            optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
         super().compile(optimizer, jit_compile=jit_compile, **kwargs)
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
@@ -228,8 +238,14 @@ class RobustModel(keras.Model):
         require(image.dtype.is_floating, "image", "float in [0, 1]", image.dtype.name)
         if label.shape.rank == 2 and label.shape[1] == 1:  # as Keras data sets give them
             label = label[:, 0]
-        require(label.shape.rank == 1 and not label.dtype.is_bool, "label",
-                "class numbers [B]", f"shape {label.shape}")  # fmt: skip
+        require(
+            label.shape.rank == 1 and not label.dtype.is_bool,
+            "label",
+            "class numbers [B]",
+            f"shape {label.shape}",
+        )
+        if weight is not None:  # [B, 1] would broadcast the losses to [B, B]
+            batch["weight"] = tf.reshape(tf.cast(weight, tf.float32), [-1])
         return batch | {"image": tf.cast(image, tf.float32), "label": tf.cast(label, tf.int32)}
 
     def get_config(self) -> dict[str, Any]:

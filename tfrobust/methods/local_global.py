@@ -34,8 +34,12 @@ class LocalGlobal(RobustModel):
         require(self.alpha >= 0, "alpha", "a number >= 0", self.alpha)
         require(self.beta >= 0, "beta", "a number >= 0", self.beta)
         if not (self.adversarial_centre or self.beta):
-            require(attack is None, "attack",
-                    f"none ({type(self).__name__} makes no adversaries)", attack)  # fmt: skip
+            require(
+                attack is None,
+                "attack",
+                f"none ({type(self).__name__} makes no adversaries)",
+                attack,
+            )
             return
         self.attack = attack or FGSM()
         # The method's own crafting loss unless the attack names one.

@@ -1,4 +1,4 @@
-"""Networks: `MODELS[name](image_shape, num_classes, ...)` gives a Keras model that returns logits."""
+"""Networks: `MODELS[name](image_shape, num_classes, ...)` is a Keras model that gives logits."""
 
 from collections.abc import Callable
 

@@ -58,9 +58,15 @@ def wide_resnet(
     require(depth >= 10 and (depth - 4) % 6 == 0, "depth", "6 n + 4, such as 16 or 28", depth)
     require(width >= 1, "width", "int >= 1", width)
     return _residual(
-        image_shape, num_classes, stem=(16, 1), groups=[16 * width, 32 * width, 64 * width],
-        blocks=(depth - 4) // 6, mean=mean, std=std, name=f"wide_resnet_{depth}_{width}",
-    )  # fmt: skip
+        image_shape,
+        num_classes,
+        stem=(16, 1),
+        groups=[16 * width, 32 * width, 64 * width],
+        blocks=(depth - 4) // 6,
+        mean=mean,
+        std=std,
+        name=f"wide_resnet_{depth}_{width}",
+    )
 
 
 def small_resnet(
@@ -79,6 +85,12 @@ def small_resnet(
     """
     groups = groups or [32, 64, 128]
     return _residual(
-        image_shape, num_classes, stem=(groups[0], 2), groups=groups, blocks=blocks,
-        mean=mean, std=std, name="small_resnet",
-    )  # fmt: skip
+        image_shape,
+        num_classes,
+        stem=(groups[0], 2),
+        groups=groups,
+        blocks=blocks,
+        mean=mean,
+        std=std,
+        name="small_resnet",
+    )

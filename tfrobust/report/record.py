@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 import numpy as np
 import yaml
 
+from tfrobust.registry import UserError
+
 T = TypeVar("T")
 
 
@@ -59,9 +61,9 @@ def load_run(run: Path) -> RunRecord:
     config_file, evaluation_file = run / "config.yaml", run / "eval.json"
     history_file, probes_file = run / "history.csv", run / "probes.npz"
     if not config_file.is_file():
-        raise ValueError(f"{config_file}: expected the config of a run, received no such file")
+        raise UserError(f"{config_file}: expected the config of a run, received no such file")
     if not evaluation_file.is_file():
-        raise ValueError(
+        raise UserError(
             f"{evaluation_file}: expected the result of the stage attack_eval, received no such "
             "file; run the stage attack_eval first"
         )
@@ -104,7 +106,7 @@ def _read(path: Path, parse: Callable[[Path], T]) -> T:
     # A damaged file raises whatever its parser raises (zlib, zipfile, yaml, csv, ...).
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{path}: expected a readable file, received {reason}") from error
+        raise UserError(f"{path}: expected a readable file, received {reason}") from error
 
 
 def _config(path: Path) -> dict[str, Any]:

@@ -7,6 +7,14 @@ from tfrobust.training.optimizers import OPTIMIZERS
 from tfrobust.training.schedules import MONITOR, SCHEDULES, Guided, Schedule
 
 __all__ = [
-    "MONITOR", "OPTIMIZERS", "SCHEDULES", "BatchTimer", "CatastrophicOverfitting", "Guided",
-    "History", "Resume", "Schedule", "strategy",
-]  # fmt: skip
+    "MONITOR",
+    "OPTIMIZERS",
+    "SCHEDULES",
+    "BatchTimer",
+    "CatastrophicOverfitting",
+    "Guided",
+    "History",
+    "Resume",
+    "Schedule",
+    "strategy",
+]

@@ -20,15 +20,11 @@ class Resume(keras.callbacks.Callback):
     Must come after them in fit's list: their own on_train_begin resets them.
     """
 
-    def __init__(
-        self, model: keras.Model, folder: Path, others: list[keras.callbacks.Callback]
-    ):
+    def __init__(self, model: keras.Model, folder: Path, others: list[keras.callbacks.Callback]):
         super().__init__()
         self.others = others
         self.note = tf.Variable("{}", dtype=tf.string, trainable=False)
-        checkpoint = tf.train.Checkpoint(
-            model=model, optimizer=model.optimizer, note=self.note
-        )
+        checkpoint = tf.train.Checkpoint(model=model, optimizer=model.optimizer, note=self.note)
         self.manager = tf.train.CheckpointManager(checkpoint, str(folder), max_to_keep=2)
         self.saved: dict[str, Any] = {"epochs": 0, "stopped": False, "callbacks": []}
         if self.manager.latest_checkpoint:

@@ -22,7 +22,7 @@ class BatchTimer(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self.seconds: list[float] = []
-        self.learning_rate = float(self.model.optimizer.learning_rate)
+        self.learning_rate = _number(self.model.optimizer.learning_rate)
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         self.begun = time.perf_counter()
@@ -51,7 +51,7 @@ class History(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         row: dict[str, Any] = {
             "epoch": epoch,
-            "step": int(self.model.step),
+            "step": int(_number(self.model.step)),
             "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
             **{name: f"{float(value):.8g}" for name, value in sorted((logs or {}).items())},
         }
@@ -60,6 +60,11 @@ class History(keras.callbacks.Callback):
         columns = next(csv.reader(self.lines[:1]))
         self.lines.append(_line([row.get(column, "") for column in columns]))
         write_text(self.path, "\n".join(self.lines) + "\n")
+
+
+def _number(variable: Any) -> float:
+    """float(variable) fails on the variables of a MirroredStrategy."""
+    return float(keras.ops.convert_to_numpy(variable))
 
 
 def _line(cells: list[Any]) -> str:
@@ -93,5 +98,9 @@ class CatastrophicOverfitting(keras.callbacks.Callback):
                 "catastrophic overfitting at epoch %d: validation robust accuracy %.1f %%, "
                 "%.1f points below its best, while FGSM accuracy is %.1f points higher; "
                 "Jacobian estimate %.3g (raise alpha, lower beta, or stop early)",
-                epoch, 100 * robust, 100 * (self.best - robust), 100 * gap, logs["val_jacobian"],
-            )  # fmt: skip
+                epoch,
+                100 * robust,
+                100 * (self.best - robust),
+                100 * gap,
+                logs["val_jacobian"],
+            )

@@ -21,9 +21,7 @@ def adam(
     return keras.optimizers.Adam(learning_rate, beta_1=beta_1, beta_2=beta_2)
 
 
-def adamw(
-    learning_rate: float = 0.001, weight_decay: float = 0.004
-) -> keras.optimizers.Optimizer:
+def adamw(learning_rate: float = 0.001, weight_decay: float = 0.004) -> keras.optimizers.Optimizer:
     """Keras's AdamW; its weight decay is decoupled."""
     return keras.optimizers.AdamW(learning_rate, weight_decay=weight_decay)
 

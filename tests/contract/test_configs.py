@@ -1,0 +1,43 @@
+"""Every config parses, and its network and method are built, in one process."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipelines import config as configs
+from pipelines.smoke import smoke
+from pipelines.spec import Spec, parse
+from tfrobust.methods import METHODS
+
+
+def spec_of(name: str) -> Spec:
+    return parse(name, configs.load(configs.find(name)))
+
+
+@pytest.mark.parametrize("name", configs.available())
+def test_every_config_builds(name: str) -> None:
+    spec = spec_of(name)
+    assert spec.method is not None and spec.train is not None and spec.trials
+    model = spec.method(spec.network(), ramp_steps=1)
+    source = spec.data.source
+    assert model.network.input_shape[1:] == source.image_shape
+    assert model.network.output_shape == (None, source.num_classes)
+    assert parse(name, smoke(spec)).config["data"]["name"] == "synthetic"
+
+
+def test_every_method_has_a_digits_config() -> None:
+    assert {f"digits_{name}" for name in METHODS} <= set(configs.available())
+
+
+def test_the_papers_constants() -> None:
+    """ATLAS, appendix B."""
+    mnist, cifar = spec_of("mnist_atlas"), spec_of("cifar10_atlas")
+    assert mnist.method.keywords["alpha"] == 1e-5 and mnist.method.keywords["beta"] == 0.3
+    assert mnist.threat.eps == 0.3 and mnist.data.batch_size == 128
+    assert cifar.method.keywords["alpha"] == 2e-4 and cifar.method.keywords["beta"] == 5.0
+    assert cifar.method.keywords["l2"] == 2e-4 and cifar.threat.eps == 8 / 255
+    assert cifar.train.epsilon_ramp_epochs == 15 and cifar.data.validation == 5000
+    steps = {
+        n: spec_of(n).method.keywords["attack"].title for n in configs.available() if "step" in n
+    }
+    assert steps["mnist_adv_20step"] == "PGD-20" and steps["cifar100_adv_5step"] == "PGD-5"

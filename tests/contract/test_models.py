@@ -1,0 +1,64 @@
+"""What every network of the registry promises."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfrobust import Atlas, Threat
+from tfrobust.models import MODELS, PRECISIONS, with_precision
+from tfrobust.registry import parameters
+
+SMALL: dict[str, dict[str, Any]] = {
+    "small_cnn": {"filters": [4], "kernel": 3, "units": 8},
+    "small_resnet": {"groups": [4, 8]},
+    "wide_resnet": {"depth": 10, "width": 1},
+}
+X = np.random.default_rng(0).random((4, 8, 8, 3)).astype("float32")
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def network(request: pytest.FixtureRequest) -> keras.Model:
+    keras.utils.set_random_seed(1)
+    return MODELS[request.param]((8, 8, 3), 5, **SMALL.get(request.param, {}))
+
+
+def test_gives_logits(network: keras.Model) -> None:
+    logits = network(X)
+    assert logits.shape == (4, 5) and logits.dtype == tf.float32
+    assert network.output_shape == (None, 5)
+    # Raw scores: a softmax's would sum to one.
+    assert not np.allclose(np.sum(logits, axis=1), 1.0)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_trains_a_step_of_atlas(network: keras.Model, precision: str) -> None:
+    mixed = with_precision(network, precision)
+    before = mixed.get_weights()
+    model = Atlas(mixed, threat=Threat("linf", 0.05), alpha=1e-3, beta=1.0)
+    model.compile(keras.optimizers.SGD(0.1))
+    logs = model.train_step((tf.constant(X), tf.constant([0, 1, 2, 3])))
+    assert all(np.isfinite(value) for value in logs.values())
+    after = mixed.get_weights()
+    moved = [not np.array_equal(a, b) for a, b in zip(after, before, strict=True)]
+    # Every variable but the constants of an unused normalisation moves.
+    assert all(moved), [v.path for v, m in zip(mixed.weights, moved, strict=True) if not m]
+    assert mixed(X).dtype == tf.float32
+
+
+def test_saves_and_loads(network: keras.Model, tmp_path: Path) -> None:
+    network.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(loaded(X), network(X))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_takes_the_images_shape_and_the_classes(name: str) -> None:
+    assert list(parameters(MODELS[name]))[:2] == ["image_shape", "num_classes"]
+    network = MODELS[name]((9, 6, 1), 2, **SMALL.get(name, {}))  # odd sizes too
+    assert network(X[:, :8, :6, :1].repeat(2, axis=1)[:, :9]).shape == (4, 2)

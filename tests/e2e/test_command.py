@@ -1,0 +1,94 @@
+"""The command line: exit codes, one-line errors, and that a mistake leaves nothing behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipelines import config as configs
+from pipelines.run import run
+from tests.e2e.conftest import Command
+from tfrobust.registry import UserError
+
+MISTAKES = {
+    ("method.alhpa=1",): "method.alhpa: unknown key: .*did you mean 'alpha'",
+    ("methd.alpha=1",): "^--set methd.alpha=1: methd: unknown key.*did you mean 'method'",
+    ("method.alpha=abc",): "method.alpha: expected a valid number, received 'abc'",
+    ("method.alpha=-1",): "method.alpha: expected a number >= 0, received -1",
+    ("method.name=atlsa",): "method.name: .*did you mean 'atlas'",
+    ("method.attack.steps=3",): "method.attack.steps: unknown key",
+    ("data.name=mnits",): "data.name: .*did you mean 'mnist'",
+    ("data.batch_size=0",): "data.batch_size: expected int >= 1, received 0",
+    ("data={name: npz, path: nowhere.npz}",): "data.path: .*nowhere.npz",
+    ("data.validation=0", "train.schedule=guided"): "data.validation: expected examples to hold",
+    ("threat.eps=8/0",): "threat.eps: expected a fraction",
+    ("threat.eps=big",): "threat.eps: expected a number or a fraction",
+    ("threat.norm=l3",): "threat.norm: expected one of l2, linf",
+    ("train.epochs=1.5",): "train.epochs: expected a valid integer, received 1.5",
+    ("train.init_from=no.keras",): "train.init_from: expected a .keras file or a run folder",
+    ("train.schedule.name=guide",): "train.schedule.name: .*did you mean 'guided'",
+    ("optimizer.momentum=high",): "optimizer.momentum: expected a valid number",
+    ("model.depth=3",): "model.depth: unknown key",
+    ("model={path: x.keras}",): "model.path: expected a model.name where the stage train is on",
+    ("precision=fp16",): "precision: expected one of",
+    ("seed=-3",): "seed: expected int >= 0",
+    ("attacks=[{name: pgdd}]",): "attacks.0..name: .*did you mean 'pgd'",
+    ("attacks=[pgd, pgd]",): "attacks: expected attacks whose labels differ",
+    ("attacks=[{name: pgd, steps: 0}]",): "attacks.0..steps: expected int >= 1, received 0",
+    ("stages=[trian]",): "stages: .*did you mean 'train'",
+    ("method.alpha=${nope}",): "nope",
+    ("method.alpha",): "--set: expected key=value",
+}
+
+
+@pytest.mark.parametrize("overrides", MISTAKES, ids="+".join)
+def test_a_mistake_is_one_line_and_writes_nothing(
+    overrides: tuple[str, ...], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=MISTAKES[overrides]) as error:
+        run("digits_atlas", list(overrides), tmp_path / "runs", None, smoke=False)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_mistakes_in_files_name_the_file(tmp_path: Path) -> None:
+    def fails(text: str, match: str) -> None:
+        path = tmp_path / "mine.yaml"
+        path.write_text(text)
+        with pytest.raises(UserError, match=match) as error:
+            run(str(path), [], tmp_path / "runs", None, smoke=False)
+        assert "\n" not in str(error.value) and "mine.yaml" in str(error.value)
+
+    fails("method: [1, 2", "expected YAML")
+    fails("- 1\n- 2\n", "expected a mapping")
+    fails("include: nowhere.yaml\n", "include: expected a file")
+    fails("include: mine.yaml\n", "does not include itself")
+    fails("seed: 1\n", "expected a value for threat, data")
+    base = configs.CONFIGS / "base" / "digits.yaml"
+    fails(f"include: {base}\n", "method: expected a section")
+    fails(f"include: {base}\nmethod: atlas\n", "method: expected a value for alpha, beta")
+
+
+def test_the_command(command: Command) -> None:
+    wrong = command("digits_atlass")
+    assert wrong.returncode == 2 and "Traceback" not in wrong.stderr
+    assert "did you mean 'digits_atlas'" in wrong.stderr.splitlines()[-1]
+
+    flag = command("digits_atlas", "--smok")
+    assert flag.returncode == 2 and "Traceback" not in flag.stderr
+
+    both = command("digits_atlas", "digits_adv")
+    assert both.returncode == 2 and "expected one config" in both.stderr
+
+    shown = command("digits_atlas", "--set", "threat.eps=2/10", "--print_config")
+    assert shown.returncode == 0 and "eps: 2/10" in shown.stdout
+
+
+def test_missing_data_is_one_line(command: Command, tmp_path: Path) -> None:
+    run = command(
+        "mnist_adv", "--set", f"data.dir={tmp_path / 'none'}", "--set", "data.download=false"
+    )
+    assert run.returncode == 2 and "Traceback" not in run.stderr
+    last = run.stderr.splitlines()[-1]
+    assert str(tmp_path / "none") in last and "TFDS_DATA_DIR" in last

@@ -1,0 +1,160 @@
+"""Every method through every stage, small: what a run leaves behind and what runs it again."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pipelines import config as configs
+from pipelines.run import run
+from pipelines.stages import train as train_stage
+from tfrobust.methods import METHODS
+from tfrobust.registry import UserError
+
+
+def smoke(name: str, workdir: Path, *overrides: str, stages: list[str] | None = None) -> Path:
+    return run(name, list(overrides), workdir, stages, smoke=True)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_through_every_stage(method: str, tmp_path: Path) -> None:
+    folder = smoke(f"digits_{method}", tmp_path)
+
+    config = configs.read(folder / "config.yaml")
+    assert config["method"]["name"] == method
+    assert config["command"] == f"python -m pipelines.run digits_{method} --smoke"
+
+    rows = list(csv.DictReader((folder / "history.csv").open()))
+    assert [row["epoch"] for row in rows] == ["0", "1"]
+    assert [row["step"] for row in rows] == ["2", "4"]
+    for column in ("finished_at", "val_robust_accuracy", "val_jacobian", "seconds_per_batch"):
+        assert all(row[column] for row in rows), column
+    assert ("jacobian" in rows[0]) == (method in ("jac", "atlas", "trades_jac"))
+
+    evaluation = json.loads((folder / "eval.json").read_text())
+    flags = np.load(folder / "flags.npz")
+    assert evaluation["examples"] == len(flags["index"]) == 32
+    assert evaluation["clean_accuracy"] == flags["clean"].mean()
+    together = flags["clean"].copy()
+    for attack in evaluation["attacks"]:
+        assert attack["robust_accuracy"] == flags[attack["name"]].mean()
+        together &= flags[attack["name"]]
+    assert evaluation["robust_accuracy"] == together.mean()
+    assert set(evaluation["versions"]) == {"tfrobust", "tensorflow", "keras", "numpy", "python"}
+    assert evaluation["threat"] == {"norm": "linf", "eps": 0.15} and evaluation["seed"] == 0
+
+    network = keras.saving.load_model(folder / "model.keras", compile=False)
+    served = tf.saved_model.load(str(folder / "saved_model"))
+    images = np.random.default_rng(0).random((3, 8, 8, 1), np.float32)
+    np.testing.assert_allclose(served.serve(images), network(images), rtol=1e-5, atol=1e-5)
+
+    page = (folder / "report" / "index.html").read_text()
+    assert "http://" not in page.replace("http://www.w3.org", "") and "https://" not in page
+    assert (folder / "report" / "report.md").read_text().startswith("#")
+    assert list((folder / "tensorboard" / "train").glob("events*"))
+
+
+def test_finished_stages_are_skipped_and_changed_ones_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = smoke("digits_adv", tmp_path)
+    weights = (folder / "model.keras").read_bytes()
+    capsys.readouterr()
+
+    smoke("digits_adv", tmp_path)
+    assert capsys.readouterr().out.count("done before, skipped") == 4
+
+    smoke("digits_adv", tmp_path, "attacks=fgsm")
+    assert capsys.readouterr().out.count("done before, skipped") == 2  # train, export
+    evaluation = json.loads((folder / "eval.json").read_text())
+    assert [attack["name"] for attack in evaluation["attacks"]] == ["FGSM"]
+    assert (folder / "model.keras").read_bytes() == weights
+
+    smoke("digits_adv", tmp_path, "seed=1")
+    assert "the former run is kept in" in capsys.readouterr().out
+    assert (tmp_path / "digits_adv.1" / "model.keras").read_bytes() == weights
+    assert (folder / "model.keras").read_bytes() != weights
+
+
+def test_one_stage_needs_the_one_before(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="run the stage train first"):
+        smoke("digits_adv", tmp_path, stages=["attack_eval"])
+
+
+def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped in its second epoch and started again, it ends with the weights of a straight run."""
+    straight = smoke("digits_adv", tmp_path / "straight", stages=["train"])
+
+    class Stop(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            if int(self.model.step) == 3:
+                raise KeyboardInterrupt
+
+    whole = train_stage._records
+    monkeypatch.setattr(train_stage, "_records", lambda *args: [Stop(), *whole(*args)])
+    with pytest.raises(KeyboardInterrupt):
+        smoke("digits_adv", tmp_path / "cut", stages=["train"])
+    monkeypatch.undo()
+    first_row = (tmp_path / "cut" / "digits_adv" / "history.csv").read_text().splitlines()[1]
+    cut = smoke("digits_adv", tmp_path / "cut", stages=["train"])
+
+    lines = (cut / "history.csv").read_text().splitlines()
+    assert len(lines) == 3 and lines[1] == first_row
+    nets = [keras.saving.load_model(f / "model.keras", compile=False) for f in (straight, cut)]
+    for ours, theirs in zip(*(net.get_weights() for net in nets), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_training_on_from_a_run_folder_and_a_keras_file(tmp_path: Path) -> None:
+    first = smoke("digits_natural", tmp_path)
+    for number, source in enumerate((first, first / "model.keras")):
+        hardened = run(
+            "digits_adv",
+            [
+                f"train.init_from={source}",
+                "train.epochs=1",
+                "train.steps_per_epoch=1",
+                "optimizer.learning_rate=1e-9",
+                "attacks=fgsm",
+            ],
+            tmp_path / str(number),
+            None,
+            smoke=False,
+        )
+        before, after = (
+            keras.saving.load_model(f / "model.keras", compile=False) for f in (first, hardened)
+        )
+        assert [v.path for v in before.weights] == [v.path for v in after.weights]
+        for a, b in zip(before.get_weights(), after.get_weights(), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_mixed_precision_trains_and_leaves_a_float32_network(tmp_path: Path) -> None:
+    for precision in ("mixed_bfloat16", "mixed_float16"):
+        folder = smoke("digits_atlas", tmp_path / precision, f"precision={precision}")
+        network = keras.saving.load_model(folder / "model.keras", compile=False)
+        assert {layer.dtype_policy.name for layer in network.layers} == {"float32"}
+
+
+def test_a_users_own_arrays(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 256, (96, 10, 12, 3), np.uint8), rng.integers(0, 5, 96)
+    path = tmp_path / "mine.npz"
+    np.savez(path, x_train=x[:64], y_train=y[:64], x_test=x[64:], y_test=y[64:])
+    folder = run(
+        "digits_adv",
+        [f"data={{name: npz, path: {path}, batch_size: 16, validation: 16}}", "train.epochs=1"],
+        tmp_path,
+        None,
+        smoke=False,
+    )
+    assert json.loads((folder / "eval.json").read_text())["examples"] == 32
+    network = keras.saving.load_model(folder / "model.keras", compile=False)
+    assert network.output_shape == (None, 5)

@@ -1,0 +1,54 @@
+"""Small networks with closed forms, and one run on two devices."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+HERE = Path(__file__).resolve().parent
+
+
+@pytest.fixture
+def linear() -> Callable[..., Any]:
+    """linear(W, power=1): the network z = (x W)^power of images [2, 2, 1] seen as vectors [4].
+
+    Its Jacobian is W^T for power 1, and 2 diag(x W) W^T for power 2.
+    """
+    import keras
+
+    def build(weights: np.ndarray, power: int = 1, shape: tuple[int, ...] = (2, 2, 1)) -> Any:
+        image = keras.Input(shape)
+        dense = keras.layers.Dense(weights.shape[1], use_bias=False)
+        z = dense(keras.layers.Flatten()(image))
+        network = keras.Model(image, z**power if power > 1 else z)
+        dense.set_weights([weights])
+        return network
+
+    return build
+
+
+def _on_two_devices(what: str) -> dict[str, Any]:
+    """What two_devices.py prints: TensorFlow splits its CPU only before it is first used."""
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1]), "CUDA_VISIBLE_DEVICES": "-1"}
+    command = [sys.executable, str(HERE / "two_devices.py"), what]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="session")
+def drawn_on_two_devices() -> dict[str, Any]:
+    return _on_two_devices("drawn")
+
+
+@pytest.fixture(scope="session")
+def trained_on_two_devices() -> dict[str, Any]:
+    return _on_two_devices("trained")

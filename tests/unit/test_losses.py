@@ -1,0 +1,84 @@
+"""Losses by hand: softmax(0, ln 3) = (1/4, 3/4) and softmax(0, 0) = (1/2, 1/2)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfrobust import losses
+
+LN3 = float(np.log(3.0))
+
+
+def test_cross_entropy() -> None:
+    logits = tf.constant([[0.0, LN3], [0.0, LN3], [0.0, 0.0]])
+    values = losses.cross_entropy(logits, tf.constant([1, 0, 0]))
+    np.testing.assert_allclose(values, [np.log(4 / 3), np.log(4), np.log(2)], rtol=1e-6)
+
+
+def test_cross_entropy_of_huge_logits_is_exact() -> None:
+    """-log softmax(1000, 0)[1] = 1000 to float32's last digit."""
+    values = losses.cross_entropy(tf.constant([[1000.0, 0.0]]), tf.constant([1]))
+    np.testing.assert_allclose(values, [1000.0])
+
+
+def test_kl_and_its_direction() -> None:
+    quarter, half = tf.constant([[0.0, LN3]]), tf.constant([[0.0, 0.0]])
+    # sum p ln(p / q) with p = (1/4, 3/4), q = (1/2, 1/2), and the other way round
+    forward = 0.25 * np.log(0.5) + 0.75 * np.log(1.5)
+    backward = 0.5 * np.log(2.0) + 0.5 * np.log(2.0 / 3.0)
+    np.testing.assert_allclose(losses.kl(half, reference=quarter), [forward], rtol=1e-5)
+    np.testing.assert_allclose(losses.kl(quarter, reference=half), [backward], rtol=1e-5)
+    np.testing.assert_allclose(losses.kl(quarter, reference=quarter), [0.0], atol=1e-7)
+
+
+def test_kl_gradients() -> None:
+    """d/dlogits KL(p || q) = q - p; d/dreference_i = p_i (ln(p_i / q_i) - KL)."""
+    reference, logits = tf.constant([[0.0, LN3]]), tf.constant([[0.0, 0.0]])
+    with tf.GradientTape() as tape:
+        tape.watch([reference, logits])
+        value = losses.kl(logits, reference)
+    to_reference, to_logits = tape.gradient(value, [reference, logits])
+    np.testing.assert_allclose(to_logits, [[0.25, -0.25]], rtol=1e-5)
+    p = np.array([0.25, 0.75])
+    np.testing.assert_allclose(
+        to_reference[0], p * (np.log(p / 0.5) - value.numpy()[0]), rtol=1e-4, atol=1e-6
+    )
+
+
+def test_kl_stays_finite_where_a_probability_is_zero() -> None:
+    sure, other = tf.constant([[500.0, 0.0]]), tf.constant([[0.0, 500.0]])
+    np.testing.assert_allclose(losses.kl(other, reference=sure), [500.0])
+
+
+def test_margin() -> None:
+    logits = tf.constant([[1.0, 3.0, 2.0], [1.0, 3.0, 2.0], [2.0, 2.0, 0.0]])
+    # right by 1; wrong by 2; a tie
+    values = losses.margin(logits, tf.constant([1, 0, 0]))
+    np.testing.assert_allclose(values, [-1.0, 2.0, 0.0])
+
+
+def test_margin_gradient() -> None:
+    """+1 at the best rival, -1 at the label."""
+    logits = tf.constant([[1.0, 3.0, 2.0]])
+    with tf.GradientTape() as tape:
+        tape.watch(logits)
+        value = losses.margin(logits, tf.constant([1]))
+    np.testing.assert_array_equal(tape.gradient(value, logits), [[0.0, -1.0, 1.0]])
+
+
+@pytest.mark.parametrize("dtype", [tf.int32, tf.int64])
+def test_correct(dtype: tf.DType) -> None:
+    logits = tf.constant([[0.0, 1.0], [1.0, 0.0], [2.0, 2.0]])
+    values = losses.correct(logits, tf.constant([1, 1, 0], dtype))
+    np.testing.assert_array_equal(values, [True, False, True])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", [0, 1])
+def test_logits_that_are_not_finite_are_wrong(bad: float, place: int) -> None:
+    """Whichever class they stand at: argmax of (NaN, 0) would be 0, a right answer for label 0."""
+    logits = np.zeros((2, 2), np.float32)
+    logits[:, place] = bad
+    assert not losses.correct(tf.constant(logits), tf.constant([0, 1])).numpy().any()

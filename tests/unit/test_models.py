@@ -1,0 +1,169 @@
+"""Layers, parameter counts in closed form, and precision."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfrobust.models import small_cnn, small_resnet, wide_resnet, with_precision
+from tfrobust.models.layers import MaxPool
+from tfrobust.registry import UserError
+
+RNG = np.random.default_rng(0)
+
+
+def trainable(network: keras.Model) -> int:
+    return sum(int(np.prod(v.shape)) for v in network.trainable_variables)
+
+
+@pytest.mark.parametrize("size", [(4, 6), (5, 7), (2, 3)])
+def test_max_pool_is_tensorflows(size: tuple[int, int]) -> None:
+    """Forward and gradient, also of odd sizes, whose last row or column is dropped (VALID)."""
+    x = tf.constant(RNG.normal(size=(2, *size, 3)).astype("float32"))  # no ties
+    results = []
+    for pool in (MaxPool(), lambda z: tf.nn.max_pool2d(z, 2, 2, "VALID")):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = pool(x)
+            total = tf.reduce_sum(y * y)
+        results.append((y, tape.gradient(total, x)))
+    np.testing.assert_array_equal(results[0][0], results[1][0])
+    np.testing.assert_array_equal(results[0][1], results[1][1])
+    assert MaxPool().compute_output_shape(x.shape) == results[0][0].shape
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_max_pool_second_order(jit: bool) -> None:
+    """g(x) = ||d/dx sum(pool(x)^3)||^2 = sum over maxima m of 9 m^4, so dg/dx = 36 m^3 there."""
+    x = tf.constant(RNG.normal(size=(2, 4, 4, 2)).astype("float32"))
+    pool = MaxPool()
+
+    @tf.function(jit_compile=jit)
+    def second(x: Any) -> Any:
+        with tf.GradientTape() as outer:
+            outer.watch(x)
+            with tf.GradientTape() as inner:
+                inner.watch(x)
+                total = tf.reduce_sum(pool(x) ** 3)
+            g = tf.reduce_sum(inner.gradient(total, x) ** 2)
+        return outer.gradient(g, x)
+
+    windows = x.numpy().reshape(2, 2, 2, 2, 2, 2)
+    is_max = windows == windows.max(axis=(2, 4), keepdims=True)
+    expected = (36 * windows**3 * is_max).reshape(x.shape)
+    np.testing.assert_allclose(second(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_small_cnn_parameters() -> None:
+    """MNIST: (25 + 1) 32 + (25 * 32 + 1) 64 + (7 * 7 * 64 + 1) 1024 + (1024 + 1) 10."""
+    expected = 26 * 32 + 801 * 64 + 3137 * 1024 + 1025 * 10
+    assert expected == 3_274_634
+    assert small_cnn((28, 28, 1), 10).count_params() == expected
+
+
+@pytest.mark.parametrize(
+    ("width", "classes", "count"),
+    # WRN-28-10: 36 479 194 in the torch code of the paper's authors, whose parameters are the
+    # trainable ones; Keras's count_params adds BatchNorm's 17 952 moving averages. The others
+    # from the same sum by hand: see `closed`.
+    [(10, 10, 36_479_194), (8, 10, 23_354_842), (8, 100, 23_354_842 + 90 * 513)],
+)
+def test_wide_resnet_parameters(width: int, classes: int, count: int) -> None:
+    def closed(n: int = 4) -> int:
+        total, before = 9 * 3 * 16, 16
+        for size in (16 * width, 32 * width, 64 * width):
+            total += before * size  # the shortcut of the first block
+            for block in range(n):
+                first = before if block == 0 else size
+                total += 2 * first + 9 * first * size + 2 * size + 9 * size * size
+            before = size
+        return total + 2 * before + before * classes + classes
+
+    network = wide_resnet((32, 32, 3), classes, depth=28, width=width)
+    assert trainable(network) == closed() == count
+
+
+@pytest.mark.parametrize("depth", [27, 4, 29, 0, -2])
+def test_wide_resnet_refuses_a_depth(depth: int) -> None:
+    with pytest.raises(UserError, match=rf"^depth: expected 6 n \+ 4.*received {depth}$"):
+        wide_resnet((32, 32, 3), 10, depth=depth)
+
+
+def test_wide_resnet_halves_twice_and_small_resnet_thrice() -> None:
+    """32 -> 32, 16, 8 and 32 -> 16, 8, 4."""
+    for network, size in (
+        (wide_resnet((32, 32, 3), 10, depth=10, width=1), 8),
+        (small_resnet((32, 32, 3), 10), 4),
+    ):
+        pooled = next(v for v in network.layers if "pooling" in v.name)
+        assert pooled.input.shape[1:3] == (size, size)
+
+
+def test_normalisation_is_inside() -> None:
+    """The network of x with mean and std is the plain one of (x - mean) / std."""
+    mean, std = [0.1, 0.2, 0.3], [0.5, 1.0, 2.0]
+    plain = wide_resnet((8, 8, 3), 4, depth=10, width=1)
+    inside = wide_resnet((8, 8, 3), 4, depth=10, width=1, mean=mean, std=std)
+    inside.set_weights(plain.get_weights())
+    x = RNG.random((3, 8, 8, 3)).astype("float32")
+    np.testing.assert_allclose(inside(x), plain((x - mean) / std), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="mean, std: expected 3 numbers each, received 2 and 3"):
+        small_resnet((8, 8, 3), 4, mean=[0.1, 0.2])
+
+
+def test_batch_norm_has_the_papers_constants() -> None:
+    norms = [
+        v for v in wide_resnet((8, 8, 3), 4, depth=10, width=1).layers
+        if isinstance(v, keras.layers.BatchNormalization)
+    ]  # fmt: skip
+    assert len(norms) == 2 * 3 + 1
+    assert {(v.momentum, v.epsilon) for v in norms} == {(0.9, 1e-5)}
+
+
+@pytest.fixture
+def network() -> keras.Model:
+    keras.utils.set_random_seed(0)
+    return small_resnet((8, 8, 3), 4, groups=[4, 8], mean=[0.5] * 3, std=[0.25] * 3)
+
+
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+def test_precision_round_trip(network: keras.Model, tmp_path: Path, precision: str) -> None:
+    """There and back again gives the same network bit for bit; between, weights stay float32."""
+    x = RNG.random((3, 8, 8, 3)).astype("float32")
+    mixed = with_precision(network, precision)
+    assert {v.dtype for v in mixed.variables} == {"float32"}
+    computes = {v.compute_dtype for v in mixed.layers}
+    assert computes == {precision.removeprefix("mixed_"), "float32"}
+    assert mixed.layers[-1].compute_dtype == "float32"
+    logits = mixed(x)
+    assert logits.dtype == tf.float32
+    np.testing.assert_allclose(logits, network(x), rtol=0.1, atol=0.05)
+    assert not np.array_equal(logits, network(x))
+    np.testing.assert_array_equal(with_precision(mixed, "float32")(x), network(x))
+    mixed.save(tmp_path / "mixed.keras")
+    loaded = keras.saving.load_model(tmp_path / "mixed.keras")
+    np.testing.assert_array_equal(loaded(x), mixed(x))
+
+
+def test_precision_is_a_copy(network: keras.Model) -> None:
+    copy, before = with_precision(network, "float32"), network.get_weights()[0].copy()
+    copy.set_weights([w + 1 for w in copy.get_weights()])
+    np.testing.assert_array_equal(network.get_weights()[0], before)
+
+
+def test_precision_reaches_nested_networks() -> None:
+    body = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    whole = keras.Sequential([keras.Input((4,)), body, keras.layers.Dense(2)])
+    mixed = with_precision(whole, "mixed_bfloat16")
+    assert mixed.layers[0].layers[0].compute_dtype == "bfloat16"
+    assert mixed.layers[1].compute_dtype == "float32"
+
+
+def test_unknown_precision(network: keras.Model) -> None:
+    with pytest.raises(UserError, match="did you mean 'mixed_bfloat16'"):
+        with_precision(network, "mixed_bfloat")

@@ -1,0 +1,90 @@
+"""Lp geometry against hand calculations: the vectors (3, -4) and (0.3, 0.4) have L2 norms 5, 0.5."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfrobust import norms
+
+DELTA = np.array([[3.0, -4.0], [0.3, 0.4], [0.0, 0.0]], np.float32)
+
+
+@pytest.fixture(params=[(3, 2), (3, 1, 2, 1)], ids=["vectors", "images"])
+def delta(request: pytest.FixtureRequest) -> tf.Tensor:
+    """DELTA as vectors and as images: every axis but the first counts as one."""
+    return tf.constant(DELTA.reshape(request.param))
+
+
+def flat(value: tf.Tensor) -> np.ndarray:
+    return value.numpy().reshape(3, 2)
+
+
+def test_norm(delta: tf.Tensor) -> None:
+    np.testing.assert_allclose(norms.norm(delta, "linf"), [4.0, 0.4, 0.0], rtol=1e-6)
+    np.testing.assert_allclose(norms.norm(delta, "l2"), [5.0, 0.5, 0.0], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("p", "eps", "expected"),
+    [
+        # outside, inside, zero
+        ("linf", 1.0, [[1.0, -1.0], [0.3, 0.4], [0.0, 0.0]]),
+        ("l2", 1.0, [[0.6, -0.8], [0.3, 0.4], [0.0, 0.0]]),
+        # (3, -4) lies on the boundary
+        ("linf", 4.0, DELTA),
+        ("l2", 5.0, DELTA),
+        # one eps an example
+        ("linf", [2.0, 0.35, 1.0], [[2.0, -2.0], [0.3, 0.35], [0.0, 0.0]]),
+        ("l2", [2.5, 0.25, 1.0], [[1.5, -2.0], [0.15, 0.2], [0.0, 0.0]]),
+        ("linf", 0.0, np.zeros((3, 2))),
+        ("l2", 0.0, np.zeros((3, 2))),
+        ("l2", [0.0, 1.0, 0.0], [[0.0, 0.0], [0.3, 0.4], [0.0, 0.0]]),
+    ],
+)
+def test_project(delta: tf.Tensor, p: str, eps: object, expected: np.ndarray) -> None:
+    np.testing.assert_allclose(flat(norms.project(delta, eps, p)), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("p", norms.NORMS)
+def test_project_is_the_nearest_point(p: str) -> None:
+    """<d - Pd, z - Pd> <= 0 for every z of a convex set, and for its nearest point Pd only."""
+    rng = np.random.default_rng(0)
+    d = rng.normal(size=(50, 6)).astype("float32")
+    nearest = norms.project(tf.constant(d), 0.7, p).numpy()
+    for _ in range(20):
+        z = norms.project(tf.constant(rng.normal(size=d.shape).astype("float32")), 0.7, p).numpy()
+        assert (np.sum((d - nearest) * (z - nearest), axis=1) <= 1e-5).all()
+
+
+def test_steepest_by_hand(delta: tf.Tensor) -> None:
+    signs = [[1.0, -1.0], [1.0, 1.0], [0.0, 0.0]]
+    np.testing.assert_array_equal(flat(norms.steepest(delta, "linf")), signs)
+    units = [[0.6, -0.8], [0.6, 0.8], [0.0, 0.0]]
+    np.testing.assert_allclose(flat(norms.steepest(delta, "l2")), units, rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-20, 1e20, 1e30])
+def test_steepest_at_the_ends_of_float32(size: float) -> None:
+    """The squares of such gradients leave float32; the direction has norm 1 nevertheless."""
+    gradient = tf.constant(DELTA[:1] * size)
+    np.testing.assert_allclose(norms.steepest(gradient, "l2"), [[0.6, -0.8]], rtol=1e-5)
+    np.testing.assert_allclose(norms.norm(gradient, "l2"), [5 * size], rtol=1e-5)
+
+
+def test_steepest_stays_where_the_gradient_is_nan() -> None:
+    gradient = tf.constant([[np.nan, 2.0], [np.nan, np.nan], [3.0, 4.0]])
+    linf = [[0.0, 1.0], [0.0, 0.0], [1.0, 1.0]]
+    np.testing.assert_array_equal(norms.steepest(gradient, "linf"), linf)
+    l2 = norms.steepest(gradient, "l2").numpy()
+    assert np.isfinite(l2).all()
+    np.testing.assert_allclose(l2[2], [0.6, 0.8], rtol=1e-6)
+
+
+def test_per_example_broadcasts() -> None:
+    x = tf.zeros([2, 3, 4, 5])
+    assert norms.per_example([1.0, 2.0], x).shape == (2, 1, 1, 1)
+    assert norms.per_example(1.0, x).shape == ()
+    assert norms.per_example(1, tf.zeros([2], tf.bfloat16)).dtype == tf.bfloat16
+    assert norms.rows(tf.constant([True, False]), x).dtype == tf.bool

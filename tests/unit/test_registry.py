@@ -1,0 +1,122 @@
+"""Objects from names and mappings; every mistake is one line."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from tfrobust import registry
+from tfrobust.registry import UserError, build, number, parameters, resolve
+
+
+@dataclasses.dataclass
+class Walk:
+    steps: int = 10
+    size: float | None = None
+    sizes: list[int] | None = None
+    box: tuple[float, float] = (0.0, 1.0)
+    loss: str = "ce"
+
+    def __post_init__(self) -> None:
+        registry.require(self.steps >= 1, "steps", "int >= 1", self.steps)
+
+
+class Base:
+    def __init__(self, network: str, *, seed: int = 0, ramp: int = 0):
+        self.network, self.seed, self.ramp = network, seed, ramp
+
+
+class Method(Base):
+    def __init__(self, network: str, *, alpha: float, ramp: int = 5, **kwargs: Any):
+        self.alpha = alpha
+        super().__init__(network, ramp=ramp, **kwargs)
+
+
+REGISTRY: dict[str, Any] = {"walk": Walk, "method": Method}
+
+
+@pytest.mark.parametrize(
+    ("given", "value"),
+    [("8/255", 8 / 255), ("-1/2", -0.5), ("1.5/3", 0.5), (3, 3.0), (np.float32(0.5), 0.5)],
+)
+def test_number(given: object, value: float) -> None:
+    assert number("eps", given) == value
+
+
+@pytest.mark.parametrize("given", ["1/0", "a", "1/2/3", None, True, float("nan"), [1]])
+def test_not_a_number(given: object) -> None:
+    with pytest.raises(UserError, match="^eps: expected "):
+        number("eps", given)
+
+
+def test_build_from_a_name_and_from_a_mapping() -> None:
+    assert build(REGISTRY, "walk", "attack") == Walk()
+    spec = {"name": "walk", "steps": 3, "size": "2/8", "box": [0, 2.0], "sizes": [1, 2]}
+    assert build(REGISTRY, spec, "attack") == Walk(3, 0.25, [1, 2], (0, 2.0))
+
+
+def test_resolve_leaves_the_caller_his_arguments() -> None:
+    make = resolve(REGISTRY, {"name": "method", "alpha": 1, "seed": 7}, "method", ("network",))
+    made = make("net")
+    assert (made.network, made.alpha, made.seed, made.ramp) == ("net", 1, 7, 5)
+
+
+def test_parameters_reach_through_kwargs_to_the_bases() -> None:
+    found = parameters(Method)
+    assert list(found) == ["network", "alpha", "ramp", "seed"]
+    assert found["ramp"].default == 5  # the subclass's own, not its base's
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("wall", "attack.name: expected one of method, walk, received 'wall' (did you mean 'walk"),
+        ({"steps": 3}, "attack: expected a mapping with 'name'"),
+        (3, "attack: expected a name or a mapping"),
+        ({"name": "walk", "step": 3}, "attack.step: unknown key"),
+        ({"name": "walk", "step": 3}, "(did you mean 'steps'?)"),
+        ({"name": "walk", "steps": "3"}, "attack.steps: expected a valid integer, received '3'"),
+        ({"name": "walk", "steps": 3.0}, "attack.steps: expected a valid integer, received 3.0"),
+        ({"name": "walk", "steps": True}, "attack.steps: expected a valid integer"),
+        ({"name": "walk", "steps": "1/2"}, "attack.steps: expected a valid integer"),
+        ({"name": "walk", "loss": 1}, "attack.loss: expected a valid string"),
+        ({"name": "walk", "steps": 0}, "attack.steps: expected int >= 1, received 0"),
+        ({"name": "method", "network": "n"}, "attack: expected a value for alpha"),
+    ],
+)
+def test_mistakes_are_one_line(spec: Any, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        build(REGISTRY, spec, "attack")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_argument_that_the_caller_gives_is_refused() -> None:
+    with pytest.raises(UserError, match=r"^method\.network: unknown key"):
+        resolve(REGISTRY, {"name": "method", "network": "n", "alpha": 1.0}, "method", ("network",))
+
+
+def test_choose_names_the_nearest() -> None:
+    with pytest.raises(UserError) as caught:
+        registry.choose("norm", "linff", ("linf", "l2"))
+    assert str(caught.value) == (
+        "norm: expected one of l2, linf, received 'linff' (did you mean 'linf'?)"
+    )
+    assert registry.choose("norm", "l2", ("linf", "l2")) == "l2"
+
+
+@registry.serializable
+@dataclasses.dataclass(frozen=True)
+class Saved(registry.Configurable):
+    size: float = 1.0
+    inner: Any = None
+
+
+def test_keras_saves_and_loads_a_dataclass_in_a_dataclass() -> None:
+    saved = Saved(2.0, Saved(3.0))
+    config = keras.saving.serialize_keras_object(saved)
+    assert keras.saving.deserialize_keras_object(config) == saved

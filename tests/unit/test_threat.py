@@ -1,0 +1,86 @@
+"""The set an adversary may choose from."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfrobust import Threat, noise, norms
+from tfrobust.registry import UserError
+
+X = np.random.default_rng(0).random((6, 3, 3, 2)).astype("float32")
+EPS = {"scalar": 0.2, "each": np.array([0.0, 0.05, 0.1, 0.2, 0.4, 3.0], "float32")}
+
+
+def test_linf_by_hand() -> None:
+    """Ball first: 0.9 -> 0.6 and -0.5 -> -0.05 around 0.5 and 0.05; then the box: -0.05 -> 0."""
+    x, far = tf.constant([[0.5, 0.05]]), tf.constant([[0.9, -0.5]])
+    np.testing.assert_allclose(Threat("linf", 0.1).project(far, x), [[0.6, 0.0]], rtol=1e-6)
+
+
+def test_l2_by_hand() -> None:
+    """(3, 4) / 5 * 0.5 = (0.3, 0.4) from (0.5, 0.8): 1.2 is clipped to 1 after the ball."""
+    moved = Threat("l2", 0.5).project(tf.constant([[3.5, 4.8]]), tf.constant([[0.5, 0.8]]))
+    np.testing.assert_allclose(moved, [[0.8, 1.0]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("eps", EPS.values(), ids=EPS.keys())
+@pytest.mark.parametrize("norm", norms.NORMS)
+def test_projection_and_start_lie_in_ball_and_box(norm: str, eps: object) -> None:
+    threat, x = Threat(norm, 0.0).at(tf.constant(eps)), tf.constant(X)
+    far = x + 5 * tf.constant(np.random.default_rng(1).normal(size=X.shape).astype("float32"))
+    for points in (threat.project(far, x), threat.random_start(x, noise.seed_for(0, 0, "s"))):
+        assert (threat.distance(points, x).numpy() <= eps + np.float32(1e-6)).all()
+        assert points.numpy().min() >= 0 and points.numpy().max() <= 1
+        moved = threat.distance(points, x).numpy() > 0
+        np.testing.assert_array_equal(moved, np.broadcast_to(eps, 6) > 0)
+
+
+@pytest.mark.parametrize("norm", norms.NORMS)
+def test_points_inside_stay(norm: str) -> None:
+    x = tf.constant(X * 0.5 + 0.25)
+    near = x + 0.01
+    np.testing.assert_allclose(Threat(norm, 0.2).project(near, x), near, rtol=1e-6)
+
+
+def test_another_box() -> None:
+    threat = Threat("linf", 1.0, box=(-1.0, 2.0))
+    moved = threat.project(tf.constant([[-9.0, 9.0]]), tf.constant([[-0.5, 1.5]]))
+    np.testing.assert_array_equal(moved, [[-1.0, 2.0]])
+
+
+@pytest.mark.parametrize(
+    ("given", "eps"),
+    [("8/255", 8 / 255), (" 1 / 4 ", 0.25), ("0.5/2", 0.25), (0, 0.0), (np.float32(0.5), 0.5)],
+)
+def test_eps_is_a_number_or_a_fraction(given: object, eps: float) -> None:
+    threat = Threat("linf", given)
+    assert threat.eps == eps
+    assert type(threat.eps) is float
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"norm": "linff"}, "norm: expected one of l2, linf, received 'linff' (did you mean 'lin"),
+        ({"norm": "l2", "eps": "8/0"}, "eps: expected a fraction with a denominator"),
+        ({"eps": -0.1}, "eps: expected a number >= 0, received -0.1"),
+        ({"eps": "much"}, "eps: expected a number or a fraction such as 8/255, received 'much'"),
+        ({"eps": float("nan")}, "eps: expected a number or a fraction"),
+        ({"eps": True}, "eps: expected a number or a fraction"),
+        ({"box": (1.0, 0.0)}, "box: expected (low, high)"),
+    ],
+)
+def test_mistakes_are_one_line(arguments: dict, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        Threat(**arguments)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_keras_saves_and_loads_it() -> None:
+    threat = Threat("l2", "1/2", box=(-1.0, 1.0))
+    config = keras.saving.serialize_keras_object(threat)
+    assert keras.saving.deserialize_keras_object(config) == threat

@@ -1,0 +1,260 @@
+"""Schedules in closed form, callbacks fed by hand, and resume."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from absl import logging
+
+from tfrobust import PGD, Atlas, Threat
+from tfrobust.data import Split, batches
+from tfrobust.training import (
+    MONITOR,
+    OPTIMIZERS,
+    SCHEDULES,
+    BatchTimer,
+    CatastrophicOverfitting,
+    Guided,
+    History,
+    Resume,
+)
+
+BASE, STEPS, EPOCHS = 0.5, 10, 20
+
+
+def rate(name: str, step: int, **options: Any) -> float:
+    schedule = SCHEDULES[name](**options).learning_rate(BASE, STEPS, EPOCHS)
+    return float(schedule(step)) if callable(schedule) else schedule
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "values"),
+    [
+        ("constant", {}, {0: 0.5, 199: 0.5}),
+        ("guided", {}, {0: 0.5, 199: 0.5}),
+        # falls with the first step of epochs 5 and 8
+        (
+            "piecewise",
+            {"epochs": [5, 8], "factor": 0.1},
+            {0: 0.5, 49: 0.5, 50: 0.05, 79: 0.05, 80: 0.005, 199: 0.005},
+        ),
+        # half a cosine: 0.5 * (1 + cos(pi t / 200)) / 2
+        ("cosine", {}, {0: 0.5, 50: 0.25 * (1 + 0.5**0.5), 100: 0.25, 200: 0.0}),
+        # a triangle with its peak at 40 % of 200 steps
+        ("cyclic", {}, {0: 0.0, 40: 0.25, 80: 0.5, 140: 0.25, 200: 0.0, 300: 0.0}),
+        ("cyclic", {"peak": 0.1}, {10: 0.25, 20: 0.5, 110: 0.25}),
+    ],
+)
+def test_schedules(name: str, options: dict[str, Any], values: dict[int, float]) -> None:
+    for step, expected in values.items():
+        assert rate(name, step, **options) == pytest.approx(expected, rel=1e-5, abs=1e-7), step
+
+
+def test_schedules_are_saved_with_the_optimizer() -> None:
+    triangle = SCHEDULES["cyclic"]().learning_rate(BASE, STEPS, EPOCHS)
+    config = keras.optimizers.schedules.serialize(triangle)
+    assert float(keras.optimizers.schedules.deserialize(config)(40)) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("piecewise", {"epochs": [8, 5]}), ("piecewise", {"epochs": [5, 5]}), ("cyclic", {"peak": 1})],
+)
+def test_schedules_that_make_no_sense(name: str, options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="expected "):
+        rate(name, 0, **options)
+
+
+def test_optimizers_take_what_papers_tune() -> None:
+    sgd = OPTIMIZERS["sgd"](0.1, momentum=0.9, nesterov=True)
+    assert (float(sgd.learning_rate), sgd.momentum, sgd.nesterov) == (pytest.approx(0.1), 0.9, True)
+    assert OPTIMIZERS["adamw"](weight_decay=0.1).weight_decay == 0.1
+    assert OPTIMIZERS["adam"](beta_1=0.5).beta_1 == 0.5
+
+
+def guided(values: list[float], first_epoch: int = 0) -> tuple[list[float], int | None]:
+    """The learning rate after each epoch of these accuracies, and the epoch that ended the run."""
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.SGD(1.0))
+    model.stop_training = False
+    callbacks = Guided().callbacks(first_epoch)
+    for callback in callbacks:
+        callback.set_model(model)
+        callback.on_train_begin()
+    rates = []
+    for epoch, value in enumerate(values):
+        for callback in callbacks:
+            callback.on_epoch_end(epoch, {MONITOR: value})
+        rates.append(float(model.optimizer.learning_rate))
+        if model.stop_training:
+            return rates, epoch
+    return rates, None
+
+
+def test_guided_cuts_after_two_epochs_without_gain() -> None:
+    """Paper, appendix B: by five. Equal is no gain; a gain starts the count again."""
+    rates, _ = guided([0.3, 0.3, 0.3, 0.2, 0.4, 0.1, 0.1])
+    np.testing.assert_allclose(rates, [1, 1, 0.2, 0.2, 0.2, 0.2, 0.04], rtol=1e-5)
+    rates, _ = guided([0.3, 0.2, 0.31, 0.2, 0.32, 0.2, 0.3200001])
+    np.testing.assert_allclose(rates, np.ones(7))
+
+
+def test_guided_stops_after_ten_epochs_without_gain() -> None:
+    assert guided([0.3] + [0.2] * 20)[1] == 10
+    assert guided([0.3, 0.4] + [0.2] * 20)[1] == 11
+    assert guided([0.3] + [0.2] * 9 + [0.4] + [0.3] * 9)[1] is None
+
+
+def test_guided_waits_for_the_ramps_end() -> None:
+    """Falling accuracy while eps grows says nothing: epoch 15 is the first that counts."""
+    rates, ended = guided([0.9] * 15 + [0.3] * 30, first_epoch=15)
+    np.testing.assert_allclose(rates[:17], np.ones(17))
+    assert rates[17] == pytest.approx(0.2)
+    assert ended == 25
+
+
+def warnings_of(
+    monkeypatch: pytest.MonkeyPatch, epochs: list[tuple[float, float]], drop: float = 0.1
+) -> list[int]:
+    """The epochs that warn, for pairs of robust and FGSM accuracy."""
+    warned: list[int] = []
+    monkeypatch.setattr(logging, "warning", lambda text, epoch, *values: warned.append(epoch))
+    callback = CatastrophicOverfitting(drop)
+    for epoch, (robust, fgsm) in enumerate(epochs):
+        logs = {MONITOR: robust, "val_fgsm_accuracy": fgsm, "val_jacobian": 3.0}
+        callback.on_epoch_end(epoch, logs)
+    callback.on_epoch_end(99, {})  # an epoch without validation
+    return warned
+
+
+@pytest.mark.parametrize(
+    ("epochs", "expected"),
+    [
+        ([(0.4, 0.45), (0.1, 0.9)], [1]),  # the sign of it
+        ([(0.4, 0.45), (0.31, 0.9)], []),  # a fall of 9 points only
+        ([(0.4, 0.45), (0.1, 0.12)], []),  # FGSM falls along: worse, but no overfitting to it
+        ([(0.4, 0.45), (0.5, 0.9)], []),  # a new best
+        ([(0.4, 0.45), (0.1, 0.9), (0.1, 0.9), (0.45, 0.5), (0.3, 0.6)], [1, 2, 4]),
+        ([(0.0, 0.0), (0.0, 1.0)], []),
+    ],
+)
+def test_catastrophic_overfitting(
+    monkeypatch: pytest.MonkeyPatch, epochs: list[tuple[float, float]], expected: list[int]
+) -> None:
+    assert warnings_of(monkeypatch, epochs) == expected
+
+
+def test_catastrophic_overfitting_message_formats(caplog: pytest.LogCaptureFixture) -> None:
+    callback = CatastrophicOverfitting()
+    for robust, fgsm in ((0.4, 0.45), (0.1, 0.9)):
+        logs = {MONITOR: robust, "val_fgsm_accuracy": fgsm, "val_jacobian": 3.0}
+        callback.on_epoch_end(7, logs)
+    assert "at epoch 7: validation robust accuracy 10.0 %, 30.0 points below" in caplog.text
+
+
+def written(path: Path, first_epoch: int, epochs: list[dict[str, Any]]) -> History:
+    history = History(path, first_epoch)
+    history.set_model(SimpleNamespace(step=np.int64(5)))
+    for epoch, logs in enumerate(epochs, first_epoch):
+        history.on_epoch_end(epoch, logs)
+    return history
+
+
+def test_history_rows(tmp_path: Path) -> None:
+    path = tmp_path / "history.csv"
+    written(path, 0, [{"loss": np.float32(1.25), "accuracy": 0.5}, {"loss": 1.0, "new": 2.0}])
+    rows = list(csv.DictReader(path.open()))
+    assert list(rows[0]) == ["epoch", "step", "finished_at", "accuracy", "loss"]
+    assert (rows[0]["epoch"], rows[0]["step"], rows[0]["loss"]) == ("0", "5", "1.25")
+    assert rows[1]["accuracy"] == ""  # what an epoch lacks is empty
+
+
+def test_history_goes_on_after_the_checkpoint(tmp_path: Path) -> None:
+    """Rows before it stay byte for byte, rows of epochs after it (killed in between) go."""
+    path = tmp_path / "history.csv"
+    written(path, 0, [{"loss": k / 3} for k in range(4)])
+    before = path.read_bytes()
+    written(path, 2, [{"loss": 9.0}])
+    lines = path.read_bytes().splitlines(keepends=True)
+    assert b"".join(lines[:3]) == b"".join(before.splitlines(keepends=True)[:3])
+    assert len(lines) == 4 and lines[3].startswith(b"2,") and lines[3].endswith(b",9\n")
+    written(path, 0, [{"loss": 1.0}])  # a run from the start has a file of its own
+    assert len(path.read_bytes().splitlines()) == 2
+
+
+def run(folder: Path, epochs: int) -> tuple[np.ndarray, Any]:
+    """Train up to `epochs`, all objects fresh, as a new process would."""
+    keras.utils.set_random_seed(0)
+    rng = np.random.default_rng(0)
+    split = Split.of(rng.random((24, 4, 4, 1)).astype("float32"), rng.integers(0, 3, 24))
+    image = keras.Input((4, 4, 1))
+    x = keras.layers.BatchNormalization()(keras.layers.Flatten()(image))
+    network = keras.Model(image, keras.layers.Dense(3)(keras.layers.Dense(8, "tanh")(x)))
+    model = Atlas(
+        network, threat=Threat("linf", 0.1), alpha=0.01, beta=1.0, ramp_steps=5,
+        validation_attack=PGD(steps=2),
+    )  # fmt: skip
+    model.compile(keras.optimizers.SGD(0.1, momentum=0.9))
+    model.optimizer.build(model.network.trainable_variables)
+    steering = [*Guided(patience=1, stop=30).callbacks(0), CatastrophicOverfitting()]
+    resume = Resume(model, folder, steering)
+    first = resume.first_epoch
+    model.fit(
+        batches(split, 8, training=True, first_epoch=first),
+        steps_per_epoch=3,
+        initial_epoch=first,
+        epochs=epochs,
+        validation_data=batches(split, 12),
+        callbacks=[BatchTimer(), *steering, History(folder / "history.csv", first), resume],
+        verbose=0,
+    )
+    state = {name: getattr(c, name, None) for c in steering for name in ("best", "wait")}
+    state |= {"rate": float(model.optimizer.learning_rate), "step": int(model.step)}
+    variables = [*model.network.variables, *model.optimizer.variables]
+    return np.concatenate([np.ravel(v.numpy()) for v in variables]), state
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
+    """Weights, BatchNorm, momentum, the rate and the plateau counters, to the last bit."""
+    straight, state = run(tmp_path / "straight", 4)
+    run(tmp_path / "cut", 1)
+    run(tmp_path / "cut", 2)
+    first_rows = (tmp_path / "cut/history.csv").read_bytes()
+    resumed, resumed_state = run(tmp_path / "cut", 4)
+    np.testing.assert_array_equal(resumed, straight)
+    assert resumed_state == state and state["step"] == 12
+    assert (tmp_path / "cut/history.csv").read_bytes().startswith(first_rows)
+
+    def measured(name: str) -> list[list[str]]:
+        rows = csv.DictReader((tmp_path / name / "history.csv").open())
+        skip = ("finished_at", "seconds_per_batch")
+        return [[v for k, v in row.items() if k not in skip] for row in rows]
+
+    assert measured("cut") == measured("straight")
+
+
+def test_resume_tells_what_is_done(tmp_path: Path) -> None:
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.compile("sgd", loss="mse")
+    model.optimizer.build(model.trainable_variables)
+    resume = Resume(model, tmp_path, [])
+    assert (resume.first_epoch, resume.stopped) == (0, False)
+    stopper = keras.callbacks.EarlyStopping("loss", patience=1, mode="max")
+    x = np.ones((4, 1))
+    model.fit(x, x, epochs=9, callbacks=[stopper, Resume(model, tmp_path, [stopper])], verbose=0)
+    again = Resume(model, tmp_path, [stopper])
+    assert (again.first_epoch, again.stopped) == (2, True)
+    assert len(list(tmp_path.glob("*.index"))) == 2  # the last two checkpoints
+
+
+@pytest.mark.slow
+def test_callbacks_work_on_two_devices(trained_on_two_devices: dict[str, Any]) -> None:
+    out = trained_on_two_devices
+    np.testing.assert_allclose(out["resumed"], out["straight"], rtol=1e-5, atol=1e-7)
+    assert len(out["history"].splitlines()) == 3

@@ -1,0 +1,106 @@
+"""Run by conftest.py with the name of a function below: one device against two, as JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfrobust import PGD, Adv, Atlas, Threat, noise
+from tfrobust.training import BatchTimer, CatastrophicOverfitting, Guided, History, Resume
+
+STEPS, BATCH = 3, 8
+
+
+def network() -> keras.Model:
+    keras.utils.set_random_seed(1)
+    layers = [keras.Input((4, 4, 1)), keras.layers.Flatten(), keras.layers.Dense(8, "tanh")]
+    return keras.Sequential([*layers, keras.layers.Dense(3)])
+
+
+def model_for(method: Any, **terms: float) -> Any:
+    model = method(
+        network(),
+        threat=Threat("linf", 0.1),
+        attack=PGD(steps=2),
+        validation_attack=PGD(steps=2),
+        ramp_steps=2,
+        l2=0.01,
+        **terms,
+    )
+    model.compile(keras.optimizers.SGD(0.5, momentum=0.9))
+    return model
+
+
+def fit(model: Any, **options: Any) -> tuple[np.ndarray, dict[str, float]]:
+    """All weights and the last logs after STEPS steps an epoch."""
+    rng = np.random.default_rng(0)
+    x = rng.random((STEPS * BATCH, 4, 4, 1)).astype("float32")
+    y = rng.integers(0, 3, len(x))
+    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(BATCH)
+    logs = model.fit(data, validation_data=data, verbose=0, **options).history
+    weights = np.concatenate([w.ravel() for w in model.network.get_weights()])
+    return weights, {name: float(values[-1]) for name, values in logs.items()}
+
+
+def resumed(folder: Path) -> tuple[np.ndarray, str]:
+    """Two epochs, each of a fresh model that takes up the checkpoint; the history file."""
+    for epoch in range(2):
+        model = model_for(Adv)
+        model.optimizer.build(model.trainable_variables)
+        steering = [*Guided().callbacks(0), CatastrophicOverfitting()]
+        resume = Resume(model, folder, steering)
+        assert resume.first_epoch == epoch
+        history = History(folder / "history.csv", epoch)
+        weights, _ = fit(
+            model,
+            initial_epoch=epoch,
+            epochs=epoch + 1,
+            callbacks=[BatchTimer(), *steering, history, resume],
+        )
+    return weights, (folder / "history.csv").read_text()
+
+
+def drawn(strategy: tf.distribute.Strategy) -> dict[str, Any]:
+    """Per kind of noise, eight rows on one device and four on each of two."""
+    seed = noise.seed_for(1, 2, "test")
+
+    def draws(rows: int) -> dict[str, Any]:
+        balls = {f"ball {p}": noise.uniform_in_ball([rows, 3], seed, p) for p in ("linf", "l2")}
+        names = ("uniform", "normal", "unit_vectors")
+        return balls | {name: getattr(noise, name)([rows, 3], seed) for name in names}
+
+    parts = strategy.run(tf.function(lambda: draws(4)))
+    joined = {k: np.concatenate(strategy.experimental_local_results(v)) for k, v in parts.items()}
+    return {k: [v.numpy().tolist(), joined[k].tolist()] for k, v in draws(8).items()}
+
+
+def trained(strategy: tf.distribute.Strategy) -> dict[str, Any]:
+    """Weights and logs of two methods on one device and on two, and of a resumed run on two."""
+    out: dict[str, Any] = {"replicas": strategy.num_replicas_in_sync}
+    for method, terms in ((Adv, {}), (Atlas, {"alpha": 0.1, "beta": 1.0})):
+        for devices, scope in (("one", contextlib.nullcontext()), ("two", strategy.scope())):
+            with scope:
+                model = model_for(method, **terms)
+            weights, logs = fit(model)
+            out[f"{method.__name__} {devices}"] = {"weights": weights.tolist(), "logs": logs}
+
+    with strategy.scope(), tempfile.TemporaryDirectory() as folder:
+        out["straight"] = fit(model_for(Adv), epochs=2)[0].tolist()
+        weights, out["history"] = resumed(Path(folder))
+        out["resumed"] = weights.tolist()
+    return out
+
+
+if __name__ == "__main__":
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+    mirrored = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    print(json.dumps({"drawn": drawn, "trained": trained}[sys.argv[1]](mirrored)))
