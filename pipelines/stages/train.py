@@ -88,6 +88,7 @@ def train(spec: Spec, folder: Folder) -> None:
             epochs=plan.epochs,
             validation_data=batches(held_out, VALIDATION_BATCH) if len(held_out) else None,
             callbacks=[BatchTimer(), *steering, *_records(folder, first), resume],
+            shuffle=False,  # `batches` has
             verbose=1 if sys.stdout.isatty() else 2,
         )
     model.load_weights(folder.best)

@@ -120,7 +120,7 @@ def evaluate(
     *,
     seed: int = 0,
     batch_size: int = 250,
-    progress: bool = True,
+    progress: bool = True,  # on a terminal
 ) -> Iterator[Result]:
     """The clean result, then those of the trials, one after the other, each on all its images.
 
@@ -172,7 +172,7 @@ def _in_batches(
     last batch is filled up with its own first row, whose results are dropped."""
     size = min(batch_size, n)
     outputs = []
-    for number, start in enumerate(tqdm(range(0, n, size), progress, disable=progress is None)):
+    for number, start in enumerate(tqdm(range(0, n, size), progress, disable=None if progress else True)):
         rows = np.arange(start, start + size)
         outputs.append(function(np.where(rows < n, rows, start), number).numpy())
     return np.concatenate(outputs)[:n]
