@@ -102,11 +102,12 @@ def test_rounding_is_no_cheating() -> None:
 
 
 def test_clean_mistakes_stay_mistakes() -> None:
-    """0.2 with label 1 is wrong; moved by 0.4 the network says 1, which counts for nothing."""
-    clean, moved = flags(Threat("linf", 0.5), Trial(Moves(0.19), "moves"))
-    assert not moved.robust[1]
-    shift = adversaries(network, X[1:2], Y[1:2], Moves(0.4), Threat("linf", 0.5))
-    assert predictor(network)(shift)[0] == Y[1]
+    """0.2 has label 1 and is wrong; moved to 0.55 it is called 1, which counts for nothing."""
+    trial = Trial(Moves(0.35), "moves", examples=2)
+    clean, moved = flags(Threat("linf", 0.5), trial)
+    shifted = adversaries(network, X[:2], Y[:2], trial.attack, Threat("linf", 0.5))
+    np.testing.assert_array_equal(predictor(network)(shifted), Y[:2])
+    np.testing.assert_array_equal(moved.robust, [1, 0])
 
 
 def test_worst_case_over_the_images_that_all_saw() -> None:

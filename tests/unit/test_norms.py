@@ -1,4 +1,4 @@
-"""Lp geometry against hand calculations: the vectors (3, -4) and (0.3, 0.4) have L2 norms 5, 0.5."""
+"""Lp geometry by hand: the vectors (3, -4) and (0.3, 0.4) have the L2 norms 5 and 0.5."""
 
 from __future__ import annotations
 

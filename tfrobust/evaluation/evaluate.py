@@ -172,7 +172,9 @@ def _in_batches(
     last batch is filled up with its own first row, whose results are dropped."""
     size = min(batch_size, n)
     outputs = []
-    for number, start in enumerate(tqdm(range(0, n, size), progress, disable=None if progress else True)):
+    for number, start in enumerate(
+        tqdm(range(0, n, size), progress, disable=None if progress else True)
+    ):
         rows = np.arange(start, start + size)
         outputs.append(function(np.where(rows < n, rows, start), number).numpy())
     return np.concatenate(outputs)[:n]
