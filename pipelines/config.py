@@ -74,29 +74,33 @@ def _merged(path: Path, above: tuple[Path, ...] = ()) -> DictConfig:
     if path in above:
         raise UserError(f"{path}: include: expected a file that does not include itself")
     try:
-        config = OmegaConf.load(path)
+        # Plain, so that references stay as they are written until all is merged.
+        config = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     except FileNotFoundError:
         raise UserError(f"{above[-1]}: include: expected a file, found none at {path}") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"{path}: expected YAML: {_first_line(error)}") from None
-    if not isinstance(config, DictConfig):
+    if not isinstance(config, dict):
         raise UserError(f"{path}: expected a mapping at the top, received a list")
     base = config.pop("include", None)
     if base is None:
-        return config
+        return OmegaConf.create(config)
     if not isinstance(base, str):
         raise UserError(f"{path}: include: expected a path, received {base!r}")
-    below = _merged(path.parent / base, (*above, path))
+    below = OmegaConf.to_container(_merged(path.parent / base, (*above, path)), resolve=False)
     _drop_replaced(below, config)
-    return OmegaConf.merge(below, config)  # type: ignore[return-value]
+    try:
+        return OmegaConf.merge(below, config)  # type: ignore[return-value]
+    except (OmegaConfBaseException, TypeError) as error:
+        raise UserError(f"{path}: {_first_line(error)}") from None
 
 
-def _drop_replaced(below: DictConfig, above: DictConfig) -> None:
+def _drop_replaced(below: Any, above: dict[Any, Any]) -> None:
     """A section that names another constructor replaces the one below, arguments and all."""
-    for key in above:
-        new, old = above.get(key), below.get(key)
-        if isinstance(new, DictConfig) and isinstance(old, DictConfig):
-            if "name" in new and new.get("name") != old.get("name"):
+    for key, new in above.items():
+        old = below.get(key)
+        if isinstance(new, dict) and isinstance(old, dict):
+            if "name" in new and new["name"] != old.get("name"):
                 del below[key]
             else:
                 _drop_replaced(old, new)

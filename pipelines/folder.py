@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
@@ -11,8 +12,8 @@ from typing import Any
 from tfrobust.io import write_text
 from tfrobust.registry import UserError
 
-# Where the data lie, and whether they may be fetched, changes no result.
-PLACES = ("dir", "download")
+# Where files lie, and whether they may be fetched, changes no result; their content does.
+PLACES = ("dir", "download", "path", "init_from")
 
 
 class Folder:
@@ -32,19 +33,42 @@ class Folder:
         self.tensorboard = path / "tensorboard"
         self.report = path / "report" / "index.html"
         self._stages = path / "stages.json"
+        # What a stage leaves behind: it is done only while these are there.
+        self._outputs = {
+            "train": [self.model, self.history],
+            "attack_eval": [self.evaluation, self.flags],
+            "report": [self.report],
+            "export": [self.saved_model],
+        }
 
     def begun(self, stage: str) -> str | None:
         """The fingerprint with which a stage was last begun here."""
         return self._read().get(stage, {}).get("fingerprint")
 
     def done(self, stage: str, fingerprint: str) -> bool:
-        """Whether the stage was finished with these inputs."""
-        return self._read().get(stage) == {"fingerprint": fingerprint, "done": True}
+        """Whether the stage was finished with these inputs and what it made is still there."""
+        entry = self._read().get(stage, {})
+        finished = entry.get("fingerprint") == fingerprint and entry.get("done")
+        return bool(finished) and all(path.exists() for path in self._outputs[stage])
 
-    def mark(self, stage: str, fingerprint: str, done: bool) -> None:
-        """Note that a stage begins, or is done."""
-        stages = self._read() | {stage: {"fingerprint": fingerprint, "done": done}}
-        write_text(self._stages, json.dumps(stages, indent=2) + "\n")
+    def mark(self, stage: str, fingerprint: str, done: bool, commit: str | None) -> None:
+        """Note that a stage begins, or is done, and the commit of the code."""
+        entry = {"fingerprint": fingerprint, "done": done, "commit": commit}
+        write_text(self._stages, json.dumps(self._read() | {stage: entry}, indent=2) + "\n")
+
+    def commit(self, stage: str) -> str | None:
+        """The commit with which a stage was last run here."""
+        return self._read().get(stage, {}).get("commit")
+
+    def used(self) -> bool:
+        """Whether a training has left anything here."""
+        return any(path.exists() for path in (self.history, self.model, self.checkpoints))
+
+    def clear(self, stage: str) -> None:
+        """Remove what an evaluation of other inputs left; other stages overwrite their own."""
+        if stage == "attack_eval":
+            for path in (self.evaluation, self.flags, self.probes):
+                path.unlink(missing_ok=True)
 
     def move_aside(self) -> Path:
         """Rename the folder to the first free NAME.1, NAME.2, ... and return that path."""
@@ -60,7 +84,8 @@ class Folder:
             return dict(json.loads(self._stages.read_text(encoding="utf-8")))
         except ValueError:
             raise UserError(
-                f"{self._stages}: expected JSON, it is damaged; remove it to run all stages again"
+                f"{self._stages}: expected JSON, it is damaged; remove the folder, or only this "
+                "file to have the folder kept aside and all stages run again"
             ) from None
 
 
@@ -69,12 +94,13 @@ def fingerprint(
 ) -> str:
     """A hash of sections of the config and of the content of files."""
     chosen = {
-        s: {k: v for k, v in config[s].items() if not (s == "data" and k in PLACES)}
+        s: {k: v for k, v in config[s].items() if k not in PLACES}
         if isinstance(config.get(s), Mapping)
         else config.get(s)
         for s in sections
     }
     digest = hashlib.sha256(json.dumps(chosen, sort_keys=True, default=str).encode())
     for file in files:
-        digest.update(file.read_bytes() if file.is_file() else b"absent")
+        with contextlib.suppress(FileNotFoundError), file.open("rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
     return digest.hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -13,7 +14,12 @@ from absl import app, flags, logging
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is first imported
 
 from pipelines import config as configs  # noqa: E402
+from pipelines import stages as stage_runners  # noqa: E402
 from pipelines.folder import Folder  # noqa: E402
+from pipelines.provenance import commit  # noqa: E402
+from pipelines.smoke import smoke as cut_down  # noqa: E402
+from pipelines.spec import Spec, parse  # noqa: E402
+from tfrobust.io import write_text  # noqa: E402
 from tfrobust.registry import UserError, choose  # noqa: E402
 
 _SET = flags.DEFINE_multi_string(
@@ -35,26 +41,14 @@ def run(
     name: str, overrides: list[str], workdir: Path, stages: list[str] | None, smoke: bool
 ) -> Path:
     """Run the stages of a config that are not done yet; the folder of the run."""
-    from pipelines import stages as stage_runners
-
     spec = _spec(name, overrides, smoke)
     for stage in stages or []:
         choose("--stages", stage, spec.stages)
     folder = Folder(workdir / spec.name)
-    mine = None
-    if spec.train is not None:
-        mine = stage_runners.inputs("train", spec, folder)
-        before = folder.begun("train")
-        if before not in (None, mine):
-            if stages and "train" not in stages:
-                raise UserError(
-                    f"{folder.path}: expected a run with this config, received one that was "
-                    "trained with another; add the stage train or give another --workdir"
-                )
-            if folder.history.exists():
-                print(f"The config has changed; the former run is kept in {folder.move_aside()}")
-    config = dict(spec.config, command=_command(name, overrides, smoke))
-    _write(folder, configs.dump({"name": spec.name, **config}))
+    if "train" in spec.stages or "method" in spec.config:
+        _make_way(folder, spec, smoke, trains="train" in (stages or spec.stages))
+    config = {"name": spec.name, **spec.config, "command": _command(name, overrides, smoke)}
+    _write(folder, configs.dump(config))
     for stage in stage_runners.ORDER:
         if stage not in (stages or spec.stages):
             continue
@@ -63,21 +57,45 @@ def run(
         if folder.done(stage, inputs):
             print(f"{stage}: done before, skipped")
             continue
-        folder.mark(stage, inputs, done=False)
+        if folder.begun(stage) != inputs:
+            folder.clear(stage)
+        folder.mark(stage, inputs, done=False, commit=commit())
         stage_runners.run(stage, spec, folder)
-        folder.mark(stage, inputs, done=True)
+        folder.mark(stage, inputs, done=True, commit=commit())
     return folder.path
 
 
-def _spec(name: str, overrides: list[str], smoke: bool):  # type: ignore[no-untyped-def]
+def _make_way(folder: Folder, spec: Spec, smoke: bool, trains: bool) -> None:
+    """A run trained with another config is never mixed with this one: it is moved aside."""
+    if not folder.used() or folder.begun("train") == stage_runners.inputs("train", spec, folder):
+        return
+    if not trains:
+        raise UserError(
+            f"{folder.path}: expected a run with this config, received one that was trained with "
+            "another; add the stage train or give another --workdir"
+        )
+    if smoke and not _smoked(folder):
+        raise UserError(
+            f"{folder.path}: expected a folder for the smoke run, received one with a real run; "
+            "give another --workdir"
+        )
+    stage_runners.train.splits(spec)  # a mistake that only the data tell must not cost the run
+    print(f"The config has changed; the former run is kept in {folder.move_aside()}")
+
+
+def _smoked(folder: Folder) -> bool:
+    return str(configs.read(folder.config).get("command")).endswith(" --smoke")
+
+
+def _spec(name: str, overrides: list[str], smoke: bool) -> Spec:
     path = configs.find(name)
     raw = configs.load(path, overrides)
-    from pipelines.smoke import smoke as cut_down
-    from pipelines.spec import parse
-
+    called = raw.get("name", path.stem)
+    if not re.fullmatch(r"\w[\w.-]*", str(called)):
+        raise UserError(f"{path}: name: expected one fit for a folder, received {called!r}")
     try:
-        spec = parse(path.stem, raw)
-        return parse(path.stem, cut_down(spec)) if smoke else spec
+        spec = parse(called, raw)
+        return parse(called, cut_down(spec)) if smoke else spec
     except UserError as error:
         key = str(error).partition(":")[0]
         set_keys = [override.partition("=")[0] for override in overrides]
@@ -98,8 +116,6 @@ def _command(name: str, overrides: list[str], smoke: bool) -> str:
 
 
 def _write(folder: Folder, text: str) -> None:
-    from tfrobust.io import write_text
-
     try:
         write_text(folder.config, text)
     except OSError as error:

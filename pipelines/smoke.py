@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipelines.spec import Spec, entries
-from tfrobust.evaluation import Trial
+from pipelines.spec import Spec
 
 LIMITS = {"steps": 2, "restarts": 2, "examples": 32}
 
@@ -24,22 +23,21 @@ def smoke(spec: Spec) -> dict[str, Any]:
         "validation": 16,
         "augment": spec.data.augment,
     }
-    config["model"] = {"name": "small_cnn", "filters": [4, 4], "kernel": 3, "units": 16}
     if spec.train is not None:
+        config["model"] = {"name": "small_cnn", "filters": [4, 4], "kernel": 3, "units": 16}
         ramp = min(1, spec.train.epsilon_ramp_epochs)
         small = {"epochs": 2, "steps_per_epoch": 2, "epsilon_ramp_epochs": ramp, "init_from": None}
         config["train"] = {**config["train"], **small}
-    config["attacks"] = [_named(*pair) for pair in zip(entries(config), spec.trials, strict=True)]
+    # Under their full-size names: two attacks cut down may look the same.
+    config["attacks"] = [
+        {**entry, "label": trial.name}
+        for entry, trial in zip(config.get("attacks", []), spec.trials, strict=True)
+    ]
     for section in ("method", "train", "attacks"):
         config[section] = _limited(config.get(section))
     config["note"] = "Smoke run on synthetic images: its numbers mean nothing."
     config.pop("paper", None)
     return {key: value for key, value in config.items() if value is not None}
-
-
-def _named(entry: str | dict[str, Any], trial: Trial) -> dict[str, Any]:
-    """The entry of an attack under its full-size name: two attacks cut down may look the same."""
-    return {**({"name": entry} if isinstance(entry, str) else entry), "label": trial.name}
 
 
 def _limited(value: Any) -> Any:

@@ -15,10 +15,21 @@ from tfrobust.data import AUGMENTATIONS, DATASETS, Dataset
 from tfrobust.evaluation import Trial
 from tfrobust.methods import METHODS, RobustModel
 from tfrobust.models import MODELS, PRECISIONS
-from tfrobust.registry import UserError, arguments, build, choose, require, resolve
+from tfrobust.registry import (
+    UserError,
+    arguments,
+    build,
+    choose,
+    located,
+    number,
+    require,
+    resolve,
+)
 from tfrobust.threat import Threat
 from tfrobust.training import OPTIMIZERS, SCHEDULES, Guided, Schedule
 
+# Names that eval.json, flags.npz and the tables use themselves.
+RESERVED = ("clean", "file", "index", "label", "worst case")
 STAGES = ("train", "attack_eval", "report", "export")
 
 
@@ -91,35 +102,42 @@ def parse(name: str, config: dict[str, Any]) -> Spec:
     came, the nearest valid name."""
     top = arguments(_schema, {k: v for k, v in config.items() if k not in ("name", "command")}, "")
     defaults: dict[str, Any] = {"seed": 0, "precision": "float32", "stages": list(STAGES)}
-    top = defaults | top
+    top = defaults | {key: value for key, value in top.items() if value is not None}
     stages = top["stages"]
     for stage in stages:
         choose("stages", stage, STAGES)
-    require(top["seed"] >= 0, "seed", "int >= 0", top["seed"])
+    require(0 <= top["seed"] < 2**32, "seed", "an int from 0 to 2**32 - 1", top["seed"])
     choose("precision", top["precision"], PRECISIONS)
-    threat = _call(Threat, arguments(Threat, top["threat"], "threat"), "threat")
+    threat = located("threat", Threat, **arguments(Threat, top["threat"], "threat"))
     data = _data(top["data"])
     trains = "train" in stages
-    init_from = (top.get("train") or {}).get("init_from") if trains else None
-    network = _network(top, data.source, trains, init_from)
     train = method = optimizer = None
-    if trains:
-        for section in ("method", "optimizer", "train"):
-            require(section in top, section, "a section (the stage train is on)", None)
+    for section in ("method", "optimizer", "train") if trains else ():
+        require(section in top, section, "a section (the stage train is on)", None)
+    if "train" in top:
         train = _train(top["train"])
-        guided = isinstance(train.schedule, Guided)
+        guided = trains and isinstance(train.schedule, Guided)
         require(
             not guided or data.validation,
             "data.validation",
             "examples to hold out (train.schedule is guided)",
             data.validation,
         )
+        located("train.schedule", train.schedule.learning_rate, 0.1, 1, train.epochs)
+        located("train.schedule", train.schedule.callbacks, 0)
+    if "method" in top:
         method = _method(top["method"], threat, train, top["seed"])
+        # The constructor checks its values: on a small stand-in, at once.
+        located("method", method, _stand_in(), ramp_steps=0)
+    if "optimizer" in top:
         optimizer = resolve(OPTIMIZERS, top["optimizer"], "optimizer")
-        # The constructors check their values: on a small stand-in, at once.
-        _named("method", method, _stand_in(), ramp_steps=0)
-        _named("optimizer", optimizer)
-        _named("train.schedule", train.schedule.learning_rate, 0.1, 1, train.epochs)
+        located("optimizer", optimizer)
+    init_from = train.init_from if train is not None and trains else None
+    network = _network(top, data.source, init_from)
+    trials = _trials(top.get("attacks", []))
+    _check_paper(top.get("paper", {}))
+    if init_from is not None:  # what is trained on, whatever the section model says
+        config = {**config, "model": {"path": init_from}}
     return Spec(
         name=name,
         config=config,
@@ -127,26 +145,42 @@ def parse(name: str, config: dict[str, Any]) -> Spec:
         precision=top["precision"],
         threat=threat,
         data=data,
-        trials=_trials(entries(top)),
+        trials=trials,
         stages=stages,
-        train=train,
+        train=train if trains else None,
         network=network,
         method=method,
         optimizer=optimizer,
     )
 
 
+def _long_form(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with each name that stands for a section or an attack as a mapping, and one
+    attack as a list; without what a written config holds beside its settings."""
+
+    def named(value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    sections = ("data", "model", "method", "optimizer")
+    long = {key: named(value) if key in sections else value for key, value in config.items()}
+    attacks = long.get("attacks")
+    if attacks is not None:
+        listed = attacks if isinstance(attacks, list) else [attacks]
+        long["attacks"] = [named(attack) for attack in listed]
+    return {key: value for key, value in long.items() if key not in ("name", "command")}
+
+
 def _schema(
     *,
     threat: dict[str, Any],
-    data: str | dict[str, Any],
+    data: dict[str, Any],
     seed: int = 0,
     precision: str = "float32",
-    model: str | dict[str, Any] | None = None,
-    method: str | dict[str, Any] | None = None,
-    optimizer: str | dict[str, Any] | None = None,
+    model: dict[str, Any] | None = None,
+    method: dict[str, Any] | None = None,
+    optimizer: dict[str, Any] | None = None,
     train: dict[str, Any] | None = None,
-    attacks: str | list[Any] | None = None,
+    attacks: list[Any] | None = None,
     stages: list[str] | None = None,
     paper: dict[str, Any] | None = None,
     note: str | None = None,
@@ -154,13 +188,12 @@ def _schema(
     """The top-level keys of a config and their types."""
 
 
-def _data(section: str | Mapping[str, Any]) -> Data:
-    section = {"name": section} if isinstance(section, str) else dict(section)
+def _data(section: Mapping[str, Any]) -> Data:
     shared = {f.name for f in dataclasses.fields(Data)} - {"source"}
     known = {k: v for k, v in section.items() if k in shared}
     rest = {k: v for k, v in section.items() if k not in shared}
     source = build(DATASETS, rest, "data", also=shared)
-    return _call(Data, arguments(Data, known, "data", ("source",)) | {"source": source}, "data")
+    return located("data", Data, source, **arguments(Data, known, "data", ("source",)))
 
 
 def _train(section: Mapping[str, Any]) -> Train:
@@ -171,48 +204,50 @@ def _train(section: Mapping[str, Any]) -> Train:
         if key in section or default:
             spec = section.get(key, default)
             values[key] = build(registry, spec, f"train.{key}")  # type: ignore[arg-type]
-    return _call(Train, values, "train")
+    return located("train", Train, **values)
 
 
 def _method(
-    section: str | Mapping[str, Any], threat: Threat, train: Train, seed: int
+    section: Mapping[str, Any], threat: Threat, train: Train | None, seed: int
 ) -> partial[RobustModel]:
-    section = {"name": section} if isinstance(section, str) else dict(section)
+    section = dict(section)
     attack = section.pop("attack", None)
     given = ("network", "threat", "attack", "validation_attack", "ramp_steps", "seed")
     maker = resolve(METHODS, section, "method", given, also=("attack",))
     return partial(
         maker,
         threat=threat,
-        validation_attack=train.validation_attack,
+        validation_attack=None if train is None else train.validation_attack,
         seed=seed,
         attack=None if attack is None else build(ATTACKS, attack, "method.attack"),
     )
 
 
 def _network(
-    top: Mapping[str, Any], source: Dataset, trains: bool, init_from: str | None
+    top: Mapping[str, Any], source: Dataset, init_from: str | None
 ) -> Callable[[], keras.Model]:
-    section = top.get("model")
-    section = {"name": section} if isinstance(section, str) else section
-    path = section.get("path") if section else None
+    section: Any = top.get("model")
+    require(section is not None or init_from, "model", "a section with a name or a path", None)
+    path = (section or {}).get("path")
+    make = None
     if path is not None:
-        require(set(section or {}) == {"path"}, "model", "either a name or a path", section)
+        require(set(section) == {"path"}, "model", "either a name or a path", section)
+        trains = "train" in top["stages"]
         require(
-            not trains,
+            not trains or path == init_from,
             "model.path",
-            "a model.name where the stage train is on (to train on from a file set "
-            "train.init_from)",
+            "a model.name where the stage train "
+            "is on (to train on from a file set train.init_from)",
             path,
         )
-    if init_from is not None or path is not None:
-        where, file = ("model.path", path) if path is not None else ("train.init_from", init_from)
-        found = network_file(where, str(file))
-        return lambda: _loaded(where, found, source)
-    require(section is not None, "model", "a section with a name or a path", None)
-    maker = resolve(MODELS, section, "model", ("image_shape", "num_classes"))  # type: ignore[arg-type]
-    make = partial(maker, source.image_shape, source.num_classes)
-    return lambda: _named("model", make)
+    elif section is not None:
+        maker = resolve(MODELS, section, "model", ("image_shape", "num_classes"))
+        make = partial(maker, source.image_shape, source.num_classes)
+    if init_from is not None or make is None:
+        where = "model.path" if init_from is None else "train.init_from"
+        file = network_file(where, str(init_from or path))
+        return lambda: load_network(where, file, source)
+    return lambda: located("model", make)
 
 
 def network_file(where: str, path: str) -> Path:
@@ -228,7 +263,8 @@ def network_file(where: str, path: str) -> Path:
     return file
 
 
-def _loaded(where: str, file: Path, source: Dataset) -> keras.Model:
+def load_network(where: str, file: Path, source: Dataset) -> keras.Model:
+    """The network of a .keras file, which must fit the data. Raises UserError."""
     try:
         network = keras.saving.load_model(file, compile=False)
     except Exception as error:
@@ -240,17 +276,10 @@ def _loaded(where: str, file: Path, source: Dataset) -> keras.Model:
     return network
 
 
-def entries(config: Mapping[str, Any]) -> list[Any]:
-    """The list of `attacks`: one name stands for a list of one."""
-    section = config.get("attacks") or []
-    return [section] if isinstance(section, str) else section
-
-
 def _trials(listed: list[Any]) -> list[Trial]:
     trials = []
-    for number, entry in enumerate(listed):
-        where = f"attacks[{number}]"
-        entry = {"name": entry} if isinstance(entry, str) else entry
+    for place, entry in enumerate(listed):
+        where = f"attacks[{place}]"
         require(isinstance(entry, Mapping), where, "a name or a mapping with 'name'", entry)
         shared = {k: v for k, v in entry.items() if k in ("label", "examples")}
         rest = {k: v for k, v in entry.items() if k not in shared}
@@ -260,9 +289,19 @@ def _trials(listed: list[Any]) -> list[Trial]:
         require(examples is None or examples >= 1, f"{where}.examples", "int >= 1", examples)
         trials.append(Trial(attack, checked.get("label") or attack.title, examples))
     names = [trial.name for trial in trials]
+    taken = next((name for name in names if name in RESERVED), None)
+    require(taken is None, "attacks", f"labels other than {', '.join(RESERVED)}", taken)
     double = next((n for n in names if names.count(n) > 1), None)
     require(double is None, "attacks", "attacks whose labels differ (set `label`)", double)
     return trials
+
+
+def _check_paper(paper: Mapping[str, Any]) -> None:
+    """`paper` holds a source and fractions: clean, and an attack's label each."""
+    for key, value in paper.items():
+        if key != "source":
+            fraction = number(f"paper.{key}", value)
+            require(0 <= fraction <= 1, f"paper.{key}", "a fraction in [0, 1]", value)
 
 
 def _trial(*, label: str | None = None, examples: int | None = None) -> None:
@@ -271,15 +310,3 @@ def _trial(*, label: str | None = None, examples: int | None = None) -> None:
 
 def _stand_in() -> keras.Model:
     return MODELS["small_cnn"]((8, 8, 1), 4, filters=[2], units=2)
-
-
-def _named(where: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Call it; a UserError then starts with where in the config the arguments stand."""
-    try:
-        return function(*args, **kwargs)
-    except UserError as error:
-        raise UserError(f"{where}.{error}") from None
-
-
-def _call(constructor: Callable[..., Any], kwargs: Mapping[str, Any], where: str) -> Any:
-    return _named(where, constructor, **kwargs)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
+import math
 import numbers
 import re
 import typing
@@ -22,6 +23,7 @@ import keras
 import pydantic
 
 T = TypeVar("T")
+STRICT = pydantic.ConfigDict(arbitrary_types_allowed=True, strict=True, allow_inf_nan=False)
 FRACTION = re.compile(r"\s*[+-]?\d+(\.\d+)?\s*/\s*\d+(\.\d+)?\s*")
 
 
@@ -51,7 +53,7 @@ def number(argument: str, value: Any) -> float:
         above, below = (Fraction(part.strip()) for part in value.split("/"))
         require(below != 0, argument, "a fraction with a denominator other than 0", value)
         value = float(above / below)
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or value != value:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
         raise UserError(
             f"{argument}: expected a number or a fraction such as 8/255, received {value!r}"
         )
@@ -132,11 +134,17 @@ def build(
     also: Collection[str] = (),
 ) -> T:
     """`resolve`, then call; errors of the constructor name the place."""
-    maker = resolve(registry, spec, where, (), also)
+    return located(where, resolve(registry, spec, where, (), also))
+
+
+def located(where: str, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    """Call a constructor; its ValueError becomes one line that begins with the place `where`."""
     try:
-        return maker()
+        return function(*args, **kwargs)
     except UserError as error:
         raise UserError(f"{where}.{error}") from error
+    except ValueError as error:
+        raise UserError(f"{where}: {' '.join(str(error).split())[:300]}") from error
 
 
 def convert(where: str, value: Any, annotation: Any) -> Any:
@@ -147,9 +155,7 @@ def convert(where: str, value: Any, annotation: Any) -> Any:
     if float in accepts and isinstance(value, str) and FRACTION.fullmatch(value):
         return number(where, value)
     try:
-        adapter = pydantic.TypeAdapter(
-            annotation, config=pydantic.ConfigDict(arbitrary_types_allowed=True, strict=True)
-        )
+        adapter = pydantic.TypeAdapter(annotation, config=STRICT)
         if isinstance(value, list) and tuple in {typing.get_origin(a) for a in accepts}:
             value = tuple(value)
         return adapter.validate_python(value)

@@ -9,6 +9,7 @@
 
 import json
 import re
+import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -24,6 +25,7 @@ from matplotlib.ticker import PercentFormatter
 from tfrobust.io import write_atomically, write_text
 from tfrobust.registry import UserError
 from tfrobust.report import (
+    NOTHING,
     AccuracyRow,
     accuracy_rows,
     check_evaluation,
@@ -41,8 +43,7 @@ from tfrobust.report import (
     summarise_training,
 )
 
-NOTHING = "–"
-PLACE_KEYS = {"dir", "data_dir", "cache_dir", "out", "out_dir", "run_dir", "workdir", "root"}
+PLACE_KEYS = {"dir", "path", "init_from"}  # where files lie
 EXPLANATION = """Rendered by `python tools/render_results.py` from `docs/results/*.json`; change
 those, not this page. In parentheses the binomial 95 % interval (Wilson) in percent for the n test
 images evaluated; differences to a paper are in percentage points. The worst case is over the images
@@ -96,18 +97,15 @@ def without_places(value: Any) -> Any:
 
 
 def without_places_in_command(command: str) -> str:
-    """The command without its folders: `/opt/venv/bin/python` -> `python`, no `data.dir=...`."""
+    """The command without `--set key=PLACE`: where the data lie differs between machines."""
     kept: list[str] = []
-    for place, word in enumerate(command.split()):
+    for word in shlex.split(command):
         key, _, value = word.partition("=")
-        if place == 0 and is_place(word):
-            kept.append(word.rsplit("/", 1)[-1])
-        elif is_place(word):
-            # `--out /tmp/x` goes as a whole.
-            kept = kept[:-1] if kept[-1:] and kept[-1].startswith("--") else kept
-        elif not is_place(value) and not (value and key.split(".")[-1].lstrip("-") in PLACE_KEYS):
+        if kept[-1:] == ["--set"] and (key.split(".")[-1] in PLACE_KEYS or is_place(value)):
+            kept.pop()
+        else:
             kept.append(word)
-    return " ".join(kept)
+    return shlex.join(kept)
 
 
 def read_summary(path: Path) -> dict[str, Any]:
@@ -239,7 +237,8 @@ def run_section(summary: Mapping[str, Any]) -> str:
         facts.append(f"paper: {source}{also}")
     facts += [
         f"seed: training {seed_of(summary)}, evaluation {evaluation.get('seed')}",
-        f"commit: {evaluation.get('commit') or 'not recorded'}",
+        f"commit: training {evaluation.get('training_commit') or 'not recorded'}, "
+        f"evaluation {evaluation.get('commit') or 'not recorded'}",
         "versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()),
     ]
     title = f"### {markdown_escape(summary['name'])}, seed {seed_of(summary)}"

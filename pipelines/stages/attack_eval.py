@@ -29,13 +29,29 @@ def attack_eval(spec: Spec, folder: Folder, network: keras.Model) -> None:
     def logits_fn(images: Any) -> Any:
         return network(images, training=False)
 
-    results: list[Result] = []
-    for result in evaluate(logits_fn, x, y, spec.threat, spec.trials, seed=spec.seed):
+    results = _finished(folder, spec)
+    left = spec.trials[max(0, len(results) - 1) :]
+    for result in evaluate(logits_fn, x, y, spec.threat, left, seed=spec.seed):
+        if result.name in [before.name for before in results]:
+            continue  # the clean images again
         results.append(result)
         _record(folder, spec, results, test)
         print(f"{result.name}: {result.accuracy:.2%} of {len(result.robust)}", flush=True)
     if spec.trials:
         _probe(folder.probes, spec, logits_fn, test.take(np.arange(min(PROBES, len(test)))))
+
+
+def _finished(folder: Folder, spec: Spec) -> list[Result]:
+    """What an interrupted evaluation of the same inputs had finished: clean, then the first trials.
+
+    eval.json is written last, so flags.npz holds at least its rows.
+    """
+    if not folder.evaluation.is_file() or not folder.flags.is_file():
+        return []
+    rows = json.loads(folder.evaluation.read_text(encoding="utf-8"))["attacks"]
+    with np.load(folder.flags) as flags:
+        clean = Result("clean", flags["clean"], 0.0)
+        return [clean, *(Result(r["name"], flags[r["name"]], r["seconds"]) for r in rows)]
 
 
 def _record(folder: Folder, spec: Spec, results: Sequence[Result], test: Split) -> None:
@@ -61,6 +77,7 @@ def _record(folder: Folder, spec: Spec, results: Sequence[Result], test: Split) 
         "data": {"name": spec.config["data"]["name"], "split": "test"},
         "versions": versions(),
         "commit": commit(),
+        "training_commit": folder.commit("train"),
     }
     flags = {result.name: result.robust for result in results}
     write_atomically(

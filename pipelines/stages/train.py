@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import Any
 
@@ -10,7 +11,7 @@ import tensorflow as tf
 
 from pipelines.folder import Folder
 from pipelines.spec import Spec
-from tfrobust.data import batches, hold_out
+from tfrobust.data import Split, batches, hold_out
 from tfrobust.io import write_atomically
 from tfrobust.models import with_precision
 from tfrobust.registry import require
@@ -35,29 +36,19 @@ def train(spec: Spec, folder: Folder) -> None:
     if not tf.config.list_physical_devices("GPU"):
         tf.config.experimental.enable_op_determinism()
 
-    whole, _ = spec.data.source.load()
-    require(
-        spec.data.validation < len(whole),
-        "data.validation",
-        f"fewer than the {len(whole)} training images",
-        spec.data.validation,
-    )
-    split, held_out = hold_out(whole, spec.data.validation, spec.seed)
+    split, held_out = splits(spec)
     size = spec.data.batch_size
-    require(
-        size <= len(split), "data.batch_size", f"at most the {len(split)} training images", size
-    )
     steps = min(plan.steps_per_epoch or len(split), len(split) // size)
 
+    base = float(spec.optimizer().learning_rate)
+    rate = plan.schedule.learning_rate(base, steps, plan.epochs)
     with strategy().scope():
         network = with_precision(spec.network(), spec.precision)
         model = spec.method(network, ramp_steps=round(plan.epsilon_ramp_epochs * steps))
-        base = float(spec.optimizer().learning_rate)
-        rate = plan.schedule.learning_rate(base, steps, plan.epochs)
         model.compile(spec.optimizer(learning_rate=rate))
         model.optimizer.build(model.network.trainable_variables)
 
-    steering = plan.schedule.callbacks(first_epoch=int(plan.epsilon_ramp_epochs))
+    steering = plan.schedule.callbacks(first_epoch=math.ceil(plan.epsilon_ramp_epochs))
     steering.append(
         keras.callbacks.ModelCheckpoint(
             str(folder.best),
@@ -82,6 +73,7 @@ def train(spec: Spec, folder: Folder) -> None:
                 training=True,
                 augment=spec.data.augment,
                 first_epoch=first,
+                steps_per_epoch=steps,
             ),
             steps_per_epoch=steps,
             initial_epoch=first,
@@ -94,6 +86,18 @@ def train(spec: Spec, folder: Folder) -> None:
     model.load_weights(folder.best)
     trained = with_precision(model.network, "float32")
     write_atomically(folder.model, trained.save)
+
+
+def splits(spec: Spec) -> tuple[Split, Split]:
+    """(training, held-out validation) examples. Raises UserError if the sizes do not fit."""
+    whole, _ = spec.data.source.load()
+    held, size = spec.data.validation, spec.data.batch_size
+    count = len(whole)
+    require(held < count, "data.validation", f"fewer than the {count} training images", held)
+    split, held_out = hold_out(whole, held, spec.seed)
+    count = len(split)
+    require(size <= count, "data.batch_size", f"at most the {count} training images", size)
+    return split, held_out
 
 
 def _records(folder: Folder, first_epoch: int) -> list[Any]:

@@ -126,6 +126,15 @@ def test_a_resumed_stream_is_the_tail_of_an_uninterrupted_one() -> None:
             np.testing.assert_array_equal(whole[key], resumed[key])
 
 
+def test_epochs_cut_short_resume_where_a_straight_stream_stands() -> None:
+    split = split_of(10)
+    straight = index_of(batches(split, 2, training=True, steps_per_epoch=3), 9)
+    resumed = index_of(batches(split, 2, training=True, steps_per_epoch=3, first_epoch=2), 3)
+    assert resumed == straight[6:]
+    whole = index_of(batches(split, 2, training=True), 3)
+    assert straight[:3] == whole
+
+
 def test_training_draws_new_noise_at_every_batch_and_epoch() -> None:
     same = Split.of(np.repeat(split_of(1, 20, 20).images, 3, axis=0), np.zeros(3, int))
     data = batches(same, 1, training=True, augment="crop").take(4 * 3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -109,6 +110,19 @@ def test_configs_say_what_they_are() -> None:
         if absent:
             poor[str(path.relative_to(ROOT))] = absent
     assert not poor
+
+
+def test_the_results_page_is_rendered_from_its_runs() -> None:
+    sys.path.insert(0, str(ROOT / "tools"))
+    import render_results
+
+    assert read("docs/results.md") == render_results.render(ROOT / "docs")
+
+
+def test_no_document_waits_for_a_number() -> None:
+    names = ["README.md", *(f"configs/{path.name}" for path in (ROOT / "configs").glob("*.yaml"))]
+    # Written so that it does not match itself.
+    assert not [name for name in names if "TO" + "DO" in read(name)]
 
 
 def test_files_are_small(tracked: list[Path]) -> None:

@@ -67,11 +67,11 @@ def make_run(run: Path, robust: float = 0.3, attack: str = "PGD-20", **changes: 
 
 
 def test_summary_holds_what_the_docs_need_and_no_machine_paths(tmp_path: Path) -> None:
-    command = "/opt/venv/bin/python -m pipelines.run digits_atlas data.dir=data seed=0 --out /tmp/x"
+    command = "python -m pipelines.run digits_atlas --set data.dir=/tmp/data --set seed=0"
     path = tool.add_run(make_run(tmp_path / "run", command=command), tmp_path / "results")
     summary = json.loads(path.read_text())
     assert path.name == "digits_atlas.json"
-    assert summary["command"] == "python -m pipelines.run digits_atlas seed=0"
+    assert summary["command"] == "python -m pipelines.run digits_atlas --set seed=0"
     assert summary["training"] == {
         "epochs": 3,
         "best_epoch": 1,
@@ -94,7 +94,7 @@ def test_page_shows_the_numbers(tmp_path: Path) -> None:
     for fact in (
         "- PGD-20: 20 steps, 3.1 s",
         "- paper: ATLAS, Table 1",
-        "- commit: abc123",
+        "- commit: training not recorded, evaluation abc123",
         "- seed: training 0, evaluation 5",
         "- versions: tfrobust 0.1.0",
     ):

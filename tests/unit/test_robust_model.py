@@ -35,6 +35,15 @@ def stepped(model: Any, *data: Any, steps: int = 1) -> np.ndarray:
     return weights(model)
 
 
+@pytest.mark.parametrize("scale", [255.0, -1.0])
+def test_images_outside_the_box_are_refused(scale: float) -> None:
+    model = Adv(small(), threat=THREAT)
+    model.compile("sgd")
+    x, y = digits()
+    with pytest.raises(UserError, match=r"x: expected images in \[0, 1\], received values from"):
+        model.fit(scale * x, y)
+
+
 @pytest.fixture
 def network(linear: Callable[..., Any]) -> Any:
     return linear(W)

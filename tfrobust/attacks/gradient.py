@@ -11,7 +11,7 @@ import tensorflow as tf
 from tfrobust import losses, noise
 from tfrobust.attacks.base import Attack, LogitsFn
 from tfrobust.norms import per_example, rows
-from tfrobust.registry import choose
+from tfrobust.registry import choose, require
 from tfrobust.threat import Threat
 
 LOSSES = ("cross_entropy", "kl", "margin")
@@ -35,6 +35,12 @@ class GradientAttack(Attack):
         if self.loss is not None:
             choose("loss", self.loss, LOSSES)
         choose("start", self.start, STARTS)
+        require(
+            not (self.loss == "kl" and self.start == "none"),
+            "start",
+            "a random one with loss kl, whose gradient is 0 at the image itself",
+            self.start,
+        )
 
     # What a subclass says, as fields or properties.
     @property

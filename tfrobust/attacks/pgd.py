@@ -45,8 +45,12 @@ class PGD(GradientAttack):
 
     @property
     def title(self) -> str:
-        loss = "" if self.loss in (None, "cross_entropy") else f" {self.loss}"
-        return f"PGD-{self.steps}" + (f"x{self.restarts}" if self.restarts > 1 else "") + loss
+        words = [f"PGD-{self.steps}" + (f"x{self.restarts}" if self.restarts > 1 else "")]
+        words += [self.loss] if self.loss not in (None, "cross_entropy") else []
+        words += [f"step {self.step_size:g}"] if isinstance(self.step_size, float) else []
+        words += [f"start {self.start}"] if self.start != "uniform" else []
+        words += ["any step"] if self.success == "any" else []
+        return " ".join(words)
 
     @property
     def schedule(self) -> tuple[int, int, bool]:

@@ -19,13 +19,14 @@ def batches(
     training: bool = False,
     augment: str | None = None,
     first_epoch: int = 0,
+    steps_per_epoch: int | None = None,
 ) -> tf.data.Dataset:
     """Batches {"image": float32 [B, H, W, C] in [0, 1], "label": int32 [B], "index": int64 [B]}.
 
     training=True: endless, `len(split) // batch_size` full batches an epoch (the rest of that
     epoch's order is dropped). The order is a function of (seed, epoch), the augmentation noise of
-    (seed, epoch, batch), so a stream begun at `first_epoch` is the tail of one begun at 0. Keras
-    needs `steps_per_epoch=len(split) // batch_size`.
+    (seed, epoch, batch), so a stream begun at `first_epoch` is the tail of one begun at 0.
+    `steps_per_epoch` cuts epochs short; Keras needs the same number, or len(split) // batch_size.
     training=False: one pass in order, the last batch as short as it comes.
 
     augment: a name in AUGMENTATIONS, only with training=True.
@@ -36,7 +37,7 @@ def batches(
     if not training:
         positions = tf.data.Dataset.range(len(split)).batch(batch_size)
         return _mapped(tf.data.Dataset.zip(tf.data.Dataset.counter(), positions), collect)
-    steps = len(split) // batch_size
+    steps = min(steps_per_epoch or len(split), len(split) // batch_size)
 
     def epoch(number: tf.Tensor) -> tf.data.Dataset:
         shuffled = tf.random.experimental.stateless_shuffle(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tfrobust import losses, noise
@@ -218,6 +219,19 @@ class RobustModel(keras.Model):
         if half and not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
         super().compile(optimizer, jit_compile=jit_compile, **kwargs)
+
+    def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As Keras; images given as an array must be float in [0, 1]: eps is in these units."""
+        if isinstance(x, np.ndarray) and x.size and x.dtype.kind == "f":
+            low, high = float(x.min()), float(x.max())
+            low_most, high_most = self.threat.box
+            require(
+                low_most <= low and high <= high_most,
+                "x",
+                f"images in [{low_most:g}, {high_most:g}]",
+                f"values from {low:g} to {high:g}",
+            )
+        return super().fit(x, y, *args, **kwargs)
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         self.compile(**keras.saving.deserialize_keras_object(config))

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import layers, ops
 
-from tfrobust.registry import serializable
+from tfrobust.registry import require, serializable
 
 
 @serializable
@@ -37,10 +37,8 @@ def normalize(x: Any, mean: list[float] | None, std: list[float] | None) -> Any:
         return x
     channels = x.shape[-1]
     mean, std = mean or [0.0] * channels, std or [1.0] * channels
-    if not len(mean) == len(std) == channels:
-        raise ValueError(
-            f"mean, std: expected {channels} numbers each, received {len(mean)} and {len(std)}"
-        )
+    counts = (len(mean), len(std))
+    require(counts == (channels, channels), "mean, std", f"{channels} numbers each", counts)
     return layers.Normalization(mean=mean, variance=[s * s for s in std], name="normalize")(x)
 
 

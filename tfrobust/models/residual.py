@@ -83,7 +83,10 @@ def small_resnet(
     The stem halves the image at once, which makes a CIFAR-10 epoch of one-step training
     affordable on two cores. groups: filters of each group, [32, 64, 128] by default.
     """
-    groups = groups or [32, 64, 128]
+    groups = [32, 64, 128] if groups is None else groups
+    require(
+        groups and min(*groups, blocks) >= 1, "groups, blocks", "numbers >= 1", [*groups, blocks]
+    )
     return _residual(
         image_shape,
         num_classes,

@@ -6,6 +6,7 @@ import keras
 from keras import layers
 
 from tfrobust.models.layers import MaxPool, input_image, logits
+from tfrobust.registry import require
 
 
 def small_cnn(
@@ -23,8 +24,18 @@ def small_cnn(
     32 and 64 filters of 5 x 5 and 1024 units, as in the networks of Madry et al. (2018). On images
     of few pixels pooling costs much robustness.
     """
+    filters = [32, 64] if filters is None else filters
+    sizes = [*filters, kernel, units]
+    require(filters and min(sizes) >= 1, "filters, kernel, units", "numbers >= 1", sizes)
+    most = min(image_shape[:2]).bit_length() - 1
+    require(
+        not pool or len(filters) <= most,
+        "filters",
+        f"at most {most} poolings of {image_shape[0]} x {image_shape[1]} images",
+        filters,
+    )
     x = image = input_image(image_shape)
-    for size in filters or [32, 64]:
+    for size in filters:
         x = layers.Conv2D(size, kernel, padding="same", activation="relu")(x)
         x = MaxPool()(x) if pool else x
     x = layers.Dense(units, activation="relu")(layers.Flatten()(x))

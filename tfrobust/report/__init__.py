@@ -16,6 +16,7 @@ from tfrobust.report.summary import (
     summarise_training,
 )
 from tfrobust.report.text import (
+    NOTHING,
     duration,
     interval,
     markdown_escape,
@@ -28,6 +29,7 @@ from tfrobust.report.text import (
 from tfrobust.report.write import write_report
 
 __all__ = [
+    "NOTHING",
     "AccuracyRow",
     "Probes",
     "RunRecord",

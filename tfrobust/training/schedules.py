@@ -36,6 +36,11 @@ class Guided(Schedule):
     factor: float = 0.2
     stop: int = 10
 
+    def __post_init__(self) -> None:
+        require(self.patience >= 1, "patience", "int >= 1", self.patience)
+        require(self.stop >= 1, "stop", "int >= 1", self.stop)
+        require(0 < self.factor < 1, "factor", "a fraction between 0 and 1", self.factor)
+
     def callbacks(self, first_epoch: int) -> list[keras.callbacks.Callback]:
         return [
             GuidedRate(self.factor, self.patience, first_epoch),
@@ -72,8 +77,16 @@ class Piecewise(Schedule):
     epochs: list[int]
     factor: float = 0.1
 
+    def __post_init__(self) -> None:
+        rising = self.epochs == sorted(set(self.epochs))
+        require(
+            self.epochs and rising and self.epochs[0] > 0,
+            "epochs",
+            "rising numbers > 0",
+            self.epochs,
+        )
+
     def learning_rate(self, base: float, steps_per_epoch: int, epochs: int) -> Any:
-        require(sorted(set(self.epochs)) == list(self.epochs), "epochs", "rising", self.epochs)
         return keras.optimizers.schedules.PiecewiseConstantDecay(
             [e * steps_per_epoch - 1 for e in self.epochs],
             [base * self.factor**k for k in range(len(self.epochs) + 1)],
@@ -97,8 +110,10 @@ class Cyclic(Schedule):
 
     peak: float = 0.4
 
-    def learning_rate(self, base: float, steps_per_epoch: int, epochs: int) -> Any:
+    def __post_init__(self) -> None:
         require(0 < self.peak < 1, "peak", "a fraction between 0 and 1", self.peak)
+
+    def learning_rate(self, base: float, steps_per_epoch: int, epochs: int) -> Any:
         return Triangle(base, int(self.peak * steps_per_epoch * epochs), steps_per_epoch * epochs)
 
 
