@@ -131,7 +131,8 @@ def parse(name: str, config: dict[str, Any]) -> Spec:
         located("method", method, _stand_in(), ramp_steps=0)
     if "optimizer" in top:
         optimizer = resolve(OPTIMIZERS, top["optimizer"], "optimizer")
-        located("optimizer", optimizer)
+        rate = float(located("optimizer", optimizer).learning_rate)
+        require(rate > 0, "optimizer.learning_rate", "a number > 0", rate)
     init_from = train.init_from if train is not None and trains else None
     network = _network(top, data.source, init_from)
     trials = _trials(top.get("attacks", []))

@@ -13,7 +13,7 @@ import tensorflow as tf
 def export(network: keras.Model, folder: Path, images: np.ndarray) -> None:
     """Write a SavedModel: [None, H, W, C] float32 in [0, 1] -> logits [None, C].
 
-    Endpoints "serve" and "serving_default". images: a few real ones [N, H, W, C]; the reloaded
+    Endpoints "serve" and "serving_default". images: a few [N, H, W, C]; the reloaded
     model must give the network's own logits on them, else RuntimeError and nothing is left.
     """
     aside = folder.with_name(f".{folder.name}")

@@ -6,14 +6,11 @@ from collections.abc import Callable
 
 import keras
 
-from tfrobust.registry import require
-
 
 def sgd(
     learning_rate: float = 0.01, momentum: float = 0.0, nesterov: bool = False
 ) -> keras.optimizers.Optimizer:
     """Keras's SGD. For the papers' coupled weight decay see `l2` of the methods."""
-    require(learning_rate > 0, "learning_rate", "a number > 0", learning_rate)
     return keras.optimizers.SGD(learning_rate, momentum=momentum, nesterov=nesterov)
 
 
@@ -21,13 +18,11 @@ def adam(
     learning_rate: float = 0.001, beta_1: float = 0.9, beta_2: float = 0.999
 ) -> keras.optimizers.Optimizer:
     """Keras's Adam."""
-    require(learning_rate > 0, "learning_rate", "a number > 0", learning_rate)
     return keras.optimizers.Adam(learning_rate, beta_1=beta_1, beta_2=beta_2)
 
 
 def adamw(learning_rate: float = 0.001, weight_decay: float = 0.004) -> keras.optimizers.Optimizer:
     """Keras's AdamW; its weight decay is decoupled."""
-    require(learning_rate > 0, "learning_rate", "a number > 0", learning_rate)
     return keras.optimizers.AdamW(learning_rate, weight_decay=weight_decay)
 
 
