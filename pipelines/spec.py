@@ -100,7 +100,8 @@ class Spec:
 def parse(name: str, config: dict[str, Any]) -> Spec:
     """The spec of a resolved config. Raises UserError: the key's path, what was expected, what
     came, the nearest valid name."""
-    top = arguments(_schema, {k: v for k, v in config.items() if k not in ("name", "command")}, "")
+    config = _long_form(config)
+    top = arguments(_schema, config, "")
     defaults: dict[str, Any] = {"seed": 0, "precision": "float32", "stages": list(STAGES)}
     top = defaults | {key: value for key, value in top.items() if value is not None}
     stages = top["stages"]
