@@ -245,6 +245,7 @@ def _network(
     elif section is not None:
         maker = resolve(MODELS, section, "model", ("image_shape", "num_classes"))
         make = partial(maker, source.image_shape, source.num_classes)
+        located("model", make)  # the constructor checks its values: now, not when data are loaded
     if init_from is not None or make is None:
         where = "model.path" if init_from is None else "train.init_from"
         file = network_file(where, str(init_from or path))
