@@ -1,0 +1,246 @@
+"""The data sets: what they are known to be, and every way in which they can be missing."""
+
+from __future__ import annotations
+
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.unit.test_data import CLASSES, fails, split_of
+from tfrobust.data import (
+    DATASETS,
+    Dataset,
+    Split,
+)
+from tfrobust.data import tfds as tfds_module
+from tfrobust.registry import build
+
+# Digits and synthetic images
+
+
+def test_digits() -> None:
+    data = build(DATASETS, "digits", "data")
+    assert (data.image_shape, data.num_classes) == ((8, 8, 1), 10)
+    train, test = data.load()
+    assert (train.images.shape, test.images.shape) == ((1437, 8, 8, 1), (360, 8, 8, 1))
+    assert train.images.dtype == np.float32
+    assert (train.images.min(), train.images.max()) == (0, 1)
+    np.testing.assert_array_equal(train.images * 16, np.round(train.images * 16))
+    assert np.bincount(test.labels).min() >= 34  # stratified: 36 each, as far as it goes
+    assert train.index.tolist() == list(range(1437))
+    np.testing.assert_array_equal(test.images, data.load()[1].images)
+
+
+@pytest.mark.parametrize("like", ["digits", *CLASSES])
+def test_synthetic_images_imitate_a_data_set(like: str) -> None:
+    data = build(DATASETS, {"name": "synthetic", "like": like, "train": 12, "test": 5}, "data")
+    real = DATASETS[like]()
+    assert data.image_shape == real.image_shape
+    assert data.class_names == real.class_names
+    train, test = data.load()
+    assert (train.images.shape, len(test)) == ((12, *real.image_shape), 5)
+    assert train.images.dtype == np.uint8
+    np.testing.assert_array_equal(train.images, data.load()[0].images)
+
+
+def test_synthetic_images_are_smooth_and_can_be_learned() -> None:
+    data = DATASETS["synthetic"](image_shape=[16, 16, 1], num_classes=4, train=80, test=80)
+    train, test = data.load()
+    x = train.as_float()
+    assert np.abs(np.diff(x, axis=2)).mean() < 0.5 * x.std()
+    means = np.stack([x[train.labels == c].mean(0) for c in range(4)])
+    distance = ((test.as_float()[:, None] - means) ** 2).sum((2, 3, 4))
+    assert (distance.argmin(1) == test.labels).mean() > 0.9  # chance is 0.25
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "like: expected a data set, or image_shape and num_classes, received None"),
+        ({"image_shape": [8, 8, 1]}, "like: expected a data set, or image_shape and"),
+        ({"like": "npz"}, "like: expected one of cifar10,"),
+        ({"like": "mnist", "num_classes": 3}, "like: expected no image_shape or num_classes"),
+        ({"image_shape": [8, 8], "num_classes": 2}, "image_shape: expected [H, W, C] from 1 up"),
+        ({"image_shape": [8, 8, 1], "num_classes": 1}, "num_classes: expected at least 2"),
+        ({"like": "mnist", "test": 0}, "test: expected at least 1 example, received 0"),
+    ],
+)
+def test_mistaken_synthetic(arguments: dict[str, Any], message: str) -> None:
+    assert fails(lambda: DATASETS["synthetic"](**arguments)).startswith(message)
+
+
+# TensorFlow Datasets
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_data_set_is_known_before_anything_is_read(name: str, tmp_path: Path) -> None:
+    data = build(DATASETS, {"name": name, "dir": str(tmp_path), "download": False}, "data")
+    assert isinstance(data, Dataset)
+    assert data.num_classes == len(set(data.class_names)) == CLASSES[name]
+    assert data.image_shape == {"mnist": (28, 28, 1), "stl10": (96, 96, 3)}.get(name, (32, 32, 3))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+def test_absent_and_download_off(empty: Path) -> None:
+    start = time.monotonic()
+    line = fails(lambda: DATASETS["mnist"](download=False).load())
+    assert time.monotonic() - start < 10
+    assert line.startswith(f"dir: expected mnist 3.0.1 prepared in {empty}, received none, ")
+    assert "(download is off); set TFDS_DATA_DIR or data.dir" in line
+
+
+def test_dir_goes_before_the_environment(empty: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    line = fails(lambda: DATASETS["mnist"](dir=str(other), download=False).load())
+    assert f"prepared in {other}, " in line
+
+
+def test_absent_and_no_network(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # the discard port: refused
+    start = time.monotonic()
+    line = fails(lambda: DATASETS["cifar10"]().load())
+    assert time.monotonic() - start < 10
+    assert "cifar-10-binary.tar.gz: ProxyError); set TFDS_DATA_DIR" in line
+    assert list(empty.iterdir()) == []
+
+
+def test_absent_and_a_network_that_says_nothing(
+    empty: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tfds_module, "PROBE_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        for name in ("http_proxy", "HTTP_PROXY"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{silent.getsockname()[1]}")
+        start = time.monotonic()
+        line = fails(lambda: DATASETS["stl10"]().load())
+        assert time.monotonic() - start < 5
+    assert "it was not downloaded (" in line
+    assert "ai.stanford.edu" in line
+
+
+def test_a_download_that_breaks_off(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import tensorflow_datasets as tfds
+
+    def break_off(self: Any) -> None:
+        raise ConnectionError("connection reset\nby peer")
+
+    monkeypatch.setattr(tfds_module, "_unreachable", lambda url: None)
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", break_off)
+    line = fails(lambda: DATASETS["cifar100"]().load())
+    assert "(ConnectionError: connection reset by peer)" in line
+
+
+MADE = split_of(1500, 28, 28).images[..., :1]  # more than one read batch
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared mnist of noise: 1,500 training and 20 test images, label i % 10."""
+    import tensorflow_datasets as tfds
+
+    folder = tmp_path_factory.mktemp("tfds")
+
+    def examples(n: int) -> tf.data.Dataset:
+        return tf.data.Dataset.from_tensor_slices(
+            {"image": MADE[:n], "label": np.arange(n, dtype=np.int64) % 10}
+        )
+
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name="mnist",
+        version="3.0.1",
+        data_dir=folder,
+        disable_shuffling=True,
+        features=tfds.features.FeaturesDict(
+            {
+                "image": tfds.features.Image(shape=(28, 28, 1)),
+                "label": tfds.features.ClassLabel(num_classes=10),
+            }
+        ),
+        split_datasets={"train": examples(1500), "test": examples(20)},
+    )
+    return folder
+
+
+def test_prepared_data_are_decoded_in_order(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TFDS_DATA_DIR", str(made))
+    train, test = DATASETS["mnist"](download=False).load()
+    assert train.images.dtype == np.uint8
+    np.testing.assert_array_equal(train.images, MADE)
+    np.testing.assert_array_equal(train.labels, np.arange(1500) % 10)
+    np.testing.assert_array_equal(train.index, np.arange(1500))
+    np.testing.assert_array_equal(test.images, MADE[:20])
+
+
+def copied(made: Path, to: Path) -> Path:
+    source = made / "mnist" / "3.0.1"
+    folder = to / "mnist" / "3.0.1"
+    folder.mkdir(parents=True)
+    for path in source.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+def test_another_version_is_named(made: Path, tmp_path: Path) -> None:
+    folder = copied(made, tmp_path)
+    folder.rename(folder.parent / "3.0.0")
+    line = fails(lambda: DATASETS["mnist"](dir=str(tmp_path), download=False).load())
+    assert f"expected mnist 3.0.1 prepared in {tmp_path}, received version 3.0.0, " in line
+
+
+@pytest.mark.parametrize("damage", ["cut", "no records", "no json", "fewer"])
+def test_a_damaged_folder(made: Path, tmp_path: Path, damage: str) -> None:
+    folder = copied(made, tmp_path)
+    (records,) = folder.glob("mnist-train*")
+    if damage == "cut":
+        records.write_bytes(records.read_bytes()[:5000])
+    elif damage == "no records":
+        records.unlink()
+    elif damage == "no json":
+        (folder / "dataset_info.json").write_text("{")
+    else:
+        info = folder / "dataset_info.json"
+        info.write_text(info.read_text().replace('"1500"', '"1501"'))
+    line = fails(lambda: DATASETS["mnist"](dir=str(tmp_path)).load())
+    assert line.startswith("dir: expected mnist readable in ")
+    assert str(tmp_path / "mnist") in line
+
+
+def real(tfds_dir: Path, name: str) -> tuple[Split, Split]:
+    if not (tfds_dir / name).is_dir():
+        pytest.skip(f"no prepared {name} in {tfds_dir}")
+    train, test = DATASETS[name](dir=str(tfds_dir), download=False).load()
+    return train, test
+
+
+def test_real_mnist(tfds_dir: Path) -> None:
+    train, test = real(tfds_dir, "mnist")
+    assert (len(train), len(test)) == (60_000, 10_000)
+    # Published counts of every digit; mean and deviation of every pixel.
+    counts = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+    assert np.bincount(train.labels).tolist() == counts
+    pixels = train.images.astype(np.float32) / 255
+    assert (pixels.mean(), pixels.std()) == pytest.approx((0.1307, 0.3081), abs=1e-4)
+
+
+def test_real_cifar10(tfds_dir: Path) -> None:
+    train, test = real(tfds_dir, "cifar10")
+    assert (len(train), len(test)) == (50_000, 10_000)
+    assert np.bincount(train.labels).tolist() == [5000] * 10
+    assert np.bincount(test.labels).tolist() == [1000] * 10
+    # The published mean; copies recompressed as JPEG are 0.005 off.
+    mean = train.images.mean((0, 1, 2)) / 255
+    np.testing.assert_allclose(mean, [0.4914, 0.4822, 0.4465], atol=6e-3)
