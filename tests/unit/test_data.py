@@ -127,8 +127,7 @@ def test_epochs_cut_short_resume_where_a_straight_stream_stands() -> None:
     straight = index_of(batches(split, 2, training=True, steps_per_epoch=3), 9)
     resumed = index_of(batches(split, 2, training=True, steps_per_epoch=3, first_epoch=2), 3)
     assert resumed == straight[6:]
-    whole = index_of(batches(split, 2, training=True), 3)
-    assert straight[:3] == whole
+    assert straight[:3] == index_of(batches(split, 2, training=True), 3)
 
 
 def test_training_draws_new_noise_at_every_batch_and_epoch() -> None:
