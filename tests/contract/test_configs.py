@@ -40,4 +40,5 @@ def test_the_papers_constants() -> None:
     steps = {
         n: spec_of(n).method.keywords["attack"].title for n in configs.available() if "step" in n
     }
-    assert steps["mnist_adv_20step"] == "PGD-20" and steps["cifar100_adv_5step"] == "PGD-5"
+    assert steps["mnist_adv_20step"] == "PGD-20 step 0.01"
+    assert steps["cifar100_adv_5step"] == "PGD-5 step 0.007"
