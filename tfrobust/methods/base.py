@@ -228,8 +228,8 @@ class RobustModel(keras.Model):
             require(
                 low_most <= low and high <= high_most,
                 "x",
-                f"images in [{low_most:g}, {high_most:g}]",
-                f"values from {low:g} to {high:g}",
+                f"values in [{low_most:g}, {high_most:g}]",
+                [low, high],
             )
         return super().fit(x, y, *args, **kwargs)
 
