@@ -67,7 +67,9 @@ def _panel(
         if any(column in row for row in history):
             values = [row.get(column, math.nan) for row in history]
             marker = "o" if len(history) <= 40 else ""
-            axes.plot(epochs, values, marker=marker, ls="-", ms=3, lw=1.6, color=colour, label=label)
+            axes.plot(
+                epochs, values, marker=marker, ls="-", ms=3, lw=1.6, color=colour, label=label
+            )
     if best is not None:
         axes.axvline(best, color=INK, lw=1, ls="--", alpha=0.55, label=f"best epoch {best}")
     if panel.is_percent:
