@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -12,6 +12,19 @@ from tfrobust.registry import Configurable
 from tfrobust.threat import Threat
 
 LogitsFn = Callable[[tf.Tensor], tf.Tensor]
+
+
+class Outcome(NamedTuple):
+    """Adversarial images and what they cost.
+
+    images: [B, H, W, C], inside the threat's set. success: bool [B], misclassified there.
+    queries, gradients: int32 [B], the forward and the backward passes spent on each example.
+    """
+
+    images: tf.Tensor
+    success: tf.Tensor
+    queries: tf.Tensor
+    gradients: tf.Tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,12 +44,18 @@ class Attack(Configurable):
         """What a number made with this attack must state: its name and every hyper-parameter."""
         return {"name": type(self).__name__.lower(), **dataclasses.asdict(self)}
 
+    def run(
+        self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, *, threat: Threat, seed: Any
+    ) -> Outcome:
+        """Adversarial images with their record.
+
+        logits_fn: x [B, H, W, C] in the box -> logits [B, C], for any B. y: int labels [B]. seed:
+        int [2]; the same seed gives the same images.
+        """
+        raise NotImplementedError
+
     def __call__(
         self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, *, threat: Threat, seed: Any
     ) -> tf.Tensor:
-        """Adversarial images [B, H, W, C] inside the threat's set.
-
-        logits_fn: x [B, H, W, C] in the box -> logits [B, C]. y: int labels [B]. seed: int [2];
-        the same seed gives the same images.
-        """
-        raise NotImplementedError
+        """The images alone [B, H, W, C]: what training needs."""
+        return self.run(logits_fn, x, y, threat=threat, seed=seed).images

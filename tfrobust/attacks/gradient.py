@@ -9,14 +9,16 @@ from typing import Any
 import tensorflow as tf
 
 from tfrobust import losses, noise
-from tfrobust.attacks.base import Attack, LogitsFn
+from tfrobust.attacks.base import Attack, LogitsFn, Outcome
+from tfrobust.attacks.compaction import State, hunt, taken
 from tfrobust.norms import per_example, rows
 from tfrobust.registry import choose, require
 from tfrobust.threat import Threat
 
 LOSSES = ("cross_entropy", "kl", "margin")
 STARTS = ("uniform", "normal", "none")
-Evaluate = Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
+# (x_adv, the rows of the batch it holds) -> loss [B], whether misclassified [B].
+Evaluate = Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,19 +59,21 @@ class GradientAttack(Attack):
         used = {"loss": self.loss or "cross_entropy", "step_size": self.step(threat.eps)}
         return super().settings(threat) | used
 
+    def run(
+        self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, *, threat: Threat, seed: Any
+    ) -> Outcome:
+        x, evaluate = self._classified(logits_fn, x, y)
+        if not self._single_path:
+            return self._hunt(evaluate, x, threat, seed)
+        images = self._ascend(evaluate, x, threat, seed)
+        steps = tf.fill(tf.shape(x)[:1], self.schedule[0])
+        return Outcome(images, evaluate(images, tf.range(tf.shape(x)[0]))[1], steps + 1, steps)
+
     def __call__(
         self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, *, threat: Threat, seed: Any
     ) -> tf.Tensor:
-        name = self.loss or "cross_entropy"
-        x, y = tf.convert_to_tensor(x), tf.cast(y, tf.int32)
-        target = tf.stop_gradient(logits_fn(x)) if name == "kl" else y
-        loss = getattr(losses, name)
-
-        def evaluate(x_adv: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            logits = logits_fn(x_adv)
-            return loss(logits, target), tf.logical_not(losses.correct(logits, y))
-
-        return self._search(evaluate, x, threat, seed)
+        x, evaluate = self._classified(logits_fn, x, y)
+        return self._images(evaluate, x, threat, seed)
 
     def maximise(
         self,
@@ -81,59 +85,90 @@ class GradientAttack(Attack):
     ) -> tf.Tensor:
         """Images that maximise `objective`: [B, H, W, C] -> [B]; success plays no part."""
 
-        def evaluate(x_adv: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        def evaluate(x_adv: tf.Tensor, row: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             value = objective(x_adv)
             return value, tf.zeros_like(value, tf.bool)
 
-        return self._search(evaluate, x, threat, seed)
+        return self._images(evaluate, x, threat, seed)
 
-    def _search(self, evaluate: Evaluate, x: tf.Tensor, threat: Threat, seed: Any) -> tf.Tensor:
-        _, restarts, _ = self.schedule
-        best = self._ascend(evaluate, x, threat, noise.fold(seed, 0))
-        if restarts > 1:
-            best = self._restart(evaluate, x, threat, seed, best)
-        return tf.stop_gradient(best)
+    @property
+    def _single_path(self) -> bool:
+        """One path to its end, the same for every example: no need to know who is broken."""
+        _, restarts, keep_broken = self.schedule
+        return restarts == 1 and not keep_broken
 
-    def _restart(
-        self, evaluate: Evaluate, x: tf.Tensor, threat: Threat, seed: Any, first: tf.Tensor
-    ) -> tf.Tensor:
-        """The restart that broke the example, else the one of highest loss."""
+    def _images(self, evaluate: Evaluate, x: tf.Tensor, threat: Threat, seed: Any) -> tf.Tensor:
+        if self._single_path:
+            return self._ascend(evaluate, x, threat, seed)
+        return self._hunt(evaluate, x, threat, seed).images
 
-        def body(i: tf.Tensor, best: Any, value: Any, broken: Any) -> Any:
-            x_adv = self._ascend(evaluate, x, threat, noise.fold(seed, i))
-            new_value, new_broken = evaluate(x_adv)
-            better = ~broken & (new_broken | (new_value > value))
-            return (
-                i + 1,
-                tf.where(rows(better, best), x_adv, best),
-                tf.where(better, new_value, value),
-                broken | new_broken,
-            )
+    def _classified(self, logits_fn: LogitsFn, x: Any, y: Any) -> tuple[tf.Tensor, Evaluate]:
+        """x as a tensor; and the loss with whether the example is misclassified."""
+        name = self.loss or "cross_entropy"
+        x, y = tf.convert_to_tensor(x), tf.cast(y, tf.int32)
+        target = tf.stop_gradient(logits_fn(x)) if name == "kl" else y
+        loss = getattr(losses, name)
 
-        state = (tf.constant(1), first, *evaluate(first))
-        return tf.while_loop(
-            lambda i, *_: i < self.schedule[1], body, state, parallel_iterations=1
-        )[1]
+        def evaluate(x_adv: tf.Tensor, row: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            logits = logits_fn(x_adv)
+            value = loss(logits, tf.gather(target, row))
+            return value, ~losses.correct(logits, tf.gather(y, row))
+
+        return x, evaluate
 
     def _ascend(self, evaluate: Evaluate, x: tf.Tensor, threat: Threat, seed: Any) -> tf.Tensor:
-        steps, _, keep_broken = self.schedule
-        step = per_example(self.step(threat.eps), x)
+        step, row = per_example(self.step(threat.eps), x), tf.range(tf.shape(x)[0])
 
         def body(i: tf.Tensor, x_adv: tf.Tensor) -> Any:
-            with tf.GradientTape(watch_accessed_variables=False) as tape:
-                tape.watch(x_adv)
-                value, broken = evaluate(x_adv)
-                total = tf.reduce_sum(value)
-            gradient = tape.gradient(total, x_adv)
-            moved = threat.project(x_adv + step * threat.steepest(gradient), x)
-            if keep_broken:  # the start is no step of the attack: it does not count as a success
-                moved = tf.where(rows(broken & (i > 0), x), x_adv, moved)
-            return i + 1, moved
+            _, _, gradient = differentiated(evaluate, x_adv, row)
+            return i + 1, threat.project(x_adv + step * threat.steepest(gradient), x)
 
-        state = (tf.constant(0), self._begin(x, threat, seed))
+        state = (tf.constant(0), self._begin(x, threat, noise.fold(seed, 0)))
+        steps = self.schedule[0]
         if steps == 1:
-            return body(*state)[1]
-        return tf.while_loop(lambda i, _: i < steps, body, state, parallel_iterations=1)[1]
+            return tf.stop_gradient(body(*state)[1])
+        end = tf.while_loop(lambda i, _: i < steps, body, state, parallel_iterations=1)[1]
+        return tf.stop_gradient(end)
+
+    def _hunt(self, evaluate: Evaluate, x: tf.Tensor, threat: Threat, seed: Any) -> Outcome:
+        """Restarts for the examples that stand; of those that always stand, the end of highest
+        loss."""
+        steps, restarts, keep_broken = self.schedule
+        size, zeros = self.step(threat.eps), tf.zeros(tf.shape(x)[:1], tf.int32)
+
+        def tick(i: tf.Tensor, s: State) -> State:
+            row, k = s["row"], i % (steps + 1)  # iterate k of this restart is looked at
+            start = lambda: tf.gather(  # noqa: E731
+                self._begin(x, threat, noise.fold(seed, i // (steps + 1))), row
+            )
+            x_adv = tf.cond(k == 0, start, lambda: s["x_adv"])
+            value, wrong, gradient = differentiated(evaluate, x_adv, row)
+            # The start is no step of the attack: it does not count as a success.
+            broken = wrong & ((k > 0) if keep_broken else (k == steps))
+            best = broken | ((k == steps) & (value > s["value"]))
+            here, step = threat.at(taken(threat.eps, row)), per_example(taken(size, row), x)
+            moved = here.project(x_adv + step * here.steepest(gradient), s["x"])
+            return {
+                "row": row,
+                "x": s["x"],
+                "x_adv": moved,
+                "best": tf.where(rows(best, x), x_adv, s["best"]),
+                "value": tf.where(best, value, s["value"]),
+                "broken": broken,
+                "queries": s["queries"] + 1,
+            }
+
+        state = {
+            "x": x,
+            "x_adv": x,
+            "best": x,
+            "value": tf.fill(tf.shape(zeros), float("-inf")),
+            "broken": zeros > 0,
+            "queries": zeros,
+        }
+        end = hunt(tick, state, restarts * (steps + 1))
+        images = tf.stop_gradient(end["best"])
+        return Outcome(images, end["broken"], end["queries"], end["queries"])
 
     def _begin(self, x: tf.Tensor, threat: Threat, seed: Any) -> tf.Tensor:
         if self.start == "uniform":
@@ -142,3 +177,14 @@ class GradientAttack(Attack):
             draw = tf.ensure_shape(noise.normal(tf.shape(x), seed), x.shape)
             return threat.project(x + 0.001 * draw, x)
         return x
+
+
+def differentiated(
+    evaluate: Evaluate, x_adv: tf.Tensor, row: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """evaluate(x_adv, row), and the gradient of each example's value at its image."""
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(x_adv)
+        value, wrong = evaluate(x_adv, row)
+        total = tf.reduce_sum(value)
+    return value, wrong, tape.gradient(total, x_adv)

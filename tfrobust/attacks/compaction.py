@@ -1,0 +1,60 @@
+"""No passes for examples that are already broken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+State = dict[str, tf.Tensor]
+
+
+def hunt(step: Callable[[tf.Tensor, State], State], state: State, steps: Any) -> State:
+    """Up to `steps` calls of `step`, each on the examples not yet broken; all examples in the end.
+
+    state: tensors whose first axis is the example, "broken" [B] among them. step(i, state) gets
+    the rows that stand, with their places in the batch as "row" [B'], and returns the same keys.
+    An example leaves with the state of the call that broke it, in the order it came.
+    """
+    everything = dict(state)
+    active = state | {"row": tf.range(tf.shape(state["broken"])[0])}
+
+    def write(everything: State, active: State) -> State:
+        rows = active["row"][:, None]
+        return {k: tf.tensor_scatter_nd_update(v, rows, active[k]) for k, v in everything.items()}
+
+    def compact(everything: State, active: State) -> tuple[State, State]:
+        standing = tf.where(~active["broken"])[:, 0]
+        left = {k: tf.gather(v, standing) for k, v in active.items()}
+        return write(everything, active), left
+
+    def body(i: tf.Tensor, everything: State, active: State) -> Any:
+        everything, active = tf.cond(
+            tf.reduce_any(active["broken"]),
+            lambda: compact(everything, active),
+            lambda: (everything, active),
+        )
+        return i + 1, everything, step(i, active)
+
+    def unfinished(i: tf.Tensor, _: State, active: State) -> tf.Tensor:
+        return (i < steps) & tf.reduce_any(~active["broken"])
+
+    invariants = (
+        tf.TensorShape([]),
+        {k: v.shape for k, v in everything.items()},
+        {k: tf.TensorShape([None]).concatenate(v.shape[1:]) for k, v in active.items()},
+    )
+    _, everything, active = tf.while_loop(
+        unfinished,
+        body,
+        (tf.constant(0), everything, active),
+        shape_invariants=invariants,
+        parallel_iterations=1,
+    )
+    return write(everything, active)
+
+
+def taken(value: Any, row: tf.Tensor) -> Any:
+    """The rows of a tensor with one value per example; a scalar or a number as it is."""
+    return tf.gather(value, row) if tf.is_tensor(value) and value.shape.rank else value
