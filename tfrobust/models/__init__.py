@@ -7,11 +7,21 @@ import keras
 from tfrobust.models.precision import PRECISIONS, with_precision
 from tfrobust.models.residual import small_resnet, wide_resnet
 from tfrobust.models.small_cnn import small_cnn
+from tfrobust.models.trades_cnn import trades_cnn
 
 MODELS: dict[str, Callable[..., keras.Model]] = {
     "small_cnn": small_cnn,
     "small_resnet": small_resnet,
+    "trades_cnn": trades_cnn,
     "wide_resnet": wide_resnet,
 }
 
-__all__ = ["MODELS", "PRECISIONS", "small_cnn", "small_resnet", "wide_resnet", "with_precision"]
+__all__ = [
+    "MODELS",
+    "PRECISIONS",
+    "small_cnn",
+    "small_resnet",
+    "trades_cnn",
+    "wide_resnet",
+    "with_precision",
+]
