@@ -28,6 +28,7 @@ class Folder:
         self.model = path / "model.keras"
         self.evaluation = path / "eval.json"
         self.flags = path / "flags.npz"
+        self.adversarial = path / "adversarial.npz"
         self.probes = path / "probes.npz"
         self.saved_model = path / "saved_model"
         self.tensorboard = path / "tensorboard"
@@ -67,7 +68,7 @@ class Folder:
     def clear(self, stage: str) -> None:
         """Remove what an evaluation of other inputs left; other stages overwrite their own."""
         if stage == "attack_eval":
-            for path in (self.evaluation, self.flags, self.probes):
+            for path in (self.evaluation, self.flags, self.adversarial, self.probes):
                 path.unlink(missing_ok=True)
 
     def move_aside(self) -> Path:

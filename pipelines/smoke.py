@@ -28,11 +28,12 @@ def smoke(spec: Spec) -> dict[str, Any]:
         ramp = min(1, spec.train.epsilon_ramp_epochs)
         small = {"epochs": 2, "steps_per_epoch": 2, "epsilon_ramp_epochs": ramp, "init_from": None}
         config["train"] = {**config["train"], **small}
-    # Under their full-size names: two attacks cut down may look the same.
-    config["attacks"] = [
-        {**entry, "label": trial.name}
-        for entry, trial in zip(config.get("attacks", []), spec.trials, strict=True)
-    ]
+    if not any(trial.suite for trial in spec.trials):
+        # Under their full-size names: two attacks cut down may look the same.
+        config["attacks"] = [
+            {**entry, "label": trial.name}
+            for entry, trial in zip(config.get("attacks", []), spec.trials, strict=True)
+        ]
     for section in ("method", "train", "attacks"):
         config[section] = _limited(config.get(section))
     config["note"] = "Smoke run on synthetic images: its numbers mean nothing."

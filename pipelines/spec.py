@@ -5,18 +5,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import keras
 
 from tfrobust.attacks import ATTACKS, PGD, Attack
 from tfrobust.data import AUGMENTATIONS, DATASETS, Dataset
-from tfrobust.evaluation import Trial
+from tfrobust.evaluation import MODES, Trial, trials
 from tfrobust.methods import METHODS, RobustModel
-from tfrobust.models import MODELS, PRECISIONS
+from tfrobust.models import MODELS, OUTPUTS, PRECISIONS, keras_file, load_keras, model_files
 from tfrobust.registry import (
-    UserError,
     arguments,
     build,
     choose,
@@ -28,8 +26,6 @@ from tfrobust.registry import (
 from tfrobust.threat import Threat
 from tfrobust.training import OPTIMIZERS, SCHEDULES, Guided, Schedule
 
-# Names that eval.json, flags.npz and the tables use themselves.
-RESERVED = ("clean", "file", "index", "label", "worst case")
 STAGES = ("train", "attack_eval", "report", "export")
 
 
@@ -80,6 +76,25 @@ class Train:
 
 
 @dataclasses.dataclass(frozen=True)
+class EvaluationOptions:
+    """The `evaluation` section.
+
+    mode: "cascade" attacks only what still stands; "each" gives every attack all images. save:
+    keep the adversarial images, as float32 or uint8 (rounded to 1/255), in adversarial.npz.
+    """
+
+    mode: str = "cascade"
+    batch_size: int = 250
+    save: str | None = None
+
+    def __post_init__(self) -> None:
+        choose("mode", self.mode, MODES)
+        require(self.batch_size >= 1, "batch_size", "int >= 1", self.batch_size)
+        if self.save is not None:
+            choose("save", self.save, ("float32", "uint8"))
+
+
+@dataclasses.dataclass(frozen=True)
 class Spec:
     """A run: its config and the objects that it names."""
 
@@ -90,9 +105,10 @@ class Spec:
     threat: Threat
     data: Data
     trials: list[Trial]
+    evaluation: EvaluationOptions
     stages: list[str]
     train: Train | None
-    network: Callable[[], keras.Model]  # float32, fresh or as its file has it
+    network: Callable[[], keras.Model] | None  # to train: float32, fresh or as its file has it
     method: Callable[..., RobustModel] | None
     optimizer: Callable[..., keras.optimizers.Optimizer] | None
 
@@ -136,7 +152,12 @@ def parse(name: str, config: dict[str, Any]) -> Spec:
         require(rate > 0, "optimizer.learning_rate", "a number > 0", rate)
     init_from = train.init_from if train is not None and trains else None
     network = _network(top, data.source, init_from)
-    trials = _trials(top.get("attacks", []))
+    evaluation = located(
+        "evaluation",
+        EvaluationOptions,
+        **arguments(EvaluationOptions, top.get("evaluation", {}), "evaluation"),
+    )
+    listed = trials(top.get("attacks", []), threat)
     _check_paper(top.get("paper", {}))
     if init_from is not None:  # what is trained on, whatever the section model says
         config = {**config, "model": {"path": init_from}}
@@ -147,7 +168,8 @@ def parse(name: str, config: dict[str, Any]) -> Spec:
         precision=top["precision"],
         threat=threat,
         data=data,
-        trials=trials,
+        trials=listed,
+        evaluation=evaluation,
         stages=stages,
         train=train if trains else None,
         network=network,
@@ -183,6 +205,7 @@ def _schema(
     optimizer: dict[str, Any] | None = None,
     train: dict[str, Any] | None = None,
     attacks: list[Any] | None = None,
+    evaluation: dict[str, Any] | None = None,
     stages: list[str] | None = None,
     paper: dict[str, Any] | None = None,
     note: str | None = None,
@@ -227,14 +250,16 @@ def _method(
 
 def _network(
     top: Mapping[str, Any], source: Dataset, init_from: str | None
-) -> Callable[[], keras.Model]:
+) -> Callable[[], keras.Model] | None:
+    """What makes the network that is trained; a config that trains none names a file instead."""
     section: Any = top.get("model")
     require(section is not None or init_from, "model", "a section with a name or a path", None)
-    path = (section or {}).get("path")
-    make = None
+    path, make = (section or {}).get("path"), None
+    trains = "train" in top["stages"]
     if path is not None:
-        require(set(section) == {"path"}, "model", "either a name or a path", section)
-        trains = "train" in top["stages"]
+        require("name" not in section, "model", "either a name or a path", section)
+        outputs = arguments(_model_file, section, "model").get("outputs", OUTPUTS[0])
+        choose("model.outputs", outputs, OUTPUTS)
         require(
             not trains or path == init_from,
             "model.path",
@@ -242,61 +267,32 @@ def _network(
             "is on (to train on from a file set train.init_from)",
             path,
         )
+        model_files(path, "model.path")
     elif section is not None:
-        maker = resolve(MODELS, section, "model", ("image_shape", "num_classes"))
+        maker = resolve(MODELS, section, "model", ("image_shape", "num_classes"), ("path",))
         make = partial(maker, source.image_shape, source.num_classes)
         located("model", make)  # the constructor checks its values: now, not when data are loaded
-    if init_from is not None or make is None:
-        where = "model.path" if init_from is None else "train.init_from"
-        file = network_file(where, str(init_from or path))
-        return lambda: load_network(where, file, source)
-    return lambda: located("model", make)
+    if init_from is not None:
+        where = "train.init_from"
+        keras_file(init_from, where)
+        return lambda: _fitting(load_keras(init_from, where), where, source)
+    return None if make is None else lambda: located("model", make)
 
 
-def network_file(where: str, path: str) -> Path:
-    """The .keras file that a run folder or a path stands for."""
-    given = Path(path)
-    file = given / "model.keras" if given.is_dir() else given
-    require(
-        file.is_file() and file.suffix == ".keras",
-        where,
-        "a .keras file or a run folder with model.keras",
-        path,
-    )
-    return file
+def _model_file(*, path: str, outputs: str = "logits") -> None:
+    """The keys of `model` where it is a file."""
 
 
-def load_network(where: str, file: Path, source: Dataset) -> keras.Model:
-    """The network of a .keras file, which must fit the data. Raises UserError."""
-    try:
-        network = keras.saving.load_model(file, compile=False)
-    except Exception as error:
-        line = " ".join(str(error).split())[:200]
-        raise UserError(f"{where}: expected a .keras file, {file} does not load: {line}") from None
-    expected = f"images {source.image_shape} to {source.num_classes} logits, as the data has them"
-    shapes = (tuple(network.input_shape[1:]), network.output_shape[-1])
-    require(shapes == (source.image_shape, source.num_classes), where, expected, shapes)
+def _fitting(network: keras.Model, where: str, source: Dataset) -> keras.Model:
+    check_fit(where, source, tuple(network.input_shape[1:]), network.output_shape[-1])
     return network
 
 
-def _trials(listed: list[Any]) -> list[Trial]:
-    trials = []
-    for place, entry in enumerate(listed):
-        where = f"attacks[{place}]"
-        require(isinstance(entry, Mapping), where, "a name or a mapping with 'name'", entry)
-        shared = {k: v for k, v in entry.items() if k in ("label", "examples")}
-        rest = {k: v for k, v in entry.items() if k not in shared}
-        attack = build(ATTACKS, rest, where, also=("label", "examples"))
-        checked = arguments(_trial, shared, where)
-        examples = checked.get("examples")
-        require(examples is None or examples >= 1, f"{where}.examples", "int >= 1", examples)
-        trials.append(Trial(attack, checked.get("label") or attack.title, examples))
-    names = [trial.name for trial in trials]
-    taken = next((name for name in names if name in RESERVED), None)
-    require(taken is None, "attacks", f"labels other than {', '.join(RESERVED)}", taken)
-    double = next((n for n in names if names.count(n) > 1), None)
-    require(double is None, "attacks", "attacks whose labels differ (set `label`)", double)
-    return trials
+def check_fit(where: str, source: Dataset, image_shape: tuple[int, ...], classes: int) -> None:
+    """Raise a UserError unless a network's images and classes are those of the data."""
+    expected = f"images {source.image_shape} to {source.num_classes} logits, as the data has them"
+    fits = (image_shape, classes) == (source.image_shape, source.num_classes)
+    require(fits, where, expected, (image_shape, classes))
 
 
 def _check_paper(paper: Mapping[str, Any]) -> None:
@@ -305,10 +301,6 @@ def _check_paper(paper: Mapping[str, Any]) -> None:
         if key != "source":
             fraction = number(f"paper.{key}", value)
             require(0 <= fraction <= 1, f"paper.{key}", "a fraction in [0, 1]", value)
-
-
-def _trial(*, label: str | None = None, examples: int | None = None) -> None:
-    """The keys of an entry of `attacks` beside those of the attack."""
 
 
 def _stand_in() -> keras.Model:

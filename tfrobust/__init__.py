@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 
 from tfrobust.attacks import FGSM, PGD, Attack
 from tfrobust.methods import Adv, Atlas, Jac, Natural, RobustModel, Trades, TradesJac
+from tfrobust.models import load_network  # Keras learns our layers here
 from tfrobust.threat import Threat
 
 __all__ = [
@@ -24,4 +25,5 @@ __all__ = [
     "Trades",
     "TradesJac",
     "__version__",
+    "load_network",
 ]

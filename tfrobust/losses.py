@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+TINY = 1e-12  # keeps the ratios finite where the largest logits are equal
+
 
 def cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
     """-log softmax(logits)[label]."""
@@ -21,6 +23,23 @@ def margin(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
     truth = tf.one_hot(labels, logits.shape[-1], on_value=True, off_value=False)
     rival = tf.reduce_max(tf.where(truth, logits.dtype.min, logits), axis=-1)
     return rival - tf.gather(logits, labels, axis=-1, batch_dims=1)
+
+
+def dlr(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+    """Difference of logits ratio: (max_{i != y} z_i - z_y) / (z_(1) - z_(3)).
+
+    z_(k) is the k-th largest logit: C >= 3. Neither a shift nor a scale of the logits changes it
+    (Croce and Hein, 2020, arXiv:2003.01690).
+    """
+    top = tf.math.top_k(logits, 3).values
+    return margin(logits, labels) / (top[:, 0] - top[:, 2] + TINY)
+
+
+def targeted_dlr(logits: tf.Tensor, labels: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
+    """(z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2): towards the class t, C >= 4 (the same paper)."""
+    top = tf.math.top_k(logits, 4).values
+    towards, away = (tf.gather(logits, i, axis=-1, batch_dims=1) for i in (targets, labels))
+    return (towards - away) / (top[:, 0] - 0.5 * (top[:, 2] + top[:, 3]) + TINY)
 
 
 def correct(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:

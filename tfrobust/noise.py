@@ -12,6 +12,8 @@ from typing import Any
 
 import tensorflow as tf
 
+TINY = 1e-12  # instead of 0 under a logarithm
+
 
 def seed_for(seed: Any, step: Any, purpose: str) -> tf.Tensor:
     """The int64 [2] seed of one random act: `purpose` at training step `step` of run `seed`."""
@@ -40,11 +42,24 @@ def uniform_in_ball(shape: Any, seed: tf.Tensor, p: str) -> tf.Tensor:
     """Uniform in the unit Lp ball, one draw an example: shape [B, ...]."""
     if p == "linf":
         return uniform(shape, seed)
+    if p == "l1":
+        return _uniform_in_l1_ball(shape, seed)
     direction = unit_vectors(shape, seed)
     flat = tf.reshape(direction, [tf.shape(direction)[0], -1])
     quantile = 0.5 * (uniform([tf.shape(direction)[0]], fold(seed, 1)) + 1.0)
     radius = quantile ** (1.0 / tf.cast(tf.shape(flat)[1], tf.float32))
     return tf.reshape(radius[:, None] * flat, tf.shape(direction))
+
+
+def _uniform_in_l1_ball(shape: Any, seed: tf.Tensor) -> tf.Tensor:
+    """Exponential lengths with random signs, over their sum and one length more."""
+    signed = uniform(shape, seed)
+    length = -tf.math.log(tf.maximum(tf.abs(signed), TINY))
+    more = 0.5 * (uniform([tf.shape(signed)[0]], fold(seed, 1)) + 1.0)
+    axes = list(range(1, len(signed.shape)))
+    total = tf.reduce_sum(length, axis=axes, keepdims=True)
+    total += tf.reshape(-tf.math.log(tf.maximum(more, TINY)), tf.shape(total))
+    return tf.sign(signed) * length / total
 
 
 def unit_vectors(shape: Any, seed: tf.Tensor) -> tf.Tensor:

@@ -10,14 +10,16 @@ import tensorflow as tf
 from tfrobust import noise, norms
 from tfrobust.registry import Configurable, choose, number, require, serializable
 
+L1_MARGIN = 1e-6  # of the radius: the rounding of x + delta adds up over the pixels
+
 
 @serializable
 @dataclasses.dataclass(frozen=True)
 class Threat(Configurable):
     """All x' with ||x' - x||_p <= eps inside the box.
 
-    norm: "linf" or "l2". eps: radius in image units, a number or a fraction such as "8/255"; a
-    scalar tensor or one of shape [B] gives every example its own (see `at`). box: the range of
+    norm: "linf", "l2" or "l1". eps: radius in image units, a number or a fraction such as "8/255";
+    a scalar tensor or one of shape [B] gives every example its own (see `at`). box: the range of
     valid pixels.
     """
 
@@ -40,10 +42,16 @@ class Threat(Configurable):
     def project(self, x_adv: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
         """x_adv moved into the ball around x, then into the box; x must lie in the box.
 
-        The second step only brings coordinates nearer to x, so the result is inside both.
+        The second step only brings coordinates nearer to x, so the result is inside both. For L1
+        ball and box count at once: the nearest point in both (Croce and Hein, 2021).
         """
-        inside = x + norms.project(x_adv - x, self.eps, self.norm)
-        return tf.clip_by_value(inside, *self.box)
+        delta, (low, high) = x_adv - x, self.box
+        if self.norm == "l1":
+            room = tf.where(delta > 0, high - x, x - low)
+            moved = norms.project_l1(delta, (1 - L1_MARGIN) * self.eps, room)
+        else:
+            moved = norms.project(delta, self.eps, self.norm)
+        return tf.clip_by_value(x + moved, low, high)
 
     def random_start(self, x: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         """Uniform in the ball around x, clipped to the box."""

@@ -11,13 +11,14 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests.parity.networks import REFERENCES, images
+from tests.parity.networks import EPS, REFERENCES, images
 
 
 class DigitsNetwork(torch.nn.Module):
@@ -45,8 +46,152 @@ def torch_images() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(x).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(y).long()
 
 
+def square() -> dict[str, np.ndarray]:
+    """The schedule of 5000 windows with their sides on 28 x 28 pixels; the patterns of L2 and L1;
+    the robust accuracy after 1000 windows, for three seeds."""
+    from autoattack.square import SquareAttack
+
+    class Recorded(SquareAttack):
+        def random_int(self, low: int = 0, high: int = 1, **shape: Any) -> torch.Tensor:
+            room.append(high)  # 28 - side for every corner of a window
+            return super().random_int(low, high, **shape)
+
+    network, (x, y) = DigitsNetwork(), torch_images()
+    made: dict[str, Any] = {}
+    for norm, eps in EPS.items():
+        room: list[int] = []
+        right = lambda _: torch.tensor([[1.0, 0.0]])  # noqa: E731
+        attack = Recorded(right, norm.capitalize(), 5000, eps, resc_schedule=False)
+        attack.perturb(torch.zeros(1, 1, 28, 28), torch.tensor([0]))
+        made["share"] = [attack.p_selection(i) for i in range(5000)]
+        made[f"{norm}_side"] = 28 - np.array(room)[:: len(room) // 5000]
+        for side in (1, 3, 4, 5, 8) if norm != "linf" else ():
+            made[f"{norm}_pattern_{side}"] = attack.eta(side).numpy()
+        made[f"{norm}_accuracy"] = accuracy = np.zeros(3)
+        for seed in range(3):
+            attack = SquareAttack(
+                network, norm.capitalize(), 1000, eps, seed=seed, resc_schedule=False
+            )
+            robust = network(attack.perturb(x, y)).argmax(1) == y
+            accuracy[seed] = robust.float().mean().item()
+    return made
+
+
+def rays() -> dict[str, np.ndarray]:
+    """Of 50 images: Linf distance of the nearest misclassified image met in 200 and in 1000
+    queries."""
+    # It asks for a GPU, and for a progress bar that is not in the checkout.
+    sys.modules["pgbar"] = SimpleNamespace(progress_bar=lambda *_: None)  # type: ignore[assignment]
+    torch.Tensor.cuda = lambda self: self  # type: ignore[method-assign, assignment]
+    from RayS import RayS
+
+    x, y = (t[:50] for t in torch_images())
+    distance = {limit: torch.full([50], torch.inf) for limit in (200, 1000)}
+
+    class Recorded(RayS):
+        def search_succ(self, images: Any, y: Any, target: Any, mask: Any) -> Any:
+            wrong = super().search_succ(images, y, target, mask)
+            far = (images - x).abs().flatten(1).amax(1)[mask]
+            for limit, least in distance.items():
+                met = wrong & (self.queries[mask] <= limit)
+                least[mask] = torch.where(met, torch.minimum(far, least[mask]), least[mask])
+            return wrong
+
+    network = DigitsNetwork()
+    model = SimpleNamespace(predict_label=lambda images: network(images).argmax(1))
+    Recorded(model)(x, y, query_limit=1000)
+    return {f"distance_{limit}": least.numpy() for limit, least in distance.items()}
+
+
+def apgd() -> dict[str, Any]:
+    """Runs from a known start with the loss of every step, of the first 40 images; how many of the
+    200 stay right under each attack, for some seeds; DLR of random logits."""
+    from autoattack import autopgd_base as reference
+
+    network, (x, y) = DigitsNetwork(), torch_images()
+    norms = {"linf": "Linf", "l2": "L2", "l1": "L1"}
+    out: dict[str, Any] = {}
+
+    def counted(attack: Any) -> int:
+        adversarial = attack.perturb(x, y)
+        return int(((network(x).argmax(1) == y) & (network(adversarial).argmax(1) == y)).sum())
+
+    for p, norm in norms.items():
+        l1 = {"norm": norm, "eps": EPS[p], "use_largereps": p == "l1"}
+        for loss in ("ce", "dlr"):
+            attacks = [reference.APGDAttack(network, loss=loss, seed=i, **l1) for i in range(5)]
+            out[f"robust_{p}_{loss}"] = [counted(attack) for attack in attacks]
+        attacks = [reference.APGDAttack_targeted(network, seed=i, **l1) for i in range(3)]
+        out[f"robust_{p}_targeted"] = [counted(attack) for attack in attacks]
+
+    # A pixel moved and moved back may differ by rounding, which L0_norm would count as changed.
+    reference.L0_norm = lambda d: (d.abs() > 1e-6).flatten(1).sum(1)
+    looks: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def recorded(images: torch.Tensor) -> torch.Tensor:
+        looks.append((images.detach().clone(), network(images)))
+        return looks[-1][1]
+
+    x, y = x[:40], y[:40]
+    runs = (("linf", "ce", 100), ("linf", "dlr", 100), ("l2", "ce", 100), ("l1", "dlr", 40))
+    for p, loss, steps in runs:
+        torch.manual_seed(0)
+        looks.clear()
+        attack = reference.APGDAttack(recorded, norm=norms[p], eps=EPS[p], loss=loss, n_iter=steps)
+        attack.init_hyperparam(x)
+        draw = torch.randn_like(x)
+        start = x + draw + reference.L1_projection(x, draw, EPS[p])
+        start = torch.where((start - x).abs() > 1e-6, start, x) if p == "l1" else None
+        best, _, value, _ = attack.attack_single_run(x, y, start)
+        cross_entropy = torch.nn.CrossEntropyLoss(reduction="none")
+        value_of = cross_entropy if loss == "ce" else attack.dlr_loss
+        run = {
+            "start": looks[0][0].squeeze(1),
+            "values": torch.stack([value_of(logits, y) for _, logits in looks]),
+            "best": best.squeeze(1),
+            "value": value,
+        }
+        out |= {f"{p}_{loss}_{name}": array.detach().numpy() for name, array in run.items()}
+
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(30, 7)).astype("float32")
+    labels, targets = (rng.integers(0, 7, 30) for _ in range(2))
+    z, label, attack.y_target = (torch.from_numpy(a) for a in (logits, labels, targets))
+    targeted = reference.APGDAttack_targeted.dlr_loss_targeted
+    out |= {"logits": logits, "labels": labels, "targets": targets}
+    return out | {"dlr": attack.dlr_loss(z, label), "targeted_dlr": targeted(attack, z, label)}
+
+
+def fab() -> dict[str, Any]:
+    """Projections on random hyperplanes; of 20 and of 100 steps the least distance found towards
+    each of nine targets; which of the 200 images the whole attack breaks."""
+    from autoattack import fab_projections
+    from autoattack.fab_pt import FABAttack_PT
+
+    network, (x, y) = DigitsNetwork(), torch_images()
+    rng = np.random.default_rng(0)
+    points, slope = rng.random((60, 20)), rng.normal(size=(60, 20))
+    points[rng.random(points.shape) < 0.2] = 0  # on the box's wall
+    slope[rng.random(slope.shape) < 0.1] = 0
+    value = rng.normal(size=60) * np.linspace(0.1, 8, 60)  # the last planes miss the box
+    offset = (slope * points).sum(1) - value
+    out: dict[str, Any] = {"points": points, "slope": slope, "value": value}
+    for norm, eps in EPS.items():
+        project = getattr(fab_projections, f"projection_{norm}")
+        out[f"{norm}_step"] = project(*map(torch.from_numpy, (points, slope, offset)))
+        for steps in (20, 100):
+            kwargs = {"norm": norm.capitalize(), "n_iter": steps, "eps": eps, "targeted": True}
+            attack, towards = FABAttack_PT(network, **kwargs), []
+            for attack.target_class in range(2, 11):
+                delta = (attack.attack_single_run(x, y, is_targeted=True) - x).flatten(1)
+                towards.append(delta.norm(p=float(norm[1:]), dim=1))
+            out[f"{norm}_distance_{steps}"] = torch.stack(towards)  # 0: nothing found
+        out[f"{norm}_broken"] = network(attack.perturb(x, y)).argmax(1) != y
+    return {k: np.asarray(v, "float32") for k, v in out.items()}
+
+
 # One function an attack: name -> arrays, saved as references/NAME.npz.
-MAKERS: dict[str, Any] = {}
+MAKERS: dict[str, Any] = {"apgd": apgd, "fab": fab, "rays": rays, "square": square}
 
 
 def main() -> None:

@@ -37,7 +37,6 @@ from tfrobust.report import (
     milliseconds,
     missing_from_paper,
     number,
-    pending_attacks,
     percent,
     points,
     summarise_training,
@@ -61,8 +60,8 @@ def add_run(run: Path, results: Path) -> Path:
     config, name = record.config, record.config["name"]
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise UserError(f"{run}: expected a name that can be a file name, received {name!r}")
-    if pending := pending_attacks(config, record.evaluation):
-        raise UserError(f"{run}: expected a finished evaluation, received one {pending} short")
+    if pending := record.evaluation.get("pending"):
+        raise UserError(f"{run}: expected a finished evaluation; not run: {', '.join(pending)}")
     command = config.get("command") or f"python -m pipelines.run {name}"
     summary = {
         "name": name,
@@ -142,8 +141,13 @@ def rows_of(summary: Mapping[str, Any]) -> dict[str, AccuracyRow]:
 
 
 def attack_columns(group: Sequence[Mapping[str, Any]]) -> list[str]:
-    """clean, every attack of the group in the order of first use, worst case."""
+    """clean, every attack of the group in the order of first use, worst case; a suite, not the
+    attacks in it."""
     names = dict.fromkeys(name for summary in group for name in rows_of(summary))
+    for summary in group:
+        for attack in summary["evaluation"]["attacks"]:
+            if attack.get("suite"):
+                names.pop(attack["name"], None)
     ends = [name for name in names if name == "worst case"]
     return [name for name in names if name != "worst case"] + ends
 
@@ -227,7 +231,7 @@ def run_section(summary: Mapping[str, Any]) -> str:
     config, evaluation = summary["config"], summary["evaluation"]
     versions = evaluation.get("versions") or {}
     facts = [
-        f"{row.name}: {row.settings}, {duration(row.seconds)}"
+        ", ".join(filter(None, (f"{row.name}: {row.settings}", row.cost, duration(row.seconds))))
         for row in accuracy_rows(config, evaluation)
         if row.name not in ("clean", "worst case")
     ]

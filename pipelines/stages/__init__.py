@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import keras
 import numpy as np
 
 from pipelines.folder import Folder, fingerprint
-from pipelines.spec import STAGES, Spec, load_network, network_file
+from pipelines.spec import STAGES, Spec, check_fit
 from pipelines.stages import attack_eval, train
+from tfrobust.evaluation.craft import LogitsFn
 from tfrobust.export import export
-from tfrobust.models import with_precision
+from tfrobust.models import keras_file, load_keras, load_network, model_files
 from tfrobust.registry import UserError
 from tfrobust.report import write_report
 
@@ -23,13 +23,13 @@ def inputs(stage: str, spec: Spec, folder: Folder) -> str:
     data = [Path(spec.config["data"]["path"])] if "path" in spec.config["data"] else []
     if stage == "train":
         start = spec.train.init_from if spec.train is not None else None
-        base = [network_file("train.init_from", start)] if start else []
+        base = [keras_file(start, "train.init_from")] if start else []
         return fingerprint(spec.config, train.SECTIONS, [*data, *base])
     if stage == "attack_eval":
-        files = [*data, _model_file(spec, folder)]
+        files = [*data, *model_files(*_model(spec, folder)), *attack_eval.sources(spec)]
         return fingerprint(spec.config, attack_eval.SECTIONS, files)
     if stage == "export":
-        return fingerprint(spec.config, (), [_model_file(spec, folder)])
+        return fingerprint(spec.config, (), model_files(*_model(spec, folder)))
     return fingerprint(spec.config, spec.config, [folder.history, folder.evaluation, folder.probes])
 
 
@@ -49,20 +49,24 @@ def run(stage: str, spec: Spec, folder: Folder) -> None:
     else:
         shape = (7, *spec.data.source.image_shape)
         images = np.random.default_rng(0).random(shape, np.float32)
-        export(_network(spec, folder), folder.saved_model, images)
+        export(load_keras(*_model(spec, folder)), folder.saved_model, images)
         print(f"export: {folder.saved_model}")
 
 
-def _model_file(spec: Spec, folder: Folder) -> Path:
-    """The network that is evaluated: the trained one, or the one of a config without training."""
+def _model(spec: Spec, folder: Folder) -> tuple[Path, str]:
+    """The network that is evaluated, the trained one or that of a config without training; and
+    the name of its place in errors."""
     path = (spec.config.get("model") or {}).get("path")
     if path is not None and "train" not in spec.stages:
-        return network_file("model.path", path)
+        return Path(path), "model.path"
     if not folder.model.is_file():
         raise UserError(f"{folder.model}: expected a trained network; run the stage train first")
-    return folder.model
+    return folder.model, str(folder.model)
 
 
-def _network(spec: Spec, folder: Folder) -> keras.Model:
-    file = _model_file(spec, folder)
-    return with_precision(load_network(str(file), file, spec.data.source), "float32")
+def _network(spec: Spec, folder: Folder) -> LogitsFn:
+    path, where = _model(spec, folder)
+    outputs = spec.config.get("model", {}).get("outputs", "logits")
+    network = load_network(path, outputs, where)
+    check_fit(where, spec.data.source, network.input_shape, network.classes)
+    return network

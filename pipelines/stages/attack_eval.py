@@ -2,76 +2,130 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 
 from pipelines.folder import Folder
 from pipelines.provenance import commit, versions
 from pipelines.spec import Spec
+from tfrobust.attacks import SavedImages, Transfer
 from tfrobust.data import Split
-from tfrobust.evaluation import Result, adversaries, evaluate, predictor, worst_case
+from tfrobust.evaluation import (
+    Check,
+    Result,
+    adversaries,
+    check_inputs,
+    checks,
+    merged,
+    predictor,
+    run,
+    settings,
+    worst_case,
+)
+from tfrobust.evaluation.craft import LogitsFn
 from tfrobust.io import write_atomically, write_text
+from tfrobust.models import model_files
 
 PROBES = 8
-SECTIONS = ("seed", "threat", "data", "attacks")
+SECTIONS = ("seed", "threat", "data", "attacks", "evaluation")
 
 
-def attack_eval(spec: Spec, folder: Folder, network: keras.Model) -> None:
+def attack_eval(spec: Spec, folder: Folder, logits_fn: LogitsFn) -> None:
     """Clean accuracy, then each attack on the test split; eval.json is whole after each one."""
     _, test = spec.data.source.load()
-    x, y = test.as_float(), test.labels
-
-    def logits_fn(images: Any) -> Any:
-        return network(images, training=False)
-
-    results = _finished(folder, spec)
-    left = spec.trials[max(0, len(results) - 1) :]
-    for result in evaluate(logits_fn, x, y, spec.threat, left, seed=spec.seed):
-        if result.name in [before.name for before in results]:
-            continue  # the clean images again
+    x, y, options = test.as_float(), test.labels, spec.evaluation
+    check_inputs(logits_fn, x, y, spec.threat, options.batch_size)
+    finished = _finished(folder, spec)
+    results: list[Result] = []
+    for result in run(
+        logits_fn,
+        x,
+        y,
+        spec.threat,
+        spec.trials,
+        mode=options.mode,
+        seed=spec.seed,
+        batch_size=options.batch_size,
+        images=options.save is not None,
+        finished=finished,
+    ):
         results.append(result)
-        _record(folder, spec, results, test)
-        print(f"{result.name}: {result.accuracy:.2%} of {len(result.robust)}", flush=True)
+        if len(results) > len(finished):
+            _record(folder, spec, results, test, logits_fn)
+            print(f"{result.name}: {result.accuracy:.2%} of {len(result.robust)}", flush=True)
     if spec.trials:
+        found = checks(
+            logits_fn, x, y, spec.threat, results, seed=spec.seed, batch_size=options.batch_size
+        )
+        _record(folder, spec, results, test, logits_fn, found)
+        for check in found:
+            if check.warns:
+                print(f"warning: {check.name}: {check.text}", flush=True)
         _probe(folder.probes, spec, logits_fn, test.take(np.arange(min(PROBES, len(test)))))
 
 
+def sources(spec: Spec) -> list[Path]:
+    """The files that attacks read: surrogates and saved images."""
+    files: list[Path] = []
+    for trial in spec.trials:
+        if isinstance(trial.attack, Transfer):
+            files += model_files(trial.attack.source, "attacks: source")
+        elif isinstance(trial.attack, SavedImages):
+            files.append(Path(trial.attack.path))
+    return files
+
+
 def _finished(folder: Folder, spec: Spec) -> list[Result]:
-    """What an interrupted evaluation of the same inputs had finished: clean, then the first trials.
+    """What an interrupted evaluation of the same inputs had finished: clean, then the first rows.
 
     eval.json is written last, so flags.npz holds at least its rows.
     """
     if not folder.evaluation.is_file() or not folder.flags.is_file():
         return []
     rows = json.loads(folder.evaluation.read_text(encoding="utf-8"))["attacks"]
+    trials = {trial.name: trial for trial in spec.trials}
     with np.load(folder.flags) as flags:
         clean = Result("clean", flags["clean"], 0.0)
-        return [clean, *(Result(r["name"], flags[r["name"]], r["seconds"]) for r in rows)]
+        return [clean] + [
+            Result(
+                row["name"],
+                flags[row["name"]],
+                row["seconds"],
+                trials.get(row["name"]),
+                row["attacked"],
+                row["queries"],
+                row["gradients"],
+            )
+            for row in rows
+        ]
 
 
-def _record(folder: Folder, spec: Spec, results: Sequence[Result], test: Split) -> None:
+def _record(
+    folder: Folder,
+    spec: Spec,
+    results: Sequence[Result],
+    test: Split,
+    logits_fn: LogitsFn,
+    found: Sequence[Check] = (),
+) -> None:
+    """Everything known so far, eval.json last."""
     clean, *attacked = results
     worst = worst_case(results)
+    done = {result.name for result in attacked}
     evaluation = {
         "examples": len(clean.robust),
         "clean_accuracy": clean.accuracy,
         "robust_accuracy": float(worst.mean()) if attacked else None,
         "worst_case_examples": len(worst),
-        "attacks": [
-            {
-                "name": result.name,
-                "examples": len(result.robust),
-                "robust_accuracy": result.accuracy,
-                "seconds": round(result.seconds, 2),
-                "config": trial.attack.settings(spec.threat),
-            }
-            for result, trial in zip(attacked, spec.trials, strict=False)
-        ],
+        "mode": spec.evaluation.mode,
+        "attacks": [settings(result, spec.threat) for result in attacked],
+        "pending": [trial.name for trial in spec.trials if trial.name not in done],
+        "checks": [dataclasses.asdict(check) for check in found],
         "threat": {"norm": spec.threat.norm, "eps": spec.threat.eps},
         "seed": spec.seed,
         "data": {"name": spec.config["data"]["name"], "split": "test"},
@@ -79,11 +133,39 @@ def _record(folder: Folder, spec: Spec, results: Sequence[Result], test: Split) 
         "commit": commit(),
         "training_commit": folder.commit("train"),
     }
+    if spec.evaluation.save is not None:
+        evaluation |= _save_images(folder.adversarial, spec, results, test, logits_fn)
     flags = {result.name: result.robust for result in results}
     write_atomically(
         folder.flags, lambda p: np.savez(p, index=test.index, label=test.labels, **flags)
     )
     write_text(folder.evaluation, json.dumps(evaluation, indent=2) + "\n")
+
+
+def _save_images(
+    path: Path, spec: Spec, results: Sequence[Result], test: Split, logits_fn: LogitsFn
+) -> dict[str, float]:
+    """Of each test image the adversary that broke it first, else the last that was tried.
+
+    As uint8 the images are rounded to 1/255, which may undo an attack: the accuracy on the
+    rounded images is returned.
+    """
+    before = test.as_float()
+    if path.is_file():
+        with np.load(path) as saved:
+            before = _as_float(saved["image"])
+    images = merged(before, results)
+    accuracy = {}
+    if spec.evaluation.save == "uint8":
+        images = np.rint(images * 255).astype(np.uint8)
+        right = predictor(logits_fn, spec.evaluation.batch_size)(_as_float(images)) == test.labels
+        accuracy["rounded_robust_accuracy"] = float((right & results[0].robust).mean())
+    write_atomically(path, lambda p: np.savez(p, image=images, label=test.labels, index=test.index))
+    return accuracy
+
+
+def _as_float(images: np.ndarray) -> np.ndarray:
+    return images / np.float32(255) if images.dtype == np.uint8 else images
 
 
 def _probe(path: Path, spec: Spec, logits_fn: Any, few: Split) -> None:

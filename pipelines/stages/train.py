@@ -43,6 +43,7 @@ def train(spec: Spec, folder: Folder) -> None:
     base = float(spec.optimizer().learning_rate)
     rate = plan.schedule.learning_rate(base, steps, plan.epochs)
     with strategy().scope():
+        assert spec.network is not None
         network = with_precision(spec.network(), spec.precision)
         model = spec.method(network, ramp_steps=round(plan.epsilon_ramp_epochs * steps))
         model.compile(spec.optimizer(learning_rate=rate))

@@ -14,7 +14,6 @@ import tensorflow as tf
 
 from pipelines import config as configs
 from pipelines.run import run
-from pipelines.stages import attack_eval as eval_stage
 from pipelines.stages import train as train_stage
 from tfrobust.methods import METHODS
 from tfrobust.registry import UserError
@@ -117,32 +116,6 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         for path in (history, straight / "history.csv")
     )
     assert len(ours) == 2 and ours == theirs
-
-
-def test_an_interrupted_evaluation_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    overrides = ["attacks=[fgsm, {name: pgd, steps: 2}]"]
-    straight = smoke("digits_adv", tmp_path / "straight", *overrides)
-    cut = smoke("digits_adv", tmp_path / "cut", *overrides, stages=["train"])
-    whole = eval_stage._record
-
-    def stop(folder: Any, spec: Any, results: Any, test: Any) -> None:
-        if len(results) == 3:
-            raise KeyboardInterrupt
-        whole(folder, spec, results, test)
-
-    monkeypatch.setattr(eval_stage, "_record", stop)
-    with pytest.raises(KeyboardInterrupt):
-        smoke("digits_adv", tmp_path / "cut", *overrides)
-    monkeypatch.undo()
-    capsys.readouterr()
-    smoke("digits_adv", tmp_path / "cut", *overrides)
-    assert "FGSM:" not in capsys.readouterr().out
-    ours, theirs = (np.load(folder / "flags.npz") for folder in (cut, straight))
-    assert set(ours) == set(theirs) == {"index", "label", "clean", "FGSM", "PGD-2"}
-    for name in ours:
-        np.testing.assert_array_equal(ours[name], theirs[name])
 
 
 def test_what_is_deleted_is_made_again(tmp_path: Path) -> None:

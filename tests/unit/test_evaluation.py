@@ -7,7 +7,6 @@ eps > d.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,8 @@ import pytest
 import tensorflow as tf
 
 from tfrobust import FGSM, PGD, Attack, Threat
-from tfrobust.evaluation import Trial, adversaries, evaluate, predictor, worst_case
+from tfrobust.attacks import Outcome
+from tfrobust.evaluation import Trial, adversaries, evaluate, predictor, run, trials, worst_case
 from tfrobust.registry import UserError
 
 # Distances 0.4, 0.3, 0.2, 0.1 below and above 0.5.
@@ -31,7 +31,8 @@ def network(x: Any) -> Any:
 
 
 def flags(threat: Threat, *trials: Trial, logits_fn: Any = network, **options: Any) -> list[Any]:
-    return list(evaluate(logits_fn, X, Y, threat, trials, progress=False, **options))
+    options = {"mode": "each", "progress": False} | options
+    return list(run(logits_fn, X, Y, threat, trials, **options))
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 7, 100])
@@ -44,8 +45,9 @@ def test_exact_counts_with_a_partial_last_batch(batch_size: int) -> None:
     assert clean.accuracy == pytest.approx(6 / 7) and attacked.accuracy == pytest.approx(2 / 7)
 
 
-def test_one_trace(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seven images in batches of three: one shape for predictions, one for the attack."""
+def test_one_trace() -> None:
+    """Seven images in batches of three, six of them attacked: a trace for the clean predictions,
+    for the attack, which looks at its image again, and for the predictions that check it."""
     calls = []
 
     def counted(x: Any) -> Any:
@@ -53,7 +55,7 @@ def test_one_trace(monkeypatch: pytest.MonkeyPatch) -> None:
         return network(x)
 
     flags(Threat("linf", 0.1), Trial(PLAIN, "fgsm"), logits_fn=counted, batch_size=3)
-    assert calls == [False, False]
+    assert calls == [False] * 4
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -77,8 +79,9 @@ class Moves(Attack):
     by: float = 0.0
     title = "Moves"
 
-    def __call__(self, logits_fn: Any, x: Any, y: Any, *, threat: Any, seed: Any) -> Any:
-        return x + self.by
+    def run(self, logits_fn: Any, x: Any, y: Any, *, threat: Any, seed: Any) -> Outcome:
+        one = tf.ones_like(y)
+        return Outcome(x + self.by, one > 0, one, one)
 
 
 @pytest.mark.parametrize(
@@ -139,19 +142,98 @@ def test_the_seed_decides_the_images() -> None:
     assert len(np.unique(start)) == 7  # every batch has noise of its own
 
 
+HALF = dataclasses.replace(PLAIN, step_scale=0.5)  # of eps 0.25: breaks 0.4 and 0.6
+WHOLE = PLAIN  # breaks 0.3 and 0.7 as well
+
+
+def test_a_cascade_attacks_only_what_stands() -> None:
+    trials = (Trial(HALF, "half"), Trial(WHOLE, "whole"))
+    each = flags(Threat("linf", 0.25), *trials)
+    cascade = flags(Threat("linf", 0.25), *trials, mode="cascade")
+    assert [r.attacked for r in each] == [7, 6, 6]
+    assert [r.attacked for r in cascade] == [7, 6, 4]
+    for one, other in zip(each, cascade, strict=True):
+        np.testing.assert_array_equal(one.robust, other.robust)
+    # The other way round the weak attack finds nothing left to break: its row shows the worst case.
+    clean, whole, half = flags(Threat("linf", 0.25), *trials[::-1], mode="cascade")
+    np.testing.assert_array_equal(half.robust, whole.robust)
+    assert half.attacked == 2
+    assert (half.queries, half.gradients) == (4, 2)  # of one-step attacks, with a look at the end
+
+
+def test_a_suite_is_a_cascade_and_has_a_row_of_its_own() -> None:
+    suite = [Trial(HALF, "S: half", suite="S"), Trial(WHOLE, "S: whole", suite="S")]
+    results = flags(Threat("linf", 0.25), Trial(WHOLE, "before"), *suite, Trial(HALF, "after"))
+    assert [r.name for r in results] == ["clean", "before", "S: half", "S: whole", "S", "after"]
+    assert [r.attacked for r in results] == [7, 6, 6, 4, 6, 6]
+    np.testing.assert_array_equal(results[4].robust, [1, 0, 0, 0, 0, 0, 1])
+    assert results[4].queries == results[2].queries + results[3].queries
+
+
+def test_finished_results_are_not_computed_again() -> None:
+    trials = (Trial(HALF, "half"), Trial(WHOLE, "whole"))
+    straight = flags(Threat("linf", 0.25), *trials, mode="cascade")
+    calls = []
+
+    def counted(x: Any) -> Any:
+        calls.append(1)
+        return network(x)
+
+    again = flags(
+        Threat("linf", 0.25), *trials, mode="cascade", logits_fn=counted, finished=straight[:2]
+    )
+    assert len(calls) == 3  # one attack and the predictions on its images: no clean pass
+    assert again[:2] == straight[:2]
+    np.testing.assert_array_equal(again[2].robust, straight[2].robust)
+
+
+def test_the_images_are_those_that_broke_first() -> None:
+    """0.4 and 0.6 by the half step, 0.3 and 0.7 by the whole one; 0.2 is wrong when clean."""
+    threat = Threat("linf", 0.25)
+    result = evaluate(network, X, Y, threat, [HALF, WHOLE], images=True, progress=False)
+    moved = result.images.ravel() - T
+    np.testing.assert_allclose(moved, [0.25, 0.0, 0.25, 0.125, -0.125, -0.25, -0.25], atol=1e-6)
+    broken = predictor(network)(result.images) != Y
+    np.testing.assert_array_equal(broken, ~result.robust)
+
+
+def test_evaluate_in_one_call() -> None:
+    threat = Threat("linf", 0.25)
+    result = evaluate(network, X, Y, threat, {"name": "fgsm", "start": "none"}, progress=False)
+    assert result.clean_accuracy == pytest.approx(6 / 7)
+    assert result.robust_accuracy == pytest.approx(2 / 7)
+    assert str(result) == "clean: 85.71% of 7\nFGSM: 28.57% of 7"
+    with pytest.raises(UserError, match="did you mean 'autoattack'"):
+        evaluate(network, X, Y, threat, "autoatack")
+
+
 @pytest.mark.parametrize(
-    ("run", "message"),
+    ("attacks", "message"),
     [
-        (lambda t: flags(t, Trial(PLAIN, "a"), Trial(PGD(), "a")), "attacks: expected names that"),
-        (lambda t: flags(t, Trial(PLAIN, "clean")), "attacks: expected names that differ"),
-        (lambda t: list(evaluate(network, X * 255, Y, t, [])), "x: expected images in [0, 1], rec"),
-        (lambda t: list(evaluate(network, X.astype("float64"), Y, t, [])), "x: expected float32"),
-        (lambda t: list(evaluate(network, X, Y[:, None], t, [])), "y: expected 7 class numbers"),
-        (lambda t: list(evaluate(network, X[:0], Y[:0], t, [])), "x: expected at least one image"),
+        ([Trial(PLAIN, "a"), Trial(PGD(), "a")], "attacks: expected attacks whose labels differ"),
+        ([Trial(PLAIN, "clean")], "attacks: expected labels other than clean"),
+        ([{"name": "pgd", "examples": 0}], "attacks[0].examples: expected int >= 1, received 0"),
+        ([{"name": "pgd", "step": 3}], "attacks[0].step: unknown key"),
+        ([{"name": "autoattack", "version": "standrd"}], "(did you mean 'standard'?)"),
+        ([{"steps": 3}], "attacks[0]: expected a mapping with 'name'"),
     ],
 )
-def test_mistakes_are_one_line(run: Callable[[Threat], Any], message: str) -> None:
+def test_mistakes_are_one_line(attacks: Any, message: str) -> None:
     with pytest.raises(UserError) as caught:
-        run(Threat("linf", 0.1))
+        evaluate(network, X, Y, Threat("linf", 0.1), attacks)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_autoattack_and_paper_are_suites() -> None:
+    standard = trials("autoattack", Threat("linf", 0.3))
+    assert [t.name.partition(": ")[2] for t in standard] == [t.attack.title for t in standard]
+    assert len(standard) == 4 and {t.suite for t in standard} == {"AutoAttack"}
+    small = trials("paper", Threat("linf", 0.3))
+    full = trials({"name": "paper", "budget": "paper"}, Threat("linf", 0.3))
+    assert [t.name for t in small] == [t.name for t in full]
+    assert {t.examples for t in full if t.name != "RayS"} == {None}
+    assert small[1].attack.step_size == 0.01
+    cifar = trials("paper", Threat("linf", "8/255"))
+    assert cifar[1].attack.step_size == pytest.approx(0.007)
+    assert "RayS" not in [t.name for t in trials("paper", Threat("l2", 0.5))]

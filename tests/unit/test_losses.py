@@ -68,6 +68,38 @@ def test_margin_gradient() -> None:
     np.testing.assert_array_equal(tape.gradient(value, logits), [[0.0, -1.0, 1.0]])
 
 
+def test_dlr() -> None:
+    """Right by 1, wrong by 3, over z_(1) - z_(3) = 4 - 1."""
+    logits = tf.constant([[1.0, 4.0, 3.0, 0.0], [1.0, 4.0, 3.0, 0.0]])
+    values = losses.dlr(logits, tf.constant([1, 0]))
+    np.testing.assert_allclose(values, [-1 / 3, 1.0], rtol=1e-6)
+
+
+def test_targeted_dlr() -> None:
+    """z_t - z_y = -4 and 2, over z_(1) - (z_(3) + z_(4)) / 2 = 4 - 0.5."""
+    logits = tf.constant([[1.0, 4.0, 3.0, 0.0, -9.0], [1.0, 4.0, 3.0, 0.0, -9.0]])
+    values = losses.targeted_dlr(logits, tf.constant([1, 0]), tf.constant([3, 2]))
+    np.testing.assert_allclose(values, [-4 / 3.5, 2 / 3.5], rtol=1e-6)
+
+
+def test_dlr_knows_no_shift_and_no_scale() -> None:
+    logits = tf.random.stateless_normal([20, 6], seed=(0, 0))
+    labels, targets = tf.zeros(20, tf.int32), tf.ones(20, tf.int32)
+    for loss in (losses.dlr, lambda z, y: losses.targeted_dlr(z, y, targets)):
+        moved = loss(1000.0 * logits + 5.0, labels)
+        np.testing.assert_allclose(moved, loss(logits, labels), rtol=1e-3, atol=1e-4)
+
+
+def test_dlr_of_equal_logits_is_finite() -> None:
+    logits, labels = tf.ones([1, 5]), tf.constant([2])
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(logits)
+        values = losses.dlr(logits, labels), losses.targeted_dlr(logits, labels, labels)
+    for value in values:
+        assert value.numpy() == 0
+        assert np.isfinite(tape.gradient(value, logits)).all()
+
+
 @pytest.mark.parametrize("dtype", [tf.int32, tf.int64])
 def test_correct(dtype: tf.DType) -> None:
     logits = tf.constant([[0.0, 1.0], [1.0, 0.0], [2.0, 2.0]])

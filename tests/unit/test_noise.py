@@ -49,16 +49,28 @@ def test_uniform_fills_the_cube() -> None:
 
 
 @pytest.mark.parametrize("d", [1, 3, 20])
-def test_uniform_in_the_l2_ball(d: int) -> None:
+@pytest.mark.parametrize(("p", "order"), [("l2", 2), ("l1", 1)])
+def test_uniform_in_the_ball(p: str, order: int, d: int) -> None:
     """A fraction t^d of the volume lies within radius t, so E r = d / (d + 1)."""
     n = 20000
-    points = noise.uniform_in_ball([n, d], noise.seed_for(0, 0, "ball"), "l2").numpy()
-    r = np.linalg.norm(points, axis=1)
+    points = noise.uniform_in_ball([n, d], noise.seed_for(0, 0, "ball"), p).numpy()
+    r = np.linalg.norm(points, ord=order, axis=1)
     assert r.max() <= 1 + 1e-6
     error = 5 * np.sqrt((d / (d + 2) - (d / (d + 1)) ** 2) / n)
     assert abs(r.mean() - d / (d + 1)) < error
     assert abs((r < 0.5 ** (1 / d)).mean() - 0.5) < 5 * 0.5 / np.sqrt(n)
     assert np.abs(points.mean(axis=0)).max() < 5 / np.sqrt(n)
+
+
+def test_uniform_on_the_faces_of_the_l1_ball() -> None:
+    """|x| / r is uniform on the simplex: each share has mean 1/d and mean square 2 / (d (d + 1));
+    each sign is as likely as the other."""
+    n, d = 20000, 3
+    points = noise.uniform_in_ball([n, d], noise.seed_for(0, 0, "faces"), "l1").numpy()
+    share = np.abs(points) / np.abs(points).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(share.mean(axis=0), 1 / d, atol=5 * 0.236 / np.sqrt(n))
+    np.testing.assert_allclose((share**2).mean(axis=0), 2 / (d * (d + 1)), atol=0.01)
+    np.testing.assert_allclose((points > 0).mean(axis=0), 0.5, atol=5 * 0.5 / np.sqrt(n))
 
 
 def test_unit_vectors() -> None:

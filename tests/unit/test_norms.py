@@ -1,4 +1,5 @@
-"""Lp geometry by hand: the vectors (3, -4) and (0.3, 0.4) have the L2 norms 5 and 0.5."""
+"""Lp geometry by hand: the vectors (3, -4) and (0.3, 0.4) have the L2 norms 5 and 0.5, the L1
+norms 7 and 0.7."""
 
 from __future__ import annotations
 
@@ -24,6 +25,7 @@ def flat(value: tf.Tensor) -> np.ndarray:
 def test_norm(delta: tf.Tensor) -> None:
     np.testing.assert_allclose(norms.norm(delta, "linf"), [4.0, 0.4, 0.0], rtol=1e-6)
     np.testing.assert_allclose(norms.norm(delta, "l2"), [5.0, 0.5, 0.0], rtol=1e-6)
+    np.testing.assert_allclose(norms.norm(delta, "l1"), [7.0, 0.7, 0.0], rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -32,14 +34,19 @@ def test_norm(delta: tf.Tensor) -> None:
         # outside, inside, zero
         ("linf", 1.0, [[1.0, -1.0], [0.3, 0.4], [0.0, 0.0]]),
         ("l2", 1.0, [[0.6, -0.8], [0.3, 0.4], [0.0, 0.0]]),
+        ("l1", 1.0, [[0.0, -1.0], [0.3, 0.4], [0.0, 0.0]]),  # (3 - t) + (4 - t) = 1 at t = 3
+        ("l1", 4.0, [[1.5, -2.5], [0.3, 0.4], [0.0, 0.0]]),  # t = 1.5
         # (3, -4) lies on the boundary
         ("linf", 4.0, DELTA),
         ("l2", 5.0, DELTA),
+        ("l1", 7.0, DELTA),
         # one eps an example
         ("linf", [2.0, 0.35, 1.0], [[2.0, -2.0], [0.3, 0.35], [0.0, 0.0]]),
         ("l2", [2.5, 0.25, 1.0], [[1.5, -2.0], [0.15, 0.2], [0.0, 0.0]]),
+        ("l1", [2.5, 0.35, 1.0], [[0.75, -1.75], [0.125, 0.225], [0.0, 0.0]]),  # t = 2.25, 0.175
         ("linf", 0.0, np.zeros((3, 2))),
         ("l2", 0.0, np.zeros((3, 2))),
+        ("l1", 0.0, np.zeros((3, 2))),
         ("l2", [0.0, 1.0, 0.0], [[0.0, 0.0], [0.3, 0.4], [0.0, 0.0]]),
     ],
 )
@@ -58,11 +65,32 @@ def test_project_is_the_nearest_point(p: str) -> None:
         assert (np.sum((d - nearest) * (z - nearest), axis=1) <= 1e-5).all()
 
 
+@pytest.mark.parametrize("radius", [0.01, 1.0, 30.0, 200.0])
+@pytest.mark.parametrize("walls", [False, True])
+def test_l1_projection_is_one_threshold(radius: float, walls: bool) -> None:
+    """sign(d) clip(|d| - t, 0, room), with t by bisection in float64 instead of Newton's steps."""
+    rng = np.random.default_rng(1)
+    d = rng.normal(size=(20, 300)) * rng.choice([0.0, 1.0, 50.0], size=(20, 300), p=[0.4, 0.5, 0.1])
+    size = np.abs(d)
+    room = rng.random(d.shape) if walls else size
+    low, high = np.zeros((20, 1)), size.max(axis=1, keepdims=True)
+    for _ in range(100):
+        t = 0.5 * (low + high)
+        over = np.clip(size - t, 0, room).sum(axis=1, keepdims=True) > radius
+        low, high = np.where(over, t, low), np.where(over, high, t)
+    inside = np.minimum(size, room).sum(axis=1, keepdims=True) <= radius
+    expected = np.sign(d) * np.clip(size - np.where(inside, 0, high), 0, room)
+    d, room = (tf.constant(a.astype("float32")) for a in (d, room))
+    np.testing.assert_allclose(norms.project_l1(d, radius, room), expected, atol=1e-4)
+
+
 def test_steepest_by_hand(delta: tf.Tensor) -> None:
     signs = [[1.0, -1.0], [1.0, 1.0], [0.0, 0.0]]
     np.testing.assert_array_equal(flat(norms.steepest(delta, "linf")), signs)
     units = [[0.6, -0.8], [0.6, 0.8], [0.0, 0.0]]
     np.testing.assert_allclose(flat(norms.steepest(delta, "l2")), units, rtol=1e-6)
+    largest = [[0.0, -1.0], [0.0, 1.0], [0.0, 0.0]]
+    np.testing.assert_array_equal(flat(norms.steepest(delta, "l1")), largest)
 
 
 @pytest.mark.parametrize("size", [1e-30, 1e-20, 1e20, 1e30])
@@ -77,6 +105,8 @@ def test_steepest_stays_where_the_gradient_is_nan() -> None:
     gradient = tf.constant([[np.nan, 2.0], [np.nan, np.nan], [3.0, 4.0]])
     linf = [[0.0, 1.0], [0.0, 0.0], [1.0, 1.0]]
     np.testing.assert_array_equal(norms.steepest(gradient, "linf"), linf)
+    l1 = [[0.0, 1.0], [0.0, 0.0], [0.0, 1.0]]
+    np.testing.assert_array_equal(norms.steepest(gradient, "l1"), l1)
     l2 = norms.steepest(gradient, "l2").numpy()
     assert np.isfinite(l2).all()
     np.testing.assert_allclose(l2[2], [0.6, 0.8], rtol=1e-6)

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,13 @@ def load_tool() -> Any:
 tool = load_tool()
 
 
-def make_run(run: Path, robust: float = 0.3, attack: str = "PGD-20", **changes: Any) -> Path:
+def make_run(
+    run: Path,
+    robust: float = 0.3,
+    attack: str = "PGD-20",
+    pending: Sequence[str] = (),
+    **changes: Any,
+) -> Path:
     run.mkdir(parents=True)
     config: dict[str, Any] = {
         "name": "digits_atlas",
@@ -57,6 +64,7 @@ def make_run(run: Path, robust: float = 0.3, attack: str = "PGD-20", **changes: 
             }
         ],
         "threat": {"norm": "linf", "eps": 8 / 255},
+        "pending": list(pending),
         "seed": 5,
         "versions": {"tfrobust": "0.1.0"},
         "commit": "abc123",
@@ -143,8 +151,8 @@ def test_user_text_is_escaped(tmp_path: Path) -> None:
 
 
 def test_unfinished_and_unnamed_runs_are_refused(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "short", attacks=["a", "b"])
-    with pytest.raises(ValueError, match="finished evaluation, received one 1 short"):
+    run = make_run(tmp_path / "short", pending=["b"])
+    with pytest.raises(ValueError, match="finished evaluation; not run: b"):
         tool.add_run(run, tmp_path / "results")
     with pytest.raises(ValueError, match="file name"):
         tool.add_run(make_run(tmp_path / "name", name="../x"), tmp_path / "results")

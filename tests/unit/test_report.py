@@ -22,6 +22,7 @@ from tfrobust.report import (
     summarise_training,
     write_report,
 )
+from tfrobust.report.summary import attack_cost, how_counted
 
 PGD = {"name": "pgd", "steps": 20, "step_size": 2 / 255, "restarts": 1, "loss": "ce"}
 
@@ -156,6 +157,84 @@ def test_headline(tmp_path: Path) -> None:
     )
 
 
+def test_the_cost_of_an_attack_is_that_of_each_attacked_image() -> None:
+    row = {"attacked": 80, "queries": 4880, "gradients": 4800, "seconds": 6.5}
+    assert attack_cost(row) == "80 attacked, 61 + 60 passes each, 12.3 a second"  # 80 / 6.5
+    assert attack_cost(row | {"seconds": None}) == "80 attacked, 61 + 60 passes each"
+    assert attack_cost(row | {"attacked": 0}) == "0 attacked"
+    assert attack_cost({"seconds": 6.5}) == ""
+
+
+def suite_rows(name: str = "AutoAttack") -> list[dict[str, Any]]:
+    """Two attacks of a suite, and the row of the suite."""
+    spent = {"examples": 10, "seconds": 2.0, "queries": 808, "gradients": 800}
+    return [
+        spent | {"name": f"{name}: APGD-CE", "robust_accuracy": 0.5, "attacked": 8, "suite": name,
+                 "config": {"name": "apgd", "steps": 100}},
+        spent | {"name": f"{name}: Square", "robust_accuracy": 0.4, "attacked": 5, "suite": name,
+                 "config": {"name": "square", "queries": 5000}},
+        spent | {"name": name, "robust_accuracy": 0.4, "attacked": 8},
+    ]  # fmt: skip
+
+
+def test_a_suite_is_one_attack_with_a_row_of_its_own(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", paper={"source": "x", "AutoAttack": 0.45})
+    change(run, attacks=suite_rows(), robust_accuracy=0.4, mode="cascade")
+    record = load_run(run)
+    _, apgd, _, suite, worst = accuracy_rows(record.config, record.evaluation)
+    assert apgd.settings == "100 steps"
+    assert apgd.cost == "8 attacked, 101 + 100 passes each, 4 a second"
+    assert suite.settings == "right under each of its attacks above" and suite.paper == 0.45
+    assert "40.0 % under AutoAttack (" in headline(record.config, record.evaluation)
+    first = load_run(make_run(tmp_path / "other")).evaluation["attacks"]
+    change(run, attacks=[*first, *suite_rows()])
+    told = headline(record.config, load_run(run).evaluation)
+    assert "under the worst of 4 attacks" in told  # the suite's own row is none
+    page = write_report(run)
+    for text in (page.read_text(), (page.parent / "report.md").read_text()):
+        assert "8 attacked, 101 + 100 passes each, 4 a second" in text
+        assert "Each attack ran only on the images that those above it" in text
+
+
+def test_what_an_accuracy_counts_is_said() -> None:
+    rows = {"attacks": []}
+    assert how_counted(rows) == ""
+    assert "on what those before it" not in how_counted(rows | {"mode": "each"})
+    assert "on what those before it" in how_counted({"attacks": suite_rows(), "mode": "each"})
+    assert "accuracy is 31.2 %" in how_counted(rows | {"rounded_robust_accuracy": 0.312})
+
+
+CHECKS = [
+    {"name": "huge eps", "value": 0.25, "text": "25.0% <of> 200 images.", "warns": True},
+    {"name": "more steps", "value": None, "text": "Not measured.", "warns": False},
+]
+
+
+def test_checks_have_a_table_and_warn_at_the_top(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    change(run, checks=CHECKS)
+    page = write_report(run)
+    line = "1 of 2 checks warns that the robust accuracy may be too high: huge eps."
+    html, markdown = page.read_text(), (page.parent / "report.md").read_text()
+    for text, section in ((html, "<h2>Accuracy"), (markdown, "## Accuracy")):
+        assert 0 < text.find(line) < text.index(section)
+        assert "25.0% &lt;of&gt; 200 images." in text and "Not measured." in text
+    assert '<td class="wrong">warning</td>' in html and '<td class="right">fine</td>' in html
+    assert "200 images. | warning |" in markdown and "Not measured. | fine |" in markdown
+    change(run, checks=CHECKS[1:])
+    assert "robust accuracy may be too high" not in write_report(run).read_text()
+    change(run, checks=[])
+    assert "Checks" not in write_report(run).read_text()
+
+
+@pytest.mark.parametrize("key", ["name", "text", "warns"])
+def test_damaged_checks_are_refused(tmp_path: Path, key: str) -> None:
+    run = make_run(tmp_path / "run")
+    change(run, checks=[CHECKS[0] | {key: None}])
+    with pytest.raises(ValueError, match=rf"eval\.json.*checks\[0\]\.{key}: None"):
+        load_run(run)
+
+
 def test_training_summary(tmp_path: Path) -> None:
     history = load_run(make_run(tmp_path / "run")).history
     told = summarise_training(history)
@@ -207,8 +286,9 @@ def test_names_are_escaped(tmp_path: Path) -> None:
 
 
 def test_a_killed_evaluation_is_called_unfinished(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", attacks=["a", "b", "c"])
-    assert "not finished" in write_report(run).read_text()
+    run = make_run(tmp_path / "run")
+    change(run, pending=["FAB-T", "Square"])
+    assert "not finished: FAB-T, Square did not" in write_report(run).read_text()
 
 
 def test_without_history_paper_and_probes(tmp_path: Path) -> None:

@@ -26,6 +26,39 @@ def test_l2_by_hand() -> None:
     np.testing.assert_allclose(moved, [[0.8, 1.0]], rtol=1e-6)
 
 
+def test_l1_by_hand() -> None:
+    """(0.5 - t) + min(0.5 - t, 0.1) = 0.3 at t = 0.3: the wall at 1 leaves more to the first. Ball,
+    then box would give (0.65, 1)."""
+    moved = Threat("l1", 0.3).project(tf.constant([[1.0, 1.4]]), tf.constant([[0.5, 0.9]]))
+    np.testing.assert_allclose(moved, [[0.7, 1.0]], rtol=2e-6)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l1"])
+def test_projection_is_the_nearest_point_in_ball_and_box(norm: str) -> None:
+    """<a - Pa, z - Pa> <= 0 for every z of the set. (L2 takes ball and box one after the other.)"""
+    rng, threat, x = np.random.default_rng(2), Threat(norm, 0.9, (-0.5, 1.0)), tf.constant(X)
+
+    def projected() -> tuple[np.ndarray, np.ndarray]:
+        away = X + rng.normal(size=X.shape).astype("float32")
+        return away, threat.project(tf.constant(away), x).numpy()
+
+    away, nearest = projected()
+    for _ in range(20):
+        products = (away - nearest) * (projected()[1] - nearest)
+        assert (products.sum(axis=(1, 2, 3)) <= 1e-5).all()
+
+
+def test_l1_rounding_stays_within_eps() -> None:
+    """Of 3072 pixels, measured in float64, as an evaluation does."""
+    rng, threat = np.random.default_rng(3), Threat("l1", 12.0)
+    x = rng.random((100, 32, 32, 3)).astype("float32")
+    far = x + rng.normal(size=x.shape).astype("float32")
+    moved = threat.project(tf.constant(far), tf.constant(x)).numpy()
+    distance = np.abs(moved.astype("float64") - x.astype("float64")).sum(axis=(1, 2, 3))
+    assert distance.max() <= 12.0
+    assert distance.min() > 12.0 - 1e-4
+
+
 @pytest.mark.parametrize("eps", EPS.values(), ids=EPS.keys())
 @pytest.mark.parametrize("norm", norms.NORMS)
 def test_projection_and_start_lie_in_ball_and_box(norm: str, eps: object) -> None:
@@ -64,7 +97,7 @@ def test_eps_is_a_number_or_a_fraction(given: object, eps: float) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"norm": "linff"}, "norm: expected one of l2, linf, received 'linff' (did you mean 'lin"),
+        ({"norm": "linff"}, "norm: expected one of l1, l2, linf, received 'linff' (did you"),
         ({"norm": "l2", "eps": "8/0"}, "eps: expected a fraction with a denominator"),
         ({"eps": -0.1}, "eps: expected a number >= 0, received -0.1"),
         ({"eps": "much"}, "eps: expected a number or a fraction such as 8/255, received 'much'"),

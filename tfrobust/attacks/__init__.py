@@ -1,9 +1,42 @@
 """Attacks: `attack(logits_fn, x, y, threat=..., seed=...)` gives adversarial images."""
 
+from tfrobust.attacks.apgd import APGD
 from tfrobust.attacks.base import Attack, LogitsFn, Outcome
+from tfrobust.attacks.fab import FAB
 from tfrobust.attacks.fgsm import FGSM
+from tfrobust.attacks.multi_targeted import MultiTargeted
 from tfrobust.attacks.pgd import PGD
+from tfrobust.attacks.rays import RayS
+from tfrobust.attacks.square import Square
+from tfrobust.attacks.transfer import SavedImages, Transfer
+from tfrobust.attacks.uniform_noise import UniformNoise
 
-ATTACKS: dict[str, type[Attack]] = {"fgsm": FGSM, "pgd": PGD}
+ATTACKS: dict[str, type[Attack]] = {
+    "fab": FAB,
+    "apgd": APGD,
+    "fgsm": FGSM,
+    "multi_targeted": MultiTargeted,
+    "pgd": PGD,
+    "rays": RayS,
+    "saved_images": SavedImages,
+    "square": Square,
+    "transfer": Transfer,
+    "uniform_noise": UniformNoise,
+}
 
-__all__ = ["ATTACKS", "FGSM", "PGD", "Attack", "LogitsFn", "Outcome"]
+__all__ = [
+    "APGD",
+    "ATTACKS",
+    "FAB",
+    "FGSM",
+    "PGD",
+    "Attack",
+    "LogitsFn",
+    "MultiTargeted",
+    "Outcome",
+    "RayS",
+    "SavedImages",
+    "Square",
+    "Transfer",
+    "UniformNoise",
+]

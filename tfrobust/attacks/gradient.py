@@ -17,8 +17,8 @@ from tfrobust.threat import Threat
 
 LOSSES = ("cross_entropy", "kl", "margin")
 STARTS = ("uniform", "normal", "none")
-# (x_adv, the rows of the batch it holds) -> loss [B], whether misclassified [B].
-Evaluate = Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
+# (x_adv, the rows of the batch it holds, the number of the run) -> loss [B], misclassified [B].
+Evaluate = Callable[..., tuple[tf.Tensor, tf.Tensor]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,10 +64,10 @@ class GradientAttack(Attack):
     ) -> Outcome:
         x, evaluate = self._classified(logits_fn, x, y)
         if not self._single_path:
-            return self._hunt(evaluate, x, threat, seed)
+            return self.search(evaluate, x, threat=threat, seed=seed)
         images = self._ascend(evaluate, x, threat, seed)
         steps = tf.fill(tf.shape(x)[:1], self.schedule[0])
-        return Outcome(images, evaluate(images, tf.range(tf.shape(x)[0]))[1], steps + 1, steps)
+        return Outcome(images, evaluate(images, tf.range(tf.shape(x)[0]), 0)[1], steps + 1, steps)
 
     def __call__(
         self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, *, threat: Threat, seed: Any
@@ -85,7 +85,7 @@ class GradientAttack(Attack):
     ) -> tf.Tensor:
         """Images that maximise `objective`: [B, H, W, C] -> [B]; success plays no part."""
 
-        def evaluate(x_adv: tf.Tensor, row: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        def evaluate(x_adv: tf.Tensor, row: tf.Tensor, run: Any) -> tuple[tf.Tensor, tf.Tensor]:
             value = objective(x_adv)
             return value, tf.zeros_like(value, tf.bool)
 
@@ -100,7 +100,7 @@ class GradientAttack(Attack):
     def _images(self, evaluate: Evaluate, x: tf.Tensor, threat: Threat, seed: Any) -> tf.Tensor:
         if self._single_path:
             return self._ascend(evaluate, x, threat, seed)
-        return self._hunt(evaluate, x, threat, seed).images
+        return self.search(evaluate, x, threat=threat, seed=seed).images
 
     def _classified(self, logits_fn: LogitsFn, x: Any, y: Any) -> tuple[tf.Tensor, Evaluate]:
         """x as a tensor; and the loss with whether the example is misclassified."""
@@ -109,7 +109,7 @@ class GradientAttack(Attack):
         target = tf.stop_gradient(logits_fn(x)) if name == "kl" else y
         loss = getattr(losses, name)
 
-        def evaluate(x_adv: tf.Tensor, row: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        def evaluate(x_adv: tf.Tensor, row: tf.Tensor, run: Any) -> tuple[tf.Tensor, tf.Tensor]:
             logits = logits_fn(x_adv)
             value = loss(logits, tf.gather(target, row))
             return value, ~losses.correct(logits, tf.gather(y, row))
@@ -120,7 +120,7 @@ class GradientAttack(Attack):
         step, row = per_example(self.step(threat.eps), x), tf.range(tf.shape(x)[0])
 
         def body(i: tf.Tensor, x_adv: tf.Tensor) -> Any:
-            _, _, gradient = differentiated(evaluate, x_adv, row)
+            _, _, gradient = differentiated(evaluate, x_adv, row, 0)
             return i + 1, threat.project(x_adv + step * threat.steepest(gradient), x)
 
         state = (tf.constant(0), self._begin(x, threat, noise.fold(seed, 0)))
@@ -130,19 +130,33 @@ class GradientAttack(Attack):
         end = tf.while_loop(lambda i, _: i < steps, body, state, parallel_iterations=1)[1]
         return tf.stop_gradient(end)
 
-    def _hunt(self, evaluate: Evaluate, x: tf.Tensor, threat: Threat, seed: Any) -> Outcome:
+    def search(
+        self,
+        evaluate: Evaluate,
+        x: tf.Tensor,
+        *,
+        threat: Threat,
+        seed: Any,
+        broken: tf.Tensor | None = None,
+    ) -> Outcome:
         """Restarts for the examples that stand; of those that always stand, the end of highest
-        loss."""
+        loss.
+
+        evaluate(x_adv, row, run) -> loss [B'], misclassified [B'] of the rows that are left; the
+        runs are numbered from 0 and each may ascend a loss of its own. broken [B]: the examples
+        that need no run; they keep their images and cost nothing.
+        """
         steps, restarts, keep_broken = self.schedule
         size, zeros = self.step(threat.eps), tf.zeros(tf.shape(x)[:1], tf.int32)
 
         def tick(i: tf.Tensor, s: State) -> State:
-            row, k = s["row"], i % (steps + 1)  # iterate k of this restart is looked at
+            # Iterate k of this run is looked at.
+            row, run, k = s["row"], i // (steps + 1), i % (steps + 1)
             start = lambda: tf.gather(  # noqa: E731
-                self._begin(x, threat, noise.fold(seed, i // (steps + 1))), row
+                self._begin(x, threat, noise.fold(seed, run)), row
             )
             x_adv = tf.cond(k == 0, start, lambda: s["x_adv"])
-            value, wrong, gradient = differentiated(evaluate, x_adv, row)
+            value, wrong, gradient = differentiated(evaluate, x_adv, row, run)
             # The start is no step of the attack: it does not count as a success.
             broken = wrong & ((k > 0) if keep_broken else (k == steps))
             best = broken | ((k == steps) & (value > s["value"]))
@@ -163,7 +177,7 @@ class GradientAttack(Attack):
             "x_adv": x,
             "best": x,
             "value": tf.fill(tf.shape(zeros), float("-inf")),
-            "broken": zeros > 0,
+            "broken": zeros > 0 if broken is None else broken,
             "queries": zeros,
         }
         end = hunt(tick, state, restarts * (steps + 1))
@@ -180,11 +194,11 @@ class GradientAttack(Attack):
 
 
 def differentiated(
-    evaluate: Evaluate, x_adv: tf.Tensor, row: tf.Tensor
+    evaluate: Evaluate, x_adv: tf.Tensor, *which: Any
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """evaluate(x_adv, row), and the gradient of each example's value at its image."""
+    """evaluate(x_adv, *which), and the gradient of each example's value at its image."""
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(x_adv)
-        value, wrong = evaluate(x_adv, row)
+        value, wrong = evaluate(x_adv, *which)
         total = tf.reduce_sum(value)
     return value, wrong, tape.gradient(total, x_adv)

@@ -4,43 +4,39 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
-from tqdm import tqdm
 
-from tfrobust import noise
-from tfrobust.attacks import Attack
-from tfrobust.registry import require
+from tfrobust.evaluation.craft import BATCH_SIZE, LogitsFn, craft, predictor
+from tfrobust.evaluation.inputs import check_inputs
+from tfrobust.evaluation.trials import AttackSpec, Trial, trials
+from tfrobust.registry import choose
 from tfrobust.threat import Threat
 
-LogitsFn = Callable[[Any], Any]
-TOLERANCE = 1e-6  # of a distance beyond eps: float32 rounding
-
-
-@dataclasses.dataclass(frozen=True)
-class Trial:
-    """A row of an evaluation: an attack, its name in tables, and on how many of the first images
-    it runs (None: all)."""
-
-    attack: Attack
-    name: str
-    examples: int | None = None
+MODES = ("cascade", "each")
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
     """What an attack left standing.
 
-    name: "clean" or the trial's. robust: bool [n] of the first n images: right on the clean image
-    and on the adversarial one.
+    name: "clean", the trial's or the suite's. robust: bool [n] of the first n images: right on
+    the clean image, under this attack, and in a cascade under those before it. attacked: how many
+    images the attack ran on; queries, gradients: its forward and backward passes over them all.
+    images: the adversarial images [n, H, W, C], the clean one where the attack did not run; only
+    on demand, and not for a suite.
     """
 
     name: str
     robust: np.ndarray
     seconds: float
+    trial: Trial | None = None
+    attacked: int = 0
+    queries: int = 0
+    gradients: int = 0
+    images: np.ndarray | None = None
 
     @property
     def accuracy(self) -> float:
@@ -48,67 +44,35 @@ class Result:
         return float(self.robust.mean())
 
 
-def predictor(logits_fn: LogitsFn, batch_size: int = 250) -> Callable[[np.ndarray], np.ndarray]:
-    """Images [N, H, W, C] -> predicted classes [N], -1 where a logit is not finite; compiled once
-    for each shape of batch."""
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """A finished evaluation: the clean result first, then one for each attack and suite."""
 
-    @tf.function(autograph=False)
-    def predict(images: Any) -> Any:
-        logits = logits_fn(images)
-        finite = tf.reduce_all(tf.math.is_finite(logits), axis=-1)
-        return tf.where(finite, tf.argmax(logits, axis=-1, output_type=tf.int32), -1)
+    results: list[Result]
 
-    return lambda x: _in_batches(lambda rows, _: predict(tf.constant(x[rows])), len(x), batch_size)
+    @property
+    def clean_accuracy(self) -> float:
+        return self.results[0].accuracy
 
+    @property
+    def robust(self) -> np.ndarray:
+        """bool [n]: right in every trial, for the images that all of them saw."""
+        return worst_case(self.results)
 
-def adversaries(
-    logits_fn: LogitsFn,
-    x: np.ndarray,
-    y: np.ndarray,
-    attack: Attack,
-    threat: Threat,
-    *,
-    seed: int = 0,
-    batch_size: int = 250,
-    progress: str | None = None,
-) -> np.ndarray:
-    """Adversarial images [N, H, W, C] of x, checked: finite, inside the box and within eps.
+    @property
+    def robust_accuracy(self) -> float:
+        """The headline: the worst case over all attacks."""
+        return float(self.robust.mean())
 
-    The noise is a function of (seed, the attack's title, the batch's number). progress: the label
-    of a progress bar, none by default. Raises RuntimeError if the attack left the threat's set:
-    nothing is clipped here.
-    """
+    @property
+    def images(self) -> np.ndarray | None:
+        """Of each image the adversary that broke it first, else the last that was tried; None
+        unless they were kept."""
+        first = self.results[0].images
+        return None if first is None else merged(first, self.results)
 
-    _check(x, y, threat)
-
-    @tf.function(autograph=False)
-    def craft(images: Any, labels: Any, number: Any) -> Any:
-        return attack(
-            logits_fn,
-            images,
-            labels,
-            threat=threat,
-            seed=noise.seed_for(seed, number, attack.title),
-        )
-
-    def crafted(rows: np.ndarray, number: int) -> Any:
-        return craft(tf.constant(x[rows]), tf.constant(y[rows], tf.int32), tf.constant(number))
-
-    x_adv = _in_batches(crafted, len(x), batch_size, progress)
-    low, high = threat.box
-    if not np.isfinite(x_adv).all():
-        raise RuntimeError(f"{attack.title}: made images that are not finite")
-    if x_adv.min() < low or x_adv.max() > high:
-        raise RuntimeError(
-            f"{attack.title}: made images in [{x_adv.min()}, {x_adv.max()}], "
-            f"outside the box [{low}, {high}]"
-        )
-    distance = threat.distance(x_adv.astype(np.float64), x.astype(np.float64)).numpy()
-    if (distance > threat.eps + TOLERANCE).any():
-        raise RuntimeError(
-            f"{attack.title}: made images at distance {distance.max()}, eps is {threat.eps}"
-        )
-    return x_adv
+    def __str__(self) -> str:
+        return "\n".join(f"{r.name}: {r.accuracy:.2%} of {len(r.robust)}" for r in self.results)
 
 
 def evaluate(
@@ -116,38 +80,157 @@ def evaluate(
     x: np.ndarray,
     y: np.ndarray,
     threat: Threat,
-    trials: Sequence[Trial],
+    attacks: AttackSpec | Sequence[AttackSpec] = "autoattack",
     *,
+    mode: str = "cascade",
     seed: int = 0,
-    batch_size: int = 250,
+    batch_size: int = BATCH_SIZE,
+    images: bool = False,
     progress: bool = True,  # on a terminal
-) -> Iterator[Result]:
-    """The clean result, then those of the trials, one after the other, each on all its images.
+) -> Evaluation:
+    """The robust accuracy of a network under a list of attacks.
 
-    logits_fn: [B, H, W, C] in the box -> logits [B, C]; x: float32 [N, H, W, C]; y: int [N].
+    logits_fn: [B, H, W, C] in the box -> logits [B, C], any callable, such as a Keras network; x:
+    float32 [N, H, W, C]; y: int [N]. attacks: "autoattack", "paper", the name of an attack, a
+    mapping with its settings, an Attack, or a list of these. mode: "cascade" attacks only what
+    the attacks before have left standing; "each" gives every attack all images that are right
+    when clean. images: keep the adversarial images. Raises UserError for inputs that do not fit.
     """
-    _check(x, y, threat)
-    names = [trial.name for trial in trials]
-    require(len({"clean", *names}) == len(names) + 1, "attacks", "names that differ", names)
-    predict = predictor(logits_fn, batch_size)
-    begun = time.perf_counter()
-    right = predict(x) == y
-    yield Result("clean", right, time.perf_counter() - begun)
-    for trial in trials:
-        n = min(trial.examples or len(x), len(x))
-        begun = time.perf_counter()
-        x_adv = adversaries(
-            logits_fn,
-            x[:n],
-            y[:n],
-            trial.attack,
-            threat,
-            seed=seed,
-            batch_size=batch_size,
-            progress=trial.name if progress else None,
+    found = trials(attacks, threat)
+    check_inputs(logits_fn, x, y, threat, batch_size)
+    results = run(
+        logits_fn,
+        x,
+        y,
+        threat,
+        found,
+        mode=mode,
+        seed=seed,
+        batch_size=batch_size,
+        images=images,
+        progress=progress,
+    )
+    return Evaluation(list(results))
+
+
+def run(
+    logits_fn: LogitsFn,
+    x: np.ndarray,
+    y: np.ndarray,
+    threat: Threat,
+    found: Sequence[Trial],
+    *,
+    mode: str = "cascade",
+    seed: int = 0,
+    batch_size: int = BATCH_SIZE,
+    images: bool = False,
+    progress: bool = True,
+    finished: Iterable[Result] = (),
+) -> Iterator[Result]:
+    """The results of `evaluate`, each as soon as it is known.
+
+    finished: results of an earlier, interrupted run with the same arguments; they are given again
+    and not computed again.
+    """
+    choose("mode", mode, MODES)
+    known = {result.name: result for result in finished}
+    clean = known.get("clean") or _clean(logits_fn, x, y, batch_size, images)
+    yield clean
+    standing = clean.robust.copy()  # after the attacks so far, those of the suite in mode each
+    suite: list[Result] = []
+    for place, trial in enumerate(found):
+        if mode == "each" and not (trial.suite and suite):
+            standing = clean.robust.copy()
+        result = known.get(trial.name) or _attacked(
+            logits_fn, x, y, threat, trial, standing, seed, batch_size, images, progress
         )
-        robust = right[:n] & (predict(x_adv) == y[:n])
-        yield Result(trial.name, robust, time.perf_counter() - begun)
+        standing[: len(result.robust)] = result.robust
+        yield result
+        if trial.suite:
+            suite.append(result)
+            if place + 1 == len(found) or found[place + 1].suite != trial.suite:
+                yield known.get(trial.suite) or _summed(trial.suite, suite)
+                suite = []
+
+
+def merged(images: np.ndarray, results: Iterable[Result]) -> np.ndarray:
+    """`images` [N, H, W, C] with those that the results hold in their place, up to the one that
+    broke each."""
+    images, standing = images.copy(), np.ones(len(images), bool)
+    for result in results:
+        n = len(result.robust)
+        if result.images is not None:
+            rows = np.flatnonzero(standing[:n])
+            images[rows] = result.images[rows]
+        standing[:n] &= result.robust
+    return images
+
+
+def _clean(
+    logits_fn: LogitsFn, x: np.ndarray, y: np.ndarray, batch_size: int, images: bool
+) -> Result:
+    begun = time.perf_counter()
+    right = predictor(logits_fn, batch_size)(x) == y
+    seconds = time.perf_counter() - begun
+    return Result("clean", right, seconds, None, len(x), len(x), 0, x if images else None)
+
+
+def _attacked(
+    logits_fn: LogitsFn,
+    x: np.ndarray,
+    y: np.ndarray,
+    threat: Threat,
+    trial: Trial,
+    standing: np.ndarray,
+    seed: int,
+    batch_size: int,
+    images: bool,
+    progress: bool,
+) -> Result:
+    """One attack on those of its first images that stand."""
+    begun = time.perf_counter()
+    robust = standing[: trial.examples].copy()
+    rows = np.flatnonzero(robust)
+    made = craft(
+        logits_fn,
+        x[rows],
+        y[rows],
+        trial.attack,
+        threat,
+        seed=seed,
+        batch_size=batch_size,
+        progress=trial.name if progress else None,
+        rows=rows,
+        total=len(robust),
+    )
+    robust[rows] = made.right
+    kept = None
+    if images:
+        kept = x[: len(robust)].copy()
+        kept[rows] = made.images
+    return Result(
+        trial.name,
+        robust,
+        time.perf_counter() - begun,
+        trial,
+        len(rows),
+        int(made.queries.sum()),
+        int(made.gradients.sum()),
+        kept,
+    )
+
+
+def _summed(name: str, results: Sequence[Result]) -> Result:
+    """A suite as one attack."""
+    return Result(
+        name,
+        worst_case(results),
+        sum(result.seconds for result in results),
+        None,
+        max(result.attacked for result in results),
+        sum(result.queries for result in results),
+        sum(result.gradients for result in results),
+    )
 
 
 def worst_case(results: Sequence[Result]) -> np.ndarray:
@@ -156,25 +239,19 @@ def worst_case(results: Sequence[Result]) -> np.ndarray:
     return np.logical_and.reduce([result.robust[:n] for result in results])
 
 
-def _check(x: np.ndarray, y: np.ndarray, threat: Threat) -> None:
-    low, high = threat.box
-    require(x.dtype == np.float32, "x", "float32 images", x.dtype.name)
-    require(len(x), "x", "at least one image", "none")
-    inside = low <= x.min() and x.max() <= high
-    require(inside, "x", f"images in [{low:g}, {high:g}]", (float(x.min()), float(x.max())))
-    require(y.shape == x.shape[:1], "y", f"{len(x)} class numbers [N]", f"shape {y.shape}")
-
-
-def _in_batches(
-    function: Callable[[np.ndarray, int], Any], n: int, batch_size: int, progress: str | None = None
-) -> np.ndarray:
-    """function(rows, number of the batch) over full batches of n rows: one shape, one trace. The
-    last batch is filled up with its own first row, whose results are dropped."""
-    size = min(batch_size, n)
-    outputs = []
-    for number, start in enumerate(
-        tqdm(range(0, n, size), progress, disable=None if progress else True)
-    ):
-        rows = np.arange(start, start + size)
-        outputs.append(function(np.where(rows < n, rows, start), number).numpy())
-    return np.concatenate(outputs)[:n]
+def settings(result: Result, threat: Threat) -> dict[str, Any]:
+    """The row of a result in eval.json."""
+    row: dict[str, Any] = {
+        "name": result.name,
+        "examples": len(result.robust),
+        "robust_accuracy": result.accuracy,
+        "seconds": round(result.seconds, 2),
+        "attacked": result.attacked,
+        "queries": result.queries,
+        "gradients": result.gradients,
+    }
+    trial = result.trial
+    if trial is not None:
+        row["config"] = trial.attack.settings(threat)
+        row["suite"] = trial.suite
+    return row

@@ -6,6 +6,14 @@ import keras
 
 from tfrobust.models.precision import PRECISIONS, with_precision
 from tfrobust.models.residual import small_resnet, wide_resnet
+from tfrobust.models.saved import (
+    OUTPUTS,
+    SavedNetwork,
+    keras_file,
+    load_keras,
+    load_network,
+    model_files,
+)
 from tfrobust.models.small_cnn import small_cnn
 from tfrobust.models.trades_cnn import trades_cnn
 
@@ -18,7 +26,13 @@ MODELS: dict[str, Callable[..., keras.Model]] = {
 
 __all__ = [
     "MODELS",
+    "OUTPUTS",
     "PRECISIONS",
+    "SavedNetwork",
+    "keras_file",
+    "load_keras",
+    "load_network",
+    "model_files",
     "small_cnn",
     "small_resnet",
     "trades_cnn",

@@ -3,7 +3,7 @@
 `write_report(run)` is the entry; the rest are the pure helpers that `tools/` reuses.
 """
 
-from tfrobust.report.record import Probes, RunRecord, check_evaluation, load_run, pending_attacks
+from tfrobust.report.record import Probes, RunRecord, check_evaluation, load_run
 from tfrobust.report.summary import (
     AccuracyRow,
     TrainingSummary,
@@ -48,7 +48,6 @@ __all__ = [
     "milliseconds",
     "missing_from_paper",
     "number",
-    "pending_attacks",
     "percent",
     "points",
     "summarise_training",

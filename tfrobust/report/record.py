@@ -83,21 +83,12 @@ def check_evaluation(evaluation: Any) -> dict[str, Any]:
     for place, attack in enumerate(evaluation["attacks"]):
         _fields(attack, {"name": str, "examples": int}, f"attacks[{place}]")
         _fraction(attack, "robust_accuracy", f"attacks[{place}]")
+    for place, check in enumerate(evaluation.get("checks", [])):
+        _fields(check, {"name": str, "text": str, "warns": bool}, f"checks[{place}]")
     if evaluation.get("robust_accuracy") is not None:
         _fields(evaluation, {"worst_case_examples": int}, "evaluation")
         _fraction(evaluation, "robust_accuracy", "evaluation")
     return dict(evaluation)
-
-
-def pending_attacks(config: Mapping[str, Any], evaluation: Mapping[str, Any]) -> int:
-    """How many of the configured attacks eval.json does not hold yet.
-
-    eval.json is written after every attack, so a killed evaluation leaves a valid, shorter file
-    whose worst case is too good.
-    """
-    configured = config.get("attacks")
-    expected = len(configured) if isinstance(configured, list) else 0
-    return max(0, expected - len(evaluation["attacks"]))
 
 
 def _read(path: Path, parse: Callable[[Path], T]) -> T:

@@ -24,7 +24,7 @@ SETTINGS = {
 class AccuracyRow:
     """One measured accuracy: fractions in [0, 1], seconds, and the paper's figure if it has one.
 
-    `low` and `high` bound the 95 % interval.
+    `low` and `high` bound the 95 % interval. cost: as in `attack_cost`.
     """
 
     name: str
@@ -34,6 +34,7 @@ class AccuracyRow:
     examples: int
     seconds: float | None = None
     settings: str = ""
+    cost: str = ""
     paper: float | None = None
 
     @property
@@ -63,9 +64,11 @@ def accuracy_rows(config: Mapping[str, Any], evaluation: Mapping[str, Any]) -> l
 
     rows = [row("clean", evaluation["clean_accuracy"], evaluation["examples"], "clean")]
     for attack in evaluation["attacks"]:
-        settings = attack_settings(attack.get("config") or {})
-        more = {"seconds": attack.get("seconds"), "settings": settings}
         name = attack["name"]
+        settings = attack_settings(attack.get("config") or {})
+        if name in _suites(evaluation):
+            settings = "right under each of its attacks above"
+        more = {"seconds": attack.get("seconds"), "settings": settings, "cost": attack_cost(attack)}
         rows.append(row(name, attack["robust_accuracy"], attack["examples"], name, **more))
     worst = evaluation.get("robust_accuracy")
     if evaluation["attacks"] and worst is not None and evaluation["worst_case_examples"]:
@@ -73,6 +76,57 @@ def accuracy_rows(config: Mapping[str, Any], evaluation: Mapping[str, Any]) -> l
         total = evaluation["worst_case_examples"]
         rows.append(row("worst case", worst, total, None, settings=settings))
     return rows
+
+
+def _suites(evaluation: Mapping[str, Any]) -> set[str]:
+    """The suites; each has a row of its own after those of its attacks."""
+    return {attack["suite"] for attack in evaluation["attacks"] if attack.get("suite")}
+
+
+def attack_cost(attack: Mapping[str, Any]) -> str:
+    """'80 attacked, 61 + 60 passes each, 12.3 a second', or less where less is known: forward and
+    backward passes and speed, per attacked image."""
+    attacked = attack.get("attacked")
+    if attacked is None:
+        return ""
+    told = f"{attacked} attacked"
+    if attacked:
+        told += f", {attack['queries'] / attacked:.4g} + {attack['gradients'] / attacked:.4g} "
+        told += "passes each"
+        if attack.get("seconds"):
+            told += f", {attacked / attack['seconds']:.3g} a second"
+    return told
+
+
+def how_counted(evaluation: Mapping[str, Any]) -> str:
+    """What the accuracy of an attack counts, in plain words; empty where it is not recorded."""
+    told = ""
+    if evaluation.get("mode") == "cascade":
+        told = (
+            "Each attack ran only on the images that those above it had left right: its accuracy "
+            "is what was left after all of them."
+        )
+    elif evaluation.get("mode") == "each":
+        told = "Each attack ran on all images that are right when clean: its accuracy is its own."
+        if _suites(evaluation):
+            told += " Only within a suite did each run on what those before it had left."
+    rounded = evaluation.get("rounded_robust_accuracy")
+    if rounded is not None:
+        told += (
+            " With the adversarial images rounded to multiples of 1/255, as they are saved, the "
+            f"accuracy is {percent(rounded)}."
+        )
+    return told.strip()
+
+
+def warnings(evaluation: Mapping[str, Any]) -> str:
+    """The checks that warn, in one line; empty if none does."""
+    checks = evaluation.get("checks", [])
+    names = [check["name"] for check in checks if check["warns"]]
+    if not names:
+        return ""
+    count = f"{len(names)} of {len(checks)} checks warn{'s' if len(names) == 1 else ''}"
+    return f"{count} that the robust accuracy may be too high: {', '.join(names)}."
 
 
 def missing_from_paper(
@@ -106,10 +160,11 @@ def headline(config: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
     data, threat = evaluation.get("data") or config["data"], evaluation["threat"]
     told = f"{method_name(config)} on {data['name']}: {percent(rows[0].accuracy)} clean"
     total = f"{rows[0].examples} {data.get('split', 'test')} images"
-    attacks = evaluation["attacks"]
+    suites = _suites(evaluation)
+    attacks = [attack for attack in evaluation["attacks"] if attack["name"] not in suites]
     if attacks and rows[-1].name == "worst case":
-        several = f"the worst of {len(attacks)} attacks"
-        under = attacks[0]["name"] if len(attacks) == 1 else several
+        names = {attack.get("suite") or attack["name"] for attack in attacks}
+        under = names.pop() if len(names) == 1 else f"the worst of {len(attacks)} attacks"
         told += f", {percent(rows[-1].accuracy)} under {under}"
         if rows[-1].examples != rows[0].examples:
             total += f", {rows[-1].examples} of them attacked"

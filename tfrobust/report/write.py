@@ -9,14 +9,16 @@ from markupsafe import Markup
 
 from tfrobust.io import write_text
 from tfrobust.report.figures import amplification, curves, probe_cards
-from tfrobust.report.record import RunRecord, load_run, pending_attacks
+from tfrobust.report.record import RunRecord, load_run
 from tfrobust.report.summary import (
     AccuracyRow,
     accuracy_rows,
     attack_settings,
     headline,
+    how_counted,
     missing_from_paper,
     summarise_training,
+    warnings,
 )
 from tfrobust.report.text import (
     NOTHING,
@@ -27,6 +29,12 @@ from tfrobust.report.text import (
     number,
     percent,
     points,
+)
+
+CHECKS_NOTE = (
+    "The checks look for signs that the attacks were stopped by useless gradients and not by the "
+    "network. Those on the network itself attack its first images that are right when clean. A "
+    "warning is a sign, no proof."
 )
 
 
@@ -64,16 +72,24 @@ def _values(record: RunRecord) -> dict[str, Any]:
     config, evaluation = record.config, record.evaluation
     rows = accuracy_rows(config, evaluation)
     missing = missing_from_paper(config, evaluation)
-    details = {"config.yaml": config, "attacks": [a.get("config") for a in evaluation["attacks"]]}
+    attacks = [a["config"] for a in evaluation["attacks"] if a.get("config")]
+    details = {"config.yaml": config, "attacks": attacks}
     header, cells = _accuracy_table(rows, bool(config.get("paper")))
     return {
         "name": config["name"],
         "headline": headline(config, evaluation),
         "note": config.get("note"),
-        "pending": pending_attacks(config, evaluation),
+        "pending": ", ".join(evaluation.get("pending", [])),
+        "warnings": warnings(evaluation),
         "rows": rows,
         "header": header,
         "cells": cells,
+        "counted": how_counted(evaluation),
+        "checks_note": CHECKS_NOTE,
+        "checks": [
+            (check["name"], check["text"], "warning" if check["warns"] else "fine")
+            for check in evaluation.get("checks", [])
+        ],
         "paper": config.get("paper"),
         "missing": ", ".join(f"{label} {percent(value)}" for label, value in missing.items()),
         "training": _training(record),
@@ -87,7 +103,7 @@ def _values(record: RunRecord) -> dict[str, Any]:
 
 
 def _accuracy_table(rows: list[AccuracyRow], with_paper: bool) -> tuple[list[str], list[list[str]]]:
-    header = ["evaluation", "accuracy", "95 % interval", "examples", "time", "settings"]
+    header = ["evaluation", "accuracy", "95 % interval", "examples", "time", "cost", "settings"]
     cells = [
         [
             row.name,
@@ -95,6 +111,7 @@ def _accuracy_table(rows: list[AccuracyRow], with_paper: bool) -> tuple[list[str
             f"{100 * row.low:.1f} to {100 * row.high:.1f}",
             str(row.examples),
             duration(row.seconds),
+            row.cost or NOTHING,
             row.settings or NOTHING,
         ]
         for row in rows

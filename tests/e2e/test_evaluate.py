@@ -1,0 +1,124 @@
+"""A user's own network under `evaluate`: what it says and refuses, killed and started again."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from pipelines.run import run
+from tests.e2e.conftest import ROOT, Command
+from tfrobust.registry import UserError
+
+ATTACKS = "attacks=[{name: pgd, steps: 3}, {name: apgd, steps: 6}, {name: square, queries: 40}]"
+
+
+@pytest.fixture(scope="module")
+def mine(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Overrides that name a network and arrays: two classes, bright and dark images."""
+    folder = tmp_path_factory.mktemp("mine")
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 2, 120)
+    x = np.clip(0.3 + 0.4 * y[:, None, None, None] + 0.1 * rng.normal(size=(120, 6, 6, 1)), 0, 1)
+    x = x.astype(np.float32)
+    np.savez(folder / "my.npz", x_train=x[:60], y_train=y[:60], x_test=x[60:], y_test=y[60:])
+    network = keras.Sequential([keras.Input((6, 6, 1)), keras.layers.Flatten()])
+    network.add(keras.layers.Dense(2))
+    bright = np.ones((36, 1), np.float32) / 36
+    network.layers[-1].set_weights([np.hstack([-bright, bright]), np.array([0.5, -0.5])])
+    network.save(folder / "my.keras")
+    network.export(str(folder / "exported"), verbose=False)
+    softmax = keras.Sequential([network, keras.layers.Softmax()])
+    softmax.save(folder / "softmax.keras")
+    return [
+        f"model.path={folder / 'my.keras'}",
+        "data.name=npz",
+        f"data.path={folder / 'my.npz'}",
+        "threat.eps=0.17",
+    ]
+
+
+def evaluated(tmp_path: Path, overrides: list[str]) -> dict:
+    folder = run("evaluate", overrides, tmp_path / "runs", None, smoke=False)
+    return json.loads((folder / "eval.json").read_text())
+
+
+def test_the_worst_case_of_a_cascade(mine: list[str], tmp_path: Path) -> None:
+    """A linear network: an image falls when its mean is within eps of 0.5, and PGD finds that."""
+    result = evaluated(tmp_path, [*mine, ATTACKS])
+    with np.load(mine[2].partition("=")[2]) as arrays:
+        mean = arrays["x_test"].mean((1, 2, 3))
+    expected = np.mean(np.abs(mean - 0.5) > 0.17)
+    assert 0 < expected < 1
+    assert result["mode"] == "cascade" and result["pending"] == []
+    pgd, apgd, square = result["attacks"]
+    assert pgd["robust_accuracy"] == pytest.approx(expected)
+    assert result["robust_accuracy"] == pytest.approx(expected)
+    assert (pgd["attacked"], apgd["attacked"]) == (60, round(60 * expected))
+    assert square["gradients"] == 0 < square["queries"]
+    assert {check["name"] for check in result["checks"]}
+
+
+def test_a_saved_model_and_probabilities(mine: list[str], tmp_path: Path) -> None:
+    folder = Path(mine[0].partition("=")[2]).parent
+    few = ["attacks={name: pgd, steps: 3}", "evaluation.save=uint8"]
+    exported = [f"model.path={folder / 'exported'}", *mine[1:], *few]
+    plain = evaluated(tmp_path / "plain", [*mine, *few])
+    assert evaluated(tmp_path / "exported", exported)["robust_accuracy"] == plain["robust_accuracy"]
+    softmax = [f"model.path={folder / 'softmax.keras'}", *mine[1:], *few]
+    with pytest.raises(UserError, match="expected logits, received probabilities"):
+        evaluated(tmp_path / "refused", softmax)
+    converted = evaluated(tmp_path / "converted", [*softmax, "model.outputs=probabilities"])
+    assert converted["robust_accuracy"] == plain["robust_accuracy"]
+    with np.load(tmp_path / "plain" / "runs" / "evaluate" / "adversarial.npz") as saved:
+        assert saved["image"].dtype == np.uint8 and len(saved["image"]) == 60
+    assert plain["rounded_robust_accuracy"] <= plain["clean_accuracy"]
+
+
+def test_saved_images_of_one_evaluation_attack_in_another(mine: list[str], tmp_path: Path) -> None:
+    first = evaluated(tmp_path, [*mine, "attacks={name: pgd, steps: 3}", "evaluation.save=float32"])
+    images = tmp_path / "runs" / "evaluate" / "adversarial.npz"
+    attacks = f"attacks=[{{name: saved_images, path: {images}}}]"
+    second = evaluated(tmp_path / "second", [*mine, attacks])
+    assert second["robust_accuracy"] == first["robust_accuracy"]
+
+
+def test_killed_and_started_again(mine: list[str], tmp_path: Path) -> None:
+    """SIGKILL once the first attack is in eval.json: the flags are those of a straight run."""
+    straight = run("evaluate", [*mine, ATTACKS], tmp_path / "straight", None, smoke=False)
+    sets = [part for override in [*mine, ATTACKS] for part in ("--set", override)]
+    workdir = tmp_path / "killed"
+    command = [sys.executable, "-m", "pipelines.run", "evaluate", *sets, "--workdir", str(workdir)]
+    folder = workdir / "evaluate"
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    while process.poll() is None:
+        known = folder / "eval.json"
+        if known.is_file() and json.loads(known.read_text())["attacks"]:
+            process.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.02)
+    process.wait()
+    assert process.returncode == -signal.SIGKILL
+    assert json.loads((folder / "eval.json").read_text())["pending"]
+    run("evaluate", [*mine, ATTACKS], workdir, None, smoke=False)
+    ours, theirs = (np.load(f / "flags.npz") for f in (folder, straight))
+    assert set(ours) == set(theirs) > {"clean", "PGD-3"}
+    for name in ours:
+        np.testing.assert_array_equal(ours[name], theirs[name])
+
+
+def test_mistakes(mine: list[str], command: Command, tmp_path: Path) -> None:
+    sets = [part for override in mine for part in ("--set", override)]
+    wrong = command("evaluate", *sets, "--set", "attacks=autoatack")
+    assert wrong.returncode == 2 and "Traceback" not in wrong.stderr
+    assert "did you mean 'autoattack'" in wrong.stderr.splitlines()[-1]
+    none = command("evaluate", "--set", "data.name=digits")
+    assert none.returncode == 2 and "Traceback" not in none.stderr
+    assert not (tmp_path / "runs").exists()

@@ -1,0 +1,62 @@
+"""Square Attack as in github.com/fra31/auto-attack: the schedule exactly, the results as a draw."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.parity.networks import EPS, EXAMPLES, REFERENCES, digits_network, images
+from tfrobust import Threat, noise
+from tfrobust.attacks import Square
+from tfrobust.attacks.square_moves import pattern
+
+
+@pytest.fixture(scope="module")
+def saved() -> Iterator[Mapping[str, np.ndarray]]:
+    with np.load(REFERENCES / "square.npz") as arrays:
+        yield arrays
+
+
+def test_the_schedule(saved: Mapping[str, np.ndarray]) -> None:
+    shares = [Square().share(i) for i in range(5000)]
+    np.testing.assert_allclose(shares, saved["share"], rtol=1e-12)
+
+
+@pytest.mark.parametrize("norm", EPS)
+def test_the_sides(saved: Mapping[str, np.ndarray], norm: str) -> None:
+    sides = [Square().side(i, 28, 28, norm) for i in range(5000)]
+    np.testing.assert_array_equal(sides, saved[f"{norm}_side"])
+
+
+@pytest.mark.parametrize("side", [1, 3, 4, 5, 8])
+@pytest.mark.parametrize("norm", ["l2", "l1"])
+def test_the_patterns(saved: Mapping[str, np.ndarray], norm: str, side: int) -> None:
+    """Which of its two turns the reference drew is chance."""
+    ours, theirs = pattern(side, norm), saved[f"{norm}_pattern_{side}"]
+    assert min(np.abs(ours - theirs).max(), np.abs(ours.T - theirs).max()) < 1e-6
+
+
+@pytest.mark.parametrize("norm", EPS)
+def test_robust_accuracy(saved: Mapping[str, np.ndarray], norm: str) -> None:
+    """1000 windows; the mean of three seeds lies between the reference's least and most of three.
+
+    Two examples more either way: three draws seldom span what a fourth will be.
+    """
+    network, (x, y) = digits_network(), images()
+    attack = tf.function(Square(queries=1000).run, autograph=False)
+    robust = []
+    for seed in range(3):
+        outcome = attack(
+            network,
+            tf.constant(x),
+            tf.constant(y, tf.int32),
+            threat=Threat(norm, EPS[norm]),
+            seed=noise.seed_for(seed, 0, "square"),
+        )
+        robust.append(np.mean(np.argmax(network(outcome.images), axis=1) == y))
+        np.testing.assert_allclose(robust[-1], 1 - np.mean(outcome.success))
+    theirs, slack = saved[f"{norm}_accuracy"], 2 / EXAMPLES
+    assert theirs.min() - slack <= np.mean(robust) <= theirs.max() + slack

@@ -1,0 +1,277 @@
+"""Each check warns of a network made to have its fault, and is quiet on an honest one.
+
+Honest is a linear network: its worst image within eps is one step away, whatever the attack.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfrobust import FGSM, PGD, Threat
+from tfrobust.attacks import Square
+from tfrobust.evaluation.checks import (
+    CHECKS,
+    Seen,
+    black_box,
+    checks,
+    first_order,
+    huge_eps,
+    larger_eps,
+    more_steps,
+    one_step,
+    probabilities,
+    random_noise,
+    random_output,
+    zero_gradients,
+)
+from tfrobust.evaluation.evaluate import Result, evaluate
+from tfrobust.evaluation.trials import Trial
+
+W = np.array([[3, -1, 0], [1, 2, -2], [-2, 0, 3], [-1, 1, 2]], np.float32)
+X = np.random.default_rng(0).uniform(0.2, 0.8, (60, 2, 2, 1)).astype(np.float32)
+THREAT = Threat("linf", 0.05)
+WHITE, WEAK, BLACK = (Trial(attack, attack.title) for attack in (PGD(steps=20), FGSM(), Square()))
+
+
+def honest(x: Any) -> Any:
+    """Every class holds a corner of the box, and all meet in plain grey."""
+    return tf.reshape(x - 0.5, [-1, 4]) @ W
+
+
+def rounded(x: Any) -> Any:
+    """Gradients are 0 everywhere."""
+    return honest(tf.round(8 * x) / 8) + 0 * honest(x)
+
+
+def saturated(x: Any) -> Any:
+    """Differences of logits in the thousands: exp(-1000) is 0 in float32."""
+    return 1e5 * honest(x)
+
+
+def randomised(x: Any) -> Any:
+    return honest(x) + 0.1 * tf.random.normal([tf.shape(x)[0], 3])
+
+
+def softmax(x: Any) -> Any:
+    return tf.nn.softmax(honest(x))
+
+
+def pixel(margin: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Two classes; the margin of class 0 is a function of the first pixel alone."""
+
+    def network(x: Any) -> Any:
+        z = margin(x[:, 0, 0, 0])
+        return tf.stack([z, 0 * z], axis=1)
+
+    return network
+
+
+GREY = np.full((60, 1, 1, 1), 0.5, np.float32)
+
+
+@pixel
+def trap(t: Any) -> Any:
+    """From 0.5 upwards the margin falls from 0.05 to -0.03 at 0.6, but rises from 0.54 to 0.55:
+    steps of 0.005 stay there, most of those of 0.025 leap over it, one of 0.1 always."""
+    return 0.05 - (t - 0.5) + 2 * tf.clip_by_value(t - 0.54, 0, 0.01)
+
+
+@pixel
+def beyond(t: Any) -> Any:
+    """Wrong from 0.55 to 0.62; the gradient points past it, to where class 0 is right."""
+    return 0.05 - (t - 0.5) + tf.where(t > 0.62, 0.5, 0.0)
+
+
+def seen(
+    network: Callable[[Any], Any],
+    x: np.ndarray = X,
+    threat: Threat = THREAT,
+    results: Sequence[Result] = (),
+) -> Seen:
+    """All images, with the network's own answers as labels."""
+    y, n = np.asarray(network(x)).argmax(axis=1), len(x)
+    clean = Result("clean", np.ones(n, bool), 0.0)
+    return Seen(network, x, y, threat, results or [clean], np.arange(n), 0, 25, False)
+
+
+def test_an_honest_network_passes_every_check() -> None:
+    y = honest(X).numpy().argmax(axis=1)
+    y[:5] = (y[:5] + 1) % 3  # wrong when clean: looked at by no check
+    trials = [WHITE, Trial(Square(queries=50), "Square")]
+    results = evaluate(honest, X, y, THREAT, trials, progress=False).results
+    found = checks(honest, X, y, THREAT, results, examples=40, progress=False)
+    assert len(found) == len(CHECKS) and len({check.name for check in found}) == len(CHECKS)
+    assert [check.name for check in found if check.warns] == []
+    told = {check.name: check for check in found}
+    assert told["huge eps"].value == 0 and told["random output"].value == 0
+    assert told["zero gradients"].value == 0 and told["random noise"].value == 0
+    assert told["black box against white box"].value == 0
+    assert all("40 images" in c.text or "40 clean images" in c.text for c in found[1:])
+    # Both go straight to the worst corner.
+    assert told["one step against many"].value == 0 and told["more steps"].value == 0
+
+
+def test_nothing_is_measured_where_nothing_is_right() -> None:
+    clean = Result("clean", np.zeros(60, bool), 0.0)
+    assert checks(honest, X, np.zeros(60, int), THREAT, [clean]) == []
+
+
+@pytest.mark.parametrize(("network", "share"), [(honest, 0), (rounded, 1), (saturated, 1)])
+def test_zero_gradients(network: Any, share: float) -> None:
+    check = zero_gradients(seen(network))
+    assert (check.value, check.warns) == (share, share > 0)
+    # The difference of two logits has a gradient where large logits alone are to blame.
+    assert ("divide them" in check.text) == (network is saturated)
+
+
+def test_gradients_that_are_not_finite() -> None:
+    """The derivative of sqrt(x - x) is infinite, times 0."""
+    check = zero_gradients(seen(lambda x: honest(x + 0 * tf.sqrt(x - x))))
+    assert check.value == 1 and check.warns
+
+
+def test_random_output() -> None:
+    check = random_output(seen(randomised))
+    assert check.warns and check.value is not None and check.value > 0.1
+    assert random_output(seen(honest)).value == 0
+
+
+def test_probabilities() -> None:
+    assert probabilities(seen(softmax)).warns and "not logits" in probabilities(seen(softmax)).text
+    assert not probabilities(seen(honest)).warns
+
+
+@pytest.mark.parametrize("check", [huge_eps, random_noise])
+def test_an_attack_without_gradients_is_no_better_than_its_random_start(check: Any) -> None:
+    found = check(seen(rounded))
+    assert found.warns and found.value > 0.2
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.5), ("l2", 1), ("l1", 2)])
+def test_huge_eps_reaches_grey_in_every_norm(norm: str, eps: float) -> None:
+    """Four pixels: 0.5 * 4^(1/p)."""
+    check = huge_eps(seen(honest, threat=Threat(norm, 0.01)))
+    assert check.text.startswith(f"At eps {eps},")
+    assert (check.value, check.warns) == (0, False)
+
+
+def test_one_step_and_few_steps_that_beat_many() -> None:
+    found = seen(trap, GREY, Threat("linf", 0.1))
+    few, one = more_steps(found), one_step(found)
+    assert few.warns and one.warns
+    assert "FGSM) leaves 0 of 60" in one.text
+    assert one.value is not None and few.value is not None and one.value > few.value > 0.1
+
+
+def test_a_larger_eps_that_breaks_fewer() -> None:
+    check = larger_eps(seen(beyond, GREY, Threat("linf", 0.1)))
+    assert (check.value, check.warns) == (1, True)
+    assert check.text == "PGD-50 leaves 0 of 60 images right at eps 0.1, 60 at 0.2."
+
+
+@pytest.mark.parametrize("share", [0, 0.5, 1])
+def test_a_larger_eps_that_breaks_no_more(share: float) -> None:
+    """A second pixel says which images have no margin to lose. It is a sign only if eps breaks
+    some and leaves some: no other eps need change what stands or falls as a whole."""
+    x = np.full((60, 1, 2, 1), 0.5, np.float32)
+    x[:, 0, 1] = (np.arange(60) < 60 * share)[:, None]
+
+    def network(x: Any) -> Any:
+        margin = 0.05 - (x[:, 0, 0, 0] - 0.5) + tf.round(x[:, 0, 1, 0])
+        return tf.stack([margin, 0 * margin], axis=1)
+
+    check = larger_eps(seen(network, x, Threat("linf", 0.1)))
+    assert (check.value, check.warns) == (0, share == 0.5)
+
+
+@pytest.mark.parametrize(("norm", "q"), [("linf", 1), ("l2", 2), ("l1", np.inf)])
+def test_first_order_distance_in_closed_form(norm: str, q: float) -> None:
+    logits = honest(X).numpy()
+    order = np.sort(logits, axis=1)
+    rows = np.arange(len(X))
+    y = logits.argmax(axis=1)
+    margin = logits[rows, y][:, None] - logits
+    between = np.linalg.norm(W.T[y][:, None] - W.T[None], ord=q, axis=2)
+    margin[rows, y], between[rows, y] = np.inf, 1
+    distance = (margin / between).min(axis=1)
+    squares = (np.linalg.norm(W.T, ord=q, axis=1) ** 2).sum()
+    bound = (order[:, 2] - order[:, 1]) / np.sqrt(2 * squares)
+    check = first_order(seen(honest, threat=Threat(norm, 0.05)))
+    assert (bound <= distance + 1e-6).all()
+    assert check.value == pytest.approx(np.median(bound), rel=1e-4)
+    assert f"class is {np.median(distance):.3g} (more" in check.text
+    assert f"more than eps at {(distance > 0.05).sum()} of 60" in check.text
+    assert f"more than eps at {(bound > 0.05).sum()}, of" in check.text
+    assert not check.warns
+
+
+def test_images_that_fall_though_their_boundary_is_far_to_first_order() -> None:
+    clean = Result("clean", np.ones(60, bool), 0.0)
+    broken = Result("Square", np.arange(60) >= 7, 0.0, BLACK, 60, 60)
+    check = first_order(seen(rounded, results=[clean, broken]))
+    assert check.warns and "attacks broke 7)" in check.text
+    assert check.value is None  # infinite
+    json.dumps(check.value, allow_nan=False)
+
+
+def made(trial: Trial, attacked: int, broken: Sequence[int], n: int = 10) -> Result:
+    """Of n images, those that are broken after it."""
+    flags = ~np.isin(np.arange(n), broken)
+    return Result(
+        trial.name, flags, 0.0, trial, attacked, 9, 0 if trial.attack is BLACK.attack else 9
+    )
+
+
+@pytest.mark.parametrize(
+    ("results", "value", "warns"),
+    [
+        # Each on all images: 4 and 5 fall to the black box alone.
+        ([made(WHITE, 10, [0, 1]), made(BLACK, 10, [1, 4, 5])], 0.2, True),
+        ([made(BLACK, 10, [1, 4, 5]), made(WHITE, 10, [0, 1])], 0.2, True),
+        ([made(WHITE, 10, [0, 1, 4]), made(BLACK, 10, [1, 4])], 0, False),
+        ([made(WHITE, 10, [0, 1]), made(BLACK, 10, [4])], 0.1, False),  # one may be chance
+        # Common to both are the first five.
+        ([made(WHITE, 10, [0]), made(BLACK, 5, [1, 2], 5)], 0.4, True),
+        ([made(WHITE, 5, [0], 5), made(BLACK, 10, [1, 7, 8])], 0.2, False),
+        # A cascade: the flags hold what fell before, too.
+        ([made(WHITE, 10, [0, 1]), made(BLACK, 8, [0, 1])], 0, False),
+        ([made(WHITE, 10, [0, 1]), made(BLACK, 8, [0, 1, 4, 5])], 0.2, True),
+        ([made(WEAK, 10, [0]), made(WHITE, 9, [0, 1]), made(BLACK, 8, [0, 1, 4])], 0.1, False),
+        # All on their own but the last, in a suite with the second.
+        (
+            [
+                made(BLACK, 10, [0, 1, 2]),
+                made(dataclasses.replace(WHITE, suite="both"), 10, [3, 4]),
+                made(dataclasses.replace(BLACK, suite="both"), 8, [3, 4, 5]),
+                Result("both", np.zeros(10, bool), 0.0),
+            ],
+            0.3,
+            True,
+        ),
+        # No strong white-box attack met what the black box broke.
+        ([made(BLACK, 10, [4, 5]), made(WHITE, 8, [0, 4, 5])], None, False),
+        ([made(WEAK, 10, [0]), made(BLACK, 10, [4, 5])], None, False),
+        ([made(WHITE, 10, [0])], None, False),
+    ],
+)
+def test_black_box_against_white_box(
+    results: list[Result], value: float | None, warns: bool
+) -> None:
+    check = black_box(seen(honest, X[:10], results=[seen(honest, X[:10]).results[0], *results]))
+    assert (check.value, check.warns) == (value, warns)
+    assert ("Not measured" in check.text) == (value is None)
+
+
+def test_square_finds_what_gradients_do_not() -> None:
+    y = rounded(X).numpy().argmax(axis=1)
+    threat = Threat("linf", 0.2)
+    found = evaluate(rounded, X, y, threat, [WHITE, Trial(Square(queries=100), "Square")])
+    check = black_box(seen(rounded, threat=threat, results=found.results))
+    assert check.warns and "Square breaks" in check.text and WHITE.name in check.text

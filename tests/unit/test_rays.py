@@ -1,0 +1,227 @@
+"""RayS against closed forms and searches followed by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfrobust import Threat, noise
+from tfrobust.attacks import RayS
+from tfrobust.registry import UserError
+
+SEED = noise.seed_for(0, 0, "test")
+WIDE = (-10.0, 10.0)
+RNG = np.random.default_rng(3)
+X = RNG.random((12, 4, 4, 1)).astype("float32")
+W = RNG.normal(size=(16, 3)).astype("float32")
+Y = ((X - 0.5).reshape(12, -1) @ W).argmax(1)
+TOLERANCE = 1e-3 / 4  # of a bisection: 1e-3 in L2 length, 16 pixels
+
+
+class Recorded:
+    """A network that keeps what it was asked, images of one example: [queries, pixels]."""
+
+    def __init__(self, network: Any):
+        self.network, self.images = network, []
+
+    def __call__(self, x: Any) -> Any:
+        self.images.append(np.ravel(x))
+        return self.network(x)
+
+
+def wrong_where(condition: Callable[[Any], Any]) -> Recorded:
+    """Class 0, but class 1 where condition(flat images [B, D]) [B] holds."""
+
+    def logits(x: Any) -> Any:
+        one = tf.cast(condition(tf.reshape(x, [len(x), -1])), tf.float32)
+        return tf.stack([1.0 - one, one], axis=1)
+
+    return Recorded(logits)
+
+
+def linear(weights: np.ndarray) -> Callable[[Any], Any]:
+    """No class wins in the middle of [0, 1], so every image has a boundary in the box."""
+    return lambda x: tf.reshape(x - 0.5, [-1, 16]) @ weights
+
+
+def least(weights: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Linf distance from X to the boundary between label and rival, margin / ||w||_1: [12, C - 1]
+    in the order of the other classes."""
+    z = linear(weights)(X).numpy()
+    away = np.abs(weights[:, None, :] - weights[:, :, None]).sum(0)
+    distance = (z[np.arange(12), y][:, None] - z) / np.where(away == 0, np.inf, away)[y]
+    return np.array([np.delete(row, label) for row, label in zip(distance, y, strict=True)])
+
+
+def graph(function: Callable[..., Any], network: Any, **settings: Any) -> Callable[..., Any]:
+    """(x, y) -> function(network, x, y, **settings) in numpy, from a graph of no batch size."""
+
+    images, labels = tf.TensorSpec([None, 4, 4, 1]), tf.TensorSpec([None], tf.int64)
+
+    @tf.function(autograph=False, input_signature=[images, labels])
+    def traced(x: Any, y: Any) -> Any:
+        return function(network, x, y, **settings)
+
+    def call(x: np.ndarray, y: np.ndarray) -> Any:
+        found = traced(x, y)
+        return type(found)(*(value.numpy() for value in found))
+
+    return call
+
+
+def nearest(queries: int, network: Any, x: Any, y: Any, box: Any = (0.0, 1.0)) -> Any:
+    return graph(RayS(queries=queries).nearest, network, box=box)(x, y)
+
+
+def test_finds_the_boundary_of_two_linear_classes() -> None:
+    """Every flip towards sign(w) comes nearer. By 2 |w_i| d / ||w||_1 at least: more than a
+    bisection can miss is found in the round over single pixels, whose end this is: 1 + 2 + 4 + 8 +
+    16 trials, each with the query at its length and log2(60 * 4 / 1e-3) < 18 bisections. The images
+    are in [0, 10], so that the tolerance is small."""
+    weights = W[:, :2]
+    logits = lambda x: linear(weights)(x / 10.0)  # noqa: E731
+    y = logits(X * 10.0).numpy().argmax(1)
+    found = nearest(31 * 19, logits, X * 10.0, y, (-30.0, 30.0))
+    exact, w = 10.0 * least(weights, y)[:, 0], weights[:, 1] - weights[:, 0]
+    assert (found.distance >= exact - 1e-5).all()
+    np.testing.assert_allclose(found.distance, exact, atol=8 * TOLERANCE)
+    moved = (found.images - X * 10.0).reshape(12, 16) * np.where(y == 0, 1, -1)[:, None]
+    clear = 2 * np.abs(w) * exact[:, None] / np.abs(w).sum() > TOLERANCE
+    assert clear.mean() > 0.8 and (np.sign(moved) == np.sign(w))[clear].all()
+
+
+def test_finds_a_boundary_of_three_linear_classes() -> None:
+    """A sign vector that no flip improves is that of one of the rivals; mostly it is the nearer."""
+    found, exact = nearest(1500, linear(W), X, Y, WIDE), least(W, Y)
+    assert (np.abs(found.distance[:, None] - exact).min(1) < 8 * TOLERANCE).all()
+    assert (found.distance < exact.min(1) + 8 * TOLERANCE).mean() > 0.5
+
+
+def test_the_blocks_in_turn() -> None:
+    """Five pixels, never fooled: every query is a corner of the box with one block at 0. Blocks of
+    5, then of 3, 2 and 1 = ceil(5 / 2^k), the last of each level cut; then of 1 for ever."""
+    network = wrong_where(lambda z: z[:, 0] > 2.0)
+    found = RayS(queries=14).nearest(network, np.full([1, 1, 5, 1], 0.5, np.float32), [0])
+    blocks = ["00000", "00011", "11100", "00111", "11001", "11110"]
+    blocks += ["01111", "10111", "11011", "11101", "11110", "01111", "10111", "11011"]
+    asked = ["".join(str(int(v)) for v in image) for image in network.images[1:]]
+    assert asked == blocks
+    assert np.isinf(found.distance).all() and found.queries.numpy().tolist() == [15]
+    np.testing.assert_array_equal(found.images, np.full([1, 1, 5, 1], 0.5))
+
+
+def test_a_bisection_by_hand() -> None:
+    """One pixel at 0.5, fooled below 0.3: from the corner 0, at lengths 1/2, 1/4, 1/8, ... until
+    the gap 1 / 2^10 is below 1e-3. Then pixels up, from the length found: always in vain."""
+    network = wrong_where(lambda z: z[:, 0] < 0.3)
+    found = RayS(queries=13).nearest(network, np.full([1, 1, 1, 1], 0.5, np.float32), [0])
+    asked = np.concatenate(network.images)
+    expected = [0.5, 0.0, 0.0, 0.25, 0.375, 0.3125, 0.28125, 0.296875, 0.3046875]
+    np.testing.assert_array_equal(asked[:9], expected)
+    length = float(found.distance[0])
+    assert 0.2 < length < 0.2 + 2**-10 and (length * 2**10).is_integer()
+    np.testing.assert_allclose(asked[12:], 0.5 + length)
+    assert len(asked) == 14
+
+
+def test_a_change_that_comes_no_nearer_is_not_kept() -> None:
+    """Two pixels at 0.5; only the first counts, fooled below 0.3. Flipping the second changes
+    nothing at the same length, nor any nearer, so each of its trials ends with the sign - it had
+    from the first one, and the corner of the second pixel goes on being below 0.5."""
+    network = wrong_where(lambda z: z[:, 0] < 0.3)
+    found = RayS(queries=100).nearest(network, np.full([1, 1, 2, 1], 0.5, np.float32), [0])
+    flat = np.ravel(found.images)
+    np.testing.assert_allclose(flat, 0.5 - found.distance[0], rtol=1e-6)
+    assert 0.2 < found.distance[0] < 0.2 + 1e-3
+
+
+def test_stops_within_eps() -> None:
+    """The same pixel: lengths 1, 1/2, 1/4 (fooled), the third query, within eps = 0.26."""
+    network = wrong_where(lambda z: z[:, 0] < 0.3)
+    x = np.full([1, 1, 1, 1], 0.5, np.float32)
+    outcome = RayS().run(network, x, [0], threat=Threat("linf", 0.26), seed=SEED)
+    assert outcome.success.numpy().all() and outcome.queries.numpy().tolist() == [4]
+    assert outcome.images.numpy().item() == 0.25
+    assert outcome.gradients.numpy().tolist() == [0]
+
+
+def test_the_last_query_is_at_the_edge_of_the_ball() -> None:
+    """The nearest image found is 0.2 away, at 0.3 below; a window about 0.4 that no bisection
+    meets lies at the edge of eps = 0.1."""
+    x, threat = np.full([1, 1, 1, 1], 0.5, np.float32), Threat("linf", 0.1)
+    for lowest, success in ((0.39, True), (0.5, False)):
+        network = wrong_where(
+            lambda z, low=lowest: (z[:, 0] < 0.3) | ((z[:, 0] > low) & (z[:, 0] < 0.41))
+        )
+        outcome = RayS(queries=20).run(network, x, [0], threat=threat, seed=SEED)
+        assert outcome.images.numpy().item() == pytest.approx(0.4)
+        assert network.images[-1].item() == outcome.images.numpy().item()
+        assert outcome.success.numpy().tolist() == [success]
+        assert outcome.queries.numpy().tolist() == [21]
+
+
+@pytest.mark.parametrize("box", [(0.0, 1.0), (-1.0, 1.0), (0.0, 255.0)])
+def test_any_box(box: tuple[float, float]) -> None:
+    """The search in another box is the same one, shifted and stretched; only the 1e-3 is not."""
+    low, width = box[0], box[1] - box[0]
+    x = (X * width + low).astype("float32")
+    logits = lambda z: linear(W)((z - low) / width)  # noqa: E731
+    found, plain = nearest(400, logits, x, Y, box), nearest(400, linear(W), X, Y)
+    assert found.images.min() >= box[0] and found.images.max() <= box[1]
+    np.testing.assert_allclose(np.median(found.distance / width / plain.distance), 1.0, atol=0.1)
+    assert (linear(W)((found.images - low) / width).numpy().argmax(1) != Y).all()
+    for eps in (0.0, 0.02 * width):
+        threat = Threat("linf", eps, box)
+        outcome = graph(RayS(queries=100).run, logits, threat=threat, seed=SEED)(x, Y)
+        assert np.abs(outcome.images - x).max() <= eps + 1e-6 * width
+        predicted = np.argmax(logits(outcome.images), axis=1)
+        np.testing.assert_array_equal(predicted != Y, outcome.success)
+
+
+def test_examples_in_different_phases_share_a_pass() -> None:
+    """Each alone gives what it gives in the batch, within eps or to the last query."""
+    y = np.where(np.arange(12) == 3, (Y + 1) % 3, Y)  # the fourth is wrong from the start
+    threat = Threat("linf", float(np.median(nearest(100, linear(W), X, y).distance)))
+    attack = graph(RayS(queries=100).run, linear(W), threat=threat, seed=SEED)
+    whole = attack(X, y)
+    assert 2 < whole.success.sum() < 10
+    for i in range(12):
+        alone = attack(X[i : i + 1], y[i : i + 1])
+        np.testing.assert_array_equal(alone.images[0], whole.images[i])
+        assert alone.queries[0] == whole.queries[i]
+    assert whole.queries[3] == 1 and nearest(9, linear(W), X, y).distance[3] == 0.0
+    np.testing.assert_array_equal(whole.images[3], X[3])
+
+
+def test_more_queries_never_go_further() -> None:
+    distances = [nearest(n, linear(W), X, Y).distance for n in (5, 50, 500)]
+    assert (distances[0] >= distances[1]).all() and (distances[1] >= distances[2]).all()
+    assert distances[2].mean() < 0.8 * distances[1].mean() < distances[0].mean()
+
+
+def test_only_the_predicted_class_counts() -> None:
+    plain = nearest(100, linear(W), X, Y)
+    bent = nearest(100, lambda x: tf.sinh(3.0 * linear(W)(x)) - 7.0, X, Y)
+    np.testing.assert_array_equal(plain.images, bent.images)
+
+
+def test_nan_logits_are_a_success() -> None:
+    nan = lambda x: tf.where(tf.reduce_min(x) < 0.0, np.nan, linear(W)(x))  # noqa: E731
+    outcome = RayS(queries=30).run(nan, X, Y, threat=Threat("linf", 2.0, WIDE), seed=SEED)
+    assert outcome.success.numpy().all() and np.isfinite(outcome.images).all()
+
+
+def test_mistakes_are_one_line() -> None:
+    with pytest.raises(UserError, match=r"^queries: expected int >= 1, received 0$"):
+        RayS(queries=0)
+    with pytest.raises(UserError, match=r"^threat.norm: expected linf for RayS, received 'l2'$"):
+        RayS()(linear(W), X, np.zeros(12, int), threat=Threat("l2", 1.0), seed=SEED)
+
+
+def test_title_and_settings() -> None:
+    assert RayS().title == "RayS-10000"
+    assert RayS(queries=50).settings(Threat("linf", 0.1)) == {"name": "rays", "queries": 50}

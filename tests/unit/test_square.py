@@ -1,0 +1,261 @@
+"""Square Attack against closed forms.
+
+A linear network with rows w_j = W[:, j] - W[:, label] and margins m_j = z_label - z_j is fooled
+nowhere within eps* = min_j m_j / ||w_j||_q of x, the dual norm q of the ball's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfrobust import Threat, losses, noise
+from tfrobust.attacks import Square
+from tfrobust.attacks.square_moves import Pyramids, Squares, pattern
+from tfrobust.registry import UserError
+
+SEED = noise.seed_for(0, 0, "test")
+WIDE = (-10.0, 10.0)
+SHAPE = (8, 8, 1)
+RNG = np.random.default_rng(3)
+W = RNG.normal(size=(64, 3)).astype("float32")
+X = RNG.random((20, *SHAPE)).astype("float32")
+LOGITS = X.reshape(20, -1) @ W
+Y = LOGITS.argmax(1).astype("int32")
+NORMS = ["linf", "l2", "l1"]
+
+
+def least_eps(norm: str) -> np.ndarray:
+    """eps* of each example."""
+    order = {"linf": 1, "l2": 2, "l1": np.inf}[norm]
+    away = np.linalg.norm(W[:, None, :] - W[:, :, None], order, axis=0)  # [label, rival]
+    margins = LOGITS[np.arange(20), Y][:, None] - LOGITS
+    return np.array(
+        [np.delete(m / a, y).min() for m, a, y in zip(margins, away[Y], Y, strict=True)]
+    )
+
+
+@pytest.fixture
+def network(linear: Callable[..., Any]) -> Any:
+    return linear(W, shape=SHAPE)
+
+
+def run(attack: Any, network: Any, threat: Threat, x: Any = X, y: Any = Y, seed: Any = SEED) -> Any:
+    """The outcome in numpy, from a graph that knows no batch size."""
+
+    @tf.function(autograph=False, input_signature=[tf.TensorSpec([None, *x.shape[1:]])])
+    def craft(images: Any) -> Any:
+        return attack.run(network, images, y, threat=threat, seed=seed)
+
+    outcome = craft(x)
+    return type(outcome)(*(value.numpy() for value in outcome))
+
+
+def margin(network: Any, images: Any, y: Any = Y) -> np.ndarray:
+    return losses.margin(network(images), tf.constant(y)).numpy()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_breaks_an_example_above_its_least_eps_and_none_below(network: Any, norm: str) -> None:
+    """Random search with squares is slow on a W of white noise: 300 of them at 4 eps*."""
+    least = least_eps(norm)[:10]
+    above = run(Square(queries=300), network, Threat(norm, 4 * least.max(), WIDE), X[:10], Y[:10])
+    assert above.success.all() and (margin(network, above.images, Y[:10]) > 0).all()
+    below = run(Square(queries=100), network, Threat(norm, 0.99 * least.min(), WIDE))
+    assert not below.success[:10].any() and (margin(network, below.images)[:10] < 0).all()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_more_queries_are_never_worse(network: Any, norm: str) -> None:
+    """The draws of the first windows do not depend on how many follow; most come near the edge."""
+    threat = Threat(norm, 1.2 * float(np.median(least_eps(norm))), WIDE)
+    runs = [run(Square(queries=n), network, threat) for n in (1, 10, 100)]
+    for few, more in zip(runs, runs[1:], strict=False):
+        assert (more.success >= few.success).all()
+        np.testing.assert_array_equal(more.images[few.success], few.images[few.success])
+        stand = ~more.success
+        assert (margin(network, more.images) >= margin(network, few.images) - 1e-5)[stand].all()
+    assert runs[2].success.sum() > runs[0].success.sum()
+    assert (margin(network, runs[0].images) >= margin(network, X) - 1e-5).all()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_an_example_does_not_feel_the_others(network: Any, norm: str) -> None:
+    """Its place in the batch decides its draws, whoever else is broken, and when."""
+    threat = Threat(norm, 1.2 * float(np.median(least_eps(norm))), WIDE)
+    whole = run(Square(queries=30), network, threat)
+    assert 0 < whole.success.sum() < 20
+    wrong = np.where(np.arange(20) % 2, Y, (Y + 1) % 3)  # every other one is wrong from the start
+    half = run(Square(queries=30), network, threat, y=wrong)
+    np.testing.assert_array_equal(half.images[1::2], whole.images[1::2])
+    np.testing.assert_array_equal(half.queries[1::2], whole.queries[1::2])
+    assert (half.queries[::2] == 1).all() and half.success[::2].all()
+    np.testing.assert_array_equal(half.images[::2], X[::2])
+
+
+def test_every_example_has_its_own_draws() -> None:
+    """Twenty times the same image, with an eps too small to break any: twenty different results."""
+    same, flat = np.repeat(X[:1], 20, axis=0), lambda x: tf.reshape(x, [-1, 64]) @ W  # noqa: E731
+    images = run(Square(queries=3), flat, Threat("linf", 1e-3), same, np.repeat(Y[:1], 20)).images
+    assert len(np.unique(images, axis=0)) > 15
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_passes_are_counted(norm: str) -> None:
+    """Nothing breaks: one look at the image, and for each restart at its start and its windows."""
+    calls = []
+
+    def network(x: Any) -> Any:
+        calls.append(len(x))
+        return tf.stack([tf.ones(len(x)), tf.zeros(len(x))], axis=1)
+
+    attack, threat = Square(queries=4, restarts=3), Threat(norm, 0.1)
+    outcome = attack.run(network, X[:2], [0, 0], threat=threat, seed=SEED)
+    assert calls == [2] * (1 + 3 * (1 + 4))
+    assert (outcome.queries.numpy() == 16).all() and not outcome.gradients.numpy().any()
+    np.testing.assert_array_equal(outcome.images, X[:2])  # no image has a higher loss
+
+
+def test_an_example_stops_at_its_first_success() -> None:
+    """A network fooled by every image but the clean one, by none, and before anything moves."""
+
+    def network(x: Any) -> Any:
+        moved = tf.reduce_max(tf.abs(x - 0.5), axis=(1, 2, 3)) > 0
+        return tf.stack([tf.where(moved, -x[:, 0, 0, 0], 1.0), tf.zeros(tf.shape(x)[0])], axis=1)
+
+    x = np.full([3, *SHAPE], 0.5, np.float32)
+    outcome = run(Square(queries=5), network, Threat("linf", 0.1), x, np.array([0, 0, 1]))
+    assert outcome.queries.tolist() == [2, 2, 1] and outcome.success.all()
+    np.testing.assert_array_equal(outcome.images[2], x[2])
+
+
+def test_nan_logits_are_a_success(network: Any) -> None:
+    nan = lambda x: network(x) * tf.where(tf.reduce_min(x) < 0.0, np.nan, 1.0)  # noqa: E731
+    outcome = run(Square(queries=2), nan, Threat("linf", 1.0, WIDE))
+    assert outcome.success.all() and np.isfinite(outcome.images).all()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_restarts_are_never_worse(network: Any, norm: str) -> None:
+    threat = Threat(norm, 1.1 * float(np.median(least_eps(norm))), WIDE)
+    one, four = (run(Square(queries=10, restarts=n), network, threat) for n in (1, 4))
+    np.testing.assert_array_equal(four.images[one.success], one.images[one.success])
+    assert (four.success >= one.success).all()
+    before, after = margin(network, one.images), margin(network, four.images)
+    assert (after >= before - 1e-5)[~four.success].all() and (after > before + 1e-3).any()
+
+
+@pytest.mark.parametrize("box", [(0.0, 1.0), (-1.0, 1.0)])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("norm", NORMS)
+def test_stays_in_the_ball_and_the_box(norm: str, channels: int, box: Any) -> None:
+    """Unbroken examples end at the edge of the ball, some in the box's corners; eps 0 is x."""
+    x = np.random.default_rng(1).uniform(*box, [6, 7, 9, channels]).astype("float32")
+    x[0], x[1] = box
+    weights = np.random.default_rng(2).normal(size=x[0].size).astype("float32")
+    score = lambda z: tf.linalg.matvec(tf.reshape(z, [-1, x[0].size]), weights)  # noqa: E731
+    logits = lambda z: tf.stack([tf.zeros(tf.shape(z)[0]), score(z) - 1e3], axis=1)  # noqa: E731
+    for eps in (0.0, 0.1, 1.0):
+        threat, zeros = Threat(norm, eps, box), np.zeros(6, np.int32)
+        outcome = run(Square(queries=30), logits, threat, x, zeros)
+        assert not outcome.success.any()
+        assert outcome.images.min() >= box[0] and outcome.images.max() <= box[1]
+        distance = threat.distance(outcome.images.astype("float64"), x).numpy()
+        assert (distance <= eps + 1e-6).all() and (distance >= 0.3 * eps).all()
+    np.testing.assert_array_equal(
+        run(Square(queries=5), logits, threat.at(0.0), x, zeros).images, x
+    )
+
+
+def test_the_start_is_vertical_stripes() -> None:
+    x = np.full([50, 4, 5, 2], 0.5, np.float32)
+    delta = Squares(Threat("linf", 0.25), [1]).start(tf.constant(x), SEED).numpy() - x
+    assert (np.abs(delta) == 0.25).all()
+    assert (delta == delta[:, :1]).all()
+    assert abs((delta[:, 0] > 0).mean() - 0.5) < 0.1  # 500 fair signs: five standard errors
+
+
+def test_a_window_moves_to_an_edge() -> None:
+    """u = -1 is the first row or column, u = 1 would be the first too far by one: room 5 - 2."""
+    x, u = np.full([2, 5, 5, 2], 0.5, np.float32), np.full([2, 7], -1.0, np.float32)
+    u[1, :2], u[1, 5:] = (0.0, 0.99), (-1.0, 1.0)  # row int(1.5), column int(2.98)
+    x_adv = x + np.where(np.arange(5) % 2, 0.125, -0.125).astype("float32")[:, None]
+    moved = Squares(Threat("linf", 0.125), [3, 2]).propose(tf.constant(1), x, x_adv, u).numpy()
+    expected = x_adv.copy()
+    expected[0, 0:2, 0:2] = 0.375
+    expected[1, 1:3, 2:4] = (0.375, 0.625)
+    np.testing.assert_array_equal(moved, expected)
+
+
+def test_the_patterns_of_side_3() -> None:
+    """Upper half 1 x 3: squares 1 x 1, and 3 x 3 with 1/4: (1/4, 5/4, 1/4), norm sqrt(27)/4. Lower
+    half 2 x 3, its middle in the second row: once 5/4, five times 1/4, norm sqrt(30)/4."""
+    up, down = np.array([[1, 5, 1]]) / np.sqrt(27), np.array([[1, 1, 1], [1, 5, 1]]) / np.sqrt(30)
+    np.testing.assert_allclose(pattern(3, "l2"), np.concatenate([up, -down]) / np.sqrt(2), 1e-6)
+
+
+@pytest.mark.parametrize("norm", ["l2", "l1"])
+def test_moves_on_the_edge_of_the_ball(norm: str) -> None:
+    """Far from the box's walls start and moves have norm eps; outside both windows a move only
+    scales, the second window is left empty, and the first has the size that both had."""
+    x = np.zeros([4, 9, 9, 1], np.float32)
+    threat = Threat(norm, 2.0, WIDE)
+    moves = Pyramids(threat, [3, 5])
+    start = moves.start(tf.constant(x), SEED).numpy()
+    u = np.full([4, 6], -1.0, np.float32)
+    u[:, 2:4] = 0.99  # the second window: rows and columns 5 to 7, int(0.995 * (9 - 3))
+    u[2:, 4], u[1::2, 5] = 1.0, 1.0
+    moved = moves.propose(tf.constant(0), tf.constant(x), start, u).numpy()
+    for images in (start, moved):
+        np.testing.assert_allclose(threat.distance(images, x), 2.0, rtol=1e-5)
+    assert not moved[:, 5:8, 5:8].any()
+    outside = np.ones([9, 9, 1], bool)
+    outside[:3, :3] = outside[5:8, 5:8] = False
+    np.testing.assert_allclose(moved[:, outside], start[:, outside], rtol=1e-4, atol=1e-6)
+    size = lambda d: np.linalg.norm(d.reshape(4, -1), 2 if norm == "l2" else 1, axis=1)  # noqa: E731
+    given = size(np.where(outside, 0.0, start))
+    np.testing.assert_allclose(size(moved[:, :3, :3]), given, rtol=1e-4)
+    old, drawn = start[:, :3, :3, 0], pattern(3, norm)
+    old = old / size(old)[:, None, None]
+    for row, (sign, turned) in enumerate([(-1, 0), (1, 0), (-1, 1), (1, 1)]):
+        new = old[row] + sign * (drawn.T if turned else drawn)
+        scale = given[row] / size(np.repeat(new[None], 4, 0))[0]
+        np.testing.assert_allclose(moved[row, :3, :3, 0], scale * new, rtol=1e-4, atol=1e-6)
+
+
+def test_the_sides_of_windows() -> None:
+    """28 x 28 pixels, share 0.8 / 2^k: sqrt(627.2 / 2^k) = 25.04, 17.7, 12.5, 8.9, 6.3, ..."""
+    attack, first = Square(), (0, 11, 51, 201, 501, 1001, 2001, 4001)
+    assert [attack.share(i) for i in (10, 11, 4999)] == [0.8, 0.4, 0.8 / 128]
+    sides = {n: [attack.side(i, 28, 28, n) for i in first] for n in NORMS}
+    assert sides["linf"] == [25, 18, 13, 9, 6, 4, 3, 2]
+    assert sides["l2"] == sides["l1"] == [25, 19, 13, 9, 7, 5, 3, 3]
+    assert attack.side(4999, 8, 8, "linf") == 1  # sqrt(0.4) rounds to 1
+    assert attack.side(0, 3, 50, "linf") == attack.side(0, 3, 50, "l2") == 3
+    assert attack.side(0, 4, 4, "l2") == 4  # an odd 5 would not fit
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Square(queries=0), "queries: expected int >= 1, received 0"),
+        (lambda: Square(restarts=0), "restarts: expected int >= 1, received 0"),
+        (lambda: Square(p_init=0.0), "p_init: expected a number in (0, 1], received 0.0"),
+        (lambda: Square(p_init=1.5), "p_init: expected a number in (0, 1], received 1.5"),
+    ],
+)
+def test_mistakes_are_one_line(make: Callable[[], Any], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        make()
+    assert str(caught.value) == message
+
+
+def test_titles_and_settings() -> None:
+    assert Square().title == "Square-5000"
+    assert Square(queries=100, restarts=2, p_init=0.3).title == "Square-100x2 p 0.3"
+    expected = {"name": "square", "queries": 5000, "p_init": 0.8, "restarts": 1}
+    assert Square().settings(Threat("linf", 0.1)) == expected

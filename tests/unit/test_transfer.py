@@ -1,0 +1,188 @@
+"""Images that were made elsewhere: on a surrogate, or in another evaluation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfrobust import PGD, Threat, noise
+from tfrobust.attacks import ATTACKS, SavedImages, Transfer
+from tfrobust.registry import UserError, build
+
+SEED = noise.seed_for(0, 0, "test")
+THREAT = Threat("linf", 0.5, (-10.0, 10.0))
+W = np.array([[1.0, -1.0], [0.5, 2.0], [-1.0, 1.0], [0.3, -0.2]], np.float32)
+X = np.random.default_rng(0).random((6, 2, 2, 1)).astype("float32")
+Y = (X.reshape(6, 4) @ W).argmax(axis=1).astype("int32")
+# Where the Linf attack on x W ends.
+FAR = X + 0.5 * np.sign(W[:, 1 - Y] - W[:, Y]).T.reshape(X.shape)
+
+
+@pytest.fixture
+def source(linear: Callable[..., Any], tmp_path: Path) -> Path:
+    linear(W).save(tmp_path / "model.keras")
+    return tmp_path
+
+
+class Counted:
+    """A network that counts how often it is called."""
+
+    def __init__(self, network: Any):
+        self.network, self.calls = network, 0
+
+    def __call__(self, x: Any) -> Any:
+        self.calls += 1
+        return self.network(x)
+
+
+def test_images_of_the_surrogate_judged_on_the_other(source: Path, linear: Any) -> None:
+    """The gradient of the attacked network, x V, has another sign at the last pixel; half of what
+    breaks x W breaks it."""
+    other = np.array([[0.3, -0.2], [0.5, 2.0], [-1.0, 1.0], [-1.0, 1.0]], np.float32)
+    attack, mine = Transfer(str(source), PGD(steps=3, step_size=1.0)), Counted(linear(other))
+    outcome = attack.run(mine, X, Y, threat=THREAT, seed=SEED)
+    np.testing.assert_allclose(outcome.images, FAR, atol=1e-6)
+    np.testing.assert_array_equal(outcome.success, [1, 0, 0, 1, 1, 0])
+    np.testing.assert_array_equal((FAR.reshape(6, 4) @ other).argmax(1) != Y, outcome.success)
+    assert mine.calls == 1
+    np.testing.assert_array_equal(outcome.queries, 1)
+    np.testing.assert_array_equal(outcome.gradients, 0)
+
+
+def test_the_surrogate_is_read_once_and_first_in_a_graph(source: Path, linear: Any) -> None:
+    """Its weights are no variables of the function that happens to run it first."""
+    attack = Transfer(str(source), {"name": "pgd", "steps": 3, "step_size": 1.0})
+    network = linear(W)
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 2, 2, 1]), tf.TensorSpec([None], tf.int32)])
+    def craft(x: Any, y: Any) -> Any:
+        return attack(network, x, y, threat=THREAT, seed=SEED)
+
+    np.testing.assert_allclose(craft(X, Y), FAR, atol=1e-6)
+    (source / "model.keras").unlink()
+    np.testing.assert_allclose(craft(X[:2], Y[:2]), FAR[:2], atol=1e-6)
+    assert attack(network, X, Y, threat=THREAT, seed=SEED).shape == X.shape
+
+
+def test_from_a_config() -> None:
+    spec = {"name": "transfer", "source": "x", "attack": {"name": "pgd", "steps": 5}}
+    attack = build(ATTACKS, spec, "attacks[0]")
+    assert attack == Transfer("x", PGD(steps=5))
+    assert Transfer("x").attack == PGD(steps=1000)
+    assert build(ATTACKS, spec | {"attack": "fgsm"}, "attacks[0]").title == "Transfer FGSM from x"
+    settings = json.loads(json.dumps(attack.settings(Threat("linf", 0.1))))
+    assert settings["name"] == "transfer" and settings["source"] == "x"
+    assert settings["attack"]["step_size"] == pytest.approx(0.05)  # 2.5 * 0.1 / 5
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"attack": {"name": "pdg"}}, r"^attacks\[0\].attack.name: .*did you mean 'pgd'"),
+        ({"attack": {"name": "pgd", "stps": 5}}, r"^attacks\[0\].attack.stps: .*mean 'steps'"),
+        ({"attack": {"name": "pgd", "steps": 0}}, r"^attacks\[0\].attack.steps: expected int >= 1"),
+        ({"attack": 5}, r"^attacks\[0\].attack: expected a name or a mapping with 'name', rec"),
+        ({"outputs": "softmax"}, r"^attacks\[0\].outputs: expected one of logits, probabilities"),
+        ({"source": 5}, r"^attacks\[0\].source: expected a valid string"),
+    ],
+)
+def test_mistakes_of_a_config(changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        build(ATTACKS, {"name": "transfer", "source": "x"} | changed, "attacks[0]")
+    assert "\n" not in str(caught.value)
+
+
+def test_titles_name_the_surrogate() -> None:
+    pgd = PGD(steps=5)
+    for source, name in (
+        ("runs/mnist_adv", "mnist_adv"),
+        ("runs/mnist_adv/model.keras", "mnist_adv"),
+        ("runs/mnist_adv/saved_model", "mnist_adv"),
+        ("other.keras", "other.keras"),
+    ):
+        assert Transfer(source, pgd).title == f"Transfer PGD-5 from {name}"
+    assert Transfer("x", pgd, "probabilities").title == "Transfer PGD-5 from x probabilities"
+    assert SavedImages("runs/a/theirs.npz").title == "Saved images theirs"
+
+
+def test_a_surrogate_that_does_not_fit(source: Path, linear: Callable[..., Any]) -> None:
+    def message(attack: Any, network: Any, x: Any) -> str:
+        with pytest.raises(UserError) as caught:
+            attack.run(network, x, np.zeros(len(x), np.int32), threat=THREAT, seed=SEED)
+        return str(caught.value)
+
+    attack, three = Transfer(str(source), PGD(steps=1)), np.ones((4, 3), np.float32)
+    text = message(attack, linear(W, shape=(4, 1, 1)), X.reshape(6, 4, 1, 1))
+    assert text == "source: expected a network of images (4, 1, 1), received (2, 2, 1)"
+    text = message(attack, linear(three), X)
+    assert text == "source: expected a network of 3 classes, received 2"
+    assert message(Transfer("none"), linear(W), X).startswith("source: expected a .keras file or")
+
+
+ROWS = np.array([7, 3, 11], np.int64)
+
+
+def saved(path: Path, **changed: Any) -> SavedImages:
+    np.savez(path / "images.npz", **({"image": X[:3], "index": ROWS} | changed))
+    return SavedImages(str(path / "images.npz"))
+
+
+def test_saved_images_are_found_by_their_rows(tmp_path: Path) -> None:
+    attack = saved(tmp_path)
+    np.testing.assert_array_equal(attack.lookup(np.array([11, 7])), X[[2, 0]])
+    np.testing.assert_array_equal(attack.lookup(np.array([3, 3, 11])), X[[1, 1, 2]])
+    assert attack.lookup(np.array([], np.int64)).shape == (0, 2, 2, 1)
+
+
+def test_saved_bytes_are_images_in_0_1(tmp_path: Path) -> None:
+    attack = saved(tmp_path, image=np.array([0, 51, 255], np.uint8).reshape(3, 1, 1, 1))
+    images = attack.lookup(ROWS)
+    assert images.dtype == np.float32
+    np.testing.assert_allclose(images.ravel(), [0.0, 0.2, 1.0])
+
+
+def test_a_row_without_an_image(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="image for each of 3 rows, .* 2 of them, such as row 5$"):
+        saved(tmp_path).lookup(np.array([7, 5, 6]))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"image": X[:2]}, "expected 2 integers, received 'int64 of shape (3,)'"),
+        ({"index": ROWS.astype("float32")}, "expected 3 integers, received 'float32 of"),
+        ({"index": np.array([7, 3, 7])}, "expected each place once, received 'some twice'"),
+        ({"image": X[:3].astype("float64")}, "expected float32 or uint8, received 'float64'"),
+        ({"image": X[:3, 0]}, "expected images [N, H, W, C], received 'shape (3, 2, 1)'"),
+    ],
+)
+def test_mistakes_of_a_file(changed: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        saved(tmp_path, **changed).lookup(ROWS)
+    assert message in str(caught.value) and str(caught.value).startswith("path: ")
+
+
+def test_unreadable_files(tmp_path: Path) -> None:
+    np.savez(tmp_path / "other.npz", x=X)
+    (tmp_path / "text.npz").write_text("no archive")
+    for name in ("other.npz", "text.npz", "none.npz"):
+        with pytest.raises(UserError, match="an .npz file with image and index, rec") as caught:
+            SavedImages(str(tmp_path / name)).lookup(ROWS)
+        assert "\n" not in str(caught.value)
+
+
+def test_saved_images_are_no_search(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="^saved_images: expected an evaluation"):
+        saved(tmp_path)(lambda x: x, X, Y, threat=THREAT, seed=SEED)
+    attack = build(ATTACKS, {"name": "saved_images", "path": "x.npz"}, "attacks[0]")
+    assert attack.settings(THREAT) == {"name": "saved_images", "path": "x.npz"}
+    for each in (attack, Transfer("x", PGD(steps=5))):
+        config = json.loads(json.dumps(keras.saving.serialize_keras_object(each)))
+        assert keras.saving.deserialize_keras_object(config) == each

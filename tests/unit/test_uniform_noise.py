@@ -1,0 +1,92 @@
+"""Uniform noise: probabilities in closed form, and draws made again by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfrobust import Threat, losses, noise
+from tfrobust.attacks import UniformNoise
+from tfrobust.registry import UserError
+
+SEED = noise.seed_for(0, 0, "test")
+X = np.random.default_rng(0).random((30, 4, 4, 1)).astype("float32")
+W = np.random.default_rng(1).normal(size=(16, 3)).astype("float32")
+Y = (X.reshape(30, -1) @ W).argmax(1)
+
+
+def network(x: Any) -> Any:
+    return tf.reshape(x, [-1, 16]) @ W
+
+
+def run(draws: int, threat: Threat, x: Any = X, y: Any = Y, logits: Any = network) -> Any:
+    """The outcome in numpy, from a graph that knows no batch size."""
+
+    @tf.function(autograph=False, input_signature=[tf.TensorSpec([None, *x.shape[1:]])])
+    def craft(images: Any) -> Any:
+        return UniformNoise(draws=draws).run(logits, images, y, threat=threat, seed=SEED)
+
+    outcome = craft(x)
+    return type(outcome)(*(value.numpy() for value in outcome))
+
+
+@pytest.mark.parametrize("draws", [1, 3])
+def test_the_chance_of_a_success(draws: int) -> None:
+    """One pixel at 0.5, fooled above 0.55, eps 0.1: a quarter of the draws; five standard errors
+    of 4000 examples."""
+    x = np.full([4000, 1, 1, 1], 0.5, np.float32)
+    logits = lambda z: tf.stack([0.55 - z[:, 0, 0, 0], z[:, 0, 0, 0] - 0.55], axis=1)  # noqa: E731
+    outcome = run(draws, Threat("linf", 0.1), x, np.zeros(4000, int), logits)
+    chance = 1 - 0.75**draws
+    assert abs(outcome.success.mean() - chance) < 5 * np.sqrt(chance * (1 - chance) / 4000)
+    np.testing.assert_array_equal(outcome.success, outcome.images.ravel() > 0.55)
+    # Passes: the image, and draws up to the success: 1 + 1 + 3/4 + 9/16 + ... of each example.
+    expected = 1 + sum(0.75**k for k in range(draws))
+    assert abs(outcome.queries.mean() - expected) < 0.1 if draws > 1 else expected == 2
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_keeps_the_first_success_else_the_highest_loss(norm: str) -> None:
+    threat, n = Threat(norm, {"linf": 0.2, "l2": 0.8, "l1": 3.0}[norm]), 2
+    outcome = run(n, threat)
+    candidates = [tf.constant(X)]
+    candidates += [threat.random_start(tf.constant(X), noise.fold(SEED, i)) for i in range(n)]
+    wrong = np.array([~losses.correct(network(z), tf.constant(Y)).numpy() for z in candidates])
+    value = np.array([losses.cross_entropy(network(z), tf.constant(Y)) for z in candidates])
+    pick = np.where(wrong.any(0), wrong.argmax(0), value.argmax(0))
+    assert 0 < wrong.any(0).sum() < 30 and (pick == 0).any()  # some are best left as they are
+    expected = np.stack([candidates[k][row].numpy() for row, k in enumerate(pick)])
+    np.testing.assert_array_equal(outcome.images, expected)
+    np.testing.assert_array_equal(outcome.success, wrong.any(0))
+    np.testing.assert_array_equal(outcome.queries, np.where(wrong.any(0), pick, n) + 1)
+    assert not outcome.gradients.any()
+
+
+def test_a_misclassified_image_stays() -> None:
+    wrong = (Y + 1) % 3
+    outcome = run(3, Threat("linf", 0.2), y=wrong)
+    assert outcome.success.all() and (outcome.queries == 1).all()
+    np.testing.assert_array_equal(outcome.images, X)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_stays_in_the_ball_and_the_box(norm: str) -> None:
+    x, box = 2.0 * X - 1.0, (-1.0, 1.0)
+    for eps in (0.0, 0.5):
+        threat = Threat(norm, eps, box)
+        images = run(2, threat, x).images
+        assert (threat.distance(images, x).numpy() <= eps + 1e-6).all()
+        assert images.min() >= -1 and images.max() <= 1
+        assert (images == x).all() == (eps == 0)
+
+
+def test_mistakes_titles_settings() -> None:
+    with pytest.raises(UserError, match=r"^draws: expected int >= 1, received 0$"):
+        UniformNoise(draws=0)
+    assert UniformNoise().title == "Uniform noise"
+    assert UniformNoise(draws=10).title == "Uniform noise x10"
+    settings = UniformNoise(draws=10).settings(Threat("linf", 0.1))
+    assert settings == {"name": "uniform_noise", "draws": 10}

@@ -1,0 +1,229 @@
+"""Auto-PGD (Croce and Hein, 2020, arXiv:2003.01690; for L1, Croce and Hein, 2021,
+arXiv:2103.01208)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import tensorflow as tf
+from absl import logging
+
+from tfrobust import losses, noise
+from tfrobust.attacks.apgd_steps import Halving, Sparse
+from tfrobust.attacks.base import Attack, LogitsFn, Outcome
+from tfrobust.attacks.compaction import State, hunt
+from tfrobust.attacks.gradient import Evaluate, differentiated
+from tfrobust.norms import norm, per_example, rows
+from tfrobust.registry import choose, number, require, serializable
+from tfrobust.threat import Threat
+
+TITLES = {
+    "cross_entropy": "APGD-CE",
+    "dlr": "APGD-DLR",
+    "margin": "APGD-margin",
+    "targeted_dlr": "APGD-T",
+}
+CLASSES = {"dlr": 3, "targeted_dlr": 4}  # how many classes a loss needs
+# A run goes in stages: (radius in units of eps, tenths of the steps); success is what the last one
+# finds, at eps itself.
+STAGES = {"linf": ((1, 10),), "l2": ((1, 10),), "l1": ((3, 3), (2, 3), (1, 4))}
+
+
+@serializable
+@dataclasses.dataclass(frozen=True)
+class APGD(Attack):
+    """Projected ascent with momentum whose step size adapts itself to each example.
+
+    Linf and L2 begin with steps of 2 eps, halved for an example at checkpoints when its loss rose
+    in at most `rho` of the steps since the last one or has come to a stop. L1 moves the few pixels
+    of largest gradient; how many follows how many the best image has changed.
+
+    loss: what is ascended: "cross_entropy", "dlr", "margin" or "targeted_dlr" (APGD-T). With too
+        few classes (3 and 4 are needed) DLR is replaced by the margin, with a warning.
+    restarts: runs from random starts. targets: of targeted_dlr, the most likely wrong classes at
+        the clean image, `restarts` runs each; all of them where there are fewer.
+    eot: draws of a randomised network over which every gradient is averaged; loss and success are
+        the last draw's.
+    """
+
+    loss: str = "cross_entropy"
+    steps: int = 100
+    restarts: int = 1
+    targets: int = 9
+    eot: int = 1
+    rho: float = 0.75
+
+    def __post_init__(self) -> None:
+        choose("loss", self.loss, TITLES)
+        for name in ("steps", "restarts", "targets", "eot"):
+            value = getattr(self, name)
+            require(isinstance(value, int) and value >= 1, name, "int >= 1", value)
+        object.__setattr__(self, "rho", number("rho", self.rho))
+        require(0 < self.rho < 1, "rho", "a number between 0 and 1", self.rho)
+
+    @property
+    def title(self) -> str:
+        words = [TITLES[self.loss]]
+        words += [f"{self.steps} steps"] if self.steps != 100 else []
+        words += [f"x{self.restarts}"] if self.restarts > 1 else []
+        words += [f"{self.targets} targets"] if self._targeted and self.targets != 9 else []
+        words += [f"EOT {self.eot}"] if self.eot > 1 else []
+        words += [f"rho {self.rho:g}"] if self.rho != 0.75 else []
+        return " ".join(words)
+
+    def settings(self, threat: Threat) -> dict[str, Any]:
+        """As everywhere, with the first step size (image units); only what this norm and this
+        loss use."""
+        stated = super().settings(threat)
+        if not self._targeted:
+            del stated["targets"]
+        if threat.norm == "l1":
+            del stated["rho"]
+            return stated | {"step_size": threat.eps, "stages": self._stages(threat)}
+        return stated | {"step_size": 2 * threat.eps}
+
+    @property
+    def _targeted(self) -> bool:
+        return self.loss == "targeted_dlr"
+
+    def _stages(self, threat: Threat) -> list[tuple[Any, int]]:
+        """(eps, steps) of each stage of a run; the last takes the steps that rounding leaves."""
+        *first, (_, _) = STAGES[threat.norm]
+        stages = [(radius * threat.eps, share * self.steps // 10) for radius, share in first]
+        return [*stages, (threat.eps, self.steps - sum(steps for _, steps in stages))]
+
+    def run(
+        self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, *, threat: Threat, seed: Any
+    ) -> Outcome:
+        scalar = not tf.is_tensor(threat.eps) or threat.eps.shape.rank == 0
+        require(scalar, "threat.eps", "one number for all examples", threat.eps)
+        x, y = tf.convert_to_tensor(x), tf.cast(y, tf.int32)
+        clean = tf.stop_gradient(logits_fn(x))
+        loss = usable(self.loss, clean.shape[-1])
+        state = {
+            "x": x,
+            "y": y,
+            "images": x,
+            "x_adv": x,  # where the last stage ended
+            "value": tf.fill(tf.shape(y), float("-inf")),
+            "broken": ~losses.correct(clean, y),
+            "queries": tf.ones_like(y),
+        }
+        runs = self.restarts
+        if loss == "targeted_dlr":
+            targets = min(self.targets, clean.shape[-1] - 1)
+            state["targets"] = tf.math.top_k(clean, targets + 1).indices[:, 1:]
+            runs *= targets
+        stages, l1 = self._stages(threat), threat.norm == "l1"
+
+        def tick(i: tf.Tensor, s: State) -> State:
+            """One stage of one run."""
+            run, stage = i // len(stages), i % len(stages)
+            last = tf.equal(stage, len(stages) - 1)
+            here = threat.at(tf.gather([eps for eps, _ in stages], stage))
+            steps = tf.gather([steps for _, steps in stages], stage)
+            rule = Sparse(here, steps) if l1 else Halving(here, self.steps, self.rho)
+
+            def fresh() -> tf.Tensor:
+                return tf.gather(begin(x, here, noise.fold(seed, run)), s["row"])
+
+            start = here.project(tf.cond(tf.equal(stage, 0), fresh, lambda: s["x_adv"]), s["x"])
+            labels = [s["y"]]
+            if loss == "targeted_dlr":
+                labels.append(s["targets"][:, run // self.restarts])
+
+            def look(x_adv: tf.Tensor, row: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+                logits, mine = logits_fn(x_adv), [tf.gather(label, row) for label in labels]
+                return getattr(losses, loss)(logits, *mine), ~losses.correct(logits, mine[0])
+
+            end = self.climb(look, start, s["x"], rule, leave=last)
+            better = last & (end["broken"] | (end["value"] > s["value"]))
+            return s | {
+                "images": tf.where(rows(better, x), end["best"], s["images"]),
+                "x_adv": end["best"],
+                "value": tf.where(better, end["value"], s["value"]),
+                "broken": end["broken"],
+                "queries": s["queries"] + end["queries"],
+            }
+
+        end = hunt(tick, state, runs * len(stages))
+        images = tf.stop_gradient(end["images"])
+        return Outcome(images, end["broken"], end["queries"], end["queries"] - 1)
+
+    def climb(
+        self,
+        look: Evaluate,
+        start: tf.Tensor,
+        x: tf.Tensor,
+        rule: Halving | Sparse,
+        leave: Any = True,
+    ) -> State:
+        """rule.steps steps from `start`: the "best" image and its "value", or the misclassified
+        image if "broken". leave: whether a misclassified example leaves."""
+        nothing = tf.zeros(tf.shape(x)[:1])
+
+        def tick(k: tf.Tensor, s: State) -> State:
+            """Looks at iterate k and moves on from it."""
+            value, wrong, gradient = self._averaged(look, s["x_adv"], s["row"])
+            broken, better = wrong & leave, value > s["value"]
+            s = s | {
+                "best": tf.where(rows(broken | better, x), s["x_adv"], s["best"]),
+                "best_gradient": tf.where(rows(better, x), gradient, s["best_gradient"]),
+                "value": tf.where(better, value, s["value"]),
+                "broken": broken,
+                "queries": s["queries"] + self.eot,
+            }
+            return rule.move(k, *rule.adapt(k, s, value, gradient))
+
+        state = {
+            "x": x,
+            "x_adv": start,
+            "best": start,
+            "best_gradient": tf.zeros_like(x),
+            "value": nothing - float("inf"),
+            "broken": nothing > 0,
+            "queries": tf.zeros_like(nothing, tf.int32),
+            **rule.begin(start, x),
+        }
+        return hunt(tick, state, rule.steps + 1)
+
+    def _averaged(
+        self, look: Evaluate, x_adv: tf.Tensor, row: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Value and success of the last of `eot` draws, and the gradient's mean over them."""
+        if self.eot == 1:
+            return differentiated(look, x_adv, row)
+
+        def body(i: tf.Tensor, _: tf.Tensor, __: tf.Tensor, total: tf.Tensor) -> Any:
+            value, wrong, gradient = differentiated(look, x_adv, row)
+            return i + 1, value, wrong, total + gradient
+
+        nothing = tf.zeros(tf.shape(x_adv)[:1])
+        state = (tf.constant(0), nothing, nothing > 0, tf.zeros_like(x_adv))
+        _, value, wrong, total = tf.while_loop(
+            lambda i, *_: i < self.eot, body, state, parallel_iterations=1
+        )
+        return value, wrong, total / self.eot
+
+
+def usable(loss: str, classes: int) -> str:
+    """The loss, or the margin where it needs more classes than there are, with a warning."""
+    if classes >= CLASSES.get(loss, 2):
+        return loss
+    logging.warning(
+        "apgd: loss %s needs %d classes, the network has %d: the margin loss is used instead",
+        loss,
+        CLASSES[loss],
+        classes,
+    )
+    return "margin"
+
+
+def begin(x: tf.Tensor, threat: Threat, seed: Any) -> tf.Tensor:
+    """A random start before it is projected: a direction of norm eps; for L1 the noise itself."""
+    draw = (noise.uniform if threat.norm == "linf" else noise.normal)(tf.shape(x), seed)
+    draw = tf.ensure_shape(draw, x.shape)
+    if threat.norm == "l1":
+        return x + draw
+    return x + threat.eps * draw / per_example(norm(draw, threat.norm), x)

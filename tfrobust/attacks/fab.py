@@ -1,0 +1,161 @@
+"""FAB-T, the targeted fast adaptive boundary attack (Croce and Hein, 2020, arXiv:1907.02044)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import tensorflow as tf
+
+from tfrobust import losses, noise, norms
+from tfrobust.attacks.base import Attack, LogitsFn, Outcome
+from tfrobust.attacks.compaction import State, hunt, taken
+from tfrobust.attacks.fab_projections import to_zero
+from tfrobust.norms import rows
+from tfrobust.registry import number, require, serializable
+from tfrobust.threat import Threat
+
+
+@serializable
+@dataclasses.dataclass(frozen=True)
+class FAB(Attack):
+    """A search for the nearest misclassified image along the boundary of each of several classes.
+
+    At iterate x_k the difference z_t - z_y between a target and the label is taken as linear. With
+    d_k and d the least steps, within the box, from x_k and from the image x to where it is zero,
+
+        x_{k+1} = (1 - a) (x_k + eta d_k) + a (x + eta d),
+        a = min(||d_k|| / (||d_k|| + ||d||), alpha_max).
+
+    An x_{k+1} that is misclassified is a find, and the search goes on at x + beta (x_{k+1} - x).
+    An example is broken, and leaves, at its first find within eps; the nearest find of the others
+    is projected into the ball, where it may be misclassified still.
+
+    targets: the most likely wrong classes at the clean image, `restarts` runs of `steps` each; all
+        of them where there are fewer. The first run begins at x, others at eps / 2 in a random
+        direction from it.
+    """
+
+    steps: int = 100
+    targets: int = 9
+    restarts: int = 1
+    alpha_max: float = 0.1
+    eta: float = 1.05
+    beta: float = 0.9
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "targets", "restarts"):
+            value = getattr(self, name)
+            require(isinstance(value, int) and value >= 1, name, "int >= 1", value)
+        for name in ("alpha_max", "eta", "beta"):
+            object.__setattr__(self, name, number(name, getattr(self, name)))
+        require(0 <= self.alpha_max <= 1, "alpha_max", "a number from 0 to 1", self.alpha_max)
+        require(self.eta >= 1, "eta", "a number >= 1", self.eta)
+        require(0 <= self.beta <= 1, "beta", "a number from 0 to 1", self.beta)
+
+    @property
+    def title(self) -> str:
+        words = ["FAB-T"] + ([f"{self.steps} steps"] if self.steps != 100 else [])
+        words += [f"x{self.restarts}"] if self.restarts > 1 else []
+        words += [f"{self.targets} targets"] if self.targets != 9 else []
+        for name, usual in (("alpha_max", 0.1), ("eta", 1.05), ("beta", 0.9)):
+            value = getattr(self, name)
+            words += [f"{name} {value:g}"] if value != usual else []
+        return " ".join(words)
+
+    def run(
+        self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, *, threat: Threat, seed: Any
+    ) -> Outcome:
+        found = self.search(logits_fn, x, y, threat=threat, seed=seed)
+        missed = ~found["broken"]
+        inside = threat.project(found["find"], found["x"])
+        images = tf.where(rows(missed, inside), inside, found["find"])
+
+        def look(_: tf.Tensor, s: State) -> State:
+            return s | {"broken": ~losses.correct(logits_fn(s["images"]), s["y"])}
+
+        end = hunt(look, {"images": images, "y": found["y"], "broken": found["broken"]}, 1)
+        gradients = found["gradients"]
+        queries = 1 + 2 * gradients + tf.cast(missed, tf.int32)
+        return Outcome(tf.stop_gradient(images), end["broken"], queries, gradients)
+
+    def search(
+        self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, *, threat: Threat, seed: Any
+    ) -> State:
+        """The nearest "find" of each example, its "distance" [B], and what it cost.
+
+        Without a find: the image itself, at distance inf. An example that is "broken" left at its
+        first find within eps; with eps 0 all finds are made.
+        """
+        x, y = tf.convert_to_tensor(x), tf.cast(y, tf.int32)
+        logits = logits_fn(x)
+        classes, wrong = logits.shape[-1], ~losses.correct(logits, y)
+        targets = min(self.targets, classes - 1)
+
+        def tick(i: tf.Tensor, s: State) -> State:
+            row, image, run = s["row"], s["x"], i // self.steps
+            target = tf.gather(s["targets"], run // self.restarts, axis=1)
+            way = tf.one_hot(target, classes) - tf.one_hot(s["y"], classes)
+
+            def begin() -> tf.Tensor:
+                return tf.gather(self._begin(x, threat, seed, run), row)
+
+            here = tf.cond(tf.equal(i % self.steps, 0), begin, lambda: s["here"])
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(here)
+                value = tf.reduce_sum(way * logits_fn(here), axis=-1)
+            moved = self._moved(here, image, value, tape.gradient(value, here), threat)
+            wrong = ~losses.correct(logits_fn(moved), s["y"])
+            distance = threat.distance(moved, image)
+            nearer = wrong & (distance < s["distance"])
+            return s | {
+                "here": tf.where(rows(wrong, x), image + self.beta * (moved - image), moved),
+                "find": tf.where(rows(nearer, x), moved, s["find"]),
+                "distance": tf.where(nearer, distance, s["distance"]),
+                "broken": nearer & (distance <= taken(threat.eps, row)),
+                "gradients": s["gradients"] + 1,
+            }
+
+        state = {
+            "x": x,
+            "y": y,
+            "targets": tf.math.top_k(logits, targets + 1).indices[:, 1:],
+            "here": x,
+            "find": x,
+            "distance": tf.where(wrong, 0.0, float("inf")),
+            "broken": wrong,
+            "gradients": tf.zeros_like(y),
+        }
+        return hunt(tick, state, targets * self.restarts * self.steps)
+
+    def _begin(self, x: tf.Tensor, threat: Threat, seed: Any, run: tf.Tensor) -> tf.Tensor:
+        """Where a run begins: at the image, or at a restart eps / 2 from it."""
+        if self.restarts == 1:
+            return x
+
+        def random() -> tf.Tensor:
+            draw = noise.uniform if threat.norm == "linf" else noise.normal
+            way = tf.ensure_shape(draw(tf.shape(x), noise.fold(seed, run)), x.shape)
+            way /= norms.per_example(norms.norm(way, threat.norm), way)
+            start = x + 0.5 * norms.per_example(threat.eps, x) * way
+            return tf.clip_by_value(start, *threat.box)
+
+        return tf.cond(tf.equal(run % self.restarts, 0), lambda: x, random)
+
+    def _moved(
+        self, here: tf.Tensor, image: tf.Tensor, value: tf.Tensor, slope: tf.Tensor, threat: Threat
+    ) -> tf.Tensor:
+        """x_{k+1} from the linear function with this value and slope at x_k."""
+        # What is not finite gives no step: the iterates must stay images.
+        value, slope = (tf.where(tf.math.is_finite(t), t, 0.0) for t in (value, slope))
+        shape = tf.shape(here)
+        here, image, slope = (tf.reshape(t, [shape[0], -1]) for t in (here, image, slope))
+        at_image = value + tf.reduce_sum(slope * (image - here), axis=1)
+        from_here = to_zero(here, slope, value, threat.box, threat.norm)
+        from_image = to_zero(image, slope, at_image, threat.box, threat.norm)
+        # The floor decides where both are 0.
+        a, b = (tf.maximum(norms.norm(d, threat.norm), 1e-8) for d in (from_here, from_image))
+        alpha = tf.minimum(a / (a + b), self.alpha_max)[:, None]
+        moved = (1 - alpha) * (here + self.eta * from_here)
+        moved += alpha * (image + self.eta * from_image)
+        return tf.reshape(tf.clip_by_value(moved, *threat.box), shape)

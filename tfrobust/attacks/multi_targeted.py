@@ -1,0 +1,81 @@
+"""Multi-targeted attack (Gowal et al., 2019, arXiv:1910.09338)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import tensorflow as tf
+
+from tfrobust import losses
+from tfrobust.attacks.base import Attack, LogitsFn, Outcome
+from tfrobust.attacks.pgd import PGD
+from tfrobust.registry import require, serializable
+from tfrobust.threat import Threat
+
+
+@serializable
+@dataclasses.dataclass(frozen=True)
+class MultiTargeted(Attack):
+    """Projected steepest ascent on z_i - z_y, one run for every class i != y.
+
+    An untargeted loss follows the rival that is nearest where it stands; here every rival has its
+    turn, the likeliest at the clean image first. An example is broken by the first iterate of any
+    run that is misclassified, as whatever class, and leaves.
+
+    steps, step_size: of each run, as in PGD; None is 2.5 * eps / steps.
+    restarts: runs for each class, all from random starts.
+    top: only so many rivals, those of the largest clean logits; None is all. Raises UserError
+        where the network has fewer.
+    """
+
+    steps: int = 50
+    step_size: Any = None
+    restarts: int = 1
+    top: int | None = None
+
+    def __post_init__(self) -> None:
+        top = self.top
+        require(top is None or (isinstance(top, int) and top >= 1), "top", "int >= 1", top)
+        object.__setattr__(self, "step_size", self._ascent(1).step_size)  # PGD's checks
+
+    def _ascent(self, rivals: int) -> PGD:
+        runs = self.restarts * rivals
+        return PGD(steps=self.steps, step_size=self.step_size, restarts=runs, success="any")
+
+    @property
+    def title(self) -> str:
+        words = [f"Multi-T {self.restarts}x{self.steps}"]
+        words += [f"top {self.top}"] if self.top is not None else []
+        words += [f"step {self.step_size:g}"] if isinstance(self.step_size, float) else []
+        return " ".join(words)
+
+    def settings(self, threat: Threat) -> dict[str, Any]:
+        """As everywhere, with the loss, the start and the step size (image units) in use."""
+        return super().settings(threat) | {
+            "name": "multi_targeted",
+            "loss": "targeted_margin",
+            "start": "uniform",
+            "step_size": self._ascent(1).step(threat.eps),
+        }
+
+    def run(
+        self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, *, threat: Threat, seed: Any
+    ) -> Outcome:
+        x, y = tf.convert_to_tensor(x), tf.cast(y, tf.int32)
+        clean = tf.stop_gradient(logits_fn(x))
+        most = clean.shape[-1] - 1
+        rivals = most if self.top is None else self.top
+        require(rivals <= most, "top", f"at most the {most} rivals of a class", rivals)
+        # The first is the label: rows where it is not are broken, and never looked at.
+        targets = tf.math.top_k(clean, rivals + 1).indices[:, 1:]
+
+        def evaluate(x_adv: tf.Tensor, row: tf.Tensor, run: Any) -> tuple[tf.Tensor, tf.Tensor]:
+            logits, label = logits_fn(x_adv), tf.gather(y, row)
+            target = tf.gather(targets[:, run % rivals], row)
+            towards, away = (tf.gather(logits, i, axis=-1, batch_dims=1) for i in (target, label))
+            return towards - away, ~losses.correct(logits, label)
+
+        broken = ~losses.correct(clean, y)
+        end = self._ascent(rivals).search(evaluate, x, threat=threat, seed=seed, broken=broken)
+        return end._replace(queries=end.queries + 1)

@@ -1,0 +1,148 @@
+"""RayS: the nearest boundary along sign vectors (Chen and Gu, 2020, arXiv:2006.12792)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from tfrobust import losses
+from tfrobust.attacks.base import Attack, LogitsFn, Outcome
+from tfrobust.attacks.compaction import State, hunt
+from tfrobust.norms import rows
+from tfrobust.registry import require, serializable
+from tfrobust.threat import Threat
+
+TOLERANCE = 1e-3  # a bisection ends at a gap of this L2 length, as in the public implementation
+
+
+class Nearest(NamedTuple):
+    """The nearest misclassified images that a search met, inside the box but in no ball.
+
+    images: [B, H, W, C]; where none was met, the image itself. distance: float32 [B], Linf; inf
+    where none was met; 0 where the image itself is misclassified. queries: int32 [B].
+    """
+
+    images: tf.Tensor
+    distance: tf.Tensor
+    queries: tf.Tensor
+
+
+@serializable
+@dataclasses.dataclass(frozen=True)
+class RayS(Attack):
+    """Search of a sign vector v whose ray x + d v, cut by the box, meets the boundary soonest.
+
+    Blocks of v, first all of it, then halves, quarters, ... of the flattened image, change their
+    sign in turn. If the image at the smallest d so far is then misclassified too, bisection finds
+    the boundary on the new ray; if that is nearer, the change stays. Only predicted classes are
+    used. An image leaves at the first misclassified one within eps. Linf only.
+
+    Images are flattened with the channels last (the public implementation has them first, so the
+    blocks are the same for one channel only).
+
+    queries: spent on each image besides the look at the image itself. The last one looks at the
+        edge of the ball in the best direction, and that image is returned if none was found.
+    """
+
+    queries: int = 10000
+
+    def __post_init__(self) -> None:
+        value = self.queries
+        require(isinstance(value, int) and value >= 1, "queries", "int >= 1", value)
+
+    @property
+    def title(self) -> str:
+        return f"RayS-{self.queries}"
+
+    def run(
+        self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, *, threat: Threat, seed: Any
+    ) -> Outcome:
+        """As everywhere; the search has no noise: the seed does not matter."""
+        end = self._search(logits_fn, x, y, threat, at_the_edge=True)
+        images = _along(end["x"], end["sign"], tf.minimum(end["d"], threat.eps), threat.box)
+        gradients = tf.zeros_like(end["queries"])
+        return Outcome(tf.stop_gradient(images), end["broken"], end["queries"], gradients)
+
+    def nearest(
+        self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, box: tuple[float, float] = (0.0, 1.0)
+    ) -> Nearest:
+        """The search to its last query, with no eps at which to stop; the mean of the distances
+        over correctly classified images is the ADBD of the paper. box: (low, high)."""
+        threat = Threat("linf", 0.0, box)
+        end = self._search(logits_fn, x, y, threat, at_the_edge=False)
+        found = tf.math.is_finite(end["d"])
+        images = _along(end["x"], end["sign"], tf.where(found, end["d"], 0.0), box)
+        distance = tf.where(found, threat.distance(images, end["x"]), end["d"])
+        return Nearest(tf.stop_gradient(images), tf.stop_gradient(distance), end["queries"])
+
+    def _search(
+        self, logits_fn: LogitsFn, x: Any, y: Any, threat: Threat, *, at_the_edge: bool
+    ) -> State:
+        """x + d * sign, cut by the box, is the nearest misclassified image of each example.
+
+        d is the Linf length before the cut. An example stands in one of two phases, so that those
+        in different ones share a pass: it tries a block at the length d, or it bisects, between
+        `low`, where the image is classified rightly, and d. Both end with the next block.
+        """
+        require(threat.norm == "linf", "threat.norm", "linf for RayS", threat.norm)
+        x, y = tf.convert_to_tensor(x), tf.cast(y, tf.int32)
+        pixels, reach = math.prod(x.shape[1:]), threat.box[1] - threat.box[0]
+        gap = TOLERANCE / math.sqrt(pixels)
+        place = tf.reshape(tf.range(pixels), [1, *x.shape[1:]])
+
+        def wrong_at(images: tf.Tensor, row: tf.Tensor) -> tf.Tensor:
+            return ~losses.correct(logits_fn(images), tf.gather(y, row))
+
+        def tick(i: tf.Tensor, s: State) -> State:
+            edge = at_the_edge & (i == self.queries - 1)
+            block = (place >= rows(s["first"], x)) & (place < rows(s["first"] + s["size"], x))
+            turned = block & ~rows(s["accepted"] | edge, x)
+            sign = tf.where(turned, -s["sign"], s["sign"])
+            # At the length of the box the image lies in its corner: nothing is beyond.
+            length = tf.where(s["bisecting"], 0.5 * (s["low"] + s["d"]), tf.minimum(s["d"], reach))
+            length = tf.where(edge, threat.eps, length)
+            images = _along(s["x"], sign, length, threat.box)
+            wrong = wrong_at(images, s["row"])
+            nearer = wrong & (length < s["d"])
+            d = tf.where(nearer, length, s["d"])
+            low = tf.where(s["bisecting"], tf.where(wrong, s["low"], length), 0.0)
+            bisecting = tf.where(s["bisecting"], d - low > gap, wrong)
+            first = tf.where(bisecting, s["first"], s["first"] + s["size"])
+            inside = (length <= threat.eps) | (threat.distance(images, s["x"]) <= threat.eps)
+            again = first >= pixels  # every block had its turn: on with half the size
+            return {
+                "row": s["row"],
+                "x": s["x"],
+                "sign": tf.where(rows(nearer, x), sign, s["sign"]),
+                "d": d,
+                "low": low,
+                "bisecting": bisecting,
+                "accepted": bisecting & (s["accepted"] | nearer),
+                "first": tf.where(again, 0, first),
+                "size": tf.where(again, (s["size"] + 1) // 2, s["size"]),
+                "broken": nearer & inside,
+                "queries": s["queries"] + 1,
+            }
+
+        broken = wrong_at(x, tf.range(tf.shape(x)[0]))
+        zeros = tf.zeros_like(broken, tf.int32)
+        state = {
+            "x": x,
+            "sign": tf.ones_like(x),
+            "d": tf.where(broken, 0.0, float("inf")),
+            "low": tf.zeros_like(broken, tf.float32),
+            "bisecting": tf.zeros_like(broken),
+            "accepted": tf.zeros_like(broken),
+            "first": zeros,
+            "size": zeros + pixels,
+            "broken": broken,
+            "queries": zeros + 1,
+        }
+        return hunt(tick, state, self.queries)
+
+
+def _along(x: tf.Tensor, sign: tf.Tensor, length: tf.Tensor, box: tuple[float, float]) -> tf.Tensor:
+    return tf.clip_by_value(x + rows(length, x) * sign, *box)

@@ -1,0 +1,114 @@
+"""Square Attack: random search with squares (Andriushchenko et al., 2020, arXiv:1912.00049)."""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+from typing import Any
+
+import tensorflow as tf
+
+from tfrobust import losses, noise
+from tfrobust.attacks.base import Attack, LogitsFn, Outcome
+from tfrobust.attacks.compaction import State, hunt
+from tfrobust.attacks.square_moves import Pyramids, Squares
+from tfrobust.norms import rows
+from tfrobust.registry import require, serializable
+from tfrobust.threat import Threat
+
+HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+
+
+@serializable
+@dataclasses.dataclass(frozen=True)
+class Square(Attack):
+    """Windows at random places get a new perturbation, kept if max_{i != y} z_i - z_y grows.
+
+    Linf: from vertical stripes of +-eps, each window moves by +-2 eps a channel. L2 and L1: see
+    square_moves.py. An example is done at its first misclassified image. No gradients are used.
+
+    queries: windows tried in each restart. Besides those an example costs one look at the image
+        itself and one at each restart's start: at most 1 + restarts * (1 + queries) passes.
+    p_init: the part of the image that the first windows cover; halved after windows 10, 50, 200,
+        500, 1000, 2000 and 4000, whatever `queries` is.
+    """
+
+    queries: int = 5000
+    p_init: float = 0.8
+    restarts: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("queries", "restarts"):
+            value = getattr(self, name)
+            require(isinstance(value, int) and value >= 1, name, "int >= 1", value)
+        require(0 < self.p_init <= 1, "p_init", "a number in (0, 1]", self.p_init)
+
+    @property
+    def title(self) -> str:
+        words = [f"Square-{self.queries}" + (f"x{self.restarts}" if self.restarts > 1 else "")]
+        words += [f"p {self.p_init:g}"] if self.p_init != 0.8 else []
+        return " ".join(words)
+
+    def share(self, i: int) -> float:
+        """The part of the image that window i = 0, 1, ... covers."""
+        return self.p_init / 2 ** bisect.bisect_left(HALVED_AFTER, i)
+
+    def side(self, i: int, height: int, width: int, norm: str) -> int:
+        """Pixels on a side of window i: sqrt(share * area), within the image."""
+        side = max(round((self.share(i) * height * width) ** 0.5), 1)
+        if norm != "linf":  # a pyramid has a middle
+            side = max(side, 3) | 1
+        return min(side, height, width)
+
+    def run(
+        self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, *, threat: Threat, seed: Any
+    ) -> Outcome:
+        x, y = tf.convert_to_tensor(x), tf.cast(y, tf.int32)
+        height, width, channels = x.shape[1:]
+        sides = [self.side(i, height, width, threat.norm) for i in range(self.queries)]
+        moves = (Squares if threat.norm == "linf" else Pyramids)(threat, sides)
+
+        def look(images: tf.Tensor, row: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            logits, labels = logits_fn(images), tf.gather(y, row)
+            return losses.margin(logits, labels), ~losses.correct(logits, labels)
+
+        def restart(r: tf.Tensor, s: State) -> State:
+            drawn = noise.fold(seed, r)
+            first = tf.gather(moves.start(x, noise.fold(drawn, 0)), s["row"])
+            value, broken = look(first, s["row"])
+
+            def move(i: tf.Tensor, at: State) -> State:
+                row = tf.gather(s["row"], at["row"])
+                # The public implementation has one window and one draw of signs for the whole
+                # batch. Here every example has its own: the same search for each example alone,
+                # but the results of a batch do not hang together, nor on who else is in it.
+                u = noise.uniform([tf.shape(x)[0], 5 + channels], noise.fold(drawn, 1 + i))
+                images = moves.propose(i, at["x"], at["x_adv"], tf.gather(u, row))
+                value, broken = look(images, row)
+                better = broken | (value > at["value"])
+                return {
+                    "row": at["row"],
+                    "x": at["x"],
+                    "x_adv": tf.where(rows(better, x), images, at["x_adv"]),
+                    "value": tf.where(better, value, at["value"]),
+                    "broken": broken,
+                    "queries": at["queries"] + 1,
+                }
+
+            begun = {"x": s["x"], "x_adv": first, "value": value, "broken": broken}
+            end = hunt(move, begun | {"queries": s["queries"] + 1}, self.queries)
+            better = end["broken"] | (end["value"] > s["value"])
+            return {
+                "row": s["row"],
+                "x": s["x"],
+                "x_adv": tf.where(rows(better, x), end["x_adv"], s["x_adv"]),
+                "value": tf.where(better, end["value"], s["value"]),
+                "broken": end["broken"],
+                "queries": end["queries"],
+            }
+
+        value, broken = look(x, tf.range(tf.shape(x)[0]))
+        zeros = tf.zeros_like(broken, tf.int32)
+        state = {"x": x, "x_adv": x, "value": value, "broken": broken, "queries": zeros + 1}
+        end = hunt(restart, state, self.restarts)
+        return Outcome(tf.stop_gradient(end["x_adv"]), end["broken"], end["queries"], zeros)

@@ -1,0 +1,150 @@
+"""Images from elsewhere: made on another network, or saved by another evaluation."""
+
+from __future__ import annotations
+
+import dataclasses
+import zipfile
+import zlib
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import tensorflow as tf
+
+from tfrobust import losses
+from tfrobust.attacks.base import Attack, LogitsFn, Outcome
+from tfrobust.attacks.pgd import PGD
+from tfrobust.models import SavedNetwork, load_network
+from tfrobust.models.saved import OUTPUTS
+from tfrobust.registry import UserError, build, choose, require, serializable
+from tfrobust.threat import Threat
+
+UNREADABLE = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error)
+
+
+@serializable
+@dataclasses.dataclass(frozen=True)
+class Transfer(Attack):
+    """The images of an attack on another network, the surrogate, shown to the attacked one.
+
+    A network whose own gradients are of no use still meets those of its surrogate. The attacked
+    network is asked once about each example; the passes of the surrogate do not count.
+
+    source: the surrogate: a run folder, a .keras file or a SavedModel, opened when first used.
+    attack: what is run on it, an Attack or its name and settings as in a config.
+    outputs: what the surrogate gives, "logits" or "probabilities".
+    """
+
+    source: str
+    attack: Any = PGD(steps=1000)
+    outputs: str = "logits"
+
+    def __post_init__(self) -> None:
+        choose("outputs", self.outputs, OUTPUTS)
+        if not isinstance(self.attack, Attack):
+            from tfrobust.attacks import ATTACKS  # this class is in it
+
+            object.__setattr__(self, "attack", build(ATTACKS, self.attack, "attack"))
+
+    @property
+    def title(self) -> str:
+        path = Path(self.source)
+        name = path.parent.name if path.name in ("model.keras", "saved_model") else path.name
+        words = [f"Transfer {self.attack.title} from {name or self.source}"]
+        words += [self.outputs] if self.outputs != "logits" else []
+        return " ".join(words)
+
+    def settings(self, threat: Threat) -> dict[str, Any]:
+        """As everywhere, with those of the surrogate's attack."""
+        return super().settings(threat) | {"attack": self.attack.settings(threat)}
+
+    @cached_property
+    def surrogate(self) -> SavedNetwork:
+        """The surrogate, read once. Raises UserError."""
+        with tf.init_scope():  # its weights are no part of the graph that calls it first
+            return load_network(self.source, self.outputs, "source")
+
+    def run(
+        self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, *, threat: Threat, seed: Any
+    ) -> Outcome:
+        x, y, other = tf.convert_to_tensor(x), tf.cast(y, tf.int32), self.surrogate
+        shape, taken = tuple(x.shape[1:]), other.input_shape
+        require(taken == shape, "source", f"a network of images {shape}", taken)
+        images = self.attack(other, x, y, threat=threat, seed=seed)
+        logits = tf.stop_gradient(logits_fn(images))
+        classes, given = logits.shape[-1], other.classes
+        require(given == classes, "source", f"a network of {classes} classes", given)
+        zeros = tf.zeros_like(y)
+        return Outcome(images, ~losses.correct(logits, y), zeros + 1, zeros)
+
+
+@serializable
+@dataclasses.dataclass(frozen=True)
+class SavedImages(Attack):
+    """Adversarial images that another evaluation saved, perhaps of another network.
+
+    Which image belongs to which example is known only by its place in the test split. The
+    evaluation therefore does not run this attack: it asks `lookup` for the images of its rows,
+    and checks and judges them as those of any attack.
+
+    path: an .npz file with `image` [N, H, W, C], float32 in the box or uint8 (divided by 255), and
+        `index` [N], each image's place in the test split.
+    """
+
+    path: str
+
+    @property
+    def title(self) -> str:
+        return f"Saved images {Path(self.path).stem}"
+
+    def settings(self, threat: Threat) -> dict[str, Any]:
+        return super().settings(threat) | {"name": "saved_images"}
+
+    def lookup(self, rows: np.ndarray) -> np.ndarray:
+        """The images [B, H, W, C] float32 of these places in the test split, rows int [B]. Raises
+        UserError for a place that the file has no image of."""
+        images, places = self._content
+        at = np.array([places.get(int(row), -1) for row in rows], np.int64)
+        absent = np.asarray(rows)[at < 0]
+        if absent.size:
+            raise UserError(
+                f"path: expected an image for each of {len(rows)} rows, {self.path} has none for "
+                f"{absent.size} of them, such as row {absent[0]}"
+            )
+        chosen = images[at]
+        if chosen.dtype == np.uint8:
+            return chosen.astype(np.float32) / np.float32(255)
+        return chosen
+
+    @cached_property
+    def _content(self) -> tuple[np.ndarray, dict[int, int]]:
+        """The images, and which of them belongs to a place in the test split."""
+        try:
+            with np.load(Path(self.path).expanduser(), allow_pickle=False) as arrays:
+                images, index = arrays["image"], arrays["index"]
+        except UNREADABLE as error:
+            line = " ".join(str(error).split())
+            raise UserError(
+                f"path: expected an .npz file with image and index, received {self.path}: {line}"
+            ) from None
+        what = f"path: image of {self.path}"
+        valued = images.dtype in (np.uint8, np.float32)
+        require(valued, what, "float32 or uint8", images.dtype.name)
+        require(images.ndim == 4, what, "images [N, H, W, C]", f"shape {images.shape}")
+        what = f"path: index of {self.path}"
+        paired = index.shape == images.shape[:1] and index.dtype.kind in "iu"
+        received = f"{index.dtype.name} of shape {index.shape}"
+        require(paired, what, f"{len(images)} integers", received)
+        places = {int(place): i for i, place in enumerate(index)}
+        require(len(places) == len(index), what, "each place once", "some twice")
+        return images, places
+
+    def run(
+        self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, *, threat: Threat, seed: Any
+    ) -> NoReturn:
+        """Raises UserError: the images are looked up by row, which an attack is not told."""
+        raise UserError(
+            "saved_images: expected an evaluation, which looks its images up by row, received a "
+            "call of the attack"
+        )

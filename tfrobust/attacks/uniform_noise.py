@@ -1,0 +1,68 @@
+"""Random corruption: what any attack must beat."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import tensorflow as tf
+
+from tfrobust import losses, noise
+from tfrobust.attacks.base import Attack, LogitsFn, Outcome
+from tfrobust.attacks.compaction import State, hunt
+from tfrobust.norms import rows
+from tfrobust.registry import require, serializable
+from tfrobust.threat import Threat
+
+
+@serializable
+@dataclasses.dataclass(frozen=True)
+class UniformNoise(Attack):
+    """Uniform draws in the ball, cut by the box: the first that is misclassified.
+
+    An example that none of them breaks gets the one of highest cross entropy, or keeps its image
+    if no draw raised that.
+
+    draws: each costs a pass, besides the look at the image itself.
+    """
+
+    draws: int = 1
+
+    def __post_init__(self) -> None:
+        value = self.draws
+        require(isinstance(value, int) and value >= 1, "draws", "int >= 1", value)
+
+    @property
+    def title(self) -> str:
+        return "Uniform noise" + (f" x{self.draws}" if self.draws > 1 else "")
+
+    def settings(self, threat: Threat) -> dict[str, Any]:
+        return super().settings(threat) | {"name": "uniform_noise"}
+
+    def run(
+        self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, *, threat: Threat, seed: Any
+    ) -> Outcome:
+        x, y = tf.convert_to_tensor(x), tf.cast(y, tf.int32)
+
+        def look(images: tf.Tensor, row: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            logits, labels = logits_fn(images), tf.gather(y, row)
+            return losses.cross_entropy(logits, labels), ~losses.correct(logits, labels)
+
+        def draw(i: tf.Tensor, s: State) -> State:
+            row = s["row"]
+            images = tf.gather(threat.random_start(x, noise.fold(seed, i)), row)
+            value, broken = look(images, row)
+            better = broken | (value > s["value"])
+            return {
+                "row": row,
+                "x_adv": tf.where(rows(better, x), images, s["x_adv"]),
+                "value": tf.where(better, value, s["value"]),
+                "broken": broken,
+                "queries": s["queries"] + 1,
+            }
+
+        value, broken = look(x, tf.range(tf.shape(x)[0]))
+        zeros = tf.zeros_like(broken, tf.int32)
+        state = {"x_adv": x, "value": value, "broken": broken, "queries": zeros + 1}
+        end = hunt(draw, state, self.draws)
+        return Outcome(tf.stop_gradient(end["x_adv"]), end["broken"], end["queries"], zeros)

@@ -1,0 +1,357 @@
+"""Signs that a robust accuracy is a false sense of security.
+
+Gradients that lead nowhere stop an attack and not an attacker (Athalye et al., 2018,
+arXiv:1802.00420); the signs are those of Carlini et al., 2019, arXiv:1902.06705.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfrobust import losses, noise, norms
+from tfrobust.attacks import APGD, FGSM, PGD, Attack
+from tfrobust.attacks.gradient import differentiated
+from tfrobust.evaluation.craft import BATCH_SIZE, Crafted, LogitsFn, batches, craft
+from tfrobust.evaluation.evaluate import Result, worst_case
+from tfrobust.threat import Threat
+
+ONE, SHORT, LONG = FGSM(start="none", step_scale=1.0), PGD(steps=10), PGD(steps=50)
+FAR = APGD(steps=50)  # PGD's steps in an L1 ball are one pixel each
+STRONG = 20  # steps of a white-box attack that black-box ones are held against
+BLACK_BOX = 0.002  # of the images; what black-box attacks may break alone
+CHANCE = 0.01  # of the images; what random starts may change
+NEAR_ZERO = 0.05
+DUAL = {"linf": "l1", "l2": "l2", "l1": "linf"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """One line of a report.
+
+    value: the measured number, None where it could not be measured or is not finite. text: what
+    was measured on how many images, in a sentence. warns: whether it is a sign that the robust
+    accuracy is too high.
+    """
+
+    name: str
+    value: float | None
+    text: str
+    warns: bool
+
+
+def checks(
+    logits_fn: LogitsFn,
+    x: np.ndarray,
+    y: np.ndarray,
+    threat: Threat,
+    results: Sequence[Result],
+    *,
+    seed: int = 0,
+    batch_size: int = BATCH_SIZE,
+    examples: int = 200,
+    progress: bool = True,
+) -> list[Check]:
+    """The checks of a finished evaluation, none if no image is right.
+
+    results: its results, the clean one first. The checks on the network itself attack the first
+    `examples` images that are right: about 200 forward and backward passes for each of them, and
+    one more for each class.
+    """
+    rows = np.flatnonzero(results[0].robust)[:examples]
+    if not len(rows):
+        return []
+    seen = Seen(logits_fn, x[rows], y[rows], threat, results, rows, seed, batch_size, progress)
+    return [check(seen) for check in CHECKS]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Seen:
+    """The images that are looked at, and what several checks share."""
+
+    logits_fn: LogitsFn
+    x: np.ndarray
+    y: np.ndarray
+    threat: Threat
+    results: Sequence[Result]
+    rows: np.ndarray  # their places in the test set
+    seed: int
+    batch_size: int
+    progress: bool
+
+    def attacked(self, attack: Attack, name: str, eps: float | None = None) -> Crafted:
+        threat = self.threat if eps is None else self.threat.at(eps)
+        label = f"check: {name}" if self.progress else None
+        options = {"seed": self.seed, "batch_size": self.batch_size, "progress": label}
+        return craft(self.logits_fn, self.x, self.y, attack, threat, **options)  # type: ignore[arg-type]
+
+    def left(self, attack: Attack, name: str, eps: float | None = None) -> int:
+        return int(self.attacked(attack, name, eps).right.sum())
+
+    @cached_property
+    def long(self) -> Crafted:
+        return self.attacked(LONG, "PGD-50")
+
+    def measured(self, function: Callable[..., Any], images: np.ndarray) -> np.ndarray:
+        """function(images, labels) -> arrays [B], of every batch: float32 [arrays, n]."""
+        compiled, labels = tf.function(function, autograph=False), self.y.astype(np.int32)
+        parts = [compiled(images[b], labels[b]) for b in batches(len(images), self.batch_size)]
+        return np.concatenate([np.stack([np.asarray(a) for a in part]) for part in parts], axis=1)
+
+    def loss(self, images: np.ndarray) -> np.ndarray:
+        return self.measured(
+            lambda x, y: [losses.cross_entropy(tf.cast(self.logits_fn(x), tf.float32), y)], images
+        )[0]
+
+    @cached_property
+    def logits(self) -> np.ndarray:
+        return self.outputs()
+
+    def outputs(self) -> np.ndarray:
+        """Logits [n, C] of a pass of their own, not compiled: a number that compiling would fix
+        is drawn anew."""
+        parts = [self.logits_fn(tf.constant(self.x[b])) for b in batches(self.n, self.batch_size)]
+        return np.concatenate([np.asarray(part, np.float64) for part in parts])
+
+    @property
+    def n(self) -> int:
+        return len(self.x)
+
+
+def _check(name: str, value: float, text: str, warns: Any) -> Check:
+    return Check(name, float(value) if math.isfinite(value) else None, text, bool(warns))
+
+
+def _more(higher: int, lower: int, n: int) -> bool:
+    """Whether of n images so many more are right that it is no chance, nor a single image."""
+    return higher - lower > max(1, CHANCE * n)
+
+
+def black_box(seen: Seen) -> Check:
+    """Attacks without gradients must not find what those with gradients miss."""
+    name = "black box against white box"
+    tried = list(_tried(seen.results))
+    white = [entry for entry in tried if entry[0].gradients]
+    strong = [entry for entry in white if _steps(entry[0], seen.threat) >= STRONG]
+    told, shares, signs = [], [], []
+    for result, _, broke in tried:
+        if result.gradients or not strong:
+            continue
+        n = min(len(broke), max(len(ran) for _, ran, _ in strong))
+        met, found = np.zeros(n, bool), np.zeros(n, bool)
+        for _, ran, _ in strong:
+            met[: len(ran)] |= ran[:n]
+        for _, _, theirs in white:
+            found[: len(theirs)] |= theirs[:n]
+        alone = broke[:n] & ~found
+        if (alone & ~met).any():
+            continue  # in a cascade, before the strong ones: what they would have done is unknown
+        count = int(alone.sum())
+        shares.append(count / n)
+        signs.append(count > 1 and count / n > BLACK_BOX)
+        told.append(f"{result.name} breaks {count} of {n} images")
+    if not told:
+        text = (
+            "Not measured: it takes an attack without gradients, such as Square, beside or after "
+            f"a white-box attack of at least {STRONG} steps."
+        )
+        return Check(name, None, text, False)
+    names = ", ".join(result.name for result, _, _ in white)
+    text = f"{'; '.join(told)} that the white-box attacks ({names}) did not break."
+    return _check(name, max(shares), text, any(signs))
+
+
+def _tried(results: Sequence[Result]) -> Iterator[tuple[Result, np.ndarray, np.ndarray]]:
+    """Of each attack the images [n] that it ran on, and those of them that it broke.
+
+    It ran on what was right when clean, or on what its suite, or all attacks before it, had left:
+    each of these lies within the one before, so the number of attacked images tells which.
+    """
+    clean, *attacks = results
+    for place, result in enumerate(attacks):
+        if result.trial is None or not result.attacked:
+            continue
+        before, suite = attacks[:place], result.trial.suite
+        own = [r for r in before if suite and r.trial and r.trial.suite == suite]
+        for others in ([], own, before):
+            ran = np.ones(len(result.robust), bool)
+            for other in (clean, *others):
+                ran[: len(other.robust)] &= other.robust[: len(ran)]
+            if ran.sum() == result.attacked:
+                break
+        yield result, ran, ran & ~result.robust
+
+
+def _steps(result: Result, threat: Threat) -> int:
+    return result.trial.attack.settings(threat).get("steps", 1) if result.trial else 1
+
+
+def more_steps(seen: Seen) -> Check:
+    """More steps must not leave more images right."""
+    few, many = seen.left(SHORT, "PGD-10"), int(seen.long.right.sum())
+    text = f"PGD-10 leaves {few} of {seen.n} images right, PGD-50 {many}."
+    return _check("more steps", (many - few) / seen.n, text, _more(many, few, seen.n))
+
+
+def larger_eps(seen: Seen) -> Check:
+    """Twice the radius must break more, if the radius breaks some and leaves some."""
+    eps, n = seen.threat.eps, seen.n
+    near, far = int(seen.long.right.sum()), seen.left(LONG, "2 eps", 2 * eps)
+    some = NEAR_ZERO < near / n < 1 - NEAR_ZERO
+    text = f"PGD-50 leaves {near} of {n} images right at eps {eps:.4g}, {far} at {2 * eps:.4g}."
+    warns = _more(far, near, n) or (some and far >= near)
+    return _check("larger eps", (far - near) / n, text, warns)
+
+
+def huge_eps(seen: Seen) -> Check:
+    """From everywhere in the box to plain grey: nothing that is seen stands there."""
+    low, high = seen.threat.box
+    pixels = seen.x[0].size
+    ways = {"linf": 1.0, "l2": math.sqrt(pixels), "l1": float(pixels)}
+    eps = 0.5 * (high - low) * ways[seen.threat.norm]
+    left = seen.left(FAR, f"eps {eps:.4g}", eps)
+    text = (
+        f"At eps {eps:.4g}, enough to turn every image grey, APGD-CE with 50 steps leaves {left} "
+        f"of {seen.n} images right; fewer than {100 * NEAR_ZERO:g} % are expected."
+    )
+    return _check("huge eps", left / seen.n, text, left >= NEAR_ZERO * seen.n)
+
+
+def one_step(seen: Seen) -> Check:
+    """One long step must not beat many short ones."""
+    one, many = seen.left(ONE, "FGSM"), int(seen.long.right.sum())
+    text = f"One step of eps (FGSM) leaves {one} of {seen.n} images right, PGD-50 {many}."
+    return _check("one step against many", (many - one) / seen.n, text, _more(many, one, seen.n))
+
+
+def zero_gradients(seen: Seen) -> Check:
+    """Gradients of the loss must lead somewhere."""
+
+    def useless(x: Any, y: Any) -> Any:
+        def share(loss: Any) -> Any:
+            def value(x: Any) -> Any:
+                found = loss(tf.cast(seen.logits_fn(x), tf.float32), y)
+                return found, found
+
+            flat = tf.reshape(differentiated(value, x)[2], [tf.shape(x)[0], -1])
+            usable = tf.reduce_all(tf.math.is_finite(flat), 1) & tf.reduce_any(flat != 0, 1)
+            return tf.cast(~usable, tf.float32)
+
+        return share(losses.cross_entropy), share(losses.margin)
+
+    entropy, margin = seen.measured(useless, seen.x).sum(axis=1).astype(int)
+    text = (
+        f"The gradient of the cross entropy is zero or not finite at {entropy} of {seen.n} clean "
+        f"images, that of the difference of two logits at {margin}."
+    )
+    if entropy > margin:
+        text += " The logits are so large that the loss is flat: divide them by a constant."
+    return _check("zero gradients", entropy / seen.n, text, entropy > CHANCE * seen.n)
+
+
+def random_output(seen: Seen) -> Check:
+    """The same images must give the same logits; else attacks must average over draws."""
+    first, second = seen.logits, seen.outputs()
+    difference, largest = np.abs(first - second).max(), np.abs(first).max()
+    text = (
+        f"Two passes over the same {seen.n} images differ by at most {difference:.3g} in a logit; "
+        f"the largest logit is {largest:.3g}."
+    )
+    return _check("random output", difference, text, not difference <= 1e-4 * max(1, largest))
+
+
+def probabilities(seen: Seen) -> Check:
+    """A softmax hides from the attacks how far a loss can rise."""
+    sums, least = seen.logits.sum(axis=1), seen.logits.min()
+    found = least >= 0 and np.abs(sums - 1).max() < 1e-4
+    kind = "probabilities, not logits" if found else "logits, not probabilities"
+    text = (
+        f"The outputs of {seen.n} images are at least {least:.3g} and sum to {sums.min():.3g} to "
+        f"{sums.max():.3g}: {kind}."
+    )
+    return _check("logits", np.abs(sums - 1).max(), text, found)
+
+
+def random_noise(seen: Seen) -> Check:
+    """An attack must find a higher loss than chance does."""
+    noisy = seen.threat.random_start(tf.constant(seen.x), noise.seed_for(seen.seed, 0, "check"))
+    found, chance = seen.loss(seen.long.images), seen.loss(noisy.numpy())
+    beaten = int((~(found > chance)).sum())
+    text = (
+        f"The mean cross entropy is {found.mean():.3g} under PGD-50 and {chance.mean():.3g} under "
+        f"uniform noise; the noise's is as high or higher at {beaten} of {seen.n} images."
+    )
+    warns = beaten > 0.1 * seen.n or not found.mean() > chance.mean()
+    return _check("random noise", beaten / seen.n, text, warns)
+
+
+def first_order(seen: Seen) -> Check:
+    """Proposition 2 of ATLAS, and equation 10, with the dual norm for a ball that is not L2:
+
+        min_c (z_y - z_c) / (sqrt(2) (sum_c ||grad z_c||^2)^(1/2)) <= first-order distance
+            = min_c (z_y - z_c) / ||grad z_y - grad z_c||.
+
+    An image whose boundary is further than eps to first order and which falls all the same lies
+    where gradients do not tell what is near.
+    """
+    dual = DUAL[seen.threat.norm]
+
+    def look(x: Any, y: Any) -> Any:
+        def gradient(label: Any) -> Any:
+            def value(x: Any) -> Any:
+                logits = tf.cast(seen.logits_fn(x), tf.float32)
+                return tf.gather(logits, label, axis=-1, batch_dims=1), logits
+
+            _, logits, found = differentiated(value, x)
+            return logits, found
+
+        logits, own = gradient(y)
+        scores = tf.gather(logits, y, axis=-1, batch_dims=1)
+
+        def body(c: Any, nearest: Any, least: Any, squares: Any) -> Any:
+            rival = tf.fill(tf.shape(y), c)
+            _, other = gradient(rival)
+            margin = tf.where(y == c, math.inf, scores - logits[:, c])
+            distance = margin / norms.norm(own - other, dual)
+            square = norms.norm(other, dual) ** 2
+            return c + 1, tf.minimum(nearest, distance), tf.minimum(least, margin), squares + square
+
+        far = tf.fill(tf.shape(y), math.inf)
+        state = (tf.constant(0), far, far, tf.zeros_like(far))
+        classes = logits.shape[-1]
+        end = tf.while_loop(lambda c, *_: c < classes, body, state, parallel_iterations=1)
+        _, nearest, least, squares = end
+        return least / (math.sqrt(2) * tf.sqrt(squares)), nearest
+
+    bound, distance = seen.measured(look, seen.x)
+    eps, standing = seen.threat.eps, worst_case(seen.results)
+    known = seen.rows < len(standing)
+    safe = bound[known] > eps
+    fell = int((safe & ~standing[seen.rows[known]]).sum())
+    text = (
+        f"To first order the median distance of the nearest class is {np.median(distance):.3g} "
+        f"(more than eps at {(distance > eps).sum()} of {seen.n} clean images); its lower bound by "
+        f"Proposition 2 of ATLAS is {np.median(bound):.3g} (more than eps at "
+        f"{(bound > eps).sum()}, of which the attacks broke {fell})."
+    )
+    return _check("first-order distance", np.median(bound), text, _more(fell, 0, seen.n))
+
+
+CHECKS = (
+    black_box,
+    more_steps,
+    larger_eps,
+    huge_eps,
+    one_step,
+    zero_gradients,
+    random_output,
+    probabilities,
+    random_noise,
+    first_order,
+)

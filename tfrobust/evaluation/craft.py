@@ -1,0 +1,158 @@
+"""Run a network or an attack over many images in batches, and check what the attack made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+from tfrobust import noise
+from tfrobust.attacks import Attack, Outcome, SavedImages
+from tfrobust.registry import UserError
+from tfrobust.threat import Threat
+
+LogitsFn = Callable[[Any], Any]
+BATCH_SIZE = 250
+TOLERANCE = 1e-6  # of a distance beyond eps: float32 rounding
+
+
+class Crafted(NamedTuple):
+    """What an attack made of some images.
+
+    images: float32 [n, H, W, C]. right: bool [n], the network still says the label. queries,
+    gradients: int32 [n], the forward and backward passes that the attack spent on each.
+    """
+
+    images: np.ndarray
+    right: np.ndarray
+    queries: np.ndarray
+    gradients: np.ndarray
+
+
+def predictor(
+    logits_fn: LogitsFn, batch_size: int = BATCH_SIZE
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Images [N, H, W, C] -> predicted classes [N], -1 where a logit is not finite; compiled once
+    for each shape of image."""
+
+    def predict(images: Any) -> Any:
+        logits = logits_fn(images)
+        finite = tf.reduce_all(tf.math.is_finite(logits), axis=-1)
+        return tf.where(finite, tf.argmax(logits, axis=-1, output_type=tf.int32), -1)
+
+    compiled: dict[tuple[int, ...], Any] = {}
+
+    def run(x: np.ndarray) -> np.ndarray:
+        shape = x.shape[1:]
+        function = compiled.setdefault(shape, _compiled(predict, shape))
+        parts = [function(x[rows]).numpy() for rows in batches(len(x), batch_size)]
+        return np.concatenate([np.zeros(0, np.int32), *parts])
+
+    return run
+
+
+def craft(
+    logits_fn: LogitsFn,
+    x: np.ndarray,
+    y: np.ndarray,
+    attack: Attack,
+    threat: Threat,
+    *,
+    seed: int = 0,
+    batch_size: int = BATCH_SIZE,
+    progress: str | None = None,
+    rows: np.ndarray | None = None,
+    total: int | None = None,
+) -> Crafted:
+    """The attack on x [n, H, W, C], in batches, each checked: finite, inside the box, within eps.
+
+    The noise is a function of (seed, the attack's title, the batch's number). progress: the label
+    of a progress bar that shows the robust accuracy so far over `total` images, those not in x
+    being broken; none by default. rows: the places of x in the test set (saved images are looked
+    up by them). Raises RuntimeError if the attack left the threat's set: nothing is clipped here.
+    """
+
+    def run(images: Any, labels: Any, number: Any) -> Outcome:
+        numbered = noise.seed_for(seed, number, attack.title)
+        return attack.run(logits_fn, images, labels, threat=threat, seed=numbered)
+
+    shape = x.shape[1:]
+    function = _compiled(run, shape, tf.TensorSpec([None], tf.int32), tf.TensorSpec([], tf.int32))
+    predict = predictor(logits_fn, batch_size)
+    places = np.arange(len(x)) if rows is None else rows
+    parts: list[Crafted] = []
+    standing = len(x)
+    bar = tqdm(total=len(x), desc=progress, unit="image", disable=None if progress else True)
+    for number, chosen in enumerate(batches(len(x), batch_size)):
+        if isinstance(attack, SavedImages):
+            images, none = attack.lookup(places[chosen]), np.zeros(len(places[chosen]), np.int32)
+            passes = [none, none]
+        else:
+            try:
+                outcome = function(x[chosen], y[chosen].astype(np.int32), np.int32(number))
+            except tf.errors.ResourceExhaustedError:
+                raise UserError(
+                    f"evaluation.batch_size: expected batches that fit into memory, received "
+                    f"{batch_size}; lower it"
+                ) from None
+            images = outcome.images.numpy()
+            passes = [outcome.queries.numpy(), outcome.gradients.numpy()]
+        _check(attack, threat, images, x[chosen])
+        right = predict(images) == y[chosen]
+        parts.append(Crafted(images, right, *passes))
+        standing -= int((~right).sum())
+        bar.set_postfix_str(f"robust {standing / (total or len(x)):.2%}", refresh=False)
+        bar.update(len(right))
+    bar.close()
+    if not parts:
+        none = np.zeros(0, np.int32)
+        return Crafted(x, none.astype(bool), none, none)
+    return Crafted(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+
+
+def adversaries(
+    logits_fn: LogitsFn,
+    x: np.ndarray,
+    y: np.ndarray,
+    attack: Attack,
+    threat: Threat,
+    *,
+    seed: int = 0,
+    batch_size: int = BATCH_SIZE,
+) -> np.ndarray:
+    """The images of `craft` alone."""
+    return craft(logits_fn, x, y, attack, threat, seed=seed, batch_size=batch_size).images
+
+
+def batches(n: int, batch_size: int) -> Iterator[slice]:
+    """The rows of each batch, the last one as small as it is."""
+    return (slice(start, start + batch_size) for start in range(0, n, batch_size))
+
+
+def _check(attack: Attack, threat: Threat, x_adv: np.ndarray, x: np.ndarray) -> None:
+    low, high = threat.box
+    if x_adv.shape != x.shape:
+        raise UserError(
+            f"{attack.title}: expected images of shape {x.shape[1:]}, received {x_adv.shape[1:]}"
+        )
+    if not np.isfinite(x_adv).all():
+        raise RuntimeError(f"{attack.title}: made images that are not finite")
+    if x_adv.min() < low or x_adv.max() > high:
+        raise RuntimeError(
+            f"{attack.title}: made images in [{x_adv.min()}, {x_adv.max()}], "
+            f"outside the box [{low}, {high}]"
+        )
+    distance = threat.distance(x_adv.astype(np.float64), x.astype(np.float64)).numpy()
+    if (distance > threat.eps + TOLERANCE).any():
+        raise RuntimeError(
+            f"{attack.title}: made images at distance {distance.max()}, eps is {threat.eps}"
+        )
+
+
+def _compiled(function: Callable[..., Any], image_shape: Any, *others: Any) -> Any:
+    """One trace for batches of every size."""
+    images = tf.TensorSpec([None, *image_shape], tf.float32)
+    return tf.function(function, input_signature=[images, *others], autograph=False)

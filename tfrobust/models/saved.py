@@ -1,0 +1,148 @@
+"""A network that somebody trained, from its file."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any, NoReturn
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfrobust.registry import UserError, choose, require
+
+OUTPUTS = ("logits", "probabilities")
+KERAS = "a .keras file or a run folder with model.keras"
+SIGNATURE = "serving_default"
+TINY = float(np.finfo(np.float32).tiny)  # the least probability whose logarithm has a gradient
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SavedNetwork:
+    """Images [B, H, W, C] float32 -> logits [B, classes] float32, as at inference.
+
+    Gradients pass through it, so it serves every attack and every evaluation.
+
+    input_shape: (H, W, C). outputs: "probabilities" where the network ends in a softmax: log(p),
+    with p away from 0, serves as logits.
+    """
+
+    forward: Callable[[tf.Tensor], tf.Tensor]
+    input_shape: tuple[int, ...]
+    classes: int
+    outputs: str = "logits"
+
+    def __call__(self, x: Any) -> tf.Tensor:
+        values = tf.cast(self.forward(tf.convert_to_tensor(x, tf.float32)), tf.float32)
+        values = tf.ensure_shape(values, [None, self.classes])
+        return tf.math.log(tf.maximum(values, TINY)) if self.outputs != "logits" else values
+
+
+def load_network(path: str | Path, outputs: str = "logits", where: str = "path") -> SavedNetwork:
+    """The network of a run folder with model.keras, a .keras file or a SavedModel folder.
+
+    A SavedModel is called by its signature "serving_default", whatever its input and its output
+    are named. outputs: what the network gives, "logits" or "probabilities". where: the name of the
+    path in errors. Raises UserError for a file that does not load, and for one that does not take
+    images alone or does not give one output [B, classes].
+    """
+    choose("outputs", outputs, OUTPUTS)
+    folder = Path(path).expanduser()
+    if (folder / "saved_model.pb").is_file():
+        forward, taken, given = _open_saved_model(folder, where)
+    else:
+        model_files(folder, where)
+        forward, taken, given = _open_keras(load_keras(folder, where), where)
+    shape = taken.shape
+    whole = shape.rank == 4 and shape[0] is None and taken.dtype.is_floating
+    received = f"{taken.dtype.name} {shape}"
+    require(whole, where, "a network of float images (None, H, W, C)", received)
+    fits = given.rank == 2 and given[1]
+    require(fits, where, "a network with an output (None, classes)", str(given))
+    return SavedNetwork(forward, tuple(shape[1:]), given[1], outputs)
+
+
+def keras_file(path: str | Path, where: str = "path") -> Path:
+    """The .keras file that a run folder or a path stands for. Raises UserError if there is none."""
+    file = _find(Path(path).expanduser())
+    require(file, where, KERAS, str(path))
+    assert file is not None
+    return file
+
+
+def model_files(path: str | Path, where: str = "path") -> list[Path]:
+    """The files that `load_network` reads. Raises UserError if there are none."""
+    folder = Path(path).expanduser()
+    if (folder / "saved_model.pb").is_file():
+        return sorted(file for file in folder.rglob("*") if file.is_file())
+    found = _find(folder)
+    require(found, where, f"{KERAS}, or a SavedModel folder", str(path))
+    assert found is not None
+    return [found]
+
+
+def load_keras(path: str | Path, where: str = "path") -> keras.Model:
+    """The Keras network of a run folder or a .keras file, to train on; of a saved RobustModel, the
+    network inside. Raises UserError as `load_network`."""
+    file = keras_file(path, where)
+    try:
+        model = keras.saving.load_model(file, compile=False)
+    except Exception as error:
+        _does_not_load("a .keras file", file, where, error)
+    network = getattr(model, "network", model)
+    expected = "a functional or Sequential network (any other one as a SavedModel)"
+    require(hasattr(network, "outputs"), where, expected, type(network).__name__)
+    return network
+
+
+def _find(path: Path) -> Path | None:
+    file = path / "model.keras" if path.is_dir() else path
+    return file if file.is_file() and file.suffix == ".keras" else None
+
+
+# (forward, what it takes, the shape of what it gives)
+Opened = tuple[Callable[[tf.Tensor], tf.Tensor], tf.TensorSpec, tf.TensorShape]
+
+
+def _open_keras(network: keras.Model, where: str) -> Opened:
+    ends = {"input": network.inputs, "output": network.outputs}
+    for what, tensors in ends.items():
+        _one(what, [tensor._keras_history.operation.name for tensor in tensors], where)
+    # Keras notes the size of the batch that built a network, and takes any other.
+    taken = tf.TensorSpec([None, *network.inputs[0].shape[1:]], network.inputs[0].dtype)
+    given = tf.TensorShape(network.outputs[0].shape)
+    return lambda x: tf.nest.flatten(network(x, training=False))[0], taken, given
+
+
+def _open_saved_model(folder: Path, where: str) -> Opened:
+    try:
+        loaded = tf.saved_model.load(str(folder))
+    except Exception as error:
+        _does_not_load("a SavedModel", folder, where, error)
+    names = sorted(loaded.signatures)
+    expected = f"a SavedModel with the signature {SIGNATURE}"
+    require(SIGNATURE in names, where, expected, ", ".join(names) or "none")
+    serve = loaded.signatures[SIGNATURE]
+    inputs, outputs = serve.structured_input_signature[1], serve.structured_outputs
+    image, output = _one("input", inputs, where), _one("output", outputs, where)
+    taken = inputs[image]
+
+    def forward(x: tf.Tensor) -> tf.Tensor:
+        # By `loaded`: the variables live as long as it does.
+        return loaded.signatures[SIGNATURE](**{image: tf.cast(x, taken.dtype)})[output]
+
+    return forward, taken, outputs[output].shape
+
+
+def _one(what: str, names: Collection[str], where: str) -> str:
+    received = f"{len(names)}: {', '.join(sorted(names))}"
+    if len(names) != 1:
+        raise UserError(f"{where}: expected a network with one {what}, received {received}")
+    return next(iter(names))
+
+
+def _does_not_load(kind: str, file: Path, where: str, error: Exception) -> NoReturn:
+    line = " ".join(str(error).split())[:200]
+    raise UserError(f"{where}: expected {kind}, {file} does not load: {line}") from None
