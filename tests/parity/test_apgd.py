@@ -56,9 +56,7 @@ def test_one_run_from_the_same_start(
 
 @pytest.mark.parametrize("loss", NAMES)
 @pytest.mark.parametrize("p", EPS)
-def test_robust_accuracy(
-    p: str, loss: str, network: Any, reference: dict[str, np.ndarray]
-) -> None:
+def test_robust_accuracy(p: str, loss: str, network: Any, reference: dict[str, np.ndarray]) -> None:
     """Of 200 images as many stay right as under the reference's seeds, or one more or fewer."""
     attack, (x, y) = APGD(loss=loss), images()
     craft = tf.function(attack.run, autograph=False)

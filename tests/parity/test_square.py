@@ -45,7 +45,7 @@ def test_robust_accuracy(saved: Mapping[str, np.ndarray], norm: str) -> None:
 
     Two examples more either way: three draws seldom span what a fourth will be.
     """
-    network, (x, y) = digits_network(), images()
+    network, (x, y), threat = digits_network(), images(), Threat(norm, EPS[norm])
     attack = tf.function(Square(queries=1000).run, autograph=False)
     robust = []
     for seed in range(3):
@@ -53,7 +53,7 @@ def test_robust_accuracy(saved: Mapping[str, np.ndarray], norm: str) -> None:
             network,
             tf.constant(x),
             tf.constant(y, tf.int32),
-            threat=Threat(norm, EPS[norm]),
+            threat=threat,
             seed=noise.seed_for(seed, 0, "square"),
         )
         robust.append(np.mean(np.argmax(network(outcome.images), axis=1) == y))

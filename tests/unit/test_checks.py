@@ -112,7 +112,7 @@ def test_an_honest_network_passes_every_check() -> None:
     told = {check.name: check for check in found}
     assert told["huge eps"].value == 0 and told["random output"].value == 0
     assert told["zero gradients"].value == 0 and told["random noise"].value == 0
-    assert told["black box against white box"].value == 0
+    assert told["black box against white box"].value <= 1 / 60  # chance, at the boundary
     assert all("40 images" in c.text or "40 clean images" in c.text for c in found[1:])
     # Both go straight to the worst corner.
     assert told["one step against many"].value == 0 and told["more steps"].value == 0
@@ -132,8 +132,8 @@ def test_zero_gradients(network: Any, share: float) -> None:
 
 
 def test_gradients_that_are_not_finite() -> None:
-    """The derivative of sqrt(x - x) is infinite, times 0."""
-    check = zero_gradients(seen(lambda x: honest(x + 0 * tf.sqrt(x - x))))
+    """sqrt(relu(x - 2)) is 0 in the box; its derivative is infinity times 0."""
+    check = zero_gradients(seen(lambda x: honest(x + tf.sqrt(tf.nn.relu(x - 2)))))
     assert check.value == 1 and check.warns
 
 

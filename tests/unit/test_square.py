@@ -34,74 +34,87 @@ def least_eps(norm: str) -> np.ndarray:
     order = {"linf": 1, "l2": 2, "l1": np.inf}[norm]
     away = np.linalg.norm(W[:, None, :] - W[:, :, None], order, axis=0)  # [label, rival]
     margins = LOGITS[np.arange(20), Y][:, None] - LOGITS
+    away[away == 0] = np.inf  # of the label itself
     return np.array(
         [np.delete(m / a, y).min() for m, a, y in zip(margins, away[Y], Y, strict=True)]
     )
 
 
-@pytest.fixture
-def network(linear: Callable[..., Any]) -> Any:
-    return linear(W, shape=SHAPE)
+def network(x: Any) -> Any:
+    return tf.reshape(x, [-1, 64]) @ W
 
 
-def run(attack: Any, network: Any, threat: Threat, x: Any = X, y: Any = Y, seed: Any = SEED) -> Any:
-    """The outcome in numpy, from a graph that knows no batch size."""
+def run(
+    attack: Any, threat: Threat, x: Any = X, y: Any = Y, logits: Any = network, graph: bool = False
+) -> Any:
+    """The outcome in numpy, eager (quicker for few queries) or from a graph of no batch size."""
 
-    @tf.function(autograph=False, input_signature=[tf.TensorSpec([None, *x.shape[1:]])])
     def craft(images: Any) -> Any:
-        return attack.run(network, images, y, threat=threat, seed=seed)
+        return attack.run(logits, images, y, threat=threat, seed=SEED)
 
-    outcome = craft(x)
+    if graph:
+        images = tf.TensorSpec([None, *x.shape[1:]])
+        craft = tf.function(craft, autograph=False, input_signature=[images])
+    outcome = craft(tf.constant(x))
     return type(outcome)(*(value.numpy() for value in outcome))
 
 
-def margin(network: Any, images: Any, y: Any = Y) -> np.ndarray:
+def margin(images: Any, y: Any = Y) -> np.ndarray:
     return losses.margin(network(images), tf.constant(y)).numpy()
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_breaks_an_example_above_its_least_eps_and_none_below(network: Any, norm: str) -> None:
-    """Random search with squares is slow on a W of white noise: 300 of them at 4 eps*."""
+def test_breaks_an_example_above_its_least_eps_and_none_below(norm: str) -> None:
+    """Random search with squares is slow on a W of white noise: 200 of them at 4 eps*."""
     least = least_eps(norm)[:10]
-    above = run(Square(queries=300), network, Threat(norm, 4 * least.max(), WIDE), X[:10], Y[:10])
-    assert above.success.all() and (margin(network, above.images, Y[:10]) > 0).all()
-    below = run(Square(queries=100), network, Threat(norm, 0.99 * least.min(), WIDE))
-    assert not below.success[:10].any() and (margin(network, below.images)[:10] < 0).all()
+    above = run(
+        Square(queries=200), Threat(norm, 4 * least.max(), WIDE), X[:10], Y[:10], graph=True
+    )
+    assert above.success.all() and (margin(above.images, Y[:10]) > 0).all()
+    below = run(Square(queries=30), Threat(norm, 0.99 * least.min(), WIDE))
+    assert not below.success[:10].any() and (margin(below.images)[:10] < 0).all()
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_more_queries_are_never_worse(network: Any, norm: str) -> None:
+def test_more_queries_are_never_worse(norm: str) -> None:
     """The draws of the first windows do not depend on how many follow; most come near the edge."""
     threat = Threat(norm, 1.2 * float(np.median(least_eps(norm))), WIDE)
-    runs = [run(Square(queries=n), network, threat) for n in (1, 10, 100)]
+    runs = [run(Square(queries=n), threat) for n in (1, 5, 30)]
     for few, more in zip(runs, runs[1:], strict=False):
         assert (more.success >= few.success).all()
         np.testing.assert_array_equal(more.images[few.success], few.images[few.success])
         stand = ~more.success
-        assert (margin(network, more.images) >= margin(network, few.images) - 1e-5)[stand].all()
+        assert (margin(more.images) >= margin(few.images) - 1e-5)[stand].all()
     assert runs[2].success.sum() > runs[0].success.sum()
-    assert (margin(network, runs[0].images) >= margin(network, X) - 1e-5).all()
+    assert (margin(runs[0].images) >= margin(X) - 1e-5).all()
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_an_example_does_not_feel_the_others(network: Any, norm: str) -> None:
+def test_an_example_does_not_feel_the_others(norm: str) -> None:
     """Its place in the batch decides its draws, whoever else is broken, and when."""
     threat = Threat(norm, 1.2 * float(np.median(least_eps(norm))), WIDE)
-    whole = run(Square(queries=30), network, threat)
+    whole = run(Square(queries=20), threat)
     assert 0 < whole.success.sum() < 20
     wrong = np.where(np.arange(20) % 2, Y, (Y + 1) % 3)  # every other one is wrong from the start
-    half = run(Square(queries=30), network, threat, y=wrong)
-    np.testing.assert_array_equal(half.images[1::2], whole.images[1::2])
+    half = run(Square(queries=20), threat, y=wrong)
+    np.testing.assert_allclose(half.images[1::2], whole.images[1::2], atol=1e-5)
     np.testing.assert_array_equal(half.queries[1::2], whole.queries[1::2])
     assert (half.queries[::2] == 1).all() and half.success[::2].all()
     np.testing.assert_array_equal(half.images[::2], X[::2])
 
 
+def test_graph_and_eager_are_the_same() -> None:
+    threat = Threat("l2", 1.2 * float(np.median(least_eps("l2"))), WIDE)
+    eager, graph = (run(Square(queries=9), threat, graph=g) for g in (False, True))
+    np.testing.assert_allclose(eager.images, graph.images, atol=1e-5)
+    np.testing.assert_array_equal(eager.queries, graph.queries)
+
+
 def test_every_example_has_its_own_draws() -> None:
     """Twenty times the same image, with an eps too small to break any: twenty different results."""
-    same, flat = np.repeat(X[:1], 20, axis=0), lambda x: tf.reshape(x, [-1, 64]) @ W  # noqa: E731
-    images = run(Square(queries=3), flat, Threat("linf", 1e-3), same, np.repeat(Y[:1], 20)).images
-    assert len(np.unique(images, axis=0)) > 15
+    same, labels = np.repeat(X[:1], 20, axis=0), np.repeat(Y[:1], 20)
+    outcome = run(Square(queries=20, p_init=0.05), Threat("linf", 1e-3), same, labels)
+    assert not outcome.success.any() and len(np.unique(outcome.images, axis=0)) == 20
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -109,48 +122,47 @@ def test_passes_are_counted(norm: str) -> None:
     """Nothing breaks: one look at the image, and for each restart at its start and its windows."""
     calls = []
 
-    def network(x: Any) -> Any:
+    def right(x: Any) -> Any:
         calls.append(len(x))
         return tf.stack([tf.ones(len(x)), tf.zeros(len(x))], axis=1)
 
     attack, threat = Square(queries=4, restarts=3), Threat(norm, 0.1)
-    outcome = attack.run(network, X[:2], [0, 0], threat=threat, seed=SEED)
+    outcome = attack.run(right, X[:2], [0, 0], threat=threat, seed=SEED)
     assert calls == [2] * (1 + 3 * (1 + 4))
     assert (outcome.queries.numpy() == 16).all() and not outcome.gradients.numpy().any()
     np.testing.assert_array_equal(outcome.images, X[:2])  # no image has a higher loss
 
 
 def test_an_example_stops_at_its_first_success() -> None:
-    """A network fooled by every image but the clean one, by none, and before anything moves."""
+    """At the start, which fools the network; or before, the third being wrong anyway."""
 
-    def network(x: Any) -> Any:
+    def fooled(x: Any) -> Any:
         moved = tf.reduce_max(tf.abs(x - 0.5), axis=(1, 2, 3)) > 0
         return tf.stack([tf.where(moved, -x[:, 0, 0, 0], 1.0), tf.zeros(tf.shape(x)[0])], axis=1)
 
     x = np.full([3, *SHAPE], 0.5, np.float32)
-    outcome = run(Square(queries=5), network, Threat("linf", 0.1), x, np.array([0, 0, 1]))
+    outcome = run(Square(queries=5), Threat("linf", 0.1), x, np.array([0, 0, 1]), fooled)
     assert outcome.queries.tolist() == [2, 2, 1] and outcome.success.all()
     np.testing.assert_array_equal(outcome.images[2], x[2])
 
 
-def test_nan_logits_are_a_success(network: Any) -> None:
+def test_nan_logits_are_a_success() -> None:
     nan = lambda x: network(x) * tf.where(tf.reduce_min(x) < 0.0, np.nan, 1.0)  # noqa: E731
-    outcome = run(Square(queries=2), nan, Threat("linf", 1.0, WIDE))
+    outcome = run(Square(queries=2), Threat("linf", 1.0, WIDE), logits=nan)
     assert outcome.success.all() and np.isfinite(outcome.images).all()
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_restarts_are_never_worse(network: Any, norm: str) -> None:
+def test_restarts_are_never_worse(norm: str) -> None:
     threat = Threat(norm, 1.1 * float(np.median(least_eps(norm))), WIDE)
-    one, four = (run(Square(queries=10, restarts=n), network, threat) for n in (1, 4))
+    one, four = (run(Square(queries=10, restarts=n), threat) for n in (1, 4))
     np.testing.assert_array_equal(four.images[one.success], one.images[one.success])
     assert (four.success >= one.success).all()
-    before, after = margin(network, one.images), margin(network, four.images)
+    before, after = margin(one.images), margin(four.images)
     assert (after >= before - 1e-5)[~four.success].all() and (after > before + 1e-3).any()
 
 
-@pytest.mark.parametrize("box", [(0.0, 1.0), (-1.0, 1.0)])
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("channels", "box"), [(1, (0.0, 1.0)), (3, (-1.0, 1.0))])
 @pytest.mark.parametrize("norm", NORMS)
 def test_stays_in_the_ball_and_the_box(norm: str, channels: int, box: Any) -> None:
     """Unbroken examples end at the edge of the ball, some in the box's corners; eps 0 is x."""
@@ -159,16 +171,14 @@ def test_stays_in_the_ball_and_the_box(norm: str, channels: int, box: Any) -> No
     weights = np.random.default_rng(2).normal(size=x[0].size).astype("float32")
     score = lambda z: tf.linalg.matvec(tf.reshape(z, [-1, x[0].size]), weights)  # noqa: E731
     logits = lambda z: tf.stack([tf.zeros(tf.shape(z)[0]), score(z) - 1e3], axis=1)  # noqa: E731
-    for eps in (0.0, 0.1, 1.0):
-        threat, zeros = Threat(norm, eps, box), np.zeros(6, np.int32)
-        outcome = run(Square(queries=30), logits, threat, x, zeros)
-        assert not outcome.success.any()
-        assert outcome.images.min() >= box[0] and outcome.images.max() <= box[1]
-        distance = threat.distance(outcome.images.astype("float64"), x).numpy()
-        assert (distance <= eps + 1e-6).all() and (distance >= 0.3 * eps).all()
-    np.testing.assert_array_equal(
-        run(Square(queries=5), logits, threat.at(0.0), x, zeros).images, x
-    )
+    threat, zeros = Threat(norm, 0.5, box), np.zeros(6, np.int32)
+    outcome = run(Square(queries=20), threat, x, zeros, logits)
+    assert not outcome.success.any()
+    assert outcome.images.min() >= box[0] and outcome.images.max() <= box[1]
+    distance = threat.distance(outcome.images.astype("float64"), x).numpy()
+    assert (distance <= 0.5 + 1e-6).all() and (distance >= 0.2).all()
+    still = run(Square(queries=5), threat.at(0.0), x, zeros, logits)
+    np.testing.assert_array_equal(still.images, x)
 
 
 def test_the_start_is_vertical_stripes() -> None:

@@ -195,6 +195,7 @@ def run(folder: Path, epochs: int) -> tuple[np.ndarray, Any]:
     split = Split.of(rng.random((24, 4, 4, 1)).astype("float32"), rng.integers(0, 3, 24))
     image = keras.Input((4, 4, 1))
     x = keras.layers.BatchNormalization()(keras.layers.Flatten()(image))
+    x = keras.layers.Dropout(0.2)(x)
     network = keras.Model(image, keras.layers.Dense(3)(keras.layers.Dense(8, "tanh")(x)))
     model = Atlas(
         network, threat=Threat("linf", 0.1), alpha=0.01, beta=1.0, ramp_steps=5,
@@ -221,7 +222,7 @@ def run(folder: Path, epochs: int) -> tuple[np.ndarray, Any]:
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
-    """Weights, BatchNorm, momentum, the rate and the plateau counters, to the last bit."""
+    """Weights, BatchNorm, momentum, Dropout, the rate and the plateau counters, to the bit."""
     straight, state = run(tmp_path / "straight", 4)
     run(tmp_path / "cut", 1)
     run(tmp_path / "cut", 2)

@@ -201,4 +201,6 @@ def differentiated(
         tape.watch(x_adv)
         value, wrong = evaluate(x_adv, *which)
         total = tf.reduce_sum(value)
-    return value, wrong, tape.gradient(total, x_adv)
+    # Zero, not None, behind rounding and the like, which has no gradient.
+    gradient = tape.gradient(total, x_adv, unconnected_gradients="zero")
+    return value, wrong, gradient

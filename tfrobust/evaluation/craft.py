@@ -47,8 +47,10 @@ def predictor(
 
     def run(x: np.ndarray) -> np.ndarray:
         shape = x.shape[1:]
-        function = compiled.setdefault(shape, _compiled(predict, shape))
-        parts = [function(x[rows]).numpy() for rows in batches(len(x), batch_size)]
+        if shape not in compiled:
+            compiled[shape] = _compiled(predict, shape)
+        function = compiled[shape]
+        parts = [function(tf.constant(x[rows])).numpy() for rows in batches(len(x), batch_size)]
         return np.concatenate([np.zeros(0, np.int32), *parts])
 
     return run
@@ -79,20 +81,26 @@ def craft(
         numbered = noise.seed_for(seed, number, attack.title)
         return attack.run(logits_fn, images, labels, threat=threat, seed=numbered)
 
-    shape = x.shape[1:]
-    function = _compiled(run, shape, tf.TensorSpec([None], tf.int32), tf.TensorSpec([], tf.int32))
+    if not len(x):
+        none = np.zeros(0, np.int32)
+        return Crafted(x, none.astype(bool), none, none)
+    saved = attack if isinstance(attack, SavedImages) else None
+    if saved is None:
+        others = tf.TensorSpec([None], tf.int32), tf.TensorSpec([], tf.int32)
+        function = _compiled(run, x.shape[1:], *others)
     predict = predictor(logits_fn, batch_size)
     places = np.arange(len(x)) if rows is None else rows
     parts: list[Crafted] = []
     standing = len(x)
     bar = tqdm(total=len(x), desc=progress, unit="image", disable=None if progress else True)
     for number, chosen in enumerate(batches(len(x), batch_size)):
-        if isinstance(attack, SavedImages):
-            images, none = attack.lookup(places[chosen]), np.zeros(len(places[chosen]), np.int32)
+        if saved is not None:
+            images, none = saved.lookup(places[chosen]), np.zeros(len(places[chosen]), np.int32)
             passes = [none, none]
         else:
             try:
-                outcome = function(x[chosen], y[chosen].astype(np.int32), np.int32(number))
+                labels = tf.constant(y[chosen], tf.int32)
+                outcome = function(tf.constant(x[chosen]), labels, tf.constant(number))
             except tf.errors.ResourceExhaustedError:
                 raise UserError(
                     f"evaluation.batch_size: expected batches that fit into memory, received "
@@ -107,9 +115,6 @@ def craft(
         bar.set_postfix_str(f"robust {standing / (total or len(x)):.2%}", refresh=False)
         bar.update(len(right))
     bar.close()
-    if not parts:
-        none = np.zeros(0, np.int32)
-        return Crafted(x, none.astype(bool), none, none)
     return Crafted(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
 
@@ -155,4 +160,5 @@ def _check(attack: Attack, threat: Threat, x_adv: np.ndarray, x: np.ndarray) -> 
 def _compiled(function: Callable[..., Any], image_shape: Any, *others: Any) -> Any:
     """One trace for batches of every size."""
     images = tf.TensorSpec([None, *image_shape], tf.float32)
-    return tf.function(function, input_signature=[images, *others], autograph=False)
+    traced = tf.function(function, input_signature=[images, *others], autograph=False)
+    return traced.get_concrete_function()

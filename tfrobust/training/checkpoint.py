@@ -24,7 +24,12 @@ class Resume(keras.callbacks.Callback):
         super().__init__()
         self.others = others
         self.note = tf.Variable("{}", dtype=tf.string, trainable=False)
-        checkpoint = tf.train.Checkpoint(model=model, optimizer=model.optimizer, note=self.note)
+        # The seeds of Dropout are variables, but no weights: the model does not track them.
+        weights = {id(v) for v in model.weights}
+        seeds = [v.value for v in model.variables if id(v) not in weights]
+        checkpoint = tf.train.Checkpoint(
+            model=model, optimizer=model.optimizer, note=self.note, seeds=seeds
+        )
         self.manager = tf.train.CheckpointManager(checkpoint, str(folder), max_to_keep=2)
         self.saved: dict[str, Any] = {"epochs": 0, "stopped": False, "callbacks": []}
         if self.manager.latest_checkpoint:
