@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import keras
 
-from tfrobust.attacks import ATTACKS, PGD, Attack
+from tfrobust.attacks import ATTACKS, PGD, Attack, SavedImages, Transfer
 from tfrobust.data import AUGMENTATIONS, DATASETS, Dataset
 from tfrobust.evaluation import MODES, Trial, trials
 from tfrobust.methods import METHODS, RobustModel
@@ -158,6 +159,7 @@ def parse(name: str, config: dict[str, Any]) -> Spec:
         **arguments(EvaluationOptions, top.get("evaluation", {}), "evaluation"),
     )
     listed = trials(top.get("attacks", []), threat)
+    attack_files(listed)
     _check_paper(top.get("paper", {}))
     if init_from is not None:  # what is trained on, whatever the section model says
         config = {**config, "model": {"path": init_from}}
@@ -293,6 +295,20 @@ def check_fit(where: str, source: Dataset, image_shape: tuple[int, ...], classes
     expected = f"images {source.image_shape} to {source.num_classes} logits, as the data has them"
     fits = (image_shape, classes) == (source.image_shape, source.num_classes)
     require(fits, where, expected, (image_shape, classes))
+
+
+def attack_files(listed: list[Trial]) -> list[Path]:
+    """The files that attacks read, surrogates and saved images. Raises UserError for none."""
+    files: list[Path] = []
+    for place, trial in enumerate(listed):
+        where = f"attacks[{place}]"
+        if isinstance(trial.attack, Transfer):
+            files += model_files(trial.attack.source, f"{where}.source")
+        elif isinstance(trial.attack, SavedImages):
+            path = Path(trial.attack.path)
+            require(path.is_file(), f"{where}.path", "an .npz file", str(path))
+            files.append(path)
+    return files
 
 
 def _check_paper(paper: Mapping[str, Any]) -> None:

@@ -119,7 +119,7 @@ def apgd() -> dict[str, Any]:
     for p, norm in norms.items():
         l1 = {"norm": norm, "eps": EPS[p], "use_largereps": p == "l1"}
         for loss in ("ce", "dlr"):
-            attacks = [reference.APGDAttack(network, loss=loss, seed=i, **l1) for i in range(5)]
+            attacks = [reference.APGDAttack(network, loss=loss, seed=i, **l1) for i in range(16)]
             out[f"robust_{p}_{loss}"] = [counted(attack) for attack in attacks]
         attacks = [reference.APGDAttack_targeted(network, seed=i, **l1) for i in range(3)]
         out[f"robust_{p}_targeted"] = [counted(attack) for attack in attacks]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.folder import Folder, fingerprint
-from pipelines.spec import STAGES, Spec, check_fit
+from pipelines.spec import STAGES, Spec, attack_files, check_fit
 from pipelines.stages import attack_eval, train
 from tfrobust.evaluation.craft import LogitsFn
 from tfrobust.export import export
@@ -26,7 +26,7 @@ def inputs(stage: str, spec: Spec, folder: Folder) -> str:
         base = [keras_file(start, "train.init_from")] if start else []
         return fingerprint(spec.config, train.SECTIONS, [*data, *base])
     if stage == "attack_eval":
-        files = [*data, *model_files(*_model(spec, folder)), *attack_eval.sources(spec)]
+        files = [*data, *model_files(*_model(spec, folder)), *attack_files(spec.trials)]
         return fingerprint(spec.config, attack_eval.SECTIONS, files)
     if stage == "export":
         return fingerprint(spec.config, (), model_files(*_model(spec, folder)))

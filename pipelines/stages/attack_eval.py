@@ -13,7 +13,6 @@ import numpy as np
 from pipelines.folder import Folder
 from pipelines.provenance import commit, versions
 from pipelines.spec import Spec
-from tfrobust.attacks import SavedImages, Transfer
 from tfrobust.data import Split
 from tfrobust.evaluation import (
     Check,
@@ -29,7 +28,6 @@ from tfrobust.evaluation import (
 )
 from tfrobust.evaluation.craft import LogitsFn
 from tfrobust.io import write_atomically, write_text
-from tfrobust.models import model_files
 
 PROBES = 8
 SECTIONS = ("seed", "threat", "data", "attacks", "evaluation")
@@ -67,17 +65,6 @@ def attack_eval(spec: Spec, folder: Folder, logits_fn: LogitsFn) -> None:
             if check.warns:
                 print(f"warning: {check.name}: {check.text}", flush=True)
         _probe(folder.probes, spec, logits_fn, test.take(np.arange(min(PROBES, len(test)))))
-
-
-def sources(spec: Spec) -> list[Path]:
-    """The files that attacks read: surrogates and saved images."""
-    files: list[Path] = []
-    for trial in spec.trials:
-        if isinstance(trial.attack, Transfer):
-            files += model_files(trial.attack.source, "attacks: source")
-        elif isinstance(trial.attack, SavedImages):
-            files.append(Path(trial.attack.path))
-    return files
 
 
 def _finished(folder: Folder, spec: Spec) -> list[Result]:

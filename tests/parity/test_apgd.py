@@ -34,8 +34,8 @@ def network() -> Any:
 def test_one_run_from_the_same_start(
     p: str, loss: str, network: Any, reference: dict[str, np.ndarray]
 ) -> None:
-    """The loss at every step, the best image and its loss, of 40 images that never leave. Where a
-    gradient is tiny its sign hangs on rounding, and with it the way of one image or another."""
+    """The loss at every step, and the best image where the loss is not flat, of 40 images that
+    never leave. One may go its own way: where a gradient is tiny its sign hangs on rounding."""
     run = {k: reference[f"{p}_{NAMES[loss]}_{k}"] for k in ("start", "values", "best", "value")}
     steps, threat, values = len(run["values"]) - 1, Threat(p, EPS[p]), []
     x, y = (tf.constant(a[:40]) for a in images())
@@ -48,10 +48,11 @@ def test_one_run_from_the_same_start(
     rule = Sparse(threat, tf.constant(steps)) if p == "l1" else Halving(threat, steps, 0.75)
     end = APGD(loss=loss).climb(look, tf.constant(run["start"][..., None]), x, rule, leave=False)
     assert np.shape(values) == run["values"].shape
-    same = (np.abs(np.stack(values) - run["values"]) < 1e-3 * (1 + run["values"])).all(axis=0)
-    same &= np.abs(end["value"] - run["value"]) < 1e-3 * (1 + run["value"])
-    same &= np.abs(end["best"].numpy()[..., 0] - run["best"]).max(axis=(1, 2)) < 5e-3
-    assert same.mean() >= 0.98
+    same = np.isclose(values, run["values"], rtol=5e-3, atol=5e-3).all(axis=0)
+    same &= np.isclose(end["value"], run["value"], rtol=1e-3, atol=1e-3)
+    near = np.abs(end["best"].numpy()[..., 0] - run["best"]).max(axis=(1, 2)) < 2e-3
+    same &= near | (np.abs(run["value"]) < 0.01)
+    assert same.sum() >= 39
 
 
 @pytest.mark.parametrize("loss", NAMES)

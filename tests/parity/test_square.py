@@ -41,22 +41,17 @@ def test_the_patterns(saved: Mapping[str, np.ndarray], norm: str, side: int) -> 
 
 @pytest.mark.parametrize("norm", EPS)
 def test_robust_accuracy(saved: Mapping[str, np.ndarray], norm: str) -> None:
-    """1000 windows; the mean of three seeds lies between the reference's least and most of three.
+    """1000 windows; the mean of three draws lies between the reference's least and most of three.
 
     Two examples more either way: three draws seldom span what a fourth will be.
     """
-    network, (x, y), threat = digits_network(), images(), Threat(norm, EPS[norm])
+    network, (x, y) = digits_network(), images()
+    x, y = np.tile(x, [3, 1, 1, 1]), np.tile(y, 3)  # every row of a batch has its own draws
     attack = tf.function(Square(queries=1000).run, autograph=False)
-    robust = []
-    for seed in range(3):
-        outcome = attack(
-            network,
-            tf.constant(x),
-            tf.constant(y, tf.int32),
-            threat=threat,
-            seed=noise.seed_for(seed, 0, "square"),
-        )
-        robust.append(np.mean(np.argmax(network(outcome.images), axis=1) == y))
-        np.testing.assert_allclose(robust[-1], 1 - np.mean(outcome.success))
+    threat, seed = Threat(norm, EPS[norm]), noise.seed_for(0, 0, "square")
+    outcome = attack(network, tf.constant(x), tf.constant(y, tf.int32), threat=threat, seed=seed)
+    robust = np.argmax(network(outcome.images), axis=1) == y
+    # In a batch of another size rounding may turn one that just broke.
+    assert (robust == ~outcome.success.numpy()).sum() >= len(x) - 2
     theirs, slack = saved[f"{norm}_accuracy"], 2 / EXAMPLES
-    assert theirs.min() - slack <= np.mean(robust) <= theirs.max() + slack
+    assert theirs.min() - slack <= robust.mean() <= theirs.max() + slack

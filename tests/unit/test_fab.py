@@ -119,14 +119,16 @@ def test_the_nearest_find(linear: Callable[..., Any], norm: str) -> None:
     np.testing.assert_allclose(distance(FAB(steps=8)), exact, rtol=0.01)
 
 
-@pytest.mark.parametrize(("alpha_max", "along"), [(0.0, 1.0), (0.1, 0.9), (0.9, 0.5)])
-def test_alpha_leads_back_towards_the_image(alpha_max: float, along: float) -> None:
-    """From (1, 0), with the image at (0, 0), to the line y = 1: both are 1 away from it, a is 1/2
-    at most."""
-    here, image = tf.constant([[1.0, 0.0]]), tf.constant([[0.0, 0.0]])
+@pytest.mark.parametrize(
+    ("alpha_max", "end"), [(0.0, (1.0, 1.2)), (0.1, (0.9, 1.24)), (0.9, (0.75, 1.3))]
+)
+def test_alpha_leads_back_towards_the_image(alpha_max: float, end: tuple[float, float]) -> None:
+    """From (1, 0), 1 from the line y = 1, with the image at (0, -2), 3 from it: a is at most 1/4;
+    eta leads on to (1, 1.2) and (0, 1.6)."""
+    here, image = tf.constant([[1.0, 0.0]]), tf.constant([[0.0, -2.0]])
     attack, threat = FAB(alpha_max=alpha_max, eta=1.2), Threat("l2", 0.0, WIDE)
     moved = attack._moved(here, image, tf.constant([-1.0]), tf.constant([[0.0, 1.0]]), threat)
-    np.testing.assert_allclose(moved, [[along, 1.2]], rtol=1e-6)
+    np.testing.assert_allclose(moved, [end], rtol=1e-6)
 
 
 @pytest.mark.parametrize("norm", DUAL)
@@ -180,8 +182,11 @@ def test_restarts_begin_at_half_eps(norm: str) -> None:
     assert not run(FAB(steps=5), network, threat, half).success.item()
     assert run(FAB(steps=5, restarts=2), network, threat, half).success.item()
     assert not run(FAB(steps=5, restarts=2), network, Threat(norm, 0.09), half).success.item()
-    begin = FAB(restarts=2)._begin(tf.constant(X), Threat(norm, 0.2, WIDE), SEED, tf.constant(1))
-    np.testing.assert_allclose(threat.distance(begin, X), 0.1, rtol=1e-5)
+    wide = Threat(norm, 0.2, WIDE)
+    begins = [FAB(restarts=2)._begin(tf.constant(X), wide, SEED, tf.constant(i)) for i in range(4)]
+    for i, far in enumerate((0.0, 0.1, 0.0, 0.1)):  # two runs for each target
+        np.testing.assert_allclose(wide.distance(begins[i], X), far, rtol=1e-5)
+    assert (begins[1].numpy() != begins[3].numpy()).any()
 
 
 def test_who_leaves_changes_nothing_for_the_others() -> None:

@@ -237,6 +237,22 @@ def test_moves_on_the_edge_of_the_ball(norm: str) -> None:
         np.testing.assert_allclose(moved[row, :3, :3, 0], scale * new, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("norm", ["l2", "l1"])
+def test_what_each_channel_gains(norm: str) -> None:
+    """eps 2, of which the second window has a = 1, in the first of two channels: L2: half of what
+    is free, 2^2 - 1, for each channel, and 1 more for the first. L1: 2 - 1 for each, and twice the
+    1 for the first; the projection then cuts the whole to 2."""
+    x, start = np.zeros([1, 9, 9, 2], np.float32), np.zeros([1, 9, 9, 2], np.float32)
+    start[0, 6, 6, 0] = 1.0
+    u = np.array([[-1, -1, 0.99, 0.99, -1, 1, 1]], np.float32)
+    threat = Threat(norm, 2.0, WIDE)
+    moved = Pyramids(threat, [3]).propose(tf.constant(0), tf.constant(x), start, u)
+    expected = np.zeros_like(x)
+    sizes = np.sqrt([2.5, 1.5]) if norm == "l2" else np.array([3.0, 1.0])
+    expected[0, :3, :3] = pattern(3, norm)[..., None] * sizes
+    np.testing.assert_allclose(moved, threat.project(expected, tf.constant(x)), atol=1e-5)
+
+
 def test_the_sides_of_windows() -> None:
     """28 x 28 pixels, share 0.8 / 2^k: sqrt(627.2 / 2^k) = 25.04, 17.7, 12.5, 8.9, 6.3, ..."""
     attack, first = Square(), (0, 11, 51, 201, 501, 1001, 2001, 4001)

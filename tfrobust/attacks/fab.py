@@ -104,7 +104,8 @@ class FAB(Attack):
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(here)
                 value = tf.reduce_sum(way * logits_fn(here), axis=-1)
-            moved = self._moved(here, image, value, tape.gradient(value, here), threat)
+            slope = tape.gradient(value, here, unconnected_gradients="zero")
+            moved = self._moved(here, image, value, slope, threat)
             wrong = ~losses.correct(logits_fn(moved), s["y"])
             distance = threat.distance(moved, image)
             nearer = wrong & (distance < s["distance"])

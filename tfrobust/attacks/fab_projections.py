@@ -29,11 +29,11 @@ def _together(steepness: tf.Tensor, room: tf.Tensor, need: tf.Tensor, pace: tf.T
     """Lengths min(t * pace, room) with sum(steepness * lengths) = need, or all of the room.
 
     The sum is a concave, piecewise linear function of t: Newton's method from t = 0 never passes
-    the root and ends there after as many steps as there are pieces at most (commonly 3 to 6).
+    the root. It ends there, or beyond the last piece, in no more steps than there are pieces
+    (commonly 3 to 6).
     """
     gain, all_of_it = steepness * pace, steepness * room
     full_at = tf.math.divide_no_nan(room, pace)
-    reachable = need < tf.reduce_sum(all_of_it, axis=1)
 
     def newton(_: tf.Tensor, t: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         free = full_at > t[:, None]
@@ -41,10 +41,8 @@ def _together(steepness: tf.Tensor, room: tf.Tensor, need: tf.Tensor, pace: tf.T
         rate = tf.reduce_sum(tf.where(free, gain, 0.0), axis=1)
         return t, tf.maximum(t, tf.math.divide_no_nan(left, rate))
 
-    start = tf.where(reachable, 0.0, float("inf"))
-    _, t = tf.while_loop(
-        lambda before, t: tf.reduce_any(t > before), newton, (tf.fill(tf.shape(start), -1.0), start)
-    )
+    start = tf.zeros_like(need)
+    _, t = tf.while_loop(lambda before, t: tf.reduce_any(t > before), newton, (start - 1.0, start))
     return tf.where(full_at > t[:, None], t[:, None] * pace, room)
 
 
