@@ -87,8 +87,8 @@ def _cut(trial: Trial, examples: int | None) -> Trial:
 def autoattack(threat: Threat, version: str = "standard") -> list[Trial]:
     """AutoAttack (Croce and Hein, 2020, arXiv:2003.01690), cheapest attack first.
 
-    version: "standard"; "plus", with restarts and untargeted forms; "rand", for networks whose
-    output is random: gradients averaged over 20 draws.
+    version: "standard"; "rand", for networks whose output is random: gradients averaged over 20
+    draws.
     """
     choose("version", version, VERSIONS)
     name = "AutoAttack" + (f" {version}" if version != "standard" else "")
