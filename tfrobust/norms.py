@@ -10,6 +10,7 @@ from typing import Any
 import tensorflow as tf
 
 NORMS = ("linf", "l2", "l1")
+DUAL = {"linf": "l1", "l2": "l2", "l1": "linf"}  # |<a, b>| <= ||a||_p ||b||_DUAL[p]
 
 
 def per_example(value: Any, x: tf.Tensor) -> tf.Tensor:

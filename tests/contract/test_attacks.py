@@ -38,9 +38,14 @@ def network() -> keras.Model:
     return small_cnn((6, 6, 1), 3, filters=[4], kernel=3, units=8)
 
 
-@pytest.fixture(params=[name for name in ATTACKS if name != "saved_images"])  # which is not run
+NAMES = [name for name in ATTACKS if name != "saved_images"]  # which is not run
+
+
+@pytest.fixture(params=[*NAMES, "fab untargeted"])
 def attack(request: pytest.FixtureRequest, network: keras.Model, tmp_path: Path) -> Any:
-    spec: dict[str, Any] = {"name": request.param, **SMALL.get(request.param, {})}
+    name, *untargeted = request.param.split()
+    spec: dict[str, Any] = {"name": name, **SMALL.get(name, {})}
+    spec |= {"targets": None} if untargeted else {}
     if request.param == "transfer":
         network.save(tmp_path / "model.keras")
         spec["source"] = str(tmp_path)

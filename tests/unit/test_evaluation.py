@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 
 from tfrobust import FGSM, PGD, Attack, Threat
-from tfrobust.attacks import Outcome
+from tfrobust.attacks import APGD, Outcome
 from tfrobust.evaluation import Trial, adversaries, evaluate, predictor, run, trials, worst_case
 from tfrobust.registry import UserError
 
@@ -229,6 +229,9 @@ def test_autoattack_and_paper_are_suites() -> None:
     standard = trials("autoattack", Threat("linf", 0.3))
     assert [t.name.partition(": ")[2] for t in standard] == [t.attack.title for t in standard]
     assert len(standard) == 4 and {t.suite for t in standard} == {"AutoAttack"}
+    plus = trials({"name": "autoattack", "version": "plus"}, Threat("linf", 0.3))
+    assert {t.attack for t in standard} - {APGD()} < {t.attack for t in plus}
+    assert len(plus) == 6 and {t.suite for t in plus} == {"AutoAttack plus"}
     small = trials("paper", Threat("linf", 0.3))
     full = trials({"name": "paper", "budget": "paper"}, Threat("linf", 0.3))
     assert [t.name for t in small] == [t.name for t in full]

@@ -1,4 +1,4 @@
-"""FAB-T against closed forms.
+"""FAB against closed forms.
 
 On logits x W the nearest image that class t wins from y lies at |z_t - z_y| / ||w_t - w_y||_q in a
 wide box, where q is the dual of p: 1 for Linf, 2 for L2, infinity for L1.
@@ -15,12 +15,14 @@ import tensorflow as tf
 
 from tfrobust import Threat, noise
 from tfrobust.attacks import FAB
+from tfrobust.attacks.fab import nearest_boundary
 from tfrobust.attacks.fab_projections import to_zero
 from tfrobust.registry import UserError
 
 SEED = noise.seed_for(0, 0, "test")
 WIDE = (-100.0, 100.0)
 DUAL = {"linf": 1, "l2": 2, "l1": np.inf}
+TARGETS = (9, None)  # FAB-T and FAB
 W = np.random.default_rng(1).normal(size=(4, 3)).astype("float32")
 X = np.random.default_rng(0).random((20, 2, 2, 1)).astype("float32")
 PIXEL = np.zeros((1, 1, 1, 1), np.float32)
@@ -86,15 +88,16 @@ def test_projection_within_any_box() -> None:
     np.testing.assert_allclose(got, [[-2, -2], [0.5, 0.5]], atol=1e-6)
 
 
+@pytest.mark.parametrize("targets", TARGETS)
 @pytest.mark.parametrize("norm", DUAL)
 def test_a_linear_network_breaks_just_above_its_margin(
-    linear: Callable[..., Any], norm: str
+    linear: Callable[..., Any], norm: str, targets: int | None
 ) -> None:
     """Of 20 examples, each at its own eps: 2 % above the exact distance and 2 % below it."""
     network, exact = linear(W), nearest(norm)
     for scale, broken in ((1.02, True), (0.98, False)):
         threat = Threat(norm, 0.0, WIDE).at(tf.constant(scale * exact, tf.float32))
-        end = run(FAB(steps=8), network, threat)
+        end = run(FAB(steps=8, targets=targets), network, threat)
         np.testing.assert_array_equal(end.success, broken)
         assert (threat.distance(end.images, X).numpy() <= scale * exact + 1e-6).all()
         moved = np.argmax(network(end.images), axis=1) != np.argmax(network(X), axis=1)
@@ -147,19 +150,40 @@ def test_what_each_example_costs(linear: Callable[..., Any], norm: str) -> None:
     np.testing.assert_array_equal(end.queries, [1] * 3 + [3] * 7 + [18] * 10)
 
 
+@pytest.mark.parametrize("norm", DUAL)
+def test_the_nearest_boundary(norm: str) -> None:
+    """Of x W the class that is nearest in the dual norm, with its margin and w_t - w_y."""
+    network = lambda x: tf.reshape(x, [-1, 4]) @ W  # noqa: E731
+    y = np.argmax(network(X), axis=1)
+    value, slope = nearest_boundary(network, tf.constant(X), tf.constant(y), norm)
+    steepness = np.linalg.norm(np.reshape(slope, [20, 4]), ord=DUAL[norm], axis=1)
+    np.testing.assert_allclose(-value / steepness, nearest(norm), rtol=1e-5)
+    np.testing.assert_allclose(tf.reduce_sum(slope * X, (1, 2, 3)), value, atol=1e-5)
+
+
+def test_untargeted_costs_a_gradient_for_each_class(linear: Callable[..., Any]) -> None:
+    """Three classes, four steps, two restarts; a step asks twice, the first and last look once."""
+    end = run(FAB(steps=4, targets=None, restarts=2), linear(W), Threat("l2", 1e-3))
+    standing = ~end.success
+    assert standing.sum() > 15
+    assert set(end.gradients[standing]) == {3 * 4 * 2}
+    assert set(end.queries[standing]) == {2 + 2 * 4 * 2}
+
+
 def test_no_more_targets_than_classes(linear: Callable[..., Any]) -> None:
     end = run(FAB(steps=3, targets=9), linear(W), Threat("l2", 1e-3))
     assert set(end.gradients[~end.success]) == {3 * 2}
 
 
 def test_every_target_has_its_turn() -> None:
-    """Class 1 is the likelier one but its logit is flat; class 2 is reached by its own run."""
+    """Class 1 is the likelier one but its logit is flat; class 2 is reached by its own run, or
+    as the one whose boundary is nearest."""
 
     def logits(x: Any) -> Any:
         t = tf.reshape(x, [-1])
         return tf.stack([tf.zeros_like(t), 0.0 * t - 0.1, t - 0.5], axis=1)
 
-    for targets, broken in ((1, False), (2, True)):
+    for targets, broken in ((1, False), (2, True), (None, True)):
         end = run(FAB(steps=3, targets=targets), logits, Threat("linf", 0.6), PIXEL)
         assert end.success.item() is broken
 
@@ -259,3 +283,4 @@ def test_titles() -> None:
     assert FAB(steps=20, restarts=3, targets=5, beta=0.8).title == (
         "FAB-T 20 steps x3 5 targets beta 0.8"
     )
+    assert FAB(targets=None, restarts=5).title == "FAB x5"

@@ -1,4 +1,4 @@
-"""FAB-T, the targeted fast adaptive boundary attack (Croce and Hein, 2020, arXiv:1907.02044)."""
+"""FAB, the fast adaptive boundary attack (Croce and Hein, 2020, arXiv:1907.02044), and FAB-T."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from tfrobust.threat import Threat
 @serializable
 @dataclasses.dataclass(frozen=True)
 class FAB(Attack):
-    """A search for the nearest misclassified image along the boundary of each of several classes.
+    """A search for the nearest misclassified image along the boundaries between classes.
 
-    At iterate x_k the difference z_t - z_y between a target and the label is taken as linear. With
+    At iterate x_k the difference z_t - z_y between a class and the label is taken as linear. With
     d_k and d the least steps, within the box, from x_k and from the image x to where it is zero,
 
         x_{k+1} = (1 - a) (x_k + eta d_k) + a (x + eta d),
@@ -31,13 +31,14 @@ class FAB(Attack):
     An example is broken, and leaves, at its first find within eps; the nearest find of the others
     is projected into the ball, where it may be misclassified still.
 
-    targets: the most likely wrong classes at the clean image, `restarts` runs of `steps` each; all
-        of them where there are fewer. The first run begins at x, others at eps / 2 in a random
-        direction from it.
+    targets: FAB-T: the most likely wrong classes t at the clean image, `restarts` runs of `steps`
+        each; all of them where there are fewer. None: FAB: in every step the class whose boundary
+        is nearest, at a backward pass for each class; `restarts` runs in all.
+    restarts: the first run begins at x, others at eps / 2 in a random direction from it.
     """
 
     steps: int = 100
-    targets: int = 9
+    targets: int | None = 9
     restarts: int = 1
     alpha_max: float = 0.1
     eta: float = 1.05
@@ -46,7 +47,8 @@ class FAB(Attack):
     def __post_init__(self) -> None:
         for name in ("steps", "targets", "restarts"):
             value = getattr(self, name)
-            require(isinstance(value, int) and value >= 1, name, "int >= 1", value)
+            if value is not None or name != "targets":
+                require(isinstance(value, int) and value >= 1, name, "int >= 1", value)
         for name in ("alpha_max", "eta", "beta"):
             object.__setattr__(self, name, number(name, getattr(self, name)))
         require(0 <= self.alpha_max <= 1, "alpha_max", "a number from 0 to 1", self.alpha_max)
@@ -55,9 +57,10 @@ class FAB(Attack):
 
     @property
     def title(self) -> str:
-        words = ["FAB-T"] + ([f"{self.steps} steps"] if self.steps != 100 else [])
+        words = ["FAB" if self.targets is None else "FAB-T"]
+        words += [f"{self.steps} steps"] if self.steps != 100 else []
         words += [f"x{self.restarts}"] if self.restarts > 1 else []
-        words += [f"{self.targets} targets"] if self.targets != 9 else []
+        words += [f"{self.targets} targets"] if self.targets not in (None, 9) else []
         for name, usual in (("alpha_max", 0.1), ("eta", 1.05), ("beta", 0.9)):
             value = getattr(self, name)
             words += [f"{name} {value:g}"] if value != usual else []
@@ -75,9 +78,8 @@ class FAB(Attack):
             return s | {"broken": ~losses.correct(logits_fn(s["images"]), s["y"])}
 
         end = hunt(look, {"images": images, "y": found["y"], "broken": found["broken"]}, 1)
-        gradients = found["gradients"]
-        queries = 1 + 2 * gradients + tf.cast(missed, tf.int32)
-        return Outcome(tf.stop_gradient(images), end["broken"], queries, gradients)
+        queries = 1 + 2 * found["steps"] + tf.cast(missed, tf.int32)
+        return Outcome(tf.stop_gradient(images), end["broken"], queries, found["gradients"])
 
     def search(
         self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, *, threat: Threat, seed: Any
@@ -90,21 +92,20 @@ class FAB(Attack):
         x, y = tf.convert_to_tensor(x), tf.cast(y, tf.int32)
         logits = logits_fn(x)
         classes, wrong = logits.shape[-1], ~losses.correct(logits, y)
-        targets = min(self.targets, classes - 1)
+        targets = 1 if self.targets is None else min(self.targets, classes - 1)
 
         def tick(i: tf.Tensor, s: State) -> State:
             row, image, run = s["row"], s["x"], i // self.steps
-            target = tf.gather(s["targets"], run // self.restarts, axis=1)
-            way = tf.one_hot(target, classes) - tf.one_hot(s["y"], classes)
 
             def begin() -> tf.Tensor:
                 return tf.gather(self._begin(x, threat, seed, run), row)
 
             here = tf.cond(tf.equal(i % self.steps, 0), begin, lambda: s["here"])
-            with tf.GradientTape(watch_accessed_variables=False) as tape:
-                tape.watch(here)
-                value = tf.reduce_sum(way * logits_fn(here), axis=-1)
-            slope = tape.gradient(value, here, unconnected_gradients="zero")
+            if self.targets is None:
+                value, slope = nearest_boundary(logits_fn, here, s["y"], threat.norm)
+            else:
+                target = tf.gather(s["targets"], run // self.restarts, axis=1)
+                value, slope = boundary(logits_fn, here, s["y"], target)
             moved = self._moved(here, image, value, slope, threat)
             wrong = ~losses.correct(logits_fn(moved), s["y"])
             distance = threat.distance(moved, image)
@@ -114,7 +115,8 @@ class FAB(Attack):
                 "find": tf.where(rows(nearer, x), moved, s["find"]),
                 "distance": tf.where(nearer, distance, s["distance"]),
                 "broken": nearer & (distance <= taken(threat.eps, row)),
-                "gradients": s["gradients"] + 1,
+                "steps": s["steps"] + 1,
+                "gradients": s["gradients"] + (classes if self.targets is None else 1),
             }
 
         state = {
@@ -125,6 +127,7 @@ class FAB(Attack):
             "find": x,
             "distance": tf.where(wrong, 0.0, float("inf")),
             "broken": wrong,
+            "steps": tf.zeros_like(y),
             "gradients": tf.zeros_like(y),
         }
         return hunt(tick, state, targets * self.restarts * self.steps)
@@ -160,3 +163,35 @@ class FAB(Attack):
         moved = (1 - alpha) * (here + self.eta * from_here)
         moved += alpha * (image + self.eta * from_image)
         return tf.reshape(tf.clip_by_value(moved, *threat.box), shape)
+
+
+def boundary(
+    logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, target: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """z_t - z_y [B] and its gradient, shaped as x."""
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(x)
+        logits = logits_fn(x)
+        classes = logits.shape[-1]
+        way = tf.one_hot(target, classes) - tf.one_hot(y, classes)
+        value = tf.reduce_sum(way * logits, axis=-1)
+    return value, tape.gradient(value, x, unconnected_gradients="zero")
+
+
+def nearest_boundary(
+    logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, p: str
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """z_t - z_y [B] and its gradient for the class t whose boundary, taken as linear and without
+    the box, is nearest to x in the Lp norm."""
+    with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
+        tape.watch(x)
+        logits = logits_fn(x)
+        value = logits - tf.gather(logits, y, axis=-1, batch_dims=1)[:, None]
+    # One class after the other: all at once would hold as many passes in memory.
+    slope = tape.batch_jacobian(value, x, unconnected_gradients="zero", experimental_use_pfor=False)
+    classes = logits.shape[-1]
+    steepness = norms.norm(tf.reshape(slope, [-1, tf.size(x[0])]), norms.DUAL[p])
+    far = tf.math.divide_no_nan(tf.abs(value), tf.reshape(steepness, tf.shape(value)) + 1e-12)
+    far = tf.where(tf.one_hot(y, classes, True, False), float("inf"), far)
+    nearest = tf.argmin(far, axis=1)
+    return tuple(tf.gather(t, nearest, axis=1, batch_dims=1) for t in (value, slope))

@@ -28,7 +28,6 @@ STRONG = 20  # steps of a white-box attack that black-box ones are held against
 BLACK_BOX = 0.002  # of the images; what black-box attacks may break alone
 CHANCE = 0.01  # of the images; what random starts may change
 NEAR_ZERO = 0.05
-DUAL = {"linf": "l1", "l2": "l2", "l1": "linf"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -300,7 +299,7 @@ def first_order(seen: Seen) -> Check:
     An image whose boundary is further than eps to first order and which falls all the same lies
     where gradients do not tell what is near.
     """
-    dual = DUAL[seen.threat.norm]
+    dual = norms.DUAL[seen.threat.norm]
 
     def look(x: Any, y: Any) -> Any:
         def gradient(label: Any) -> Any:
