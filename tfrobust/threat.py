@@ -10,7 +10,7 @@ import tensorflow as tf
 from tfrobust import noise, norms
 from tfrobust.registry import Configurable, choose, number, require, serializable
 
-L1_MARGIN = 1e-6  # of the radius: the rounding of x + delta adds up over the pixels
+L1_MARGIN = 1e-6  # of the radius: rounding adds up over the pixels
 
 
 @serializable
@@ -49,8 +49,10 @@ class Threat(Configurable):
         if self.norm == "l1":
             room = tf.where(delta > 0, high - x, x - low)
             moved = norms.project_l1(delta, (1 - L1_MARGIN) * self.eps, room)
-        else:
-            moved = norms.project(delta, self.eps, self.norm)
+            # Towards x: shorter by less than half a float, many coordinates would round back.
+            near = tf.clip_by_value(x + moved, low, high)
+            return tf.where(tf.abs(near - x) > tf.abs(moved), tf.math.nextafter(near, x), near)
+        moved = norms.project(delta, self.eps, self.norm)
         return tf.clip_by_value(x + moved, low, high)
 
     def random_start(self, x: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:

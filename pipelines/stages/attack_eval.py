@@ -55,6 +55,7 @@ def attack_eval(spec: Spec, folder: Folder, logits_fn: LogitsFn) -> None:
         results.append(result)
         if len(results) > len(finished):
             _record(folder, spec, results, test, logits_fn)
+            results[-1] = dataclasses.replace(result, images=None)  # the file has what is needed
             print(f"{result.name}: {result.accuracy:.2%} of {len(result.robust)}", flush=True)
     if spec.trials:
         found = checks(
