@@ -7,6 +7,7 @@ expected, what came, and the nearest valid name.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import inspect
@@ -14,13 +15,14 @@ import math
 import numbers
 import re
 import typing
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from fractions import Fraction
 from functools import partial
 from typing import Any, TypeVar
 
 import keras
 import pydantic
+import tensorflow as tf
 
 T = TypeVar("T")
 STRICT = pydantic.ConfigDict(arbitrary_types_allowed=True, strict=True, allow_inf_nan=False)
@@ -35,6 +37,18 @@ def require(ok: Any, argument: str, expected: str, received: object) -> None:
     """Raise the one-line UserError unless ok."""
     if not ok:
         raise UserError(f"{argument}: expected {expected}, received {received!r}")
+
+
+@contextlib.contextmanager
+def in_memory(argument: str, batch_size: int) -> Iterator[None]:
+    """Raises the UserError that names the batch size where TensorFlow runs out of memory."""
+    try:
+        yield
+    except tf.errors.ResourceExhaustedError:
+        expected = "batches that fit into memory"
+        raise UserError(
+            f"{argument}: expected {expected}, received {batch_size}; lower it"
+        ) from None
 
 
 def choose(argument: str, value: Any, options: Collection[str]) -> Any:

@@ -12,7 +12,7 @@ from pipelines.stages import attack_eval, train
 from tfrobust.evaluation.craft import LogitsFn
 from tfrobust.export import export
 from tfrobust.models import keras_file, load_keras, load_network, model_files
-from tfrobust.registry import UserError
+from tfrobust.registry import UserError, in_memory
 from tfrobust.report import write_report
 
 ORDER = STAGES
@@ -36,9 +36,11 @@ def inputs(stage: str, spec: Spec, folder: Folder) -> str:
 def run(stage: str, spec: Spec, folder: Folder) -> None:
     """Run one stage."""
     if stage == "train":
-        train.train(spec, folder)
+        with in_memory("data.batch_size", spec.data.batch_size):
+            train.train(spec, folder)
     elif stage == "attack_eval":
-        attack_eval.attack_eval(spec, folder, _network(spec, folder))
+        with in_memory("evaluation.batch_size", spec.evaluation.batch_size):
+            attack_eval.attack_eval(spec, folder, _network(spec, folder))
     elif stage == "report":
         if not folder.done("attack_eval", inputs("attack_eval", spec, folder)):
             raise UserError(

@@ -240,3 +240,17 @@ def test_autoattack_and_paper_are_suites() -> None:
     cifar = trials("paper", Threat("linf", "8/255"))
     assert cifar[1].attack.step_size == pytest.approx(0.007)
     assert "RayS" not in [t.name for t in trials("paper", Threat("l2", 0.5))]
+
+
+def test_a_batch_that_does_not_fit_into_memory_is_one_line() -> None:
+    """Four terabytes for each image of a batch."""
+
+    def logits(images: Any) -> Any:
+        huge = tf.zeros([tf.shape(images)[0], 10**6, 10**6])
+        return tf.reshape(images, [-1, 4])[:, :3] + tf.reduce_max(huge)
+
+    x, y = np.full((20, 2, 2, 1), 0.5, np.float32), np.zeros(20, np.int32)
+    with pytest.raises(UserError) as caught:
+        evaluate(logits, x, y, Threat("linf", 0.1), "fgsm", batch_size=10, progress=False)
+    expected = "batch_size: expected batches that fit into memory, received 10; lower it"
+    assert str(caught.value) == expected

@@ -98,14 +98,8 @@ def craft(
             images, none = saved.lookup(places[chosen]), np.zeros(len(places[chosen]), np.int32)
             passes = [none, none]
         else:
-            try:
-                labels = tf.constant(y[chosen], tf.int32)
-                outcome = function(tf.constant(x[chosen]), labels, tf.constant(number))
-            except tf.errors.ResourceExhaustedError:
-                raise UserError(
-                    f"evaluation.batch_size: expected batches that fit into memory, received "
-                    f"{batch_size}; lower it"
-                ) from None
+            labels = tf.constant(y[chosen], tf.int32)
+            outcome = function(tf.constant(x[chosen]), labels, tf.constant(number))
             images = outcome.images.numpy()
             passes = [outcome.queries.numpy(), outcome.gradients.numpy()]
         _check(attack, threat, images, x[chosen])

@@ -12,7 +12,7 @@ import numpy as np
 from tfrobust.evaluation.craft import BATCH_SIZE, LogitsFn, craft, predictor
 from tfrobust.evaluation.inputs import check_inputs
 from tfrobust.evaluation.trials import AttackSpec, Trial, trials
-from tfrobust.registry import choose
+from tfrobust.registry import choose, in_memory
 from tfrobust.threat import Threat
 
 MODES = ("cascade", "each")
@@ -97,20 +97,21 @@ def evaluate(
     when clean. images: keep the adversarial images. Raises UserError for inputs that do not fit.
     """
     found = trials(attacks, threat)
-    check_inputs(logits_fn, x, y, threat, batch_size)
-    results = run(
-        logits_fn,
-        x,
-        y,
-        threat,
-        found,
-        mode=mode,
-        seed=seed,
-        batch_size=batch_size,
-        images=images,
-        progress=progress,
-    )
-    return Evaluation(list(results))
+    with in_memory("batch_size", batch_size):
+        check_inputs(logits_fn, x, y, threat, batch_size)
+        results = run(
+            logits_fn,
+            x,
+            y,
+            threat,
+            found,
+            mode=mode,
+            seed=seed,
+            batch_size=batch_size,
+            images=images,
+            progress=progress,
+        )
+        return Evaluation(list(results))
 
 
 def run(

@@ -68,6 +68,8 @@ def _check_arrays(x: np.ndarray, y: np.ndarray, threat: Threat) -> None:
 def _check_one(logits_fn: LogitsFn, x: np.ndarray) -> None:
     try:
         logits = logits_fn(tf.constant(x))
+    except tf.errors.ResourceExhaustedError:
+        raise
     except Exception as error:
         line = " ".join(str(error).split())[:200]
         raise UserError(
