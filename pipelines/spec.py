@@ -66,12 +66,9 @@ class Train:
 
     def __post_init__(self) -> None:
         require(self.epochs >= 1, "epochs", "int >= 1", self.epochs)
-        require(
-            self.epsilon_ramp_epochs >= 0,
-            "epsilon_ramp_epochs",
-            "a number >= 0",
-            self.epsilon_ramp_epochs,
-        )
+        ramp = self.epsilon_ramp_epochs
+        expected = f"a number from 0 to the {self.epochs} epochs"
+        require(0 <= ramp <= self.epochs, "epsilon_ramp_epochs", expected, ramp)
         steps = self.steps_per_epoch
         require(steps is None or steps >= 1, "steps_per_epoch", "int >= 1", steps)
 

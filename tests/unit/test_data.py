@@ -131,7 +131,7 @@ def test_epochs_cut_short_resume_where_a_straight_stream_stands() -> None:
 
 
 def test_training_draws_new_noise_at_every_batch_and_epoch() -> None:
-    same = Split.of(np.repeat(split_of(1, 20, 20).images, 3, axis=0), np.zeros(3, int))
+    same = Split.of(np.repeat(split_of(1, 32, 32).images, 3, axis=0), np.zeros(3, int))
     data = batches(same, 1, training=True, augment="crop").take(4 * 3)
     seen = {batch["image"].numpy().tobytes() for batch in data}
     assert len(seen) > 3 + 1  # of 81 crops; noise of the epoch alone or of the batch gives 4 or 3
@@ -209,9 +209,8 @@ def reference(images: np.ndarray, seed: list[int], mirror: bool) -> np.ndarray:
     results = []
     for image, (top, left, flip) in zip(images, draws.T, strict=True):
         height, width = image.shape[:2]
-        padded = np.zeros((height + 8, width + 8, image.shape[2]), image.dtype)
-        padded[4:-4, 4:-4] = image
-        row, column = int(top * 9), int(left * 9)
+        padded = np.pad(image, ((3, 3), (1, 1), (0, 0)))  # of 24 and of 9 pixels
+        row, column = int(top * 7), int(left * 3)
         cropped = padded[row : row + height, column : column + width]
         results.append(cropped[:, ::-1] if mirror and flip < 0.5 else cropped)
     return np.stack(results)
@@ -220,7 +219,7 @@ def reference(images: np.ndarray, seed: list[int], mirror: bool) -> np.ndarray:
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 def test_augmentation_is_the_reference_exactly(name: str, dtype: type) -> None:
-    images = split_of(64, 12, 9).images.astype(dtype)
+    images = split_of(64, 24, 9).images.astype(dtype)
     result = AUGMENTATIONS[name](tf.constant(images), tf.constant([5, 6]))
     np.testing.assert_array_equal(result, reference(images, [5, 6], name == "crop_flip"))
     assert result.dtype == dtype
@@ -228,7 +227,7 @@ def test_augmentation_is_the_reference_exactly(name: str, dtype: type) -> None:
 
 def test_all_offsets_and_both_sides_occur() -> None:
     # An image whose pixels are all different tells its own offset: 9 * 9 crops, each mirrored.
-    image = np.arange(1, 21 * 21 + 1, dtype=np.float32).reshape(1, 21, 21, 1)
+    image = np.arange(1, 28 * 28 + 1, dtype=np.float32).reshape(1, 28, 28, 1)
     images = tf.constant(np.repeat(image, 4096, axis=0))
     result = AUGMENTATIONS["crop_flip"](images, tf.constant([0, 0])).numpy()
     assert len(np.unique(result.reshape(4096, -1), axis=0)) == 2 * 81

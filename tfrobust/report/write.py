@@ -137,11 +137,11 @@ def _training(record: RunRecord) -> list[tuple[str, str]]:
 
 def _facts(config: dict[str, Any], evaluation: dict[str, Any]) -> list[tuple[str, str]]:
     data, threat = evaluation.get("data") or config["data"], evaluation["threat"]
-    versions = evaluation.get("versions") or {}
+    versions, model = evaluation.get("versions") or {}, config.get("model") or {}
     return [
         ("threat", f"{threat['norm']}, eps {number(threat['eps'])}"),
         ("data", f"{data['name']}, {data.get('split', 'test')} split"),
-        ("model", str((config.get("model") or {}).get("name", NOTHING))),
+        ("model", str(model.get("name") or model.get("path", NOTHING))),
         ("method", _method(config.get("method"))),
         ("precision", str(config.get("precision", NOTHING))),
         ("seed", f"training {config.get('seed', NOTHING)}, evaluation {evaluation.get('seed')}"),
