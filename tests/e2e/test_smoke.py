@@ -150,6 +150,7 @@ def test_training_on_from_a_run_folder_and_a_keras_file(tmp_path: Path) -> None:
             [
                 f"train.init_from={source}",
                 "train.epochs=1",
+                "train.epsilon_ramp_epochs=0",
                 "train.steps_per_epoch=1",
                 "optimizer.learning_rate=1e-9",
                 "attacks=fgsm",
@@ -180,7 +181,11 @@ def test_a_users_own_arrays(tmp_path: Path) -> None:
     np.savez(path, x_train=x[:64], y_train=y[:64], x_test=x[64:], y_test=y[64:])
     folder = run(
         "digits_adv",
-        [f"data={{name: npz, path: {path}, batch_size: 16, validation: 16}}", "train.epochs=1"],
+        [
+            f"data={{name: npz, path: {path}, batch_size: 16, validation: 16}}",
+            "train.epochs=1",
+            "train.epsilon_ramp_epochs=1",
+        ],
         tmp_path,
         None,
         smoke=False,
