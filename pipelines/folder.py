@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from tfrobust.io import write_text
 from tfrobust.registry import UserError
 
-# Where files lie, and whether they may be fetched, changes no result; their content does.
-PLACES = ("dir", "download", "path", "init_from")
+# Where files lie, whether they may be fetched and how often a run is saved changes no result.
+PLACES = ("dir", "download", "path", "init_from", "checkpoint_minutes")
 
 
 class Folder:
@@ -24,7 +25,6 @@ class Folder:
         self.config = path / "config.yaml"
         self.history = path / "history.csv"
         self.checkpoints = path / "checkpoints"
-        self.best = path / "checkpoints" / "best.weights.h5"
         self.model = path / "model.keras"
         self.evaluation = path / "eval.json"
         self.flags = path / "flags.npz"
@@ -41,6 +41,22 @@ class Folder:
             "report": [self.report],
             "export": [self.saved_model],
         }
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Within, no other process works here. Raises UserError where one does.
+
+        The lock lies beside the folder, which may be moved aside, and goes with the process.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.with_name(f".{self.path.name}.lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"{self.path}: expected a folder that no other run is at work in"
+                ) from None
+            yield
 
     def begun(self, stage: str) -> str | None:
         """The fingerprint with which a stage was last begun here."""

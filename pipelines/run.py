@@ -21,6 +21,7 @@ from pipelines.smoke import smoke as cut_down  # noqa: E402
 from pipelines.spec import Spec, parse  # noqa: E402
 from tfrobust.io import write_text  # noqa: E402
 from tfrobust.registry import UserError, choose  # noqa: E402
+from tfrobust.training import Interrupted  # noqa: E402
 
 _SET = flags.DEFINE_multi_string(
     "set", [], "Override one key, such as method.alpha=1e-4; may be given several times."
@@ -34,6 +35,7 @@ _SMOKE = flags.DEFINE_bool(
 )
 _PRINT = flags.DEFINE_bool("print_config", False, "Print the resolved config and stop.")
 
+GO_ON = "the same command goes on from what is saved"
 USAGE = "python -m pipelines.run NAME|PATH [--set key=value ...] [--workdir DIR] [--stages a,b]"
 
 
@@ -45,12 +47,17 @@ def run(
     for stage in stages or []:
         choose("--stages", stage, spec.stages)
     folder = Folder(workdir / spec.name)
+    with folder.locked():
+        _run(spec, folder, _command(name, overrides, smoke), stages or spec.stages, smoke)
+    return folder.path
+
+
+def _run(spec: Spec, folder: Folder, command: str, stages: list[str], smoke: bool) -> None:
     if "train" in spec.stages or "method" in spec.config:
-        _make_way(folder, spec, smoke, trains="train" in (stages or spec.stages))
-    config = {"name": spec.name, **spec.config, "command": _command(name, overrides, smoke)}
-    _write(folder, configs.dump(config))
+        _make_way(folder, spec, smoke, trains="train" in stages)
+    write_text(folder.config, configs.dump({"name": spec.name, **spec.config, "command": command}))
     for stage in stage_runners.ORDER:
-        if stage not in (stages or spec.stages):
+        if stage not in stages:
             continue
         print(f"== {spec.name}: {stage}", flush=True)
         inputs = stage_runners.inputs(stage, spec, folder)
@@ -62,7 +69,6 @@ def run(
         folder.mark(stage, inputs, done=False, commit=commit())
         stage_runners.run(stage, spec, folder)
         folder.mark(stage, inputs, done=True, commit=commit())
-    return folder.path
 
 
 def _make_way(folder: Folder, spec: Spec, smoke: bool, trains: bool) -> None:
@@ -115,13 +121,6 @@ def _command(name: str, overrides: list[str], smoke: bool) -> str:
     return shlex.join(parts + ["--smoke"] * smoke)
 
 
-def _write(folder: Folder, text: str) -> None:
-    try:
-        write_text(folder.config, text)
-    except OSError as error:
-        raise UserError(f"{folder.path}: expected a folder to write in: {error}") from None
-
-
 def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     if len(argv) != 2:
@@ -135,6 +134,14 @@ def main(argv: list[str]) -> None:
         print(f"Done: {folder}")
     except UserError as error:
         _fail(str(error))
+    except Interrupted as error:
+        _fail(f"{error}; {GO_ON}", 128 + error.number)
+    except KeyboardInterrupt:
+        _fail(f"SIGINT: {GO_ON}", 130)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _fail(f"{error.filename}: expected a file to read or write: {error.strerror}")
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -145,9 +152,9 @@ def parse_flags(argv: list[str]) -> list[str]:
         _fail(str(error).replace("\n", " "))
 
 
-def _fail(line: str) -> NoReturn:
+def _fail(line: str, status: int = 2) -> NoReturn:
     print(f"error: {line}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

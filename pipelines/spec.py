@@ -55,6 +55,8 @@ class Train:
 
     epsilon_ramp_epochs: eps grows linearly from 0 over so many epochs. steps_per_epoch: None is
     the whole training split. init_from: a run folder or .keras file whose network is trained on.
+    checkpoint_minutes: how often the state is saved within an epoch. rollbacks: how often a loss
+    that is not finite sends the run back to its last checkpoint, at half the rate.
     """
 
     epochs: int
@@ -63,8 +65,13 @@ class Train:
     validation_attack: Attack = PGD(steps=10)
     steps_per_epoch: int | None = None
     init_from: str | None = None
+    checkpoint_minutes: float = 10.0
+    rollbacks: int = 0
 
     def __post_init__(self) -> None:
+        minutes = self.checkpoint_minutes
+        require(minutes >= 0, "checkpoint_minutes", "a number >= 0", minutes)
+        require(self.rollbacks >= 0, "rollbacks", "int >= 0", self.rollbacks)
         require(self.epochs >= 1, "epochs", "int >= 1", self.epochs)
         ramp = self.epsilon_ramp_epochs
         expected = f"a number from 0 to the {self.epochs} epochs"

@@ -4,68 +4,96 @@ from __future__ import annotations
 
 import math
 import sys
-from typing import Any
 
 import keras
 import tensorflow as tf
 
 from pipelines.folder import Folder
-from pipelines.spec import Spec
+from pipelines.spec import Spec, Train
 from tfrobust.data import Split, batches, hold_out
 from tfrobust.io import write_atomically
 from tfrobust.models import with_precision
-from tfrobust.registry import require
+from tfrobust.registry import UserError, require
 from tfrobust.training import (
     MONITOR,
     BatchTimer,
+    Best,
     CatastrophicOverfitting,
+    Checkpoints,
     History,
+    Interruption,
+    NotFinite,
     Resume,
     strategy,
 )
 
 VALIDATION_BATCH = 500
+ROLLBACK = 0.5  # of the learning rate, each time
 SECTIONS = ("seed", "precision", "threat", "data", "model", "method", "optimizer", "train")
 
 
 def train(spec: Spec, folder: Folder) -> None:
     """Train, or go on from the last checkpoint; the same config gives the same weights on CPU."""
     plan = spec.train
-    assert plan is not None and spec.method is not None and spec.optimizer is not None
-    keras.utils.set_random_seed(spec.seed)
+    assert plan is not None
     if not tf.config.list_physical_devices("GPU"):
         tf.config.experimental.enable_op_determinism()
+    with Interruption().caught() as interruption:
+        for left in reversed(range(plan.rollbacks + 1)):
+            try:
+                network = _trained(spec, plan, folder, interruption, plan.rollbacks - left)
+            except NotFinite as error:
+                if not left:
+                    hint = "lower optimizer.learning_rate, or set train.rollbacks"
+                    raise UserError(f"train: {error}; {hint}") from None
+                print(f"train: {error}; going on from there at {ROLLBACK:g} times the rate")
+            else:
+                break
+    write_atomically(folder.model, with_precision(network, "float32").save)
 
+
+def _trained(
+    spec: Spec, plan: Train, folder: Folder, interruption: Interruption, rollbacks: int
+) -> keras.Model:
+    """The network at its best epoch. rollbacks: how often the rate is to be lowered now."""
+    assert spec.method is not None and spec.optimizer is not None and spec.network is not None
+    keras.utils.set_random_seed(spec.seed)
     split, held_out = splits(spec)
     size = spec.data.batch_size
     steps = min(plan.steps_per_epoch or len(split), len(split) // size)
 
-    base = float(spec.optimizer().learning_rate)
+    checkpoints = Checkpoints(folder.checkpoints)
+    before = checkpoints.note.get("rollbacks", 0)
+    base = float(spec.optimizer().learning_rate) * ROLLBACK ** (before + rollbacks)
     rate = plan.schedule.learning_rate(base, steps, plan.epochs)
     with strategy().scope():
-        assert spec.network is not None
         network = with_precision(spec.network(), spec.precision)
         model = spec.method(network, ramp_steps=round(plan.epsilon_ramp_epochs * steps))
         model.compile(spec.optimizer(learning_rate=rate))
         model.optimizer.build(model.network.trainable_variables)
 
+    best = Best(network, MONITOR)
     steering = plan.schedule.callbacks(first_epoch=math.ceil(plan.epsilon_ramp_epochs))
-    steering.append(
-        keras.callbacks.ModelCheckpoint(
-            str(folder.best),
-            save_weights_only=True,
-            mode="max",
-            monitor=MONITOR,
-            save_best_only=bool(len(held_out)),
-        )
+    steering += [best, CatastrophicOverfitting()]
+    resume = Resume(
+        model,
+        checkpoints,
+        steering,
+        steps,
+        minutes=plan.checkpoint_minutes,
+        interruption=interruption,
+        note={"rollbacks": before + rollbacks},
     )
-    steering.append(CatastrophicOverfitting())
-    folder.checkpoints.mkdir(parents=True, exist_ok=True)
-    resume = Resume(model, folder.checkpoints, steering)
-    first = resume.first_epoch
-    if first:
-        print(f"train: going on after epoch {first} of {plan.epochs}")
-    if first < plan.epochs and not resume.stopped:
+    if rollbacks and not callable(rate):  # the checkpoint has brought its own
+        model.optimizer.learning_rate.assign(model.optimizer.learning_rate * ROLLBACK**rollbacks)
+    if resume.step:
+        done = f"{resume.epoch} of {plan.epochs} epochs and {resume.batch} batches"
+        print(f"train: going on after {done}", flush=True)
+    history = History(folder.history, resume.epoch, folder.tensorboard)
+    validation = batches(held_out, VALIDATION_BATCH) if len(held_out) else None
+
+    def fit(epochs: int) -> None:
+        first = resume.step
         model.fit(
             batches(
                 split,
@@ -73,20 +101,24 @@ def train(spec: Spec, folder: Folder) -> None:
                 seed=spec.seed,
                 training=True,
                 augment=spec.data.augment,
-                first_epoch=first,
+                first_step=first,
                 steps_per_epoch=steps,
             ),
-            steps_per_epoch=steps,
-            initial_epoch=first,
-            epochs=plan.epochs,
-            validation_data=batches(held_out, VALIDATION_BATCH) if len(held_out) else None,
-            callbacks=[BatchTimer(), *steering, *_records(folder, first), resume],
+            steps_per_epoch=steps - first % steps,
+            initial_epoch=first // steps,
+            epochs=epochs,
+            validation_data=validation,
+            callbacks=[BatchTimer(), *steering, history, resume],
             shuffle=False,  # `batches` has
             verbose=1 if sys.stdout.isatty() else 2,
         )
-    model.load_weights(folder.best)
-    trained = with_precision(model.network, "float32")
-    write_atomically(folder.model, trained.save)
+
+    if resume.batch:
+        fit(resume.epoch + 1)  # the rest of the epoch that was left
+    if resume.epoch < plan.epochs and not resume.stopped:
+        fit(plan.epochs)
+    best.restore()
+    return model.network
 
 
 def splits(spec: Spec) -> tuple[Split, Split]:
@@ -99,8 +131,3 @@ def splits(spec: Spec) -> tuple[Split, Split]:
     count = len(split)
     require(size <= count, "data.batch_size", f"at most the {count} training images", size)
     return split, held_out
-
-
-def _records(folder: Folder, first_epoch: int) -> list[Any]:
-    board = keras.callbacks.TensorBoard(str(folder.tensorboard), profile_batch=0, write_graph=False)
-    return [History(folder.history, first_epoch), board]

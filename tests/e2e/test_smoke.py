@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
-from typing import Any
 
 import keras
 import numpy as np
@@ -88,34 +87,23 @@ def test_one_stage_needs_the_one_before(tmp_path: Path) -> None:
         smoke("digits_adv", tmp_path, stages=["attack_eval"])
 
 
-def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stopped in its second epoch and started again, it ends as a straight run does."""
-    straight = smoke("digits_adv", tmp_path / "straight", stages=["train"])
-
-    class Stop(keras.callbacks.Callback):
-        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-            if int(self.model.step) == 3:
-                raise KeyboardInterrupt
-
-    whole = train_stage._records
-    monkeypatch.setattr(train_stage, "_records", lambda *args: [Stop(), *whole(*args)])
-    with pytest.raises(KeyboardInterrupt):
-        smoke("digits_adv", tmp_path / "cut", stages=["train"])
-    monkeypatch.undo()
-    history = tmp_path / "cut" / "digits_adv" / "history.csv"
-    first_rows = history.read_text().splitlines()
-    assert len(first_rows) == 2
-    smoke("digits_adv", tmp_path / "cut", stages=["train"])
-
-    assert history.read_text().splitlines()[:2] == first_rows
-    ours, theirs = (
-        [
-            {k: v for k, v in row.items() if k not in ("finished_at", "seconds_per_batch")}
-            for row in csv.DictReader(path.open())
-        ]
-        for path in (history, straight / "history.csv")
-    )
-    assert len(ours) == 2 and ours == theirs
+def test_a_loss_that_is_not_finite(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line that names the batch; or the last checkpoint again, at a lower rate."""
+    far = ["optimizer.learning_rate=1e35", "train.schedule=constant"]
+    with pytest.raises(UserError, match="not finite in .* epoch 1.* step 0; lower") as e:
+        smoke("digits_adv", tmp_path, *far, stages=["train"])
+    assert "\n" not in str(e.value)
+    for schedule in ("constant", "cosine"):
+        far[1] = f"train.schedule={schedule}"
+        with pytest.raises(UserError, match="the loss is not finite"):
+            smoke("digits_adv", tmp_path / schedule, *far, "train.rollbacks=2", stages=["train"])
+        assert capsys.readouterr().out.count("going on from there at 0.5 times the rate") == 2
+        with monkeypatch.context() as patch:
+            patch.setattr(train_stage, "ROLLBACK", 1e-36)
+            smoke("digits_adv", tmp_path / schedule, *far, "train.rollbacks=2", stages=["train"])
+        assert capsys.readouterr().out.count("times the rate") == 1
 
 
 def test_what_is_deleted_is_made_again(tmp_path: Path) -> None:

@@ -111,13 +111,13 @@ def test_training_order_does_not_depend_on_the_global_seed() -> None:
 
 
 def test_a_resumed_stream_is_the_tail_of_an_uninterrupted_one() -> None:
-    def stream(first_epoch: int) -> tf.data.Dataset:
+    def stream(first_step: int) -> tf.data.Dataset:
         return batches(
-            split_of(10), 4, seed=7, training=True, augment="crop_flip", first_epoch=first_epoch
+            split_of(10), 4, seed=7, training=True, augment="crop_flip", first_step=first_step
         )
 
-    tail = list(stream(0).skip(2 * 2).take(4))  # 2 steps an epoch
-    for whole, resumed in zip(tail, stream(2).take(4), strict=True):
+    tail = list(stream(0).skip(5).take(4))  # 2 steps an epoch: from the middle of the third
+    for whole, resumed in zip(tail, stream(5).take(4), strict=True):
         for key in ("image", "label", "index"):
             np.testing.assert_array_equal(whole[key], resumed[key])
 
@@ -125,8 +125,8 @@ def test_a_resumed_stream_is_the_tail_of_an_uninterrupted_one() -> None:
 def test_epochs_cut_short_resume_where_a_straight_stream_stands() -> None:
     split = split_of(10)
     straight = index_of(batches(split, 2, training=True, steps_per_epoch=3), 9)
-    resumed = index_of(batches(split, 2, training=True, steps_per_epoch=3, first_epoch=2), 3)
-    assert resumed == straight[6:]
+    resumed = index_of(batches(split, 2, training=True, steps_per_epoch=3, first_step=4), 5)
+    assert resumed == straight[4:]
     assert straight[:3] == index_of(batches(split, 2, training=True), 3)
 
 

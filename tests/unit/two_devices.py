@@ -14,7 +14,14 @@ import numpy as np
 import tensorflow as tf
 
 from tfrobust import PGD, Adv, Atlas, Threat, noise
-from tfrobust.training import BatchTimer, CatastrophicOverfitting, Guided, History, Resume
+from tfrobust.training import (
+    BatchTimer,
+    CatastrophicOverfitting,
+    Checkpoints,
+    Guided,
+    History,
+    Resume,
+)
 
 STEPS, BATCH = 3, 8
 
@@ -56,9 +63,9 @@ def resumed(folder: Path) -> tuple[np.ndarray, str]:
         model = model_for(Adv)
         model.optimizer.build(model.trainable_variables)
         steering = [*Guided().callbacks(0), CatastrophicOverfitting()]
-        resume = Resume(model, folder, steering)
-        assert resume.first_epoch == epoch
-        history = History(folder / "history.csv", epoch)
+        resume = Resume(model, Checkpoints(folder), steering, STEPS)
+        assert resume.epoch == epoch
+        history = History(folder / "history.csv", epoch, folder / "tensorboard")
         weights, _ = fit(
             model,
             initial_epoch=epoch,

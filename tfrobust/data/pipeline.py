@@ -18,14 +18,14 @@ def batches(
     seed: int = 0,
     training: bool = False,
     augment: str | None = None,
-    first_epoch: int = 0,
+    first_step: int = 0,
     steps_per_epoch: int | None = None,
 ) -> tf.data.Dataset:
     """Batches {"image": float32 [B, H, W, C] in [0, 1], "label": int32 [B], "index": int64 [B]}.
 
     training=True: endless, `len(split) // batch_size` full batches an epoch (the rest of that
     epoch's order is dropped). The order is a function of (seed, epoch), the augmentation noise of
-    (seed, epoch, batch), so a stream begun at `first_epoch` is the tail of one begun at 0.
+    (seed, epoch, batch), so a stream begun at `first_step` is the tail of one begun at 0.
     `steps_per_epoch` cuts epochs short; Keras needs the same number, or len(split) // batch_size.
     training=False: one pass in order, the last batch as short as it comes.
 
@@ -47,7 +47,7 @@ def batches(
         counters = number * steps + tf.range(steps, dtype=tf.int64)
         return tf.data.Dataset.from_tensor_slices((counters, positions))
 
-    order = tf.data.Dataset.counter(first_epoch).flat_map(epoch)
+    order = tf.data.Dataset.counter(first_step // steps).flat_map(epoch).skip(first_step % steps)
     endless = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
     return _mapped(order.apply(endless), collect)
 
@@ -69,7 +69,7 @@ def from_arrays(
     epoch, every example once, the last batch as short as it comes, so `steps_per_epoch` is not
     needed. training=True shuffles anew at every pass; the passes are a function of the seed (and
     of TensorFlow's global seed, if set), counted from the first. To resume at a later epoch, use
-    `batches(Split.of(x, y), ..., training=True, first_epoch=...)`.
+    `batches(Split.of(x, y), ..., training=True, first_step=...)`.
 
     Raises ValueError if the arrays are not images and class numbers, as for `Split.of`, or as
     for `batches`.

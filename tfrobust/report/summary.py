@@ -172,10 +172,10 @@ def headline(config: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
 
 
 def best_epoch(history: Sequence[Mapping[str, float]]) -> int | None:
-    """The epoch, from 0, of the highest validation robust accuracy; the first of equals."""
+    """The epoch, from 0, of the highest validation robust accuracy; the last of equals."""
     scores = [(row["epoch"], row.get("val_robust_accuracy", math.nan)) for row in history]
     known = [(epoch, score) for epoch, score in scores if math.isfinite(score)]
-    return int(max(known, key=lambda pair: pair[1])[0]) if known else None
+    return int(max(known, key=lambda pair: (pair[1], pair[0]))[0]) if known else None
 
 
 def summarise_training(history: Sequence[Mapping[str, float]]) -> TrainingSummary:

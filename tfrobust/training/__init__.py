@@ -1,7 +1,8 @@
 """What a run needs around a method: rates, monitors, resume, devices."""
 
-from tfrobust.training.checkpoint import Resume
+from tfrobust.training.checkpoint import Best, Checkpoints, Resume
 from tfrobust.training.distribution import strategy
+from tfrobust.training.interrupt import Interrupted, Interruption, NotFinite
 from tfrobust.training.monitors import BatchTimer, CatastrophicOverfitting, History
 from tfrobust.training.optimizers import OPTIMIZERS
 from tfrobust.training.schedules import MONITOR, SCHEDULES, Guided, Schedule
@@ -11,9 +12,14 @@ __all__ = [
     "OPTIMIZERS",
     "SCHEDULES",
     "BatchTimer",
+    "Best",
     "CatastrophicOverfitting",
+    "Checkpoints",
     "Guided",
     "History",
+    "Interrupted",
+    "Interruption",
+    "NotFinite",
     "Resume",
     "Schedule",
     "strategy",

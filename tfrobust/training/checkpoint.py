@@ -1,64 +1,222 @@
-"""Resume: everything a run is after an epoch, in one TensorFlow checkpoint."""
+"""A run's state on disk: checkpoints that are whole or absent, and going on from the last one."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
+from absl import logging
 
+from tfrobust.io import write_text
+from tfrobust.registry import UserError
+from tfrobust.training.interrupt import Interruption, NotFinite
+
+KEEP = 2
 # The state of the callbacks that steer a run; a callback without these has none.
 STATE = ("best", "wait", "cooldown_counter", "best_epoch", "stopped_epoch", "gap_at_best")
 
 
-class Resume(keras.callbacks.Callback):
-    """Saves after every epoch and takes up where the last checkpoint stands.
+class Checkpoints:
+    """The last two checkpoints in a folder, one folder each: step-000000429, say.
 
-    model: built, with a built optimizer. others: the callbacks whose state belongs to the run.
-    Must come after them in fit's list: their own on_train_begin resets them.
+    Each is written aside and renamed, and holds the checksums of its files.
     """
 
-    def __init__(self, model: keras.Model, folder: Path, others: list[keras.callbacks.Callback]):
-        super().__init__()
-        self.others = others
-        self.note = tf.Variable("{}", dtype=tf.string, trainable=False)
-        # The seeds of Dropout are variables, but no weights: the model does not track them.
-        weights = {id(v) for v in model.weights}
-        seeds = [v.value for v in model.variables if id(v) not in weights]
-        checkpoint = tf.train.Checkpoint(
-            model=model, optimizer=model.optimizer, note=self.note, seeds=seeds
-        )
-        self.manager = tf.train.CheckpointManager(checkpoint, str(folder), max_to_keep=2)
-        self.saved: dict[str, Any] = {"epochs": 0, "stopped": False, "callbacks": []}
-        if self.manager.latest_checkpoint:
-            checkpoint.restore(self.manager.latest_checkpoint).expect_partial()
-            self.saved = json.loads(self.note.numpy())
+    def __init__(self, folder: Path):
+        self.folder = folder
+        for left in folder.glob(".step-*"):  # by a run that was killed while it wrote
+            shutil.rmtree(left)
+        self.newest = self._newest()
 
     @property
-    def first_epoch(self) -> int:
+    def note(self) -> dict[str, Any]:
+        """What was noted with the newest whole checkpoint; empty without one."""
+        if self.newest is None:
+            return {}
+        return dict(json.loads((self.newest / "note.json").read_text(encoding="utf-8")))
+
+    def save(self, step: int, state: tf.train.Checkpoint, note: Mapping[str, Any]) -> None:
+        """Write a checkpoint, then remove the oldest. Raises UserError where it cannot be written,
+        which leaves those before as they are."""
+        aside = self.folder / f".step-{step:09d}"
+        try:
+            aside.mkdir(parents=True)
+            state.write(str(aside / "state"))
+            write_text(aside / "note.json", json.dumps(note, indent=2, default=float) + "\n")
+            sums = {file.name: _sum(file) for file in sorted(aside.iterdir())}
+            write_text(aside / "sha256.json", json.dumps(sums, indent=2) + "\n")
+            whole = self.folder / aside.name[1:]
+            shutil.rmtree(whole, ignore_errors=True)  # a damaged one of the same step
+            self.newest = aside.rename(whole)
+            for old in sorted(self.folder.glob("step-*"))[:-KEEP]:
+                shutil.rmtree(old)
+        except (OSError, tf.errors.OpError) as error:
+            shutil.rmtree(aside, ignore_errors=True)
+            kept = f"the one before stands: {self.newest.name}" if self.newest else "there is none"
+            raise UserError(
+                f"{self.folder}: expected a place to write a checkpoint in ({kept}): "
+                f"{' '.join(str(error).split())[:200]}"
+            ) from None
+
+    def read(self, state: tf.train.Checkpoint) -> None:
+        """The newest whole checkpoint, if there is one, to the variables of `state`."""
+        if self.newest is not None:
+            state.read(str(self.newest / "state")).assert_existing_objects_matched()
+
+    def _newest(self) -> Path | None:
+        for folder in sorted(self.folder.glob("step-*"), reverse=True):
+            if _whole(folder):
+                return folder
+            logging.warning("%s: a damaged checkpoint, the one before it is used", folder)
+        return None
+
+
+def _sum(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _whole(folder: Path) -> bool:
+    try:
+        sums = json.loads((folder / "sha256.json").read_text(encoding="utf-8"))
+        return all(_sum(folder / name) == value for name, value in sums.items())
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+class Best(keras.callbacks.Callback):
+    """Keeps the network's weights of the epoch where `monitor` was highest, the last of equals;
+    of the last epoch where it is not measured.
+
+    They are part of the checkpoints, so that what is best never disagrees with the rest.
+    """
+
+    def __init__(self, network: keras.Model, monitor: str):
+        super().__init__()
+        self.network, self.monitor, self.best = network, monitor, -np.inf
+        with tf.device("CPU"):
+            self.variables = [tf.Variable(w, trainable=False) for w in network.get_weights()]
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        value = float((logs or {}).get(self.monitor, np.inf))
+        if value >= self.best:
+            self.best = value
+            for kept, weight in zip(self.variables, self.network.get_weights(), strict=True):
+                kept.assign(weight)
+
+    def restore(self) -> None:
+        """Give the network the best weights."""
+        self.network.set_weights([kept.numpy() for kept in self.variables])
+
+
+class Resume(keras.callbacks.Callback):
+    """Saves after every epoch and every `minutes` within one, and takes up where the last
+    checkpoint stands: weights, optimizer, Dropout's seeds, metrics, and the callbacks that steer.
+
+    model: built, with a built optimizer. others: the callbacks whose state belongs to the run;
+    their `variables` too. Must come after them in fit's list: their own on_train_begin resets
+    them. An interruption is heeded after a batch, saved first, and raised.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        checkpoints: Checkpoints,
+        others: Sequence[keras.callbacks.Callback],
+        steps_per_epoch: int,
+        *,
+        minutes: float = 10.0,
+        interruption: Interruption | None = None,
+        note: Mapping[str, Any] | None = None,
+    ):
+        super().__init__()
+        self.checkpoints, self.others, self.steps = checkpoints, others, steps_per_epoch
+        self.minutes, self.interruption = minutes, interruption or Interruption()
+        # The seeds of Dropout are variables, but no weights: the model does not track them.
+        weights = {id(v) for v in model.weights}
+        self.metrics = [v.value for v in model.metrics_variables]
+        self.state = tf.train.Checkpoint(
+            model=model,
+            optimizer=model.optimizer,
+            seeds=[v.value for v in model.variables if id(v) not in weights],
+            metrics=self.metrics,
+            others=[v for callback in others for v in getattr(callback, "variables", [])],
+        )
+        checkpoints.read(self.state)
+        fresh: dict[str, Any] = {"step": 0, "stopped": False, "callbacks": []}
+        self.note = fresh | checkpoints.note | dict(note or {})
+        # fit sets the metrics to zero when an epoch begins.
+        self.partial = [v.numpy() for v in self.metrics] if self.batch else None
+
+    @property
+    def step(self) -> int:
+        """Training steps already done."""
+        return int(self.note["step"])
+
+    @property
+    def epoch(self) -> int:
         """Epochs already done."""
-        return int(self.saved["epochs"])
+        return self.step // self.steps
+
+    @property
+    def batch(self) -> int:
+        """Batches already done of the epoch that was left."""
+        return self.step % self.steps
 
     @property
     def stopped(self) -> bool:
         """Whether a callback had ended the run."""
-        return bool(self.saved["stopped"])
+        return bool(self.note["stopped"])
 
     def on_train_begin(self, logs: Any = None) -> None:
-        for callback, state in zip(self.others, self.saved["callbacks"], strict=False):
+        self.saved_at = time.monotonic()
+        for callback, state in zip(self.others, self.note["callbacks"], strict=False):
             for name, value in state.items():
                 setattr(callback, name, value)
 
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self.first = self.batch  # of this epoch's batches, the ones that fit does not count
+        self.now = epoch
+        if self.partial is not None:
+            for variable, value in zip(self.metrics, self.partial, strict=True):
+                variable.assign(value)
+            self.partial = None
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        done = self.first + batch + 1
+        step = self.now * self.steps + done
+        if not _finite(logs, "loss"):
+            where = f"batch {done} of {self.steps} of epoch {self.now + 1} (step {step})"
+            raise NotFinite(where, self.step)
+        last = done == self.steps  # on_epoch_end saves it
+        late = time.monotonic() - self.saved_at > 60 * self.minutes
+        if not last and (late or self.interruption.signal):
+            self._save(step)
+            self.interruption.heed(self.now, done)
+
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        if not _finite(logs, "val_loss"):
+            raise NotFinite(f"the validation after epoch {epoch + 1}", self.step)
+        self._save((epoch + 1) * self.steps)
+        self.interruption.heed(epoch + 1, 0)
+
+    def _save(self, step: int) -> None:
         states = [
             {n: v for n in STATE if (v := getattr(c, n, None)) is not None} for c in self.others
         ]
-        self.saved = {
-            "epochs": epoch + 1,
-            "stopped": bool(self.model.stop_training),
-            "callbacks": states,
-        }
-        self.note.assign(json.dumps(self.saved, default=float))
-        self.manager.save(epoch + 1)
+        stopped = bool(self.model.stop_training)
+        self.note |= {"step": step, "stopped": stopped, "callbacks": states}
+        self.checkpoints.save(step, self.state, self.note)
+        self.saved_at = time.monotonic()
+
+
+def _finite(logs: Any, name: str) -> bool:
+    return bool(np.isfinite(float((logs or {}).get(name, 0.0))))

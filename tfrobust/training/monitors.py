@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
+import shutil
 import statistics
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import keras
+import tensorflow as tf
 from absl import logging
 
 from tfrobust.io import write_text
@@ -37,16 +40,40 @@ class BatchTimer(keras.callbacks.Callback):
 
 
 class History(keras.callbacks.Callback):
-    """history.csv: a row an epoch with `epoch`, `step`, `finished_at` (UTC) and the logs.
+    """history.csv: a row an epoch with `epoch`, `step`, `finished_at` (UTC) and the logs; and the
+    same curves for TensorBoard.
 
-    A resumed run keeps the rows before its first epoch as they are and goes on after them.
+    A resumed run keeps the rows before its first epoch as they are and goes on after them;
+    TensorBoard's files are written anew from them, so that neither has gaps nor doubles.
     """
 
-    def __init__(self, path: Path, first_epoch: int):
+    def __init__(self, path: Path, first_epoch: int, tensorboard: Path):
         super().__init__()
-        self.path = path
+        self.path, self.tensorboard = path, tensorboard
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         self.lines = lines[: first_epoch + 1] if first_epoch else []
+        self.boards: dict[str, Any] = {}
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        if self.boards:  # fit is called twice where an epoch was left in between
+            return
+        shutil.rmtree(self.tensorboard, ignore_errors=True)
+        for name in ("train", "validation"):
+            self.boards[name] = tf.summary.create_file_writer(str(self.tensorboard / name))
+        for row in csv.DictReader(self.lines):
+            self._show(row)
+
+    def _show(self, row: Mapping[str, Any]) -> None:
+        """A row as TensorBoard's scalars, at its epoch; what is measured on both splits is one
+        chart."""
+        for name, value in row.items():
+            if name in ("epoch", "step", "finished_at") or value == "":
+                continue
+            board = self.boards["validation" if name.startswith("val_") else "train"]
+            with board.as_default():
+                tf.summary.scalar(name.removeprefix("val_"), float(value), int(row["epoch"]))
+        for board in self.boards.values():
+            board.flush()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         row: dict[str, Any] = {
@@ -60,6 +87,7 @@ class History(keras.callbacks.Callback):
         columns = next(csv.reader(self.lines[:1]))
         self.lines.append(_line([row.get(column, "") for column in columns]))
         write_text(self.path, "\n".join(self.lines) + "\n")
+        self._show(row)
 
 
 def _number(variable: Any) -> float:

@@ -1,0 +1,121 @@
+"""A real process, killed at moments nobody chose, and started again."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from tfrobust.models import load_keras
+
+ROOT = Path(__file__).resolve().parents[2]
+EPOCHS, STEPS = 6, 12
+SETTINGS = [
+    f"train.epochs={EPOCHS}",
+    f"train.steps_per_epoch={STEPS}",
+    "train.epsilon_ramp_epochs=2",
+    "train.schedule={name: guided, patience: 1}",
+    "train.checkpoint_minutes=0",  # after every batch
+    "train.validation_attack={name: pgd, steps: 2}",
+    "model={name: small_cnn, filters: [4], kernel: 3, units: 16}",
+    "attacks={name: pgd, steps: 2}",
+]
+
+
+def start(workdir: Path) -> subprocess.Popen[str]:
+    options = [word for setting in SETTINGS for word in ("--set", setting)]
+    options += ["--workdir", str(workdir), "--stages", "train,attack_eval"]
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipelines.run", "digits_atlas", *options],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def saved(workdir: Path) -> int:
+    """The step of the newest checkpoint."""
+    folder = workdir / "digits_atlas" / "checkpoints"
+    return max((int(path.name[5:]) for path in folder.glob("step-*")), default=0)
+
+
+def stopped(workdir: Path, after: int, number: int) -> tuple[str, str, int]:
+    """The output of a process that gets a signal once `after` steps are saved; its exit code."""
+    process = start(workdir)
+    while saved(workdir) < after:
+        assert process.poll() is None, process.communicate()[1][-2000:]
+        time.sleep(0.005)
+    process.send_signal(number)
+    out, err = process.communicate()
+    return out, err, process.returncode
+
+
+def gone_on_after(out: str) -> int:
+    """The steps that a process found done."""
+    found = re.search(rf"going on after (\d+) of {EPOCHS} epochs and (\d+) batches", out)
+    assert found is not None, out
+    return int(found[1]) * STEPS + int(found[2])
+
+
+def test_killed_and_started_again_is_the_uninterrupted_run(tmp_path: Path) -> None:
+    straight, cut = tmp_path / "straight", tmp_path / "cut"
+    out, err = (process := start(straight)).communicate()
+    assert process.returncode == 0, err[-2000:]
+
+    first, second = sorted(np.random.default_rng().integers(2, EPOCHS * STEPS - 10, 2).tolist())
+    *_, code = stopped(cut, first, signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    at_kill = saved(cut)
+    out, err, code = stopped(cut, max(second, at_kill + 1), signal.SIGTERM)
+    assert gone_on_after(out) == at_kill  # nothing done is done again
+    assert code == 128 + signal.SIGTERM and "Traceback" not in err
+    assert "SIGTERM: saved after" in err.splitlines()[-1]
+    at_term, history = saved(cut), cut / "digits_atlas" / "history.csv"
+    rows = history.read_bytes() if history.exists() else b""
+    out, err = (process := start(cut)).communicate()
+    assert process.returncode == 0, err[-2000:]
+    assert gone_on_after(out) == at_term
+
+    def network(workdir: Path) -> list[np.ndarray]:
+        return load_keras(workdir / "digits_atlas").get_weights()
+
+    for ours, theirs in zip(network(cut), network(straight), strict=True):
+        np.testing.assert_array_equal(ours, theirs, err_msg=f"cut at {at_kill} and {at_term}")
+
+    def measured(workdir: Path) -> list[dict[str, str]]:
+        with (workdir / "digits_atlas" / "history.csv").open() as file:
+            lines = list(csv.DictReader(file))
+        skip = ("finished_at", "seconds_per_batch")
+        return [{k: v for k, v in line.items() if k not in skip} for line in lines]
+
+    assert measured(cut) == measured(straight)
+    assert history.read_bytes().startswith(rows)
+
+    def flags(workdir: Path) -> dict[str, list[bool]]:
+        with np.load(workdir / "digits_atlas" / "flags.npz") as arrays:
+            return {name: arrays[name].tolist() for name in arrays.files}
+
+    assert flags(cut) == flags(straight)
+
+
+def test_a_second_run_on_the_same_folder_is_refused(tmp_path: Path) -> None:
+    first = start(tmp_path)
+    while not saved(tmp_path):
+        assert first.poll() is None, first.communicate()[1][-2000:]
+        time.sleep(0.005)
+    second = start(tmp_path)
+    _, err = second.communicate()
+    assert second.returncode == 2 and "Traceback" not in err
+    assert "expected a folder that no other run is at work in" in err.splitlines()[-1]
+    out, err = first.communicate()
+    assert first.returncode == 0, err[-2000:]
+    evaluation = json.loads((tmp_path / "digits_atlas" / "eval.json").read_text())
+    assert evaluation["examples"] == 360

@@ -1,0 +1,58 @@
+"""What ends a training early: a signal, or a loss that is not a number."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+class Interrupted(Exception):
+    """A run was asked to stop, and stopped at a checkpoint. number: of the signal."""
+
+    def __init__(self, number: int, epoch: int, batch: int):
+        name = signal.Signals(number).name
+        super().__init__(f"{name}: saved after {epoch} epochs and {batch} batches")
+        self.number = number
+
+
+class NotFinite(Exception):
+    """A loss was NaN or infinite. where: in which batch; saved: the last checkpoint's step."""
+
+    def __init__(self, where: str, saved: int):
+        super().__init__(
+            f"the loss is not finite in {where}; the last checkpoint is of step {saved}"
+        )
+
+
+class Interruption:
+    """SIGTERM and Ctrl-C, noted until it is time to heed them."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def heed(self, epoch: int, batch: int) -> None:
+        """Raises Interrupted if a signal came."""
+        if self.signal is not None:
+            raise Interrupted(self.signal, epoch, batch)
+
+    @contextmanager
+    def caught(self) -> Iterator[Interruption]:
+        """Within, the first signal is noted; a second one acts as ever."""
+        before: dict[int, Any] = {}
+
+        def note(number: int, _: Any) -> None:
+            self.signal = number
+            restore()
+
+        def restore() -> None:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            before[number] = signal.signal(number, note)
+        try:
+            yield self
+        finally:
+            restore()
