@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from tfrobust import PGD, Adv, Atlas, Natural, Threat
 from tfrobust.data import from_arrays
+from tfrobust.methods import METHODS
 from tfrobust.models import small_cnn, with_precision
 from tfrobust.registry import UserError
 
@@ -287,7 +288,7 @@ def test_xla_gives_the_same_gradients() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["Adv", "Atlas"])
+@pytest.mark.parametrize("method", [*METHODS, "atlas with BatchNorm"])
 def test_two_devices_train_what_one_trains(
     trained_on_two_devices: dict[str, Any], method: str
 ) -> None:

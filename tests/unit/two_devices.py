@@ -13,7 +13,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfrobust import PGD, Adv, Atlas, Threat, noise
+from tfrobust import PGD, Threat, noise
+from tfrobust.methods import METHODS
+from tfrobust.registry import parameters
 from tfrobust.training import (
     BatchTimer,
     CatastrophicOverfitting,
@@ -23,26 +25,28 @@ from tfrobust.training import (
     Resume,
 )
 
-STEPS, BATCH = 3, 8
+STEPS, BATCH = 20, 8
+TERMS = {"alpha": 0.1, "beta": 1.0}  # values for what a method asks for
 
 
-def network() -> keras.Model:
+def network(normalized: bool) -> keras.Model:
     keras.utils.set_random_seed(1)
-    layers = [keras.Input((4, 4, 1)), keras.layers.Flatten(), keras.layers.Dense(8, "tanh")]
-    return keras.Sequential([*layers, keras.layers.Dense(3)])
+    layers: list[Any] = [keras.Input((4, 4, 1)), keras.layers.Flatten()]
+    layers += [keras.layers.BatchNormalization(synchronized=True)] if normalized else []
+    return keras.Sequential([*layers, keras.layers.Dense(8, "tanh"), keras.layers.Dense(3)])
 
 
-def model_for(method: Any, **terms: float) -> Any:
-    model = method(
-        network(),
+def model_for(method: str, normalized: bool = False) -> Any:
+    terms = {k: v for k, v in TERMS.items() if k in parameters(METHODS[method])}
+    model = METHODS[method](
+        network(normalized),
         threat=Threat("linf", 0.1),
-        attack=PGD(steps=2),
         validation_attack=PGD(steps=2),
         ramp_steps=2,
         l2=0.01,
         **terms,
     )
-    model.compile(keras.optimizers.SGD(0.5, momentum=0.9))
+    model.compile(keras.optimizers.SGD(0.02 if normalized else 0.5, momentum=0.9))
     return model
 
 
@@ -60,7 +64,7 @@ def fit(model: Any, **options: Any) -> tuple[np.ndarray, dict[str, float]]:
 def resumed(folder: Path) -> tuple[np.ndarray, str]:
     """Two epochs, each of a fresh model that takes up the checkpoint; the history file."""
     for epoch in range(2):
-        model = model_for(Adv)
+        model = model_for("adv")
         model.optimizer.build(model.trainable_variables)
         steering = [*Guided().callbacks(0), CatastrophicOverfitting()]
         resume = Resume(model, Checkpoints(folder), steering, STEPS)
@@ -90,17 +94,19 @@ def drawn(strategy: tf.distribute.Strategy) -> dict[str, Any]:
 
 
 def trained(strategy: tf.distribute.Strategy) -> dict[str, Any]:
-    """Weights and logs of two methods on one device and on two, and of a resumed run on two."""
+    """Weights and logs of all methods on one device and on two, and of a resumed run on two."""
     out: dict[str, Any] = {"replicas": strategy.num_replicas_in_sync}
-    for method, terms in ((Adv, {}), (Atlas, {"alpha": 0.1, "beta": 1.0})):
+    cases = [(method, False) for method in METHODS] + [("atlas", True)]
+    for method, normalized in cases:
+        name = f"{method} with BatchNorm" if normalized else method
         for devices, scope in (("one", contextlib.nullcontext()), ("two", strategy.scope())):
             with scope:
-                model = model_for(method, **terms)
+                model = model_for(method, normalized)
             weights, logs = fit(model)
-            out[f"{method.__name__} {devices}"] = {"weights": weights.tolist(), "logs": logs}
+            out[f"{name} {devices}"] = {"weights": weights.tolist(), "logs": logs}
 
     with strategy.scope(), tempfile.TemporaryDirectory() as folder:
-        out["straight"] = fit(model_for(Adv), epochs=2)[0].tolist()
+        out["straight"] = fit(model_for("adv"), epochs=2)[0].tolist()
         weights, out["history"] = resumed(Path(folder))
         out["resumed"] = weights.tolist()
     return out
