@@ -19,6 +19,7 @@ from tfrobust.attacks import Square
 from tfrobust.evaluation.checks import (
     CHECKS,
     Seen,
+    _more,
     black_box,
     checks,
     first_order,
@@ -275,3 +276,15 @@ def test_square_finds_what_gradients_do_not() -> None:
     found = evaluate(rounded, X, y, threat, [WHITE, Trial(Square(queries=100), "Square")])
     check = black_box(seen(rounded, threat=threat, results=found.results))
     assert check.warns and "Square breaks" in check.text and WHITE.name in check.text
+
+
+@pytest.mark.parametrize(
+    ("gained", "lost", "expected"),
+    [(0, 0, False), (6, 0, False), (7, 0, True), (4, 1, False), (12, 2, True), (0, 9, False)],
+)
+def test_a_sign_test_tells_chance(gained: int, lost: int, expected: bool) -> None:
+    """Of six that differ all one way: 1/64; of seven: 1/128 < 1 %; 12 of 14: 106 / 2^14."""
+    right, other = np.ones(200, bool), np.ones(200, bool)
+    other[:gained] = False
+    right[100 : 100 + lost] = False
+    assert _more(right, other) is expected
