@@ -98,8 +98,9 @@ class Folder:
         if not self._stages.is_file():
             return {}
         try:
-            return dict(json.loads(self._stages.read_text(encoding="utf-8")))
-        except ValueError:
+            stages = json.loads(self._stages.read_text(encoding="utf-8"))
+            return {stage: dict(entry) for stage, entry in stages.items()}
+        except (ValueError, AttributeError, TypeError):
             raise UserError(
                 f"{self._stages}: expected JSON, it is damaged; remove the folder, or only this "
                 "file to have the folder kept aside and all stages run again"

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import os
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
+
+# What reading an .npz file or an entry of it raises where it is damaged, or something else.
+UNREADABLE = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error)
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

@@ -30,7 +30,10 @@ FRACTION = re.compile(r"\s*[+-]?\d+(\.\d+)?\s*/\s*\d+(\.\d+)?\s*")
 
 
 class UserError(ValueError):
-    """A mistake of the user, told in one line."""
+    """A mistake of the user, told in one line, whatever lines the mistake had."""
+
+    def __init__(self, text: str):
+        super().__init__(" ".join(text.splitlines()))
 
 
 def require(ok: Any, argument: str, expected: str, received: object) -> None:
@@ -53,7 +56,7 @@ def in_memory(argument: str, batch_size: int) -> Iterator[None]:
 
 def choose(argument: str, value: Any, options: Collection[str]) -> Any:
     """value, which must be one of the options; the error names the nearest one."""
-    if value not in options:
+    if not isinstance(value, str) or value not in options:
         near = difflib.get_close_matches(str(value), list(options), n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         known = ", ".join(sorted(set(options)))

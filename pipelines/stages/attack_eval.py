@@ -27,7 +27,7 @@ from tfrobust.evaluation import (
     worst_case,
 )
 from tfrobust.evaluation.craft import LogitsFn
-from tfrobust.io import write_atomically, write_text
+from tfrobust.io import UNREADABLE, write_atomically, write_text
 
 PROBES = 8
 SECTIONS = ("seed", "threat", "data", "attacks", "evaluation")
@@ -75,6 +75,15 @@ def _finished(folder: Folder, spec: Spec) -> list[Result]:
     """
     if not folder.evaluation.is_file() or not folder.flags.is_file():
         return []
+    try:
+        return _read(folder, spec)
+    except (*UNREADABLE, TypeError, AttributeError):
+        files = f"{folder.evaluation} and {folder.flags.name}"
+        print(f"warning: {files}: damaged, all attacks are run again", flush=True)
+        return []
+
+
+def _read(folder: Folder, spec: Spec) -> list[Result]:
     rows = json.loads(folder.evaluation.read_text(encoding="utf-8"))["attacks"]
     trials = {trial.name: trial for trial in spec.trials}
     with np.load(folder.flags) as flags:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import zipfile
-import zlib
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,12 +13,11 @@ import tensorflow as tf
 from tfrobust import losses
 from tfrobust.attacks.base import Attack, LogitsFn, Outcome
 from tfrobust.attacks.pgd import PGD
+from tfrobust.io import UNREADABLE
 from tfrobust.models import SavedNetwork, load_network
 from tfrobust.models.saved import OUTPUTS
 from tfrobust.registry import UserError, build, choose, require, serializable
 from tfrobust.threat import Threat
-
-UNREADABLE = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error)
 
 
 @serializable

@@ -2,16 +2,15 @@
 
 import os
 import zipfile
-import zlib
 from dataclasses import dataclass
 
 import numpy as np
 
 from tfrobust.data.split import Dataset, Split, check_form, check_labels, numbered
+from tfrobust.io import UNREADABLE
 from tfrobust.registry import UserError, require
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
-UNREADABLE = (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)

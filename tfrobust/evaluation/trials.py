@@ -63,7 +63,7 @@ def _entry(entry: AttackSpec, threat: Threat, where: str) -> list[Trial]:
     checked = arguments(_shared, shared, where)
     label, examples = checked.get("label"), checked.get("examples")
     require(examples is None or examples >= 1, f"{where}.examples", "int >= 1", examples)
-    if rest.get("name") in SUITES:
+    if isinstance(name := rest.get("name"), str) and name in SUITES:
         make = resolve(SUITES, rest, where, ("threat",), also=("label", "examples"))
         suite = located(where, make, threat)
         cut = [_cut(trial, examples) for trial in suite]

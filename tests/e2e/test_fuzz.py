@@ -1,0 +1,148 @@
+"""Broken configs and damaged run folders: each loads or is refused in one line."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from pipelines import config as configs
+from pipelines import stages
+from pipelines.folder import Folder
+from pipelines.run import _spec, run
+from tfrobust.models import load_network
+from tfrobust.registry import UserError
+from tfrobust.report import write_report
+
+MANY = settings(
+    max_examples=500,
+    phases=[Phase.explicit, Phase.generate],  # a failure is told as it is found
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+FEWER = settings(MANY, max_examples=100)
+TINY = ["model={name: small_cnn, filters: [2], units: 2}"]  # each is built
+NAMES = ("digits_atlas", "mnist_adv_20step", "cifar10_trades")
+CONFIGS = [configs.load(configs.find(name), TINY) for name in NAMES]
+
+words = st.sampled_from(
+    ["pgd", "atlas", "8/255", "1/0", "linf", "l3", "nan", "${threat.eps}", "${nope}", "", "train"]
+    + ["!!python/object/apply:os.system [true]", "../../etc/passwd", "\x00", "a\nb", "autoattack"]
+)
+scalars = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), words, st.text(max_size=5), st.dates()
+)
+values = st.recursive(
+    scalars,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.one_of(words, scalars), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+def refused_or_done(what: Callable[[], Any]) -> None:
+    try:
+        what()
+    except UserError as error:
+        assert str(error).strip() and "\n" not in str(error)
+
+
+def places(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The paths of all keys and items."""
+    inner = node.items() if isinstance(node, dict) else enumerate(node)
+    for key, value in inner:
+        yield (*path, key)
+        if isinstance(value, dict | list):
+            yield from places(value, (*path, key))
+
+
+@st.composite
+def broken(draw: st.DrawFn) -> dict[str, Any]:
+    """One of ours with one to three keys changed, removed or added."""
+    config = copy.deepcopy(draw(st.sampled_from(CONFIGS)))
+    for _ in range(draw(st.integers(1, 3))):
+        known = list(places(config))
+        if not known:
+            break
+        *way, last = draw(st.sampled_from(known))
+        node = config
+        for key in way:
+            node = node[key]
+        act = draw(st.sampled_from(["change", "change", "remove", "add"]))
+        if act == "remove":
+            del node[last]
+        elif act == "add" and isinstance(node, dict):
+            node[draw(st.one_of(words, scalars))] = draw(values)
+        else:
+            node[last] = draw(values)
+    return config
+
+
+@MANY
+@given(config=broken())
+def test_broken_configs(config: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    refused_or_done(lambda: _spec(str(path), [], False))
+
+
+@FEWER
+@given(data=st.data())
+def test_damaged_config_files(data: st.DataObject, tmp_path: Path) -> None:
+    content = yaml.safe_dump(data.draw(st.sampled_from(CONFIGS))).encode()
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(data.draw(damaged(content)))
+    refused_or_done(lambda: _spec(str(path), [], False))
+
+
+@FEWER
+@given(override=st.one_of(st.text(max_size=30), st.builds("{}={}".format, words, values)))
+def test_any_override(override: str) -> None:
+    refused_or_done(lambda: _spec("digits_atlas", [*TINY, override], False))
+
+
+@st.composite
+def damaged(draw: st.DrawFn, content: bytes) -> bytes:
+    """Cut short, with a part replaced, or something else."""
+    start, end = sorted(draw(st.tuples(*[st.integers(0, len(content))] * 2)))
+    junk = draw(
+        st.one_of(st.just(b""), st.binary(max_size=8), st.just(b"\n- [}"), st.just(b"null"))
+    )
+    kinds = [content[:start], content[:start] + junk + content[end:], junk]
+    kinds.append(content[:start] + junk + content[start + len(junk) :])
+    return draw(st.sampled_from(kinds))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workdir = tmp_path_factory.mktemp("runs")
+    return run("digits_adv", ["attacks=fgsm"], workdir, None, smoke=True)
+
+
+FILES = ["config.yaml", "eval.json", "history.csv", "stages.json", "flags.npz", "probes.npz"]
+FILES += ["model.keras", "saved_model/saved_model.pb"]
+
+
+@FEWER
+@given(data=st.data(), name=st.sampled_from(FILES))
+def test_damaged_run_folders(data: st.DataObject, name: str, finished: Path) -> None:
+    """What reads a folder: the report, a run that goes on from it, a network for an attack."""
+    copied = finished.with_name("copied") / finished.name
+    shutil.rmtree(copied.parent, ignore_errors=True)
+    shutil.copytree(finished, copied)
+    file = copied / name
+    file.write_bytes(data.draw(damaged(file.read_bytes())))
+    spec, folder = _spec("digits_adv", ["attacks=fgsm"], True), Folder(copied)
+    refused_or_done(lambda: folder.done("train", "fingerprint"))
+    refused_or_done(lambda: write_report(copied))
+    refused_or_done(lambda: stages.attack_eval._finished(folder, spec))
+    refused_or_done(
+        lambda: load_network(copied if "model.keras" in name else copied / "saved_model")
+    )
