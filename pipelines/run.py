@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import signal
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
@@ -126,6 +127,8 @@ def main(argv: list[str]) -> None:
     if len(argv) != 2:
         given = ", ".join(argv[1:]) or "none"
         _fail(f"expected one config, received {given}; usage: {USAGE}")
+    for number in (signal.SIGTERM, signal.SIGINT):  # training saves first, then raises the same
+        signal.signal(number, _stop)
     try:
         if _PRINT.value:
             print(configs.dump(_spec(argv[1], _SET.value, _SMOKE.value).config), end="")
@@ -136,12 +139,14 @@ def main(argv: list[str]) -> None:
         _fail(str(error))
     except Interrupted as error:
         _fail(f"{error}; {GO_ON}", 128 + error.number)
-    except KeyboardInterrupt:
-        _fail(f"SIGINT: {GO_ON}", 130)
     except OSError as error:
         if error.filename is None:
             raise
         _fail(f"{error.filename}: expected a file to read or write: {error.strerror}")
+
+
+def _stop(number: int, _: Any) -> NoReturn:
+    raise Interrupted(number)
 
 
 def parse_flags(argv: list[str]) -> list[str]:

@@ -90,22 +90,29 @@ def test_saved_images_of_one_evaluation_attack_in_another(mine: list[str], tmp_p
     assert second["robust_accuracy"] == first["robust_accuracy"]
 
 
-def test_killed_and_started_again(mine: list[str], tmp_path: Path) -> None:
-    """SIGKILL once the first attack is in eval.json: the flags are those of a straight run."""
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_killed_and_started_again(mine: list[str], tmp_path: Path, number: int) -> None:
+    """A signal once the first attack is in eval.json: the flags are those of a straight run."""
     straight = run("evaluate", [*mine, ATTACKS], tmp_path / "straight", None, smoke=False)
     sets = [part for override in [*mine, ATTACKS] for part in ("--set", override)]
     workdir = tmp_path / "killed"
     command = [sys.executable, "-m", "pipelines.run", "evaluate", *sets, "--workdir", str(workdir)]
     folder = workdir / "evaluate"
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     while process.poll() is None:
         known = folder / "eval.json"
         if known.is_file() and json.loads(known.read_text())["attacks"]:
-            process.send_signal(signal.SIGKILL)
+            process.send_signal(number)
             break
         time.sleep(0.02)
-    process.wait()
-    assert process.returncode == -signal.SIGKILL
+    _, err = process.communicate()
+    if number == signal.SIGKILL:
+        assert process.returncode == -number
+    else:
+        assert process.returncode == 128 + number and "Traceback" not in err
+        assert err.splitlines()[-1].startswith("error: SIGTERM: stopped; the same command goes on")
     assert json.loads((folder / "eval.json").read_text())["pending"]
     run("evaluate", [*mine, ATTACKS], workdir, None, smoke=False)
     ours, theirs = (np.load(f / "flags.npz") for f in (folder, straight))

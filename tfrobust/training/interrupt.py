@@ -9,11 +9,10 @@ from typing import Any
 
 
 class Interrupted(Exception):
-    """A run was asked to stop, and stopped at a checkpoint. number: of the signal."""
+    """A run was asked to stop by the signal of this number, and did. done: what is saved."""
 
-    def __init__(self, number: int, epoch: int, batch: int):
-        name = signal.Signals(number).name
-        super().__init__(f"{name}: saved after {epoch} epochs and {batch} batches")
+    def __init__(self, number: int, done: str = "stopped"):
+        super().__init__(f"{signal.Signals(number).name}: {done}")
         self.number = number
 
 
@@ -35,7 +34,7 @@ class Interruption:
     def heed(self, epoch: int, batch: int) -> None:
         """Raises Interrupted if a signal came."""
         if self.signal is not None:
-            raise Interrupted(self.signal, epoch, batch)
+            raise Interrupted(self.signal, f"saved after {epoch} epochs and {batch} batches")
 
     @contextmanager
     def caught(self) -> Iterator[Interruption]:
