@@ -25,7 +25,7 @@ from tfrobust.registry import (
     resolve,
 )
 from tfrobust.threat import Threat
-from tfrobust.training import OPTIMIZERS, SCHEDULES, Guided, Schedule
+from tfrobust.training import MONITOR, MONITORS, OPTIMIZERS, SCHEDULES, Guided, Schedule
 
 STAGES = ("train", "attack_eval", "report", "export")
 
@@ -55,6 +55,7 @@ class Train:
 
     epsilon_ramp_epochs: eps grows linearly from 0 over so many epochs. steps_per_epoch: None is
     the whole training split. init_from: a run folder or .keras file whose network is trained on.
+    monitor: the validation accuracy that a guided rate follows and that tells the best epoch.
     checkpoint_minutes: how often the state is saved within an epoch. rollbacks: how often a loss
     that is not finite sends the run back to its last checkpoint, at half the rate.
     """
@@ -65,10 +66,12 @@ class Train:
     validation_attack: Attack = PGD(steps=10)
     steps_per_epoch: int | None = None
     init_from: str | None = None
+    monitor: str = MONITOR
     checkpoint_minutes: float = 10.0
     rollbacks: int = 0
 
     def __post_init__(self) -> None:
+        choose("monitor", self.monitor, MONITORS)
         minutes = self.checkpoint_minutes
         require(minutes >= 0, "checkpoint_minutes", "a number >= 0", minutes)
         require(self.rollbacks >= 0, "rollbacks", "int >= 0", self.rollbacks)

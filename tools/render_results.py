@@ -71,7 +71,7 @@ def add_run(run: Path, results: Path) -> Path:
             {key: value for key, value in config.items() if key not in ("command", "note")}
         ),
         "evaluation": without_places(record.evaluation),
-        "training": asdict(summarise_training(record.history)),
+        "training": asdict(summarise_training(record.history, record.config)),
     }
     path = results / f"{name}.json"
     if path.is_file() and read_summary(path)["config"].get("seed") != config.get("seed"):

@@ -15,7 +15,6 @@ from tfrobust.io import write_atomically
 from tfrobust.models import with_precision
 from tfrobust.registry import UserError, require
 from tfrobust.training import (
-    MONITOR,
     BatchTimer,
     Best,
     CatastrophicOverfitting,
@@ -72,8 +71,8 @@ def _trained(
         model.compile(spec.optimizer(learning_rate=rate))
         model.optimizer.build(model.network.trainable_variables)
 
-    best = Best(network, MONITOR)
-    steering = plan.schedule.callbacks(first_epoch=math.ceil(plan.epsilon_ramp_epochs))
+    best = Best(network, plan.monitor)
+    steering = plan.schedule.callbacks(math.ceil(plan.epsilon_ramp_epochs), plan.monitor)
     steering += [best, CatastrophicOverfitting()]
     resume = Resume(
         model,

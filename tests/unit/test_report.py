@@ -237,7 +237,7 @@ def test_damaged_checks_are_refused(tmp_path: Path, key: str) -> None:
 
 def test_training_summary(tmp_path: Path) -> None:
     history = load_run(make_run(tmp_path / "run")).history
-    told = summarise_training(history)
+    told = summarise_training(history, {})
     # Ends at 1000, 1010, 1022: 22 s and the median epoch, 11 s, for the first one.
     assert (told.epochs, told.best_epoch, told.wall_seconds) == (3, 1, 33.0)
     assert told.seconds_per_batch == 0.042
@@ -245,9 +245,9 @@ def test_training_summary(tmp_path: Path) -> None:
 
 
 def test_best_epoch_ignores_nan_and_absent_columns() -> None:
-    assert best_epoch([{"epoch": 0}]) is None
+    assert best_epoch([{"epoch": 0}], {}) is None
     nan = {"epoch": 0, "val_robust_accuracy": float("nan")}
-    assert best_epoch([nan, {"epoch": 1, "val_robust_accuracy": 0.1}]) == 1
+    assert best_epoch([nan, {"epoch": 1, "val_robust_accuracy": 0.1}], {}) == 1
 
 
 def test_finished_at_may_be_a_date(tmp_path: Path) -> None:
@@ -255,7 +255,7 @@ def test_finished_at_may_be_a_date(tmp_path: Path) -> None:
     (run / "history.csv").write_text(
         "epoch,finished_at\n0,2025-01-01T10:00:00+00:00\n1,2025-01-01T10:01:00+00:00\n"
     )
-    assert summarise_training(load_run(run).history).wall_seconds == 120
+    assert summarise_training(load_run(run).history, {}).wall_seconds == 120
 
 
 def test_page_is_self_contained_and_complete(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from matplotlib.image import imsave
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from tfrobust.report.record import Probes
-from tfrobust.report.summary import best_epoch
 
 INK = "#010203"  # stands for the page's text colour, so that one figure suits light and dark
 COLOURS = ("#2f7ed8", "#e07b39")  # readable on white and on near-black
@@ -44,12 +43,11 @@ PANELS = (
 )
 
 
-def curves(history: Sequence[Mapping[str, float]]) -> list[tuple[str, str]]:
+def curves(history: Sequence[Mapping[str, float]], best: int | None) -> list[tuple[str, str]]:
     """(title, inline SVG) of every panel that the history has a column for.
 
-    The dashed vertical line is the best epoch. The text of the SVG is `currentColor`.
+    The dashed vertical line is the epoch `best`. The text of the SVG is `currentColor`.
     """
-    best = best_epoch(history)
     return [
         (panel.title, _panel(panel, history, best, f"panel{place}"))
         for place, panel in enumerate(PANELS)

@@ -171,14 +171,18 @@ def headline(config: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
     return f"{told} ({threat['norm']}, eps {number(threat['eps'])}, {total})"
 
 
-def best_epoch(history: Sequence[Mapping[str, float]]) -> int | None:
-    """The epoch, from 0, of the highest validation robust accuracy; the last of equals."""
-    scores = [(row["epoch"], row.get("val_robust_accuracy", math.nan)) for row in history]
+def best_epoch(history: Sequence[Mapping[str, float]], config: Mapping[str, Any]) -> int | None:
+    """The epoch, from 0, of the highest validation accuracy, robust unless the config says
+    otherwise; the last of equals."""
+    monitor = (config.get("train") or {}).get("monitor", "val_robust_accuracy")
+    scores = [(row["epoch"], row.get(monitor, math.nan)) for row in history]
     known = [(epoch, score) for epoch, score in scores if math.isfinite(score)]
     return int(max(known, key=lambda pair: (pair[1], pair[0]))[0]) if known else None
 
 
-def summarise_training(history: Sequence[Mapping[str, float]]) -> TrainingSummary:
+def summarise_training(
+    history: Sequence[Mapping[str, float]], config: Mapping[str, Any]
+) -> TrainingSummary:
     """What the history says about the cost of training; None where it does not say."""
     batches = [row["seconds_per_batch"] for row in history if "seconds_per_batch" in row]
     ends = [row["finished_at"] for row in history if "finished_at" in row]
@@ -188,7 +192,7 @@ def summarise_training(history: Sequence[Mapping[str, float]]) -> TrainingSummar
         wall = ends[-1] - ends[0] + median(after - before for before, after in pairwise(ends))
     return TrainingSummary(
         epochs=len(history),
-        best_epoch=best_epoch(history),
+        best_epoch=best_epoch(history, config),
         seconds_per_batch=median(batches) if batches else None,
         wall_seconds=wall,
     )

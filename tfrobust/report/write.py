@@ -14,6 +14,7 @@ from tfrobust.report.summary import (
     AccuracyRow,
     accuracy_rows,
     attack_settings,
+    best_epoch,
     headline,
     how_counted,
     missing_from_paper,
@@ -61,7 +62,10 @@ def write_report(run: Path) -> Path:
     markdown = environment.get_template("report.md").render(values)
     write_text(folder / "report.md", markdown)
     # Only our own constants are text in the curves, so their SVG needs no escaping.
-    values["curves"] = [(title, Markup(svg)) for title, svg in curves(record.history)]
+    values["curves"] = [
+        (title, Markup(svg))
+        for title, svg in curves(record.history, best_epoch(record.history, record.config))
+    ]
     values["cards"] = probe_cards(record.probes) if record.probes else []
     values["gain"] = amplification(record.probes) if record.probes else 1
     write_text(folder / "index.html", environment.get_template("index.html").render(values))
@@ -126,7 +130,7 @@ def _accuracy_table(rows: list[AccuracyRow], with_paper: bool) -> tuple[list[str
 def _training(record: RunRecord) -> list[tuple[str, str]]:
     if not record.history:
         return []
-    told = summarise_training(record.history)
+    told = summarise_training(record.history, record.config)
     return [
         ("epochs run", str(told.epochs)),
         ("best epoch (from 0)", NOTHING if told.best_epoch is None else str(told.best_epoch)),

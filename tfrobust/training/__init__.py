@@ -5,10 +5,11 @@ from tfrobust.training.distribution import strategy
 from tfrobust.training.interrupt import Interrupted, Interruption, NotFinite
 from tfrobust.training.monitors import BatchTimer, CatastrophicOverfitting, History
 from tfrobust.training.optimizers import OPTIMIZERS
-from tfrobust.training.schedules import MONITOR, SCHEDULES, Guided, Schedule
+from tfrobust.training.schedules import MONITOR, MONITORS, SCHEDULES, Guided, Schedule
 
 __all__ = [
     "MONITOR",
+    "MONITORS",
     "OPTIMIZERS",
     "SCHEDULES",
     "BatchTimer",

@@ -10,6 +10,7 @@ import keras
 from tfrobust.registry import require, serializable
 
 MONITOR = "val_robust_accuracy"
+MONITORS = (MONITOR, "val_accuracy")  # what may lead a run and tell its best epoch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,8 +21,8 @@ class Schedule:
         """The optimizer's `learning_rate`: a number or a Keras LearningRateSchedule."""
         return base
 
-    def callbacks(self, first_epoch: int) -> list[keras.callbacks.Callback]:
-        """Callbacks that steer the run, heeding epochs from `first_epoch` (the ramp's end) on."""
+    def callbacks(self, first_epoch: int, monitor: str = MONITOR) -> list[keras.callbacks.Callback]:
+        """Callbacks that steer the run by `monitor`, from epoch `first_epoch` (the ramp's end)."""
         return []
 
 
@@ -41,23 +42,23 @@ class Guided(Schedule):
         require(self.stop >= 1, "stop", "int >= 1", self.stop)
         require(0 < self.factor < 1, "factor", "a fraction between 0 and 1", self.factor)
 
-    def callbacks(self, first_epoch: int) -> list[keras.callbacks.Callback]:
+    def callbacks(self, first_epoch: int, monitor: str = MONITOR) -> list[keras.callbacks.Callback]:
         return [
-            GuidedRate(self.factor, self.patience, first_epoch),
+            GuidedRate(monitor, self.factor, self.patience, first_epoch),
             keras.callbacks.EarlyStopping(
-                MONITOR, patience=self.stop, mode="max", start_from_epoch=first_epoch
+                monitor, patience=self.stop, mode="max", start_from_epoch=first_epoch
             ),
         ]
 
 
 class GuidedRate(keras.callbacks.ReduceLROnPlateau):
-    """ReduceLROnPlateau on robust accuracy that waits for the ramp's end.
+    """ReduceLROnPlateau on an accuracy that waits for the ramp's end.
 
     Before it, robust accuracy at the full eps says little, and the rate would be gone too soon.
     """
 
-    def __init__(self, factor: float, patience: int, first_epoch: int):
-        super().__init__(MONITOR, factor, patience, mode="max", min_delta=0.0, verbose=1)
+    def __init__(self, monitor: str, factor: float, patience: int, first_epoch: int):
+        super().__init__(monitor, factor, patience, mode="max", min_delta=0.0, verbose=1)
         self.first_epoch = first_epoch
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
