@@ -27,6 +27,7 @@ MISTAKES = {
     ("threat.norm=l3",): "threat.norm: expected one of l1, l2, linf",
     ("train.epochs=1.5",): "train.epochs: expected a valid integer, received 1.5",
     ("train.epochs=10",): "train.epsilon_ramp_epochs: expected a number from 0 to the 10",
+    ("train.monitor=val_acuracy",): "train.monitor: .*did you mean 'val_accuracy'",
     ("train.init_from=no.keras",): "train.init_from: expected a .keras file or a run folder",
     ("train.schedule.name=guide",): "train.schedule.name: .*did you mean 'guided'",
     ("optimizer.momentum=high",): "optimizer.momentum: expected a valid number",

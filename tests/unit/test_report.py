@@ -250,6 +250,16 @@ def test_best_epoch_ignores_nan_and_absent_columns() -> None:
     assert best_epoch([nan, {"epoch": 1, "val_robust_accuracy": 0.1}], {}) == 1
 
 
+def test_best_epoch_is_the_last_of_equals_by_what_led_the_run() -> None:
+    rows = [(0.5, 0.9), (0.6, 0.8), (0.6, 0.7), (0.1, 0.8)]
+    history = [
+        {"epoch": i, "val_robust_accuracy": robust, "val_accuracy": clean}
+        for i, (robust, clean) in enumerate(rows)
+    ]
+    assert best_epoch(history, {}) == 2
+    assert best_epoch(history, {"train": {"monitor": "val_accuracy"}}) == 0
+
+
 def test_finished_at_may_be_a_date(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     (run / "history.csv").write_text(

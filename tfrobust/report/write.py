@@ -62,10 +62,8 @@ def write_report(run: Path) -> Path:
     markdown = environment.get_template("report.md").render(values)
     write_text(folder / "report.md", markdown)
     # Only our own constants are text in the curves, so their SVG needs no escaping.
-    values["curves"] = [
-        (title, Markup(svg))
-        for title, svg in curves(record.history, best_epoch(record.history, record.config))
-    ]
+    best = best_epoch(record.history, record.config)
+    values["curves"] = [(title, Markup(svg)) for title, svg in curves(record.history, best)]
     values["cards"] = probe_cards(record.probes) if record.probes else []
     values["gain"] = amplification(record.probes) if record.probes else 1
     write_text(folder / "index.html", environment.get_template("index.html").render(values))
