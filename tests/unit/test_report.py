@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from tfrobust.report import (
+    NOTHING,
     accuracy_rows,
     attack_settings,
     best_epoch,
@@ -207,6 +208,7 @@ def test_what_an_accuracy_counts_is_said() -> None:
 CHECKS = [
     {"name": "huge eps", "value": 0.25, "text": "25.0% <of> 200 images.", "warns": True},
     {"name": "more steps", "value": None, "text": "Not measured.", "warns": False},
+    {"name": "logits", "value": 0.0, "text": "Logits.", "warns": False},
 ]
 
 
@@ -214,13 +216,13 @@ def test_checks_have_a_table_and_warn_at_the_top(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     change(run, checks=CHECKS)
     page = write_report(run)
-    line = "1 of 2 checks warns that the robust accuracy may be too high: huge eps."
+    line = "1 of 3 checks warns that the robust accuracy may be too high: huge eps."
     html, markdown = page.read_text(), (page.parent / "report.md").read_text()
     for text, section in ((html, "<h2>Accuracy"), (markdown, "## Accuracy")):
         assert 0 < text.find(line) < text.index(section)
         assert "25.0% &lt;of&gt; 200 images." in text and "Not measured." in text
     assert '<td class="wrong">warning</td>' in html and '<td class="right">fine</td>' in html
-    assert "200 images. | warning |" in markdown and "Not measured. | fine |" in markdown
+    assert "200 images. | warning |" in markdown and f"Not measured. | {NOTHING} |" in markdown
     change(run, checks=CHECKS[1:])
     assert "robust accuracy may be too high" not in write_report(run).read_text()
     change(run, checks=[])

@@ -89,8 +89,7 @@ def _values(record: RunRecord) -> dict[str, Any]:
         "counted": how_counted(evaluation),
         "checks_note": CHECKS_NOTE,
         "checks": [
-            (check["name"], check["text"], "warning" if check["warns"] else "fine")
-            for check in evaluation.get("checks", [])
+            (check["name"], check["text"], _mark(check)) for check in evaluation.get("checks", [])
         ],
         "paper": config.get("paper"),
         "missing": ", ".join(f"{label} {percent(value)}" for label, value in missing.items()),
@@ -123,6 +122,12 @@ def _accuracy_table(rows: list[AccuracyRow], with_paper: bool) -> tuple[list[str
         for row, line in zip(rows, cells, strict=True):
             line += [percent(row.paper), points(row.difference)]
     return header, cells
+
+
+def _mark(check: dict[str, Any]) -> str:
+    if check["warns"]:
+        return "warning"
+    return NOTHING if check.get("value") is None else "fine"
 
 
 def _training(record: RunRecord) -> list[tuple[str, str]]:
