@@ -104,12 +104,15 @@ def _values(record: RunRecord) -> dict[str, Any]:
 
 
 def _accuracy_table(rows: list[AccuracyRow], with_paper: bool) -> tuple[list[str], list[list[str]]]:
-    header = ["evaluation", "accuracy", "95 % interval", "examples", "time", "cost", "settings"]
+    paper = ["paper", "difference"] if with_paper else []
+    header = ["evaluation", "accuracy", "95 % interval", *paper]
+    header += ["examples", "time", "cost", "settings"]
     cells = [
         [
             row.name,
             percent(row.accuracy),
             f"{100 * row.low:.1f} to {100 * row.high:.1f}",
+            *([percent(row.paper), points(row.difference)] if with_paper else []),
             str(row.examples),
             duration(row.seconds),
             row.cost or NOTHING,
@@ -117,10 +120,6 @@ def _accuracy_table(rows: list[AccuracyRow], with_paper: bool) -> tuple[list[str
         ]
         for row in rows
     ]
-    if with_paper:
-        header += ["paper", "difference"]
-        for row, line in zip(rows, cells, strict=True):
-            line += [percent(row.paper), points(row.difference)]
     return header, cells
 
 
