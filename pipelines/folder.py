@@ -13,8 +13,9 @@ from typing import Any
 from tfrobust.io import write_text
 from tfrobust.registry import UserError
 
-# Where files lie, whether they may be fetched and how often a run is saved changes no result.
-PLACES = ("dir", "download", "path", "init_from", "checkpoint_minutes")
+# Where files lie, whether they may be fetched, how often a run is saved and how often it may go
+# back changes nothing that it has done.
+PLACES = ("dir", "download", "path", "init_from", "checkpoint_minutes", "rollbacks")
 
 
 class Folder:

@@ -14,6 +14,8 @@ from absl import app, flags, logging
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is first imported
 
+import tensorflow as tf  # noqa: E402
+
 from pipelines import config as configs  # noqa: E402
 from pipelines import stages as stage_runners  # noqa: E402
 from pipelines.folder import Folder  # noqa: E402
@@ -54,6 +56,8 @@ def run(
 
 
 def _run(spec: Spec, folder: Folder, command: str, stages: list[str], smoke: bool) -> None:
+    if not tf.config.list_physical_devices("GPU"):
+        tf.config.experimental.enable_op_determinism()  # in every stage: each may run alone
     if "train" in spec.stages or "method" in spec.config:
         _make_way(folder, spec, smoke, trains="train" in stages)
     write_text(folder.config, configs.dump({"name": spec.name, **spec.config, "command": command}))
@@ -140,9 +144,8 @@ def main(argv: list[str]) -> None:
     except Interrupted as error:
         _fail(f"{error}; {GO_ON}", 128 + error.number)
     except OSError as error:
-        if error.filename is None:
-            raise
-        _fail(f"{error.filename}: expected a file to read or write: {error.strerror}")
+        place = error.filename or _WORKDIR.value
+        _fail(f"{place}: expected a place to read or write: {error.strerror}")
 
 
 def _stop(number: int, _: Any) -> NoReturn:

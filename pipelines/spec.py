@@ -134,6 +134,7 @@ def parse(name: str, config: dict[str, Any]) -> Spec:
     require(0 <= top["seed"] < 2**32, "seed", "an int from 0 to 2**32 - 1", top["seed"])
     choose("precision", top["precision"], PRECISIONS)
     threat = located("threat", Threat, **arguments(Threat, top["threat"], "threat"))
+    require(threat.box == (0.0, 1.0), "threat.box", "[0, 1], as the data have it", threat.box)
     data = _data(top["data"])
     trains = "train" in stages
     train = method = optimizer = None
@@ -312,7 +313,7 @@ def attack_files(listed: list[Trial]) -> list[Path]:
         if isinstance(trial.attack, Transfer):
             files += model_files(trial.attack.source, f"{where}.source")
         elif isinstance(trial.attack, SavedImages):
-            path = Path(trial.attack.path)
+            path = Path(trial.attack.path).expanduser()
             require(path.is_file(), f"{where}.path", "an .npz file", str(path))
             files.append(path)
     return files

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import errno
 import inspect
 import math
 import numbers
@@ -47,7 +48,9 @@ def in_memory(argument: str, batch_size: int) -> Iterator[None]:
     """Raises the UserError that names the batch size where TensorFlow runs out of memory."""
     try:
         yield
-    except tf.errors.ResourceExhaustedError:
+    except tf.errors.ResourceExhaustedError as error:
+        if "No space left" in str(error):  # TensorFlow's name for a full disk too
+            raise OSError(errno.ENOSPC, "No space left on device") from None
         expected = "batches that fit into memory"
         raise UserError(
             f"{argument}: expected {expected}, received {batch_size}; lower it"

@@ -20,7 +20,7 @@ ORDER = STAGES
 
 def inputs(stage: str, spec: Spec, folder: Folder) -> str:
     """The fingerprint of all that a stage's result depends on."""
-    data = [Path(spec.config["data"]["path"])] if "path" in spec.config["data"] else []
+    data = [Path(spec.config["data"]["path"]).expanduser()] if "path" in spec.config["data"] else []
     if stage == "train":
         start = spec.train.init_from if spec.train is not None else None
         base = [keras_file(start, "train.init_from")] if start else []
@@ -29,7 +29,7 @@ def inputs(stage: str, spec: Spec, folder: Folder) -> str:
         files = [*data, *model_files(*_model(spec, folder)), *attack_files(spec.trials)]
         return fingerprint(spec.config, attack_eval.SECTIONS, files)
     if stage == "export":
-        return fingerprint(spec.config, (), model_files(*_model(spec, folder)))
+        return fingerprint(spec.config, ("model",), model_files(*_model(spec, folder)))
     return fingerprint(spec.config, spec.config, [folder.history, folder.evaluation, folder.probes])
 
 

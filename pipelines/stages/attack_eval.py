@@ -28,9 +28,11 @@ from tfrobust.evaluation import (
 )
 from tfrobust.evaluation.craft import LogitsFn
 from tfrobust.io import UNREADABLE, write_atomically, write_text
+from tfrobust.registry import require
 
 PROBES = 8
-SECTIONS = ("seed", "threat", "data", "attacks", "evaluation")
+GRID = 1e-4  # of 1/255: float32 rounding
+SECTIONS = ("seed", "threat", "data", "model", "attacks", "evaluation")
 
 
 def attack_eval(spec: Spec, folder: Folder, logits_fn: LogitsFn) -> None:
@@ -38,6 +40,9 @@ def attack_eval(spec: Spec, folder: Folder, logits_fn: LogitsFn) -> None:
     _, test = spec.data.source.load()
     x, y, options = test.as_float(), test.labels, spec.evaluation
     check_inputs(logits_fn, x, y, spec.threat, options.batch_size)
+    off = np.abs(np.rint(255 * x) - 255 * x).max()
+    expected = "float32, as the images are no multiples of 1/255"
+    require(options.save != "uint8" or off < 1e-3, "evaluation.save", expected, options.save)
     finished = _finished(folder, spec)
     results: list[Result] = []
     for result in run(
@@ -73,7 +78,8 @@ def _finished(folder: Folder, spec: Spec) -> list[Result]:
 
     eval.json is written last, so flags.npz holds at least its rows.
     """
-    if not folder.evaluation.is_file() or not folder.flags.is_file():
+    kept = [folder.adversarial] if spec.evaluation.save else []
+    if not all(path.is_file() for path in (folder.evaluation, folder.flags, *kept)):
         return []
     try:
         return _read(folder, spec)
@@ -126,6 +132,7 @@ def _record(
         "threat": {"norm": spec.threat.norm, "eps": spec.threat.eps},
         "seed": spec.seed,
         "data": {"name": spec.config["data"]["name"], "split": "test"},
+        "model": spec.config.get("model"),
         "versions": versions(),
         "commit": commit(),
         "training_commit": folder.commit("train"),
@@ -145,7 +152,7 @@ def _save_images(
     """Of each test image the adversary that broke it first, else the last that was tried.
 
     As uint8 the images are rounded to 1/255, which may undo an attack: the accuracy on the
-    rounded images is returned.
+    rounded images is returned, for those that every attack saw.
     """
     before = test.as_float()
     if path.is_file():
@@ -154,11 +161,21 @@ def _save_images(
     images = merged(before, results)
     accuracy = {}
     if spec.evaluation.save == "uint8":
-        images = np.rint(images * 255).astype(np.uint8)
-        right = predictor(logits_fn, spec.evaluation.batch_size)(_as_float(images)) == test.labels
-        accuracy["rounded_robust_accuracy"] = float((right & results[0].robust).mean())
+        images = _rounded(images, test.as_float())
+        n = len(worst_case(results))  # of so many is the headline
+        predict = predictor(logits_fn, spec.evaluation.batch_size)
+        right = predict(_as_float(images[:n])) == test.labels[:n]
+        accuracy["rounded_robust_accuracy"] = float((right & results[0].robust[:n]).mean())
     write_atomically(path, lambda p: np.savez(p, image=images, label=test.labels, index=test.index))
     return accuracy
+
+
+def _rounded(images: np.ndarray, clean: np.ndarray) -> np.ndarray:
+    """Multiples of 1/255 as uint8, towards the clean image: what is in the ball stays there."""
+    scaled = np.float64(255) * images
+    up = images < clean
+    whole = np.where(up, np.ceil(scaled - GRID), np.floor(scaled + GRID))
+    return whole.astype(np.uint8)
 
 
 def _as_float(images: np.ndarray) -> np.ndarray:

@@ -6,7 +6,6 @@ import math
 import sys
 
 import keras
-import tensorflow as tf
 
 from pipelines.folder import Folder
 from pipelines.spec import Spec, Train
@@ -35,16 +34,16 @@ def train(spec: Spec, folder: Folder) -> None:
     """Train, or go on from the last checkpoint; the same config gives the same weights on CPU."""
     plan = spec.train
     assert plan is not None
-    if not tf.config.list_physical_devices("GPU"):
-        tf.config.experimental.enable_op_determinism()
+    rollbacks = Checkpoints(folder.checkpoints).note.get("rollbacks", 0)
     with Interruption().caught() as interruption:
         for left in reversed(range(plan.rollbacks + 1)):
             try:
-                network = _trained(spec, plan, folder, interruption, plan.rollbacks - left)
+                network = _trained(spec, plan, folder, interruption, rollbacks)
             except NotFinite as error:
                 if not left:
                     hint = "lower optimizer.learning_rate, or set train.rollbacks"
                     raise UserError(f"train: {error}; {hint}") from None
+                rollbacks += 1
                 print(f"train: {error}; going on from there at {ROLLBACK:g} times the rate")
             else:
                 break
@@ -54,7 +53,7 @@ def train(spec: Spec, folder: Folder) -> None:
 def _trained(
     spec: Spec, plan: Train, folder: Folder, interruption: Interruption, rollbacks: int
 ) -> keras.Model:
-    """The network at its best epoch. rollbacks: how often the rate is to be lowered now."""
+    """The network at its best epoch. rollbacks: how often the rate has been lowered in this run."""
     assert spec.method is not None and spec.optimizer is not None and spec.network is not None
     keras.utils.set_random_seed(spec.seed)
     split, held_out = splits(spec)
@@ -62,8 +61,7 @@ def _trained(
     steps = min(plan.steps_per_epoch or len(split), len(split) // size)
 
     checkpoints = Checkpoints(folder.checkpoints)
-    before = checkpoints.note.get("rollbacks", 0)
-    base = float(spec.optimizer().learning_rate) * ROLLBACK ** (before + rollbacks)
+    base = float(spec.optimizer().learning_rate) * ROLLBACK**rollbacks
     rate = plan.schedule.learning_rate(base, steps, plan.epochs)
     with strategy().scope():
         network = with_precision(spec.network(), spec.precision)
@@ -71,9 +69,11 @@ def _trained(
         model.compile(spec.optimizer(learning_rate=rate))
         model.optimizer.build(model.network.trainable_variables)
 
+    before = checkpoints.note
+    history = History(folder.history, before.get("history", []), folder.tensorboard)
     best = Best(network, plan.monitor)
-    steering = plan.schedule.callbacks(math.ceil(plan.epsilon_ramp_epochs), plan.monitor)
-    steering += [best, CatastrophicOverfitting()]
+    guides = plan.schedule.callbacks(math.ceil(plan.epsilon_ramp_epochs), plan.monitor)
+    steering = [BatchTimer(), *guides, best, CatastrophicOverfitting()]
     resume = Resume(
         model,
         checkpoints,
@@ -81,14 +81,15 @@ def _trained(
         steps,
         minutes=plan.checkpoint_minutes,
         interruption=interruption,
-        note={"rollbacks": before + rollbacks},
+        history=history,
+        note={"rollbacks": rollbacks},
     )
-    if rollbacks and not callable(rate):  # the checkpoint has brought its own
-        model.optimizer.learning_rate.assign(model.optimizer.learning_rate * ROLLBACK**rollbacks)
+    since = rollbacks - before.get("rollbacks", rollbacks)
+    if since and not callable(rate):  # the checkpoint has brought its own rate
+        model.optimizer.learning_rate.assign(model.optimizer.learning_rate * ROLLBACK**since)
     if resume.step:
         done = f"{resume.epoch} of {plan.epochs} epochs and {resume.batch} batches"
         print(f"train: going on after {done}", flush=True)
-    history = History(folder.history, resume.epoch, folder.tensorboard)
     validation = batches(held_out, VALIDATION_BATCH) if len(held_out) else None
 
     def fit(epochs: int) -> None:
@@ -107,7 +108,7 @@ def _trained(
             initial_epoch=first // steps,
             epochs=epochs,
             validation_data=validation,
-            callbacks=[BatchTimer(), *steering, history, resume],
+            callbacks=[*steering, history, resume],
             shuffle=False,  # `batches` has
             verbose=1 if sys.stdout.isatty() else 2,
         )
@@ -116,6 +117,7 @@ def _trained(
         fit(resume.epoch + 1)  # the rest of the epoch that was left
     if resume.epoch < plan.epochs and not resume.stopped:
         fit(plan.epochs)
+    interruption.heed(resume.epoch, 0)
     best.restore()
     return model.network
 

@@ -24,6 +24,7 @@ MISTAKES = {
     ("data.validation=0", "train.schedule=guided"): "data.validation: expected examples to hold",
     ("threat.eps=8/0",): "threat.eps: expected a fraction",
     ("threat.eps=big",): "threat.eps: expected a number or a fraction",
+    ("threat.box=[0, 255]",): "threat.box: expected .0, 1., as the data have it",
     ("threat.norm=l3",): "threat.norm: expected one of l1, l2, linf",
     ("train.epochs=1.5",): "train.epochs: expected a valid integer, received 1.5",
     ("train.epochs=10",): "train.epsilon_ramp_epochs: expected a number from 0 to the 10",

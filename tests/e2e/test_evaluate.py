@@ -27,7 +27,7 @@ def mine(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     rng = np.random.default_rng(0)
     y = rng.integers(0, 2, 120)
     x = np.clip(0.3 + 0.4 * y[:, None, None, None] + 0.1 * rng.normal(size=(120, 6, 6, 1)), 0, 1)
-    x = x.astype(np.float32)
+    x = (np.rint(255 * x) / 255).astype(np.float32)
     np.savez(folder / "my.npz", x_train=x[:60], y_train=y[:60], x_test=x[60:], y_test=y[60:])
     network = keras.Sequential([keras.Input((6, 6, 1)), keras.layers.Flatten()])
     network.add(keras.layers.Dense(2))
@@ -79,15 +79,45 @@ def test_a_saved_model_and_probabilities(mine: list[str], tmp_path: Path) -> Non
     assert converted["robust_accuracy"] == plain["robust_accuracy"]
     with np.load(tmp_path / "plain" / "runs" / "evaluate" / "adversarial.npz") as saved:
         assert saved["image"].dtype == np.uint8 and len(saved["image"]) == 60
-    assert plain["rounded_robust_accuracy"] <= plain["clean_accuracy"]
+    assert plain["robust_accuracy"] <= plain["rounded_robust_accuracy"] < plain["clean_accuracy"]
 
 
-def test_saved_images_of_one_evaluation_attack_in_another(mine: list[str], tmp_path: Path) -> None:
-    first = evaluated(tmp_path, [*mine, "attacks={name: pgd, steps: 3}", "evaluation.save=float32"])
+def test_another_reading_of_the_outputs_is_another_evaluation(
+    mine: list[str], tmp_path: Path
+) -> None:
+    folder = Path(mine[0].partition("=")[2]).parent
+    softmax = [f"model.path={folder / 'softmax.keras'}", *mine[1:], "attacks={name: pgd, steps: 3}"]
+    evaluated(tmp_path, [*softmax, "model.outputs=probabilities"])
+    with pytest.raises(UserError, match="expected logits, received probabilities"):
+        evaluated(tmp_path, softmax)
+    logits = [*mine, "attacks={name: pgd, steps: 3}", "model.outputs=probabilities"]
+    with pytest.raises(UserError, match="model.outputs: expected a network of probabilities"):
+        evaluated(tmp_path, logits)
+    surrogate = f"attacks={{name: transfer, source: {folder / 'softmax.keras'}, attack: fgsm}}"
+    with pytest.raises(UserError, match="source: expected a network of logits .or outputs: prob"):
+        evaluated(tmp_path, [*mine, surrogate])
+
+
+@pytest.mark.parametrize("kind", ["float32", "uint8"])
+def test_saved_images_of_one_evaluation_attack_in_another(
+    mine: list[str], tmp_path: Path, kind: str
+) -> None:
+    """Rounded ones too lie in the ball: 0.17 is 43.35 / 255."""
+    first = evaluated(tmp_path, [*mine, "attacks={name: pgd, steps: 3}", f"evaluation.save={kind}"])
     images = tmp_path / "runs" / "evaluate" / "adversarial.npz"
     attacks = f"attacks=[{{name: saved_images, path: {images}}}]"
     second = evaluated(tmp_path / "second", [*mine, attacks])
-    assert second["robust_accuracy"] == first["robust_accuracy"]
+    rounded = first.get("rounded_robust_accuracy", first["robust_accuracy"])
+    assert second["robust_accuracy"] == rounded
+
+
+def test_images_off_the_grid_are_not_rounded(tmp_path: Path, mine: list[str]) -> None:
+    sets = [mine[0], "data.name=npz", f"data.path={tmp_path / 'off.npz'}", "threat.eps=0.1"]
+    with np.load(mine[2].partition("=")[2]) as arrays:
+        off = {k: v * np.float32(0.99) if k[0] == "x" else v for k, v in arrays.items()}
+    np.savez(tmp_path / "off.npz", **off)
+    with pytest.raises(UserError, match="evaluation.save: expected float32, as the images are no"):
+        evaluated(tmp_path, [*sets, "attacks=fgsm", "evaluation.save=uint8"])
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])

@@ -19,6 +19,7 @@ from tfrobust.data import Split, batches
 from tfrobust.registry import UserError
 from tfrobust.training import (
     MONITOR,
+    SCHEDULES,
     BatchTimer,
     Best,
     CatastrophicOverfitting,
@@ -29,7 +30,10 @@ from tfrobust.training import (
     Interruption,
     NotFinite,
     Resume,
+    Schedule,
 )
+
+GUIDED = Guided(patience=1, stop=30)
 
 
 class Signal(keras.callbacks.Callback):
@@ -44,7 +48,9 @@ class Signal(keras.callbacks.Callback):
         self.interruption.signal = None if self.left else signal.SIGTERM
 
 
-def run(folder: Path, epochs: int = 4, signal_at: int = 0) -> tuple[np.ndarray, Any]:
+def run(
+    folder: Path, epochs: int = 4, signal_at: int = 0, schedule: Schedule = GUIDED
+) -> tuple[np.ndarray, Any]:
     """Train up to `epochs` of 3 batches, all objects fresh, as a new process would."""
     keras.utils.set_random_seed(0)
     rng = np.random.default_rng(0)
@@ -57,13 +63,15 @@ def run(folder: Path, epochs: int = 4, signal_at: int = 0) -> tuple[np.ndarray, 
         network, threat=Threat("linf", 0.1), alpha=0.01, beta=1.0, ramp_steps=5,
         validation_attack=PGD(steps=2),
     )  # fmt: skip
-    model.compile(keras.optimizers.SGD(0.1, momentum=0.9))
+    rate = schedule.learning_rate(0.1, 3, 4)
+    model.compile(keras.optimizers.SGD(rate, momentum=0.9))
     model.optimizer.build(model.network.trainable_variables)
     best, interruption = Best(network, MONITOR), Interruption()
-    steering = [*Guided(patience=1, stop=30).callbacks(0), best, CatastrophicOverfitting()]
-    resume = Resume(model, Checkpoints(folder), steering, 3, interruption=interruption)
-    history = History(folder / "history.csv", resume.epoch, folder / "tensorboard")
-    callbacks = [Signal(interruption, signal_at), BatchTimer(), *steering, history, resume]
+    steering = [BatchTimer(), *schedule.callbacks(0), best, CatastrophicOverfitting()]
+    kept = Checkpoints(folder)
+    history = History(folder / "history.csv", kept.note.get("history", []), folder / "tensorboard")
+    resume = Resume(model, kept, steering, 3, interruption=interruption, history=history)
+    callbacks = [Signal(interruption, signal_at), *steering, history, resume]
     for until in (resume.epoch + 1, epochs) if resume.batch else (epochs,):
         model.fit(
             batches(split, 8, training=True, first_step=resume.step),
@@ -97,18 +105,19 @@ def charts(folder: Path) -> list[tuple[str, int]]:
     return sorted(found)
 
 
-def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("schedule", [GUIDED, SCHEDULES["cyclic"]()], ids=["guided", "cyclic"])
+def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path, schedule: Schedule) -> None:
     """Weights, the best ones, BatchNorm, momentum, Dropout, metrics, the rate and the plateau
     counters, to the bit: cut after epochs 1 and 2, and by signals within epochs 1 and 3."""
-    straight, state = run(tmp_path / "straight")
-    run(tmp_path / "epochs", 1)
-    run(tmp_path / "epochs", 2)
+    straight, state = run(tmp_path / "straight", schedule=schedule)
+    run(tmp_path / "epochs", 1, schedule=schedule)
+    run(tmp_path / "epochs", 2, schedule=schedule)
     for at in (2, 6):  # batches 1 of epoch 0; then, from there, 1 of epoch 2
         with pytest.raises(Interrupted, match="SIGTERM: saved after . epochs and . batches"):
-            run(tmp_path / "signals", signal_at=at)
+            run(tmp_path / "signals", signal_at=at, schedule=schedule)
     for name in ("epochs", "signals"):
         first_rows = (tmp_path / name / "history.csv").read_bytes()
-        resumed, resumed_state = run(tmp_path / name)
+        resumed, resumed_state = run(tmp_path / name, schedule=schedule)
         np.testing.assert_array_equal(resumed, straight)
         assert resumed_state == state and state["step"] == 12
         assert (tmp_path / name / "history.csv").read_bytes().startswith(first_rows)
@@ -133,6 +142,9 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:
         resume.on_train_batch_end(3, {"loss": np.float32("nan")})
     with pytest.raises(NotFinite, match="the validation after epoch 1; .* of step 0"):
         resume.on_epoch_end(0, {"val_loss": np.float32("inf")})
+    resume.model.set_weights([np.full(w.shape, np.nan) for w in resume.model.get_weights()])
+    with pytest.raises(NotFinite, match="the weights after step 5; .* of step 0"):
+        resume.on_epoch_end(0, {"val_loss": 1.0})
     assert not list(tmp_path.iterdir())
 
 

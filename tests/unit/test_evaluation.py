@@ -202,7 +202,7 @@ def test_evaluate_in_one_call() -> None:
     result = evaluate(network, X, Y, threat, {"name": "fgsm", "start": "none"}, progress=False)
     assert result.clean_accuracy == pytest.approx(6 / 7)
     assert result.robust_accuracy == pytest.approx(2 / 7)
-    assert str(result) == "clean: 85.71% of 7\nFGSM: 28.57% of 7"
+    assert str(result) == "clean: 85.71% of 7\nFGSM: 28.57% of 7\nworst case: 28.57% of 7"
     with pytest.raises(UserError, match="did you mean 'autoattack'"):
         evaluate(network, X, Y, threat, "autoatack")
 
@@ -231,6 +231,12 @@ def test_autoattack_and_paper_are_suites() -> None:
     assert len(standard) == 4 and {t.suite for t in standard} == {"AutoAttack"}
     plus = trials({"name": "autoattack", "version": "plus"}, Threat("linf", 0.3))
     assert {t.attack for t in standard} - {APGD()} < {t.attack for t in plus}
+    first, second, *rest = (t.attack for t in trials("autoattack", Threat("l1", 12.0)))
+    assert (first.restarts, second.targets) == (5, 5)  # as the public code has it
+    assert rest == [t.attack for t in standard[2:]]
+    again = trials(["autoattack", {"name": "autoattack", "label": "AA2"}], Threat("linf", 0.3))
+    assert [t.name for t in again[4:]] == [f"AA2: {t.attack.title}" for t in standard]
+    assert {t.suite for t in again} == {"AutoAttack", "AA2"}
     assert len(plus) == 6 and {t.suite for t in plus} == {"AutoAttack plus"}
     small = trials("paper", Threat("linf", 0.3))
     full = trials({"name": "paper", "budget": "paper"}, Threat("linf", 0.3))
@@ -254,3 +260,29 @@ def test_a_batch_that_does_not_fit_into_memory_is_one_line() -> None:
         evaluate(logits, x, y, Threat("linf", 0.1), "fgsm", batch_size=10, progress=False)
     expected = "batch_size: expected batches that fit into memory, received 10; lower it"
     assert str(caught.value) == expected
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float64"])
+def test_networks_of_other_dtypes(dtype: str) -> None:
+    x = np.random.default_rng(0).random((20, 2, 2, 1)).astype("float32")
+    weights = tf.constant(np.random.default_rng(1).normal(size=(4, 5)), dtype)
+
+    def logits(images: Any) -> Any:
+        return tf.cast(tf.reshape(images, [-1, 4]), dtype) @ weights
+
+    y = np.argmax(logits(x), axis=1)
+    attacks = ["fgsm", {"name": "pgd", "steps": 3, "success": "any"}, {"name": "apgd", "steps": 4}]
+    attacks += [{"name": "fab", "steps": 3}, {"name": "multi_targeted", "steps": 2}, "rays"]
+    attacks += [{"name": "square", "queries": 9}]
+    found = evaluate(logits, x, y, Threat("linf", 0.2), attacks, progress=False)
+    assert found.robust_accuracy < 1
+    assert str(found).splitlines()[-1] == f"worst case: {found.robust_accuracy:.2%} of 20"
+
+
+def test_a_box_of_bytes() -> None:
+    """Rounding of float32 is in proportion to the pixels."""
+    x = np.random.default_rng(0).integers(0, 256, (20, 4, 4, 3)).astype("float32")
+    weights = tf.constant(np.random.default_rng(1).normal(size=(48, 3)), tf.float32)
+    network = lambda images: tf.reshape(images, [-1, 48]) @ weights  # noqa: E731
+    y, threat = np.argmax(network(x), axis=1), Threat("linf", 0.7, box=(0, 255))
+    evaluate(network, x, y, threat, "fgsm", progress=False)

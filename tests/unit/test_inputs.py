@@ -100,7 +100,7 @@ def test_another_box() -> None:
 
 def test_rows_that_sum_to_one_now_and_then_are_logits() -> None:
     def sometimes(x: Any) -> Any:
-        return tf.nn.softmax(network(x)) + tf.where(tf.reshape(x, [-1, 1]) > 0.7, 1e-3, 0.0)
+        return tf.nn.softmax(network(x)) + tf.where(tf.reshape(x, [-1, 1]) > 0.7, 1e-2, 0.0)
 
     check_inputs(sometimes, X, Y, THREAT)
     with pytest.raises(UserError, match="received probabilities; attacks need logits: remove the"):
@@ -141,8 +141,13 @@ def fails(x: Any) -> Any:
         ({"logits_fn": softmax}, "logits_fn: expected logits, received probabilities"),
         (
             {"logits_fn": lambda x: network(x)[None]},
-            "logits_fn: expected logits [1, C] of images (1, 1, 1, 1), received 'EagerTensor of sh",
+            "a tensor of logits [1, C] for images (1, 1, 1, 1), received 'EagerTensor of sh",
         ),
+        (
+            {"logits_fn": lambda x: network(x).numpy()},
+            "logits_fn: expected a TensorFlow function, a tensor of logits [1, C] for images",
+        ),
+        ({"batch_size": 0}, "batch_size: expected int >= 1, received 0"),
         ({"logits_fn": lambda x: network(x)[:, :1]}, "of shape (1, 1)'"),
         ({"logits_fn": lambda x: {"z": network(x)}}, "received 'dict of shape ()'"),
     ],

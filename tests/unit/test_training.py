@@ -154,18 +154,18 @@ def test_catastrophic_overfitting_message_formats(caplog: pytest.LogCaptureFixtu
     assert "at epoch 7: validation robust accuracy 10.0 %, 30.0 points below" in caplog.text
 
 
-def written(path: Path, first_epoch: int, epochs: list[dict[str, Any]]) -> History:
-    history = History(path, first_epoch, path.parent / "tensorboard")
+def written(path: Path, lines: list[str], epochs: list[dict[str, Any]]) -> History:
+    history = History(path, lines, path.parent / "tensorboard")
     history.set_model(SimpleNamespace(step=np.int64(5)))
     history.on_train_begin()
-    for epoch, logs in enumerate(epochs, first_epoch):
+    for epoch, logs in enumerate(epochs, max(0, len(lines) - 1)):
         history.on_epoch_end(epoch, logs)
     return history
 
 
 def test_history_rows(tmp_path: Path) -> None:
     path = tmp_path / "history.csv"
-    written(path, 0, [{"loss": np.float32(1.25), "accuracy": 0.5}, {"loss": 1.0, "new": 2.0}])
+    written(path, [], [{"loss": np.float32(1.25), "accuracy": 0.5}, {"loss": 1.0, "new": 2.0}])
     rows = list(csv.DictReader(path.open()))
     assert list(rows[0]) == ["epoch", "step", "finished_at", "accuracy", "loss"]
     assert (rows[0]["epoch"], rows[0]["step"], rows[0]["loss"]) == ("0", "5", "1.25")
@@ -173,15 +173,20 @@ def test_history_rows(tmp_path: Path) -> None:
 
 
 def test_history_goes_on_after_the_checkpoint(tmp_path: Path) -> None:
-    """Rows before it stay byte for byte, rows of epochs after it (killed in between) go."""
+    """Rows before it stay byte for byte, rows of epochs after it (killed in between) go; what
+    became of the file since does not matter."""
     path = tmp_path / "history.csv"
-    written(path, 0, [{"loss": k / 3} for k in range(4)])
+    history = written(path, [], [{"loss": k / 3} for k in range(4)])
     before = path.read_bytes()
-    written(path, 2, [{"loss": 9.0}])
+    path.write_text("damaged")
+    written(path, history.lines[:3], [{"loss": 9.0}])
     lines = path.read_bytes().splitlines(keepends=True)
     assert b"".join(lines[:3]) == b"".join(before.splitlines(keepends=True)[:3])
     assert len(lines) == 4 and lines[3].startswith(b"2,") and lines[3].endswith(b",9\n")
-    written(path, 0, [{"loss": 1.0}])  # a run from the start has a file of its own
+    path.unlink()
+    History(path, history.lines, tmp_path / "tensorboard")  # nothing is left to train
+    assert path.read_bytes() == before
+    written(path, [], [{"loss": 1.0}])  # a run from the start has a file of its own
     assert len(path.read_bytes().splitlines()) == 2
 
 

@@ -66,15 +66,17 @@ def resumed(folder: Path) -> tuple[np.ndarray, str]:
     for epoch in range(2):
         model = model_for("adv")
         model.optimizer.build(model.trainable_variables)
-        steering = [*Guided().callbacks(0), CatastrophicOverfitting()]
-        resume = Resume(model, Checkpoints(folder), steering, STEPS)
+        steering = [BatchTimer(), *Guided().callbacks(0), CatastrophicOverfitting()]
+        kept = Checkpoints(folder)
+        lines = kept.note.get("history", [])
+        history = History(folder / "history.csv", lines, folder / "tensorboard")
+        resume = Resume(model, kept, steering, STEPS, history=history)
         assert resume.epoch == epoch
-        history = History(folder / "history.csv", epoch, folder / "tensorboard")
         weights, _ = fit(
             model,
             initial_epoch=epoch,
             epochs=epoch + 1,
-            callbacks=[BatchTimer(), *steering, history, resume],
+            callbacks=[*steering, history, resume],
         )
     return weights, (folder / "history.csv").read_text()
 

@@ -20,6 +20,7 @@ from tfrobust.attacks import APGD, FGSM, PGD, Attack
 from tfrobust.attacks.gradient import differentiated
 from tfrobust.evaluation.craft import BATCH_SIZE, Crafted, LogitsFn, batches, craft
 from tfrobust.evaluation.evaluate import Result, worst_case
+from tfrobust.models.saved import are_probabilities
 from tfrobust.threat import Threat
 
 ONE, SHORT, LONG = FGSM(start="none", step_scale=1.0), PGD(steps=10), PGD(steps=50)
@@ -274,7 +275,7 @@ def random_output(seen: Seen) -> Check:
 def probabilities(seen: Seen) -> Check:
     """A softmax hides from the attacks how far a loss can rise."""
     sums, least = seen.logits.sum(axis=1), seen.logits.min()
-    found = least >= 0 and np.abs(sums - 1).max() < 1e-4
+    found = are_probabilities(seen.logits)
     kind = "probabilities, not logits" if found else "logits, not probabilities"
     text = (
         f"The outputs of {seen.n} images are at least {least:.3g} and sum to {sums.min():.3g} to "

@@ -16,7 +16,7 @@ from tfrobust.threat import Threat
 
 LogitsFn = Callable[[Any], Any]
 BATCH_SIZE = 250
-TOLERANCE = 1e-6  # of a distance beyond eps: float32 rounding
+TOLERANCE = 1e-6  # of a distance beyond eps: float32 rounding, of 1 or of what is larger
 
 
 class Crafted(NamedTuple):
@@ -39,7 +39,7 @@ def predictor(
     for each shape of image."""
 
     def predict(images: Any) -> Any:
-        logits = logits_fn(images)
+        logits = tf.cast(logits_fn(images), tf.float32)
         finite = tf.reduce_all(tf.math.is_finite(logits), axis=-1)
         return tf.where(finite, tf.argmax(logits, axis=-1, output_type=tf.int32), -1)
 
@@ -77,9 +77,12 @@ def craft(
     up by them). Raises RuntimeError if the attack left the threat's set: nothing is clipped here.
     """
 
+    def logits(images: Any) -> Any:
+        return tf.cast(logits_fn(images), tf.float32)
+
     def run(images: Any, labels: Any, number: Any) -> Outcome:
         numbered = noise.seed_for(seed, number, attack.title)
-        return attack.run(logits_fn, images, labels, threat=threat, seed=numbered)
+        return attack.run(logits, images, labels, threat=threat, seed=numbered)
 
     if not len(x):
         none = np.zeros(0, np.int32)
@@ -145,7 +148,7 @@ def _check(attack: Attack, threat: Threat, x_adv: np.ndarray, x: np.ndarray) -> 
             f"outside the box [{low}, {high}]"
         )
     distance = threat.distance(x_adv.astype(np.float64), x.astype(np.float64)).numpy()
-    if (distance > threat.eps + TOLERANCE).any():
+    if (distance > threat.eps + TOLERANCE * max(1.0, threat.eps, *map(abs, threat.box))).any():
         raise RuntimeError(
             f"{attack.title}: made images at distance {distance.max()}, eps is {threat.eps}"
         )

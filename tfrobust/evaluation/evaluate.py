@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from tfrobust.attacks import Transfer
 from tfrobust.evaluation.craft import BATCH_SIZE, LogitsFn, craft, predictor
-from tfrobust.evaluation.inputs import check_inputs
+from tfrobust.evaluation.inputs import SOME, check_inputs
 from tfrobust.evaluation.trials import AttackSpec, Trial, trials
 from tfrobust.registry import choose, in_memory
 from tfrobust.threat import Threat
@@ -72,7 +73,9 @@ class Evaluation:
         return None if first is None else merged(first, self.results)
 
     def __str__(self) -> str:
-        return "\n".join(f"{r.name}: {r.accuracy:.2%} of {len(r.robust)}" for r in self.results)
+        lines = [f"{r.name}: {r.accuracy:.2%} of {len(r.robust)}" for r in self.results]
+        lines.append(f"worst case: {self.robust_accuracy:.2%} of {len(self.robust)}")
+        return "\n".join(lines)
 
 
 def evaluate(
@@ -96,7 +99,7 @@ def evaluate(
     the attacks before have left standing; "each" gives every attack all images that are right
     when clean. images: keep the adversarial images. Raises UserError for inputs that do not fit.
     """
-    found = trials(attacks, threat)
+    found, x, y = trials(attacks, threat), np.asarray(x), np.asarray(y)
     with in_memory("batch_size", batch_size):
         check_inputs(logits_fn, x, y, threat, batch_size)
         results = run(
@@ -135,6 +138,9 @@ def run(
     """
     choose("mode", mode, MODES)
     known = {result.name: result for result in finished}
+    for trial in found:  # a mistake is told before the first attack
+        if isinstance(trial.attack, Transfer) and trial.name not in known:
+            trial.attack.surrogate.check(x[:SOME], "source")
     clean = known.get("clean") or _clean(logits_fn, x, y, batch_size, images)
     yield clean
     standing = clean.robust.copy()  # after the attacks so far, those of the suite in mode each

@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfrobust.models import SavedNetwork
+from tfrobust.models.saved import are_probabilities
 from tfrobust.registry import UserError, require
 from tfrobust.threat import Threat
 
 LogitsFn = Callable[[Any], Any]
 MOST = 500  # images that are looked at
+SOME = 10  # images whose outputs tell logits from probabilities
 FEWEST = 100  # on fewer, chance alone makes accuracies differ by GAP
 GAP = 0.2
 
@@ -32,6 +35,7 @@ def check_inputs(
     scaled in one of the usual ways, is refused: its scaling belongs inside it. Costs one pass of a
     single image and one of up to 500 images; three more of these where most are wrong.
     """
+    require(batch_size >= 1, "batch_size", "int >= 1", batch_size)
     _check_arrays(x, y, threat)
     _check_one(logits_fn, x[:1])
     few, labels = x[:MOST], y[:MOST]
@@ -39,7 +43,9 @@ def check_inputs(
     classes = logits.shape[1]
     expected = f"class numbers 0 to {classes - 1}, as the network has {classes} logits"
     require(y.max() < classes, "y", expected, int(y.max()))
-    if logits.min() >= 0 and np.abs(logits.sum(axis=1) - 1).max() < 1e-4:
+    if isinstance(logits_fn, SavedNetwork) and logits_fn.outputs == "probabilities":
+        logits_fn.check(x[:SOME], "model.outputs")
+    if are_probabilities(logits):
         raise UserError(
             "logits_fn: expected logits, received probabilities; attacks need logits: remove the "
             "softmax, or set model.outputs=probabilities"
@@ -76,9 +82,10 @@ def _check_one(logits_fn: LogitsFn, x: np.ndarray) -> None:
             f"x: expected images that the network takes, received shape {x.shape}: {line}"
         ) from error
     shape = tuple(getattr(logits, "shape", ()))
-    fits = len(shape) == 2 and shape[0] == 1 and shape[1] >= 2
+    fits = tf.is_tensor(logits) and len(shape) == 2 and shape[0] == 1 and shape[1] >= 2
     received = f"{type(logits).__name__} of shape {shape}"
-    require(fits, "logits_fn", f"logits [1, C] of images {x.shape}", received)
+    expected = f"a TensorFlow function, a tensor of logits [1, C] for images {x.shape}"
+    require(fits, "logits_fn", expected, received)
 
 
 def _check_scaling(

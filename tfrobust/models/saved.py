@@ -39,6 +39,25 @@ class SavedNetwork:
         values = tf.ensure_shape(values, [None, self.classes])
         return tf.math.log(tf.maximum(values, TINY)) if self.outputs != "logits" else values
 
+    def check(self, images: np.ndarray, where: str) -> None:
+        """Raise a UserError unless it takes such images and its outputs on them are what `outputs`
+        says. where: the name of the network in errors."""
+        require(
+            images.shape[1:] == self.input_shape,
+            where,
+            f"a network of images {images.shape[1:]}",
+            self.input_shape,
+        )
+        seen = OUTPUTS[are_probabilities(np.asarray(self.forward(tf.constant(images)), np.float64))]
+        require(
+            seen == self.outputs, where, f"a network of {self.outputs} (or outputs: {seen})", seen
+        )
+
+
+def are_probabilities(values: np.ndarray) -> bool:
+    """Whether all rows [B, C] are at least 0 and sum to 1."""
+    return bool(values.min() >= 0 and np.abs(values.sum(axis=1) - 1).max() < 1e-3)
+
 
 def load_network(path: str | Path, outputs: str = "logits", where: str = "path") -> SavedNetwork:
     """The network of a run folder with model.keras, a .keras file or a SavedModel folder.

@@ -18,10 +18,12 @@ from absl import logging
 from tfrobust.io import write_text
 from tfrobust.registry import UserError
 from tfrobust.training.interrupt import Interruption, NotFinite
+from tfrobust.training.monitors import History
 
 KEEP = 2
 # The state of the callbacks that steer a run; a callback without these has none.
-STATE = ("best", "wait", "cooldown_counter", "best_epoch", "stopped_epoch", "gap_at_best")
+STATE = ("best", "wait", "cooldown_counter", "best_epoch", "stopped_epoch", "gap_at_best",
+         "learning_rate")  # fmt: skip
 
 
 class Checkpoints:
@@ -122,8 +124,9 @@ class Resume(keras.callbacks.Callback):
     checkpoint stands: weights, optimizer, Dropout's seeds, metrics, and the callbacks that steer.
 
     model: built, with a built optimizer. others: the callbacks whose state belongs to the run;
-    their `variables` too. Must come after them in fit's list: their own on_train_begin resets
-    them. An interruption is heeded after a batch, saved first, and raised.
+    their `variables` too. history: its lines are kept. Must come after all of them in fit's list:
+    their own on_train_begin resets them. An interruption is heeded after a batch, saved first, and
+    raised.
     """
 
     def __init__(
@@ -135,11 +138,13 @@ class Resume(keras.callbacks.Callback):
         *,
         minutes: float = 10.0,
         interruption: Interruption | None = None,
+        history: History | None = None,
         note: Mapping[str, Any] | None = None,
     ):
         super().__init__()
         self.checkpoints, self.others, self.steps = checkpoints, others, steps_per_epoch
         self.minutes, self.interruption = minutes, interruption or Interruption()
+        self.history = history
         # The seeds of Dropout are variables, but no weights: the model does not track them.
         weights = {id(v) for v in model.weights}
         self.metrics = [v.value for v in model.metrics_variables]
@@ -178,6 +183,9 @@ class Resume(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         self.saved_at = time.monotonic()
+        self._restore()
+
+    def _restore(self) -> None:
         for callback, state in zip(self.others, self.note["callbacks"], strict=False):
             for name, value in state.items():
                 setattr(callback, name, value)
@@ -189,6 +197,7 @@ class Resume(keras.callbacks.Callback):
             for variable, value in zip(self.metrics, self.partial, strict=True):
                 variable.assign(value)
             self.partial = None
+            self._restore()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         done = self.first + batch + 1
@@ -212,8 +221,11 @@ class Resume(keras.callbacks.Callback):
         states = [
             {n: v for n in STATE if (v := getattr(c, n, None)) is not None} for c in self.others
         ]
+        if not all(np.isfinite(weight).all() for weight in self.model.get_weights()):
+            raise NotFinite(f"the weights after step {step}", self.step)
         stopped = bool(self.model.stop_training)
-        self.note |= {"step": step, "stopped": stopped, "callbacks": states}
+        lines = self.history.lines if self.history else []
+        self.note |= {"step": step, "stopped": stopped, "callbacks": states, "history": lines}
         self.checkpoints.save(step, self.state, self.note)
         self.saved_at = time.monotonic()
 

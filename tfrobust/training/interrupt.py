@@ -8,8 +8,11 @@ from contextlib import contextmanager
 from typing import Any
 
 
-class Interrupted(Exception):
-    """A run was asked to stop by the signal of this number, and did. done: what is saved."""
+class Interrupted(BaseException):
+    """A run was asked to stop by the signal of this number, and did. done: what is saved.
+
+    As KeyboardInterrupt it is no Exception, which handlers of errors would take for one.
+    """
 
     def __init__(self, number: int, done: str = "stopped"):
         super().__init__(f"{signal.Signals(number).name}: {done}")

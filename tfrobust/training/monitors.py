@@ -7,7 +7,7 @@ import io
 import shutil
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -43,16 +43,16 @@ class History(keras.callbacks.Callback):
     """history.csv: a row an epoch with `epoch`, `step`, `finished_at` (UTC) and the logs; and the
     same curves for TensorBoard.
 
-    A resumed run keeps the rows before its first epoch as they are and goes on after them;
-    TensorBoard's files are written anew from them, so that neither has gaps nor doubles.
+    lines: those of the epochs before, as the last checkpoint has them; the file and TensorBoard's
+    are written from them, so that neither has gaps nor doubles.
     """
 
-    def __init__(self, path: Path, first_epoch: int, tensorboard: Path):
+    def __init__(self, path: Path, lines: Sequence[str], tensorboard: Path):
         super().__init__()
-        self.path, self.tensorboard = path, tensorboard
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        self.lines = lines[: first_epoch + 1] if first_epoch else []
+        self.path, self.tensorboard, self.lines = path, tensorboard, list(lines)
         self.boards: dict[str, Any] = {}
+        if self.lines:
+            self._write()
 
     def on_train_begin(self, logs: Any = None) -> None:
         if self.boards:  # fit is called twice where an epoch was left in between
@@ -86,8 +86,11 @@ class History(keras.callbacks.Callback):
             self.lines.append(_line(list(row)))
         columns = next(csv.reader(self.lines[:1]))
         self.lines.append(_line([row.get(column, "") for column in columns]))
-        write_text(self.path, "\n".join(self.lines) + "\n")
+        self._write()
         self._show(row)
+
+    def _write(self) -> None:
+        write_text(self.path, "\n".join(self.lines) + "\n")
 
 
 def _number(variable: Any) -> float:
