@@ -58,7 +58,7 @@ def run(
 def _run(spec: Spec, folder: Folder, command: str, stages: list[str], smoke: bool) -> None:
     if not tf.config.list_physical_devices("GPU"):
         tf.config.experimental.enable_op_determinism()  # in every stage: each may run alone
-    if "train" in spec.stages or "method" in spec.config:
+    if spec.train is not None:
         _make_way(folder, spec, smoke, trains="train" in stages)
     write_text(folder.config, configs.dump({"name": spec.name, **spec.config, "command": command}))
     for stage in stage_runners.ORDER:

@@ -136,10 +136,11 @@ def parse(name: str, config: dict[str, Any]) -> Spec:
     threat = located("threat", Threat, **arguments(Threat, top["threat"], "threat"))
     require(threat.box == (0.0, 1.0), "threat.box", "[0, 1], as the data have it", threat.box)
     data = _data(top["data"])
-    trains = "train" in stages
+    # Of a config with a method the run's own network is evaluated, whatever stages run now.
+    trains = "train" in stages or "method" in top
     train = method = optimizer = None
     for section in ("method", "optimizer", "train") if trains else ():
-        require(section in top, section, "a section (the stage train is on)", None)
+        require(section in top, section, "a section (the config trains)", None)
     if "train" in top:
         train = _train(top["train"])
         guided = trains and isinstance(train.schedule, Guided)
@@ -159,8 +160,9 @@ def parse(name: str, config: dict[str, Any]) -> Spec:
         optimizer = resolve(OPTIMIZERS, top["optimizer"], "optimizer")
         rate = float(located("optimizer", optimizer).learning_rate)
         require(rate > 0, "optimizer.learning_rate", "a number > 0", rate)
-    init_from = train.init_from if train is not None and trains else None
-    network = _network(top, data.source, init_from)
+    train = train if trains else None
+    init_from = train.init_from if train is not None else None
+    network = _network(top, data.source, trains, init_from)
     evaluation = located(
         "evaluation",
         EvaluationOptions,
@@ -181,7 +183,7 @@ def parse(name: str, config: dict[str, Any]) -> Spec:
         trials=listed,
         evaluation=evaluation,
         stages=stages,
-        train=train if trains else None,
+        train=train,
         network=network,
         method=method,
         optimizer=optimizer,
@@ -259,13 +261,13 @@ def _method(
 
 
 def _network(
-    top: Mapping[str, Any], source: Dataset, init_from: str | None
+    top: Mapping[str, Any], source: Dataset, trains: bool, init_from: str | None
 ) -> Callable[[], keras.Model] | None:
     """What makes the network that is trained; a config that trains none names a file instead."""
     section: Any = top.get("model")
     require(section is not None or init_from, "model", "a section with a name or a path", None)
     path, make = (section or {}).get("path"), None
-    trains = "train" in top["stages"]
+    require(trains or path, "model.path", "the network to evaluate (there is no method)", path)
     if path is not None:
         require("name" not in section, "model", "either a name or a path", section)
         outputs = arguments(_model_file, section, "model").get("outputs", OUTPUTS[0])
@@ -273,8 +275,7 @@ def _network(
         require(
             not trains or path == init_from,
             "model.path",
-            "a model.name where the stage train "
-            "is on (to train on from a file set train.init_from)",
+            "a model.name where a method trains (to train on from a file set train.init_from)",
             path,
         )
         model_files(path, "model.path")

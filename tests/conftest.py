@@ -42,12 +42,3 @@ def tfds_dir() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no prepared data sets in {folder}: set TFDS_DATA_DIR to a folder of them")
     return folder
-
-
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    if item.get_closest_marker("gpu") is None:
-        return
-    import tensorflow as tf
-
-    if not tf.config.list_physical_devices("GPU"):
-        pytest.skip("no visible GPU: run with CUDA_VISIBLE_DEVICES=0 on a machine that has one")

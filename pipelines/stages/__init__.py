@@ -58,9 +58,8 @@ def run(stage: str, spec: Spec, folder: Folder) -> None:
 def _model(spec: Spec, folder: Folder) -> tuple[Path, str]:
     """The network that is evaluated, the trained one or that of a config without training; and
     the name of its place in errors."""
-    path = (spec.config.get("model") or {}).get("path")
-    if path is not None and "train" not in spec.stages:
-        return Path(path), "model.path"
+    if spec.train is None:
+        return Path(spec.config["model"]["path"]), "model.path"
     if not folder.model.is_file():
         raise UserError(f"{folder.model}: expected a trained network; run the stage train first")
     return folder.model, str(folder.model)

@@ -157,29 +157,30 @@ def test_runs_are_never_mixed(tmp_path: Path) -> None:
         smoke("digits_adv", tmp_path)
 
 
-def test_training_on_from_a_run_folder_and_a_keras_file(tmp_path: Path) -> None:
+def test_training_on_from_a_run_folder_and_a_keras_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     first = smoke("digits_natural", tmp_path)
     for number, source in enumerate((first, first / "model.keras")):
-        hardened = run(
-            "digits_adv",
-            [
-                f"train.init_from={source}",
-                "train.epochs=1",
-                "train.epsilon_ramp_epochs=0",
-                "train.steps_per_epoch=1",
-                "optimizer.learning_rate=1e-9",
-                "attacks=fgsm",
-            ],
-            tmp_path / str(number),
-            None,
-            smoke=False,
-        )
+        settings = [
+            f"train.init_from={source}",
+            "train.epochs=1",
+            "train.epsilon_ramp_epochs=0",
+            "train.steps_per_epoch=1",
+            "optimizer.learning_rate=1e-9",
+            "attacks=fgsm",
+        ]
+        hardened = run("digits_adv", settings, tmp_path / str(number), None, smoke=False)
         before, after = (
             keras.saving.load_model(f / "model.keras", compile=False) for f in (first, hardened)
         )
         assert [v.path for v in before.weights] == [v.path for v in after.weights]
         for a, b in zip(before.get_weights(), after.get_weights(), strict=True):
             np.testing.assert_allclose(a, b, atol=1e-6)
+        capsys.readouterr()
+        # Fewer stages are no other run: the hardened network is what is evaluated.
+        run("digits_adv", [*settings, "stages=[attack_eval]"], hardened.parent, None, smoke=False)
+        assert "attack_eval: done before" in capsys.readouterr().out
 
 
 def test_mixed_precision_trains_and_leaves_a_float32_network(tmp_path: Path) -> None:
@@ -191,7 +192,7 @@ def test_mixed_precision_trains_and_leaves_a_float32_network(tmp_path: Path) -> 
 
 def test_a_users_own_arrays(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    x, y = rng.integers(0, 256, (96, 10, 12, 3), np.uint8), rng.integers(0, 5, 96)
+    x, y = rng.integers(0, 256, (96, 10, 12, 2), np.uint8), rng.integers(0, 5, 96)
     path = tmp_path / "mine.npz"
     np.savez(path, x_train=x[:64], y_train=y[:64], x_test=x[64:], y_test=y[64:])
     folder = run(

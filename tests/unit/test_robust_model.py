@@ -36,6 +36,16 @@ def stepped(model: Any, *data: Any, steps: int = 1) -> np.ndarray:
     return weights(model)
 
 
+def test_networks_that_cannot_be_trained_are_refused() -> None:
+    network = small_cnn((4, 4, 1), 3, filters=[2], units=2)
+    named = keras.Model(network.input, {"logits": network.output})
+    with pytest.raises(UserError, match="network: expected a network with one output"):
+        Adv(named, threat=THREAT)
+    network.trainable = False
+    with pytest.raises(UserError, match="network: expected one with trainable weights"):
+        Adv(network, threat=THREAT)
+
+
 @pytest.mark.parametrize("scale", [255.0, -1.0])
 def test_images_outside_the_box_are_refused(scale: float) -> None:
     model = Adv(small(), threat=THREAT)

@@ -85,6 +85,16 @@ class RobustModel(keras.Model):
             "a built keras.Model (give it an Input)",
             network,
         )
+        output = getattr(network, "output", None)  # a subclassed network has none to look at
+        require(
+            output is None or isinstance(output, keras.KerasTensor),
+            "network",
+            "a network with one output, the logits",
+            output,
+        )
+        require(
+            network.trainable_variables, "network", "one with trainable weights", "a frozen one"
+        )
         require(isinstance(threat, Threat), "threat", "a tfrobust.Threat", threat)
         require(attack is None or isinstance(attack, Attack), "attack", "an Attack", attack)
         require(ramp_steps >= 0, "ramp_steps", "int >= 0", ramp_steps)

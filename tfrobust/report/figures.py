@@ -149,6 +149,9 @@ def probe_cards(probes: Probes) -> list[ProbeCard]:
 
 
 def _png(image: np.ndarray) -> str:
+    """An image [H, W, C] in colour where C is 3, else in grey: the mean of its channels."""
+    if image.shape[-1] != 3:
+        image = image.mean(axis=-1, keepdims=True)
     pixels = np.clip(np.broadcast_to(image, (*image.shape[:2], 3)), 0, 1)
     buffer = io.BytesIO()
     imsave(buffer, np.round(pixels * 255).astype(np.uint8), format="png")

@@ -154,7 +154,7 @@ def _probes(path: Path) -> Probes:
             class_names=[str(name) for name in arrays["class_names"]],
         )
     shape = probes.image.shape
-    if len(shape) != 4 or shape[-1] not in (1, 3) or probes.adversarial.shape != shape:
+    if len(shape) != 4 or probes.adversarial.shape != shape:
         raise ValueError(f"images of shape {shape} and {probes.adversarial.shape}")
     for key in ("label", "clean_prediction", "adversarial_prediction", "index"):
         if getattr(probes, key).shape != shape[:1]:

@@ -56,7 +56,7 @@ def write_report(run: Path) -> Path:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(percent=percent, md=markdown_escape)
+    environment.filters.update(md=markdown_escape)
     environment.globals.update(markdown_table=markdown_table)
     folder = Path(run) / "report"
     markdown = environment.get_template("report.md").render(values)
