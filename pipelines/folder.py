@@ -35,13 +35,6 @@ class Folder:
         self.tensorboard = path / "tensorboard"
         self.report = path / "report" / "index.html"
         self._stages = path / "stages.json"
-        # What a stage leaves behind: it is done only while these are there.
-        self._outputs = {
-            "train": [self.model, self.history],
-            "attack_eval": [self.evaluation, self.flags],
-            "report": [self.report],
-            "export": [self.saved_model],
-        }
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -63,11 +56,11 @@ class Folder:
         """The fingerprint with which a stage was last begun here."""
         return self._read().get(stage, {}).get("fingerprint")
 
-    def done(self, stage: str, fingerprint: str) -> bool:
+    def done(self, stage: str, fingerprint: str, outputs: Iterable[Path]) -> bool:
         """Whether the stage was finished with these inputs and what it made is still there."""
         entry = self._read().get(stage, {})
         finished = entry.get("fingerprint") == fingerprint and entry.get("done")
-        return bool(finished) and all(path.exists() for path in self._outputs[stage])
+        return bool(finished) and all(path.exists() for path in outputs)
 
     def mark(self, stage: str, fingerprint: str, done: bool, commit: str | None) -> None:
         """Note that a stage begins, or is done, and the commit of the code."""

@@ -65,10 +65,10 @@ def _run(spec: Spec, folder: Folder, command: str, stages: list[str], smoke: boo
         if stage not in stages:
             continue
         print(f"== {spec.name}: {stage}", flush=True)
-        inputs = stage_runners.inputs(stage, spec, folder)
-        if folder.done(stage, inputs):
+        if stage_runners.done(stage, spec, folder):
             print(f"{stage}: done before, skipped")
             continue
+        inputs = stage_runners.inputs(stage, spec, folder)
         if folder.begun(stage) != inputs:
             folder.clear(stage)
         folder.mark(stage, inputs, done=False, commit=commit())

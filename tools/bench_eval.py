@@ -39,7 +39,8 @@ def torch_network(network: keras.Model) -> Callable[[torch.Tensor], torch.Tensor
     for layer in network.layers:
         kind, weights = type(layer).__name__, [torch.from_numpy(w) for w in layer.get_weights()]
         if kind == "Conv2D":
-            kernel, bias = weights[0].permute(3, 2, 0, 1).contiguous(), weights[1]
+            kernel = weights[0].permute(3, 2, 0, 1).contiguous()
+            bias = weights[1] if layer.use_bias else None
             options = {"padding": layer.padding, "stride": layer.strides}
             steps.append(lambda x, k=kernel, b=bias, o=options: torch.conv2d(x, k, b, **o))
         elif kind == "MaxPool":
@@ -47,7 +48,7 @@ def torch_network(network: keras.Model) -> Callable[[torch.Tensor], torch.Tensor
         elif kind == "Flatten":  # Keras flattens channels last
             steps.append(lambda x: x.permute(0, 2, 3, 1).flatten(1))
         elif kind == "Dense":
-            steps.append(lambda x, w=weights: x @ w[0] + w[1])
+            steps.append(lambda x, w=weights: x @ w[0] + (w[1] if len(w) > 1 else 0))
         elif kind not in ("InputLayer", "Dropout"):
             raise SystemExit(f"{network.name}: expected a plain CNN, received a layer {kind}")
         if getattr(layer, "activation", None) is keras.activations.relu:

@@ -33,6 +33,22 @@ def inputs(stage: str, spec: Spec, folder: Folder) -> str:
     return fingerprint(spec.config, spec.config, [folder.history, folder.evaluation, folder.probes])
 
 
+def outputs(stage: str, spec: Spec, folder: Folder) -> list[Path]:
+    """What a stage leaves behind: it is done only while these are there."""
+    images = [folder.adversarial] if spec.evaluation.save is not None else []
+    return {
+        "train": [folder.model, folder.history],
+        "attack_eval": [folder.evaluation, folder.flags, *images],
+        "report": [folder.report],
+        "export": [folder.saved_model],
+    }[stage]
+
+
+def done(stage: str, spec: Spec, folder: Folder) -> bool:
+    """Whether a stage was finished with the inputs of now, and what it made is still there."""
+    return folder.done(stage, inputs(stage, spec, folder), outputs(stage, spec, folder))
+
+
 def run(stage: str, spec: Spec, folder: Folder) -> None:
     """Run one stage."""
     if stage == "train":
@@ -42,7 +58,7 @@ def run(stage: str, spec: Spec, folder: Folder) -> None:
         with in_memory("evaluation.batch_size", spec.evaluation.batch_size):
             attack_eval.attack_eval(spec, folder, _network(spec, folder))
     elif stage == "report":
-        if not folder.done("attack_eval", inputs("attack_eval", spec, folder)):
+        if not done("attack_eval", spec, folder):
             raise UserError(
                 f"{folder.evaluation}: expected the attacks of this config evaluated; run the "
                 "stage attack_eval first"

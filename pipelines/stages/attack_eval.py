@@ -91,7 +91,6 @@ def _finished(folder: Folder, spec: Spec) -> list[Result]:
 
 def _read(folder: Folder, spec: Spec) -> list[Result]:
     rows = json.loads(folder.evaluation.read_text(encoding="utf-8"))["attacks"]
-    trials = {trial.name: trial for trial in spec.trials}
     with np.load(folder.flags) as flags:
         clean = Result("clean", flags["clean"], 0.0)
         return [clean] + [
@@ -99,10 +98,9 @@ def _read(folder: Folder, spec: Spec) -> list[Result]:
                 row["name"],
                 flags[row["name"]],
                 row["seconds"],
-                trials.get(row["name"]),
-                row["attacked"],
-                row["queries"],
-                row["gradients"],
+                attacked=row["attacked"],
+                queries=row["queries"],
+                gradients=row["gradients"],
             )
             for row in rows
         ]

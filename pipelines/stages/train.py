@@ -127,6 +127,7 @@ def splits(spec: Spec) -> tuple[Split, Split]:
     whole, _ = spec.data.source.load()
     held, size = spec.data.validation, spec.data.batch_size
     count = len(whole)
+    require(count, "data", "a data set with training images", "one without")
     require(held < count, "data.validation", f"fewer than the {count} training images", held)
     split, held_out = hold_out(whole, held, spec.seed)
     count = len(split)

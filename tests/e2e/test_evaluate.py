@@ -28,7 +28,7 @@ def mine(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     y = rng.integers(0, 2, 120)
     x = np.clip(0.3 + 0.4 * y[:, None, None, None] + 0.1 * rng.normal(size=(120, 6, 6, 1)), 0, 1)
     x = (np.rint(255 * x) / 255).astype(np.float32)
-    np.savez(folder / "my.npz", x_train=x[:60], y_train=y[:60], x_test=x[60:], y_test=y[60:])
+    np.savez(folder / "my.npz", x_test=x[60:], y_test=y[60:])
     network = keras.Sequential([keras.Input((6, 6, 1)), keras.layers.Flatten()])
     network.add(keras.layers.Dense(2))
     bright = np.ones((36, 1), np.float32) / 36
@@ -79,6 +79,9 @@ def test_a_saved_model_and_probabilities(mine: list[str], tmp_path: Path) -> Non
     assert converted["robust_accuracy"] == plain["robust_accuracy"]
     with np.load(tmp_path / "plain" / "runs" / "evaluate" / "adversarial.npz") as saved:
         assert saved["image"].dtype == np.uint8 and len(saved["image"]) == 60
+    (tmp_path / "plain" / "runs" / "evaluate" / "adversarial.npz").unlink()
+    assert evaluated(tmp_path / "plain", [*mine, *few])["rounded_robust_accuracy"] is not None
+    assert (tmp_path / "plain" / "runs" / "evaluate" / "adversarial.npz").is_file()
     assert plain["robust_accuracy"] <= plain["rounded_robust_accuracy"] < plain["clean_accuracy"]
 
 

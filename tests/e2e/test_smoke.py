@@ -190,6 +190,13 @@ def test_mixed_precision_trains_and_leaves_a_float32_network(tmp_path: Path) -> 
         assert {layer.dtype_policy.name for layer in network.layers} == {"float32"}
 
 
+def test_arrays_to_evaluate_on_are_not_trained_on(tmp_path: Path) -> None:
+    np.savez(tmp_path / "mine.npz", x_test=np.zeros((4, 8, 8, 1), np.uint8), y_test=np.arange(4))
+    data = f"data={{name: npz, path: {tmp_path / 'mine.npz'}, batch_size: 2}}"
+    with pytest.raises(UserError, match="data: expected a data set with training images"):
+        run("digits_adv", [data, "train.schedule=constant"], tmp_path, ["train"], smoke=False)
+
+
 def test_a_users_own_arrays(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     x, y = rng.integers(0, 256, (96, 10, 12, 2), np.uint8), rng.integers(0, 5, 96)

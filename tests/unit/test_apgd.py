@@ -330,7 +330,7 @@ def test_too_few_classes_for_dlr(
     done = run(APGD(loss=loss, steps=5), network, x, y, threat)
     margin = run(APGD(loss="margin", steps=5), network, x, y, threat)
     text = f"apgd: loss {loss} needs {4 if loss == 'targeted_dlr' else 3} classes, the network has"
-    assert told == ([f"{text} {classes}: the margin loss is used instead"] if replaced else [])
+    assert told == ([f"{text} {classes}: the margin is used instead"] if replaced else [])
     if replaced:
         np.testing.assert_array_equal(done.images, margin.images)
 

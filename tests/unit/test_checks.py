@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from tfrobust import FGSM, PGD, Threat
 from tfrobust.attacks import Square
+from tfrobust.evaluation import Result, evaluate
 from tfrobust.evaluation.checks import (
     CHECKS,
     Seen,
@@ -30,9 +31,9 @@ from tfrobust.evaluation.checks import (
     probabilities,
     random_noise,
     random_output,
+    scaling,
     zero_gradients,
 )
-from tfrobust.evaluation.evaluate import Result, evaluate
 from tfrobust.evaluation.trials import Trial
 
 W = np.array([[3, -1, 0], [1, 2, -2], [-2, 0, 3], [-1, 1, 2]], np.float32)
@@ -99,14 +100,14 @@ def seen(
     """All images, with the network's own answers as labels."""
     y, n = np.asarray(network(x)).argmax(axis=1), len(x)
     clean = Result("clean", np.ones(n, bool), 0.0)
-    return Seen(network, x, y, threat, results or [clean], np.arange(n), 0, 25, False)
+    return Seen(network, x, y, threat, results or [clean], np.arange(n), (x, y), 0, 25, False)
 
 
 def test_an_honest_network_passes_every_check() -> None:
     y = honest(X).numpy().argmax(axis=1)
     y[:5] = (y[:5] + 1) % 3  # wrong when clean: looked at by no check
     trials = [WHITE, Trial(Square(queries=50), "Square")]
-    results = evaluate(honest, X, y, THREAT, trials, progress=False).results
+    results = evaluate(honest, X, y, THREAT, trials, check=False, progress=False).results
     found = checks(honest, X, y, THREAT, results, examples=40, progress=False)
     assert len(found) == len(CHECKS) and len({check.name for check in found}) == len(CHECKS)
     assert [check.name for check in found if check.warns] == []
@@ -147,6 +148,30 @@ def test_random_output() -> None:
 def test_probabilities() -> None:
     assert probabilities(seen(softmax)).warns and "not logits" in probabilities(seen(softmax)).text
     assert not probabilities(seen(honest)).warns
+
+
+@pytest.mark.parametrize(
+    ("scale", "offset", "layer"),
+    [(1, 0, None), (2, -1, "Rescaling(2, offset=-1)"), (255, 0, "Rescaling(255, offset=0)")],
+)
+def test_a_network_of_images_in_another_range(scale: int, offset: int, layer: str | None) -> None:
+    """Right on all images once they are scaled as it expects them."""
+    y = honest(X).numpy().argmax(axis=1)
+    network = lambda x: honest((x - offset) / scale)  # noqa: E731
+    check = scaling(dataclasses.replace(seen(network), whole=(X, y)))
+    right = int((network(X).numpy().argmax(axis=1) == y).sum())
+    assert check.text.startswith(
+        f"The network is right on {right} of the first 60 images in [0, 1]"
+    )
+    assert check.warns == (layer is not None) == (right < 60)
+    assert (f"inside the network: keras.layers.{layer}." in check.text) == check.warns
+
+
+def test_the_evaluation_tells_what_warns() -> None:
+    y = rounded(X).numpy().argmax(axis=1)
+    found = evaluate(rounded, X, y, THREAT, PGD(steps=2), progress=False)
+    assert len(found.checks) == len(CHECKS)
+    assert "\nwarning: zero gradients: The gradient" in str(found)
 
 
 @pytest.mark.parametrize("check", [huge_eps, random_noise])
@@ -273,7 +298,8 @@ def test_black_box_against_white_box(
 def test_square_finds_what_gradients_do_not() -> None:
     y = rounded(X).numpy().argmax(axis=1)
     threat = Threat("linf", 0.2)
-    found = evaluate(rounded, X, y, threat, [WHITE, Trial(Square(queries=100), "Square")])
+    trials = [WHITE, Trial(Square(queries=100), "Square")]
+    found = evaluate(rounded, X, y, threat, trials, check=False)
     check = black_box(seen(rounded, threat=threat, results=found.results))
     assert check.warns and "Square breaks" in check.text and WHITE.name in check.text
 

@@ -362,6 +362,17 @@ def test_npz_without_an_array(tmp_path: Path, key: str) -> None:
     assert line.startswith(f"path: expected {key} in {path}, received extra, ")
 
 
+def test_an_npz_to_evaluate_on(tmp_path: Path) -> None:
+    """Test arrays alone, and more classes than they show."""
+    path = saved(tmp_path, x_train=None, y_train=None, y_test=np.array([3, 0]))
+    data = DATASETS["npz"](path=path, num_classes=7)
+    assert data.num_classes == 7
+    train, test = data.load()
+    assert (len(train), test.labels.tolist()) == (0, [3, 0])
+    line = fails(lambda: DATASETS["npz"](path=path, num_classes=3))
+    assert line.startswith("num_classes: expected from 4, the greatest label plus one")
+
+
 def test_npz_of_two_image_shapes(tmp_path: Path) -> None:
     path = saved(tmp_path, x_test=np.zeros((2, 3, 4, 1), np.uint8))
     assert fails(lambda: DATASETS["npz"](path=path)) == (

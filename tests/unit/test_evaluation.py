@@ -46,8 +46,9 @@ def test_exact_counts_with_a_partial_last_batch(batch_size: int) -> None:
 
 
 def test_one_trace() -> None:
-    """Seven images in batches of three, six of them attacked: a trace for the clean predictions,
-    for the attack, which looks at its image again, and for the predictions that check it."""
+    """Seven images in batches of three, six of them attacked: one pass to count the classes, then
+    a trace for the clean predictions, for the attack, which looks at its image again, and for the
+    predictions that check it."""
     calls = []
 
     def counted(x: Any) -> Any:
@@ -55,7 +56,7 @@ def test_one_trace() -> None:
         return network(x)
 
     flags(Threat("linf", 0.1), Trial(PLAIN, "fgsm"), logits_fn=counted, batch_size=3)
-    assert calls == [False] * 4
+    assert calls == [True] + [False] * 4
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -182,7 +183,7 @@ def test_finished_results_are_not_computed_again() -> None:
     again = flags(
         Threat("linf", 0.25), *trials, mode="cascade", logits_fn=counted, finished=straight[:2]
     )
-    assert len(calls) == 3  # one attack and the predictions on its images: no clean pass
+    assert len(calls) == 4  # the classes, one attack, the predictions on its images: not clean
     assert again[:2] == straight[:2]
     np.testing.assert_array_equal(again[2].robust, straight[2].robust)
 
@@ -190,7 +191,7 @@ def test_finished_results_are_not_computed_again() -> None:
 def test_the_images_are_those_that_broke_first() -> None:
     """0.4 and 0.6 by the half step, 0.3 and 0.7 by the whole one; 0.2 is wrong when clean."""
     threat = Threat("linf", 0.25)
-    result = evaluate(network, X, Y, threat, [HALF, WHOLE], images=True, progress=False)
+    result = evaluate(network, X, Y, threat, [HALF, WHOLE], images=True, check=False)
     moved = result.images.ravel() - T
     np.testing.assert_allclose(moved, [0.25, 0.0, 0.25, 0.125, -0.125, -0.25, -0.25], atol=1e-6)
     broken = predictor(network)(result.images) != Y
@@ -199,7 +200,7 @@ def test_the_images_are_those_that_broke_first() -> None:
 
 def test_evaluate_in_one_call() -> None:
     threat = Threat("linf", 0.25)
-    result = evaluate(network, X, Y, threat, {"name": "fgsm", "start": "none"}, progress=False)
+    result = evaluate(network, X, Y, threat, {"name": "fgsm", "start": "none"}, check=False)
     assert result.clean_accuracy == pytest.approx(6 / 7)
     assert result.robust_accuracy == pytest.approx(2 / 7)
     assert str(result) == "clean: 85.71% of 7\nFGSM: 28.57% of 7\nworst case: 28.57% of 7"
@@ -257,7 +258,7 @@ def test_a_batch_that_does_not_fit_into_memory_is_one_line() -> None:
 
     x, y = np.full((20, 2, 2, 1), 0.5, np.float32), np.zeros(20, np.int32)
     with pytest.raises(UserError) as caught:
-        evaluate(logits, x, y, Threat("linf", 0.1), "fgsm", batch_size=10, progress=False)
+        evaluate(logits, x, y, Threat("linf", 0.1), "fgsm", batch_size=10, check=False)
     expected = "batch_size: expected batches that fit into memory, received 10; lower it"
     assert str(caught.value) == expected
 
@@ -274,7 +275,7 @@ def test_networks_of_other_dtypes(dtype: str) -> None:
     attacks = ["fgsm", {"name": "pgd", "steps": 3, "success": "any"}, {"name": "apgd", "steps": 4}]
     attacks += [{"name": "fab", "steps": 3}, {"name": "multi_targeted", "steps": 2}, "rays"]
     attacks += [{"name": "square", "queries": 9}]
-    found = evaluate(logits, x, y, Threat("linf", 0.2), attacks, progress=False)
+    found = evaluate(logits, x, y, Threat("linf", 0.2), attacks, check=False)
     assert found.robust_accuracy < 1
     assert str(found).splitlines()[-1] == f"worst case: {found.robust_accuracy:.2%} of 20"
 
@@ -285,4 +286,4 @@ def test_a_box_of_bytes() -> None:
     weights = tf.constant(np.random.default_rng(1).normal(size=(48, 3)), tf.float32)
     network = lambda images: tf.reshape(images, [-1, 48]) @ weights  # noqa: E731
     y, threat = np.argmax(network(x), axis=1), Threat("linf", 0.7, box=(0, 255))
-    evaluate(network, x, y, threat, "fgsm", progress=False)
+    evaluate(network, x, y, threat, "fgsm", check=False)

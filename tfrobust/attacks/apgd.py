@@ -83,6 +83,19 @@ class APGD(Attack):
             return stated | {"step_size": threat.eps, "stages": self._stages(threat)}
         return stated | {"step_size": 2 * threat.eps}
 
+    def fitted(self, classes: int) -> APGD:
+        """At most all targets; the margin, with a warning, where the loss needs more classes."""
+        loss, needed = self.loss, CLASSES.get(self.loss, 2)
+        if classes < needed:
+            logging.warning(
+                "apgd: loss %s needs %d classes, the network has %d: the margin is used instead",
+                loss,
+                needed,
+                classes,
+            )
+            loss = "margin"
+        return dataclasses.replace(self, loss=loss, targets=min(self.targets, classes - 1))
+
     @property
     def _targeted(self) -> bool:
         return self.loss == "targeted_dlr"
@@ -100,7 +113,8 @@ class APGD(Attack):
         require(scalar, "threat.eps", "one number for all examples", threat.eps)
         x, y = tf.convert_to_tensor(x), tf.cast(y, tf.int32)
         clean = tf.stop_gradient(logits_fn(x))
-        loss = usable(self.loss, clean.shape[-1])
+        fitted = self.fitted(clean.shape[-1])
+        loss, targets = fitted.loss, fitted.targets
         state = {
             "x": x,
             "y": y,
@@ -112,7 +126,6 @@ class APGD(Attack):
         }
         runs = self.restarts
         if loss == "targeted_dlr":
-            targets = min(self.targets, clean.shape[-1] - 1)
             state["targets"] = tf.math.top_k(clean, targets + 1).indices[:, 1:]
             runs *= targets
         stages, l1 = self._stages(threat), threat.norm == "l1"
@@ -205,19 +218,6 @@ class APGD(Attack):
             lambda i, *_: i < self.eot, body, state, parallel_iterations=1
         )
         return value, wrong, total / self.eot
-
-
-def usable(loss: str, classes: int) -> str:
-    """The loss, or the margin where it needs more classes than there are, with a warning."""
-    if classes >= CLASSES.get(loss, 2):
-        return loss
-    logging.warning(
-        "apgd: loss %s needs %d classes, the network has %d: the margin loss is used instead",
-        loss,
-        CLASSES[loss],
-        classes,
-    )
-    return "margin"
 
 
 def begin(x: tf.Tensor, threat: Threat, seed: Any) -> tf.Tensor:

@@ -44,6 +44,11 @@ class Attack(Configurable):
         """What a number made with this attack must state: its name and every hyper-parameter."""
         return {"name": type(self).__name__.lower(), **dataclasses.asdict(self)}
 
+    def fitted(self, classes: int) -> Attack:
+        """This attack on a network of so many classes: with another loss or fewer targets where
+        its own do not fit. Raises UserError where it cannot run."""
+        return self
+
     def run(
         self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, *, threat: Threat, seed: Any
     ) -> Outcome:

@@ -66,6 +66,11 @@ class FAB(Attack):
             words += [f"{name} {value:g}"] if value != usual else []
         return " ".join(words)
 
+    def fitted(self, classes: int) -> FAB:
+        """With at most all targets."""
+        targets = None if self.targets is None else min(self.targets, classes - 1)
+        return dataclasses.replace(self, targets=targets)
+
     def run(
         self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, *, threat: Threat, seed: Any
     ) -> Outcome:
@@ -92,7 +97,7 @@ class FAB(Attack):
         x, y = tf.convert_to_tensor(x), tf.cast(y, tf.int32)
         logits = logits_fn(x)
         classes, wrong = logits.shape[-1], ~losses.correct(logits, y)
-        targets = 1 if self.targets is None else min(self.targets, classes - 1)
+        targets = self.fitted(classes).targets or 1
 
         def tick(i: tf.Tensor, s: State) -> State:
             row, image, run = s["row"], s["x"], i // self.steps

@@ -59,14 +59,19 @@ class MultiTargeted(Attack):
             "step_size": self._ascent(1).step(threat.eps),
         }
 
+    def fitted(self, classes: int) -> MultiTargeted:
+        """Itself, if there are `top` rivals."""
+        expected = f"at most the {classes - 1} rivals of a class"
+        require(self.top is None or self.top < classes, "top", expected, self.top)
+        return self
+
     def run(
         self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, *, threat: Threat, seed: Any
     ) -> Outcome:
         x, y = tf.convert_to_tensor(x), tf.cast(y, tf.int32)
         clean = tf.stop_gradient(logits_fn(x))
-        most = clean.shape[-1] - 1
-        rivals = most if self.top is None else self.top
-        require(rivals <= most, "top", f"at most the {most} rivals of a class", rivals)
+        classes = clean.shape[-1]
+        rivals = self.fitted(classes).top or classes - 1
         # The first is the label: rows where it is not are broken, and never looked at.
         targets = tf.math.top_k(clean, rivals + 1).indices[:, 1:]
 

@@ -56,6 +56,13 @@ class Transfer(Attack):
         """As everywhere, with those of the surrogate's attack."""
         return super().settings(threat) | {"attack": self.attack.settings(threat)}
 
+    def fitted(self, classes: int) -> Transfer:
+        """Its attack fitted; the surrogate that is open already stays so."""
+        fitted = dataclasses.replace(self, attack=self.attack.fitted(classes))
+        if "surrogate" in vars(self):
+            vars(fitted)["surrogate"] = self.surrogate
+        return fitted
+
     @cached_property
     def surrogate(self) -> SavedNetwork:
         """The surrogate, read once. Raises UserError."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tfrobust.data.split import Dataset, Split, check_form, check_labels, numbered
+from tfrobust.data.split import MOST_CLASSES, Dataset, Split, check_form, check_labels, numbered
 from tfrobust.io import UNREADABLE
 from tfrobust.registry import UserError, require
 
@@ -18,38 +18,49 @@ class Npz(Dataset):
     """Arrays x_train, y_train, x_test, y_test of the file at `path`; see `open_npz`."""
 
     path: str
+    trains: bool = True
 
     def load(self) -> tuple[Split, Split]:
-        """The two splits. Raises ValueError for NaN or float images outside [0, 1]."""
-        x_train, y_train, x_test, y_test = (_read(self.path, key) for key in KEYS)
-        return (
-            Split.of(x_train, y_train, _names(self.path, "train")),
-            Split.of(x_test, y_test, _names(self.path, "test")),
-        )
+        """The two splits, that for training empty where the file has none. Raises ValueError for
+        NaN or float images outside [0, 1]."""
+        test = self._split("test")
+        return self._split("train") if self.trains else test.first(0), test
+
+    def _split(self, split: str) -> Split:
+        x, y = (_read(self.path, f"{kind}_{split}") for kind in "xy")
+        return Split.of(x, y, _names(self.path, split))
 
 
-def open_npz(path: str) -> Npz:
+def open_npz(path: str, num_classes: int | None = None) -> Npz:
     """Checks a file by its headers and labels, reading no image.
 
     x_train, x_test: [N, H, W, C] or [N, H, W], uint8 or float in [0, 1]; y_train, y_test: [N] or
-    [N, 1] class numbers from 0; the number of classes is the greatest plus one, at least two.
-    Raises ValueError for a missing or unreadable file, a missing array, a wrong shape or dtype,
-    a negative label, and pickled objects.
+    [N, 1] class numbers from 0. To evaluate a network x_test and y_test are enough. num_classes:
+    None is the greatest label plus one, at least two. Raises ValueError for a missing or
+    unreadable file, a missing array, a wrong shape or dtype, a label that is negative or beyond
+    num_classes, and pickled objects.
     """
     path = os.path.expanduser(path)
-    headers = _headers(path)
-    for split in ("train", "test"):
-        x, y = headers[f"x_{split}"], headers[f"y_{split}"]
-        check_form(x, y, _names(path, split))
-    shapes = [(headers[key].shape + (1,))[1:4] for key in ("x_train", "x_test")]
+    headers, held = _headers(path)
+    splits = ("train", "test") if "x_train" in headers or "y_train" in headers else ("test",)
+    for split in splits:
+        for key in (f"x_{split}", f"y_{split}"):
+            if key not in headers:
+                raise UserError(f"path: expected {key} in {path}, received {held}")
+        check_form(headers[f"x_{split}"], headers[f"y_{split}"], _names(path, split))
+    shapes = [(headers[f"x_{split}"].shape + (1,))[1:4] for split in splits]
     expected = f"images of {shapes[0]} as in x_train"
-    require(shapes[0] == shapes[1], _name(path, "x_test"), expected, shapes[1])
+    require(shapes[0] == shapes[-1], _name(path, "x_test"), expected, shapes[-1])
     greatest = 1
-    for key in ("y_train", "y_test"):
+    for split in splits:
+        key = f"y_{split}"
         labels = _read(path, key)
         check_labels(labels, _name(path, key))
         greatest = max(greatest, int(labels.max()))
-    return Npz(shapes[0], numbered(greatest + 1), path)
+    classes = greatest + 1 if num_classes is None else num_classes
+    expected = f"from {greatest + 1}, the greatest label plus one, up to {MOST_CLASSES}"
+    require(greatest < classes <= MOST_CLASSES, "num_classes", expected, classes)
+    return Npz(shapes[0], numbered(classes), path, trains=len(splits) == 2)
 
 
 def _name(path: str, key: str) -> str:
@@ -60,8 +71,9 @@ def _names(path: str, split: str) -> tuple[str, str]:
     return _name(path, f"x_{split}"), _name(path, f"y_{split}")
 
 
-def _headers(path: str) -> dict[str, np.ndarray]:
-    """Stand-ins of no size for the four arrays: their shape and dtype."""
+def _headers(path: str) -> tuple[dict[str, np.ndarray], str]:
+    """Stand-ins of no size for those of the four arrays that are there, with their shape and
+    dtype; and the names of all that is there."""
     stand_ins = {}
     try:
         with zipfile.ZipFile(path) as archive:
@@ -79,11 +91,8 @@ def _headers(path: str) -> dict[str, np.ndarray]:
         raise UserError(f"path: expected an .npz file, received {path}: no such file") from None
     except UNREADABLE as error:
         raise UserError(f"path: expected an .npz file, received {path}: {_line(error)}") from None
-    for key in KEYS:
-        if key not in stand_ins:
-            held = ", ".join(sorted(name.removesuffix(".npy") for name in members)) or "no array"
-            raise UserError(f"path: expected {key} in {path}, received {held}")
-    return stand_ins
+    held = ", ".join(sorted(name.removesuffix(".npy") for name in members)) or "no array"
+    return stand_ins, held
 
 
 def _read(path: str, key: str) -> np.ndarray:

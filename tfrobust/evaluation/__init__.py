@@ -1,18 +1,10 @@
 """Evaluation: a cascade of attacks over a test set, flags per example, the worst case."""
 
-from tfrobust.evaluation.checks import Check, checks
+from tfrobust.evaluation.checks import checks
 from tfrobust.evaluation.craft import Crafted, adversaries, craft, predictor
-from tfrobust.evaluation.evaluate import (
-    MODES,
-    Evaluation,
-    Result,
-    evaluate,
-    merged,
-    run,
-    settings,
-    worst_case,
-)
+from tfrobust.evaluation.evaluate import MODES, evaluate, run
 from tfrobust.evaluation.inputs import check_inputs
+from tfrobust.evaluation.results import Check, Evaluation, Result, merged, settings, worst_case
 from tfrobust.evaluation.trials import SUITES, Trial, trials
 
 __all__ = [

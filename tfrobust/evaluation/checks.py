@@ -19,7 +19,8 @@ from tfrobust import losses, noise, norms
 from tfrobust.attacks import APGD, FGSM, PGD, Attack
 from tfrobust.attacks.gradient import differentiated
 from tfrobust.evaluation.craft import BATCH_SIZE, Crafted, LogitsFn, batches, craft
-from tfrobust.evaluation.evaluate import Result, worst_case
+from tfrobust.evaluation.inputs import best_scaled, outputs, right
+from tfrobust.evaluation.results import Check, Result, worst_case
 from tfrobust.models.saved import are_probabilities
 from tfrobust.threat import Threat
 
@@ -30,21 +31,6 @@ BLACK_BOX = 0.002  # of the images; what black-box attacks may break alone
 FEW = 0.01  # of the images
 CHANCE = 0.01  # the probability below which a difference is none of chance
 NEAR_ZERO = 0.05
-
-
-@dataclasses.dataclass(frozen=True)
-class Check:
-    """One line of a report.
-
-    value: the measured number, None where it could not be measured or is not finite. text: what
-    was measured on how many images, in a sentence. warns: whether it is a sign that the robust
-    accuracy is too high.
-    """
-
-    name: str
-    value: float | None
-    text: str
-    warns: bool
 
 
 def checks(
@@ -63,12 +49,15 @@ def checks(
 
     results: its results, the clean one first. The checks on the network itself attack the first
     `examples` images that are right: about 200 forward and backward passes for each of them, and
-    one more for each class.
+    one more for each class; and look at the first `examples` of all, scaled in other ways.
     """
     rows = np.flatnonzero(results[0].robust)[:examples]
     if not len(rows):
         return []
-    seen = Seen(logits_fn, x[rows], y[rows], threat, results, rows, seed, batch_size, progress)
+    whole = (x[:examples], y[:examples])
+    seen = Seen(
+        logits_fn, x[rows], y[rows], threat, results, rows, whole, seed, batch_size, progress
+    )
     return [check(seen) for check in CHECKS]
 
 
@@ -82,6 +71,7 @@ class Seen:
     threat: Threat
     results: Sequence[Result]
     rows: np.ndarray  # their places in the test set
+    whole: tuple[np.ndarray, np.ndarray]  # images and labels, right or wrong
     seed: int
     batch_size: int
     progress: bool
@@ -114,8 +104,7 @@ class Seen:
     def outputs(self) -> np.ndarray:
         """Logits [n, C] of a pass of their own, not compiled: a number that compiling would fix
         is drawn anew."""
-        parts = [self.logits_fn(tf.constant(self.x[b])) for b in batches(self.n, self.batch_size)]
-        return np.concatenate([np.asarray(part, np.float64) for part in parts])
+        return outputs(self.logits_fn, self.x, self.batch_size)
 
     @property
     def n(self) -> int:
@@ -284,6 +273,22 @@ def probabilities(seen: Seen) -> Check:
     return _check("logits", np.abs(sums - 1).max(), text, found)
 
 
+def scaling(seen: Seen) -> Check:
+    """A network that is better on images of another range is attacked in the wrong one."""
+    (x, y), (low, high) = seen.whole, seen.threat.box
+    here = right(outputs(seen.logits_fn, x, seen.batch_size), y)
+    best = best_scaled(seen.logits_fn, x, y, (low, high), seen.batch_size)
+    text = (
+        f"The network is right on {here.sum()} of the first {len(x)} images in [{low:g}, "
+        f"{high:g}], and on at most {best.right.sum()} of them scaled in another usual way "
+        f"({best.name})."
+    )
+    warns = _more(best.right, here)
+    if warns:
+        text += f" Put the scaling inside the network: keras.layers.{best.layer}."
+    return _check("scaling", best.right.mean() - here.mean(), text, warns)
+
+
 def random_noise(seen: Seen) -> Check:
     """An attack must find a higher loss than chance does."""
     noisy = seen.threat.random_start(tf.constant(seen.x), noise.seed_for(seen.seed, 0, "check"))
@@ -358,6 +363,7 @@ CHECKS = (
     zero_gradients,
     random_output,
     probabilities,
+    scaling,
     random_noise,
     first_order,
 )

@@ -8,74 +8,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
-from tfrobust.attacks import Transfer
+from tfrobust.attacks import SavedImages, Transfer
+from tfrobust.evaluation.checks import checks
 from tfrobust.evaluation.craft import BATCH_SIZE, LogitsFn, craft, predictor
 from tfrobust.evaluation.inputs import SOME, check_inputs
+from tfrobust.evaluation.results import Evaluation, Result, worst_case
 from tfrobust.evaluation.trials import AttackSpec, Trial, trials
 from tfrobust.registry import choose, in_memory
 from tfrobust.threat import Threat
 
 MODES = ("cascade", "each")
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """What an attack left standing.
-
-    name: "clean", the trial's or the suite's. robust: bool [n] of the first n images: right on
-    the clean image, under this attack, and in a cascade under those before it. attacked: how many
-    images the attack ran on; queries, gradients: its forward and backward passes over them all.
-    images: the adversarial images [n, H, W, C], the clean one where the attack did not run; only
-    on demand, and not for a suite.
-    """
-
-    name: str
-    robust: np.ndarray
-    seconds: float
-    trial: Trial | None = None
-    attacked: int = 0
-    queries: int = 0
-    gradients: int = 0
-    images: np.ndarray | None = None
-
-    @property
-    def accuracy(self) -> float:
-        """The fraction of the n images still right."""
-        return float(self.robust.mean())
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """A finished evaluation: the clean result first, then one for each attack and suite."""
-
-    results: list[Result]
-
-    @property
-    def clean_accuracy(self) -> float:
-        return self.results[0].accuracy
-
-    @property
-    def robust(self) -> np.ndarray:
-        """bool [n]: right in every trial, for the images that all of them saw."""
-        return worst_case(self.results)
-
-    @property
-    def robust_accuracy(self) -> float:
-        """The headline: the worst case over all attacks."""
-        return float(self.robust.mean())
-
-    @property
-    def images(self) -> np.ndarray | None:
-        """Of each image the adversary that broke it first, else the last that was tried; None
-        unless they were kept."""
-        first = self.results[0].images
-        return None if first is None else merged(first, self.results)
-
-    def __str__(self) -> str:
-        lines = [f"{r.name}: {r.accuracy:.2%} of {len(r.robust)}" for r in self.results]
-        lines.append(f"worst case: {self.robust_accuracy:.2%} of {len(self.robust)}")
-        return "\n".join(lines)
 
 
 def evaluate(
@@ -89,6 +33,7 @@ def evaluate(
     seed: int = 0,
     batch_size: int = BATCH_SIZE,
     images: bool = False,
+    check: bool = True,
     progress: bool = True,  # on a terminal
 ) -> Evaluation:
     """The robust accuracy of a network under a list of attacks.
@@ -97,24 +42,16 @@ def evaluate(
     float32 [N, H, W, C]; y: int [N]. attacks: "autoattack", "paper", the name of an attack, a
     mapping with its settings, an Attack, or a list of these. mode: "cascade" attacks only what
     the attacks before have left standing; "each" gives every attack all images that are right
-    when clean. images: keep the adversarial images. Raises UserError for inputs that do not fit.
+    when clean. images: keep the adversarial images. check: end with `checks`, some 200 forward and
+    backward passes for each of up to 200 images. Raises UserError for inputs that do not fit.
     """
     found, x, y = trials(attacks, threat), np.asarray(x), np.asarray(y)
     with in_memory("batch_size", batch_size):
         check_inputs(logits_fn, x, y, threat, batch_size)
-        results = run(
-            logits_fn,
-            x,
-            y,
-            threat,
-            found,
-            mode=mode,
-            seed=seed,
-            batch_size=batch_size,
-            images=images,
-            progress=progress,
-        )
-        return Evaluation(list(results))
+        options: Any = {"seed": seed, "batch_size": batch_size, "progress": progress}
+        results = list(run(logits_fn, x, y, threat, found, mode=mode, images=images, **options))
+        signs = checks(logits_fn, x, y, threat, results, **options) if check and found else []
+        return Evaluation(results, signs)
 
 
 def run(
@@ -138,9 +75,8 @@ def run(
     """
     choose("mode", mode, MODES)
     known = {result.name: result for result in finished}
-    for trial in found:  # a mistake is told before the first attack
-        if isinstance(trial.attack, Transfer) and trial.name not in known:
-            trial.attack.surrogate.check(x[:SOME], "source")
+    classes = logits_fn(tf.constant(x[:1])).shape[-1]
+    found = [_fitted(trial, classes, x, trial.name in known) for trial in found]
     clean = known.get("clean") or _clean(logits_fn, x, y, batch_size, images)
     yield clean
     standing = clean.robust.copy()  # after the attacks so far, those of the suite in mode each
@@ -148,9 +84,12 @@ def run(
     for place, trial in enumerate(found):
         if mode == "each" and not (trial.suite and suite):
             standing = clean.robust.copy()
-        result = known.get(trial.name) or _attacked(
-            logits_fn, x, y, threat, trial, standing, seed, batch_size, images, progress
-        )
+        if trial.name in known:
+            result = dataclasses.replace(known[trial.name], trial=trial)
+        else:
+            result = _attacked(
+                logits_fn, x, y, threat, trial, standing, seed, batch_size, images, progress
+            )
         standing[: len(result.robust)] = result.robust
         yield result
         if trial.suite:
@@ -160,17 +99,15 @@ def run(
                 suite = []
 
 
-def merged(images: np.ndarray, results: Iterable[Result]) -> np.ndarray:
-    """`images` [N, H, W, C] with those that the results hold in their place, up to the one that
-    broke each."""
-    images, standing = images.copy(), np.ones(len(images), bool)
-    for result in results:
-        n = len(result.robust)
-        if result.images is not None:
-            rows = np.flatnonzero(standing[:n])
-            images[rows] = result.images[rows]
-        standing[:n] &= result.robust
-    return images
+def _fitted(trial: Trial, classes: int, x: np.ndarray, done: bool) -> Trial:
+    """The trial as it runs on this network. Raises UserError, before the first attack begins, for
+    one that cannot."""
+    attack = trial.attack.fitted(classes)
+    if isinstance(attack, Transfer) and not done:
+        attack.surrogate.check(x[:SOME], "source")
+    if isinstance(attack, SavedImages) and not done:
+        attack.lookup(np.arange(0))  # reads and checks the file
+    return dataclasses.replace(trial, attack=attack)
 
 
 def _clean(
@@ -238,27 +175,3 @@ def _summed(name: str, results: Sequence[Result]) -> Result:
         sum(result.queries for result in results),
         sum(result.gradients for result in results),
     )
-
-
-def worst_case(results: Sequence[Result]) -> np.ndarray:
-    """bool [n]: right in every trial, for the images that all of them saw."""
-    n = min(len(result.robust) for result in results)
-    return np.logical_and.reduce([result.robust[:n] for result in results])
-
-
-def settings(result: Result, threat: Threat) -> dict[str, Any]:
-    """The row of a result in eval.json."""
-    row: dict[str, Any] = {
-        "name": result.name,
-        "examples": len(result.robust),
-        "robust_accuracy": result.accuracy,
-        "seconds": round(result.seconds, 2),
-        "attacked": result.attacked,
-        "queries": result.queries,
-        "gradients": result.gradients,
-    }
-    trial = result.trial
-    if trial is not None:
-        row["config"] = trial.attack.settings(threat)
-        row["suite"] = trial.suite
-    return row

@@ -4,7 +4,7 @@ labels of another data set would make any score, and none of them an error."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -19,6 +19,14 @@ MOST = 500  # images that are looked at
 SOME = 10  # images whose outputs tell logits from probabilities
 FEWEST = 100  # on fewer, chance alone makes accuracies differ by GAP
 GAP = 0.2
+
+
+class Scaled(NamedTuple):
+    """Whether the network is right (bool [n]) on images scaled by a Keras layer."""
+
+    name: str
+    layer: str
+    right: np.ndarray
 
 
 def check_inputs(
@@ -39,7 +47,7 @@ def check_inputs(
     _check_arrays(x, y, threat)
     _check_one(logits_fn, x[:1])
     few, labels = x[:MOST], y[:MOST]
-    logits = _logits(logits_fn, few, batch_size)
+    logits = outputs(logits_fn, few, batch_size)
     classes = logits.shape[1]
     expected = f"class numbers 0 to {classes - 1}, as the network has {classes} logits"
     require(y.max() < classes, "y", expected, int(y.max()))
@@ -50,9 +58,16 @@ def check_inputs(
             "logits_fn: expected logits, received probabilities; attacks need logits: remove the "
             "softmax, or set model.outputs=probabilities"
         )
-    accuracy = _accuracy(logits, labels)
-    if accuracy < 0.5 and len(few) >= FEWEST:
-        _check_scaling(logits_fn, few, labels, accuracy, threat.box, batch_size)
+    here = right(logits, labels).mean()
+    if here < 0.5 and len(few) >= FEWEST:
+        best = best_scaled(logits_fn, few, labels, threat.box, batch_size)
+        if best.right.mean() > here + GAP:
+            raise UserError(
+                f"logits_fn: expected a network of images in [{threat.box[0]:g}, "
+                f"{threat.box[1]:g}], received one that is right on {here:.0%} of them and on "
+                f"{best.right.mean():.0%} of the same images {best.name}; put this scaling inside "
+                f"the network: keras.layers.{best.layer}"
+            )
 
 
 def _check_arrays(x: np.ndarray, y: np.ndarray, threat: Threat) -> None:
@@ -88,25 +103,21 @@ def _check_one(logits_fn: LogitsFn, x: np.ndarray) -> None:
     require(fits, "logits_fn", expected, received)
 
 
-def _check_scaling(
-    logits_fn: LogitsFn,
-    x: np.ndarray,
-    y: np.ndarray,
-    accuracy: float,
-    box: tuple[float, float],
-    batch_size: int,
-) -> None:
-    scores = []
-    for name, layer, scaled in _scalings(x, box):
-        score = _accuracy(_logits(logits_fn, scaled, batch_size), y)
-        scores.append((score, name, layer))
-    best, name, layer = max(scores)
-    if best > accuracy + GAP:
-        raise UserError(
-            f"logits_fn: expected a network of images in [{box[0]:g}, {box[1]:g}], received one "
-            f"that is right on {accuracy:.0%} of them and on {best:.0%} of the same images "
-            f"{name}; put this scaling inside the network: keras.layers.{layer}"
-        )
+def best_scaled(
+    logits_fn: LogitsFn, x: np.ndarray, y: np.ndarray, box: tuple[float, float], batch_size: int
+) -> Scaled:
+    """The usual scaling, other than the box, of images [n, H, W, C] on which the network is right
+    most often."""
+    tried = [
+        Scaled(name, layer, right(outputs(logits_fn, images, batch_size), y))
+        for name, layer, images in _scalings(x, box)
+    ]
+    return max(tried, key=lambda scaled: scaled.right.sum())
+
+
+def right(logits: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """bool [n]: the label is the argmax; logits [n, C] that are not finite count as wrong."""
+    return (logits.argmax(axis=1) == y) & np.isfinite(logits).all(axis=1)
 
 
 def _scalings(x: np.ndarray, box: tuple[float, float]) -> Iterator[tuple[str, str, np.ndarray]]:
@@ -124,11 +135,8 @@ def _scalings(x: np.ndarray, box: tuple[float, float]) -> Iterator[tuple[str, st
     yield "standardised", layer, standard.astype(np.float32)
 
 
-def _logits(logits_fn: LogitsFn, x: np.ndarray, batch_size: int) -> np.ndarray:
+def outputs(logits_fn: LogitsFn, x: np.ndarray, batch_size: int) -> np.ndarray:
+    """Logits [n, C] of passes that are not compiled."""
     batches = (x[i : i + batch_size] for i in range(0, len(x), batch_size))
-    return np.concatenate([np.asarray(logits_fn(tf.constant(batch))) for batch in batches])
-
-
-def _accuracy(logits: np.ndarray, y: np.ndarray) -> float:
-    right = (logits.argmax(axis=1) == y) & np.isfinite(logits).all(axis=1)
-    return float(right.mean())
+    parts = [np.asarray(logits_fn(tf.constant(batch)), np.float64) for batch in batches]
+    return np.concatenate(parts)

@@ -1,0 +1,128 @@
+"""What an evaluation finds: flags per example for each attack, the worst case, and checks."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from tfrobust.evaluation.trials import Trial
+from tfrobust.threat import Threat
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What an attack left standing.
+
+    name: "clean", the trial's or the suite's. robust: bool [n] of the first n images: right on
+    the clean image, under this attack, and in a cascade under those before it. attacked: how many
+    images the attack ran on; queries, gradients: its forward and backward passes over them all.
+    images: the adversarial images [n, H, W, C], the clean one where the attack did not run; only
+    on demand, and not for a suite.
+    """
+
+    name: str
+    robust: np.ndarray
+    seconds: float
+    trial: Trial | None = None
+    attacked: int = 0
+    queries: int = 0
+    gradients: int = 0
+    images: np.ndarray | None = None
+
+    @property
+    def accuracy(self) -> float:
+        """The fraction of the n images still right."""
+        return float(self.robust.mean())
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """One line of a report.
+
+    value: the measured number, None where it could not be measured or is not finite. text: what
+    was measured on how many images, in a sentence. warns: whether it is a sign that the robust
+    accuracy is too high.
+    """
+
+    name: str
+    value: float | None
+    text: str
+    warns: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """A finished evaluation: the clean result first, then one for each attack and suite.
+
+    checks: the signs of a false sense of security that were looked for; none where they were not.
+    """
+
+    results: list[Result]
+    checks: list[Check] = dataclasses.field(default_factory=list)
+
+    @property
+    def clean_accuracy(self) -> float:
+        return self.results[0].accuracy
+
+    @property
+    def robust(self) -> np.ndarray:
+        """bool [n]: right in every trial, for the images that all of them saw."""
+        return worst_case(self.results)
+
+    @property
+    def robust_accuracy(self) -> float:
+        """The headline: the worst case over all attacks."""
+        return float(self.robust.mean())
+
+    @property
+    def images(self) -> np.ndarray | None:
+        """Of each image the adversary that broke it first, else the last that was tried; None
+        unless they were kept."""
+        first = self.results[0].images
+        return None if first is None else merged(first, self.results)
+
+    def __str__(self) -> str:
+        lines = [f"{r.name}: {r.accuracy:.2%} of {len(r.robust)}" for r in self.results]
+        lines.append(f"worst case: {self.robust_accuracy:.2%} of {len(self.robust)}")
+        lines += [f"warning: {c.name}: {c.text}" for c in self.checks if c.warns]
+        return "\n".join(lines)
+
+
+def worst_case(results: Sequence[Result]) -> np.ndarray:
+    """bool [n]: right in every trial, for the images that all of them saw."""
+    n = min(len(result.robust) for result in results)
+    return np.logical_and.reduce([result.robust[:n] for result in results])
+
+
+def merged(images: np.ndarray, results: Iterable[Result]) -> np.ndarray:
+    """`images` [N, H, W, C] with those that the results hold in their place, up to the one that
+    broke each."""
+    images, standing = images.copy(), np.ones(len(images), bool)
+    for result in results:
+        n = len(result.robust)
+        if result.images is not None:
+            rows = np.flatnonzero(standing[:n])
+            images[rows] = result.images[rows]
+        standing[:n] &= result.robust
+    return images
+
+
+def settings(result: Result, threat: Threat) -> dict[str, Any]:
+    """The row of a result in eval.json."""
+    row: dict[str, Any] = {
+        "name": result.name,
+        "examples": len(result.robust),
+        "robust_accuracy": result.accuracy,
+        "seconds": round(result.seconds, 2),
+        "attacked": result.attacked,
+        "queries": result.queries,
+        "gradients": result.gradients,
+    }
+    trial = result.trial
+    if trial is not None:
+        row["config"] = trial.attack.settings(threat)
+        row["suite"] = trial.suite
+    return row
