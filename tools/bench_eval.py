@@ -2,7 +2,7 @@
 
     python tools/bench_eval.py RUN --autoattack DIR --data mnist --eps 0.3 --examples 1000
 
-RUN: a run folder or .keras file of a plain CNN (convolutions, 2 x 2 poolings, dense layers). DIR:
+RUN: a run folder or .keras file of one of our networks. DIR:
 a checkout of github.com/fra31/auto-attack (a392200). --adapter runs the checkout's TensorFlow
 adapter instead of its torch form; its `.cuda()` calls have to be taken out of the checkout first.
 Both sides get the same weights, images and batches of 250, one after the other in this process, on
@@ -15,13 +15,13 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 import torch
+from torch_network import TorchNetwork
 
 from tfrobust import Threat
 from tfrobust.data import DATASETS
@@ -31,35 +31,6 @@ from tfrobust.models import load_keras
 NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 THEIRS = ("apgd-ce", "apgd-t", "fab-t", "square")
 BATCH_SIZE = 250
-
-
-def torch_network(network: keras.Model) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The same function on [B, C, H, W], layer by layer."""
-    steps: list[Callable[..., torch.Tensor]] = []
-    for layer in network.layers:
-        kind, weights = type(layer).__name__, [torch.from_numpy(w) for w in layer.get_weights()]
-        if kind == "Conv2D":
-            kernel = weights[0].permute(3, 2, 0, 1).contiguous()
-            bias = weights[1] if layer.use_bias else None
-            options = {"padding": layer.padding, "stride": layer.strides}
-            steps.append(lambda x, k=kernel, b=bias, o=options: torch.conv2d(x, k, b, **o))
-        elif kind == "MaxPool":
-            steps.append(lambda x: torch.max_pool2d(x, 2))
-        elif kind == "Flatten":  # Keras flattens channels last
-            steps.append(lambda x: x.permute(0, 2, 3, 1).flatten(1))
-        elif kind == "Dense":
-            steps.append(lambda x, w=weights: x @ w[0] + (w[1] if len(w) > 1 else 0))
-        elif kind not in ("InputLayer", "Dropout"):
-            raise SystemExit(f"{network.name}: expected a plain CNN, received a layer {kind}")
-        if getattr(layer, "activation", None) is keras.activations.relu:
-            steps.append(torch.relu)
-
-    def forward(x: torch.Tensor) -> torch.Tensor:
-        for step in steps:
-            x = step(x)
-        return x
-
-    return forward
 
 
 def theirs(
@@ -75,7 +46,7 @@ def theirs(
         model = ModelAdapter(network)
         predict = model.predict
     else:
-        model = predict = torch_network(network)
+        model = predict = TorchNetwork(network).eval()
     adversary = AutoAttack(model, verbose=False, is_tf_model=adapter, **options)
     images = torch.from_numpy(x).permute(0, 3, 1, 2).contiguous()
     labels = torch.from_numpy(y).long()
@@ -139,9 +110,10 @@ def main() -> None:
     network, threat = load_keras(args.run), Threat(args.norm, args.eps)
     _, test = DATASETS[args.data]().load()
     x, y = test.as_float()[: args.examples], test.labels[: args.examples]
-    forward = torch_network(network)
+    forward = TorchNetwork(network).eval()
     gap = np.abs(
-        forward(torch.from_numpy(x[:100]).permute(0, 3, 1, 2)).numpy() - network(x[:100]).numpy()
+        forward(torch.from_numpy(x[:100]).permute(0, 3, 1, 2)).detach().numpy()
+        - network(x[:100]).numpy()
     ).max()
     print(f"largest difference of a logit between the two networks: {gap:.1e}")
     rows = {
