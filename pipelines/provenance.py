@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 import subprocess
 from pathlib import Path
@@ -20,8 +21,10 @@ def versions() -> dict[str, str]:
     return {**found, "python": platform.python_version()}
 
 
+@functools.cache
 def commit() -> str | None:
-    """The git commit of the code, "-dirty" where files differ from it; None outside a checkout."""
+    """The git commit of the code when first asked, which is as a run starts, "-dirty" where files
+    differ from it; None outside a checkout."""
     root = Path(tfrobust.__file__).resolve().parents[1]
     if not (root / ".git").exists():
         return None

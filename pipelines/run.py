@@ -46,6 +46,7 @@ def run(
     name: str, overrides: list[str], workdir: Path, stages: list[str] | None, smoke: bool
 ) -> Path:
     """Run the stages of a config that are not done yet; the folder of the run."""
+    commit()  # later the checkout may have moved on
     spec = _spec(name, overrides, smoke)
     for stage in stages or []:
         choose("--stages", stage, spec.stages)
@@ -65,10 +66,10 @@ def _run(spec: Spec, folder: Folder, command: str, stages: list[str], smoke: boo
         if stage not in stages:
             continue
         print(f"== {spec.name}: {stage}", flush=True)
-        if stage_runners.done(stage, spec, folder):
+        inputs = stage_runners.inputs(stage, spec, folder)
+        if folder.done(stage, inputs, stage_runners.outputs(stage, spec, folder)):
             print(f"{stage}: done before, skipped")
             continue
-        inputs = stage_runners.inputs(stage, spec, folder)
         if folder.begun(stage) != inputs:
             folder.clear(stage)
         folder.mark(stage, inputs, done=False, commit=commit())
@@ -106,7 +107,7 @@ def _spec(name: str, overrides: list[str], smoke: bool) -> Spec:
         raise UserError(f"{path}: name: expected one fit for a folder, received {called!r}")
     try:
         spec = parse(called, raw)
-        return parse(called, cut_down(spec)) if smoke else spec
+        return cut_down(spec) if smoke else spec
     except UserError as error:
         key = str(error).partition(":")[0]
         set_keys = [override.partition("=")[0] for override in overrides]

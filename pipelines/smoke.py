@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
-from pipelines.spec import Spec
+from pipelines.spec import Spec, parse
+from tfrobust.attacks import Attack
 
-LIMITS = {"steps": 2, "restarts": 2, "examples": 32}
+LIMITS = {"steps": 2, "restarts": 2, "targets": 2, "draws": 2, "eot": 2, "queries": 20}
 
 
-def smoke(spec: Spec) -> dict[str, Any]:
-    """The config of the same run in small: its method, attacks and stages stay, all that costs
-    time shrinks. Its numbers mean nothing."""
+def smoke(spec: Spec) -> Spec:
+    """The same run in small: its method, attacks and stages stay, all that costs time shrinks. Its
+    numbers mean nothing."""
     source, config = spec.data.source, dict(spec.config)
     config["data"] = {
         "name": "synthetic",
@@ -28,17 +30,14 @@ def smoke(spec: Spec) -> dict[str, Any]:
         ramp = min(1, spec.train.epsilon_ramp_epochs)
         small = {"epochs": 2, "steps_per_epoch": 2, "epsilon_ramp_epochs": ramp, "init_from": None}
         config["train"] = {**config["train"], **small}
-    if not any(trial.suite for trial in spec.trials):
-        # Under their full-size names: two attacks cut down may look the same.
-        config["attacks"] = [
-            {**entry, "label": trial.name}
-            for entry, trial in zip(config.get("attacks", []), spec.trials, strict=True)
-        ]
-    for section in ("method", "train", "attacks"):
+    for section in ("method", "train"):
         config[section] = _limited(config.get(section))
     config["note"] = "Smoke run on synthetic images: its numbers mean nothing."
     config.pop("paper", None)
-    return {key: value for key, value in config.items() if value is not None}
+    made = parse(spec.name, {key: value for key, value in config.items() if value is not None})
+    # The attacks themselves, as a suite is one name in the config.
+    trials = [dataclasses.replace(t, attack=_in_small(t.attack)) for t in made.trials]
+    return dataclasses.replace(made, trials=trials)
 
 
 def _limited(value: Any) -> Any:
@@ -47,3 +46,10 @@ def _limited(value: Any) -> Any:
             k: min(v, LIMITS[k]) if k in LIMITS and v else _limited(v) for k, v in value.items()
         }
     return [_limited(v) for v in value] if isinstance(value, list) else value
+
+
+def _in_small(attack: Attack) -> Attack:
+    values = {f.name: getattr(attack, f.name) for f in dataclasses.fields(attack)}
+    small = {k: min(v, LIMITS[k]) for k, v in values.items() if k in LIMITS and v}
+    small |= {k: _in_small(v) for k, v in values.items() if isinstance(v, Attack)}
+    return dataclasses.replace(attack, **small)

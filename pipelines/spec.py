@@ -156,6 +156,11 @@ def parse(name: str, config: dict[str, Any]) -> Spec:
         method = _method(top["method"], threat, train, top["seed"])
         # The constructor checks its values: on a small stand-in, at once.
         located("method", method, _stand_in(), ramp_steps=0)
+    for where, attack in training_attacks(method, train).items():
+        fits = not isinstance(attack, SavedImages)
+        require(fits, where, "an attack that makes its images", "saved_images")
+        located(where, attack.check, threat)
+    attack_files(training_attacks(method, train))
     if "optimizer" in top:
         optimizer = resolve(OPTIMIZERS, top["optimizer"], "optimizer")
         rate = float(located("optimizer", optimizer).learning_rate)
@@ -169,8 +174,11 @@ def parse(name: str, config: dict[str, Any]) -> Spec:
         **arguments(EvaluationOptions, top.get("evaluation", {}), "evaluation"),
     )
     listed = trials(top.get("attacks", []), threat)
-    attack_files(listed)
-    _check_paper(top.get("paper", {}))
+    attack_files(listed_attacks(listed))
+    if "paper" in top:
+        config = {**config, "paper": _paper(top["paper"])}
+    half = trains or top["precision"] == "float32"
+    require(half, "precision", "float32 (there is no method to train)", top["precision"])
     if init_from is not None:  # what is trained on, whatever the section model says
         config = {**config, "model": {"path": init_from}}
     return Spec(
@@ -306,26 +314,39 @@ def check_fit(where: str, source: Dataset, image_shape: tuple[int, ...], classes
     require(fits, where, expected, (image_shape, classes))
 
 
-def attack_files(listed: list[Trial]) -> list[Path]:
+def listed_attacks(listed: list[Trial]) -> dict[str, Attack]:
+    """The attacks of an evaluation by their place in the config."""
+    return {f"attacks[{place}]": trial.attack for place, trial in enumerate(listed)}
+
+
+def training_attacks(method: Any, train: Train | None) -> dict[str, Attack]:
+    """The attacks of a training by their place in the config."""
+    found = {"method.attack": method.keywords["attack"]} if method is not None else {}
+    if train is not None:
+        found["train.validation_attack"] = train.validation_attack
+    return {where: attack for where, attack in found.items() if attack is not None}
+
+
+def attack_files(attacks: Mapping[str, Attack]) -> list[Path]:
     """The files that attacks read, surrogates and saved images. Raises UserError for none."""
     files: list[Path] = []
-    for place, trial in enumerate(listed):
-        where = f"attacks[{place}]"
-        if isinstance(trial.attack, Transfer):
-            files += model_files(trial.attack.source, f"{where}.source")
-        elif isinstance(trial.attack, SavedImages):
-            path = Path(trial.attack.path).expanduser()
+    for where, attack in attacks.items():
+        if isinstance(attack, Transfer):
+            files += model_files(attack.source, f"{where}.source")
+        elif isinstance(attack, SavedImages):
+            path = Path(attack.path).expanduser()
             require(path.is_file(), f"{where}.path", "an .npz file", str(path))
             files.append(path)
     return files
 
 
-def _check_paper(paper: Mapping[str, Any]) -> None:
-    """`paper` holds a source and fractions: clean, and an attack's label each."""
-    for key, value in paper.items():
-        if key != "source":
-            fraction = number(f"paper.{key}", value)
-            require(0 <= fraction <= 1, f"paper.{key}", "a fraction in [0, 1]", value)
+def _paper(paper: Mapping[str, Any]) -> dict[str, Any]:
+    """`paper`: a source and fractions, clean and an attack's label each, as numbers."""
+    known = dict(paper)
+    for key in known.keys() - {"source"}:
+        known[key] = number(f"paper.{key}", paper[key])
+        require(0 <= known[key] <= 1, f"paper.{key}", "a fraction in [0, 1]", paper[key])
+    return known
 
 
 def _stand_in() -> keras.Model:

@@ -82,12 +82,6 @@ def number(argument: str, value: Any) -> float:
 
 def parameters(constructor: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """The keyword parameters of a constructor, through the **kwargs that it hands to its bases."""
-    if isinstance(constructor, partial):
-        return {
-            name: p
-            for name, p in parameters(constructor.func).items()
-            if name not in constructor.keywords
-        }
     if not inspect.isclass(constructor):
         return dict(inspect.signature(constructor, eval_str=True).parameters)
     found: dict[str, inspect.Parameter] = {}

@@ -108,7 +108,7 @@ def main() -> None:
     args = parser.parse_args()
     sys.path.insert(0, str(args.autoattack))
     network, threat = load_keras(args.run), Threat(args.norm, args.eps)
-    _, test = DATASETS[args.data]().load()
+    test = DATASETS[args.data]().load("test")
     x, y = test.as_float()[: args.examples], test.labels[: args.examples]
     forward = TorchNetwork(network).eval()
     gap = np.abs(

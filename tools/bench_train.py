@@ -37,9 +37,9 @@ NETWORKS: dict[str, tuple[tuple[int, int, int], int, Callable[..., keras.Model]]
     "wrn_16_2": ((32, 32, 3), 64, lambda *args: wide_resnet(*args, depth=16, width=2)),
     "wrn_28_2": ((32, 32, 3), 64, lambda *args: wide_resnet(*args, depth=28, width=2)),
 }
-# (title, method, steps of the attack, alpha, beta, passes). Passes are in forward passes: a gradient
-# with regard to the image costs one more, with regard to the weights too two more, and the gradient
-# of the Jacobian term's two passes four.
+# (title, method, steps of the attack, alpha, beta, passes). Passes are forward ones: a gradient in
+# the image costs one more, in the weights too two more, and that of the Jacobian term's two passes
+# four.
 ROWS = (
     ("natural", "natural", 0, 0.0, 0.0, 3),
     ("ADV, 1 step", "adv", 1, 0.0, 0.0, 2 + 3),
@@ -189,7 +189,7 @@ def peak(dtype: str) -> float:
     return 2 * SIZE**3 / statistics.median(_timed(lambda: float(product())) for _ in range(5))
 
 
-def _timed(step: Step) -> float:
+def _timed(step: Callable[[], Any]) -> float:
     begun = time.perf_counter()
     step()
     return time.perf_counter() - begun

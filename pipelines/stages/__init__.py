@@ -7,7 +7,14 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.folder import Folder, fingerprint
-from pipelines.spec import STAGES, Spec, attack_files, check_fit
+from pipelines.spec import (
+    STAGES,
+    Spec,
+    attack_files,
+    check_fit,
+    listed_attacks,
+    training_attacks,
+)
 from pipelines.stages import attack_eval, train
 from tfrobust.evaluation.craft import LogitsFn
 from tfrobust.export import export
@@ -24,9 +31,14 @@ def inputs(stage: str, spec: Spec, folder: Folder) -> str:
     if stage == "train":
         start = spec.train.init_from if spec.train is not None else None
         base = [keras_file(start, "train.init_from")] if start else []
-        return fingerprint(spec.config, train.SECTIONS, [*data, *base])
+        attacks = attack_files(training_attacks(spec.method, spec.train))
+        return fingerprint(spec.config, train.SECTIONS, [*data, *base, *attacks])
     if stage == "attack_eval":
-        files = [*data, *model_files(*_model(spec, folder)), *attack_files(spec.trials)]
+        files = [
+            *data,
+            *model_files(*_model(spec, folder)),
+            *attack_files(listed_attacks(spec.trials)),
+        ]
         return fingerprint(spec.config, attack_eval.SECTIONS, files)
     if stage == "export":
         return fingerprint(spec.config, ("model",), model_files(*_model(spec, folder)))
@@ -44,11 +56,6 @@ def outputs(stage: str, spec: Spec, folder: Folder) -> list[Path]:
     }[stage]
 
 
-def done(stage: str, spec: Spec, folder: Folder) -> bool:
-    """Whether a stage was finished with the inputs of now, and what it made is still there."""
-    return folder.done(stage, inputs(stage, spec, folder), outputs(stage, spec, folder))
-
-
 def run(stage: str, spec: Spec, folder: Folder) -> None:
     """Run one stage."""
     if stage == "train":
@@ -58,7 +65,8 @@ def run(stage: str, spec: Spec, folder: Folder) -> None:
         with in_memory("evaluation.batch_size", spec.evaluation.batch_size):
             attack_eval.attack_eval(spec, folder, _network(spec, folder))
     elif stage == "report":
-        if not done("attack_eval", spec, folder):
+        before = "attack_eval"
+        if not folder.done(before, inputs(before, spec, folder), outputs(before, spec, folder)):
             raise UserError(
                 f"{folder.evaluation}: expected the attacks of this config evaluated; run the "
                 "stage attack_eval first"

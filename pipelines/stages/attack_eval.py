@@ -37,7 +37,7 @@ SECTIONS = ("seed", "threat", "data", "model", "attacks", "evaluation")
 
 def attack_eval(spec: Spec, folder: Folder, logits_fn: LogitsFn) -> None:
     """Clean accuracy, then each attack on the test split; eval.json is whole after each one."""
-    _, test = spec.data.source.load()
+    test = spec.data.source.load("test")
     x, y, options = test.as_float(), test.labels, spec.evaluation
     check_inputs(logits_fn, x, y, spec.threat, options.batch_size)
     off = np.abs(np.rint(255 * x) - 255 * x).max()

@@ -34,33 +34,36 @@ def train(spec: Spec, folder: Folder) -> None:
     """Train, or go on from the last checkpoint; the same config gives the same weights on CPU."""
     plan = spec.train
     assert plan is not None
-    rollbacks = Checkpoints(folder.checkpoints).note.get("rollbacks", 0)
+    checkpoints, network = Checkpoints(folder.checkpoints), None
+    data = splits(spec)
     with Interruption().caught() as interruption:
-        for left in reversed(range(plan.rollbacks + 1)):
+        while network is None:
             try:
-                network = _trained(spec, plan, folder, interruption, rollbacks)
+                network = _trained(spec, plan, folder, data, checkpoints, interruption)
             except NotFinite as error:
-                if not left:
-                    hint = "lower optimizer.learning_rate, or set train.rollbacks"
+                if checkpoints.rollbacks >= plan.rollbacks:
+                    hint = "lower optimizer.learning_rate, or raise train.rollbacks"
                     raise UserError(f"train: {error}; {hint}") from None
-                rollbacks += 1
+                checkpoints.rollbacks += 1
                 print(f"train: {error}; going on from there at {ROLLBACK:g} times the rate")
-            else:
-                break
     write_atomically(folder.model, with_precision(network, "float32").save)
 
 
 def _trained(
-    spec: Spec, plan: Train, folder: Folder, interruption: Interruption, rollbacks: int
+    spec: Spec,
+    plan: Train,
+    folder: Folder,
+    data: tuple[Split, Split],
+    checkpoints: Checkpoints,
+    interruption: Interruption,
 ) -> keras.Model:
-    """The network at its best epoch. rollbacks: how often the rate has been lowered in this run."""
+    """The network at its best epoch."""
     assert spec.method is not None and spec.optimizer is not None and spec.network is not None
     keras.utils.set_random_seed(spec.seed)
-    split, held_out = splits(spec)
+    (split, held_out), rollbacks = data, checkpoints.rollbacks
     size = spec.data.batch_size
     steps = min(plan.steps_per_epoch or len(split), len(split) // size)
 
-    checkpoints = Checkpoints(folder.checkpoints)
     base = float(spec.optimizer().learning_rate) * ROLLBACK**rollbacks
     rate = plan.schedule.learning_rate(base, steps, plan.epochs)
     with strategy().scope():
@@ -124,7 +127,7 @@ def _trained(
 
 def splits(spec: Spec) -> tuple[Split, Split]:
     """(training, held-out validation) examples. Raises UserError if the sizes do not fit."""
-    whole, _ = spec.data.source.load()
+    whole = spec.data.source.load("train")
     held, size = spec.data.validation, spec.data.batch_size
     count = len(whole)
     require(count, "data", "a data set with training images", "one without")

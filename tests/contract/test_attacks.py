@@ -82,7 +82,7 @@ def test_eps_zero_is_the_image(attack: Any, threat: Threat, network: keras.Model
 
 
 def test_the_seed_decides(attack: Any, threat: Threat, network: keras.Model) -> None:
-    @tf.function
+    @tf.function(autograph=False)
     def craft(seed: Any) -> Any:
         return attack(network, tf.constant(X), y, threat=threat, seed=seed)
 

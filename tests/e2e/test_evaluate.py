@@ -154,6 +154,18 @@ def test_killed_and_started_again(mine: list[str], tmp_path: Path, number: int) 
         np.testing.assert_array_equal(ours[name], theirs[name])
 
 
+def test_a_suite_in_small(mine: list[str], tmp_path: Path) -> None:
+    """And the precision, which is that of a training."""
+    overrides = [*mine, "attacks=autoattack"]
+    folder = run("evaluate", overrides, tmp_path, ["attack_eval"], smoke=True)
+    rows = json.loads((folder / "eval.json").read_text())["attacks"]
+    assert [row["config"]["steps"] for row in rows[:3]] == [2, 2, 2]
+    assert rows[3]["config"]["queries"] == 20
+    assert rows[1]["config"]["loss"] == "margin" and "targets" not in rows[1]["config"]
+    with pytest.raises(UserError, match="precision: expected float32"):
+        run("evaluate", [*overrides, "precision=mixed_bfloat16"], tmp_path, None, smoke=True)
+
+
 def test_mistakes(mine: list[str], command: Command, tmp_path: Path) -> None:
     sets = [part for override in mine for part in ("--set", override)]
     wrong = command("evaluate", *sets, "--set", "attacks=autoatack")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from pipelines import config as configs
 from pipelines import stages
 from pipelines.folder import Folder
 from pipelines.run import _spec, run
+from pipelines.spec import Spec
 from tfrobust.models import load_network
 from tfrobust.registry import UserError
 from tfrobust.report import write_report
@@ -126,23 +126,34 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run("digits_adv", ["attacks=fgsm"], workdir, None, smoke=True)
 
 
+@pytest.fixture(scope="module")
+def spec() -> Spec:
+    return _spec("digits_adv", ["attacks=fgsm"], True)
+
+
 FILES = ["config.yaml", "eval.json", "history.csv", "stages.json", "flags.npz", "probes.npz"]
 FILES += ["model.keras", "saved_model/saved_model.pb"]
 
 
+READERS: dict[str, Callable[[Path, Spec], Any]] = {
+    "stages.json": lambda run, _: Folder(run).done("train", "fingerprint", []),
+    "flags.npz": lambda run, spec: stages.attack_eval._finished(Folder(run), spec),
+    "model.keras": lambda run, _: load_network(run),
+    "saved_model/saved_model.pb": lambda run, _: load_network(run / "saved_model"),
+}
+
+
 @FEWER
 @given(data=st.data(), name=st.sampled_from(FILES))
-def test_damaged_run_folders(data: st.DataObject, name: str, finished: Path) -> None:
-    """What reads a folder: the report, a run that goes on from it, a network for an attack."""
-    copied = finished.with_name("copied") / finished.name
-    shutil.rmtree(copied.parent, ignore_errors=True)
-    shutil.copytree(finished, copied)
-    file = copied / name
-    file.write_bytes(data.draw(damaged(file.read_bytes())))
-    spec, folder = _spec("digits_adv", ["attacks=fgsm"], True), Folder(copied)
-    refused_or_done(lambda: folder.done("train", "fingerprint"))
-    refused_or_done(lambda: write_report(copied))
-    refused_or_done(lambda: stages.attack_eval._finished(folder, spec))
-    refused_or_done(
-        lambda: load_network(copied if "model.keras" in name else copied / "saved_model")
-    )
+def test_damaged_run_folders(data: st.DataObject, name: str, finished: Path, spec: Spec) -> None:
+    """What reads the file: the report, a run that goes on from it, a network for an attack."""
+    file = finished / name
+    whole = file.read_bytes()
+    file.write_bytes(data.draw(damaged(whole)))
+    try:
+        reader = READERS.get(name, lambda run, _: write_report(run))
+        refused_or_done(lambda: reader(finished, spec))
+        if name == "eval.json":
+            refused_or_done(lambda: stages.attack_eval._finished(Folder(finished), spec))
+    finally:
+        file.write_bytes(whole)

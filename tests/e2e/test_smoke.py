@@ -88,14 +88,17 @@ def test_one_stage_needs_the_one_before(tmp_path: Path) -> None:
         smoke("digits_adv", tmp_path, stages=["attack_eval"])
 
 
-def test_a_loss_that_is_not_finite(
-    tmp_path: Path,
-) -> None:
+def test_a_loss_that_is_not_finite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One line that names the batch."""
     far = ["optimizer.learning_rate=1e35", "train.schedule=constant"]
     with pytest.raises(UserError, match="not finite in .* epoch 1.* step 0; lower") as e:
         smoke("digits_adv", tmp_path, *far, stages=["train"])
     assert "\n" not in str(e.value)
+    # So many times in all, not at each start.
+    for told in (1, 0):
+        with pytest.raises(UserError, match="not finite"):
+            smoke("digits_adv", tmp_path, *far, "train.rollbacks=1", stages=["train"])
+        assert capsys.readouterr().out.count("going on from there") == told
 
 
 @pytest.mark.parametrize("schedule", ["guided", "cosine"])
@@ -129,6 +132,7 @@ def test_each_rollback_halves_the_rate_once(
     assert note["rollbacks"] == 3
     rows = list(csv.DictReader((folder / "history.csv").open()))
     rates = [float(row["learning_rate"]) for row in rows]
+    assert "3" in (folder / "checkpoints" / "rollbacks.txt").read_text()
     # Epoch 0 ends at half the rate, epoch 1 at an eighth; a cosine stands at its middle there.
     assert rates == pytest.approx([0.04, 0.005 if schedule == "cosine" else 0.01])
 
@@ -144,7 +148,7 @@ def test_what_is_deleted_is_made_again(tmp_path: Path) -> None:
 
 
 def test_runs_are_never_mixed(tmp_path: Path) -> None:
-    folder = smoke("digits_adv", tmp_path)
+    folder = smoke("digits_adv", tmp_path, stages=["train"])
     with pytest.raises(UserError, match="trained with another"):
         smoke("digits_adv", tmp_path, "seed=5", stages=["report"])
     with pytest.raises(UserError, match="run the stage attack_eval first"):
@@ -160,7 +164,7 @@ def test_runs_are_never_mixed(tmp_path: Path) -> None:
 def test_training_on_from_a_run_folder_and_a_keras_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first = smoke("digits_natural", tmp_path)
+    first = smoke("digits_natural", tmp_path, stages=["train"])
     for number, source in enumerate((first, first / "model.keras")):
         settings = [
             f"train.init_from={source}",
@@ -185,7 +189,9 @@ def test_training_on_from_a_run_folder_and_a_keras_file(
 
 def test_mixed_precision_trains_and_leaves_a_float32_network(tmp_path: Path) -> None:
     for precision in ("mixed_bfloat16", "mixed_float16"):
-        folder = smoke("digits_atlas", tmp_path / precision, f"precision={precision}")
+        folder = smoke(
+            "digits_atlas", tmp_path / precision, f"precision={precision}", stages=["train"]
+        )
         network = keras.saving.load_model(folder / "model.keras", compile=False)
         assert {layer.dtype_policy.name for layer in network.layers} == {"float32"}
 

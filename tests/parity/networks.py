@@ -38,5 +38,5 @@ def digits_network() -> keras.Model:
 
 def images() -> tuple[np.ndarray, np.ndarray]:
     """Images [200, 8, 8, 1] in [0, 1] and labels [200] of the digits test split."""
-    _, test = DATASETS["digits"]().load()
+    test = DATASETS["digits"]().load("test")
     return test.as_float()[:EXAMPLES], test.labels[:EXAMPLES]

@@ -288,7 +288,8 @@ def test_titles_and_settings_state_what_was_run() -> None:
     assert PGD(steps=20).title == "PGD-20"
     assert PGD(steps=20, restarts=3, loss="margin").title == "PGD-20x3 margin"
     assert FGSM().title == "FGSM"
-    assert FGSM(step_scale=1.5).title == "FGSM step 1.5 eps"
+    plain = FGSM(step_scale=1, start="none", loss="margin")
+    assert plain.title == "FGSM margin step 1 eps start none"
     settings = PGD(steps=10).settings(Threat("linf", 0.3))
     assert settings["step_size"] == pytest.approx(0.075)
     assert settings["loss"] == "cross_entropy"

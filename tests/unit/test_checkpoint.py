@@ -219,6 +219,23 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     assert float(variable) == 3.5
 
 
+def test_damaged_checkpoints_take_no_place_of_the_two_that_are_kept(tmp_path: Path) -> None:
+    kept, _, state = checkpoints(tmp_path)
+    for step in (100, 200):
+        kept.save(step, state, {"step": step})
+        (tmp_path / f"step-{step:09d}" / "sha256.json").write_text("{}")
+    kept, _, state = checkpoints(tmp_path)
+    assert kept.newest is None
+    for step in (10, 20, 30):
+        kept.save(step, state, {"step": step})
+    assert {folder.name for folder in tmp_path.glob("step-*")} == {
+        "step-000000020",
+        "step-000000030",
+    }
+    assert Checkpoints(tmp_path).note == {"step": 30}
+    assert len(list(tmp_path.glob("damaged-*"))) == 2
+
+
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -317,7 +317,7 @@ def test_npz(tmp_path: Path) -> None:
     data = DATASETS["npz"](path=path)
     assert (data.image_shape, data.num_classes) == ((3, 3, 1), 7)
     assert data.class_names == ("0", "1", "2", "3", "4", "5", "6")
-    train, test = data.load()
+    train, test = (data.load(split) for split in ("train", "test"))
     np.testing.assert_array_equal(train.images[..., 0], x.astype(np.float32))
     assert test.labels.tolist() == [6, 0]
     assert test.images.dtype == np.uint8
@@ -348,7 +348,7 @@ def test_mistaken_npz(tmp_path: Path, mistake: str, split: str) -> None:
     def call() -> None:
         data = DATASETS["npz"](path=path)
         assert values_of_images  # the others are found before any image is read
-        data.load()
+        data.load(split)
 
     line = fails(call)
     assert line.startswith(f"path: {blamed}_{split} of {path}: expected ")
@@ -367,7 +367,7 @@ def test_an_npz_to_evaluate_on(tmp_path: Path) -> None:
     path = saved(tmp_path, x_train=None, y_train=None, y_test=np.array([3, 0]))
     data = DATASETS["npz"](path=path, num_classes=7)
     assert data.num_classes == 7
-    train, test = data.load()
+    train, test = (data.load(split) for split in ("train", "test"))
     assert (len(train), test.labels.tolist()) == (0, [3, 0])
     line = fails(lambda: DATASETS["npz"](path=path, num_classes=3))
     assert line.startswith("num_classes: expected from 4, the greatest label plus one")

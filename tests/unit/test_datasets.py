@@ -26,14 +26,14 @@ from tfrobust.registry import build
 def test_digits() -> None:
     data = build(DATASETS, "digits", "data")
     assert (data.image_shape, data.num_classes) == ((8, 8, 1), 10)
-    train, test = data.load()
+    train, test = (data.load(split) for split in ("train", "test"))
     assert (train.images.shape, test.images.shape) == ((1437, 8, 8, 1), (360, 8, 8, 1))
     assert train.images.dtype == np.float32
     assert (train.images.min(), train.images.max()) == (0, 1)
     np.testing.assert_array_equal(train.images * 16, np.round(train.images * 16))
     assert np.bincount(test.labels).min() >= 34  # stratified: 36 each, as far as it goes
     assert train.index.tolist() == list(range(1437))
-    np.testing.assert_array_equal(test.images, data.load()[1].images)
+    np.testing.assert_array_equal(test.images, data.load("test").images)
 
 
 @pytest.mark.parametrize("like", ["digits", *CLASSES])
@@ -42,15 +42,15 @@ def test_synthetic_images_imitate_a_data_set(like: str) -> None:
     real = DATASETS[like]()
     assert data.image_shape == real.image_shape
     assert data.class_names == real.class_names
-    train, test = data.load()
+    train, test = (data.load(split) for split in ("train", "test"))
     assert (train.images.shape, len(test)) == ((12, *real.image_shape), 5)
     assert train.images.dtype == np.uint8
-    np.testing.assert_array_equal(train.images, data.load()[0].images)
+    np.testing.assert_array_equal(train.images, data.load("train").images)
 
 
 def test_synthetic_images_are_smooth_and_can_be_learned() -> None:
     data = DATASETS["synthetic"](image_shape=[16, 16, 1], num_classes=4, train=80, test=80)
-    train, test = data.load()
+    train, test = (data.load(split) for split in ("train", "test"))
     x = train.as_float()
     assert np.abs(np.diff(x, axis=2)).mean() < 0.5 * x.std()
     means = np.stack([x[train.labels == c].mean(0) for c in range(4)])
@@ -96,7 +96,7 @@ def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_absent_and_download_off(empty: Path) -> None:
     start = time.monotonic()
-    line = fails(lambda: DATASETS["mnist"](download=False).load())
+    line = fails(lambda: DATASETS["mnist"](download=False).load("train"))
     assert time.monotonic() - start < 10
     assert line.startswith(f"dir: expected mnist 3.0.1 prepared in {empty}, received none, ")
     assert "(download is off); set TFDS_DATA_DIR or data.dir" in line
@@ -104,7 +104,7 @@ def test_absent_and_download_off(empty: Path) -> None:
 
 def test_dir_goes_before_the_environment(empty: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
-    line = fails(lambda: DATASETS["mnist"](dir=str(other), download=False).load())
+    line = fails(lambda: DATASETS["mnist"](dir=str(other), download=False).load("train"))
     assert f"prepared in {other}, " in line
 
 
@@ -112,7 +112,7 @@ def test_absent_and_no_network(empty: Path, monkeypatch: pytest.MonkeyPatch) -> 
     for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # the discard port: refused
     start = time.monotonic()
-    line = fails(lambda: DATASETS["cifar10"]().load())
+    line = fails(lambda: DATASETS["cifar10"]().load("train"))
     assert time.monotonic() - start < 10
     assert "cifar-10-binary.tar.gz: ProxyError); set TFDS_DATA_DIR" in line
     assert list(empty.iterdir()) == []
@@ -126,7 +126,7 @@ def test_absent_and_a_network_that_says_nothing(
         for name in ("http_proxy", "HTTP_PROXY"):
             monkeypatch.setenv(name, f"http://127.0.0.1:{silent.getsockname()[1]}")
         start = time.monotonic()
-        line = fails(lambda: DATASETS["stl10"]().load())
+        line = fails(lambda: DATASETS["stl10"]().load("train"))
         assert time.monotonic() - start < 5
     assert "it was not downloaded (" in line
     assert "ai.stanford.edu" in line
@@ -140,7 +140,7 @@ def test_a_download_that_breaks_off(empty: Path, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(tfds_module, "_unreachable", lambda url: None)
     monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", break_off)
-    line = fails(lambda: DATASETS["cifar100"]().load())
+    line = fails(lambda: DATASETS["cifar100"]().load("train"))
     assert "(ConnectionError: connection reset by peer)" in line
 
 
@@ -177,7 +177,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_prepared_data_are_decoded_in_order(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TFDS_DATA_DIR", str(made))
-    train, test = DATASETS["mnist"](download=False).load()
+    train, test = (DATASETS["mnist"](download=False).load(split) for split in ("train", "test"))
     assert train.images.dtype == np.uint8
     np.testing.assert_array_equal(train.images, MADE)
     np.testing.assert_array_equal(train.labels, np.arange(1500) % 10)
@@ -197,7 +197,7 @@ def copied(made: Path, to: Path) -> Path:
 def test_another_version_is_named(made: Path, tmp_path: Path) -> None:
     folder = copied(made, tmp_path)
     folder.rename(folder.parent / "3.0.0")
-    line = fails(lambda: DATASETS["mnist"](dir=str(tmp_path), download=False).load())
+    line = fails(lambda: DATASETS["mnist"](dir=str(tmp_path), download=False).load("train"))
     assert f"expected mnist 3.0.1 prepared in {tmp_path}, received version 3.0.0, " in line
 
 
@@ -214,7 +214,7 @@ def test_a_damaged_folder(made: Path, tmp_path: Path, damage: str) -> None:
     else:
         info = folder / "dataset_info.json"
         info.write_text(info.read_text().replace('"1500"', '"1501"'))
-    line = fails(lambda: DATASETS["mnist"](dir=str(tmp_path)).load())
+    line = fails(lambda: DATASETS["mnist"](dir=str(tmp_path)).load("train"))
     assert line.startswith("dir: expected mnist readable in ")
     assert str(tmp_path / "mnist") in line
 
@@ -222,7 +222,9 @@ def test_a_damaged_folder(made: Path, tmp_path: Path, damage: str) -> None:
 def real(tfds_dir: Path, name: str) -> tuple[Split, Split]:
     if not (tfds_dir / name).is_dir():
         pytest.skip(f"no prepared {name} in {tfds_dir}")
-    train, test = DATASETS[name](dir=str(tfds_dir), download=False).load()
+    train, test = (
+        DATASETS[name](dir=str(tfds_dir), download=False).load(split) for split in ("train", "test")
+    )
     return train, test
 
 

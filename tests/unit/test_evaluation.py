@@ -47,8 +47,8 @@ def test_exact_counts_with_a_partial_last_batch(batch_size: int) -> None:
 
 def test_one_trace() -> None:
     """Seven images in batches of three, six of them attacked: one pass to count the classes, then
-    a trace for the clean predictions, for the attack, which looks at its image again, and for the
-    predictions that check it."""
+    a trace for the predictions, clean and attacked, and for the attack, which looks at its image
+    again."""
     calls = []
 
     def counted(x: Any) -> Any:
@@ -56,7 +56,7 @@ def test_one_trace() -> None:
         return network(x)
 
     flags(Threat("linf", 0.1), Trial(PLAIN, "fgsm"), logits_fn=counted, batch_size=3)
-    assert calls == [True] + [False] * 4
+    assert calls == [True] + [False] * 3
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -200,7 +200,9 @@ def test_the_images_are_those_that_broke_first() -> None:
 
 def test_evaluate_in_one_call() -> None:
     threat = Threat("linf", 0.25)
-    result = evaluate(network, X, Y, threat, {"name": "fgsm", "start": "none"}, check=False)
+    result = evaluate(
+        network, X, Y, threat, {"name": "fgsm", "start": "none", "label": "FGSM"}, check=False
+    )
     assert result.clean_accuracy == pytest.approx(6 / 7)
     assert result.robust_accuracy == pytest.approx(2 / 7)
     assert str(result) == "clean: 85.71% of 7\nFGSM: 28.57% of 7\nworst case: 28.57% of 7"
@@ -212,7 +214,7 @@ def test_evaluate_in_one_call() -> None:
     ("attacks", "message"),
     [
         ([Trial(PLAIN, "a"), Trial(PGD(), "a")], "attacks: expected attacks whose labels differ"),
-        ([Trial(PLAIN, "clean")], "attacks: expected labels other than clean"),
+        ([Trial(PLAIN, "clean")], "attacks: expected labels other than allow_pickle, clean, file"),
         ([{"name": "pgd", "examples": 0}], "attacks[0].examples: expected int >= 1, received 0"),
         ([{"name": "pgd", "step": 3}], "attacks[0].step: unknown key"),
         ([{"name": "autoattack", "version": "standrd"}], "(did you mean 'standard'?)"),
@@ -250,11 +252,8 @@ def test_autoattack_and_paper_are_suites() -> None:
 
 
 def test_a_batch_that_does_not_fit_into_memory_is_one_line() -> None:
-    """Four terabytes for each image of a batch."""
-
     def logits(images: Any) -> Any:
-        huge = tf.zeros([tf.shape(images)[0], 10**6, 10**6])
-        return tf.reshape(images, [-1, 4])[:, :3] + tf.reduce_max(huge)
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
 
     x, y = np.full((20, 2, 2, 1), 0.5, np.float32), np.zeros(20, np.int32)
     with pytest.raises(UserError) as caught:
@@ -273,8 +272,8 @@ def test_networks_of_other_dtypes(dtype: str) -> None:
 
     y = np.argmax(logits(x), axis=1)
     attacks = ["fgsm", {"name": "pgd", "steps": 3, "success": "any"}, {"name": "apgd", "steps": 4}]
-    attacks += [{"name": "fab", "steps": 3}, {"name": "multi_targeted", "steps": 2}, "rays"]
-    attacks += [{"name": "square", "queries": 9}]
+    attacks += [{"name": "fab", "steps": 3}, {"name": "multi_targeted", "steps": 2}]
+    attacks += [{"name": "square", "queries": 9}, {"name": "rays", "queries": 9}]
     found = evaluate(logits, x, y, Threat("linf", 0.2), attacks, check=False)
     assert found.robust_accuracy < 1
     assert str(found).splitlines()[-1] == f"worst case: {found.robust_accuracy:.2%} of 20"

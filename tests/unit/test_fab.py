@@ -221,11 +221,12 @@ def test_who_leaves_changes_nothing_for_the_others() -> None:
     y = np.argmax(network(X), axis=1)
 
     @tf.function(
+        autograph=False,
         input_signature=[
             tf.TensorSpec([None, 2, 2, 1]),
             tf.TensorSpec([None], tf.int64),
             tf.TensorSpec([None]),
-        ]
+        ],
     )
     def graph(x: Any, y: Any, eps: Any) -> Any:
         return attack.run(network, x, y, threat=Threat("l2", 0.0).at(eps), seed=SEED)

@@ -150,10 +150,12 @@ def test_precision_round_trip(network: keras.Model, tmp_path: Path, precision: s
     np.testing.assert_array_equal(loaded(x), mixed(x))
 
 
-def test_precision_is_a_copy(network: keras.Model) -> None:
-    copy, before = with_precision(network, "float32"), network.get_weights()[0].copy()
+def test_another_precision_is_a_copy(network: keras.Model) -> None:
+    copy, before = with_precision(network, "mixed_bfloat16"), network.get_weights()[0].copy()
+    np.testing.assert_array_equal(copy.get_weights()[0], before)
     copy.set_weights([w + 1 for w in copy.get_weights()])
     np.testing.assert_array_equal(network.get_weights()[0], before)
+    assert with_precision(network, "float32") is network
 
 
 def test_precision_reaches_nested_networks() -> None:

@@ -135,7 +135,9 @@ def test_graph_with_an_unknown_batch_size_and_the_seed(linear: Callable[..., Any
     network, attack, threat = linear(W), MultiTargeted(steps=2, restarts=2), Threat("l2", 0.2, WIDE)
     traces = []
 
-    @tf.function(input_signature=[tf.TensorSpec([None, 2, 2, 1]), tf.TensorSpec([None], tf.int32)])
+    signature = [tf.TensorSpec([None, 2, 2, 1]), tf.TensorSpec([None], tf.int32)]
+
+    @tf.function(input_signature=signature, autograph=False)
     def craft(x: Any, y: Any) -> Any:
         traces.append(1)
         return attack.run(network, x, y, threat=threat, seed=SEED)

@@ -44,6 +44,9 @@ class Attack(Configurable):
         """What a number made with this attack must state: its name and every hyper-parameter."""
         return {"name": type(self).__name__.lower(), **dataclasses.asdict(self)}
 
+    def check(self, threat: Threat) -> None:
+        """Raise a UserError where it does not work under this threat."""
+
     def fitted(self, classes: int) -> Attack:
         """This attack on a network of so many classes: with another loss or fewer targets where
         its own do not fit. Raises UserError where it cannot run."""

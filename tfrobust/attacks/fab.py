@@ -11,6 +11,7 @@ from tfrobust import losses, noise, norms
 from tfrobust.attacks.base import Attack, LogitsFn, Outcome
 from tfrobust.attacks.compaction import State, hunt, taken
 from tfrobust.attacks.fab_projections import to_zero
+from tfrobust.attacks.gradient import jacobian
 from tfrobust.norms import rows
 from tfrobust.registry import number, require, serializable
 from tfrobust.threat import Threat
@@ -188,13 +189,13 @@ def nearest_boundary(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """z_t - z_y [B] and its gradient for the class t whose boundary, taken as linear and without
     the box, is nearest to x in the Lp norm."""
-    with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
-        tape.watch(x)
+
+    def above(x: tf.Tensor) -> tf.Tensor:
         logits = logits_fn(x)
-        value = logits - tf.gather(logits, y, axis=-1, batch_dims=1)[:, None]
-    # One class after the other: all at once would hold as many passes in memory.
-    slope = tape.batch_jacobian(value, x, unconnected_gradients="zero", experimental_use_pfor=False)
-    classes = logits.shape[-1]
+        return logits - tf.gather(logits, y, axis=-1, batch_dims=1)[:, None]
+
+    value, slope = jacobian(above, x)
+    classes = value.shape[-1]
     steepness = norms.norm(tf.reshape(slope, [-1, tf.size(x[0])]), norms.DUAL[p])
     far = tf.math.divide_no_nan(tf.abs(value), tf.reshape(steepness, tf.shape(value)) + 1e-12)
     far = tf.where(tf.one_hot(y, classes, True, False), float("inf"), far)

@@ -26,7 +26,9 @@ class FGSM(GradientAttack):
 
     @property
     def title(self) -> str:
-        return "FGSM" if self.step_scale == 1.25 else f"FGSM step {self.step_scale:g} eps"
+        words = ["FGSM", *self._loss_word]
+        words += [f"step {self.step_scale:g} eps"] if self.step_scale != 1.25 else []
+        return " ".join([*words, *self._start_word])
 
     @property
     def schedule(self) -> tuple[int, int, bool]:

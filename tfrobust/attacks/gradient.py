@@ -50,6 +50,16 @@ class GradientAttack(Attack):
         """(steps, restarts, whether an example is kept at its first misclassified iterate)."""
         raise NotImplementedError
 
+    @property
+    def _loss_word(self) -> list[str]:
+        """Of a title."""
+        return [self.loss] if self.loss not in (None, "cross_entropy") else []
+
+    @property
+    def _start_word(self) -> list[str]:
+        """Of a title."""
+        return [f"start {self.start}"] if self.start != "uniform" else []
+
     def step(self, eps: Any) -> Any:
         """Step size in image units, for a scalar or [B] eps."""
         raise NotImplementedError
@@ -204,3 +214,15 @@ def differentiated(
     # Zero, not None, behind rounding and the like, which has no gradient.
     gradient = tape.gradient(total, x_adv, unconnected_gradients="zero")
     return value, wrong, gradient
+
+
+def jacobian(
+    function: Callable[[tf.Tensor], tf.Tensor], x: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """function(x) [B, C], and its derivative [B, C, *x.shape[1:]]; one backward pass a class."""
+    with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
+        tape.watch(x)
+        value = function(x)
+    # One class after the other: all at once would hold as many passes in memory.
+    slope = tape.batch_jacobian(value, x, unconnected_gradients="zero", experimental_use_pfor=False)
+    return value, slope

@@ -46,9 +46,9 @@ class PGD(GradientAttack):
     @property
     def title(self) -> str:
         words = [f"PGD-{self.steps}" + (f"x{self.restarts}" if self.restarts > 1 else "")]
-        words += [self.loss] if self.loss not in (None, "cross_entropy") else []
+        words += self._loss_word
         words += [f"step {self.step_size:g}"] if isinstance(self.step_size, float) else []
-        words += [f"start {self.start}"] if self.start != "uniform" else []
+        words += self._start_word
         words += ["any step"] if self.success == "any" else []
         return " ".join(words)
 

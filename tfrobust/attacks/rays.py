@@ -57,6 +57,10 @@ class RayS(Attack):
     def title(self) -> str:
         return f"RayS-{self.queries}"
 
+    def check(self, threat: Threat) -> None:
+        """It works in Linf."""
+        require(threat.norm == "linf", "threat.norm", "linf for RayS", threat.norm)
+
     def run(
         self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, *, threat: Threat, seed: Any
     ) -> Outcome:
@@ -87,7 +91,7 @@ class RayS(Attack):
         in different ones share a pass: it tries a block at the length d, or it bisects, between
         `low`, where the image is classified rightly, and d. Both end with the next block.
         """
-        require(threat.norm == "linf", "threat.norm", "linf for RayS", threat.norm)
+        self.check(threat)
         x, y = tf.convert_to_tensor(x), tf.cast(y, tf.int32)
         pixels, reach = math.prod(x.shape[1:]), threat.box[1] - threat.box[0]
         gap = TOLERANCE / math.sqrt(pixels)

@@ -13,15 +13,15 @@ TEST = 360
 class Digits(Dataset):
     """1,437 training and 360 test images, [8, 8, 1], float32 multiples of 1/16."""
 
-    def load(self) -> tuple[Split, Split]:
-        """The two splits: stratified, and the same ones whatever a run's seed."""
+    def load(self, split: str) -> Split:
+        """A split: stratified, and the same one whatever a run's seed."""
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
 
         x, y = load_digits(return_X_y=True)
         x = (x / 16).astype(np.float32).reshape(-1, 8, 8, 1)
         x, x_test, y, y_test = train_test_split(x, y, test_size=TEST, stratify=y, random_state=0)
-        return Split.of(x, y), Split.of(x_test, y_test)
+        return Split.of(x, y) if split == "train" else Split.of(x_test, y_test)
 
 
 def open_digits() -> Digits:

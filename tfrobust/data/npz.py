@@ -20,15 +20,13 @@ class Npz(Dataset):
     path: str
     trains: bool = True
 
-    def load(self) -> tuple[Split, Split]:
-        """The two splits, that for training empty where the file has none. Raises ValueError for
+    def load(self, split: str) -> Split:
+        """A split; empty for training where the file has test arrays alone. Raises ValueError for
         NaN or float images outside [0, 1]."""
-        test = self._split("test")
-        return self._split("train") if self.trains else test.first(0), test
-
-    def _split(self, split: str) -> Split:
-        x, y = (_read(self.path, f"{kind}_{split}") for kind in "xy")
-        return Split.of(x, y, _names(self.path, split))
+        held = split if self.trains else "test"
+        x, y = (_read(self.path, f"{kind}_{held}") for kind in "xy")
+        whole = Split.of(x, y, _names(self.path, held))
+        return whole if held == split else whole.first(0)
 
 
 def open_npz(path: str, num_classes: int | None = None) -> Npz:

@@ -76,8 +76,8 @@ class Dataset(ABC):
         return len(self.class_names)
 
     @abstractmethod
-    def load(self) -> tuple[Split, Split]:
-        """The training and the test split. Raises ValueError if they cannot be had."""
+    def load(self, split: str) -> Split:
+        """The split "train" or "test". Raises ValueError if it cannot be had."""
 
 
 def numbered(num_classes: int) -> tuple[str, ...]:

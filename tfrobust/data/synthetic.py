@@ -20,20 +20,22 @@ class Synthetic(Dataset):
     train: int
     test: int
 
-    def load(self) -> tuple[Split, Split]:
-        """The same two splits every time; the classes take turns."""
+    def load(self, split: str) -> Split:
+        """The same split every time; the classes take turns."""
         height, width, channels = self.image_shape
-        rng = np.random.default_rng(0)
-        patterns = rng.normal(size=(self.num_classes, WAVES, WAVES, channels))
-        rows, columns = _cosines(height), _cosines(width)
-
-        def draw(n: int) -> Split:
-            y = np.arange(n) % self.num_classes
-            waves = patterns[y] + 0.5 * rng.normal(size=(n, WAVES, WAVES, channels))
-            smooth = np.einsum("kh,lw,nklc->nhwc", rows, columns, waves, optimize=True)
-            return Split.of((127.5 * (1 + np.tanh(smooth / WAVES))).astype(np.uint8), y)
-
-        return draw(self.train), draw(self.test)
+        waves = (WAVES, WAVES, channels)
+        patterns = np.random.default_rng(0).normal(size=(self.num_classes, *waves))
+        n, stream = (self.train, 1) if split == "train" else (self.test, 2)
+        y = np.arange(n) % self.num_classes
+        own = np.random.default_rng(stream).normal(size=(n, *waves))
+        smooth = np.einsum(
+            "kh,lw,nklc->nhwc",
+            _cosines(height),
+            _cosines(width),
+            patterns[y] + 0.5 * own,
+            optimize=True,
+        )
+        return Split.of((127.5 * (1 + np.tanh(smooth / WAVES))).astype(np.uint8), y)
 
 
 def imitate(

@@ -30,8 +30,8 @@ class Tfds(Dataset):
     dir: str | None = None
     download: bool = True
 
-    def load(self) -> tuple[Split, Split]:
-        """The train and test splits as uint8, in the order of the files.
+    def load(self, split: str) -> Split:
+        """A split as uint8, in the order of the files.
 
         Raises ValueError, in one line that says where it looked, if the set is neither prepared
         nor to be had (within seconds where there is no network), or does not read.
@@ -49,7 +49,7 @@ class Tfds(Dataset):
         if not (folder / "dataset_info.json").exists():
             self._prepare(builder, root)
         try:
-            return self._read(builder, "train"), self._read(builder, "test")
+            return self._read(builder, split)
         except Exception as error:
             raise self._unusable(folder, error) from error
 

@@ -15,6 +15,7 @@ from tfrobust.registry import UserError
 from tfrobust.threat import Threat
 
 LogitsFn = Callable[[Any], Any]
+Predict = Callable[[np.ndarray], np.ndarray]  # images [N, H, W, C] -> classes [N]
 BATCH_SIZE = 250
 TOLERANCE = 1e-6  # of a distance beyond eps: float32 rounding, of 1 or of what is larger
 
@@ -32,9 +33,7 @@ class Crafted(NamedTuple):
     gradients: np.ndarray
 
 
-def predictor(
-    logits_fn: LogitsFn, batch_size: int = BATCH_SIZE
-) -> Callable[[np.ndarray], np.ndarray]:
+def predictor(logits_fn: LogitsFn, batch_size: int = BATCH_SIZE) -> Predict:
     """Images [N, H, W, C] -> predicted classes [N], -1 where a logit is not finite; compiled once
     for each shape of image."""
 
@@ -43,13 +42,13 @@ def predictor(
         finite = tf.reduce_all(tf.math.is_finite(logits), axis=-1)
         return tf.where(finite, tf.argmax(logits, axis=-1, output_type=tf.int32), -1)
 
-    compiled: dict[tuple[int, ...], Any] = {}
+    traced: dict[tuple[int, ...], Any] = {}
 
     def run(x: np.ndarray) -> np.ndarray:
         shape = x.shape[1:]
-        if shape not in compiled:
-            compiled[shape] = _compiled(predict, shape)
-        function = compiled[shape]
+        if shape not in traced:
+            traced[shape] = compiled(predict, shape)
+        function = traced[shape]
         parts = [function(tf.constant(x[rows])).numpy() for rows in batches(len(x), batch_size)]
         return np.concatenate([np.zeros(0, np.int32), *parts])
 
@@ -68,13 +67,15 @@ def craft(
     progress: str | None = None,
     rows: np.ndarray | None = None,
     total: int | None = None,
+    predict: Predict | None = None,
 ) -> Crafted:
     """The attack on x [n, H, W, C], in batches, each checked: finite, inside the box, within eps.
 
     The noise is a function of (seed, the attack's title, the batch's number). progress: the label
     of a progress bar that shows the robust accuracy so far over `total` images, those not in x
     being broken; none by default. rows: the places of x in the test set (saved images are looked
-    up by them). Raises RuntimeError if the attack left the threat's set: nothing is clipped here.
+    up by them). predict: `predictor(logits_fn, batch_size)`, where it is traced already. Raises
+    RuntimeError if the attack left the threat's set: nothing is clipped here.
     """
 
     def logits(images: Any) -> Any:
@@ -90,8 +91,8 @@ def craft(
     saved = attack if isinstance(attack, SavedImages) else None
     if saved is None:
         others = tf.TensorSpec([None], tf.int32), tf.TensorSpec([], tf.int32)
-        function = _compiled(run, x.shape[1:], *others)
-    predict = predictor(logits_fn, batch_size)
+        function = compiled(run, x.shape[1:], *others)
+    predict = predict or predictor(logits_fn, batch_size)
     places = np.arange(len(x)) if rows is None else rows
     parts: list[Crafted] = []
     standing = len(x)
@@ -154,7 +155,7 @@ def _check(attack: Attack, threat: Threat, x_adv: np.ndarray, x: np.ndarray) -> 
         )
 
 
-def _compiled(function: Callable[..., Any], image_shape: Any, *others: Any) -> Any:
+def compiled(function: Callable[..., Any], image_shape: Any, *others: Any) -> Any:
     """One trace for batches of every size."""
     images = tf.TensorSpec([None, *image_shape], tf.float32)
     traced = tf.function(function, input_signature=[images, *others], autograph=False)

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from tfrobust.attacks import SavedImages, Transfer
 from tfrobust.evaluation.checks import checks
-from tfrobust.evaluation.craft import BATCH_SIZE, LogitsFn, craft, predictor
+from tfrobust.evaluation.craft import BATCH_SIZE, LogitsFn, Predict, craft, predictor
 from tfrobust.evaluation.inputs import SOME, check_inputs
 from tfrobust.evaluation.results import Evaluation, Result, worst_case
 from tfrobust.evaluation.trials import AttackSpec, Trial, trials
@@ -77,7 +77,8 @@ def run(
     known = {result.name: result for result in finished}
     classes = logits_fn(tf.constant(x[:1])).shape[-1]
     found = [_fitted(trial, classes, x, trial.name in known) for trial in found]
-    clean = known.get("clean") or _clean(logits_fn, x, y, batch_size, images)
+    predict = predictor(logits_fn, batch_size)
+    clean = known.get("clean") or _clean(predict, x, y, images)
     yield clean
     standing = clean.robust.copy()  # after the attacks so far, those of the suite in mode each
     suite: list[Result] = []
@@ -87,8 +88,32 @@ def run(
         if trial.name in known:
             result = dataclasses.replace(known[trial.name], trial=trial)
         else:
-            result = _attacked(
-                logits_fn, x, y, threat, trial, standing, seed, batch_size, images, progress
+            begun = time.perf_counter()
+            robust = standing[: trial.examples].copy()
+            rows = np.flatnonzero(robust)
+            made = craft(
+                logits_fn,
+                x[rows],
+                y[rows],
+                trial.attack,
+                threat,
+                seed=seed,
+                batch_size=batch_size,
+                progress=trial.name if progress else None,
+                rows=rows,
+                total=len(robust),
+                predict=predict,
+            )
+            robust[rows] = made.right
+            result = Result(
+                trial.name,
+                robust,
+                time.perf_counter() - begun,
+                trial,
+                len(rows),
+                int(made.queries.sum()),
+                int(made.gradients.sum()),
+                _placed(made.images, rows, x[: len(robust)]) if images else None,
             )
         standing[: len(result.robust)] = result.robust
         yield result
@@ -110,58 +135,18 @@ def _fitted(trial: Trial, classes: int, x: np.ndarray, done: bool) -> Trial:
     return dataclasses.replace(trial, attack=attack)
 
 
-def _clean(
-    logits_fn: LogitsFn, x: np.ndarray, y: np.ndarray, batch_size: int, images: bool
-) -> Result:
+def _clean(predict: Predict, x: np.ndarray, y: np.ndarray, images: bool) -> Result:
     begun = time.perf_counter()
-    right = predictor(logits_fn, batch_size)(x) == y
+    right = predict(x) == y
     seconds = time.perf_counter() - begun
     return Result("clean", right, seconds, None, len(x), len(x), 0, x if images else None)
 
 
-def _attacked(
-    logits_fn: LogitsFn,
-    x: np.ndarray,
-    y: np.ndarray,
-    threat: Threat,
-    trial: Trial,
-    standing: np.ndarray,
-    seed: int,
-    batch_size: int,
-    images: bool,
-    progress: bool,
-) -> Result:
-    """One attack on those of its first images that stand."""
-    begun = time.perf_counter()
-    robust = standing[: trial.examples].copy()
-    rows = np.flatnonzero(robust)
-    made = craft(
-        logits_fn,
-        x[rows],
-        y[rows],
-        trial.attack,
-        threat,
-        seed=seed,
-        batch_size=batch_size,
-        progress=trial.name if progress else None,
-        rows=rows,
-        total=len(robust),
-    )
-    robust[rows] = made.right
-    kept = None
-    if images:
-        kept = x[: len(robust)].copy()
-        kept[rows] = made.images
-    return Result(
-        trial.name,
-        robust,
-        time.perf_counter() - begun,
-        trial,
-        len(rows),
-        int(made.queries.sum()),
-        int(made.gradients.sum()),
-        kept,
-    )
+def _placed(images: np.ndarray, rows: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """The images in these rows of a copy of the others."""
+    whole = others.copy()
+    whole[rows] = images
+    return whole
 
 
 def _summed(name: str, results: Sequence[Result]) -> Result:

@@ -11,7 +11,7 @@ from tfrobust.registry import arguments, build, choose, located, require, resolv
 from tfrobust.threat import Threat
 
 # Names that eval.json, flags.npz and the tables use themselves.
-RESERVED = ("clean", "file", "index", "label", "worst case")
+RESERVED = ("allow_pickle", "clean", "file", "index", "label", "worst case")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +55,7 @@ def _entry(entry: AttackSpec, threat: Threat, where: str) -> list[Trial]:
     if isinstance(entry, Trial):
         return [entry]
     if isinstance(entry, Attack):
+        located(where, entry.check, threat)
         return [Trial(entry, entry.title)]
     entry = {"name": entry} if isinstance(entry, str) else entry
     require(isinstance(entry, Mapping), where, "a name or a mapping with 'name'", entry)
@@ -70,6 +71,7 @@ def _entry(entry: AttackSpec, threat: Threat, where: str) -> list[Trial]:
     require("name" in rest, where, "a mapping with 'name'", dict(entry))
     choose(f"{where}.name", rest["name"], [*ATTACKS, *SUITES])
     attack = build(ATTACKS, rest, where, also=("label", "examples"))
+    located(where, attack.check, threat)
     return [Trial(attack, label or attack.title, examples)]
 
 

@@ -97,6 +97,8 @@ class RobustModel(keras.Model):
         )
         require(isinstance(threat, Threat), "threat", "a tfrobust.Threat", threat)
         require(attack is None or isinstance(attack, Attack), "attack", "an Attack", attack)
+        if attack is not None:
+            attack.check(threat)
         require(ramp_steps >= 0, "ramp_steps", "int >= 0", ramp_steps)
         require(l2 >= 0, "l2", "a number >= 0", l2)
         self.network, self.threat = network, threat

@@ -12,7 +12,8 @@ PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 
 
 def with_precision(network: keras.Model, precision: str) -> keras.Model:
-    """A copy of a functional network that computes in `precision`, its weights copied.
+    """A functional network that computes in `precision`: the network itself if it does, else a
+    copy with the same weights.
 
     Weights stay float32 and the output layers compute in float32, whatever the precision.
     """
@@ -20,6 +21,9 @@ def with_precision(network: keras.Model, precision: str) -> keras.Model:
     config = network.get_config()
     require("layers" in config, "network", "a functional or Sequential keras.Model", network.name)
     outputs = {output.name for output in _output_layers(network)}
+    policies = {layer.dtype_policy.name for layer in network._flatten_layers()}
+    if policies == {precision}:  # all of it, as only float32 can be
+        return network
     for layer in config["layers"]:
         policy = "float32" if layer["config"].get("name") in outputs else precision
         layer["config"] = _replace_policy(layer["config"], policy)

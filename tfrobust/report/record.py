@@ -21,7 +21,7 @@ T = TypeVar("T")
 class Probes:
     """A few evaluated images, clean and attacked.
 
-    image, adversarial: float32 [n, H, W, C] in [0, 1], C is 1 or 3.
+    image, adversarial: float32 [n, H, W, C] in [0, 1].
     label, clean_prediction, adversarial_prediction, index: integers [n]; `index` is the image's
     place in the evaluated split. attack: the label of the attack. class_names: strings [K].
     """

@@ -1,5 +1,6 @@
 """Numbers as people read them, and the two things Markdown needs: escaping and tables."""
 
+import html
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -68,8 +69,7 @@ def milliseconds(seconds: float | None) -> str:
 
 def markdown_escape(text: Any) -> str:
     """Text that stays text, on one line, inside a Markdown table."""
-    line = " ".join(str(text).split())
-    line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    line = html.escape(" ".join(str(text).split()), quote=False)
     # An underscore inside a word (digits_atlas) is no emphasis; at its edge it would be.
     return re.sub(r"([\\`*|\[\]]|(?<!\w)_|_(?!\w))", r"\\\1", line)
 

@@ -29,7 +29,8 @@ STATE = ("best", "wait", "cooldown_counter", "best_epoch", "stopped_epoch", "gap
 class Checkpoints:
     """The last two checkpoints in a folder, one folder each: step-000000429, say.
 
-    Each is written aside and renamed, and holds the checksums of its files.
+    Each is written aside and renamed, and holds the checksums of its files; a damaged one is set
+    aside as damaged-step-000000429.
     """
 
     def __init__(self, folder: Path):
@@ -45,6 +46,18 @@ class Checkpoints:
             return {}
         return dict(json.loads((self.newest / "note.json").read_text(encoding="utf-8")))
 
+    @property
+    def rollbacks(self) -> int:
+        """How often the run went back to a checkpoint and lowered its rate, in all its starts."""
+        try:
+            return int((self.folder / "rollbacks.txt").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return 0
+
+    @rollbacks.setter
+    def rollbacks(self, count: int) -> None:
+        write_text(self.folder / "rollbacks.txt", f"{count}\n")
+
     def save(self, step: int, state: tf.train.Checkpoint, note: Mapping[str, Any]) -> None:
         """Write a checkpoint, then remove the oldest. Raises UserError where it cannot be written,
         which leaves those before as they are."""
@@ -56,7 +69,7 @@ class Checkpoints:
             sums = {file.name: _sum(file) for file in sorted(aside.iterdir())}
             write_text(aside / "sha256.json", json.dumps(sums, indent=2) + "\n")
             whole = self.folder / aside.name[1:]
-            shutil.rmtree(whole, ignore_errors=True)  # a damaged one of the same step
+            shutil.rmtree(whole, ignore_errors=True)  # of the same step, before an interruption
             self.newest = aside.rename(whole)
             for old in sorted(self.folder.glob("step-*"))[:-KEEP]:
                 shutil.rmtree(old)
@@ -78,6 +91,9 @@ class Checkpoints:
             if _whole(folder):
                 return folder
             logging.warning("%s: a damaged checkpoint, the one before it is used", folder)
+            aside = folder.with_name(f"damaged-{folder.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
         return None
 
 
@@ -89,7 +105,7 @@ def _sum(file: Path) -> str:
 def _whole(folder: Path) -> bool:
     try:
         sums = json.loads((folder / "sha256.json").read_text(encoding="utf-8"))
-        return all(_sum(folder / name) == value for name, value in sums.items())
+        return bool(sums) and all(_sum(folder / name) == value for name, value in sums.items())
     except (OSError, ValueError, AttributeError):
         return False
 
