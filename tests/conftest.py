@@ -16,7 +16,6 @@ import hypothesis
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
 SEED = 2026
 
 # The first call of a tf.function is slow, which says nothing about the example it was given.
@@ -36,9 +35,8 @@ def _seed() -> None:
 
 @pytest.fixture(scope="session")
 def tfds_dir() -> Path:
-    """The folder of prepared tensorflow-datasets: TFDS_DATA_DIR, or shared/tfds beside the tree."""
+    """The folder of prepared tensorflow-datasets: TFDS_DATA_DIR."""
     named = os.environ.get("TFDS_DATA_DIR")
-    folder = Path(named) if named else ROOT.parent / "shared" / "tfds"
-    if not folder.is_dir():
-        pytest.skip(f"no prepared data sets in {folder}: set TFDS_DATA_DIR to a folder of them")
-    return folder
+    if not named or not Path(named).is_dir():
+        pytest.skip("no prepared data sets: set TFDS_DATA_DIR to a folder of them")
+    return Path(named)

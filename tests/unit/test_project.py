@@ -17,7 +17,7 @@ TEST_COMMAND = (
     " && pip install -c constraints.txt -e '.[test]' && pytest"
 )
 # Written so that they do not match themselves.
-MACHINE_PATH = re.compile(r"(?<![A-Za-z0-9_.\-/])/(?:work|root|farm)/|/opt/(?:pypi|wheels)")
+MACHINE_PATH = re.compile(r"(?<![A-Za-z0-9_.\-/])/(?:home|mnt|opt|root|srv|work|Users)/|file:/+\w")
 HEADER_KEYS = ("Paper:", "Command:", "Cost:", "Score:")
 MAX_BYTES = 1024 * 1024
 MAX_LINES = 400

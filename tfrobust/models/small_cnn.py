@@ -21,8 +21,7 @@ def small_cnn(
     """Convolutions with ReLU, each pooled 2 x 2 unless `pool` is off, a dense layer, logits.
 
     By default the 4-layer MNIST network of the ATLAS paper, whose sizes the paper leaves out:
-    32 and 64 filters of 5 x 5 and 1024 units, as in the networks of Madry et al. (2018). On images
-    of few pixels pooling costs much robustness.
+    32 and 64 filters of 5 x 5 and 1024 units, as in the networks of Madry et al. (2018).
     """
     filters = [32, 64] if filters is None else filters
     sizes = [*filters, kernel, units]
