@@ -14,6 +14,7 @@ from absl import app, flags, logging
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is first imported
 
+import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
 from pipelines import config as configs  # noqa: E402
@@ -22,6 +23,7 @@ from pipelines.folder import Folder  # noqa: E402
 from pipelines.provenance import commit  # noqa: E402
 from pipelines.smoke import smoke as cut_down  # noqa: E402
 from pipelines.spec import Spec, parse  # noqa: E402
+from tfrobust.distribution import gathered, strategy, worker  # noqa: E402
 from tfrobust.io import write_text  # noqa: E402
 from tfrobust.registry import UserError, choose  # noqa: E402
 from tfrobust.training import Interrupted  # noqa: E402
@@ -47,10 +49,12 @@ def run(
 ) -> Path:
     """Run the stages of a config that are not done yet; the folder of the run."""
     commit()  # later the checkout may have moved on
+    strategy()  # several workers have to meet before TensorFlow computes anything
     spec = _spec(name, overrides, smoke)
     for stage in stages or []:
         choose("--stages", stage, spec.stages)
-    folder = Folder(workdir / spec.name)
+    number, _ = worker()
+    folder = Folder(workdir / (f"{spec.name}.worker{number}" if number else spec.name))
     with folder.locked():
         _run(spec, folder, _command(name, overrides, smoke), stages or spec.stages, smoke)
     return folder.path
@@ -67,7 +71,8 @@ def _run(spec: Spec, folder: Folder, command: str, stages: list[str], smoke: boo
             continue
         print(f"== {spec.name}: {stage}", flush=True)
         inputs = stage_runners.inputs(stage, spec, folder)
-        if folder.done(stage, inputs, stage_runners.outputs(stage, spec, folder)):
+        done = folder.done(stage, inputs, stage_runners.outputs(stage, spec, folder))
+        if gathered(np.array(int(done))).all():  # several workers go through a stage together
             print(f"{stage}: done before, skipped")
             continue
         if folder.begun(stage) != inputs:
@@ -144,9 +149,17 @@ def main(argv: list[str]) -> None:
         _fail(str(error))
     except Interrupted as error:
         _fail(f"{error}; {GO_ON}", 128 + error.number)
+    except tf.errors.OpError as error:
+        if worker()[1] == 1:
+            raise
+        _fail(f"a worker has stopped or is out of reach ({_line(error)}); start all again: {GO_ON}")
     except OSError as error:
         place = error.filename or _WORKDIR.value
         _fail(f"{place}: expected a place to read or write: {error.strerror}")
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:150]
 
 
 def _stop(number: int, _: Any) -> NoReturn:

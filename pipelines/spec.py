@@ -154,13 +154,13 @@ def parse(name: str, config: dict[str, Any]) -> Spec:
         located("train.schedule", train.schedule.callbacks, 0)
     if "method" in top:
         method = _method(top["method"], threat, train, top["seed"])
-        # The constructor checks its values: on a small stand-in, at once.
-        located("method", method, _stand_in(), ramp_steps=0)
     for where, attack in training_attacks(method, train).items():
         fits = not isinstance(attack, SavedImages)
         require(fits, where, "an attack that makes its images", "saved_images")
         located(where, attack.check, threat)
     attack_files(training_attacks(method, train))
+    if method is not None:  # the constructor checks its values: on a small stand-in, at once
+        located("method", method, _stand_in(), ramp_steps=0)
     if "optimizer" in top:
         optimizer = resolve(OPTIMIZERS, top["optimizer"], "optimizer")
         rate = float(located("optimizer", optimizer).learning_rate)

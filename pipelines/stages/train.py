@@ -6,10 +6,12 @@ import math
 import sys
 
 import keras
+import numpy as np
 
 from pipelines.folder import Folder
 from pipelines.spec import Spec, Train
 from tfrobust.data import Split, batches, hold_out
+from tfrobust.distribution import gathered, strategy, worker
 from tfrobust.io import write_atomically
 from tfrobust.models import with_precision
 from tfrobust.registry import UserError, require
@@ -22,7 +24,6 @@ from tfrobust.training import (
     Interruption,
     NotFinite,
     Resume,
-    strategy,
 )
 
 VALIDATION_BATCH = 500
@@ -35,6 +36,7 @@ def train(spec: Spec, folder: Folder) -> None:
     plan = spec.train
     assert plan is not None
     checkpoints, network = Checkpoints(folder.checkpoints), None
+    checkpoints.back_to(int(gathered(np.array(checkpoints.step)).min()))
     data = splits(spec)
     with Interruption().caught() as interruption:
         while network is None:
@@ -66,7 +68,8 @@ def _trained(
 
     base = float(spec.optimizer().learning_rate) * ROLLBACK**rollbacks
     rate = plan.schedule.learning_rate(base, steps, plan.epochs)
-    with strategy().scope():
+    everywhere = strategy()
+    with everywhere.scope():
         network = with_precision(spec.network(), spec.precision)
         model = spec.method(network, ramp_steps=round(plan.epsilon_ramp_epochs * steps))
         model.compile(spec.optimizer(learning_rate=rate))
@@ -93,7 +96,8 @@ def _trained(
     if resume.step:
         done = f"{resume.epoch} of {plan.epochs} epochs and {resume.batch} batches"
         print(f"train: going on after {done}", flush=True)
-    validation = batches(held_out, VALIDATION_BATCH) if len(held_out) else None
+    most = VALIDATION_BATCH // everywhere.num_replicas_in_sync * everywhere.num_replicas_in_sync
+    validation = batches(held_out, most) if len(held_out) else None
 
     def fit(epochs: int) -> None:
         first = resume.step
@@ -113,7 +117,7 @@ def _trained(
             validation_data=validation,
             callbacks=[*steering, history, resume],
             shuffle=False,  # `batches` has
-            verbose=1 if sys.stdout.isatty() else 2,
+            verbose=0 if worker()[0] else 1 if sys.stdout.isatty() else 2,
         )
 
     if resume.batch:
@@ -135,4 +139,6 @@ def splits(spec: Spec) -> tuple[Split, Split]:
     split, held_out = hold_out(whole, held, spec.seed)
     count = len(split)
     require(size <= count, "data.batch_size", f"at most the {count} training images", size)
-    return split, held_out
+    replicas = strategy().num_replicas_in_sync
+    require(size % replicas == 0, "data.batch_size", f"a multiple of {replicas} replicas", size)
+    return split, held_out.first(len(held_out) // replicas * replicas)  # each takes as many

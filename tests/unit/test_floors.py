@@ -18,6 +18,7 @@ FLOORS = {
     "tfrobust.norms": 0,
     "tfrobust.registry": 0,
     "tfrobust.data": 1,
+    "tfrobust.distribution": 1,
     "tfrobust.models": 1,
     "tfrobust.threat": 1,
     "tfrobust.attacks": 2,

@@ -39,7 +39,7 @@ def make_run(
         "name": "digits_atlas",
         "seed": 0,
         "precision": "float32",
-        "data": {"name": "digits", "dir": "/home/someone/data"},
+        "data": {"name": "digits", "dir": "/somewhere/data"},
         "method": {"name": "atlas"},
         "attacks": [attack],
         "paper": {"source": "ATLAS, Table 1", attack: 0.5},

@@ -36,7 +36,7 @@ def make_run(run: Path, channels: int = 1, **changes: Any) -> Path:
         "seed": 0,
         "precision": "float32",
         "threat": {"norm": "linf", "eps": 0.15},
-        "data": {"name": "digits", "batch_size": 64, "dir": "/home/someone/data"},
+        "data": {"name": "digits", "batch_size": 64, "dir": "/somewhere/data"},
         "model": {"name": "small_cnn"},
         "method": {"name": "atlas", "alpha": 0.0002, "beta": 5.0, "attack": {"name": "fgsm"}},
         "attacks": [{"name": "pgd"}, {"name": "square"}],
@@ -233,7 +233,7 @@ def test_checks_have_a_table_and_warn_at_the_top(tmp_path: Path) -> None:
 def test_damaged_checks_are_refused(tmp_path: Path, key: str) -> None:
     run = make_run(tmp_path / "run")
     change(run, checks=[CHECKS[0] | {key: None}])
-    with pytest.raises(ValueError, match=rf"eval\.json.*checks\[0\]\.{key}: None"):
+    with pytest.raises(ValueError, match=rf"eval\.json.*checks\.0\.{key}: None"):
         load_run(run)
 
 

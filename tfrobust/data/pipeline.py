@@ -110,7 +110,9 @@ def _mapped(
     numbered: tf.data.Dataset, collect: Callable[..., dict[str, tf.Tensor]]
 ) -> tf.data.Dataset:
     mapped = numbered.map(collect, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    return mapped.prefetch(tf.data.AUTOTUNE)
+    options = tf.data.Options()  # each of several machines takes its part of a batch
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+    return mapped.prefetch(tf.data.AUTOTUNE).with_options(options)
 
 
 def _check(

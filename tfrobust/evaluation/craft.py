@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from tfrobust import noise
 from tfrobust.attacks import Attack, Outcome, SavedImages
+from tfrobust.distribution import added, worker
 from tfrobust.registry import UserError
 from tfrobust.threat import Threat
 
@@ -31,6 +32,12 @@ class Crafted(NamedTuple):
     right: np.ndarray
     queries: np.ndarray
     gradients: np.ndarray
+
+    @classmethod
+    def nothing(cls, x: np.ndarray) -> Crafted:
+        """Zeros for images x [n, H, W, C]."""
+        zeros = [np.zeros(len(x), dtype) for dtype in (bool, np.int32, np.int32)]
+        return cls(np.zeros_like(x), *zeros)
 
 
 def predictor(logits_fn: LogitsFn, batch_size: int = BATCH_SIZE) -> Predict:
@@ -86,34 +93,41 @@ def craft(
         return attack.run(logits, images, labels, threat=threat, seed=numbered)
 
     if not len(x):
-        none = np.zeros(0, np.int32)
-        return Crafted(x, none.astype(bool), none, none)
+        return Crafted.nothing(x)
     saved = attack if isinstance(attack, SavedImages) else None
     if saved is None:
         others = tf.TensorSpec([None], tf.int32), tf.TensorSpec([], tf.int32)
         function = compiled(run, x.shape[1:], *others)
     predict = predict or predictor(logits_fn, batch_size)
     places = np.arange(len(x)) if rows is None else rows
-    parts: list[Crafted] = []
-    standing = len(x)
-    bar = tqdm(total=len(x), desc=progress, unit="image", disable=None if progress else True)
+    mine, workers = worker()
+    made, standing = Crafted.nothing(x), len(x)
+    quiet = True if progress is None or mine else None
+    bar = tqdm(total=len(x), desc=progress, unit="image", disable=quiet)
     for number, chosen in enumerate(batches(len(x), batch_size)):
+        if number % workers != mine:
+            continue
         if saved is not None:
-            images, none = saved.lookup(places[chosen]), np.zeros(len(places[chosen]), np.int32)
-            passes = [none, none]
+            images = saved.lookup(places[chosen])
         else:
             labels = tf.constant(y[chosen], tf.int32)
             outcome = function(tf.constant(x[chosen]), labels, tf.constant(number))
             images = outcome.images.numpy()
-            passes = [outcome.queries.numpy(), outcome.gradients.numpy()]
+            made.queries[chosen], made.gradients[chosen] = outcome.queries, outcome.gradients
         _check(attack, threat, images, x[chosen])
         right = predict(images) == y[chosen]
-        parts.append(Crafted(images, right, *passes))
+        made.images[chosen], made.right[chosen] = images, right
         standing -= int((~right).sum())
         bar.set_postfix_str(f"robust {standing / (total or len(x)):.2%}", refresh=False)
         bar.update(len(right))
     bar.close()
-    return Crafted(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+    # Of each image one worker knows the numbers, the others hold zeros.
+    return Crafted(
+        added(made.images),
+        added(made.right.astype(np.int32)).astype(bool),
+        added(made.queries),
+        added(made.gradients),
+    )
 
 
 def adversaries(

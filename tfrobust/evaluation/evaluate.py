@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfrobust.attacks import SavedImages, Transfer
+from tfrobust.distribution import gathered
 from tfrobust.evaluation.checks import checks
 from tfrobust.evaluation.craft import BATCH_SIZE, LogitsFn, Predict, craft, predictor
 from tfrobust.evaluation.inputs import SOME, check_inputs
@@ -137,7 +138,8 @@ def _fitted(trial: Trial, classes: int, x: np.ndarray, done: bool) -> Trial:
 
 def _clean(predict: Predict, x: np.ndarray, y: np.ndarray, images: bool) -> Result:
     begun = time.perf_counter()
-    right = predict(x) == y
+    # The first worker's: others may round a tie another way, and all must go on with the same.
+    right = gathered((predict(x) == y).astype(np.int32))[0].astype(bool)
     seconds = time.perf_counter() - begun
     return Result("clean", right, seconds, None, len(x), len(x), 0, x if images else None)
 

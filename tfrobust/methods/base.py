@@ -177,7 +177,7 @@ class RobustModel(keras.Model):
         logs = self.measure({n: terms[n] for n in ("loss", *self.reports) if n in terms})
         logs |= self.scalars()
         self.step.assign_add(1)
-        return logs
+        return _for_keras(logs)
 
     def test_step(self, data: Any) -> dict[str, Any]:
         """Accuracy, robust accuracy by `validation_attack`, and at an FGSM adversary the accuracy
@@ -195,15 +195,14 @@ class RobustModel(keras.Model):
         weak, jacobian = squared_jacobian(
             logits_fn, attacked(FGSM(), "validation fgsm"), self.projections(batch, seed)
         )
-        return self.measure(
-            {
-                "loss": losses.cross_entropy(robust, y),
-                "accuracy": losses.correct(clean, y),
-                "robust_accuracy": losses.correct(robust, y),
-                "fgsm_accuracy": losses.correct(weak, y),
-                "jacobian": jacobian,
-            }
-        )
+        terms = {
+            "loss": losses.cross_entropy(robust, y),
+            "accuracy": losses.correct(clean, y),
+            "robust_accuracy": losses.correct(robust, y),
+            "fgsm_accuracy": losses.correct(weak, y),
+            "jacobian": jacobian,
+        }
+        return _for_keras(self.measure(terms))
 
     def measure(self, terms: Mapping[str, tf.Tensor]) -> dict[str, Any]:
         """Average terms [B] into the metrics of their names; the averages so far."""
@@ -245,6 +244,15 @@ class RobustModel(keras.Model):
             )
         return super().fit(x, y, *args, **kwargs)
 
+    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+        # Keras's own fails on several machines (keras#20585). The network comes built, so that
+        # only the optimizer is left to build.
+        if isinstance(self.distribute_strategy, tf.distribute.MultiWorkerMirroredStrategy):
+            if not self.optimizer.built:
+                self.optimizer.build(self.trainable_variables)
+        else:
+            super()._maybe_symbolic_build(iterator, data_batch)
+
     def compile_from_config(self, config: dict[str, Any]) -> None:
         self.compile(**keras.saving.deserialize_keras_object(config))
         self.optimizer.build(self.trainable_variables)
@@ -283,3 +291,9 @@ class RobustModel(keras.Model):
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:
         deserialize = keras.saving.deserialize_keras_object
         return cls(**{k: deserialize(v, custom_objects) for k, v in config.items()})
+
+
+def _for_keras(logs: dict[str, Any]) -> dict[str, Any]:
+    """Keras reduces the logs of several machines along an axis, and those of one without."""
+    several = isinstance(tf.distribute.get_strategy(), tf.distribute.MultiWorkerMirroredStrategy)
+    return {k: tf.reshape(v, [1]) for k, v in logs.items()} if several else logs

@@ -7,9 +7,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
+import pydantic
 import yaml
 
 from tfrobust.registry import UserError
@@ -75,20 +76,72 @@ def load_run(run: Path) -> RunRecord:
     )
 
 
+Share = Annotated[float, pydantic.Field(ge=0, le=1)]
+Count = Annotated[int, pydantic.Field(ge=0)]
+
+
+class _Part(pydantic.BaseModel):
+    """A part of eval.json: the entries that tables and figures read, and any others."""
+
+    model_config = pydantic.ConfigDict(extra="allow", strict=True)
+
+
+class _AttackRow(_Part):
+    name: str
+    examples: pydantic.PositiveInt
+    robust_accuracy: Share
+    seconds: float | None = None
+    attacked: Count | None = None
+    queries: Count = 0
+    gradients: Count = 0
+    config: dict[str, Any] | None = None
+    suite: str | None = None
+
+
+class _CheckRow(_Part):
+    name: str
+    text: str
+    warns: bool
+    value: float | None = None
+
+
+class _ThreatRow(_Part):
+    norm: str
+    eps: float
+
+
+class _DataRow(_Part):
+    name: str
+    split: str = "test"
+
+
+class _Evaluation(_Part):
+    examples: pydantic.PositiveInt
+    clean_accuracy: Share
+    threat: _ThreatRow
+    attacks: list[_AttackRow]
+    robust_accuracy: Share | None = None
+    worst_case_examples: Count | None = None
+    rounded_robust_accuracy: Share | None = None
+    mode: str | None = None
+    pending: list[str] = []
+    checks: list[_CheckRow] = []
+    data: _DataRow | None = None
+    versions: dict[str, str] | None = None
+
+
 def check_evaluation(evaluation: Any) -> dict[str, Any]:
-    """Returns the evaluation unchanged when it has what the tables need, else raises ValueError."""
-    _fields(evaluation, {"examples": int, "attacks": list, "threat": Mapping}, "evaluation")
-    _fields(evaluation["threat"], {"norm": str, "eps": (int, float)}, "threat")
-    _fraction(evaluation, "clean_accuracy", "evaluation")
-    for place, attack in enumerate(evaluation["attacks"]):
-        _fields(attack, {"name": str, "examples": int}, f"attacks[{place}]")
-        _fraction(attack, "robust_accuracy", f"attacks[{place}]")
-    for place, check in enumerate(evaluation.get("checks", [])):
-        _fields(check, {"name": str, "text": str, "warns": bool}, f"checks[{place}]")
-    if evaluation.get("robust_accuracy") is not None:
-        _fields(evaluation, {"worst_case_examples": int}, "evaluation")
-        _fraction(evaluation, "robust_accuracy", "evaluation")
-    return dict(evaluation)
+    """The content of an eval.json with what is optional filled in. Raises ValueError, in one line,
+    unless it has what the tables need."""
+    try:
+        found = _Evaluation.model_validate(evaluation)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "evaluation"
+        raise ValueError(f"{where}: {first['input']!r}: {first['msg']}") from None
+    if found.robust_accuracy is not None and found.worst_case_examples is None:
+        raise ValueError("worst_case_examples: expected beside robust_accuracy")
+    return found.model_dump()
 
 
 def _read(path: Path, parse: Callable[[Path], T]) -> T:

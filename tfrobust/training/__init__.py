@@ -1,7 +1,6 @@
 """What a run needs around a method: rates, monitors, resume, devices."""
 
 from tfrobust.training.checkpoint import Best, Checkpoints, Resume
-from tfrobust.training.distribution import strategy
 from tfrobust.training.interrupt import Interrupted, Interruption, NotFinite
 from tfrobust.training.monitors import BatchTimer, CatastrophicOverfitting, History
 from tfrobust.training.optimizers import OPTIMIZERS
@@ -23,5 +22,4 @@ __all__ = [
     "NotFinite",
     "Resume",
     "Schedule",
-    "strategy",
 ]

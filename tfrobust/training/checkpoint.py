@@ -15,8 +15,9 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from tfrobust.distribution import worker
 from tfrobust.io import write_text
-from tfrobust.registry import UserError
+from tfrobust.registry import UserError, require
 from tfrobust.training.interrupt import Interruption, NotFinite
 from tfrobust.training.monitors import History
 
@@ -81,6 +82,19 @@ class Checkpoints:
                 f"{' '.join(str(error).split())[:200]}"
             ) from None
 
+    def back_to(self, step: int) -> None:
+        """Make the one of this step the newest. Raises UserError where it is not there."""
+        if step != self.step:
+            wanted = self.folder / f"step-{step:09d}"
+            expected = f"a whole checkpoint of step {step}, the newest that all workers have"
+            require(step and _whole(wanted), str(self.folder), expected, f"step {self.step}")
+            self.newest = wanted
+
+    @property
+    def step(self) -> int:
+        """Of the newest whole checkpoint; 0 without one."""
+        return 0 if self.newest is None else int(self.newest.name.removeprefix("step-"))
+
     def read(self, state: tf.train.Checkpoint) -> None:
         """The newest whole checkpoint, if there is one, to the variables of `state`."""
         if self.newest is not None:
@@ -142,7 +156,7 @@ class Resume(keras.callbacks.Callback):
     model: built, with a built optimizer. others: the callbacks whose state belongs to the run;
     their `variables` too. history: its lines are kept. Must come after all of them in fit's list:
     their own on_train_begin resets them. An interruption is heeded after a batch, saved first, and
-    raised.
+    raised. Several workers save after epochs alone, all at once and each in a folder of its own.
     """
 
     def __init__(
@@ -159,6 +173,7 @@ class Resume(keras.callbacks.Callback):
     ):
         super().__init__()
         self.checkpoints, self.others, self.steps = checkpoints, others, steps_per_epoch
+        self.together = worker()[1] > 1
         self.minutes, self.interruption = minutes, interruption or Interruption()
         self.history = history
         # The seeds of Dropout are variables, but no weights: the model does not track them.
@@ -223,7 +238,11 @@ class Resume(keras.callbacks.Callback):
             raise NotFinite(where, self.step)
         last = done == self.steps  # on_epoch_end saves it
         late = time.monotonic() - self.saved_at > 60 * self.minutes
-        if not last and (late or self.interruption.signal):
+        if last or not (late or self.interruption.signal):
+            return
+        if self.together:  # the other workers know nothing of it, and a save takes them all
+            self.interruption.heed(*divmod(self.step, self.steps))
+        else:
             self._save(step)
             self.interruption.heed(self.now, done)
 

@@ -1,0 +1,79 @@
+"""Where a run computes: on one device, on the GPUs of a machine, or on several machines."""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfrobust.registry import UserError
+
+CLUSTER = '{"cluster": {"worker": ["HOST:PORT", ...]}, "task": {"type": "worker", "index": 0}}'
+
+
+@functools.cache
+def strategy() -> tf.distribute.Strategy:
+    """MultiWorkerMirroredStrategy where TF_CONFIG names several workers, MirroredStrategy over the
+    visible GPUs where there are any, else the default, one device.
+
+    With several workers the first call waits for all of them, and must come before TensorFlow
+    computes anything. Raises UserError for a TF_CONFIG that is none.
+    """
+    if worker()[1] > 1:
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    if tf.config.list_logical_devices("GPU"):
+        return tf.distribute.MirroredStrategy()
+    return tf.distribute.get_strategy()
+
+
+@functools.cache
+def worker() -> tuple[int, int]:
+    """(this process's number, how many there are) in the cluster of TF_CONFIG; (0, 1) without."""
+    if not os.environ.get("TF_CONFIG"):
+        return 0, 1
+    try:
+        resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
+        cluster, kind, index = resolver.cluster_spec(), resolver.task_type, resolver.task_id
+        sizes = {job: cluster.num_tasks(job) for job in cluster.jobs}
+        if set(sizes) - {"chief", "worker"} or kind not in sizes or not 0 <= index < sizes[kind]:
+            raise ValueError(f"task {kind} {index} of {sizes}")
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"TF_CONFIG: expected {CLUSTER}, received {error}") from None
+    chiefs = sizes.get("chief", 0)
+    return (index + chiefs if kind == "worker" else index), sum(sizes.values())
+
+
+def added(values: np.ndarray) -> np.ndarray:
+    """The sum over the workers of their numbers. All must call it, with one shape."""
+    if worker()[1] == 1:
+        return values
+    total = _sum(tf.as_dtype(values.dtype))(tf.constant(values.ravel()))
+    return strategy().experimental_local_results(total)[0].numpy().reshape(values.shape)
+
+
+@functools.cache
+def _sum(dtype: tf.DType) -> Any:
+    everywhere = strategy()
+    local = everywhere.num_replicas_in_sync // worker()[1]
+
+    def replica(own: tf.Tensor) -> tf.Tensor:
+        context = tf.distribute.get_replica_context()
+        first = tf.equal(context.replica_id_in_sync_group % local, 0)
+        return context.all_reduce("SUM", tf.where(first, own, tf.zeros_like(own)))
+
+    return tf.function(
+        lambda own: everywhere.run(replica, args=(own,)),
+        input_signature=[tf.TensorSpec([None], dtype)],
+        autograph=False,
+    )
+
+
+def gathered(values: np.ndarray) -> np.ndarray:
+    """[workers, ...]: the numbers of each worker, in order. All must call it, with one shape."""
+    number, workers = worker()
+    slots = np.zeros((workers, *values.shape), values.dtype)
+    slots[number] = values
+    return added(slots)
