@@ -86,7 +86,7 @@ def test_summary_holds_what_the_docs_need_and_no_machine_paths(tmp_path: Path) -
         "seconds_per_batch": 0.05,
         "wall_seconds": 30.0,
     }
-    assert "someone" not in path.read_text() and "/tmp" not in path.read_text()
+    assert "somewhere" not in path.read_text() and "/tmp" not in path.read_text()
     assert summary["config"]["data"] == {"name": "digits"}
 
 
