@@ -6,7 +6,8 @@ For each method the sides take turns, a step each, after warming up; the table h
 torch side has the same weights, batch and passes: eager, eager on channels-last tensors, and with
 --compile torch.compile; in bfloat16 under autocast. --art adds adversarial-robustness-toolbox's
 trainer on TensorFlow (ADV only). FLOPs are those of a forward pass times the counted passes; the
-peak is that of a product of two 4096 x 4096 matrices, measured in the same run.
+peak is that of a product of two 4096 x 4096 matrices, measured in the same run, and so is the rate
+of the input pipeline, which must be above that of the steps.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from torch_network import TorchNetwork
 from tqdm import tqdm
 
 from tfrobust import FGSM, PGD, Threat
+from tfrobust.data import Split, batches
 from tfrobust.methods import METHODS
 from tfrobust.models import trades_cnn, wide_resnet, with_precision
 from tfrobust.report.text import markdown_table
@@ -189,6 +191,16 @@ def peak(dtype: str) -> float:
     return 2 * SIZE**3 / statistics.median(_timed(lambda: float(product())) for _ in range(5))
 
 
+def fed(shape: tuple[int, int, int], size: int) -> float:
+    """Batches a second of the input pipeline alone, images cropped and flipped."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (20 * size, *shape), np.uint8)
+    split = Split.of(images, rng.integers(0, CLASSES, len(images)))
+    data = iter(batches(split, size, training=True, augment="crop_flip"))
+    next(data)
+    return 1 / statistics.median(_timed(lambda: next(data)["image"].numpy()) for _ in range(60))
+
+
 def _timed(step: Callable[[], Any]) -> float:
     begun = time.perf_counter()
     step()
@@ -213,6 +225,8 @@ def main() -> None:
     half = args.precision == "mixed_bfloat16"
     top = peak("bfloat16" if half else "float32")
     print(f"peak: {top / 1e12:.3f} TFLOP/s in {'bfloat16' if half else 'float32'}", flush=True)
+    rate = fed(shape, size)
+    print(f"input pipeline: {rate:.0f} batches/s, {rate * size:.0f} images/s", flush=True)
     found, forward = [], flops(make(shape, CLASSES), x)
     for row in (row for row in ROWS if args.rows in row[0]):
         network = make(shape, CLASSES)
@@ -246,6 +260,7 @@ def main() -> None:
             "batch": size,
             "rounds": args.rounds,
             "peak": top,
+            "input_batches_per_second": rate,
             "rows": found,
             "versions": {"tensorflow": tf.__version__, "torch": torch.__version__},
         }

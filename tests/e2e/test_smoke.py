@@ -34,7 +34,13 @@ def test_every_method_through_every_stage(method: str, tmp_path: Path) -> None:
     rows = list(csv.DictReader((folder / "history.csv").open()))
     assert [row["epoch"] for row in rows] == ["0", "1"]
     assert [row["step"] for row in rows] == ["2", "4"]
-    for column in ("finished_at", "val_robust_accuracy", "val_jacobian", "seconds_per_batch"):
+    for column in (
+        "finished_at",
+        "val_robust_accuracy",
+        "val_jacobian",
+        "seconds_per_batch",
+        "validation_share",
+    ):
         assert all(row[column] for row in rows), column
     assert ("jacobian" in rows[0]) == (method in ("jac", "atlas", "trades_jac"))
 

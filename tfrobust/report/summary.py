@@ -45,11 +45,13 @@ class AccuracyRow:
 
 @dataclass(frozen=True)
 class TrainingSummary:
-    """epochs run; best epoch counted from 0; median seconds a batch; wall time in seconds."""
+    """epochs run; best epoch counted from 0; median seconds a batch; median share of an epoch that
+    validation took; wall time in seconds."""
 
     epochs: int
     best_epoch: int | None
     seconds_per_batch: float | None
+    validation_share: float | None
     wall_seconds: float | None
 
 
@@ -184,7 +186,11 @@ def summarise_training(
     history: Sequence[Mapping[str, float]], config: Mapping[str, Any]
 ) -> TrainingSummary:
     """What the history says about the cost of training; None where it does not say."""
-    batches = [row["seconds_per_batch"] for row in history if "seconds_per_batch" in row]
+
+    def middle(column: str) -> float | None:
+        values = [row[column] for row in history if column in row]
+        return median(values) if values else None
+
     ends = [row["finished_at"] for row in history if "finished_at" in row]
     wall = None
     if len(ends) > 1:
@@ -193,6 +199,7 @@ def summarise_training(
     return TrainingSummary(
         epochs=len(history),
         best_epoch=best_epoch(history, config),
-        seconds_per_batch=median(batches) if batches else None,
+        seconds_per_batch=middle("seconds_per_batch"),
+        validation_share=middle("validation_share"),
         wall_seconds=wall,
     )

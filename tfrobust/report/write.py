@@ -133,10 +133,12 @@ def _training(record: RunRecord) -> list[tuple[str, str]]:
     if not record.history:
         return []
     told = summarise_training(record.history, record.config)
+    share = NOTHING if told.validation_share is None else percent(told.validation_share)
     return [
         ("epochs run", str(told.epochs)),
         ("best epoch (from 0)", NOTHING if told.best_epoch is None else str(told.best_epoch)),
         ("median time per batch", milliseconds(told.seconds_per_batch)),
+        ("validation, of an epoch's time", share),
         ("wall time, pauses included", duration(told.wall_seconds)),
     ]
 

@@ -21,11 +21,19 @@ from tfrobust.training.schedules import MONITOR
 
 
 class BatchTimer(keras.callbacks.Callback):
-    """Adds to the epoch's logs the median seconds per batch and the learning rate it began with."""
+    """Adds to the epoch's logs the median seconds per batch, the share of its time that validation
+    took, and the learning rate it began with."""
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self.seconds: list[float] = []
+        self.started, self.validated = time.perf_counter(), 0.0
         self.learning_rate = _number(self.model.optimizer.learning_rate)
+
+    def on_test_begin(self, logs: Any = None) -> None:
+        self.validated -= time.perf_counter()
+
+    def on_test_end(self, logs: Any = None) -> None:
+        self.validated += time.perf_counter()
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         self.begun = time.perf_counter()
@@ -36,6 +44,7 @@ class BatchTimer(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         if logs is not None:
             logs["seconds_per_batch"] = statistics.median(self.seconds)
+            logs["validation_share"] = self.validated / (time.perf_counter() - self.started)
             logs["learning_rate"] = self.learning_rate
 
 
