@@ -84,6 +84,7 @@ def test_summary_holds_what_the_docs_need_and_no_machine_paths(tmp_path: Path) -
         "epochs": 3,
         "best_epoch": 1,
         "seconds_per_batch": 0.05,
+        "validation_share": None,
         "wall_seconds": 30.0,
     }
     assert "somewhere" not in path.read_text() and "/tmp" not in path.read_text()
