@@ -45,7 +45,7 @@ class TorchNetwork(nn.Module):
         elif kind == "Dense":
             made = nn.Linear(*weights[0].shape, bias=layer.use_bias)
             _fill(made, weight=weights[0].T, **({"bias": weights[1]} if layer.use_bias else {}))
-        elif kind == "BatchNormalization":
+        elif kind in ("BatchNorm", "BatchNormalization"):
             made = nn.BatchNorm2d(len(weights[0]), layer.epsilon, 1 - layer.momentum)
             names = ("weight", "bias", "running_mean", "running_var")
             _fill(made, **dict(zip(names, weights, strict=True)))

@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 from tfrobust.models import small_cnn, small_resnet, wide_resnet, with_precision
-from tfrobust.models.layers import MaxPool
+from tfrobust.models.layers import BatchNorm, MaxPool
 from tfrobust.registry import UserError
 
 RNG = np.random.default_rng(0)
@@ -35,6 +35,48 @@ def test_max_pool_is_tensorflows(size: tuple[int, int]) -> None:
     np.testing.assert_array_equal(results[0][0], results[1][0])
     np.testing.assert_array_equal(results[0][1], results[1][1])
     assert MaxPool().compute_output_shape(x.shape) == results[0][0].shape
+
+
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+def test_batch_norm_is_kerass(training: bool, jit: bool) -> None:
+    """Output, averages, and the gradients of first and second order in the image and the scale."""
+    x = tf.constant(RNG.normal(2.0, 3.0, size=(4, 5, 6, 3)).astype("float32"))
+    start = [RNG.uniform(0.5, 2.0, 3).astype("float32") for _ in range(4)]
+    found = []
+    for layer in (BatchNorm(momentum=0.8), keras.layers.BatchNormalization(momentum=0.8)):
+        layer.build(x.shape)
+        layer.set_weights(start)
+
+        @tf.function(jit_compile=jit)
+        def look(x: Any, layer: Any = layer) -> Any:
+            with tf.GradientTape() as outer:
+                outer.watch(x)
+                with tf.GradientTape() as inner:
+                    inner.watch(x)
+                    y = layer(x, training=training)
+                    total = tf.reduce_sum(y**3)
+                first = inner.gradient(total, x)
+                cost = tf.reduce_sum(first**2) + total
+            return [y, first, *outer.gradient(cost, [x, layer.gamma.value, layer.beta.value])]
+
+        found.append([*look(x), *layer.get_weights()])
+    for ours, kerass in zip(*found, strict=True):
+        np.testing.assert_allclose(ours, kerass, rtol=2e-4, atol=2e-4 * np.abs(kerass).max())
+
+
+def test_batch_norm_elsewhere_is_kerass() -> None:
+    """Of vectors, and without a scale; and frozen layers keep their averages."""
+    x = RNG.normal(size=(8, 3)).astype("float32")
+    np.testing.assert_allclose(
+        BatchNorm()(x, training=True), keras.layers.BatchNormalization()(x, training=True)
+    )
+    image = RNG.normal(size=(2, 4, 4, 3)).astype("float32")
+    options = {"scale": False, "trainable": False}
+    frozen = BatchNorm(**options)
+    out = keras.layers.BatchNormalization(**options)(image, training=True)
+    np.testing.assert_allclose(frozen(image, training=True), out, rtol=1e-5)
+    assert not frozen.moving_mean.numpy().any()
 
 
 @pytest.mark.parametrize("jit", [False, True])
