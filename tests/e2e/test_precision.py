@@ -1,0 +1,30 @@
+"""The real run of the README in bfloat16."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipelines.run import run
+from tfrobust.report.text import interval
+
+
+@pytest.mark.slow
+def test_atlas_in_bfloat16_is_as_robust_within_the_interval(tmp_path: Path) -> None:
+    found = {}
+    for precision in ("float32", "mixed_bfloat16"):
+        folder = run(
+            "digits_atlas",
+            [f"precision={precision}"],
+            tmp_path / precision,
+            ["train", "attack_eval"],
+            smoke=False,
+        )
+        rows = json.loads((folder / "eval.json").read_text())["attacks"]
+        found[precision] = next(row for row in rows if row["name"] == "PGD-50")
+    row = found["float32"]
+    low, high = interval(round(row["robust_accuracy"] * row["examples"]), row["examples"])
+    assert low <= found["mixed_bfloat16"]["robust_accuracy"] <= high, found
+    print(found)
