@@ -22,6 +22,7 @@ from absl import app, flags
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from pipelines import config as configs
 from tfrobust.io import write_atomically, write_text
 from tfrobust.registry import UserError
 from tfrobust.report import (
@@ -114,10 +115,18 @@ def read_summary(path: Path) -> dict[str, Any]:
         for key in ("name", "command", "config", "evaluation", "training"):
             summary[key]
         summary["config"]["data"]["name"]
+        summary["config"]["paper"] = paper_of(summary)
         check_evaluation(summary["evaluation"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: expected a run summary, received {error!r}") from error
     return summary
+
+
+def paper_of(summary: Mapping[str, Any]) -> Any:
+    """The paper's figures as the config of this name has them now; the run's own without one."""
+    if summary["name"] not in configs.available():
+        return summary["config"].get("paper")
+    return configs.load(configs.find(summary["name"])).get("paper")
 
 
 def render(docs: Path) -> str:
