@@ -124,9 +124,10 @@ def read_summary(path: Path) -> dict[str, Any]:
 
 def paper_of(summary: Mapping[str, Any]) -> Any:
     """The paper's figures as the config of this name has them now; the run's own without one."""
+    own = summary["config"].get("paper")
     if summary["name"] not in configs.available():
-        return summary["config"].get("paper")
-    return configs.load(configs.find(summary["name"])).get("paper")
+        return own
+    return configs.load(configs.find(summary["name"])).get("paper", own)
 
 
 def render(docs: Path) -> str:

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,3 +52,16 @@ def drawn_on_two_devices() -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def trained_on_two_devices() -> dict[str, Any]:
     return _on_two_devices("trained")
+
+
+@pytest.fixture
+def xla() -> Iterator[None]:
+    """With op determinism off: another test may have left it on, and XLA has no deterministic
+    gradient of pooling."""
+    from tensorflow.python.framework import config
+
+    was_on = config.is_op_determinism_enabled()
+    config.disable_op_determinism()
+    yield
+    if was_on:
+        config.enable_op_determinism()

@@ -236,6 +236,16 @@ def test_damaged_checkpoints_take_no_place_of_the_two_that_are_kept(tmp_path: Pa
     assert len(list(tmp_path.glob("damaged-*"))) == 2
 
 
+@pytest.mark.parametrize("other", [{"shape": [2]}, {"name": "another"}])
+def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path, other: dict[str, Any]) -> None:
+    kept, _, state = checkpoints(tmp_path)
+    kept.save(1, state, {"step": 1})
+    variable = tf.Variable(tf.zeros(other.get("shape", [])))
+    state = tf.train.Checkpoint(**{other.get("name", "variable"): variable})
+    with pytest.raises(UserError, match="step-000000001: expected a checkpoint of this network"):
+        kept.read(state)
+
+
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

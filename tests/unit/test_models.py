@@ -80,7 +80,7 @@ def test_batch_norm_elsewhere_is_kerass() -> None:
 
 
 @pytest.mark.parametrize("jit", [False, True])
-def test_max_pool_second_order(jit: bool) -> None:
+def test_max_pool_second_order(jit: bool, xla: None) -> None:
     """g(x) = ||d/dx sum(pool(x)^3)||^2 = sum over maxima m of 9 m^4, so dg/dx = 36 m^3 there."""
     x = tf.constant(RNG.normal(size=(2, 4, 4, 2)).astype("float32"))
     pool = MaxPool()

@@ -280,7 +280,7 @@ def test_a_loss_scale_optimizer_is_not_wrapped_again() -> None:
     assert model.optimizer is optimizer
 
 
-def test_xla_gives_the_same_gradients() -> None:
+def test_xla_gives_the_same_gradients(xla: None) -> None:
     """Through MaxPool twice, where XLA's own pooling is wrong. (XLA draws other noise.)"""
     x, y = digits(8)
     model = Atlas(small(), threat=THREAT, alpha=0.1, beta=1.0)

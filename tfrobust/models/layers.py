@@ -18,7 +18,8 @@ class MaxPool(layers.Layer):
     """Max over 2 x 2 windows: [B, H, W, C] -> [B, H // 2, W // 2, C]; of equals the first counts.
 
     MaxPooling2D with a gradient of the gradient of its own: TensorFlow's is wrong under XLA in
-    float32, does not compile there in half precision, and is slower.
+    float32, does not compile there in half precision, and is slower. As of any max pooling, XLA has
+    no deterministic gradient: with op determinism on, Keras trains without XLA.
     """
 
     def call(self, x: Any) -> Any:

@@ -96,9 +96,16 @@ class Checkpoints:
         return 0 if self.newest is None else int(self.newest.name.removeprefix("step-"))
 
     def read(self, state: tf.train.Checkpoint) -> None:
-        """The newest whole checkpoint, if there is one, to the variables of `state`."""
-        if self.newest is not None:
+        """The newest whole checkpoint, if there is one, to the variables of `state`. Raises
+        UserError for that of another network or optimizer."""
+        if self.newest is None:
+            return
+        try:
             state.read(str(self.newest / "state")).assert_existing_objects_matched()
+        except (AssertionError, ValueError) as error:
+            line = " ".join(str(error).split())[:200]
+            expected = "a checkpoint of this network and optimizer; remove the folder"
+            raise UserError(f"{self.newest}: expected {expected}: {line}") from None
 
     def _newest(self) -> Path | None:
         for folder in sorted(self.folder.glob("step-*"), reverse=True):
