@@ -25,8 +25,14 @@ def smoke(spec: Spec) -> Spec:
         "validation": 16,
         "augment": spec.data.augment,
     }
+    if spec.data.extra is not None:
+        shape = {key: config["data"][key] for key in ("name", "image_shape", "num_classes")}
+        more = {"share": spec.data.extra.share, "weight": spec.data.extra.weight}
+        config["data"]["extra"] = {**shape, **more}
     if spec.train is not None:
+        lambdas = config["model"].get("lambdas")
         config["model"] = {"name": "small_cnn", "filters": [4, 4], "kernel": 3, "units": 16}
+        config["model"] |= {"lambdas": lambdas} if lambdas else {}
         ramp = min(1, spec.train.epsilon_ramp_epochs)
         small = {"epochs": 2, "steps_per_epoch": 2, "epsilon_ramp_epochs": ramp, "init_from": None}
         config["train"] = {**config["train"], **small}

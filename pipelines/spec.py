@@ -10,9 +10,10 @@ from typing import Any
 
 import keras
 
-from tfrobust.attacks import ATTACKS, PGD, Attack, SavedImages, Transfer
-from tfrobust.data import AUGMENTATIONS, DATASETS, Dataset
-from tfrobust.evaluation import MODES, Trial, trials
+from pipelines.sections import Data, EvaluationOptions, ExtraData, Train
+from tfrobust.attacks import ATTACKS, Attack, SavedImages, Transfer
+from tfrobust.data import DATASETS, Dataset
+from tfrobust.evaluation import Trial, trials
 from tfrobust.methods import METHODS, RobustModel
 from tfrobust.models import MODELS, OUTPUTS, PRECISIONS, keras_file, load_keras, model_files
 from tfrobust.registry import (
@@ -25,81 +26,10 @@ from tfrobust.registry import (
     resolve,
 )
 from tfrobust.threat import Threat
-from tfrobust.training import MONITOR, MONITORS, OPTIMIZERS, SCHEDULES, Guided, Schedule
+from tfrobust.training import OPTIMIZERS, SCHEDULES, Guided
 
+FACTS = ("num_examples", "batch_size", "steps_per_epoch")  # of the training data
 STAGES = ("train", "attack_eval", "report", "export")
-
-
-@dataclasses.dataclass(frozen=True)
-class Data:
-    """The `data` section: a data set and how it is cut into batches.
-
-    validation: examples held out of the training split, at random. augment: crop or crop_flip.
-    """
-
-    source: Dataset
-    batch_size: int = 128
-    validation: int = 0
-    augment: str | None = None
-
-    def __post_init__(self) -> None:
-        require(self.batch_size >= 1, "batch_size", "int >= 1", self.batch_size)
-        require(self.validation >= 0, "validation", "int >= 0", self.validation)
-        if self.augment is not None:
-            choose("augment", self.augment, AUGMENTATIONS)
-
-
-@dataclasses.dataclass(frozen=True)
-class Train:
-    """The `train` section.
-
-    epsilon_ramp_epochs: eps grows linearly from 0 over so many epochs. steps_per_epoch: None is
-    the whole training split. init_from: a run folder or .keras file whose network is trained on.
-    monitor: the validation accuracy that a guided rate follows and that tells the best epoch.
-    checkpoint_minutes: how often the state is saved within an epoch. rollbacks: how often a loss
-    that is not finite sends the run back to its last checkpoint, at half the rate.
-    """
-
-    epochs: int
-    schedule: Schedule
-    epsilon_ramp_epochs: float = 0
-    validation_attack: Attack = PGD(steps=10)
-    steps_per_epoch: int | None = None
-    init_from: str | None = None
-    monitor: str = MONITOR
-    checkpoint_minutes: float = 10.0
-    rollbacks: int = 0
-
-    def __post_init__(self) -> None:
-        choose("monitor", self.monitor, MONITORS)
-        minutes = self.checkpoint_minutes
-        require(minutes >= 0, "checkpoint_minutes", "a number >= 0", minutes)
-        require(self.rollbacks >= 0, "rollbacks", "int >= 0", self.rollbacks)
-        require(self.epochs >= 1, "epochs", "int >= 1", self.epochs)
-        ramp = self.epsilon_ramp_epochs
-        expected = f"a number from 0 to the {self.epochs} epochs"
-        require(0 <= ramp <= self.epochs, "epsilon_ramp_epochs", expected, ramp)
-        steps = self.steps_per_epoch
-        require(steps is None or steps >= 1, "steps_per_epoch", "int >= 1", steps)
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluationOptions:
-    """The `evaluation` section.
-
-    mode: "cascade" attacks only what still stands; "each" gives every attack all images. save:
-    keep the adversarial images, as float32 or uint8 (rounded to 1/255), in adversarial.npz.
-    """
-
-    mode: str = "cascade"
-    batch_size: int = 250
-    save: str | None = None
-
-    def __post_init__(self) -> None:
-        choose("mode", self.mode, MODES)
-        require(self.batch_size >= 1, "batch_size", "int >= 1", self.batch_size)
-        if self.save is not None:
-            choose("save", self.save, ("float32", "uint8"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +90,8 @@ def parse(name: str, config: dict[str, Any]) -> Spec:
         located(where, attack.check, threat)
     attack_files(training_attacks(method, train))
     if method is not None:  # the constructor checks its values: on a small stand-in, at once
-        located("method", method, _stand_in(), ramp_steps=0)
+        stand_in = _stand_in(top.get("model") or {})
+        located("method", method, stand_in, ramp_steps=0, **dict.fromkeys(FACTS, 1))
     if "optimizer" in top:
         optimizer = resolve(OPTIMIZERS, top["optimizer"], "optimizer")
         rate = float(located("optimizer", optimizer).learning_rate)
@@ -173,6 +104,7 @@ def parse(name: str, config: dict[str, Any]) -> Spec:
         EvaluationOptions,
         **arguments(EvaluationOptions, top.get("evaluation", {}), "evaluation"),
     )
+    _check_lambdas(evaluation.lambdas, top.get("model") or {})
     listed = trials(top.get("attacks", []), threat)
     attack_files(listed_attacks(listed))
     if "paper" in top:
@@ -234,11 +166,30 @@ def _schema(
 
 
 def _data(section: Mapping[str, Any]) -> Data:
-    shared = {f.name for f in dataclasses.fields(Data)} - {"source"}
+    own = dict(section)
+    extra = own.pop("extra", None)
+    source, options = _source(Data, own, "data", ("extra",))
+    if extra is not None:
+        where = "data.extra"
+        other, given = _source(ExtraData, extra, where)
+        extra = located(where, ExtraData, other, **given)
+        received = (extra.source.image_shape, extra.source.num_classes)
+        fits = received[0] == source.image_shape and received[1] <= source.num_classes
+        expected = f"images {source.image_shape} of at most {source.num_classes} classes, as data"
+        require(fits, where, expected, received)
+    return located("data", Data, source, extra=extra, **options)
+
+
+def _source(
+    kind: type, section: Any, where: str, also: tuple[str, ...] = ()
+) -> tuple[Dataset, dict[str, Any]]:
+    """The data set that a section names, and those of its keys that are fields of `kind`."""
+    require(isinstance(section, Mapping), where, "a mapping with 'name'", section)
+    shared = {f.name for f in dataclasses.fields(kind)} - {"source", *also}
     known = {k: v for k, v in section.items() if k in shared}
     rest = {k: v for k, v in section.items() if k not in shared}
-    source = build(DATASETS, rest, "data", also=shared)
-    return located("data", Data, source, **arguments(Data, known, "data", ("source",)))
+    source = build(DATASETS, rest, where, also=(*shared, *also))
+    return source, arguments(kind, known, where, ("source", *also))
 
 
 def _train(section: Mapping[str, Any]) -> Train:
@@ -257,7 +208,7 @@ def _method(
 ) -> partial[RobustModel]:
     section = dict(section)
     attack = section.pop("attack", None)
-    given = ("network", "threat", "attack", "validation_attack", "ramp_steps", "seed")
+    given = ("network", "threat", "attack", "validation_attack", "ramp_steps", "seed", *FACTS)
     maker = resolve(METHODS, section, "method", given, also=("attack",))
     return partial(
         maker,
@@ -303,7 +254,8 @@ def _model_file(*, path: str, outputs: str = "logits") -> None:
 
 
 def _fitting(network: keras.Model, where: str, source: Dataset) -> keras.Model:
-    check_fit(where, source, tuple(network.input_shape[1:]), network.output_shape[-1])
+    image = network.input["image"] if isinstance(network.input, dict) else network.input
+    check_fit(where, source, tuple(image.shape[1:]), network.output_shape[-1])
     return network
 
 
@@ -349,5 +301,19 @@ def _paper(paper: Mapping[str, Any]) -> dict[str, Any]:
     return known
 
 
-def _stand_in() -> keras.Model:
-    return MODELS["small_cnn"]((8, 8, 1), 4, filters=[2], units=2)
+def _check_lambdas(lambdas: list[float] | None, model: Mapping[str, Any]) -> None:
+    """Those of an evaluation, against the network that the config makes."""
+    if lambdas is None or "name" not in model:
+        return
+    known, where = model.get("lambdas"), "evaluation.lambdas"
+    require(known is not None, where, "none (the network takes no lambda)", lambdas)
+    free = model.get("encoding") == "none"
+    require(
+        free or set(lambdas) <= set(known or ()), where, f"some of model.lambdas {known}", lambdas
+    )
+
+
+def _stand_in(model: Mapping[str, Any]) -> keras.Model:
+    """A network with the inputs of the one that `model` names."""
+    given = {key: model[key] for key in ("lambdas", "encoding") if model.get(key) is not None}
+    return MODELS["small_cnn"]((8, 8, 1), 4, filters=[2], units=2, **given)

@@ -46,6 +46,11 @@ def worker() -> tuple[int, int]:
     return (index + chiefs if kind == "worker" else index), sum(sizes.values())
 
 
+def local_replicas() -> int:
+    """How many devices this process computes on."""
+    return strategy().num_replicas_in_sync // worker()[1]
+
+
 def added(values: np.ndarray) -> np.ndarray:
     """The sum over the workers of their numbers. All must call it, with one shape."""
     if worker()[1] == 1:
@@ -56,8 +61,7 @@ def added(values: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def _sum(dtype: tf.DType) -> Any:
-    everywhere = strategy()
-    local = everywhere.num_replicas_in_sync // worker()[1]
+    everywhere, local = strategy(), local_replicas()
 
     def replica(own: tf.Tensor) -> tf.Tensor:
         context = tf.distribute.get_replica_context()

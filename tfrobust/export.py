@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -11,17 +12,21 @@ import tensorflow as tf
 
 
 def export(network: keras.Model, folder: Path, images: np.ndarray) -> None:
-    """Write a SavedModel: [None, H, W, C] float32 in [0, 1] -> logits [None, C].
+    """Write a SavedModel: [None, H, W, C] float32 in [0, 1] -> logits [None, C]; of a once-for-all
+    network {"image", "lambda": [None]} -> logits.
 
     Endpoints "serve" and "serving_default". images: a few [N, H, W, C]; the reloaded
     model must give the network's own logits on them, else RuntimeError and nothing is left.
     """
+    inputs: Any = tf.constant(images)
+    if isinstance(network.input, dict):
+        inputs = {"image": inputs, "lambda": tf.linspace(0.0, 1.0, len(images))}
     aside = folder.with_name(f".{folder.name}")
     shutil.rmtree(aside, ignore_errors=True)
     network.export(str(aside), verbose=False)
     loaded = tf.saved_model.load(str(aside))
-    expected = network(images, training=False).numpy()
-    served = loaded.serve(tf.constant(images)).numpy()
+    expected = network(inputs, training=False).numpy()
+    served = loaded.serve(inputs).numpy()
     if not np.allclose(served, expected, rtol=1e-5, atol=1e-5):
         shutil.rmtree(aside)
         gap = np.abs(served - expected).max()

@@ -25,6 +25,18 @@ def margin(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
     return rival - tf.gather(logits, labels, axis=-1, batch_dims=1)
 
 
+def log_rival(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+    """max_{i != y} log softmax(logits)_i."""
+    return margin(logits, labels) - cross_entropy(logits, labels)
+
+
+def soft_margin(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+    """log sum_{i != y} exp z_i - z_y: `margin` made smooth, and never below it."""
+    truth = tf.one_hot(labels, logits.shape[-1], on_value=True, off_value=False)
+    rivals = tf.reduce_logsumexp(tf.where(truth, logits.dtype.min, logits), axis=-1)
+    return rivals - tf.gather(logits, labels, axis=-1, batch_dims=1)
+
+
 def dlr(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
     """Difference of logits ratio: (max_{i != y} z_i - z_y) / (z_(1) - z_(3)).
 

@@ -1,18 +1,43 @@
 """Noise without state: a function of (run seed, step, purpose).
 
 Under a distribution strategy noise is drawn for the global batch and every replica takes its own
-rows, so that the number of replicas does not change what is drawn.
+rows, so that the number of replicas does not change what is drawn; inside `of_one_replica` a
+replica's batch is its own, and so is its noise.
 """
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import tensorflow as tf
 
 TINY = 1e-12  # instead of 0 under a logarithm
+_alone = contextvars.ContextVar("alone", default=False)
+_rows: contextvars.ContextVar[Any] = contextvars.ContextVar("rows", default=None)
+
+
+@contextlib.contextmanager
+def of_one_replica() -> Iterator[None]:
+    """Inside, a replica's batch is no part of a global one; its noise is that of one device."""
+    token = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
+
+
+@contextlib.contextmanager
+def of_rows(size: tf.Tensor, rows: tf.Tensor) -> Iterator[None]:
+    """Inside, what is drawn for [n] examples is what the rows [n] of a batch of `size` get."""
+    token = _rows.set((size, rows))
+    try:
+        yield
+    finally:
+        _rows.reset(token)
 
 
 def seed_for(seed: Any, step: Any, purpose: str) -> tf.Tensor:
@@ -28,14 +53,14 @@ def fold(seed: Any, data: Any) -> tf.Tensor:
 
 def uniform(shape: Any, seed: tf.Tensor) -> tf.Tensor:
     """U[-1, 1) of the given shape [B, ...]."""
-    return _sliced(
+    return sliced(
         lambda whole: tf.random.stateless_uniform(whole, seed, -1.0, 1.0, alg="philox"), shape
     )
 
 
 def normal(shape: Any, seed: tf.Tensor) -> tf.Tensor:
     """N(0, 1) of the given shape [B, ...]."""
-    return _sliced(lambda whole: tf.random.stateless_normal(whole, seed, alg="philox"), shape)
+    return sliced(lambda whole: tf.random.stateless_normal(whole, seed, alg="philox"), shape)
 
 
 def uniform_in_ball(shape: Any, seed: tf.Tensor, p: str) -> tf.Tensor:
@@ -68,10 +93,19 @@ def unit_vectors(shape: Any, seed: tf.Tensor) -> tf.Tensor:
     return tf.math.l2_normalize(draw, axis=list(range(1, len(draw.shape))))
 
 
-def _sliced(draw: Callable[[tf.Tensor], tf.Tensor], shape: Any) -> tf.Tensor:
+def sliced(draw: Callable[[tf.Tensor], tf.Tensor], shape: Any) -> tf.Tensor:
+    """This replica's rows of draw(the shape of the global batch)."""
+    if (part := _rows.get()) is not None:
+        size, rows = part
+        whole = tf.concat([[size], tf.convert_to_tensor(shape)[1:]], axis=0)
+        return tf.gather(_of_replica(draw, whole), rows)
+    return _of_replica(draw, shape)
+
+
+def _of_replica(draw: Callable[[tf.Tensor], tf.Tensor], shape: Any) -> tf.Tensor:
     context = tf.distribute.get_replica_context()
     replicas = 1 if context is None else context.strategy.num_replicas_in_sync
-    if replicas == 1:
+    if replicas == 1 or _alone.get():
         return draw(shape)
     shape = tf.convert_to_tensor(shape)
     whole = draw(tf.concat([shape[:1] * replicas, shape[1:]], axis=0))

@@ -8,11 +8,17 @@ torch side has the same weights, batch and passes: eager, eager on channels-last
 trainer on TensorFlow (ADV only). FLOPs are those of a forward pass times the counted passes; the
 peak is that of a product of two 4096 x 4096 matrices, measured in the same run, and so is the rate
 of the input pipeline, which must be above that of the steps.
+
+    python tools/bench_train.py --methods --network wrn_16_2 --steps 1
+
+times every method of ours instead, each in turns with natural training and ADV under the same
+attack, beside the passes that it takes (tools/passes.py).
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import time
@@ -23,6 +29,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 import torch
+from passes import passes
+from passes import settings as settings_of
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from torch_network import TorchNetwork
@@ -36,8 +44,8 @@ from tfrobust.report.text import markdown_table
 
 NETWORKS: dict[str, tuple[tuple[int, int, int], int, Callable[..., keras.Model]]] = {
     "mnist": ((28, 28, 1), 128, trades_cnn),
-    "wrn_16_2": ((32, 32, 3), 64, lambda *args: wide_resnet(*args, depth=16, width=2)),
-    "wrn_28_2": ((32, 32, 3), 64, lambda *args: wide_resnet(*args, depth=28, width=2)),
+    "wrn_16_2": ((32, 32, 3), 64, functools.partial(wide_resnet, depth=16, width=2)),
+    "wrn_28_2": ((32, 32, 3), 64, functools.partial(wide_resnet, depth=28, width=2)),
 }
 # (title, method, steps of the attack, alpha, beta, passes). Passes are forward ones: a gradient in
 # the image costs one more, in the weights too two more, and that of the Jacobian term's two passes
@@ -65,16 +73,52 @@ def ours(network: keras.Model, row: tuple, x: np.ndarray, y: np.ndarray) -> Step
     if steps:
         # A one-step attack is FGSM; both project, clip and start at random.
         settings["attack"] = FGSM() if steps == 1 else PGD(steps=steps, step_size=EPS / 4)
-    model = METHODS[name](network, threat=Threat("linf", EPS), **settings)
+    return _compiled(name, network, settings, x, y)
+
+
+def _compiled(
+    name: str, network: keras.Model, settings: dict[str, Any], x: np.ndarray, y: np.ndarray
+) -> Step:
+    facts: dict[str, Any] = {"num_examples": len(x), "batch_size": len(x), "steps_per_epoch": 1}
+    model = METHODS[name](network, threat=Threat("linf", EPS), **facts, **settings)
     model.compile(keras.optimizers.SGD(RATE, momentum=MOMENTUM))
     model.optimizer.build(network.trainable_variables)
     model.make_train_function()
-    batch = iter(tf.data.Dataset.from_tensors((x, y)).repeat())
+    data = ({"image": x, "index": np.arange(len(x))}, y)
+    batch = iter(tf.data.Dataset.from_tensors(data).repeat())
 
     def step() -> None:
         float(model.train_function(batch)["loss"])  # waits for the step's end
 
     return step
+
+
+def methods(args: argparse.Namespace, x: np.ndarray, y: np.ndarray) -> None:
+    """A table of all methods beside natural training and ADV."""
+    shape, _, make = NETWORKS[args.network]
+
+    def step(name: str) -> Step:
+        lambdas = {"lambdas": [0.0, 0.1, 0.2, 0.3, 0.4, 1.0]} if name == "oat" else {}
+        network = with_precision(make(shape, CLASSES, **lambdas), args.precision)
+        return _compiled(name, network, settings_of(name, args.steps), x, y)
+
+    beside, cells = {name: step(name) for name in ("natural", "adv")}, []
+    for name in tqdm([n for n in METHODS if args.rows in n], disable=None):
+        if name == "oat" and args.network == "mnist":
+            continue  # this network takes no lambda
+        sides = {**beside, "own": step(name)}
+        times: dict[str, list[float]] = {side: [] for side in sides}
+        for turn in range(-2, args.rounds):
+            for side, run in sides.items():
+                seconds = _timed(run)
+                if turn >= 0:
+                    times[side].append(seconds)
+        natural, adv, own = (statistics.median(values) for values in times.values())
+        counts = map(str, passes(name, args.steps))
+        ratios = [f"{own / natural:.2f}", f"{own / adv:.2f}"]
+        cells.append([name, f"{1000 * own:.0f}", *ratios, *counts])
+    header = ["method", "ms", "x natural", "x ADV", "forward", "backward"]
+    print(markdown_table(header, cells))
 
 
 def theirs(
@@ -216,12 +260,17 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="torch.compile, too")
     parser.add_argument("--art", action="store_true", help="the toolbox's trainer, too (ADV)")
     parser.add_argument("--json", help="where to write the figures")
+    parser.add_argument("--methods", action="store_true", help="all methods of ours instead")
+    parser.add_argument("--steps", type=int, default=1, help="of the attack, with --methods")
     args = parser.parse_args()
 
     shape, size, make = NETWORKS[args.network]
     rng = np.random.default_rng(0)
     x = rng.random((size, *shape), np.float32)
     y = rng.integers(0, CLASSES, size).astype(np.int32)
+    if args.methods:
+        methods(args, x, y)
+        return
     half = args.precision == "mixed_bfloat16"
     top = peak("bfloat16" if half else "float32")
     print(f"peak: {top / 1e12:.3f} TFLOP/s in {'bfloat16' if half else 'float32'}", flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,10 @@ from pipelines.spec import (
     training_attacks,
 )
 from pipelines.stages import attack_eval, train
-from tfrobust.evaluation.craft import LogitsFn
+from tfrobust.distribution import strategy
 from tfrobust.export import export
-from tfrobust.models import keras_file, load_keras, load_network, model_files
-from tfrobust.registry import UserError, in_memory
+from tfrobust.models import SavedNetwork, keras_file, load_keras, load_network, model_files
+from tfrobust.registry import UserError, in_memory, require
 from tfrobust.report import write_report
 
 ORDER = STAGES
@@ -27,7 +28,8 @@ ORDER = STAGES
 
 def inputs(stage: str, spec: Spec, folder: Folder) -> str:
     """The fingerprint of all that a stage's result depends on."""
-    data = [Path(spec.config["data"]["path"]).expanduser()] if "path" in spec.config["data"] else []
+    sections = (spec.config["data"], spec.config["data"].get("extra") or {})
+    data = [Path(section["path"]).expanduser() for section in sections if "path" in section]
     if stage == "train":
         start = spec.train.init_from if spec.train is not None else None
         base = [keras_file(start, "train.init_from")] if start else []
@@ -89,9 +91,14 @@ def _model(spec: Spec, folder: Folder) -> tuple[Path, str]:
     return folder.model, str(folder.model)
 
 
-def _network(spec: Spec, folder: Folder) -> LogitsFn:
+def _network(spec: Spec, folder: Folder) -> SavedNetwork:
     path, where = _model(spec, folder)
     outputs = spec.config.get("model", {}).get("outputs", "logits")
-    network = load_network(path, outputs, where)
+    with strategy().scope():  # each device gets the weights
+        network = load_network(path, outputs, where)
     check_fit(where, spec.data.source, network.input_shape, network.classes)
-    return network
+    lambdas = spec.evaluation.lambdas
+    conditional = network.strength is not None
+    expected = "none (the network takes no lambda)"
+    require(conditional or lambdas is None, "evaluation.lambdas", expected, lambdas)
+    return dataclasses.replace(network, strength=lambdas[0]) if lambdas else network

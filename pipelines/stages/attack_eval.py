@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from tfrobust.evaluation import (
 )
 from tfrobust.evaluation.craft import LogitsFn
 from tfrobust.io import UNREADABLE, write_atomically, write_text
+from tfrobust.models import SavedNetwork
 from tfrobust.registry import require
 
 PROBES = 8
@@ -35,7 +36,7 @@ GRID = 1e-4  # of 1/255: float32 rounding
 SECTIONS = ("seed", "threat", "data", "model", "attacks", "evaluation")
 
 
-def attack_eval(spec: Spec, folder: Folder, logits_fn: LogitsFn) -> None:
+def attack_eval(spec: Spec, folder: Folder, logits_fn: SavedNetwork) -> None:
     """Clean accuracy, then each attack on the test split; eval.json is whole after each one."""
     test = spec.data.source.load("test")
     x, y, options = test.as_float(), test.labels, spec.evaluation
@@ -43,7 +44,7 @@ def attack_eval(spec: Spec, folder: Folder, logits_fn: LogitsFn) -> None:
     off = np.abs(np.rint(255 * x) - 255 * x).max()
     expected = "float32, as the images are no multiples of 1/255"
     require(options.save != "uint8" or off < 1e-3, "evaluation.save", expected, options.save)
-    finished = _finished(folder, spec)
+    finished, known = _finished(folder, spec)
     results: list[Result] = []
     for result in run(
         logits_fn,
@@ -66,34 +67,66 @@ def attack_eval(spec: Spec, folder: Folder, logits_fn: LogitsFn) -> None:
         found = checks(
             logits_fn, x, y, spec.threat, results, seed=spec.seed, batch_size=options.batch_size
         )
-        _record(folder, spec, results, test, logits_fn, found)
+        curve: list[dict[str, float]] = []
+        _record(folder, spec, results, test, logits_fn, found, known)
+        for row in _curve(spec, logits_fn, x, y, results, known):
+            curve.append(row)
+            if len(curve) > len(known):
+                _record(folder, spec, results, test, logits_fn, found, curve)
         for check in found:
             if check.warns:
                 print(f"warning: {check.name}: {check.text}", flush=True)
         _probe(folder.probes, spec, logits_fn, test.take(np.arange(min(PROBES, len(test)))))
 
 
-def _finished(folder: Folder, spec: Spec) -> list[Result]:
-    """What an interrupted evaluation of the same inputs had finished: clean, then the first rows.
+def _curve(
+    spec: Spec,
+    network: SavedNetwork,
+    x: np.ndarray,
+    y: np.ndarray,
+    first: Sequence[Result],
+    known: Sequence[dict[str, float]],
+) -> Iterator[dict[str, float]]:
+    """Of a once-for-all network clean and worst-case accuracy at each lambda of the config."""
+    for place, strength in enumerate(spec.evaluation.lambdas or ()):
+        if place < len(known):
+            yield known[place]
+            continue
+        results: Sequence[Result] = first
+        if place:
+            at = dataclasses.replace(network, strength=strength)
+            options: Any = {"seed": spec.seed, "batch_size": spec.evaluation.batch_size}
+            results = list(run(at, x, y, spec.threat, spec.trials, **options))
+        worst = worst_case(results)
+        clean = float(results[0].robust[: len(worst)].mean())
+        print(f"lambda {strength:g}: {clean:.2%} clean, {worst.mean():.2%} robust", flush=True)
+        robust = float(worst.mean())
+        yield {"lambda": strength, "clean_accuracy": clean, "robust_accuracy": robust}
+
+
+def _finished(folder: Folder, spec: Spec) -> tuple[list[Result], list[dict[str, float]]]:
+    """What an interrupted evaluation of the same inputs had finished: clean, then the first rows;
+    and of the trade-off curve.
 
     eval.json is written last, so flags.npz holds at least its rows.
     """
     kept = [folder.adversarial] if spec.evaluation.save else []
     if not all(path.is_file() for path in (folder.evaluation, folder.flags, *kept)):
-        return []
+        return [], []
     try:
         return _read(folder, spec)
     except (*UNREADABLE, TypeError, AttributeError):
         files = f"{folder.evaluation} and {folder.flags.name}"
         print(f"warning: {files}: damaged, all attacks are run again", flush=True)
-        return []
+        return [], []
 
 
-def _read(folder: Folder, spec: Spec) -> list[Result]:
-    rows = json.loads(folder.evaluation.read_text(encoding="utf-8"))["attacks"]
+def _read(folder: Folder, spec: Spec) -> tuple[list[Result], list[dict[str, float]]]:
+    whole = json.loads(folder.evaluation.read_text(encoding="utf-8"))
+    rows, curve = whole["attacks"], whole.get("curve", [])
     with np.load(folder.flags) as flags:
         clean = Result("clean", flags["clean"], 0.0)
-        return [clean] + [
+        found = [
             Result(
                 row["name"],
                 flags[row["name"]],
@@ -104,6 +137,7 @@ def _read(folder: Folder, spec: Spec) -> list[Result]:
             )
             for row in rows
         ]
+        return [clean, *found], curve
 
 
 def _record(
@@ -113,6 +147,7 @@ def _record(
     test: Split,
     logits_fn: LogitsFn,
     found: Sequence[Check] = (),
+    curve: Sequence[dict[str, float]] = (),
 ) -> None:
     """Everything known so far, eval.json last."""
     clean, *attacked = results
@@ -127,6 +162,7 @@ def _record(
         "attacks": [settings(result, spec.threat) for result in attacked],
         "pending": [trial.name for trial in spec.trials if trial.name not in done],
         "checks": [dataclasses.asdict(check) for check in found],
+        "curve": list(curve),
         "threat": {"norm": spec.threat.norm, "eps": spec.threat.eps},
         "seed": spec.seed,
         "data": {"name": spec.config["data"]["name"], "split": "test"},

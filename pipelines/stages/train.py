@@ -9,12 +9,13 @@ import keras
 import numpy as np
 
 from pipelines.folder import Folder
-from pipelines.spec import Spec, Train
-from tfrobust.data import Split, batches, hold_out
+from pipelines.sections import Train
+from pipelines.spec import Spec
+from tfrobust.data import Extra, Split, batches, hold_out
 from tfrobust.distribution import gathered, strategy, worker
 from tfrobust.io import write_atomically
 from tfrobust.models import with_precision
-from tfrobust.registry import UserError, require
+from tfrobust.registry import UserError, located, require
 from tfrobust.training import (
     BatchTimer,
     Best,
@@ -55,29 +56,36 @@ def _trained(
     spec: Spec,
     plan: Train,
     folder: Folder,
-    data: tuple[Split, Split],
+    data: tuple[Split, Split, Extra | None],
     checkpoints: Checkpoints,
     interruption: Interruption,
 ) -> keras.Model:
     """The network at its best epoch."""
     assert spec.method is not None and spec.optimizer is not None and spec.network is not None
     keras.utils.set_random_seed(spec.seed)
-    (split, held_out), rollbacks = data, checkpoints.rollbacks
+    (split, held_out, extra), rollbacks = data, checkpoints.rollbacks
     size = spec.data.batch_size
     steps = min(plan.steps_per_epoch or len(split), len(split) // size)
 
     base = float(spec.optimizer().learning_rate) * ROLLBACK**rollbacks
-    rate = plan.schedule.learning_rate(base, steps, plan.epochs)
     everywhere = strategy()
     with everywhere.scope():
         network = with_precision(spec.network(), spec.precision)
-        model = spec.method(network, ramp_steps=round(plan.epsilon_ramp_epochs * steps))
+        model = spec.method(
+            network,
+            ramp_steps=round(plan.epsilon_ramp_epochs * steps),
+            num_examples=_rows(split, held_out) + (0 if extra is None else len(extra.split)),
+            batch_size=size,
+            steps_per_epoch=steps,
+        )
+        updates = steps * model.updates_per_batch
+        rate = plan.schedule.learning_rate(base, updates, plan.epochs)
         model.compile(spec.optimizer(learning_rate=rate))
         model.optimizer.build(model.network.trainable_variables)
 
     before = checkpoints.note
     history = History(folder.history, before.get("history", []), folder.tensorboard)
-    best = Best(network, plan.monitor)
+    best = Best(model, plan.monitor)
     guides = plan.schedule.callbacks(math.ceil(plan.epsilon_ramp_epochs), plan.monitor)
     steering = [BatchTimer(), *guides, best, CatastrophicOverfitting()]
     resume = Resume(
@@ -110,6 +118,7 @@ def _trained(
                 augment=spec.data.augment,
                 first_step=first,
                 steps_per_epoch=steps,
+                extra=extra,
             ),
             steps_per_epoch=steps - first % steps,
             initial_epoch=first // steps,
@@ -129,8 +138,13 @@ def _trained(
     return model.network
 
 
-def splits(spec: Spec) -> tuple[Split, Split]:
-    """(training, held-out validation) examples. Raises UserError if the sizes do not fit."""
+def _rows(*splits: Split) -> int:
+    """Of a table with one for each index."""
+    return 1 + max(int(split.index.max(initial=-1)) for split in splits)
+
+
+def splits(spec: Spec) -> tuple[Split, Split, Extra | None]:
+    """(training, held-out validation, extra) examples. Raises UserError if sizes do not fit."""
     whole = spec.data.source.load("train")
     held, size = spec.data.validation, spec.data.batch_size
     count = len(whole)
@@ -141,4 +155,7 @@ def splits(spec: Spec) -> tuple[Split, Split]:
     require(size <= count, "data.batch_size", f"at most the {count} training images", size)
     replicas = strategy().num_replicas_in_sync
     require(size % replicas == 0, "data.batch_size", f"a multiple of {replicas} replicas", size)
-    return split, held_out.first(len(held_out) // replicas * replicas)  # each takes as many
+    extra, more = None, spec.data.extra
+    if more is not None:
+        extra = located("data.extra", Extra, more.source.load("train"), more.share, more.weight)
+    return split, held_out.first(len(held_out) // replicas * replicas), extra  # each takes as many

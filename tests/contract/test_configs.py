@@ -11,29 +11,42 @@ from pipelines.smoke import smoke
 from pipelines.spec import Spec, parse
 from tfrobust.methods import METHODS
 
+# What a user has to give: here, any images of the right form.
+GIVEN = {"cifar10_rst": ["data.extra={name: synthetic, image_shape: [32, 32, 3], num_classes: 10}"]}
+
 
 @functools.cache
 def spec_of(name: str) -> Spec:
     """With a thin WideResNet, as the full one takes seconds."""
     path = configs.find(name)
-    wide = configs.load(path)["model"]["name"] == "wide_resnet"
-    return parse(name, configs.load(path, ["model.depth=10", "model.width=1"] if wide else []))
+    thin = {
+        "wide_resnet": ["model.depth=10", "model.width=1"],
+        "resnet": ["model.depth=18", "model.width=1"],
+    }
+    overrides = [*thin.get(configs.load(path)["model"]["name"], []), *GIVEN.get(name, [])]
+    return parse(name, configs.load(path, overrides))
 
 
 @pytest.mark.parametrize("name", [n for n in configs.available() if n != "evaluate"])
 def test_every_config_builds(name: str) -> None:
-    parse(name, configs.load(configs.find(name)))  # as it stands: this builds its network
+    # As it stands: this builds its network.
+    parse(name, configs.load(configs.find(name), GIVEN.get(name, [])))
     spec = spec_of(name)
     assert spec.method is not None and spec.train is not None and spec.trials
-    model = spec.method(spec.network(), ramp_steps=1)
+    facts = {"num_examples": 9, "batch_size": 3, "steps_per_epoch": 3}
+    model = spec.method(spec.network(), ramp_steps=1, **facts)
     source = spec.data.source
-    assert model.network.input_shape[1:] == source.image_shape
+    image = model.network.input
+    image = image["image"] if isinstance(image, dict) else image
+    assert image.shape[1:] == source.image_shape
     assert model.network.output_shape == (None, source.num_classes)
     assert smoke(spec).config["data"]["name"] == "synthetic"
 
 
-def test_every_method_has_a_digits_config() -> None:
+def test_every_method_has_its_configs() -> None:
+    own = {"natural"}  # of the baseline there is one of digits alone
     assert {f"digits_{name}" for name in METHODS} <= set(configs.available())
+    assert {f"cifar10_{name}" for name in METHODS.keys() - own} <= set(configs.available())
 
 
 def test_the_papers_constants() -> None:

@@ -15,6 +15,7 @@ from tfrobust.models import MODELS, PRECISIONS, with_precision
 from tfrobust.registry import parameters
 
 SMALL: dict[str, dict[str, Any]] = {
+    "resnet": {"width": 4},
     "small_cnn": {"filters": [4], "kernel": 3, "units": 8},
     "small_resnet": {"groups": [4, 8]},
     "wide_resnet": {"depth": 10, "width": 1},

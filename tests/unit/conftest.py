@@ -54,6 +54,11 @@ def trained_on_two_devices() -> dict[str, Any]:
     return _on_two_devices("trained")
 
 
+@pytest.fixture(scope="session")
+def evaluated_on_two_devices() -> dict[str, Any]:
+    return _on_two_devices("evaluated")
+
+
 @pytest.fixture
 def xla() -> Iterator[None]:
     """With op determinism off: another test may have left it on, and XLA has no deterministic

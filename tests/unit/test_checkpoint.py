@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 from tensorflow.core.util import event_pb2
 
-from tfrobust import PGD, Atlas, Threat
+from tfrobust import PGD, Atlas, Natural, Threat
 from tfrobust.data import Split, batches
 from tfrobust.registry import UserError
 from tfrobust.training import (
@@ -66,7 +66,7 @@ def run(
     rate = schedule.learning_rate(0.1, 3, 4)
     model.compile(keras.optimizers.SGD(rate, momentum=0.9))
     model.optimizer.build(model.network.trainable_variables)
-    best, interruption = Best(network, MONITOR), Interruption()
+    best, interruption = Best(model, MONITOR), Interruption()
     steering = [BatchTimer(), *schedule.callbacks(0), best, CatastrophicOverfitting()]
     kept = Checkpoints(folder)
     history = History(folder / "history.csv", kept.note.get("history", []), folder / "tensorboard")
@@ -267,13 +267,14 @@ def test_what_a_killed_run_was_writing_goes(tmp_path: Path) -> None:
 
 def test_best_is_the_last_of_the_highest() -> None:
     model = trained()
-    best = Best(model, "score")
+    method = Natural(model, threat=Threat())
+    best = Best(method, "score")
     for value, score in ((1.0, 0.5), (2.0, 0.7), (3.0, 0.7), (4.0, 0.6), (5.0, np.nan)):
         model.set_weights([np.full(w.shape, value) for w in model.get_weights()])
         best.on_epoch_end(0, {"score": score})
     best.restore()
     assert (float(model.get_weights()[1][0]), best.best) == (3.0, 0.7)
-    last = Best(model, "absent")
+    last = Best(method, "absent")
     for value in (1.0, 2.0):
         model.set_weights([np.full(w.shape, value) for w in model.get_weights()])
         last.on_epoch_end(0, {"score": 0.5})

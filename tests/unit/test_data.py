@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from tfrobust.data import (
     AUGMENTATIONS,
+    Extra,
     Split,
     batches,
     from_arrays,
@@ -296,3 +297,40 @@ def test_mistaken_arrays(mistake: str) -> None:
     line = fails(lambda: from_arrays(x, y))
     assert line.startswith(f"{blamed}: expected ")
     assert message in line
+
+
+def test_extra_examples_are_a_share_of_every_batch() -> None:
+    """Two of 8, with an index after the others', weights of mean 1, all of them in turn; the order
+    of the split's own and the resumed stream are as without them."""
+    own = Split.of(np.zeros((20, 2, 2), np.uint8), np.zeros(20, int))
+    more = Split.of(np.full((5, 2, 2), 255, np.uint8), np.ones(5, int))
+    extra = Extra(more, share=0.25, weight=0.5)
+    stream = batches(own, 8, training=True, extra=extra)
+    taken = list(stream.take(6).as_numpy_iterator())
+    for batch in taken:
+        np.testing.assert_array_equal(batch["label"], [0, 0, 1, 0, 0, 0, 1, 0])
+        np.testing.assert_array_equal(batch["image"].max(axis=(1, 2, 3)), batch["label"])
+        weight = np.where(batch["label"] == 1, 0.5, 1.0) * 8 / 7
+        np.testing.assert_allclose(batch["weight"], weight, rtol=1e-6)
+    indices = np.stack([batch["index"] for batch in taken])
+    extras = indices[:, [2, 6]]
+    assert set(extras.ravel()) == set(range(20, 25)) and (np.diff(extras) != 0).all()
+    for first in (0, 2):  # an epoch has two batches: 16 of 20 examples, 12 of them its own
+        assert sum(index < 20 for index in set(indices[first : first + 2].ravel())) == 12
+    tail = batches(own, 8, training=True, extra=extra, first_step=3)
+    np.testing.assert_array_equal(next(tail.as_numpy_iterator())["index"], indices[3])
+
+
+def test_mistakes_of_extra_examples() -> None:
+    own = Split.of(np.zeros((4, 2, 2), np.uint8), np.zeros(4, int))
+    other = Split.of(np.zeros((4, 3, 3), np.uint8), np.zeros(4, int))
+    with pytest.raises(UserError, match="images: expected .2, 2, 1. as the others"):
+        batches(own, 2, training=True, extra=Extra(other))
+    with pytest.raises(UserError, match="extra: expected at least the 2 examples of a batch, rec"):
+        batches(own, 4, training=True, extra=Extra(own.first(1)))
+    with pytest.raises(UserError, match="share: expected a number between 0 and 1, received 1"):
+        Extra(other, share=1.0)
+    with pytest.raises(UserError, match="split: expected examples, received 'none'"):
+        Extra(other.first(0))
+    with pytest.raises(UserError, match="extra: expected None without training=True"):
+        batches(own, 2, extra=Extra(own))

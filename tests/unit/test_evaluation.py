@@ -286,3 +286,13 @@ def test_a_box_of_bytes() -> None:
     network = lambda images: tf.reshape(images, [-1, 48]) @ weights  # noqa: E731
     y, threat = np.argmax(network(x), axis=1), Threat("linf", 0.7, box=(0, 255))
     evaluate(network, x, y, threat, "fgsm", check=False)
+
+
+def test_two_devices_find_what_one_finds(evaluated_on_two_devices: dict[str, Any]) -> None:
+    """Each takes a batch; images, flags, queries and gradients are those of one device."""
+    found = evaluated_on_two_devices
+    assert found["replicas"] == 2
+    for attack, (one, two) in enumerate(zip(found["one"], found["two"], strict=True)):
+        np.testing.assert_allclose(two[0], one[0], atol=1e-6, err_msg=str(attack))
+        assert two[1:] == one[1:], attack
+    assert any(not all(right) for _, right, *_ in found["one"])

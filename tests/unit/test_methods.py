@@ -1,4 +1,4 @@
-"""The methods' losses against the papers' formulae, in NumPy.
+"""The methods' losses against the papers' formulae, in NumPy's float64.
 
 The network is z = (x W)^2: at x its Jacobian is J = 2 diag(x W) W^T, so that
 C ||v^T J||^2 = C ||sum_c v_c 2 (x W)_c W[:, c]||^2 depends on where it is taken.
@@ -15,64 +15,193 @@ import pytest
 import tensorflow as tf
 
 from tfrobust import FGSM, PGD, Adv, Atlas, Jac, Natural, Threat, Trades, TradesJac
-from tfrobust.methods import local_global
+from tfrobust.methods import (
+    Alp,
+    FgsmReg,
+    Free,
+    Gkl,
+    GradAlign,
+    Iaat,
+    Llr,
+    Mart,
+    Mma,
+    Nfgsm,
+    Squeeze,
+    local_global,
+)
 from tfrobust.registry import UserError
 
 RNG = np.random.default_rng(0)
 W = RNG.normal(size=(4, 3)).astype("float32")
-X, X_ADV = (RNG.random((5, 2, 2, 1)).astype("float32") for _ in range(2))
+X, X_ADV, X_LOW, NOISY = (RNG.random((5, 2, 2, 1)).astype("float32") for _ in range(4))
 Y = np.array([0, 1, 2, 1, 0], np.int32)
-V = RNG.normal(size=(5, 3)).astype("float32")
+V, G = RNG.normal(size=(5, 3)).astype("float32"), RNG.normal(size=X.shape).astype("float32")
 V /= np.linalg.norm(V, axis=1, keepdims=True)
-BATCH = {"image": X, "label": Y, "adv": X_ADV, "projection": V}
+MARGIN = np.array([0.1, 0.4, 0.2, 0.3, 0.5], np.float32)
+BATCH = {
+    "image": X,
+    "label": Y,
+    "adv": X_ADV,
+    "projection": V,
+    "collaborative": X_LOW,
+    "gradient": G,
+    "noisy": NOISY,
+    "margin": MARGIN,
+    "radius": MARGIN,
+    "accuracy": Y == 0,
+}
 BATCH = {name: tf.constant(value) for name, value in BATCH.items()}
 THREAT = Threat("linf", 0.2)
+FACTS = {"num_examples": 5, "batch_size": 5, "steps_per_epoch": 2}
+MEANS = RNG.dirichlet(np.ones(3), size=3)  # GKL's
+
+Formula = Callable[..., np.ndarray]  # of the weights w, those that count as constants, the scale
 
 
-def log_p(x: np.ndarray) -> np.ndarray:
-    z = (x.reshape(5, 4) @ W) ** 2
+def logits(x: np.ndarray, w: np.ndarray) -> np.ndarray:
+    return (x.reshape(5, 4).astype(np.float64) @ w) ** 2
+
+
+def log_softmax(z: np.ndarray) -> np.ndarray:
     return z - np.log(np.exp(z).sum(axis=1, keepdims=True))
 
 
-def ce(x: np.ndarray) -> np.ndarray:
-    return -log_p(x)[np.arange(5), Y]
+def log_p(x: np.ndarray, w: np.ndarray) -> np.ndarray:
+    return log_softmax(logits(x, w))
 
 
-def kl(base: np.ndarray, other: np.ndarray) -> np.ndarray:
+def ce(x: np.ndarray, w: np.ndarray) -> np.ndarray:
+    return -log_p(x, w)[np.arange(5), Y]
+
+
+def divergence(log_base: np.ndarray, log_other: np.ndarray) -> np.ndarray:
+    return np.sum(np.exp(log_base) * (log_base - log_other), axis=1)
+
+
+def kl(base: np.ndarray, other: np.ndarray, w: np.ndarray) -> np.ndarray:
     """KL(p(base) || p(other))."""
-    return np.sum(np.exp(log_p(base)) * (log_p(base) - log_p(other)), axis=1)
+    return divergence(log_p(base, w), log_p(other, w))
 
 
-def jac(x: np.ndarray) -> np.ndarray:
-    return 3 * np.sum(((2 * (x.reshape(5, 4) @ W) * V) @ W.T) ** 2, axis=1)
+def jac(x: np.ndarray, w: np.ndarray) -> np.ndarray:
+    return 3 * np.sum(((2 * (x.reshape(5, 4).astype(np.float64) @ w) * V) @ w.T) ** 2, axis=1)
 
 
-FORMULAE: dict[str, tuple[type, dict[str, float], Callable[[float], np.ndarray]]] = {
-    "natural": (Natural, {}, lambda s: ce(X)),
-    "adv": (Adv, {}, lambda s: ce(X_ADV)),
-    "jac": (Jac, {"alpha": 0.3}, lambda s: ce(X) + s * 0.3 * jac(X)),
-    "trades": (Trades, {"beta": 2.0}, lambda s: ce(X) + s * 2 * kl(X, X_ADV)),
+def slope(x: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """The gradient of the cross entropy at x, [5, 4]."""
+    error = np.exp(log_p(x, w)) - np.eye(3)[Y]
+    return (error * 2 * (x.reshape(5, 4).astype(np.float64) @ w)) @ w.T
+
+
+def mart(w: np.ndarray, _: np.ndarray, s: float) -> np.ndarray:
+    p, p_adv = np.exp(log_p(X, w)), np.exp(log_p(X_ADV, w))
+    rival = np.where(np.eye(3)[Y] == 1, 0, p_adv).max(axis=1)
+    boosted = ce(X_ADV, w) - np.log(1.0001 - rival)
+    return boosted + s * 2 * kl(X, X_ADV, w) * (1 - p[np.arange(5), Y])
+
+
+def gradalign(w: np.ndarray, _: np.ndarray, s: float) -> np.ndarray:
+    here, there = G.reshape(5, 4), slope(NOISY, w)
+    cosine = np.sum(here * there, axis=1)
+    cosine /= np.linalg.norm(here, axis=1) * np.linalg.norm(there, axis=1)
+    return ce(X_ADV, w) + s * 0.3 * (1 - cosine)
+
+
+def llr(w: np.ndarray, _: np.ndarray, s: float) -> np.ndarray:
+    along = np.sum((X_ADV - X).reshape(5, 4) * slope(X, w), axis=1)
+    gap = np.abs(ce(X_ADV, w) - ce(X, w) - along)
+    return ce(X, w) + s * (0.7 * gap + 0.3 * np.abs(along))
+
+
+def squeeze(kind: str) -> Formula:
+    def formula(w: np.ndarray, w0: np.ndarray, s: float) -> np.ndarray:
+        high, low, high0, low0 = (log_p(x, v) for v in (w, w0) for x in (X_ADV, X_LOW))
+        mean = np.log(0.5 * (np.exp(high) + np.exp(low)))
+        apart = {
+            "symmetric_kl": 0.5 * (divergence(low0, high) + divergence(high0, low)),
+            "js": 0.5 * (divergence(high, mean) + divergence(low, mean)),
+            "l2": np.sum((np.exp(high) - np.exp(low)) ** 2, axis=1),
+        }[kind]
+        return ce(X, w) + s * 2 * apart
+
+    return formula
+
+
+def mma(w: np.ndarray, _: np.ndarray, s: float) -> np.ndarray:
+    right = log_p(X, w).argmax(axis=1) == Y
+    boundary = np.where(right, (MARGIN < 0.35) * ce(X_ADV, w), ce(X, w))
+    return ce(X, w) / 3 + 2 / 3 * boundary
+
+
+def gkl(w: np.ndarray, w0: np.ndarray, s: float) -> np.ndarray:
+    """The paper's double sum over pairs of classes."""
+    apart = logits(X, w) - logits(X_ADV, w)
+    weight = MEANS[Y] ** 0.4
+    weight /= weight.sum(axis=1, keepdims=True)
+    pairs = weight[:, :, None] * weight[:, None] * (apart[:, :, None] - apart[:, None]) ** 2
+    soft = -np.sum(np.exp(log_p(X, w0)) * log_p(X_ADV, w), axis=1)
+    return ce(X, w) + 0.5 * soft + 2 / 4 * pairs.sum(axis=(1, 2))
+
+
+FORMULAE: dict[str, tuple[type, dict[str, Any], Formula]] = {
+    "natural": (Natural, {}, lambda w, _, s: ce(X, w)),
+    "adv": (Adv, {}, lambda w, _, s: ce(X_ADV, w)),
+    "adv, clean too": (
+        Adv,
+        {"clean_weight": 0.3},
+        lambda w, _, s: 0.7 * ce(X_ADV, w) + 0.3 * ce(X, w),
+    ),
+    "fgsm_reg": (FgsmReg, {}, lambda w, _, s: 0.5 * (ce(X_ADV, w) + ce(X, w))),
+    "jac": (Jac, {"alpha": 0.3}, lambda w, _, s: ce(X, w) + s * 0.3 * jac(X, w)),
+    "trades": (Trades, {"beta": 2.0}, lambda w, _, s: ce(X, w) + s * 2 * kl(X, X_ADV, w)),
     "atlas, eq. 14": (
         Atlas,
         {"alpha": 0.3, "beta": 2.0},
-        lambda s: ce(X_ADV) + s * (0.3 * jac(X_ADV) + 2 * kl(X_ADV, X)),
+        lambda w, _, s: ce(X_ADV, w) + s * (0.3 * jac(X_ADV, w) + 2 * kl(X_ADV, X, w)),
     ),
     "atlas-l, eq. 20": (
         Atlas,
         {"alpha": 0.3, "beta": 0.0},
-        lambda s: ce(X_ADV) + s * 0.3 * jac(X_ADV),
+        lambda w, _, s: ce(X_ADV, w) + s * 0.3 * jac(X_ADV, w),
     ),
     "atlas-g, eq. 21": (
         Atlas,
         {"alpha": 0.0, "beta": 2.0},
-        lambda s: ce(X_ADV) + s * 2 * kl(X_ADV, X),
+        lambda w, _, s: ce(X_ADV, w) + s * 2 * kl(X_ADV, X, w),
     ),
     "trades-jac, D.1": (
         TradesJac,
         {"alpha": 0.3, "beta": 2.0},
-        lambda s: ce(X) + s * (0.3 * jac(X) + 2 * kl(X, X_ADV)),
+        lambda w, _, s: ce(X, w) + s * (0.3 * jac(X, w) + 2 * kl(X, X_ADV, w)),
     ),
+    "nfgsm": (Nfgsm, {}, lambda w, _, s: ce(X_ADV, w)),
+    "free": (Free, {}, lambda w, _, s: ce(X_ADV, w)),
+    "iaat": (Iaat, {}, lambda w, _, s: ce(X_ADV, w)),
+    "mart": (Mart, {"beta": 2.0}, mart),
+    "alp": (
+        Alp,
+        {"weight": 0.3},
+        lambda w, _, s: (
+            0.5 * (ce(X_ADV, w) + ce(X, w))
+            + s * 0.3 * np.mean((logits(X, w) - logits(X_ADV, w)) ** 2, axis=1)
+        ),
+    ),
+    "gradalign": (GradAlign, {"weight": 0.3}, gradalign),
+    "llr": (Llr, {"alpha": 0.7, "beta": 0.3}, llr),
+    "squeeze": (Squeeze, {"beta": 2.0}, squeeze("symmetric_kl")),
+    "squeeze, js": (Squeeze, {"beta": 2.0, "regularizer": "js"}, squeeze("js")),
+    "squeeze, l2": (Squeeze, {"beta": 2.0, "regularizer": "l2"}, squeeze("l2")),
+    "mma": (Mma, {"max_margin": 0.35}, mma),
+    "gkl": (Gkl, {"alpha": 0.5, "beta": 2.0, "gamma": 0.4}, gkl),
 }
+RAMPED = ("alpha", "beta", "weight")  # what grows with eps and is logged
+
+
+def make(method: Any, network: Any, terms: dict[str, Any], **options: Any) -> Any:
+    model = method(network, threat=THREAT, **FACTS, **terms, **options)
+    if method is Gkl:
+        model.class_means.assign(MEANS)
+    return model
 
 
 @pytest.fixture
@@ -82,25 +211,47 @@ def network(linear: Callable[..., Any]) -> Any:
 
 @pytest.mark.parametrize(("method", "terms", "formula"), FORMULAE.values(), ids=FORMULAE)
 def test_loss_is_the_papers_formula(network: Any, method: Any, terms: Any, formula: Any) -> None:
-    model = method(network, threat=THREAT, **terms)
-    np.testing.assert_allclose(model.robust_loss(BATCH)["loss"], formula(1.0), rtol=1e-4)
+    model = make(method, network, terms)
+    w = W.astype(np.float64)
+    np.testing.assert_allclose(model.robust_loss(BATCH)["loss"], formula(w, w, 1.0), rtol=1e-5)
     # Eq. 14 with eps growing: alpha and beta become eps / v of themselves.
-    model = method(network, threat=THREAT, ramp_steps=8, **terms)
+    model = make(method, network, terms, ramp_steps=8)
     for step, scale in ((0, 0.0), (4, 0.5), (8, 1.0), (20, 1.0)):
         model.step.assign(step)
-        np.testing.assert_allclose(model.robust_loss(BATCH)["loss"], formula(scale), rtol=1e-4)
+        expected = formula(w, w, scale)
+        np.testing.assert_allclose(model.robust_loss(BATCH)["loss"], expected, rtol=1e-5)
         logged = {name: float(value) for name, value in model.scalars().items()}
-        adversary = {"eps": 0.2} if model.attack is not None else {}
-        expected = {k: scale * v for k, v in (adversary | terms).items() if v}
+        adversary = {"eps": 0.2} if method not in (Natural, Jac, Mma) else {}
+        ramped = {} if method is Gkl else terms
+        coefficients = {name: value for name, value in ramped.items() if name in RAMPED}
+        expected = {k: scale * v for k, v in (adversary | coefficients).items() if v}
         assert logged == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("method", "terms", "formula"), FORMULAE.values(), ids=FORMULAE)
+def test_gradient_is_that_of_the_formula(
+    network: Any, method: Any, terms: Any, formula: Any
+) -> None:
+    """Central differences of the mean, in float64; what the paper holds constant stays so."""
+    model = make(method, network, terms)
+    model.compile("sgd")
+    _, (found,), _ = model.gradients(BATCH)
+    w, h = W.astype(np.float64), 1e-6
+    expected = np.zeros_like(w)
+    for place in np.ndindex(*w.shape):
+        step = np.zeros_like(w)
+        step[place] = h
+        up, down = (formula(w + sign * step, w, 1.0).mean() for sign in (1, -1))
+        expected[place] = (up - down) / (2 * h)
+    assert np.linalg.norm(found - expected) < 1e-5 * np.linalg.norm(expected)
 
 
 def test_terms_of_the_logs(network: Any) -> None:
     terms = Atlas(network, threat=THREAT, alpha=0.3, beta=2.0).robust_loss(BATCH)
-    np.testing.assert_allclose(terms["jacobian"], jac(X_ADV), rtol=1e-4)
-    np.testing.assert_allclose(terms["kl"], kl(X_ADV, X), rtol=1e-3, atol=1e-5)
-    np.testing.assert_array_equal(terms["accuracy"], log_p(X).argmax(1) == Y)
-    np.testing.assert_array_equal(terms["robust_accuracy"], log_p(X_ADV).argmax(1) == Y)
+    np.testing.assert_allclose(terms["jacobian"], jac(X_ADV, W), rtol=1e-4)
+    np.testing.assert_allclose(terms["kl"], kl(X_ADV, X, W), rtol=1e-3, atol=1e-5)
+    np.testing.assert_array_equal(terms["accuracy"], log_p(X, W).argmax(1) == Y)
+    np.testing.assert_array_equal(terms["robust_accuracy"], log_p(X_ADV, W).argmax(1) == Y)
 
 
 @pytest.mark.parametrize(
@@ -181,8 +332,8 @@ def test_crafting_loss(network: Any) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda n: Natural(n, threat=THREAT, attack=FGSM()), "attack: expected none (Natural make"),
-        (lambda n: Jac(n, threat=THREAT, alpha=1.0, attack=FGSM()), "attack: expected none (Jac m"),
+        (lambda n: Natural(n, threat=THREAT, attack=FGSM()), "attack: expected none (Natural take"),
+        (lambda n: Jac(n, threat=THREAT, alpha=1.0, attack=FGSM()), "attack: expected none (Jac t"),
         (lambda n: Jac(n, threat=THREAT, alpha=-1.0), "alpha: expected a number >= 0, received -1"),
         (lambda n: Trades(n, threat=THREAT, beta=-1.0), "beta: expected a number >= 0"),
         (lambda n: Adv(n, threat=THREAT, craft="evall"), "craft: expected one of eval, frozen, tr"),

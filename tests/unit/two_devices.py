@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import sys
 import tempfile
@@ -13,7 +14,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfrobust import PGD, Threat, noise
+from tfrobust import FGSM, PGD, Threat, distribution, noise
+from tfrobust.attacks import RayS, Square
+from tfrobust.evaluation import craft
 from tfrobust.methods import METHODS
 from tfrobust.registry import parameters
 from tfrobust.training import (
@@ -26,7 +29,12 @@ from tfrobust.training import (
 )
 
 STEPS, BATCH = 20, 8
-TERMS = {"alpha": 0.1, "beta": 1.0}  # values for what a method asks for
+TERMS = {
+    "alpha": 0.1,
+    "beta": 1.0,
+    "max_margin": 0.2,
+    "warmup_epochs": 0,
+}  # values for what a method asks for
 
 
 def network(normalized: bool) -> keras.Model:
@@ -36,14 +44,27 @@ def network(normalized: bool) -> keras.Model:
     return keras.Sequential([*layers, keras.layers.Dense(8, "tanh"), keras.layers.Dense(3)])
 
 
+def conditional() -> keras.Model:
+    """Image and lambda side by side."""
+    keras.utils.set_random_seed(1)
+    image, strength = keras.Input((4, 4, 1), name="image"), keras.Input((), name="lambda")
+    both = [keras.layers.Flatten()(image), keras.layers.Reshape((1,))(strength)]
+    hidden = keras.layers.Dense(8, "tanh")(keras.layers.Concatenate()(both))
+    return keras.Model({"image": image, "lambda": strength}, keras.layers.Dense(3)(hidden))
+
+
 def model_for(method: str, normalized: bool = False) -> Any:
     terms = {k: v for k, v in TERMS.items() if k in parameters(METHODS[method])}
+    terms |= {"ema": 0.5} if method == "trades" else {"lambdas": [0, 1]} if method == "oat" else {}
     model = METHODS[method](
-        network(normalized),
+        conditional() if method == "oat" else network(normalized),
         threat=Threat("linf", 0.1),
         validation_attack=PGD(steps=2),
         ramp_steps=2,
         l2=0.01,
+        num_examples=STEPS * BATCH,
+        batch_size=BATCH,
+        steps_per_epoch=STEPS,
         **terms,
     )
     model.compile(keras.optimizers.SGD(0.02 if normalized else 0.5, momentum=0.9))
@@ -55,9 +76,10 @@ def fit(model: Any, **options: Any) -> tuple[np.ndarray, dict[str, float]]:
     rng = np.random.default_rng(0)
     x = rng.random((STEPS * BATCH, 4, 4, 1)).astype("float32")
     y = rng.integers(0, 3, len(x))
-    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(BATCH)
+    examples = {"image": x, "index": np.arange(len(x))}
+    data = tf.data.Dataset.from_tensor_slices((examples, y)).batch(BATCH)
     logs = model.fit(data, validation_data=data, verbose=0, **options).history
-    weights = np.concatenate([w.ravel() for w in model.network.get_weights()])
+    weights = np.concatenate([w.ravel() for w in model.get_weights()])  # and tables
     return weights, {name: float(values[-1]) for name, values in logs.items()}
 
 
@@ -114,8 +136,26 @@ def trained(strategy: tf.distribute.Strategy) -> dict[str, Any]:
     return out
 
 
+def evaluated(strategy: tf.distribute.Strategy) -> dict[str, Any]:
+    """Flags and queries of attacks with noise, in batches of 3, on one device and on two."""
+    rng = np.random.default_rng(0)
+    x, y = rng.random((14, 4, 4, 1)).astype("float32"), rng.integers(0, 3, 14)
+    attacks = [FGSM(), PGD(steps=3, success="any", restarts=2), Square(queries=20), RayS(queries=9)]
+    out: dict[str, Any] = {}
+    for devices, used in (("one", tf.distribute.get_strategy()), ("two", strategy)):
+        for module in (importlib.import_module("tfrobust.evaluation.craft"), distribution):
+            module.strategy = lambda used=used: used  # type: ignore[attr-defined]
+        with used.scope():
+            logits_fn = network(normalized=False)
+        made = [
+            craft(logits_fn, x, y, attack, Threat("linf", 0.1), batch_size=3) for attack in attacks
+        ]
+        out[devices] = [[part.tolist() for part in crafted] for crafted in made]
+    return out | {"replicas": strategy.num_replicas_in_sync}
+
+
 if __name__ == "__main__":
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
     mirrored = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-    print(json.dumps({"drawn": drawn, "trained": trained}[sys.argv[1]](mirrored)))
+    print(json.dumps(globals()[sys.argv[1]](mirrored)))

@@ -107,6 +107,11 @@ class GradientAttack(Attack):
         _, restarts, keep_broken = self.schedule
         return restarts == 1 and not keep_broken
 
+    def check_single_path(self) -> None:
+        """Raise a UserError unless it is: for what walks that path in its own way."""
+        expected = "one of one restart whose last iterate counts"
+        require(self._single_path, "attack", expected, self.title)
+
     def _images(self, evaluate: Evaluate, x: tf.Tensor, threat: Threat, seed: Any) -> tf.Tensor:
         if self._single_path:
             return self._ascend(evaluate, x, threat, seed)
@@ -133,7 +138,7 @@ class GradientAttack(Attack):
             _, _, gradient = differentiated(evaluate, x_adv, row, 0)
             return i + 1, threat.project(x_adv + step * threat.steepest(gradient), x)
 
-        state = (tf.constant(0), self._begin(x, threat, noise.fold(seed, 0)))
+        state = (tf.constant(0), self.begin(x, threat, noise.fold(seed, 0)))
         steps = self.schedule[0]
         if steps == 1:
             return tf.stop_gradient(body(*state)[1])
@@ -163,7 +168,7 @@ class GradientAttack(Attack):
             # Iterate k of this run is looked at.
             row, run, k = s["row"], i // (steps + 1), i % (steps + 1)
             start = lambda: tf.gather(  # noqa: E731
-                self._begin(x, threat, noise.fold(seed, run)), row
+                self.begin(x, threat, noise.fold(seed, run)), row
             )
             x_adv = tf.cond(k == 0, start, lambda: s["x_adv"])
             value, wrong, gradient = differentiated(evaluate, x_adv, row, run)
@@ -194,7 +199,7 @@ class GradientAttack(Attack):
         images = tf.stop_gradient(end["best"])
         return Outcome(images, end["broken"], end["queries"], end["queries"])
 
-    def _begin(self, x: tf.Tensor, threat: Threat, seed: Any) -> tf.Tensor:
+    def begin(self, x: tf.Tensor, threat: Threat, seed: Any) -> tf.Tensor:
         if self.start == "uniform":
             return threat.random_start(x, seed)
         if self.start == "normal":
@@ -214,6 +219,11 @@ def differentiated(
     # Zero, not None, behind rounding and the like, which has no gradient.
     gradient = tape.gradient(total, x_adv, unconnected_gradients="zero")
     return value, wrong, gradient
+
+
+def input_gradient(objective: Callable[[tf.Tensor], tf.Tensor], x: tf.Tensor) -> tf.Tensor:
+    """The gradient of each example's objective, [B, H, W, C] -> [B], at its image."""
+    return differentiated(lambda images: (objective(images), None), x)[2]
 
 
 def jacobian(

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from tfrobust.data.augment import AUGMENTATIONS
 from tfrobust.data.digits import open_digits
 from tfrobust.data.npz import open_npz
-from tfrobust.data.pipeline import batches, from_arrays
+from tfrobust.data.pipeline import Extra, batches, from_arrays
 from tfrobust.data.split import Dataset, Split, hold_out
 from tfrobust.data.synthetic import imitate
 from tfrobust.data.tfds import TFDS
@@ -21,6 +21,7 @@ __all__ = [
     "AUGMENTATIONS",
     "DATASETS",
     "Dataset",
+    "Extra",
     "Split",
     "batches",
     "from_arrays",

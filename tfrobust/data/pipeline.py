@@ -1,6 +1,7 @@
 """Splits and arrays to tf.data of batches, in an order that holds no state."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import tensorflow as tf
@@ -9,6 +10,21 @@ from tfrobust.data.augment import AUGMENTATIONS
 from tfrobust.data.split import Split
 from tfrobust.noise import seed_for
 from tfrobust.registry import choose, require
+
+
+@dataclass(frozen=True)
+class Extra:
+    """More training examples, such as pseudo-labelled ones (Carmon et al., 2019,
+    arXiv:1905.13736): `share` of every batch, each with `weight` times the say of the others."""
+
+    split: Split
+    share: float = 0.5
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(len(self.split), "split", "examples", "none")
+        require(0 < self.share < 1, "share", "a number between 0 and 1", self.share)
+        require(self.weight > 0, "weight", "a number > 0", self.weight)
 
 
 def batches(
@@ -20,6 +36,7 @@ def batches(
     augment: str | None = None,
     first_step: int = 0,
     steps_per_epoch: int | None = None,
+    extra: Extra | None = None,
 ) -> tf.data.Dataset:
     """Batches {"image": float32 [B, H, W, C] in [0, 1], "label": int32 [B], "index": int64 [B]}.
 
@@ -29,27 +46,47 @@ def batches(
     `steps_per_epoch` cuts epochs short; Keras needs the same number, or len(split) // batch_size.
     training=False: one pass in order, the last batch as short as it comes.
 
-    augment: a name in AUGMENTATIONS, only with training=True.
+    augment: a name in AUGMENTATIONS, only with training=True. extra: examples that are mixed into
+    every batch of training, in an order of their own; the batches then have "weight" float32 [B],
+    of mean 1, and an epoch is still as many examples as the split has.
     Raises ValueError for an unknown augmentation, or a batch_size the split cannot fill.
     """
     _check(split, batch_size, training, augment, most=len(split) if training else None)
-    collect = _collector(split, seed, augment)
+    require(extra is None or training, "extra", "None without training=True", extra)
+    whole = split if extra is None else split.joined(extra.split)
+    collect = _collector(whole, seed, augment)
     if not training:
         positions = tf.data.Dataset.range(len(split)).batch(batch_size)
         return _mapped(tf.data.Dataset.zip(tf.data.Dataset.counter(), positions), collect)
     steps = min(steps_per_epoch or len(split), len(split) // batch_size)
+    more = 0 if extra is None else min(max(round(extra.share * batch_size), 1), batch_size - 1)
+    most = len(whole) - len(split)
+    require(more <= most, "extra", f"at least the {more} examples of a batch", most)
+    # Spread evenly, so that every replica has its share of both.
+    spread = np.argsort(np.concatenate([(np.arange(n) + 0.5) / n for n in (batch_size - more, more)
+                                        if n]), kind="stable")  # fmt: skip
+
+    def shuffled(first: int, count: int, size: int, seed: tf.Tensor) -> tf.Tensor:
+        """[steps, size] of the places from `first` on, each once before any comes again."""
+        places = tf.range(first, first + count, dtype=tf.int64)
+        places = tf.random.experimental.stateless_shuffle(places, seed, alg="philox")
+        return tf.reshape(tf.gather(places, tf.range(steps * size) % count), [steps, size])
 
     def epoch(number: tf.Tensor) -> tf.data.Dataset:
-        shuffled = tf.random.experimental.stateless_shuffle(
-            tf.range(len(split), dtype=tf.int64), seed_for(seed, number, "order"), alg="philox"
-        )
-        positions = tf.reshape(shuffled[: steps * batch_size], [steps, batch_size])
+        own = shuffled(0, len(split), batch_size - more, seed_for(seed, number, "order"))
+        other = seed_for(seed, number, "order of the extra")
+        others = [shuffled(len(split), len(whole) - len(split), more, other)] if more else []
         counters = number * steps + tf.range(steps, dtype=tf.int64)
+        positions = tf.gather(tf.concat([own, *others], axis=1), spread, axis=1)
         return tf.data.Dataset.from_tensor_slices((counters, positions))
 
     order = tf.data.Dataset.counter(first_step // steps).flat_map(epoch).skip(first_step % steps)
     endless = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
-    return _mapped(order.apply(endless), collect)
+    if extra is None:
+        return _mapped(order.apply(endless), collect)
+    weight = np.repeat(np.float32([1.0, extra.weight]), [batch_size - more, more])[spread]
+    weighted = {"weight": weight / weight.mean()}
+    return _mapped(order.apply(endless), lambda *places: collect(*places) | weighted)
 
 
 def from_arrays(

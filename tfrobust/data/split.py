@@ -57,6 +57,23 @@ class Split:
         require(0 <= n <= len(self), "n", f"0 to {len(self)} examples", n)
         return Split(self.images[:n], self.labels[:n], self.index[:n])
 
+    def joined(self, others: "Split") -> "Split":
+        """These examples, then the others; theirs get the index after the greatest of these.
+
+        Raises ValueError unless their images are of one size.
+        """
+        sizes = self.images.shape[1:], others.images.shape[1:]
+        require(sizes[0] == sizes[1], "images", f"{sizes[0]} as the others", sizes[1])
+        images = [self.images, others.images]
+        if len({part.dtype for part in images}) > 1:
+            images = [self.as_float(), others.as_float()]
+        after = np.arange(len(others), dtype=np.int64) + self.index.max(initial=-1) + 1
+        return Split(
+            np.concatenate(images),
+            np.concatenate([self.labels, others.labels]),
+            np.concatenate([self.index, after]),
+        )
+
     def as_float(self) -> np.ndarray:
         """The images as [N, H, W, C] float32 in [0, 1]."""
         if self.images.dtype == np.uint8:

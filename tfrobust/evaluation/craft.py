@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from tfrobust import noise
 from tfrobust.attacks import Attack, Outcome, SavedImages
-from tfrobust.distribution import added, worker
+from tfrobust.distribution import added, local_replicas, strategy, worker
 from tfrobust.registry import UserError
 from tfrobust.threat import Threat
 
@@ -95,31 +95,31 @@ def craft(
     if not len(x):
         return Crafted.nothing(x)
     saved = attack if isinstance(attack, SavedImages) else None
-    if saved is None:
-        others = tf.TensorSpec([None], tf.int32), tf.TensorSpec([], tf.int32)
-        function = compiled(run, x.shape[1:], *others)
+    function = None if saved else _on_replicas(run, x.shape[1:])
     predict = predict or predictor(logits_fn, batch_size)
     places = np.arange(len(x)) if rows is None else rows
     mine, workers = worker()
     made, standing = Crafted.nothing(x), len(x)
     quiet = True if progress is None or mine else None
     bar = tqdm(total=len(x), desc=progress, unit="image", disable=quiet)
-    for number, chosen in enumerate(batches(len(x), batch_size)):
-        if number % workers != mine:
-            continue
-        if saved is not None:
-            images = saved.lookup(places[chosen])
-        else:
-            labels = tf.constant(y[chosen], tf.int32)
-            outcome = function(tf.constant(x[chosen]), labels, tf.constant(number))
-            images = outcome.images.numpy()
-            made.queries[chosen], made.gradients[chosen] = outcome.queries, outcome.gradients
-        _check(attack, threat, images, x[chosen])
-        right = predict(images) == y[chosen]
-        made.images[chosen], made.right[chosen] = images, right
-        standing -= int((~right).sum())
-        bar.set_postfix_str(f"robust {standing / (total or len(x)):.2%}", refresh=False)
-        bar.update(len(right))
+    own = list(enumerate(batches(len(x), batch_size)))[mine::workers]
+    at_once = local_replicas()
+    for group in (own[first : first + at_once] for first in range(0, len(own), at_once)):
+        if function is not None:
+            outcomes = function([(x[chosen], y[chosen], number) for number, chosen in group])
+        for place, (_, chosen) in enumerate(group):
+            if saved is not None:
+                images = saved.lookup(places[chosen])
+            else:
+                outcome = outcomes[place]
+                images = outcome.images.numpy()
+                made.queries[chosen], made.gradients[chosen] = outcome.queries, outcome.gradients
+            _check(attack, threat, images, x[chosen])
+            right = predict(images) == y[chosen]
+            made.images[chosen], made.right[chosen] = images, right
+            standing -= int((~right).sum())
+            bar.set_postfix_str(f"robust {standing / (total or len(x)):.2%}", refresh=False)
+            bar.update(len(right))
     bar.close()
     # Of each image one worker knows the numbers, the others hold zeros.
     return Crafted(
@@ -128,6 +128,38 @@ def craft(
         added(made.queries),
         added(made.gradients),
     )
+
+
+def _on_replicas(run: Callable[..., Outcome], image_shape: Any) -> Callable[..., Any]:
+    """[(images, labels, the batch's number), ...] -> [Outcome, ...]: at most one batch a replica,
+    all at once. The noise of a batch is the same on whichever replica."""
+    at_once = local_replicas()
+    specs = [
+        tf.TensorSpec([None, *image_shape], tf.float32),
+        tf.TensorSpec([None], tf.int32),
+        tf.TensorSpec([], tf.int32),
+    ]
+
+    def everywhere(*values: tf.Tensor) -> Any:
+        def replica() -> Outcome:
+            own = tf.distribute.get_replica_context().replica_id_in_sync_group
+            number = int(tf.get_static_value(tf.convert_to_tensor(own))) % at_once
+            with noise.of_one_replica():
+                return run(*values[3 * number : 3 * number + 3])
+
+        return strategy().experimental_local_results(strategy().run(replica))
+
+    traced = tf.function(everywhere, input_signature=specs * at_once, autograph=False)
+    function = traced.get_concrete_function()
+
+    def call(group: list[tuple[np.ndarray, np.ndarray, int]]) -> list[Outcome]:
+        images, labels, number = group[0]
+        idle = [(images[:1], labels[:1], number)] * (at_once - len(group))  # not empty: conv fails
+        made = function(*(tf.constant(value, spec.dtype) for parts in [*group, *idle]
+                          for value, spec in zip(parts, specs, strict=True)))  # fmt: skip
+        return list(made[: len(group)])
+
+    return call
 
 
 def adversaries(

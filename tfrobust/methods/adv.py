@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import keras
+
 from tfrobust.methods.local_global import LocalGlobal
-from tfrobust.registry import serializable
+from tfrobust.registry import require, serializable
 
 
 @serializable
 class Adv(LocalGlobal):
-    """CE(f(x'), y) at an adversary x'.
+    """(1 - w) * CE(f(x'), y) + w * CE(f(x), y) at an adversary x'; w is `clean_weight`, 0.
 
     With `FGSM()`, the default, the one-step training of Wong et al. (2020, arXiv:2001.03994); with
-    `PGD(steps)` that of Madry et al. (2018, arXiv:1706.06083).
+    `PGD(steps)` that of Madry et al. (2018, arXiv:1706.06083). With w > 0 the models of one fixed
+    trade-off that once-for-all training is compared with (lambda is 1 - w).
     """
 
     adversarial_centre = True
+
+    def __init__(self, network: keras.Model, *, clean_weight: float = 0.0, **kwargs: Any):
+        self.clean_weight = clean_weight
+        super().__init__(network, **kwargs)
+        require(0 <= clean_weight <= 1, "clean_weight", "a number in [0, 1]", clean_weight)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,11 +13,12 @@ import tensorflow as tf
 
 from tfrobust import losses, noise
 from tfrobust.attacks import FGSM, PGD, Attack
+from tfrobust.attacks.gradient import GradientAttack
 from tfrobust.jacobian import squared_jacobian
+from tfrobust.methods.batch import Batch, as_batch
 from tfrobust.registry import choose, parameters, require
 from tfrobust.threat import Threat
 
-Batch = dict[str, Any]
 MODES = ("eval", "train", "frozen")
 
 
@@ -34,15 +36,35 @@ class RobustModel(keras.Model):
             averages left alone) or "train" (batch statistics, averages moved). Papers differ.
         l2: l2 / 2 * ||w||^2 over all trainable weights is added to the loss: the coupled weight
             decay of the papers, which is not Keras's `weight_decay`.
+        ema: after every step a <- ema * a + (1 - ema) * w for all weights w of the network and the
+            averages of BatchNorm, from those that it has now on; validation and predictions are
+            with a, and so is what `pipelines` keeps (`evaluated_weights`). 0: no such average.
         seed: all noise is a function of (seed, step, purpose).
+        num_examples, batch_size, steps_per_epoch: of the training data (`index` is below
+            num_examples), for the methods whose `needs` name them.
 
     `fit` takes (x, y), (x, y, sample_weight) or batches {"image", "label", "index"}.
     """
 
-    # Entries [B] of robust_loss's result that are averaged into the logs where it has them.
+    # What the network is called with: the image, or a mapping of the image and more.
+    network_inputs: Sequence[str] = ("image",)
+    # Entries of robust_loss's result that are averaged into the logs where it has them; a
+    # subclass names those beside these.
     reports: Sequence[str] = ("accuracy", "robust_accuracy", "jacobian", "kl")
     # Batch entries that the method needs beside image and label.
     requires: Sequence[str] = ()
+    # Batch entries in which the pass that trains is differentiated too: after_update finds the
+    # gradient of NAME as d_NAME.
+    differentiate: Sequence[str] = ()
+    # Of num_examples, batch_size and steps_per_epoch those that the method must be told.
+    needs: Sequence[str] = ()
+    # Steps of the optimizer that `update` takes on a batch.
+    updates_per_batch = 1
+    # The attack of a method that is given none; None for one that takes none.
+    default_attack: Attack | None = FGSM()
+    attack_kind: type[Attack] = Attack
+    # What an attack ascends that names no loss; None where the method has an objective of its own.
+    crafting_loss: str | None = "cross_entropy"
 
     # ------------------------------------------------------------------------------- the hooks
     def inputs(self, batch: Batch, x: tf.Tensor) -> Any:
@@ -75,7 +97,11 @@ class RobustModel(keras.Model):
         ramp_steps: int = 0,
         craft: str = "eval",
         l2: float = 0.0,
+        ema: float = 0.0,
         seed: int = 0,
+        num_examples: int | None = None,
+        batch_size: int | None = None,
+        steps_per_epoch: int | None = None,
         name: str | None = None,
     ):
         super().__init__(name=name)
@@ -92,26 +118,66 @@ class RobustModel(keras.Model):
             "a network with one output, the logits",
             output,
         )
+        taken = getattr(network, "input", None)
+        inputs = tuple(taken) if isinstance(taken, Mapping) else ("image",)
+        expected = f"one of {' and '.join(self.network_inputs)} (model.lambdas makes one of both)"
+        require(set(inputs) == set(self.network_inputs), "network", expected, " and ".join(inputs))
         require(
             network.trainable_variables, "network", "one with trainable weights", "a frozen one"
         )
         require(isinstance(threat, Threat), "threat", "a tfrobust.Threat", threat)
-        require(attack is None or isinstance(attack, Attack), "attack", "an Attack", attack)
-        if attack is not None:
-            attack.check(threat)
+        attack = self._attack(attack, threat)
+        facts = {
+            "num_examples": num_examples,
+            "batch_size": batch_size,
+            "steps_per_epoch": steps_per_epoch,
+        }
+        for fact, value in facts.items():
+            wanted = value is not None or fact in self.needs
+            require(not wanted or (value or 0) >= 1, fact, "int >= 1, of the training data", value)
         require(ramp_steps >= 0, "ramp_steps", "int >= 0", ramp_steps)
         require(l2 >= 0, "l2", "a number >= 0", l2)
+        require(0 <= ema < 1, "ema", "a number in [0, 1)", ema)
         self.network, self.threat = network, threat
         self.attack = attack
         self.validation_attack = validation_attack or PGD(steps=10)
-        self.ramp_steps, self.l2, self.seed = ramp_steps, l2, seed
+        self.ramp_steps, self.l2, self.ema, self.seed = ramp_steps, l2, ema, seed
+        self.num_examples, self.batch_size = num_examples, batch_size
+        self.steps_per_epoch = steps_per_epoch
         self.craft = choose("craft", craft, MODES)
         self.step = self.add_weight(
             shape=(), dtype="int64", trainable=False, initializer="zeros", name="step"
         )
+        self.averages = [
+            self.add_weight(
+                shape=weight.shape,
+                dtype=weight.dtype,
+                initializer=lambda shape, dtype=None, weight=weight: tf.identity(weight.value),
+                trainable=False,
+                name="average",
+            )
+            for weight in (self._averaged if ema else ())
+        ]
         names = dict.fromkeys((*RobustModel.reports, *self.reports, "fgsm_accuracy"))
         self.means = [keras.metrics.Mean(name=name) for name in names]
         self.built = True
+
+    def _attack(self, attack: Attack | None, threat: Threat) -> Attack | None:
+        """The attack given or the method's own, with the method's loss unless it names one."""
+        if self.default_attack is None:
+            require(attack is None, "attack", f"none ({type(self).__name__} takes none)", attack)
+            return None
+        kind = self.attack_kind
+        expected = "an Attack" if kind is Attack else f"an attack that is a {kind.__name__}"
+        require(attack is None or isinstance(attack, kind), "attack", expected, attack)
+        attack = attack or self.default_attack
+        attack.check(threat)
+        if isinstance(attack, GradientAttack) and self.crafting_loss is None:
+            expected = f"none ({type(self).__name__} has an objective of its own)"
+            require(attack.loss is None, "attack.loss", expected, attack.loss)
+        elif isinstance(attack, GradientAttack) and attack.loss is None:
+            attack = dataclasses.replace(attack, loss=self.crafting_loss)
+        return attack
 
     # ------------------------------------------------------------------------ schedules, noise
     @property
@@ -120,6 +186,16 @@ class RobustModel(keras.Model):
         if self.ramp_steps == 0:
             return tf.constant(1.0)
         return tf.minimum(1.0, tf.cast(self.step, tf.float32) / self.ramp_steps)
+
+    @property
+    def threat_now(self) -> Threat:
+        """The threat at the eps of this step."""
+        return self.threat.at(self.threat.eps * self.scale)
+
+    @property
+    def epoch(self) -> tf.Tensor:
+        """int64, from 0; for methods that need `steps_per_epoch`."""
+        return tf.convert_to_tensor(self.step) // self.steps_per_epoch
 
     def seed_for(self, purpose: str) -> tf.Tensor:
         """The seed of one random act of this training step."""
@@ -133,12 +209,11 @@ class RobustModel(keras.Model):
     def adversary(self, batch: Batch) -> tf.Tensor:
         """The training attack on the batch, at the eps of this step."""
         assert self.attack is not None
-        threat = self.threat.at(self.threat.eps * self.scale)
         return self.attack(
             self.logits_fn(batch, self.craft),
             batch["image"],
             batch["label"],
-            threat=threat,
+            threat=self.threat_now,
             seed=self.seed_for("attack"),
         )
 
@@ -155,34 +230,80 @@ class RobustModel(keras.Model):
     @contextlib.contextmanager
     def _unchanged(self) -> Any:
         """Inside, assignments to the network's variables are dropped."""
-        with keras.StatelessScope([(v, v.value) for v in self.network.variables]):
+        with self.substituted({}):
             yield
+
+    @contextlib.contextmanager
+    def substituted(self, values: Mapping[int, tf.Tensor]) -> Any:
+        """Inside, trainable weight k is read as values[k], and assignments are dropped."""
+        weights = self.network.trainable_variables
+        other = [(weights[k], value) for k, value in values.items()]
+        with keras.StatelessScope([*((v, v.value) for v in self.network.variables), *other]) as s:
+            yield s
+
+    @property
+    def _averaged(self) -> list[Any]:
+        """Dropout's seeds are no numbers to average."""
+        return [w for w in self.network.weights if tf.as_dtype(w.dtype).is_floating]
+
+    def _as_evaluated(self) -> Any:
+        """A context in which the network's weights are read as their averages, with `ema`."""
+        if not self.ema:
+            return contextlib.nullcontext()
+        pairs = zip(self._averaged, self.averages, strict=True)
+        return keras.StatelessScope([(weight, average.value) for weight, average in pairs])
+
+    def evaluated_weights(self) -> list[np.ndarray]:
+        """Of the network as it is validated, for its `set_weights`."""
+        pairs = zip(self._averaged, self.averages, strict=True) if self.ema else ()
+        averages = {id(weight): average for weight, average in pairs}
+        return [averages.get(id(w), w).numpy() for w in self.network.weights]
 
     # ---------------------------------------------------------------------- one training batch
     def train_step(self, data: Any) -> dict[str, Any]:
-        batch = self.as_batch(data, self.requires)
-        batch |= tf.nest.map_structure(tf.stop_gradient, self.perturb(batch))
-        weights = self.network.trainable_variables
+        logs = self.update(self.as_batch(data, self.requires)) | self.scalars()
+        self.step.assign_add(1)
+        return _for_keras(logs)
+
+    def update(self, batch: Batch) -> dict[str, Any]:
+        """One step of the optimizer on the batch; the averages of what `reports` names."""
+        batch = batch | tf.nest.map_structure(tf.stop_gradient, self.perturb(batch))
+        terms, gradients, slopes = self.gradients(batch)
+        self.optimizer.apply(gradients, self.network.trainable_variables)
+        for weight, average in zip(self._averaged, self.averages, strict=False):
+            average.assign(self.ema * average.value + (1.0 - self.ema) * weight.value)
+        self.after_update(batch | terms | slopes)
+        told = ("loss", *RobustModel.reports, *self.reports)
+        return self.measure({name: terms[name] for name in told if name in terms})
+
+    def gradients(
+        self, batch: Batch, penalised: bool = True
+    ) -> tuple[Batch, list[tf.Tensor], Batch]:
+        """What robust_loss gives; the gradients of its mean (penalised: and of the penalties on the
+        weights) in the weights; and those in the entries that `differentiate` names."""
+        weights = [weight.value for weight in self.network.trainable_variables]
+        watched = {f"d_{name}": batch[name] for name in self.differentiate}
         with tf.GradientTape() as tape:
+            tape.watch([weights, watched])
             terms = self.robust_loss(batch)
             loss = tf.reduce_mean(terms["loss"] * batch.get("weight", 1.0))
-            loss += tf.add_n([0.0, *self.network.losses])
-            if self.l2:
-                loss += self.l2 * tf.add_n([tf.nn.l2_loss(w.value) for w in weights])
+            if penalised:
+                loss += tf.add_n([0.0, *self.network.losses])
+            if penalised and self.l2:
+                loss += self.l2 * tf.add_n([tf.nn.l2_loss(weight) for weight in weights])
             # Gradients are summed over replicas, hence the division.
             replicas = tf.distribute.get_strategy().num_replicas_in_sync
             scaled = self.optimizer.scale_loss(loss / replicas)
-        self.optimizer.apply(tape.gradient(scaled, weights), weights)
-        self.after_update(batch | terms)
-        logs = self.measure({n: terms[n] for n in ("loss", *self.reports) if n in terms})
-        logs |= self.scalars()
-        self.step.assign_add(1)
-        return _for_keras(logs)
+        return terms, *tape.gradient(scaled, [weights, watched])
 
     def test_step(self, data: Any) -> dict[str, Any]:
         """Accuracy, robust accuracy by `validation_attack`, and at an FGSM adversary the accuracy
         and the Jacobian estimate, whose jumps show catastrophic overfitting."""
-        batch = self.as_batch(data)
+        with self._as_evaluated():  # the metrics' own variables change outside
+            terms = self._validated(self.as_batch(data))
+        return _for_keras(self.measure(terms))
+
+    def _validated(self, batch: Batch) -> Batch:
         x, y, logits_fn = batch["image"], batch["label"], self.logits_fn(batch, "eval")
 
         def attacked(attack: Attack, purpose: str) -> tf.Tensor:
@@ -195,14 +316,13 @@ class RobustModel(keras.Model):
         weak, jacobian = squared_jacobian(
             logits_fn, attacked(FGSM(), "validation fgsm"), self.projections(batch, seed)
         )
-        terms = {
+        return {
             "loss": losses.cross_entropy(robust, y),
             "accuracy": losses.correct(clean, y),
             "robust_accuracy": losses.correct(robust, y),
             "fgsm_accuracy": losses.correct(weak, y),
             "jacobian": jacobian,
         }
-        return _for_keras(self.measure(terms))
 
     def measure(self, terms: Mapping[str, tf.Tensor]) -> dict[str, Any]:
         """Average terms [B] into the metrics of their names; the averages so far."""
@@ -214,7 +334,8 @@ class RobustModel(keras.Model):
     # ------------------------------------------------------------------------ as a Keras model
     def call(self, x: Any, training: bool = False) -> tf.Tensor:
         batch = x if isinstance(x, dict) else {"image": x}
-        return self.run(self.inputs(batch, batch["image"]), "train" if training else "eval")
+        with contextlib.nullcontext() if training else self._as_evaluated():
+            return self.run(self.inputs(batch, batch["image"]), "train" if training else "eval")
 
     def compile(self, optimizer: Any = "sgd", *, jit_compile: bool = False, **kwargs: Any) -> None:
         """As Keras, without losses and metrics: the method brings its own.
@@ -258,29 +379,8 @@ class RobustModel(keras.Model):
         self.optimizer.build(self.trainable_variables)
 
     def as_batch(self, data: Any, requires: Sequence[str] = ()) -> Batch:
-        """A dict, (x, y) or (x, y, sample_weight), x an array or a dict, as a batch."""
-        x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
-        batch = dict(x) if isinstance(x, Mapping) else {"image": x}
-        batch |= {k: v for k, v in (("label", y), ("weight", weight)) if v is not None}
-        missing = sorted({"image", "label", *requires} - batch.keys())
-        if missing:
-            raise ValueError(
-                f"batch: {type(self).__name__} expected {', '.join(missing)} beside "
-                f"{', '.join(sorted(batch))}; tfrobust.data.from_arrays(x, y) makes such batches"
-            )
-        image, label = batch["image"], tf.convert_to_tensor(batch["label"])
-        require(image.dtype.is_floating, "image", "float in [0, 1]", image.dtype.name)
-        if label.shape.rank == 2 and label.shape[1] == 1:  # as Keras data sets give them
-            label = label[:, 0]
-        require(
-            label.shape.rank == 1 and not label.dtype.is_bool,
-            "label",
-            "class numbers [B]",
-            f"shape {label.shape}",
-        )
-        if weight is not None:  # [B, 1] would broadcast the losses to [B, B]
-            batch["weight"] = tf.reshape(tf.cast(weight, tf.float32), [-1])
-        return batch | {"image": tf.cast(image, tf.float32), "label": tf.cast(label, tf.int32)}
+        """`tfrobust.methods.batch.as_batch`; a step gives what the method requires."""
+        return as_batch(data, requires, type(self).__name__)
 
     def get_config(self) -> dict[str, Any]:
         """Every constructor argument is an attribute of the same name."""

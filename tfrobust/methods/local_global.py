@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import keras
 
 from tfrobust import losses
-from tfrobust.attacks import FGSM, Attack
-from tfrobust.attacks.gradient import GradientAttack
 from tfrobust.jacobian import squared_jacobian
 from tfrobust.methods.base import Batch, RobustModel
 from tfrobust.registry import require
@@ -25,30 +22,20 @@ class LocalGlobal(RobustModel):
     """
 
     adversarial_centre = False
-    crafting_loss = "cross_entropy"
     alpha = 0.0
     beta = 0.0
+    clean_weight = 0.0  # with an adversarial centre: of CE(f(x), y), against that at x'
 
-    def __init__(self, network: keras.Model, *, attack: Attack | None = None, **kwargs: Any):
-        super().__init__(network, attack=attack, **kwargs)
+    def __init__(self, network: keras.Model, **kwargs: Any):
+        if not (self.adversarial_centre or self.beta):
+            self.default_attack = None
+        super().__init__(network, **kwargs)
         require(self.alpha >= 0, "alpha", "a number >= 0", self.alpha)
         require(self.beta >= 0, "beta", "a number >= 0", self.beta)
-        if not (self.adversarial_centre or self.beta):
-            require(
-                attack is None,
-                "attack",
-                f"none ({type(self).__name__} makes no adversaries)",
-                attack,
-            )
-            return
-        self.attack = attack or FGSM()
-        # The method's own crafting loss unless the attack names one.
-        if isinstance(self.attack, GradientAttack) and self.attack.loss is None:
-            self.attack = dataclasses.replace(self.attack, loss=self.crafting_loss)
 
     def perturb(self, batch: Batch) -> Batch:
         entries: Batch = {}
-        if self.attack is not None:
+        if self.adversarial_centre or self.beta:
             entries["adv"] = self.adversary(batch)
         if self.alpha:
             entries["projection"] = self.projections(batch, self.seed_for("projection"))
@@ -68,15 +55,19 @@ class LocalGlobal(RobustModel):
             logits = logits_fn(centre)
         terms["loss"] = losses.cross_entropy(logits, label)
         terms[at_centre] = losses.correct(logits, label)
+        if self.beta or self.clean_weight:
+            logits_other = logits_fn(other)
+            terms[at_other] = losses.correct(logits_other, label)
+        if self.clean_weight:
+            terms["loss"] *= 1.0 - self.clean_weight
+            terms["loss"] += self.clean_weight * losses.cross_entropy(logits_other, label)
         if self.alpha:
             terms["loss"] += self.scale * self.alpha * terms["jacobian"]
         if self.beta:
-            logits_other = logits_fn(other)
             terms["kl"] = losses.kl(logits_other, reference=logits)
-            terms[at_other] = losses.correct(logits_other, label)
             terms["loss"] += self.scale * self.beta * terms["kl"]
         return terms
 
     def scalars(self) -> dict[str, Any]:
         now = {n: self.scale * getattr(self, n) for n in ("alpha", "beta") if getattr(self, n)}
-        return ({} if self.attack is None else super().scalars()) | now
+        return (super().scalars() if self.adversarial_centre or self.beta else {}) | now

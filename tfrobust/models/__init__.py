@@ -5,7 +5,7 @@ from collections.abc import Callable
 import keras
 
 from tfrobust.models.precision import PRECISIONS, with_precision
-from tfrobust.models.residual import small_resnet, wide_resnet
+from tfrobust.models.residual import resnet, small_resnet, wide_resnet
 from tfrobust.models.saved import (
     OUTPUTS,
     SavedNetwork,
@@ -18,6 +18,7 @@ from tfrobust.models.small_cnn import small_cnn
 from tfrobust.models.trades_cnn import trades_cnn
 
 MODELS: dict[str, Callable[..., keras.Model]] = {
+    "resnet": resnet,
     "small_cnn": small_cnn,
     "small_resnet": small_resnet,
     "trades_cnn": trades_cnn,
@@ -33,6 +34,7 @@ __all__ = [
     "load_keras",
     "load_network",
     "model_files",
+    "resnet",
     "small_cnn",
     "small_resnet",
     "trades_cnn",

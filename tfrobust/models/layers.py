@@ -180,11 +180,6 @@ def logits(classes: int) -> layers.Dense:
     return layers.Dense(classes, dtype="float32", name="logits")
 
 
-def norm_relu(x: Any) -> Any:
-    """BatchNorm, then ReLU: what stands before a pre-activation convolution."""
-    return layers.ReLU()(batch_norm()(x))
-
-
 def input_image(shape: tuple[int, ...]) -> Any:
     """The network's input: [B, H, W, C] in [0, 1]."""
     return keras.Input(shape, name="image")

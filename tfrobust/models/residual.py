@@ -1,4 +1,4 @@
-"""Pre-activation residual networks (He et al., 2016): WideResNet and a small one for CPUs."""
+"""Residual networks: WideResNet, a small one for CPUs, and those of ImageNet."""
 
 from __future__ import annotations
 
@@ -7,17 +7,38 @@ from typing import Any
 import keras
 from keras import layers
 
-from tfrobust.models.layers import conv, input_image, logits, norm_relu, normalize
+from tfrobust.models.conditional import Condition, DualBatchNorm, FiLM, condition
+from tfrobust.models.layers import batch_norm, conv, input_image, logits, normalize
 from tfrobust.registry import require
 
 
-def _block(x: Any, filters: int, stride: int) -> Any:
+def norm(x: Any, under: Condition | None, film: bool = True) -> Any:
+    """BatchNorm; in a once-for-all network the dual one, then FiLM."""
+    if under is None:
+        return batch_norm()(x)
+    x = DualBatchNorm()([x, under.strength])
+    return FiLM()([x, under.code]) if film else x
+
+
+def norm_relu(x: Any, under: Condition | None, film: bool = True) -> Any:
+    """What stands before a pre-activation convolution."""
+    return layers.ReLU()(norm(x, under, film))
+
+
+def model(image: Any, under: Condition | None, x: Any, num_classes: int, name: str) -> keras.Model:
+    """Image, or image and lambda, to the logits of the features x [B, D]."""
+    inputs = image if under is None else {"image": image, "lambda": under.strength}
+    return keras.Model(inputs, logits(num_classes)(x), name=name)
+
+
+def _block(x: Any, filters: int, stride: int, under: Condition | None, dropout: float) -> Any:
     """BN-ReLU-conv twice; where the shape changes a 1 x 1 convolution of the activated input."""
-    active = norm_relu(x)
+    active = norm_relu(x, under)
     changes = stride > 1 or x.shape[-1] != filters
     shortcut = conv(filters, 1, stride)(active) if changes else x
-    out = conv(filters, 3, stride)(active)
-    return layers.add([shortcut, conv(filters, 3)(norm_relu(out))])
+    out = norm_relu(conv(filters, 3, stride)(active), under)
+    out = layers.Dropout(dropout)(out) if dropout else out
+    return layers.add([shortcut, conv(filters, 3)(out)])
 
 
 def _residual(
@@ -30,15 +51,19 @@ def _residual(
     mean: list[float] | None,
     std: list[float] | None,
     name: str,
+    lambdas: list[float] | None,
+    encoding: str,
+    dropout: float = 0.0,
 ) -> keras.Model:
     image = input_image(image_shape)
+    under = None if lambdas is None else condition(lambdas, encoding)
     filters, stride = stem
     x = conv(filters, 3, stride)(normalize(image, mean, std))
     for group, size in enumerate(groups):
         for block in range(blocks):
-            x = _block(x, size, 2 if group > 0 and block == 0 else 1)
-    x = layers.GlobalAveragePooling2D()(norm_relu(x))
-    return keras.Model(image, logits(num_classes)(x), name=name)
+            x = _block(x, size, 2 if group > 0 and block == 0 else 1, under, dropout)
+    x = layers.GlobalAveragePooling2D()(norm_relu(x, under, film=False))
+    return model(image, under, x, num_classes, name)
 
 
 def wide_resnet(
@@ -47,16 +72,22 @@ def wide_resnet(
     *,
     depth: int = 28,
     width: int = 8,
+    dropout: float = 0.0,
     mean: list[float] | None = None,
     std: list[float] | None = None,
+    lambdas: list[float] | None = None,
+    encoding: str = "random",
 ) -> keras.Model:
     """WideResNet-depth-width (Zagoruyko and Komodakis, 2016): [B, H, W, C] in [0, 1] -> logits.
 
     depth is 6 n + 4 for n blocks in each of three groups of 16, 32 and 64 times width filters.
-    mean, std: per-channel normalisation inside the network; none by default.
+    dropout: the share, before the second convolution of a block. mean, std: per-channel
+    normalisation inside the network; none by default. lambdas: a once-for-all network, of inputs
+    {"image", "lambda"} (tfrobust.models.conditional).
     """
     require(depth >= 10 and (depth - 4) % 6 == 0, "depth", "6 n + 4, such as 16 or 28", depth)
     require(width >= 1, "width", "int >= 1", width)
+    require(0 <= dropout < 1, "dropout", "a number in [0, 1)", dropout)
     return _residual(
         image_shape,
         num_classes,
@@ -66,6 +97,9 @@ def wide_resnet(
         mean=mean,
         std=std,
         name=f"wide_resnet_{depth}_{width}",
+        lambdas=lambdas,
+        encoding=encoding,
+        dropout=dropout,
     )
 
 
@@ -77,11 +111,14 @@ def small_resnet(
     blocks: int = 1,
     mean: list[float] | None = None,
     std: list[float] | None = None,
+    lambdas: list[float] | None = None,
+    encoding: str = "random",
 ) -> keras.Model:
     """A residual network for CPUs: a strided stem, then groups of residual blocks.
 
     The stem halves the image at once, which makes a CIFAR-10 epoch of one-step training
-    affordable on two cores. groups: filters of each group, [32, 64, 128] by default.
+    affordable on two cores. groups: filters of each group, [32, 64, 128] by default. lambdas: as
+    in `wide_resnet`.
     """
     groups = [32, 64, 128] if groups is None else groups
     require(
@@ -96,4 +133,62 @@ def small_resnet(
         mean=mean,
         std=std,
         name="small_resnet",
+        lambdas=lambdas,
+        encoding=encoding,
     )
+
+
+# depth: (blocks of each of the four groups, whether a block is a bottleneck)
+DEPTHS = {18: ([2, 2, 2, 2], False), 34: ([3, 4, 6, 3], False), 50: ([3, 4, 6, 3], True)}
+BOTTLENECK = 4  # a bottleneck block gives so many times its inner filters
+
+
+def resnet(
+    image_shape: tuple[int, ...],
+    num_classes: int,
+    *,
+    depth: int = 18,
+    width: int = 64,
+    stem: str = "small",
+    mean: list[float] | None = None,
+    std: list[float] | None = None,
+    lambdas: list[float] | None = None,
+    encoding: str = "random",
+) -> keras.Model:
+    """ResNet-18, -34 or -50 (He et al., 2016), BatchNorm after each convolution.
+
+    width: filters of the first of four groups; each group doubles them. stem: "small" is one 3 x 3
+    convolution, as for CIFAR; "imagenet" a 7 x 7 one and a pooling, each of stride 2, whose second
+    derivative XLA has wrong: train such a network without it. mean, std, lambdas: as in
+    `wide_resnet`.
+    """
+    require(depth in DEPTHS, "depth", f"one of {', '.join(map(str, DEPTHS))}", depth)
+    require(width >= 1, "width", "int >= 1", width)
+    require(stem in ("small", "imagenet"), "stem", "small or imagenet", stem)
+    image = input_image(image_shape)
+    under = None if lambdas is None else condition(lambdas, encoding)
+    large = stem == "imagenet"
+    x = conv(width, 7 if large else 3, 2 if large else 1)(normalize(image, mean, std))
+    x = norm_relu(x, under)
+    x = layers.MaxPooling2D(3, 2, "same")(x) if large else x
+    counts, bottleneck = DEPTHS[depth]
+    for group, blocks in enumerate(counts):
+        for block in range(blocks):
+            stride = 2 if group > 0 and block == 0 else 1
+            x = _post_block(x, width * 2**group, stride, bottleneck, under)
+    return model(image, under, layers.GlobalAveragePooling2D()(x), num_classes, f"resnet_{depth}")
+
+
+def _post_block(
+    x: Any, filters: int, stride: int, bottleneck: bool, under: Condition | None
+) -> Any:
+    """conv-BN-ReLU, the last ReLU after the shortcut is added; a bottleneck has three of them."""
+    wide = filters * BOTTLENECK if bottleneck else filters
+    inner = [(filters, 1, 1), (filters, 3, stride)] if bottleneck else [(filters, 3, stride)]
+    out = x
+    for size, kernel, step in inner:
+        out = norm_relu(conv(size, kernel, step)(out), under)
+    out = norm(conv(wide, 1 if bottleneck else 3)(out), under)
+    if stride > 1 or x.shape[-1] != wide:
+        x = norm(conv(wide, 1, stride)(x), under, film=False)
+    return layers.ReLU()(layers.add([x, out]))

@@ -26,16 +26,21 @@ class SavedNetwork:
     Gradients pass through it, so it serves every attack and every evaluation.
 
     input_shape: (H, W, C). outputs: "probabilities" where the network ends in a softmax: log(p),
-    with p away from 0, serves as logits.
+    with p away from 0, serves as logits. strength: the lambda that all images get, of a
+    once-for-all network; None for others.
     """
 
-    forward: Callable[[tf.Tensor], tf.Tensor]
+    forward: Callable[[Any], tf.Tensor]
     input_shape: tuple[int, ...]
     classes: int
     outputs: str = "logits"
+    strength: float | None = None
 
     def __call__(self, x: Any) -> tf.Tensor:
-        values = tf.cast(self.forward(tf.convert_to_tensor(x, tf.float32)), tf.float32)
+        x = tf.convert_to_tensor(x, tf.float32)
+        if self.strength is not None:
+            x = {"image": x, "lambda": tf.fill(tf.shape(x)[:1], tf.constant(self.strength))}
+        values = tf.cast(self.forward(x), tf.float32)
         values = tf.ensure_shape(values, [None, self.classes])
         return tf.math.log(tf.maximum(values, TINY)) if self.outputs != "logits" else values
 
@@ -48,7 +53,8 @@ class SavedNetwork:
             f"a network of images {images.shape[1:]}",
             self.input_shape,
         )
-        seen = OUTPUTS[are_probabilities(np.asarray(self.forward(tf.constant(images)), np.float64))]
+        given = dataclasses.replace(self, outputs="logits")(images)
+        seen = OUTPUTS[are_probabilities(np.asarray(given, np.float64))]
         require(
             seen == self.outputs, where, f"a network of {self.outputs} (or outputs: {seen})", seen
         )
@@ -63,24 +69,26 @@ def load_network(path: str | Path, outputs: str = "logits", where: str = "path")
     """The network of a run folder with model.keras, a .keras file or a SavedModel folder.
 
     A SavedModel is called by its signature "serving_default", whatever its input and its output
-    are named. outputs: what the network gives, "logits" or "probabilities". where: the name of the
-    path in errors. Raises UserError for a file that does not load, and for one that does not take
-    images alone or does not give one output [B, classes].
+    are named. Of a once-for-all network, of inputs "image" and "lambda", lambda is 1. outputs: what
+    the network gives, "logits" or "probabilities". where: the name of the path in errors. Raises
+    UserError for a file that does not load, and for one that takes something else than images or
+    does not give one output [B, classes].
     """
     choose("outputs", outputs, OUTPUTS)
     folder = Path(path).expanduser()
     if (folder / "saved_model.pb").is_file():
-        forward, taken, given = _open_saved_model(folder, where)
+        forward, taken, given, conditional = _open_saved_model(folder, where)
     else:
         model_files(folder, where)
-        forward, taken, given = _open_keras(load_keras(folder, where), where)
+        forward, taken, given, conditional = _open_keras(load_keras(folder, where), where)
     shape = taken.shape
     whole = shape.rank == 4 and shape[0] is None and taken.dtype.is_floating
     received = f"{taken.dtype.name} {shape}"
     require(whole, where, "a network of float images (None, H, W, C)", received)
     fits = given.rank == 2 and given[1]
     require(fits, where, "a network with an output (None, classes)", str(given))
-    return SavedNetwork(forward, tuple(shape[1:]), given[1], outputs)
+    strength = 1.0 if conditional else None
+    return SavedNetwork(forward, tuple(shape[1:]), given[1], outputs, strength)
 
 
 def keras_file(path: str | Path, where: str = "path") -> Path:
@@ -111,6 +119,8 @@ def load_keras(path: str | Path, where: str = "path") -> keras.Model:
     except Exception as error:
         _does_not_load("a .keras file", file, where, error)
     network = getattr(model, "network", model)
+    if hasattr(model, "evaluated_weights"):  # with a moving average, what was validated
+        network.set_weights(model.evaluated_weights())
     expected = "a functional or Sequential network (any other one as a SavedModel)"
     require(hasattr(network, "outputs"), where, expected, type(network).__name__)
     return network
@@ -121,18 +131,19 @@ def _find(path: Path) -> Path | None:
     return file if file.is_file() and file.suffix == ".keras" else None
 
 
-# (forward, what it takes, the shape of what it gives)
-Opened = tuple[Callable[[tf.Tensor], tf.Tensor], tf.TensorSpec, tf.TensorShape]
+# (forward, the images that it takes, the shape of what it gives, whether it takes lambda too)
+Opened = tuple[Callable[[Any], tf.Tensor], tf.TensorSpec, tf.TensorShape, bool]
 
 
 def _open_keras(network: keras.Model, where: str) -> Opened:
-    ends = {"input": network.inputs, "output": network.outputs}
-    for what, tensors in ends.items():
-        _one(what, [tensor._keras_history.operation.name for tensor in tensors], where)
+    inputs = {tensor._keras_history.operation.name: tensor for tensor in network.inputs}
+    image = _image(inputs, where)
+    _one("output", [tensor._keras_history.operation.name for tensor in network.outputs], where)
     # Keras notes the size of the batch that built a network, and takes any other.
-    taken = tf.TensorSpec([None, *network.inputs[0].shape[1:]], network.inputs[0].dtype)
+    taken = tf.TensorSpec([None, *inputs[image].shape[1:]], inputs[image].dtype)
     given = tf.TensorShape(network.outputs[0].shape)
-    return lambda x: tf.nest.flatten(network(x, training=False))[0], taken, given
+    forward = lambda x: tf.nest.flatten(network(x, training=False))[0]  # noqa: E731
+    return forward, taken, given, len(inputs) > 1
 
 
 def _open_saved_model(folder: Path, where: str) -> Opened:
@@ -145,14 +156,21 @@ def _open_saved_model(folder: Path, where: str) -> Opened:
     require(SIGNATURE in names, where, expected, ", ".join(names) or "none")
     serve = loaded.signatures[SIGNATURE]
     inputs, outputs = serve.structured_input_signature[1], serve.structured_outputs
-    image, output = _one("input", inputs, where), _one("output", outputs, where)
+    image, output = _image(inputs, where), _one("output", outputs, where)
     taken = inputs[image]
 
-    def forward(x: tf.Tensor) -> tf.Tensor:
+    def forward(x: Any) -> tf.Tensor:
+        given = x if isinstance(x, dict) else {image: x}
+        given = {name: tf.cast(value, inputs[name].dtype) for name, value in given.items()}
         # By `loaded`: the variables live as long as it does.
-        return loaded.signatures[SIGNATURE](**{image: tf.cast(x, taken.dtype)})[output]
+        return loaded.signatures[SIGNATURE](**given)[output]
 
-    return forward, taken, outputs[output].shape
+    return forward, taken, outputs[output].shape, len(inputs) > 1
+
+
+def _image(inputs: Collection[str], where: str) -> str:
+    """The name of the input for images: the only one, or "image" beside "lambda"."""
+    return "image" if set(inputs) == {"image", "lambda"} else _one("input", inputs, where)
 
 
 def _one(what: str, names: Collection[str], where: str) -> str:

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -75,12 +76,37 @@ def _panel(
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
     axes.set_xlabel("epoch", color=INK)
+    _plain(axes)
+    axes.legend(frameon=False, fontsize=9, labelcolor=INK)
+    return _svg(figure, prefix)
+
+
+def trade_off(curve: Sequence[Mapping[str, float]]) -> str:
+    """Inline SVG of robust against clean accuracy, a point for each lambda."""
+    figure = Figure(figsize=(4.0, 2.6), layout="constrained")
+    axes = figure.add_subplot()
+    rows = sorted(curve, key=lambda row: row["lambda"])
+    clean, robust = ([row[f"{kind}_accuracy"] for row in rows] for kind in ("clean", "robust"))
+    axes.plot(clean, robust, marker="o", ls="-", ms=4, lw=1.2, color=COLOURS[0])
+    for row, *place in zip(rows, clean, robust, strict=True):
+        axes.annotate(
+            f"{row['lambda']:g}", place, (4, 4), textcoords="offset points", color=INK, fontsize=8
+        )
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(PercentFormatter(xmax=1))
+        axis.set_major_locator(MaxNLocator(nbins=5))
+    axes.set_xlabel("clean accuracy", color=INK)
+    axes.set_ylabel("robust accuracy", color=INK)
+    _plain(axes)
+    return _svg(figure, "trade-off")
+
+
+def _plain(axes: Any) -> None:
+    """In the page's colours, two spines, a light grid."""
     axes.tick_params(colors=INK, labelsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(INK)
     axes.grid(axis="y", color=INK, alpha=0.12)
-    axes.legend(frameon=False, fontsize=9, labelcolor=INK)
-    return _svg(figure, prefix)
 
 
 def _svg(figure: Figure, prefix: str) -> str:

@@ -115,6 +115,12 @@ class _DataRow(_Part):
     split: str = "test"
 
 
+class _CurveRow(_Part):
+    strength: Share = pydantic.Field(alias="lambda")
+    clean_accuracy: Share
+    robust_accuracy: Share
+
+
 class _Evaluation(_Part):
     examples: pydantic.PositiveInt
     clean_accuracy: Share
@@ -126,6 +132,7 @@ class _Evaluation(_Part):
     mode: str | None = None
     pending: list[str] = []
     checks: list[_CheckRow] = []
+    curve: list[_CurveRow] = []
     data: _DataRow | None = None
     versions: dict[str, str] | None = None
 
@@ -141,7 +148,7 @@ def check_evaluation(evaluation: Any) -> dict[str, Any]:
         raise ValueError(f"{where}: {first['input']!r}: {first['msg']}") from None
     if found.robust_accuracy is not None and found.worst_case_examples is None:
         raise ValueError("worst_case_examples: expected beside robust_accuracy")
-    return found.model_dump()
+    return found.model_dump(by_alias=True)
 
 
 def _read(path: Path, parse: Callable[[Path], T]) -> T:

@@ -8,7 +8,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from tfrobust.io import write_text
-from tfrobust.report.figures import amplification, curves, probe_cards
+from tfrobust.report.figures import amplification, curves, probe_cards, trade_off
 from tfrobust.report.record import RunRecord, load_run
 from tfrobust.report.summary import (
     AccuracyRow,
@@ -39,6 +39,11 @@ CHECKS_NOTE = (
 )
 
 
+CURVE_NOTE = (
+    "clean accuracy against the worst case over the attacks. All else on this page is at the first."
+)
+
+
 def write_report(run: Path) -> Path:
     """Writes `report/index.html`, one self-contained page, and `report/report.md`, its text.
 
@@ -64,6 +69,7 @@ def write_report(run: Path) -> Path:
     # Only our own constants are text in the curves, so their SVG needs no escaping.
     best = best_epoch(record.history, record.config)
     values["curves"] = [(title, Markup(svg)) for title, svg in curves(record.history, best)]
+    values["trade_off"] = Markup(trade_off(record.evaluation["curve"]))
     values["cards"] = probe_cards(record.probes) if record.probes else []
     values["gain"] = amplification(record.probes) if record.probes else 1
     write_text(folder / "index.html", environment.get_template("index.html").render(values))
@@ -87,6 +93,12 @@ def _values(record: RunRecord) -> dict[str, Any]:
         "header": header,
         "cells": cells,
         "counted": how_counted(evaluation),
+        "curve_header": ["lambda", "clean", "worst case"],
+        "curve_note": CURVE_NOTE,
+        "curve": [
+            [number(row["lambda"]), percent(row["clean_accuracy"]), percent(row["robust_accuracy"])]
+            for row in evaluation.get("curve", [])
+        ],
         "checks_note": CHECKS_NOTE,
         "checks": [
             (check["name"], check["text"], _mark(check)) for check in evaluation.get("checks", [])

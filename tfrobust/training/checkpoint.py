@@ -17,6 +17,7 @@ from absl import logging
 
 from tfrobust.distribution import worker
 from tfrobust.io import write_text
+from tfrobust.methods import RobustModel
 from tfrobust.registry import UserError, require
 from tfrobust.training.interrupt import Interruption, NotFinite
 from tfrobust.training.monitors import History
@@ -132,28 +133,28 @@ def _whole(folder: Path) -> bool:
 
 
 class Best(keras.callbacks.Callback):
-    """Keeps the network's weights of the epoch where `monitor` was highest, the last of equals;
-    of the last epoch where it is not measured.
+    """Keeps the network's weights, as they are validated, of the epoch where `monitor` was highest,
+    the last of equals; of the last epoch where it is not measured.
 
     They are part of the checkpoints, so that what is best never disagrees with the rest.
     """
 
-    def __init__(self, network: keras.Model, monitor: str):
+    def __init__(self, model: RobustModel, monitor: str):
         super().__init__()
-        self.network, self.monitor, self.best = network, monitor, -np.inf
+        self.trained, self.monitor, self.best = model, monitor, -np.inf
         with tf.device("CPU"):
-            self.variables = [tf.Variable(w, trainable=False) for w in network.get_weights()]
+            self.variables = [tf.Variable(w, trainable=False) for w in model.evaluated_weights()]
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         value = float((logs or {}).get(self.monitor, np.inf))
         if value >= self.best:
             self.best = value
-            for kept, weight in zip(self.variables, self.network.get_weights(), strict=True):
+            for kept, weight in zip(self.variables, self.trained.evaluated_weights(), strict=True):
                 kept.assign(weight)
 
     def restore(self) -> None:
         """Give the network the best weights."""
-        self.network.set_weights([kept.numpy() for kept in self.variables])
+        self.trained.network.set_weights([kept.numpy() for kept in self.variables])
 
 
 class Resume(keras.callbacks.Callback):

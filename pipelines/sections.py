@@ -1,0 +1,108 @@
+"""The sections of a config that are plain values, checked when they are made."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from tfrobust.attacks import PGD, Attack
+from tfrobust.data import AUGMENTATIONS, Dataset, Extra, Split
+from tfrobust.evaluation import MODES
+from tfrobust.registry import choose, require
+from tfrobust.training import MONITOR, MONITORS, Schedule
+
+
+@dataclasses.dataclass(frozen=True)
+class ExtraData:
+    """`data.extra`: another data set, such as a pseudo-labelled one, whose training split is mixed
+    into every batch.
+
+    share: its share of a batch. weight: the say of its examples, against 1.
+    """
+
+    source: Dataset
+    share: float = 0.5
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        Extra(Split.of(np.zeros((1, 1, 1), np.uint8), np.zeros(1, int)), self.share, self.weight)
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The `data` section: a data set and how it is cut into batches.
+
+    validation: examples held out of the training split, at random. augment: crop or crop_flip.
+    """
+
+    source: Dataset
+    batch_size: int = 128
+    validation: int = 0
+    augment: str | None = None
+    extra: ExtraData | None = None
+
+    def __post_init__(self) -> None:
+        require(self.batch_size >= 1, "batch_size", "int >= 1", self.batch_size)
+        require(self.validation >= 0, "validation", "int >= 0", self.validation)
+        if self.augment is not None:
+            choose("augment", self.augment, AUGMENTATIONS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """The `train` section.
+
+    epsilon_ramp_epochs: eps grows linearly from 0 over so many epochs. steps_per_epoch: None is
+    the whole training split. init_from: a run folder or .keras file whose network is trained on.
+    monitor: the validation accuracy that a guided rate follows and that tells the best epoch.
+    checkpoint_minutes: how often the state is saved within an epoch. rollbacks: how often a loss
+    that is not finite sends the run back to its last checkpoint, at half the rate.
+    """
+
+    epochs: int
+    schedule: Schedule
+    epsilon_ramp_epochs: float = 0
+    validation_attack: Attack = PGD(steps=10)
+    steps_per_epoch: int | None = None
+    init_from: str | None = None
+    monitor: str = MONITOR
+    checkpoint_minutes: float = 10.0
+    rollbacks: int = 0
+
+    def __post_init__(self) -> None:
+        choose("monitor", self.monitor, MONITORS)
+        minutes = self.checkpoint_minutes
+        require(minutes >= 0, "checkpoint_minutes", "a number >= 0", minutes)
+        require(self.rollbacks >= 0, "rollbacks", "int >= 0", self.rollbacks)
+        require(self.epochs >= 1, "epochs", "int >= 1", self.epochs)
+        ramp = self.epsilon_ramp_epochs
+        expected = f"a number from 0 to the {self.epochs} epochs"
+        require(0 <= ramp <= self.epochs, "epsilon_ramp_epochs", expected, ramp)
+        steps = self.steps_per_epoch
+        require(steps is None or steps >= 1, "steps_per_epoch", "int >= 1", steps)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationOptions:
+    """The `evaluation` section.
+
+    mode: "cascade" attacks only what still stands; "each" gives every attack all images. save:
+    keep the adversarial images, as float32 or uint8 (rounded to 1/255), in adversarial.npz.
+    lambdas: where a once-for-all network is evaluated, 1 by default; all that is reported is of the
+    first, the others make the trade-off curve.
+    """
+
+    mode: str = "cascade"
+    batch_size: int = 250
+    save: str | None = None
+    lambdas: list[float] | None = None
+
+    def __post_init__(self) -> None:
+        listed = [1.0] if self.lambdas is None else self.lambdas
+        inside = listed and all(0 <= value <= 1 for value in listed)
+        require(inside, "lambdas", "numbers in [0, 1]", listed)
+        choose("mode", self.mode, MODES)
+        require(self.batch_size >= 1, "batch_size", "int >= 1", self.batch_size)
+        if self.save is not None:
+            choose("save", self.save, ("float32", "uint8"))

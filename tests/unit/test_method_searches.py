@@ -1,0 +1,316 @@
+"""What the methods craft and keep, on linear networks where it is known by hand.
+
+For two classes z = x W the margin of x is m = z_y - z_other; with d = W[:, other] - W[:, y] the
+steepest step towards the other class is eps * sign(d), which takes m to m - eps * ||d||_1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfrobust import FGSM, PGD, Adv, Threat
+from tfrobust.methods import Awp, Fat, Free, Gkl, Iaat, Llr, Mma, Natural, Nfgsm, Squeeze
+from tfrobust.registry import UserError
+
+RNG = np.random.default_rng(1)
+W = np.array([[1.0, -1.0], [-0.5, 1.0], [0.25, 0.5], [-1.0, -0.75]], np.float32)
+X = (0.4 + 0.2 * RNG.random((6, 2, 2, 1))).astype("float32")  # far from the walls of the box
+FLAT = X.reshape(6, 4)
+Y = (FLAT @ W).argmax(axis=1).astype(np.int32)
+Y[0] = 1 - Y[0]  # one is misclassified
+AWAY = W[:, 1 - Y].T - W[:, Y].T  # d of each example, [6, 4]
+MARGIN = -np.sum(FLAT * AWAY, axis=1)
+DISTANCE = MARGIN / np.abs(AWAY).sum(axis=1)  # Linf, to the other class
+THREAT = Threat("linf", 0.1)
+PLAIN = PGD(steps=10, start="none")
+FACTS = {"num_examples": 6, "batch_size": 6, "steps_per_epoch": 2}
+
+
+@pytest.fixture
+def network(linear: Callable[..., Any]) -> Any:
+    return linear(W)
+
+
+def batch_of(model: Any) -> dict[str, tf.Tensor]:
+    data = {"image": tf.constant(X), "index": tf.range(6)}
+    return model.as_batch((data, tf.constant(Y)))
+
+
+def cross_entropy_gradient(x: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of the mean in the weights, and of each example in its image."""
+    z = np.exp(x @ w)
+    error = z / z.sum(axis=1, keepdims=True) - np.eye(w.shape[1])[Y]
+    return x.T @ error / len(x), error @ w.T
+
+
+def test_nfgsm_steps_from_noise_and_is_not_projected(network: Any) -> None:
+    model = Nfgsm(network, threat=THREAT)
+    start = THREAT.at(0.2).random_start(tf.constant(X), model.seed_for("attack"))
+    expected = start + 0.1 * np.sign(AWAY).reshape(X.shape)
+    found = model.perturb(batch_of(model))["adv"]
+    np.testing.assert_allclose(found, np.clip(expected, 0, 1), atol=1e-6)
+    assert np.abs(found - X).max() > 0.2
+
+
+@pytest.mark.parametrize("patience", [0, 1, 3])
+def test_fat_stops_tau_steps_after_the_mistake(network: Any, patience: int) -> None:
+    """Steps of eps / 4 towards the other class: those up to the first mistake, then tau more."""
+    model = Fat(
+        network,
+        threat=THREAT,
+        attack=PLAIN,
+        jitter=0.0,
+        patience=[7, patience],
+        patience_epochs=[1],
+        steps_per_epoch=2,
+    )
+    model.step.assign(2)  # epoch 1
+    needed = np.maximum(0, np.ceil(DISTANCE / 0.025))
+    moved = np.minimum(needed + patience, 4)  # the ball ends after four
+    expected = FLAT + 0.025 * moved[:, None] * np.sign(AWAY)
+    found = model.perturb(batch_of(model))["adv"]
+    np.testing.assert_allclose(np.reshape(found, (6, 4)), expected, atol=1e-6)
+    assert int(model.scalars()["patience"]) == patience
+
+
+def test_fat_wants_as_many_epochs_as_changes(network: Any) -> None:
+    with pytest.raises(UserError, match="patience_epochs: expected 1 rising epochs, for 2"):
+        Fat(network, threat=THREAT, patience=[0, 1], patience_epochs=[], steps_per_epoch=2)
+    with pytest.raises(UserError, match="steps_per_epoch: expected int >= 1, of the training"):
+        Fat(network, threat=THREAT)
+
+
+@pytest.mark.parametrize("regularizer", ["symmetric_kl", "js", "l2"])
+def test_squeeze_finds_both_ends_of_the_valley(network: Any, regularizer: str) -> None:
+    """The corner of highest loss and the opposite one."""
+    model = Squeeze(network, threat=THREAT, beta=1.0, regularizer=regularizer)
+    found = model.perturb(batch_of(model))
+    corner = 0.1 * np.sign(AWAY).reshape(X.shape)
+    np.testing.assert_allclose(found["adv"], X + corner, atol=1e-6)
+    np.testing.assert_allclose(found["collaborative"], X - corner, atol=1e-6)
+
+
+def test_the_benign_point_takes_part(network: Any) -> None:
+    """Where both points have a higher loss than x itself, x is the collaborative example."""
+    from tfrobust.methods.squeeze import squeezed
+
+    class Still(PGD):  # no step, one start: towards the other class
+        def begin(self, x: tf.Tensor, threat: Threat, seed: Any) -> tf.Tensor:
+            return x + 0.05 * np.sign(AWAY).reshape(X.shape)
+
+        def step(self, eps: Any) -> Any:
+            return 0.0 * eps
+
+    high, low = squeezed(
+        network, tf.constant(X), tf.constant(Y), attack=Still(), threat=THREAT, seed=[0, 0]
+    )
+    np.testing.assert_allclose(low, X, atol=1e-6)
+    np.testing.assert_allclose(high, X + 0.05 * np.sign(AWAY).reshape(X.shape), atol=1e-6)
+
+
+def iaat(network: Any, radii: np.ndarray, **options: Any) -> Any:
+    model = Iaat(
+        network,
+        threat=THREAT,
+        attack=PLAIN,
+        gamma=0.02,
+        smoothing=0.5,
+        warmup_epochs=1,
+        min_step=0.01,
+        **FACTS,
+        **options,
+    )
+    model.radii.table.assign(radii)
+    return model
+
+
+def test_iaat_warms_up_at_the_eps_of_the_threat(network: Any) -> None:
+    model = iaat(network, np.full(6, 0.5))
+    found, right = model.perturb(batch_of(model)), MARGIN > 0
+    np.testing.assert_allclose(found["radius"], 0.1 * right, atol=1e-7)
+    expected = X + (0.1 * right[:, None] * np.sign(AWAY)).reshape(X.shape)
+    np.testing.assert_allclose(found["adv"], expected, atol=1e-6)
+    model.after_update(batch_of(model) | found)
+    np.testing.assert_allclose(model.radii.table, 0.1 * right, atol=1e-7)
+
+
+@pytest.mark.parametrize("misclassified", ["clean", "adversarial"])
+def test_iaat_moves_every_radius_by_the_three_way_test(network: Any, misclassified: str) -> None:
+    """Algorithm 2 by hand: an attack at eps succeeds where eps is beyond the distance."""
+    right = MARGIN > 0
+    known = np.where(right, DISTANCE, 0.1) + np.array([0, -0.03, -0.01, 0.01, -0.03, 0.03])
+    known = np.maximum(known, 0.001).astype(np.float32)
+    wider, same = known + 0.02 < DISTANCE, known < DISTANCE
+    assert wider.any() and (same & ~wider).any() and (~same & right).any() and not right.all()
+    wanted = known + np.where(wider, 0.02, np.where(same, 0.0, -0.02))
+    expected = 0.5 * np.where(right, np.maximum(wanted, 0), 0) + 0.5 * known
+
+    model = iaat(network, known, misclassified=misclassified)
+    model.step.assign(2)  # epoch 1
+    found = model.perturb(batch_of(model))
+    np.testing.assert_allclose(found["radius"], expected, atol=1e-6)
+    moved = expected * (right if misclassified == "clean" else 1)
+    adversary = X + (moved[:, None] * np.sign(AWAY)).reshape(X.shape)
+    np.testing.assert_allclose(found["adv"], adversary, atol=1e-6)
+
+
+def test_iaat_simple_rule(network: Any) -> None:
+    """gamma up where the training attack failed, down where it succeeded."""
+    known = np.full(6, np.median(DISTANCE), np.float32)
+    model = iaat(network, known, rule="simple")
+    model.step.assign(2)
+    change = np.where(known < DISTANCE, 0.02, -0.02)
+    assert len(set(change)) == 2
+    found = model.perturb(batch_of(model))["radius"]
+    np.testing.assert_allclose(found, np.maximum(known + change, 0), atol=1e-6)
+
+
+def test_mma_stands_at_the_boundary(network: Any) -> None:
+    """The least wrong length, to within the last halving."""
+    model = Mma(network, threat=THREAT, attack=PLAIN, max_margin=0.2, num_examples=6)
+    batch = batch_of(model)
+    found = model.perturb(batch)
+    apart = found["margin"].numpy() - np.maximum(DISTANCE, 0)
+    width = 1.05 * 0.2 / 2**10
+    assert (apart >= -1e-6).all() and (apart <= width + 1e-6).all()
+    lengths = np.abs(found["adv"] - X).max(axis=(1, 2, 3))
+    np.testing.assert_allclose(lengths, found["margin"], atol=1e-6)
+    model.after_update(batch | found | model.robust_loss(batch | found))
+    kept = np.where(MARGIN > 0, np.clip(found["margin"], 0.005, 0.2), 0.005)
+    np.testing.assert_allclose(model.margins.table, kept, atol=1e-6)
+
+
+def test_free_replays_by_hand(network: Any) -> None:
+    """Each replay: a step of the weights at x + delta, then delta moves by eps along the sign."""
+    model = Free(network, threat=THREAT, replays=3, batch_size=6)
+    model.compile(keras.optimizers.SGD(0.5))
+    data = (tf.constant(X), tf.constant(Y))
+    w, delta = W.astype(np.float64), np.zeros_like(FLAT, np.float64)
+    for _ in range(2):  # delta goes on from batch to batch
+        model.train_step(data)
+        for _ in range(3):
+            in_w, in_x = cross_entropy_gradient(FLAT + delta, w)
+            w, delta = w - 0.5 * in_w, np.clip(delta + 0.1 * np.sign(in_x), -0.1, 0.1)
+    np.testing.assert_allclose(model.network.get_weights()[0], w, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(np.reshape(model.delta.table, (6, 4)), delta, atol=1e-6)
+    assert int(model.step) == 2
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.2])
+def test_awp_steps_at_moved_weights(network: Any, gamma: float) -> None:
+    """Natural training: W - lr * gradient at W + gamma ||W|| g / ||g||."""
+    model = Awp(network, threat=THREAT, method="natural", gamma=gamma)
+    model.compile(keras.optimizers.SGD(0.5))
+    model.train_step((tf.constant(X), tf.constant(Y)))
+    first, _ = cross_entropy_gradient(FLAT, W)
+    moved = W + gamma * np.linalg.norm(W) * first / np.linalg.norm(first)
+    expected = W - 0.5 * cross_entropy_gradient(FLAT, moved)[0]
+    np.testing.assert_allclose(model.network.get_weights()[0], expected, rtol=1e-4, atol=1e-6)
+    assert int(model.inner.step) == 1
+
+
+def test_awp_waits_and_is_the_method_itself(linear: Callable[..., Any]) -> None:
+    def trained(cls: Any, **options: Any) -> np.ndarray:
+        model = cls(linear(W), threat=THREAT, l2=0.01, seed=3, **options)
+        model.compile(keras.optimizers.SGD(0.5))
+        for _ in range(3):
+            model.train_step((tf.constant(X), tf.constant(Y)))
+        return model.network.get_weights()[0]
+
+    expected = trained(Adv, attack=FGSM())
+    waiting = trained(Awp, gamma=0.2, warmup_epochs=2, steps_per_epoch=2)
+    np.testing.assert_allclose(waiting, expected, rtol=1e-5, atol=1e-6)
+    began = trained(Awp, gamma=0.2, warmup_epochs=1, steps_per_epoch=2)
+    assert np.abs(began - expected).max() > 1e-4
+
+
+def test_awp_moves_the_averages_of_batchnorm_once() -> None:
+    def averages(cls: Any, **options: Any) -> list[np.ndarray]:
+        keras.utils.set_random_seed(0)
+        layers = [keras.layers.BatchNormalization(), keras.layers.Flatten(), keras.layers.Dense(2)]
+        network = keras.Sequential([keras.Input((2, 2, 1)), *layers])
+        model = cls(network, threat=THREAT, **options)
+        model.compile(keras.optimizers.SGD(0.1))
+        model.train_step((tf.constant(X), tf.constant(Y)))
+        return network.get_weights()[2:4]
+
+    for one, other in zip(averages(Awp, method="natural"), averages(Natural), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5)
+
+
+def test_awp_composes_with_any_method(network: Any) -> None:
+    method = {"name": "squeeze", "beta": 2.0}
+    model = Awp(network, threat=THREAT, method=method, ramp_steps=4)
+    assert model.craft == "frozen" and model.attack == PGD(start="normal")
+    assert {"adv", "collaborative"} == set(model.perturb(batch_of(model)))
+    for wrong, message in (
+        ("awp", "method.name: expected one of adv"),
+        ("free", "method.name: expected one of adv"),
+        ({"name": "squeeze", "betta": 1.0}, "method.betta: unknown key.*did you mean 'beta'"),
+        ({"name": "squeeze", "beta": -1.0}, "method.beta: expected a number >= 0"),
+        ("iaat", "method.num_examples: expected int >= 1, of the training data"),
+    ):
+        with pytest.raises(UserError, match=message):
+            Awp(network, threat=THREAT, method=wrong)
+
+
+def test_gkl_weighs_classes_by_the_epoch_before(network: Any) -> None:
+    """The mean of softmax(z / 4) for each class over an epoch of two batches."""
+    model = Gkl(network, threat=THREAT, steps_per_epoch=2)
+    batch = batch_of(model)
+    np.testing.assert_allclose(model.class_means, np.full((2, 2), 0.5))
+    seen = []
+    for step in range(2):
+        model.step.assign(step)
+        images = FLAT * (1 + step)
+        z = np.exp(images @ W / 4)
+        seen.append(z / z.sum(axis=1, keepdims=True))
+        model.after_update(batch | {"clean_logits": tf.constant(images @ W)})
+    soft, labels = np.concatenate(seen), np.tile(Y, 2)
+    expected = [
+        soft[labels == c].mean(axis=0) if (labels == c).any() else [0.5, 0.5] for c in (0, 1)
+    ]
+    np.testing.assert_allclose(model.class_means, expected, rtol=1e-5)
+    np.testing.assert_array_equal(model.counts, np.zeros(2))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda n: Squeeze(n, threat=THREAT, beta=1.0, attack=PLAIN),
+            "attack.start: expected a ra",
+        ),
+        (lambda n: Llr(n, threat=THREAT, attack=PLAIN), "attack.start: expected a random one"),
+        (
+            lambda n: Llr(n, threat=THREAT, attack=PGD(loss="margin")),
+            "attack.loss: expected none .Llr has an objective of its own., received 'margin'",
+        ),
+        (
+            lambda n: Fat(n, threat=THREAT, attack=PGD(restarts=2), steps_per_epoch=1),
+            "attack: expected one of one restart whose last iterate counts, received 'PGD-10x2'",
+        ),
+        (
+            lambda n: Iaat(n, threat=THREAT, attack=PGD(step_size=0.1), **FACTS),
+            "attack.step_size: expected none",
+        ),
+        (lambda n: Iaat(n, threat=THREAT), "num_examples: expected int >= 1, of the training data"),
+        (
+            lambda n: Nfgsm(n, threat=THREAT, attack=FGSM()),
+            "attack: expected none .Nfgsm takes non",
+        ),
+        (lambda n: Mma(n, threat=THREAT, max_margin=0, num_examples=1), "max_margin: expected a n"),
+        (lambda n: Adv(n, threat=THREAT, clean_weight=2.0), "clean_weight: expected a number in"),
+        (lambda n: Adv(n, threat=THREAT, ema=1.0), "ema: expected a number in"),
+        (lambda n: Awp(n, threat=THREAT, gamma=-1.0), "gamma: expected a number >= 0"),
+    ],
+)
+def test_mistakes_are_one_line(network: Any, make: Callable[[Any], Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make(network)

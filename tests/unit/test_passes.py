@@ -1,0 +1,40 @@
+"""A training step takes the passes through the network that its formula needs, and none twice."""
+
+from __future__ import annotations
+
+import pytest
+
+from tfrobust.methods import METHODS
+from tools.passes import passes
+
+K = 3  # steps of the attack
+
+# method: (forward, backward), as in tools/passes.py
+PASSES = {
+    "natural": (1, 1),
+    "adv": (K + 1, K + 1),
+    "jac": (1, 2),
+    "trades": (1 + K + 2, K + 2),  # the clean prediction, the attack, both images
+    "atlas": (K + 2, K + 3),
+    "trades_jac": (1 + K + 2, K + 3),
+    "alp": (K + 2, K + 2),
+    "awp": (K + 2, K + 2),
+    "fat": (K + 1, K + 1),
+    "fgsm_reg": (1 + 2, 1 + 2),
+    "free": (8, 8),  # replays
+    "gkl": (1 + K + 2, K + 2),
+    "gradalign": (1 + 2, 1 + 1 + 2),
+    "iaat": (1 + 2 * (K + 1) + K + 1, 3 * K + 1),  # two probes and a look at each
+    "llr": (1 + K + 2, 1 + K + 1 + 2),
+    "mart": (K + 2, K + 2),
+    "mma": (K + 10 + 2, K + 2),  # ten halvings
+    "nfgsm": (1 + 1, 1 + 1),
+    "oat": (K + 2, K + 2),
+    # A step looks at both points to choose, then has the gradients in the chosen two.
+    "squeeze": (1 + K * (2 + 2) + 2 + 3, 2 * K + 3),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_step_takes_the_passes_of_its_formula(name: str) -> None:
+    assert passes(name, K) == PASSES[name]

@@ -1,0 +1,67 @@
+"""ALP: adversarial logit pairing (Kannan et al., 2018, arXiv:1803.06373)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfrobust import losses
+from tfrobust.attacks import PGD
+from tfrobust.attacks.gradient import GradientAttack
+from tfrobust.methods.base import Batch, RobustModel
+from tfrobust.registry import require, serializable
+
+
+@serializable
+class Alp(RobustModel):
+    """(CE(f(x), y) + CE(f(x'), y)) / 2 + weight * mean_c (f_c(x) - f_c(x'))^2.
+
+    least_likely: x' is drawn towards the class of the least logit at x, as in the authors' code.
+    Its claim did not stand: Engstrom et al. (2018, arXiv:1807.10272) broke it. A baseline.
+    """
+
+    default_attack = PGD(steps=10)
+    attack_kind = GradientAttack
+
+    def __init__(
+        self,
+        network: keras.Model,
+        *,
+        weight: float = 0.5,
+        least_likely: bool = False,
+        **kwargs: Any,
+    ):
+        self.weight, self.least_likely = weight, least_likely
+        if least_likely:
+            self.crafting_loss = None
+        super().__init__(network, **kwargs)
+        require(weight >= 0, "weight", "a number >= 0", weight)
+
+    def adversary(self, batch: Batch) -> tf.Tensor:
+        if not self.least_likely:
+            return super().adversary(batch)
+        assert isinstance(self.attack, GradientAttack)
+        logits_fn, x = self.logits_fn(batch, self.craft), batch["image"]
+        target = tf.argmin(logits_fn(x), axis=-1, output_type=tf.int32)
+        return self.attack.maximise(
+            lambda x_adv: -losses.cross_entropy(logits_fn(x_adv), target),
+            x,
+            threat=self.threat_now,
+            seed=self.seed_for("attack"),
+        )
+
+    def robust_loss(self, batch: Batch) -> Batch:
+        label, logits_fn = batch["label"], self.logits_fn(batch, "train")
+        clean, adversarial = logits_fn(batch["image"]), logits_fn(batch["adv"])
+        both = losses.cross_entropy(clean, label) + losses.cross_entropy(adversarial, label)
+        apart = tf.reduce_mean(tf.square(clean - adversarial), axis=-1)
+        return {
+            "loss": 0.5 * both + self.scale * self.weight * apart,
+            "accuracy": losses.correct(clean, label),
+            "robust_accuracy": losses.correct(adversarial, label),
+        }
+
+    def scalars(self) -> dict[str, Any]:
+        return super().scalars() | {"weight": self.scale * self.weight}

@@ -1,0 +1,57 @@
+"""Free adversarial training (Shafahi et al., 2019, arXiv:1904.12843)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfrobust import norms
+from tfrobust.methods.adv import Adv
+from tfrobust.methods.base import Batch
+from tfrobust.methods.table import Table
+from tfrobust.registry import require, serializable
+
+
+@serializable
+class Free(Adv):
+    """CE(f(x + delta), y), each batch `replays` times; one backward pass gives the gradients of the
+    weights and of the image, which moves delta by eps along its steepest direction.
+
+    delta has a row for each place of a batch and goes on from batch to batch; the box holds for x +
+    delta, the ball for delta. A step of the
+    optimizer is a replay: the papers divide their epochs by `replays`.
+    """
+
+    default_attack = None
+    differentiate = ("adv",)
+    needs = ("batch_size",)
+
+    def __init__(self, network: keras.Model, *, replays: int = 8, **kwargs: Any):
+        self.replays = self.updates_per_batch = replays
+        super().__init__(network, **kwargs)
+        require(replays >= 1, "replays", "int >= 1", replays)
+        require(self.clean_weight == 0, "clean_weight", "0", self.clean_weight)
+        assert self.batch_size is not None  # of `needs`
+        self.delta = Table(self.batch_size, network.input_shape[1:])
+
+    def perturb(self, batch: Batch) -> Batch:
+        x, threat = batch["image"], self.threat_now
+        delta = self.delta.read(self._places(batch))
+        return {"adv": threat.project(x + delta, x)}
+
+    def after_update(self, batch: Batch) -> None:
+        threat, places = self.threat_now, self._places(batch)
+        delta = self.delta.read(places) + threat.eps * threat.steepest(batch["d_adv"])
+        self.delta.write(places, norms.project(delta, threat.eps, threat.norm))
+
+    def update(self, batch: Batch) -> dict[str, Any]:
+        for _ in range(self.replays):
+            logs = super().update(batch)
+        return logs
+
+    def _places(self, batch: Batch) -> tf.Tensor:
+        """The rows of the global batch that this replica has."""
+        size, context = tf.shape(batch["label"])[0], tf.distribute.get_replica_context()
+        return context.replica_id_in_sync_group * size + tf.range(size)

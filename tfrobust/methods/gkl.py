@@ -1,0 +1,97 @@
+"""IKL and GKL: the divergence of TRADES taken apart (Cui et al., 2024, arXiv:2305.13948)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfrobust import losses
+from tfrobust.attacks import PGD
+from tfrobust.methods.base import Batch, RobustModel
+from tfrobust.registry import require, serializable
+
+
+@serializable
+class Gkl(RobustModel):
+    """CE(z, y) + alpha * CE(p(z), z') + beta / 4 * sum_jk w_j w_k ((z_j - z_k) - (z'_j - z'_k))^2
+    with the logits z at x, z' at x', and p(z) a constant.
+
+    With alpha = beta = 1 and w = p(z), KL(p(z) || p(z')) has the gradient in z of the last term and
+    that in z' of the middle one; here the last term moves z' too. w is a constant for each class:
+    the mean of softmax(z / temperature) over its examples of the epoch before (1 / C in the first),
+    to the power gamma, with sum 1 for each example (in the authors' code, over the batch). gamma 1
+    is IKL, 0.2 to 0.4 GKL. x' is crafted on the KL divergence, as in TRADES. While eps grows alpha
+    and beta stay, as in the authors' code.
+    """
+
+    default_attack = PGD(steps=10, start="normal")
+    crafting_loss = "kl"
+    needs = ("steps_per_epoch",)
+
+    def __init__(
+        self,
+        network: keras.Model,
+        *,
+        alpha: float = 4.0,
+        beta: float = 20.0,
+        temperature: float = 4.0,
+        gamma: float = 0.2,
+        **kwargs: Any,
+    ):
+        self.alpha, self.beta, self.temperature, self.gamma = alpha, beta, temperature, gamma
+        super().__init__(network, **kwargs)
+        require(alpha >= 0, "alpha", "a number >= 0", alpha)
+        require(beta >= 0, "beta", "a number >= 0", beta)
+        require(temperature > 0, "temperature", "a number > 0", temperature)
+        require(gamma >= 0, "gamma", "a number >= 0", gamma)
+        classes = network.output_shape[-1]
+        self.class_means = self._state((classes, classes), 1.0 / classes)
+        self.sums = self._state((classes, classes), 0.0)
+        self.counts = self._state((classes,), 0.0)
+
+    def robust_loss(self, batch: Batch) -> Batch:
+        label, logits_fn = batch["label"], self.logits_fn(batch, "train")
+        clean, adversarial = logits_fn(batch["image"]), logits_fn(batch["adv"])
+        weight = tf.gather(tf.convert_to_tensor(self.class_means), label) ** self.gamma
+        weight /= tf.reduce_sum(weight, axis=-1, keepdims=True)
+        # sum_jk w_j w_k (d_j - d_k)^2 is twice the variance of d under w, whose sum is 1.
+        apart = clean - adversarial
+        mean = tf.reduce_sum(weight * apart, axis=-1, keepdims=True)
+        variance = tf.reduce_sum(weight * tf.square(apart - mean), axis=-1)
+        target = tf.stop_gradient(tf.nn.softmax(clean))
+        soft = tf.nn.softmax_cross_entropy_with_logits(target, adversarial)
+        terms = self.alpha * soft + 0.5 * self.beta * variance
+        return {
+            "loss": losses.cross_entropy(clean, label) + terms,
+            "kl": losses.kl(adversarial, reference=clean),
+            "accuracy": losses.correct(clean, label),
+            "robust_accuracy": losses.correct(adversarial, label),
+            "clean_logits": clean,
+        }
+
+    def after_update(self, batch: Batch) -> None:
+        classes = self.counts.shape[0]
+        at, soft = batch["label"], tf.nn.softmax(batch["clean_logits"] / self.temperature)
+        found = [
+            tf.math.unsorted_segment_sum(soft, at, classes),
+            tf.math.unsorted_segment_sum(tf.ones_like(soft[:, 0]), at, classes),
+        ]
+        sums, counts = tf.distribute.get_replica_context().all_reduce("SUM", found)
+        sums, counts = self.sums + sums, self.counts + counts
+        seen = tf.where(counts > 0, counts, 1.0)[:, None]
+        means = tf.where(counts[:, None] > 0, sums / seen, self.class_means)
+        over = (tf.convert_to_tensor(self.step) + 1) % self.steps_per_epoch == 0
+        self.class_means.assign(tf.where(over, means, self.class_means))
+        self.sums.assign(tf.where(over, 0.0, sums))
+        self.counts.assign(tf.where(over, 0.0, counts))
+
+    def _state(self, shape: tuple[int, ...], fill: float) -> Any:
+        """A weight to which all replicas assign the same."""
+        return self.add_weight(
+            shape=shape,
+            initializer=keras.initializers.Constant(fill),
+            trainable=False,
+            aggregation="only_first_replica",
+        )

@@ -1,0 +1,76 @@
+"""GradAlign (Andriushchenko and Flammarion, 2020, arXiv:2007.02617)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfrobust import losses
+from tfrobust.attacks.gradient import input_gradient
+from tfrobust.methods.base import Batch, RobustModel
+from tfrobust.registry import require, serializable
+
+
+@serializable
+class GradAlign(RobustModel):
+    """CE(f(x'), y) + weight * (1 - cos(grad CE at x, grad CE at x + eta)), eta uniform in the ball.
+
+    x' is one step of step_scale * eps from x along the first of the two gradients, which counts as
+    a constant in the cosine, as in the authors' code. An example one of whose gradients is zero has
+    no cosine and no such term. The gradients are those of the network as it trains.
+    """
+
+    default_attack = None
+    reports = ("alignment",)
+
+    def __init__(
+        self,
+        network: keras.Model,
+        *,
+        weight: float = 0.2,
+        step_scale: float = 1.0,
+        craft: str = "frozen",
+        **kwargs: Any,
+    ):
+        self.weight, self.step_scale = weight, step_scale
+        super().__init__(network, craft=craft, **kwargs)
+        require(weight >= 0, "weight", "a number >= 0", weight)
+        require(step_scale > 0, "step_scale", "a number > 0", step_scale)
+
+    def perturb(self, batch: Batch) -> Batch:
+        threat, x = self.threat_now, batch["image"]
+        gradient = input_gradient(self._loss(batch), x)
+        step = self.step_scale * threat.eps * threat.steepest(gradient)
+        entries = {"adv": threat.project(x + step, x)}
+        if self.weight:
+            noisy = threat.random_start(x, self.seed_for("alignment"))
+            entries |= {"gradient": gradient, "noisy": noisy}
+        return entries
+
+    def robust_loss(self, batch: Batch) -> Batch:
+        logits = self.logits_fn(batch, "train")(batch["adv"])
+        terms = {
+            "loss": losses.cross_entropy(logits, batch["label"]),
+            "robust_accuracy": losses.correct(logits, batch["label"]),
+        }
+        if self.weight:
+            there = input_gradient(self._loss(batch), batch["noisy"])
+            # l2_normalize of a zero gradient is zero, and differentiable there.
+            here, there = (
+                tf.math.l2_normalize(tf.reshape(g, [tf.shape(g)[0], -1]), axis=-1, epsilon=1e-24)
+                for g in (batch["gradient"], there)
+            )
+            lengths = tf.reduce_sum(here * here, axis=-1) * tf.reduce_sum(there * there, axis=-1)
+            terms["alignment"] = tf.reduce_sum(here * there, axis=-1)
+            apart = tf.where(lengths > 0, 1.0 - terms["alignment"], 0.0)
+            terms["loss"] += self.scale * self.weight * apart
+        return terms
+
+    def _loss(self, batch: Batch) -> Any:
+        logits_fn = self.logits_fn(batch, self.craft)
+        return lambda x: losses.cross_entropy(logits_fn(x), batch["label"])
+
+    def scalars(self) -> dict[str, Any]:
+        return super().scalars() | {"weight": self.scale * self.weight}

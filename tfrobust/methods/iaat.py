@@ -1,0 +1,115 @@
+"""IAAT: instance-adaptive adversarial training (Balaji et al., 2019, arXiv:1910.08051)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfrobust import losses
+from tfrobust.attacks import PGD
+from tfrobust.methods.adv import Adv
+from tfrobust.methods.base import Batch
+from tfrobust.methods.table import Table
+from tfrobust.norms import rows
+from tfrobust.registry import choose, number, require, serializable
+
+
+@serializable
+class Iaat(Adv):
+    """CE(f(x'), y), every training image with a radius eps_i of its own (Algorithm 1).
+
+    For `warmup_epochs` eps_i is the threat's eps. Then, before each step, it moves towards
+
+        eps_i + gamma  where the attack at eps_i + gamma fails,
+        eps_i          where only the one at eps_i does,
+        eps_i - gamma  where both succeed,
+
+    but to 0 where the clean image is misclassified, by the share `smoothing` of the way: Algorithm
+    2, as the authors' code has it; without an upper bound. rule: "probe" is that; "simple" is the
+    paper's section 3, gamma up where the training attack failed and down where it succeeded, no
+    attack more. misclassified: such an image trains as "clean" (Algorithm 1), or "adversarial", at
+    its eps_i (the authors' code).
+
+    The step of the attack is 2 eps_i / steps and at least `min_step`. gamma, min_step: image units.
+    The authors craft with batch statistics (craft="train").
+    """
+
+    default_attack = PGD(steps=10)
+    attack_kind = PGD
+    requires = ("index",)
+    needs = ("num_examples", "steps_per_epoch")
+    reports = ("radius",)
+
+    def __init__(
+        self,
+        network: keras.Model,
+        *,
+        warmup_epochs: int = 10,
+        gamma: float | str = 1.9 / 255,
+        smoothing: float = 0.1,
+        min_step: float | str = 2 / 255,
+        rule: str = "probe",
+        misclassified: str = "clean",
+        **kwargs: Any,
+    ):
+        self.warmup_epochs, self.smoothing = warmup_epochs, smoothing
+        self.gamma, self.min_step = number("gamma", gamma), number("min_step", min_step)
+        self.rule = choose("rule", rule, ("probe", "simple"))
+        self.misclassified = choose("misclassified", misclassified, ("clean", "adversarial"))
+        super().__init__(network, **kwargs)
+        require(warmup_epochs >= 0, "warmup_epochs", "int >= 0", warmup_epochs)
+        require(self.gamma >= 0, "gamma", "a number >= 0", gamma)
+        require(self.min_step > 0, "min_step", "a number > 0", min_step)
+        own = getattr(self.attack, "step_size", None)
+        require(own is None, "attack.step_size", "none (that of the method grows with eps_i)", own)
+        require(0 < smoothing <= 1, "smoothing", "a number in (0, 1]", smoothing)
+        assert self.num_examples is not None  # of `needs`
+        self.radii = Table(self.num_examples)
+
+    def perturb(self, batch: Batch) -> Batch:
+        label, logits_fn = batch["label"], self.logits_fn(batch, self.craft)
+        right = losses.correct(logits_fn(batch["image"]), label)
+        known = self.radii.read(batch["index"])
+
+        def fails(eps: tf.Tensor, purpose: str) -> tf.Tensor:
+            return losses.correct(logits_fn(self._attacked(batch, eps, purpose)), label)
+
+        def probed() -> tf.Tensor:
+            wider, same = fails(known + self.gamma, "wider"), fails(known, "same")
+            change = tf.where(wider, self.gamma, tf.where(same, 0.0, -self.gamma))
+            wanted = tf.where(right, tf.maximum(known + change, 0.0), 0.0)
+            return self.smoothing * wanted + (1.0 - self.smoothing) * known
+
+        uniform = self.threat_now.eps * tf.cast(right, tf.float32)
+        warm = self.epoch < self.warmup_epochs
+        now = tf.cond(warm, lambda: uniform, probed if self.rule == "probe" else lambda: known)
+        adv = self._attacked(batch, now, "attack")
+        after = now
+        if self.rule == "simple":
+            failed = losses.correct(logits_fn(adv), label)
+            moved = tf.maximum(now + tf.where(failed, self.gamma, -self.gamma), 0.0)
+            after = tf.where(warm, now, moved)
+        if self.misclassified == "clean":
+            adv = tf.where(rows(right, adv), adv, batch["image"])
+        return {"adv": adv, "radius": after, "accuracy": right}
+
+    def robust_loss(self, batch: Batch) -> Batch:
+        entries = {name: batch[name] for name in ("radius", "accuracy")}
+        return super().robust_loss(batch) | entries
+
+    def after_update(self, batch: Batch) -> None:
+        self.radii.write(batch["index"], batch["radius"])
+
+    def _attacked(self, batch: Batch, eps: tf.Tensor, purpose: str) -> tf.Tensor:
+        assert isinstance(self.attack, PGD)
+        step = tf.maximum(eps / (0.5 * self.attack.steps), self.min_step)
+        return dataclasses.replace(self.attack, step_size=step)(
+            self.logits_fn(batch, self.craft),
+            batch["image"],
+            batch["label"],
+            threat=self.threat.at(eps),
+            seed=self.seed_for(purpose),
+        )

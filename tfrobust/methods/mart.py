@@ -1,0 +1,48 @@
+"""MART: misclassification-aware adversarial training (Wang et al., 2020, ICLR)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfrobust import losses
+from tfrobust.attacks import PGD
+from tfrobust.methods.base import Batch, RobustModel
+from tfrobust.registry import require, serializable
+
+ROOM = 1e-4  # keeps the logarithm of 1 - p finite, as the authors' code
+
+
+@serializable
+class Mart(RobustModel):
+    """BCE(p(x'), y) + beta * KL(p(x) || p(x')) * (1 - p_y(x)).
+
+    BCE is -log p_y - log(1 - max_{k != y} p_k): a margin beside the cross entropy. The divergence
+    counts most where the clean image is not yet understood. beta grows with eps.
+    """
+
+    default_attack = PGD(steps=10, start="normal")
+
+    def __init__(self, network: keras.Model, *, beta: float = 5.0, **kwargs: Any):
+        self.beta = beta
+        super().__init__(network, **kwargs)
+        require(beta >= 0, "beta", "a number >= 0", beta)
+
+    def robust_loss(self, batch: Batch) -> Batch:
+        label, logits_fn = batch["label"], self.logits_fn(batch, "train")
+        clean, adversarial = logits_fn(batch["image"]), logits_fn(batch["adv"])
+        rival = tf.exp(losses.log_rival(adversarial, label))
+        boosted = losses.cross_entropy(adversarial, label) - tf.math.log(1.0 + ROOM - rival)
+        divergence = losses.kl(adversarial, reference=clean)
+        doubt = 1.0 - tf.exp(-losses.cross_entropy(clean, label))
+        return {
+            "loss": boosted + self.scale * self.beta * divergence * doubt,
+            "kl": divergence,
+            "accuracy": losses.correct(clean, label),
+            "robust_accuracy": losses.correct(adversarial, label),
+        }
+
+    def scalars(self) -> dict[str, Any]:
+        return super().scalars() | {"beta": self.scale * self.beta}

@@ -1,0 +1,50 @@
+"""N-FGSM (de Jorge et al., 2022, arXiv:2202.01181)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfrobust import losses
+from tfrobust.attacks.gradient import input_gradient
+from tfrobust.methods.adv import Adv
+from tfrobust.methods.base import Batch
+from tfrobust.registry import require, serializable
+
+
+@serializable
+class Nfgsm(Adv):
+    """CE(f(x'), y), x' one step of steepest ascent from noise, not projected onto the ball.
+
+    x' = x + eta + step_scale * eps * sign(grad CE at x + eta), eta uniform in the ball of radius
+    noise_scale * eps, both clipped to the box alone: so x' may be (noise_scale + step_scale) eps
+    away. It is what keeps one-step training from catastrophic overfitting. The authors craft with
+    batch statistics (craft="train").
+    """
+
+    default_attack = None
+
+    def __init__(
+        self,
+        network: keras.Model,
+        *,
+        noise_scale: float = 2.0,
+        step_scale: float = 1.0,
+        **kwargs: Any,
+    ):
+        self.noise_scale, self.step_scale = noise_scale, step_scale
+        super().__init__(network, **kwargs)
+        require(noise_scale >= 0, "noise_scale", "a number >= 0", noise_scale)
+        require(step_scale > 0, "step_scale", "a number > 0", step_scale)
+
+    def adversary(self, batch: Batch) -> tf.Tensor:
+        threat, logits_fn = self.threat_now, self.logits_fn(batch, self.craft)
+        wider = threat.at(self.noise_scale * threat.eps)
+        start = wider.random_start(batch["image"], self.seed_for("attack"))
+        gradient = input_gradient(
+            lambda x: losses.cross_entropy(logits_fn(x), batch["label"]), start
+        )
+        moved = start + self.step_scale * threat.eps * threat.steepest(gradient)
+        return tf.clip_by_value(moved, *threat.box)

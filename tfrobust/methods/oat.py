@@ -1,0 +1,98 @@
+"""OAT: once-for-all adversarial training (Wang et al., 2020, arXiv:2010.11828)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfrobust import losses, noise
+from tfrobust.attacks import PGD
+from tfrobust.methods.base import Batch, RobustModel
+from tfrobust.models.conditional import Encoding
+from tfrobust.registry import require, serializable
+
+
+@serializable
+class Oat(RobustModel):
+    """(1 - lambda) * CE(f(x, lambda), y) + lambda * CE(f(x', lambda), y), lambda an input of the
+    network that is drawn anew for each example.
+
+    lambdas: what is drawn; None is those that the network was built with (`lambdas` of
+    tfrobust.models). Of a batch of B ceil(B / n) examples get lambda 0 and are not attacked; the
+    others draw one of the other n - 1. x' is crafted at the example's lambda. default: the lambda
+    of validation, of `predict`, and of whatever calls the model without one. The authors' step is
+    1.25 eps / 7.
+    """
+
+    default_attack = PGD(steps=7)
+    network_inputs = ("image", "lambda")
+
+    def __init__(
+        self,
+        network: keras.Model,
+        *,
+        lambdas: list[float] | None = None,
+        default: float = 1.0,
+        **kwargs: Any,
+    ):
+        self.default = default
+        super().__init__(network, **kwargs)
+        known = next((la for la in network.layers if isinstance(la, Encoding)), None)
+        drawn = lambdas if known is None or lambdas is not None else known.lambdas
+        require(drawn, "lambdas", "those to draw (the network has no encoding of any)", drawn)
+        self.lambdas = list(drawn or ())
+        rising = sorted(set(self.lambdas)) == self.lambdas
+        inside = len(self.lambdas) > 1 and self.lambdas[0] == 0 and self.lambdas[-1] <= 1
+        require(rising and inside, "lambdas", "0 and rising numbers up to 1", self.lambdas)
+        if known is not None and known.encoding != "none":
+            for name, values in (("lambdas", self.lambdas), ("default", [default])):
+                fits = set(values) <= set(known.lambdas)
+                require(fits, name, f"some of the network's, {list(known.lambdas)}", values)
+        require(0 <= default <= 1, "default", "a number in [0, 1]", default)
+
+    def inputs(self, batch: Batch, x: tf.Tensor) -> Any:
+        strength = tf.cast(batch.get("lambda", self.default), tf.float32)
+        return {"image": x, "lambda": tf.broadcast_to(strength, tf.shape(x)[:1])}
+
+    def perturb(self, batch: Batch) -> Batch:
+        strength = noise.sliced(self._drawn, tf.shape(batch["label"]))
+        attacked = _attacked(strength)
+        chosen = {key: tf.gather(value, attacked) for key, value in batch.items()}
+        with noise.of_rows(tf.size(strength), attacked):
+            found = self.adversary(chosen | {"lambda": tf.gather(strength, attacked)})
+        adv = tf.tensor_scatter_nd_update(batch["image"], attacked[:, None], found)
+        return {"lambda": strength, "adv": adv}
+
+    def robust_loss(self, batch: Batch) -> Batch:
+        label, strength = batch["label"], batch["lambda"]
+        clean = self.logits_fn(batch, "train")(batch["image"])
+        attacked = _attacked(strength)
+        part = {key: tf.gather(batch[key], attacked) for key in ("adv", "label", "lambda")}
+        adversarial = self.logits_fn(part, "train")(part["adv"])
+        hard = losses.cross_entropy(adversarial, part["label"])
+        hard = tf.scatter_nd(attacked[:, None], hard, tf.shape(label, tf.int64))
+        return {
+            "loss": (1.0 - strength) * losses.cross_entropy(clean, label) + strength * hard,
+            "accuracy": losses.correct(clean, label),
+            "robust_accuracy": losses.correct(adversarial, part["label"]),
+        }
+
+    def _drawn(self, shape: tf.Tensor) -> tf.Tensor:
+        """lambda for each example of the global batch: the zeros at random places."""
+        size, seed = shape[0], self.seed_for("lambda")
+        zeros = -(-size // len(self.lambdas))
+        which = tf.random.stateless_uniform(
+            [size], seed, 1, len(self.lambdas), tf.int32, alg="philox"
+        )
+        drawn = tf.gather(tf.constant(list(self.lambdas), tf.float32), which)
+        drawn = tf.where(tf.range(size) < zeros, 0.0, drawn)
+        order = self.seed_for("lambda's places")
+        return tf.random.experimental.stateless_shuffle(drawn, order, alg="philox")
+
+
+def _attacked(strength: tf.Tensor) -> tf.Tensor:
+    """The rows of lambda > 0; one at least, whatever its lambda: no convolution takes none."""
+    alone = (tf.reduce_max(strength) == 0) & (tf.range(tf.size(strength)) == 0)
+    return tf.where((strength > 0) | alone)[:, 0]

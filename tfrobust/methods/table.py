@@ -1,0 +1,35 @@
+"""State with a row for each training example."""
+
+from __future__ import annotations
+
+import keras
+import tensorflow as tf
+
+
+class Table(keras.layers.Layer):
+    """Numbers [rows, ...] that survive with the model's weights.
+
+    Exact on any number of replicas, each of which writes the rows of its own examples: what is
+    added is summed over them. The rows of one global batch must differ.
+    """
+
+    def __init__(self, rows: int, shape: tuple[int, ...] = (), fill: float = 0.0):
+        super().__init__(trainable=False)
+        self.table = self.add_weight(
+            shape=(rows, *shape),
+            initializer=keras.initializers.Constant(fill),
+            trainable=False,
+            aggregation="sum",
+            name="table",
+        )
+        self.built = True
+
+    def read(self, row: tf.Tensor) -> tf.Tensor:
+        """[B] -> [B, ...]."""
+        return tf.gather(tf.convert_to_tensor(self.table), row)
+
+    def write(self, row: tf.Tensor, values: tf.Tensor) -> None:
+        """[B], [B, ...]."""
+        change = values - self.read(row)
+        at = tf.cast(row, tf.int32)[:, None]
+        self.table.value.assign_add(tf.scatter_nd(at, change, self.table.shape))

@@ -1,0 +1,89 @@
+"""How many passes through the network one training step of a method takes, by running one.
+
+    python tools/passes.py --steps 10
+
+steps: of the training attack. A backward pass is one from the logits of a forward pass; those of
+the second derivatives of JAC, ATLAS, TradesJac, GradAlign and LLR go twice as deep.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from typing import Any
+from unittest import mock
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfrobust import PGD, Threat
+from tfrobust.methods import METHODS, RobustModel
+from tfrobust.registry import parameters
+from tfrobust.report.text import markdown_table
+
+# What a method asks for, and what keeps its attack from ending early or warming up.
+SETTINGS: dict[str, Any] = {
+    "alpha": 0.1,
+    "beta": 1.0,
+    "max_margin": 0.2,
+    "warmup_epochs": 0,
+    "patience": [100],
+    "patience_epochs": [],
+}
+SIZE = 6
+
+
+def settings(name: str, steps: int) -> dict[str, Any]:
+    """The arguments of a method under an attack of so many steps."""
+    takes, found = parameters(METHODS[name]), {}
+    if METHODS[name].default_attack is not None and name not in ("natural", "jac", "fgsm_reg"):
+        found["attack"] = PGD(steps=steps)
+    return found | {key: value for key, value in SETTINGS.items() if key in takes}
+
+
+def passes(name: str, steps: int) -> tuple[int, int]:
+    """(forward, backward) passes of one training step."""
+    counted: Counter[str] = Counter()
+
+    @tf.custom_gradient
+    def watched(logits: tf.Tensor) -> Any:
+        counted["forward"] += 1
+
+        def gradient(upstream: tf.Tensor) -> tf.Tensor:
+            counted["backward"] += 1
+            return upstream
+
+        return logits, gradient
+
+    rng, run = np.random.default_rng(0), RobustModel.run
+    facts: dict[str, Any] = {"num_examples": SIZE, "batch_size": SIZE, "steps_per_epoch": 1}
+    given = settings(name, steps) | ({"lambdas": [0.0, 1.0]} if name == "oat" else {})
+    model = METHODS[name](_network(name), threat=Threat("linf", 0.1), **facts, **given)
+    model.compile("sgd")
+    images = tf.constant(rng.random((SIZE, 4, 4, 1)), tf.float32)
+    data = {"image": images, "index": tf.range(SIZE)}
+    with mock.patch.object(RobustModel, "run", lambda *arguments: watched(run(*arguments))):
+        model.train_step((data, tf.range(SIZE) % 3))
+    return counted["forward"], counted["backward"]
+
+
+def _network(name: str) -> keras.Model:
+    image, strength = keras.Input((4, 4, 1), name="image"), keras.Input((), name="lambda")
+    features = keras.layers.Flatten()(image)
+    if name != "oat":
+        return keras.Model(image, keras.layers.Dense(3)(features))
+    both = keras.layers.Concatenate()([features, keras.layers.Reshape((1,))(strength)])
+    return keras.Model({"image": image, "lambda": strength}, keras.layers.Dense(3)(both))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=1, help="of the training attack")
+    steps = parser.parse_args().steps
+    rows = [[name, *map(str, passes(name, steps))] for name in METHODS]
+    print(markdown_table(["method", "forward", "backward"], rows))
+
+
+if __name__ == "__main__":
+    main()
