@@ -69,12 +69,12 @@ def passes(name: str, steps: int) -> tuple[int, int]:
 
 
 def _network(name: str) -> keras.Model:
-    image, strength = keras.Input((4, 4, 1), name="image"), keras.Input((), name="lambda")
+    image, strength = keras.Input((4, 4, 1), name="image"), keras.Input((), name="strength")
     features = keras.layers.Flatten()(image)
     if name != "oat":
         return keras.Model(image, keras.layers.Dense(3)(features))
     both = keras.layers.Concatenate()([features, keras.layers.Reshape((1,))(strength)])
-    return keras.Model({"image": image, "lambda": strength}, keras.layers.Dense(3)(both))
+    return keras.Model({"image": image, "strength": strength}, keras.layers.Dense(3)(both))
 
 
 def main() -> None:

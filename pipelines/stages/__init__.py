@@ -44,7 +44,11 @@ def inputs(stage: str, spec: Spec, folder: Folder) -> str:
         return fingerprint(spec.config, attack_eval.SECTIONS, files)
     if stage == "export":
         return fingerprint(spec.config, ("model",), model_files(*_model(spec, folder)))
-    return fingerprint(spec.config, spec.config, [folder.history, folder.evaluation, folder.probes])
+    return fingerprint(
+        spec.config,
+        spec.config,
+        [folder.history, folder.evaluation, folder.probes, folder.extremes],
+    )
 
 
 def outputs(stage: str, spec: Spec, folder: Folder) -> list[Path]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -14,6 +16,7 @@ from pipelines.spec import Spec
 from tfrobust.data import Extra, Split, batches, hold_out
 from tfrobust.distribution import gathered, strategy, worker
 from tfrobust.io import write_atomically
+from tfrobust.methods import RobustModel
 from tfrobust.models import with_precision
 from tfrobust.registry import UserError, located, require
 from tfrobust.training import (
@@ -25,9 +28,11 @@ from tfrobust.training import (
     Interruption,
     NotFinite,
     Resume,
+    TableQuantiles,
 )
 
 VALIDATION_BATCH = 500
+EXTREMES = 8  # images at each end of a table
 ROLLBACK = 0.5  # of the learning rate, each time
 SECTIONS = ("seed", "precision", "threat", "data", "model", "method", "optimizer", "train")
 
@@ -87,7 +92,7 @@ def _trained(
     history = History(folder.history, before.get("history", []), folder.tensorboard)
     best = Best(model, plan.monitor)
     guides = plan.schedule.callbacks(math.ceil(plan.epsilon_ramp_epochs), plan.monitor)
-    steering = [BatchTimer(), *guides, best, CatastrophicOverfitting()]
+    steering = [BatchTimer(), TableQuantiles(split.index), *guides, best, CatastrophicOverfitting()]
     resume = Resume(
         model,
         checkpoints,
@@ -135,7 +140,22 @@ def _trained(
         fit(plan.epochs)
     interruption.heed(resume.epoch, 0)
     best.restore()
+    _extremes(folder.extremes, model, split)
     return model.network
+
+
+def _extremes(path: Path, model: RobustModel, split: Split) -> None:
+    """The training images with the least and the greatest number of the method's table, where it
+    has one, and all numbers."""
+    for name, table in model.tables().items():
+        values = keras.ops.convert_to_numpy(table.table)[split.index]
+        order = np.argsort(values, kind="stable")
+        few = min(EXTREMES, len(order) // 2)
+        ends = np.concatenate([order[:few], order[len(order) - few :]])
+        chosen = split.take(ends)
+        arrays = {"image": chosen.as_float(), "label": chosen.labels, "value": values[ends]}
+        arrays |= {"name": np.array(name), "values": values, "index": split.index}
+        write_atomically(path, functools.partial(np.savez, **arrays))
 
 
 def _rows(*splits: Split) -> int:

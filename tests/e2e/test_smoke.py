@@ -59,7 +59,13 @@ def test_every_method_through_every_stage(method: str, tmp_path: Path) -> None:
     network = keras.saving.load_model(folder / "model.keras", compile=False)
     served = tf.saved_model.load(str(folder / "saved_model"))
     images = np.random.default_rng(0).random((3, 8, 8, 1), np.float32)
+    if method == "oat":
+        assert [row["lambda"] for row in evaluation["curve"]] == [1.0, 0.4, 0.3, 0.2, 0.1, 0.0]
+        images = {"image": images, "strength": np.float32([0.0, 0.2, 1.0])}
     np.testing.assert_allclose(served.serve(images), network(images), rtol=1e-5, atol=1e-5)
+    tables = {"iaat": "radius", "mma": "margin"}
+    assert (folder / "extremes.npz").is_file() == (method in tables)
+    assert (f"{tables.get(method)}_q50" in rows[0]) == (method in tables)
 
     page = (folder / "report" / "index.html").read_text()
     assert "http://" not in page.replace("http://www.w3.org", "") and "https://" not in page

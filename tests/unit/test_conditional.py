@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ import pytest
 import tensorflow as tf
 
 from tfrobust import PGD, Adv, Natural, Threat
+from tfrobust.export import export
 from tfrobust.methods import Oat
-from tfrobust.models import MODELS, PRECISIONS, small_cnn, with_precision
+from tfrobust.models import MODELS, PRECISIONS, load_network, small_cnn, with_precision
 from tfrobust.models.conditional import DualBatchNorm, Encoding, FiLM
 from tfrobust.registry import UserError
 
@@ -86,7 +88,7 @@ def test_networks_take_lambda(name: str, tmp_path: Path) -> None:
     keras.utils.set_random_seed(0)
     network = MODELS[name]((16, 16, 1), 3, lambdas=LAMBDAS, **SMALL[name])
     x = RNG.random((4, 16, 16, 1)).astype("float32")
-    at = lambda model, value: model({"image": x, "lambda": np.full(4, value, "float32")})  # noqa: E731
+    at = lambda model, value: model({"image": x, "strength": np.full(4, value, "float32")})  # noqa: E731
     assert np.abs(at(network, 0.0) - at(network, 1.0)).max() > 1e-4
     network.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
@@ -128,7 +130,7 @@ def test_lambdas_are_drawn_as_the_paper_says() -> None:
     drawn: Counter[float] = Counter()
     for step in range(40):
         model.step.assign(step)
-        found = model.perturb(batch_of(model, 10))["lambda"].numpy()
+        found = model.perturb(batch_of(model, 10))["strength"].numpy()
         assert (found == 0).sum() == 4
         drawn.update(np.round(found.astype(float), 3))
         places.update(np.flatnonzero(found == 0))
@@ -146,7 +148,7 @@ def test_no_attack_is_spent_on_lambda_0(monkeypatch: pytest.MonkeyPatch) -> None
     )
     found = model.perturb(batch)
     untouched = (found["adv"].numpy() == batch["image"].numpy()).all(axis=(1, 2, 3))
-    np.testing.assert_array_equal(untouched, found["lambda"].numpy() == 0)
+    np.testing.assert_array_equal(untouched, found["strength"].numpy() == 0)
     assert sizes == {6}
 
 
@@ -160,25 +162,48 @@ def test_the_loss_at_one_lambda_is_that_of_its_ends() -> None:
     def ends(value: float) -> keras.Model:
         image = keras.Input((8, 8, 1))
         strength = keras.ops.ones_like(image[:, 0, 0, 0]) * value
-        return keras.Model(image, model.network({"image": image, "lambda": strength}))
+        return keras.Model(image, model.network({"image": image, "strength": strength}))
 
     for value, cls, terms in (
         (0.0, Natural, {}),
         (0.2, Adv, {"clean_weight": 0.8}),
         (1.0, Adv, {}),
     ):
-        found = model.robust_loss(batch | {"lambda": tf.fill([6], value)})["loss"]
+        found = model.robust_loss(batch | {"strength": tf.fill([6], value)})["loss"]
         expected = cls(ends(value), threat=THREAT, **terms).robust_loss(batch)["loss"]
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_network_without_lambda_is_refused() -> None:
     with pytest.raises(
-        UserError, match="network: expected one of image and lambda .*, received 'image'"
+        UserError, match="network: expected one of image and strength .*, received 'image'"
     ):
         Oat(small_cnn((8, 8, 1), 3, **SMALL["small_cnn"]), threat=THREAT)
     network = small_cnn((8, 8, 1), 3, lambdas=LAMBDAS, **SMALL["small_cnn"])
     with pytest.raises(UserError, match="lambdas: expected 0 and rising numbers up to 1"):
         Oat(network, threat=THREAT, lambdas=[0.5, 1.0])
-    with pytest.raises(UserError, match="network: expected one of image .*, received 'image and l"):
+    with pytest.raises(UserError, match="network: expected one of image .*, received 'image and s"):
         Adv(network, threat=THREAT)
+
+
+def test_the_export_takes_both_inputs(tmp_path: Path) -> None:
+    """It gives the network's logits at any lambda, and the gradient that attacks need."""
+    network = small_cnn((8, 8, 1), 3, lambdas=LAMBDAS, **SMALL["small_cnn"])
+    x = RNG.random((3, 8, 8, 1)).astype("float32")
+    export(network, tmp_path / "saved", x)
+    network.save(tmp_path / "model.keras")
+    for path in ("saved", "model.keras"):
+        loaded = load_network(tmp_path / path)
+        assert loaded.strength == 1.0
+        for strength in LAMBDAS:
+            at = dataclasses.replace(loaded, strength=strength)
+            given = {"image": tf.constant(x), "strength": tf.fill([3], strength)}
+            slopes = []
+            for function, images in ((at, given["image"]), (network, given)):
+                with tf.GradientTape() as tape:
+                    tape.watch(given["image"])
+                    logits = function(images)
+                    total = tf.reduce_sum(logits[:, 0])
+                slopes.append((logits, tape.gradient(total, given["image"])))
+            for found, expected in zip(*slopes, strict=True):
+                np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)

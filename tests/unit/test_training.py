@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from absl import logging
 
+from tfrobust import Threat
+from tfrobust.methods import Iaat
 from tfrobust.training import (
     MONITOR,
     OPTIMIZERS,
@@ -19,6 +21,7 @@ from tfrobust.training import (
     CatastrophicOverfitting,
     Guided,
     History,
+    TableQuantiles,
 )
 
 BASE, STEPS, EPOCHS = 0.5, 10, 20
@@ -195,3 +198,18 @@ def test_callbacks_work_on_two_devices(trained_on_two_devices: dict[str, Any]) -
     out = trained_on_two_devices
     np.testing.assert_allclose(out["resumed"], out["straight"], rtol=1e-5, atol=1e-7)
     assert len(out["history"].splitlines()) == 3
+
+
+def test_quantiles_of_a_methods_table() -> None:
+    """Over the rows of the training examples alone; the others were held out."""
+    network = keras.Sequential(
+        [keras.Input((2, 2, 1)), keras.layers.Flatten(), keras.layers.Dense(2)]
+    )
+    model = Iaat(network, threat=Threat(eps=0.1), num_examples=30, steps_per_epoch=1)
+    model.radii.table.assign(np.concatenate([np.linspace(0, 1, 21), np.full(9, 7.0)]))
+    watch, logs = TableQuantiles(np.arange(21)), {"loss": 1.0}
+    watch.set_model(model)
+    watch.on_epoch_end(0, logs)
+    wanted = {"05": 0.05, "25": 0.25, "50": 0.5, "75": 0.75, "95": 0.95}
+    expected = {"loss": 1.0} | {f"radius_q{share}": value for share, value in wanted.items()}
+    assert logs == pytest.approx(expected)

@@ -47,10 +47,10 @@ def network(normalized: bool) -> keras.Model:
 def conditional() -> keras.Model:
     """Image and lambda side by side."""
     keras.utils.set_random_seed(1)
-    image, strength = keras.Input((4, 4, 1), name="image"), keras.Input((), name="lambda")
+    image, strength = keras.Input((4, 4, 1), name="image"), keras.Input((), name="strength")
     both = [keras.layers.Flatten()(image), keras.layers.Reshape((1,))(strength)]
     hidden = keras.layers.Dense(8, "tanh")(keras.layers.Concatenate()(both))
-    return keras.Model({"image": image, "lambda": strength}, keras.layers.Dense(3)(hidden))
+    return keras.Model({"image": image, "strength": strength}, keras.layers.Dense(3)(hidden))
 
 
 def model_for(method: str, normalized: bool = False) -> Any:

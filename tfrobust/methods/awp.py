@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from tfrobust.methods.base import Batch, RobustModel
+from tfrobust.methods.table import Table
 from tfrobust.registry import located, parameters, require, resolve, serializable
 
 
@@ -62,6 +63,9 @@ class Awp(RobustModel):
     def after_update(self, batch: Batch) -> None:
         self.inner.after_update(batch)
         self.inner.step.assign_add(1)
+
+    def tables(self) -> dict[str, Table]:
+        return self.inner.tables()
 
     def scalars(self) -> dict[str, Any]:
         return self.inner.scalars()

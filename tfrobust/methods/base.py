@@ -16,6 +16,7 @@ from tfrobust.attacks import FGSM, PGD, Attack
 from tfrobust.attacks.gradient import GradientAttack
 from tfrobust.jacobian import squared_jacobian
 from tfrobust.methods.batch import Batch, as_batch
+from tfrobust.methods.table import Table
 from tfrobust.registry import choose, parameters, require
 from tfrobust.threat import Threat
 
@@ -81,6 +82,10 @@ class RobustModel(keras.Model):
 
     def after_update(self, batch: Batch) -> None:
         """Write per-example tables; batch holds what perturb and robust_loss added."""
+
+    def tables(self) -> dict[str, Table]:
+        """The tables with a number for each training example, by the name of the number."""
+        return {}
 
     def scalars(self) -> dict[str, Any]:
         """The schedules' values now, for the logs."""

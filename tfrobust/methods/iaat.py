@@ -103,6 +103,9 @@ class Iaat(Adv):
     def after_update(self, batch: Batch) -> None:
         self.radii.write(batch["index"], batch["radius"])
 
+    def tables(self) -> dict[str, Table]:
+        return {"radius": self.radii}
+
     def _attacked(self, batch: Batch, eps: tf.Tensor, purpose: str) -> tf.Tensor:
         assert isinstance(self.attack, PGD)
         step = tf.maximum(eps / (0.5 * self.attack.steps), self.min_step)

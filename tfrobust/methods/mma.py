@@ -98,5 +98,8 @@ class Mma(RobustModel):
         kept = tf.clip_by_value(kept, self.min_margin, self.max_margin)
         self.margins.write(batch["index"], kept)
 
+    def tables(self) -> dict[str, Table]:
+        return {"margin": self.margins}
+
     def scalars(self) -> dict[str, Any]:
         return {}

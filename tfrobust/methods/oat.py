@@ -17,7 +17,7 @@ from tfrobust.registry import require, serializable
 @serializable
 class Oat(RobustModel):
     """(1 - lambda) * CE(f(x, lambda), y) + lambda * CE(f(x', lambda), y), lambda an input of the
-    network that is drawn anew for each example.
+    network, "strength", that is drawn anew for each example.
 
     lambdas: what is drawn; None is those that the network was built with (`lambdas` of
     tfrobust.models). Of a batch of B ceil(B / n) examples get lambda 0 and are not attacked; the
@@ -27,7 +27,7 @@ class Oat(RobustModel):
     """
 
     default_attack = PGD(steps=7)
-    network_inputs = ("image", "lambda")
+    network_inputs = ("image", "strength")
 
     def __init__(
         self,
@@ -53,23 +53,23 @@ class Oat(RobustModel):
         require(0 <= default <= 1, "default", "a number in [0, 1]", default)
 
     def inputs(self, batch: Batch, x: tf.Tensor) -> Any:
-        strength = tf.cast(batch.get("lambda", self.default), tf.float32)
-        return {"image": x, "lambda": tf.broadcast_to(strength, tf.shape(x)[:1])}
+        strength = tf.cast(batch.get("strength", self.default), tf.float32)
+        return {"image": x, "strength": tf.broadcast_to(strength, tf.shape(x)[:1])}
 
     def perturb(self, batch: Batch) -> Batch:
         strength = noise.sliced(self._drawn, tf.shape(batch["label"]))
         attacked = _attacked(strength)
         chosen = {key: tf.gather(value, attacked) for key, value in batch.items()}
         with noise.of_rows(tf.size(strength), attacked):
-            found = self.adversary(chosen | {"lambda": tf.gather(strength, attacked)})
+            found = self.adversary(chosen | {"strength": tf.gather(strength, attacked)})
         adv = tf.tensor_scatter_nd_update(batch["image"], attacked[:, None], found)
-        return {"lambda": strength, "adv": adv}
+        return {"strength": strength, "adv": adv}
 
     def robust_loss(self, batch: Batch) -> Batch:
-        label, strength = batch["label"], batch["lambda"]
+        label, strength = batch["label"], batch["strength"]
         clean = self.logits_fn(batch, "train")(batch["image"])
         attacked = _attacked(strength)
-        part = {key: tf.gather(batch[key], attacked) for key in ("adv", "label", "lambda")}
+        part = {key: tf.gather(batch[key], attacked) for key in ("adv", "label", "strength")}
         adversarial = self.logits_fn(part, "train")(part["adv"])
         hard = losses.cross_entropy(adversarial, part["label"])
         hard = tf.scatter_nd(attacked[:, None], hard, tf.shape(label, tf.int64))
@@ -81,7 +81,7 @@ class Oat(RobustModel):
 
     def _drawn(self, shape: tf.Tensor) -> tf.Tensor:
         """lambda for each example of the global batch: the zeros at random places."""
-        size, seed = shape[0], self.seed_for("lambda")
+        size, seed = shape[0], self.seed_for("strength")
         zeros = -(-size // len(self.lambdas))
         which = tf.random.stateless_uniform(
             [size], seed, 1, len(self.lambdas), tf.int32, alg="philox"

@@ -24,11 +24,12 @@ class Condition(NamedTuple):
 
 
 def condition(lambdas: list[float], encoding: str) -> Condition:
-    """The input "lambda" and its encoding. Raises UserError for numbers outside [0, 1]."""
+    """The input "strength", lambda, and its encoding ("lambda" is no name that a SavedModel's
+    function could be called with). Raises UserError for numbers outside [0, 1]."""
     inside = lambdas and all(0 <= value <= 1 for value in lambdas)
     require(inside, "lambdas", "numbers in [0, 1]", lambdas)
     require(sorted(set(lambdas)) == lambdas, "lambdas", "rising numbers", lambdas)
-    strength = keras.Input((), name="lambda")
+    strength = keras.Input((), name="strength")
     return Condition(strength, Encoding(lambdas, encoding)(strength))
 
 

@@ -27,7 +27,7 @@ def norm_relu(x: Any, under: Condition | None, film: bool = True) -> Any:
 
 def model(image: Any, under: Condition | None, x: Any, num_classes: int, name: str) -> keras.Model:
     """Image, or image and lambda, to the logits of the features x [B, D]."""
-    inputs = image if under is None else {"image": image, "lambda": under.strength}
+    inputs = image if under is None else {"image": image, "strength": under.strength}
     return keras.Model(inputs, logits(num_classes)(x), name=name)
 
 
@@ -83,7 +83,7 @@ def wide_resnet(
     depth is 6 n + 4 for n blocks in each of three groups of 16, 32 and 64 times width filters.
     dropout: the share, before the second convolution of a block. mean, std: per-channel
     normalisation inside the network; none by default. lambdas: a once-for-all network, of inputs
-    {"image", "lambda"} (tfrobust.models.conditional).
+    {"image", "strength"} (tfrobust.models.conditional).
     """
     require(depth >= 10 and (depth - 4) % 6 == 0, "depth", "6 n + 4, such as 16 or 28", depth)
     require(width >= 1, "width", "int >= 1", width)

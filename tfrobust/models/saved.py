@@ -39,7 +39,7 @@ class SavedNetwork:
     def __call__(self, x: Any) -> tf.Tensor:
         x = tf.convert_to_tensor(x, tf.float32)
         if self.strength is not None:
-            x = {"image": x, "lambda": tf.fill(tf.shape(x)[:1], tf.constant(self.strength))}
+            x = {"image": x, "strength": tf.fill(tf.shape(x)[:1], tf.constant(self.strength))}
         values = tf.cast(self.forward(x), tf.float32)
         values = tf.ensure_shape(values, [None, self.classes])
         return tf.math.log(tf.maximum(values, TINY)) if self.outputs != "logits" else values
@@ -69,10 +69,10 @@ def load_network(path: str | Path, outputs: str = "logits", where: str = "path")
     """The network of a run folder with model.keras, a .keras file or a SavedModel folder.
 
     A SavedModel is called by its signature "serving_default", whatever its input and its output
-    are named. Of a once-for-all network, of inputs "image" and "lambda", lambda is 1. outputs: what
-    the network gives, "logits" or "probabilities". where: the name of the path in errors. Raises
-    UserError for a file that does not load, and for one that takes something else than images or
-    does not give one output [B, classes].
+    are named. The second input of a once-for-all network, "strength" beside "image", is 1. outputs:
+    what the network gives, "logits" or "probabilities". where: the name of the path in errors.
+    Raises UserError for a file that does not load, and for one that takes something else than
+    images or does not give one output [B, classes].
     """
     choose("outputs", outputs, OUTPUTS)
     folder = Path(path).expanduser()
@@ -169,8 +169,8 @@ def _open_saved_model(folder: Path, where: str) -> Opened:
 
 
 def _image(inputs: Collection[str], where: str) -> str:
-    """The name of the input for images: the only one, or "image" beside "lambda"."""
-    return "image" if set(inputs) == {"image", "lambda"} else _one("input", inputs, where)
+    """The name of the input for images: the only one, or "image" beside "strength"."""
+    return "image" if set(inputs) == {"image", "strength"} else _one("input", inputs, where)
 
 
 def _one(what: str, names: Collection[str], where: str) -> str:

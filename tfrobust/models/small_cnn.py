@@ -26,7 +26,7 @@ def small_cnn(
 
     By default the 4-layer MNIST network of the ATLAS paper, whose sizes the paper leaves out:
     32 and 64 filters of 5 x 5 and 1024 units, as in the networks of Madry et al. (2018). lambdas: a
-    once-for-all network, of inputs {"image", "lambda"}, with dual BatchNorm and FiLM after each
+    once-for-all network, of inputs {"image", "strength"}, with dual BatchNorm and FiLM after each
     convolution.
     """
     filters = [32, 64] if filters is None else filters

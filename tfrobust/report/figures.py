@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imsave
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from tfrobust.report.record import Probes
+from tfrobust.report.record import Extremes, Probes
 
 INK = "#010203"  # stands for the page's text colour, so that one figure suits light and dark
 COLOURS = ("#2f7ed8", "#e07b39")  # readable on white and on near-black
@@ -79,6 +79,60 @@ def _panel(
     _plain(axes)
     axes.legend(frameon=False, fontsize=9, labelcolor=INK)
     return _svg(figure, prefix)
+
+
+def spread(history: Sequence[Mapping[str, float]], name: str) -> str:
+    """Inline SVG of the quantiles of a method's table over the epochs: a line for the median, bands
+    for the middle half and for nine tenths of the training images."""
+    figure = Figure(figsize=(4.0, 2.6), layout="constrained")
+    axes = figure.add_subplot()
+    epochs = [row["epoch"] for row in history]
+    q05, q25, q50, q75, q95 = (
+        [row.get(f"{name}_q{share:02d}", math.nan) for row in history]
+        for share in (5, 25, 50, 75, 95)
+    )
+    axes.fill_between(epochs, q05, q95, color=COLOURS[0], alpha=0.2, lw=0, label="90 % of images")
+    axes.fill_between(epochs, q25, q75, color=COLOURS[0], alpha=0.4, lw=0, label="50 %")
+    axes.plot(epochs, q50, color=COLOURS[0], lw=1.6, label="median")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+    axes.set_xlabel("epoch", color=INK)
+    _plain(axes)
+    axes.legend(frameon=False, fontsize=9, labelcolor=INK)
+    return _svg(figure, "spread")
+
+
+def histogram(values: np.ndarray) -> str:
+    """Inline SVG of how many training images have which number."""
+    figure = Figure(figsize=(4.0, 2.6), layout="constrained")
+    axes = figure.add_subplot()
+    axes.hist(values, bins=30, color=COLOURS[0])
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+    axes.set_ylabel("training images", color=INK)
+    _plain(axes)
+    return _svg(figure, "histogram")
+
+
+@dataclass(frozen=True)
+class ExtremeCard:
+    """A training image as a PNG data URI, its class and its number."""
+
+    image: str
+    label: str
+    value: float
+
+
+def extreme_cards(extremes: Extremes, class_names: Sequence[str]) -> list[ExtremeCard]:
+    """The images at both ends of a table, in their order."""
+    return [
+        ExtremeCard(
+            _png(image), class_names[label] if label < len(class_names) else str(label), value
+        )
+        for image, label, value in zip(
+            extremes.image, extremes.label.tolist(), extremes.value.tolist(), strict=True
+        )
+    ]
 
 
 def trade_off(curve: Sequence[Mapping[str, float]]) -> str:

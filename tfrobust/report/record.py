@@ -38,18 +38,35 @@ class Probes:
 
 
 @dataclass(frozen=True)
+class Extremes:
+    """Training images at both ends of a method's table, those of least value first.
+
+    name: of the number, such as radius. image: float32 [2 n, H, W, C] in [0, 1]. label [2 n].
+    value: float32 [2 n]. values: float32 [N], those of all training images.
+    """
+
+    name: str
+    image: np.ndarray
+    label: np.ndarray
+    value: np.ndarray
+    values: np.ndarray
+
+
+@dataclass(frozen=True)
 class RunRecord:
     """What a run left behind.
 
     config: the resolved config. history: one mapping an epoch, column -> number, an empty cell is
     an absent key, `finished_at` in seconds; empty when nothing was trained. evaluation: the
-    content of eval.json. probes: None when the run stored no images.
+    content of eval.json. probes: None when the run stored no images. extremes: None where the
+    method has no table.
     """
 
     config: dict[str, Any]
     history: list[dict[str, float]]
     evaluation: dict[str, Any]
     probes: Probes | None
+    extremes: Extremes | None = None
 
 
 def load_run(run: Path) -> RunRecord:
@@ -61,6 +78,7 @@ def load_run(run: Path) -> RunRecord:
     run = Path(run)
     config_file, evaluation_file = run / "config.yaml", run / "eval.json"
     history_file, probes_file = run / "history.csv", run / "probes.npz"
+    extremes_file = run / "extremes.npz"
     if not config_file.is_file():
         raise UserError(f"{config_file}: expected the config of a run, received no such file")
     if not evaluation_file.is_file():
@@ -73,6 +91,7 @@ def load_run(run: Path) -> RunRecord:
         history=_read(history_file, _history) if history_file.is_file() else [],
         evaluation=_read(evaluation_file, _evaluation),
         probes=_read(probes_file, _probes) if probes_file.is_file() else None,
+        extremes=_read(extremes_file, _extremes) if extremes_file.is_file() else None,
     )
 
 
@@ -220,6 +239,15 @@ def _probes(path: Path) -> Probes:
         if getattr(probes, key).shape != shape[:1]:
             raise ValueError(f"{key} of shape {getattr(probes, key).shape} for {shape[0]} images")
     return probes
+
+
+def _extremes(path: Path) -> Extremes:
+    with np.load(path, allow_pickle=False) as arrays:
+        name, image = str(arrays["name"]), arrays["image"]
+        label, value, values = (arrays[key] for key in ("label", "value", "values"))
+    if image.ndim != 4 or label.shape != (len(image),) or value.shape != (len(image),):
+        raise ValueError(f"images of shape {image.shape}, {label.shape} labels, {value.shape}")
+    return Extremes(name, image, label, value, values)
 
 
 def _fields(value: Any, fields: Mapping[str, Any], where: str) -> None:

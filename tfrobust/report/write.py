@@ -8,7 +8,15 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from tfrobust.io import write_text
-from tfrobust.report.figures import amplification, curves, probe_cards, trade_off
+from tfrobust.report.figures import (
+    amplification,
+    curves,
+    extreme_cards,
+    histogram,
+    probe_cards,
+    spread,
+    trade_off,
+)
 from tfrobust.report.record import RunRecord, load_run
 from tfrobust.report.summary import (
     AccuracyRow,
@@ -70,6 +78,13 @@ def write_report(run: Path) -> Path:
     best = best_epoch(record.history, record.config)
     values["curves"] = [(title, Markup(svg)) for title, svg in curves(record.history, best)]
     values["trade_off"] = Markup(trade_off(record.evaluation["curve"]))
+    extremes = record.extremes
+    values["extremes"] = extremes
+    if extremes is not None:
+        names = record.probes.class_names if record.probes else []
+        values["spread"] = Markup(spread(record.history, extremes.name))
+        values["histogram"] = Markup(histogram(extremes.values))
+        values["extreme_cards"] = extreme_cards(extremes, names)
     values["cards"] = probe_cards(record.probes) if record.probes else []
     values["gain"] = amplification(record.probes) if record.probes else 1
     write_text(folder / "index.html", environment.get_template("index.html").render(values))

@@ -2,7 +2,12 @@
 
 from tfrobust.training.checkpoint import Best, Checkpoints, Resume
 from tfrobust.training.interrupt import Interrupted, Interruption, NotFinite
-from tfrobust.training.monitors import BatchTimer, CatastrophicOverfitting, History
+from tfrobust.training.monitors import (
+    BatchTimer,
+    CatastrophicOverfitting,
+    History,
+    TableQuantiles,
+)
 from tfrobust.training.optimizers import OPTIMIZERS
 from tfrobust.training.schedules import MONITOR, MONITORS, SCHEDULES, Guided, Schedule
 
@@ -22,4 +27,5 @@ __all__ = [
     "NotFinite",
     "Resume",
     "Schedule",
+    "TableQuantiles",
 ]

@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from absl import logging
 
 from tfrobust.io import write_text
 from tfrobust.training.schedules import MONITOR
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 class BatchTimer(keras.callbacks.Callback):
@@ -46,6 +49,22 @@ class BatchTimer(keras.callbacks.Callback):
             logs["seconds_per_batch"] = statistics.median(self.seconds)
             logs["validation_share"] = self.validated / (time.perf_counter() - self.started)
             logs["learning_rate"] = self.learning_rate
+
+
+class TableQuantiles(keras.callbacks.Callback):
+    """Adds to the epoch's logs the quantiles of the method's tables over the training examples:
+    radius_q50 is the median radius. rows: the examples' rows, as some are held out."""
+
+    def __init__(self, rows: np.ndarray):
+        super().__init__()
+        self.rows = rows
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        for name, table in self.model.tables().items():
+            values = keras.ops.convert_to_numpy(table.table)[self.rows]
+            for share, value in zip(QUANTILES, np.quantile(values, QUANTILES), strict=True):
+                if logs is not None:
+                    logs[f"{name}_q{round(100 * share):02d}"] = float(value)
 
 
 class History(keras.callbacks.Callback):
