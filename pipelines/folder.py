@@ -31,6 +31,7 @@ class Folder:
         self.flags = path / "flags.npz"
         self.adversarial = path / "adversarial.npz"
         self.probes = path / "probes.npz"
+        self.valley = path / "valley.npz"
         self.extremes = path / "extremes.npz"
         self.saved_model = path / "saved_model"
         self.tensorboard = path / "tensorboard"

@@ -47,7 +47,7 @@ def inputs(stage: str, spec: Spec, folder: Folder) -> str:
     return fingerprint(
         spec.config,
         spec.config,
-        [folder.history, folder.evaluation, folder.probes, folder.extremes],
+        [folder.history, folder.evaluation, folder.probes, folder.extremes, folder.valley],
     )
 
 

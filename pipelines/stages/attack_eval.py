@@ -24,6 +24,7 @@ from tfrobust.evaluation import (
     predictor,
     run,
     settings,
+    valley,
     worst_case,
 )
 from tfrobust.evaluation.craft import LogitsFn
@@ -31,7 +32,7 @@ from tfrobust.io import UNREADABLE, write_atomically, write_text
 from tfrobust.models import SavedNetwork
 from tfrobust.registry import require
 
-PROBES = 8
+PROBES, VALLEY = 8, 200  # test images
 GRID = 1e-4  # of 1/255: float32 rounding
 SECTIONS = ("seed", "threat", "data", "model", "attacks", "evaluation")
 
@@ -76,6 +77,9 @@ def attack_eval(spec: Spec, folder: Folder, logits_fn: SavedNetwork) -> None:
         for check in found:
             if check.warns:
                 print(f"warning: {check.name}: {check.text}", flush=True)
+        few = slice(VALLEY)
+        around = valley(logits_fn, x[few], y[few], spec.threat, seed=spec.seed)
+        write_atomically(folder.valley, lambda p: np.savez(p, **around._asdict()))
         _probe(folder.probes, spec, logits_fn, test.take(np.arange(min(PROBES, len(test)))))
 
 

@@ -15,7 +15,16 @@ import tensorflow as tf
 
 from tfrobust import FGSM, PGD, Attack, Threat
 from tfrobust.attacks import APGD, Outcome
-from tfrobust.evaluation import Trial, adversaries, evaluate, predictor, run, trials, worst_case
+from tfrobust.evaluation import (
+    Trial,
+    adversaries,
+    evaluate,
+    predictor,
+    run,
+    trials,
+    valley,
+    worst_case,
+)
 from tfrobust.registry import UserError
 
 # Distances 0.4, 0.3, 0.2, 0.1 below and above 0.5.
@@ -296,3 +305,17 @@ def test_two_devices_find_what_one_finds(evaluated_on_two_devices: dict[str, Any
         np.testing.assert_allclose(two[0], one[0], atol=1e-6, err_msg=str(attack))
         assert two[1:] == one[1:], attack
     assert any(not all(right) for _, right, *_ in found["one"])
+
+
+def test_the_valley_of_a_linear_network() -> None:
+    """For two classes the corners of the ball: log(1 + exp(-m +- eps ||d||_1)) with the margin m
+    and d the difference of the weights."""
+    rng = np.random.default_rng(0)
+    weights = rng.normal(size=(4, 2)).astype("float32")
+    x, y = (0.3 + 0.4 * rng.random((6, 2, 2, 1))).astype("float32"), np.arange(6) % 2
+    network = lambda images: tf.reshape(images, [-1, 4]) @ weights  # noqa: E731
+    found = valley(network, x, y, Threat("linf", 0.1))
+    away = (weights[:, 1 - y] - weights[:, y]).T
+    margin, reach = -np.sum(x.reshape(6, 4) * away, axis=1), 0.1 * np.abs(away).sum(axis=1)
+    for part, shift in ((found.clean, 0), (found.highest, reach), (found.lowest, -reach)):
+        np.testing.assert_allclose(part, np.log1p(np.exp(shift - margin)), rtol=1e-4)

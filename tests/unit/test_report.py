@@ -276,6 +276,18 @@ def test_the_numbers_of_training_images(tmp_path: Path) -> None:
         load_run(run)
 
 
+def test_the_valley_of_the_loss(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    losses = {"clean": [0.5, 0.1], "highest": [1.5, 0.9], "lowest": [0.0, 0.02]}
+    np.savez(run / "valley.npz", **{key: np.array(part) for key, part in losses.items()})
+    html = write_report(run).read_text()
+    assert html.count("<svg") == 7 and 'id="valley-' in html
+    assert "Cross entropy of 2 test images: mean 0.3, 1.2 at the highest" in html
+    np.savez(run / "valley.npz", clean=np.zeros(2), highest=np.zeros(2), lowest=np.zeros(3))
+    with pytest.raises(ValueError, match=r"valley\.npz: expected a readable file"):
+        load_run(run)
+
+
 def test_training_summary(tmp_path: Path) -> None:
     history = load_run(make_run(tmp_path / "run")).history
     told = summarise_training(history, {})

@@ -6,6 +6,7 @@ from tfrobust.evaluation.evaluate import MODES, evaluate, run
 from tfrobust.evaluation.inputs import check_inputs
 from tfrobust.evaluation.results import Check, Evaluation, Result, merged, settings, worst_case
 from tfrobust.evaluation.trials import SUITES, Trial, trials
+from tfrobust.evaluation.valley import Valley, valley
 
 __all__ = [
     "MODES",
@@ -15,6 +16,7 @@ __all__ = [
     "Evaluation",
     "Result",
     "Trial",
+    "Valley",
     "adversaries",
     "check_inputs",
     "checks",
@@ -25,5 +27,6 @@ __all__ = [
     "run",
     "settings",
     "trials",
+    "valley",
     "worst_case",
 ]

@@ -135,6 +135,26 @@ def extreme_cards(extremes: Extremes, class_names: Sequence[str]) -> list[Extrem
     ]
 
 
+def valley(losses: Mapping[str, np.ndarray]) -> str:
+    """Inline SVG of the loss at test images, in rising order, between the lowest and the highest
+    found around each."""
+    figure = Figure(figsize=(4.0, 2.6), layout="constrained")
+    axes = figure.add_subplot()
+    order = np.argsort(losses["clean"], kind="stable")
+    least = 1e-8  # on a logarithmic scale
+    clean, high, low = (
+        np.maximum(losses[key][order], least) for key in ("clean", "highest", "lowest")
+    )
+    places = np.arange(len(order))
+    axes.fill_between(places, low, high, color=COLOURS[0], alpha=0.25, lw=0, label="in the ball")
+    axes.plot(places, clean, color=COLOURS[0], lw=1.6, label="clean")
+    axes.set_yscale("log")
+    axes.set_xlabel("test images by their loss", color=INK)
+    _plain(axes)
+    axes.legend(frameon=False, fontsize=9, labelcolor=INK)
+    return _svg(figure, "valley")
+
+
 def trade_off(curve: Sequence[Mapping[str, float]]) -> str:
     """Inline SVG of robust against clean accuracy, a point for each lambda."""
     figure = Figure(figsize=(4.0, 2.6), layout="constrained")

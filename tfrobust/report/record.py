@@ -59,7 +59,7 @@ class RunRecord:
     config: the resolved config. history: one mapping an epoch, column -> number, an empty cell is
     an absent key, `finished_at` in seconds; empty when nothing was trained. evaluation: the
     content of eval.json. probes: None when the run stored no images. extremes: None where the
-    method has no table.
+    method has no table. valley: the losses "clean", "highest" and "lowest" [n] around test images.
     """
 
     config: dict[str, Any]
@@ -67,6 +67,7 @@ class RunRecord:
     evaluation: dict[str, Any]
     probes: Probes | None
     extremes: Extremes | None = None
+    valley: dict[str, np.ndarray] | None = None
 
 
 def load_run(run: Path) -> RunRecord:
@@ -78,7 +79,7 @@ def load_run(run: Path) -> RunRecord:
     run = Path(run)
     config_file, evaluation_file = run / "config.yaml", run / "eval.json"
     history_file, probes_file = run / "history.csv", run / "probes.npz"
-    extremes_file = run / "extremes.npz"
+    extremes_file, valley_file = run / "extremes.npz", run / "valley.npz"
     if not config_file.is_file():
         raise UserError(f"{config_file}: expected the config of a run, received no such file")
     if not evaluation_file.is_file():
@@ -92,6 +93,7 @@ def load_run(run: Path) -> RunRecord:
         evaluation=_read(evaluation_file, _evaluation),
         probes=_read(probes_file, _probes) if probes_file.is_file() else None,
         extremes=_read(extremes_file, _extremes) if extremes_file.is_file() else None,
+        valley=_read(valley_file, _valley) if valley_file.is_file() else None,
     )
 
 
@@ -248,6 +250,14 @@ def _extremes(path: Path) -> Extremes:
     if image.ndim != 4 or label.shape != (len(image),) or value.shape != (len(image),):
         raise ValueError(f"images of shape {image.shape}, {label.shape} labels, {value.shape}")
     return Extremes(name, image, label, value, values)
+
+
+def _valley(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as arrays:
+        losses = {key: arrays[key] for key in ("clean", "highest", "lowest")}
+    if len({part.shape for part in losses.values()}) > 1 or losses["clean"].ndim != 1:
+        raise ValueError(f"losses of shapes {[part.shape for part in losses.values()]}")
+    return losses
 
 
 def _fields(value: Any, fields: Mapping[str, Any], where: str) -> None:

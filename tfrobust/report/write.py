@@ -16,6 +16,7 @@ from tfrobust.report.figures import (
     probe_cards,
     spread,
     trade_off,
+    valley,
 )
 from tfrobust.report.record import RunRecord, load_run
 from tfrobust.report.summary import (
@@ -78,6 +79,15 @@ def write_report(run: Path) -> Path:
     best = best_epoch(record.history, record.config)
     values["curves"] = [(title, Markup(svg)) for title, svg in curves(record.history, best)]
     values["trade_off"] = Markup(trade_off(record.evaluation["curve"]))
+    values["valley"] = None
+    if record.valley is not None:
+        clean, high, low = (float(record.valley[k].mean()) for k in ("clean", "highest", "lowest"))
+        values["valley"] = Markup(valley(record.valley))
+        values["valley_note"] = (
+            f"Cross entropy of {len(record.valley['clean'])} test images: mean {clean:.3g}, "
+            f"{high:.3g} at the highest point found in the ball of each and {low:.3g} at the "
+            "lowest, the collaborative example. Robust networks have a shallow valley."
+        )
     extremes = record.extremes
     values["extremes"] = extremes
     if extremes is not None:

@@ -1,0 +1,41 @@
+"""The valley of the loss around images (Li et al., 2023, ICLR): how far it rises and falls in the
+ball. Robust networks have a shallow one."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from tfrobust import losses, noise
+from tfrobust.attacks import PGD
+from tfrobust.evaluation.craft import LogitsFn, compiled
+from tfrobust.methods.squeeze import squeezed
+from tfrobust.threat import Threat
+
+ATTACK = PGD(steps=20, start="normal")
+
+
+class Valley(NamedTuple):
+    """Cross entropy [n] at each image, and the highest and the lowest found in its ball, at the
+    adversarial and the collaborative example."""
+
+    clean: np.ndarray
+    highest: np.ndarray
+    lowest: np.ndarray
+
+
+def valley(
+    logits_fn: LogitsFn, x: np.ndarray, y: np.ndarray, threat: Threat, *, seed: int = 0
+) -> Valley:
+    """The search of squeeze training, on any network; x [n, H, W, C] is one batch."""
+
+    def run(images: tf.Tensor, labels: tf.Tensor) -> Any:
+        logits = lambda points: tf.cast(logits_fn(points), tf.float32)  # noqa: E731
+        options: Any = {"threat": threat, "seed": noise.seed_for(seed, 0, "valley")}
+        high, low = squeezed(logits, images, labels, attack=ATTACK, **options)
+        return [losses.cross_entropy(logits(points), labels) for points in (images, high, low)]
+
+    function = compiled(run, x.shape[1:], tf.TensorSpec([None], tf.int32))
+    return Valley(*(part.numpy() for part in function(tf.constant(x), tf.constant(y, tf.int32))))
