@@ -225,26 +225,19 @@ class RobustModel(keras.Model):
     # -------------------------------------------------------------- passes through the network
     def run(self, inputs: Any, mode: str) -> tf.Tensor:
         """Float32 logits; mode is "eval", "train" or "frozen"."""
-        with self._unchanged() if mode == "frozen" else contextlib.nullcontext():
+        with self.substituted({}) if mode == "frozen" else contextlib.nullcontext():
             return tf.cast(self.network(inputs, training=mode != "eval"), tf.float32)
 
     def logits_fn(self, batch: Batch, mode: str) -> Callable[[tf.Tensor], tf.Tensor]:
         """x -> logits with the batch's other inputs bound: what attacks are given."""
         return lambda x: self.run(self.inputs(batch, x), mode)
 
-    @contextlib.contextmanager
-    def _unchanged(self) -> Any:
-        """Inside, assignments to the network's variables are dropped."""
-        with self.substituted({}):
-            yield
-
-    @contextlib.contextmanager
-    def substituted(self, values: Mapping[int, tf.Tensor]) -> Any:
-        """Inside, trainable weight k is read as values[k], and assignments are dropped."""
+    def substituted(self, values: Mapping[int, tf.Tensor]) -> keras.StatelessScope:
+        """A context in which trainable weight k is read as values[k], and assignments to the
+        network's variables are dropped."""
         weights = self.network.trainable_variables
         other = [(weights[k], value) for k, value in values.items()]
-        with keras.StatelessScope([*((v, v.value) for v in self.network.variables), *other]) as s:
-            yield s
+        return keras.StatelessScope([*((v, v.value) for v in self.network.variables), *other])
 
     @property
     def _averaged(self) -> list[Any]:

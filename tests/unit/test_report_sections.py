@@ -1,0 +1,60 @@
+"""Report: what only some runs have: a trade-off curve, a table of the method, a loss valley."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.unit.test_report import change, make_run
+from tfrobust.report import load_run, write_report
+
+
+def test_the_trade_off_of_a_once_for_all_network(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    assert "Trade-off" not in write_report(run).read_text()
+    rows = [(1.0, 0.9, 0.6), (0.2, 0.95, 0.5)]
+    keys = ("lambda", "clean_accuracy", "robust_accuracy")
+    change(run, curve=[dict(zip(keys, row, strict=True)) for row in rows])
+    page = write_report(run)
+    html, markdown = page.read_text(), (page.parent / "report.md").read_text()
+    assert html.count("<svg") == 7 and "<td>0.2</td><td>95.0 %</td><td>50.0 %</td>" in html
+    assert "| 1 | 90.0 % | 60.0 % |" in markdown
+    change(run, curve=[{"lambda": 2.0, "clean_accuracy": 0.9, "robust_accuracy": 0.6}])
+    with pytest.raises(ValueError, match=r"eval\.json.*curve\.0\.lambda: 2\.0"):
+        load_run(run)
+
+
+def test_the_numbers_of_training_images(tmp_path: Path) -> None:
+    """Their spread over the epochs, their histogram, the images at both ends."""
+    run = make_run(tmp_path / "run")
+    quantiles = ",".join(f"radius_q{share:02d}" for share in (5, 25, 50, 75, 95))
+    (run / "history.csv").write_text(
+        f"epoch,loss,{quantiles}\n0,1,.1,.1,.1,.1,.1\n1,1,0,.1,.2,.3,.4\n"
+    )
+    arrays = {
+        "name": np.array("radius"),
+        "image": np.random.default_rng(0).random((4, 8, 8, 1), np.float32),
+        "label": np.array([0, 1, 0, 1]),
+        "value": np.array([0.0, 0.0123, 0.3, 0.4], np.float32),
+        "values": np.linspace(0, 0.4, 20, dtype=np.float32),
+    }
+    np.savez(run / "extremes.npz", **arrays)
+    html = write_report(run).read_text()
+    assert "The radius of each training image" in html
+    assert html.count('alt="training image"') == 4 and "one &amp; two<br>0.0123" in html
+    assert html.count("<svg") == 3 and 'id="spread-' in html and 'id="histogram-' in html
+    np.savez(run / "extremes.npz", **arrays | {"label": np.zeros(3, int)})
+    with pytest.raises(ValueError, match=r"extremes\.npz: expected a readable file"):
+        load_run(run)
+
+
+def test_the_valley_of_the_loss(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    losses = {"clean": [0.5, 0.1], "highest": [1.5, 0.9], "lowest": [0.0, 0.02]}
+    np.savez(run / "valley.npz", **{key: np.array(part) for key, part in losses.items()})
+    html = write_report(run).read_text()
+    assert html.count("<svg") == 7 and 'id="valley-' in html
+    assert "Cross entropy of 2 test images: mean 0.3, 1.2 at the highest" in html
+    np.savez(run / "valley.npz", clean=np.zeros(2), highest=np.zeros(2), lowest=np.zeros(3))
+    with pytest.raises(ValueError, match=r"valley\.npz: expected a readable file"):
+        load_run(run)
