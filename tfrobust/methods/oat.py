@@ -76,18 +76,29 @@ class Oat(RobustModel):
         return {
             "loss": (1.0 - strength) * losses.cross_entropy(clean, label) + strength * hard,
             "accuracy": losses.correct(clean, label),
-            "robust_accuracy": losses.correct(adversarial, part["label"]),
+            "robust_accuracy": self._of_attacked(strength, adversarial, part["label"]),
         }
+
+    def _of_attacked(self, strength: tf.Tensor, logits: tf.Tensor, label: tf.Tensor) -> tf.Tensor:
+        """[B], of a mean over the global batch that is the accuracy of those that were attacked."""
+        right = tf.cast(losses.correct(logits, label), tf.float32)
+        right = tf.scatter_nd(_attacked(strength)[:, None], right, tf.shape(strength, tf.int64))
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        size = tf.size(strength) * replicas
+        return right * tf.cast(size / (size - self._zeros(size)), tf.float32)
+
+    def _zeros(self, size: tf.Tensor) -> tf.Tensor:
+        """How many of a global batch get lambda 0."""
+        return -(-size // len(self.lambdas))
 
     def _drawn(self, shape: tf.Tensor) -> tf.Tensor:
         """lambda for each example of the global batch: the zeros at random places."""
         size, seed = shape[0], self.seed_for("strength")
-        zeros = -(-size // len(self.lambdas))
         which = tf.random.stateless_uniform(
             [size], seed, 1, len(self.lambdas), tf.int32, alg="philox"
         )
         drawn = tf.gather(tf.constant(list(self.lambdas), tf.float32), which)
-        drawn = tf.where(tf.range(size) < zeros, 0.0, drawn)
+        drawn = tf.where(tf.range(size) < self._zeros(size), 0.0, drawn)
         order = self.seed_for("lambda's places")
         return tf.random.experimental.stateless_shuffle(drawn, order, alg="philox")
 
