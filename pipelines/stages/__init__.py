@@ -29,7 +29,8 @@ ORDER = STAGES
 def inputs(stage: str, spec: Spec, folder: Folder) -> str:
     """The fingerprint of all that a stage's result depends on."""
     sections = (spec.config["data"], spec.config["data"].get("extra") or {})
-    data = [Path(section["path"]).expanduser() for section in sections if "path" in section]
+    paths = [Path(section["path"]).expanduser() for section in sections if "path" in section]
+    data = [path for path in paths if path.is_file()]  # of a folder of images nothing is read
     if stage == "train":
         start = spec.train.init_from if spec.train is not None else None
         base = [keras_file(start, "train.init_from")] if start else []

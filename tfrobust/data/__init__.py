@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from tfrobust.data.augment import AUGMENTATIONS
 from tfrobust.data.digits import open_digits
+from tfrobust.data.folder import open_folder
 from tfrobust.data.npz import open_npz
 from tfrobust.data.pipeline import Extra, batches, from_arrays
 from tfrobust.data.split import Dataset, Split, hold_out
@@ -13,6 +14,7 @@ from tfrobust.data.tfds import TFDS
 DATASETS: dict[str, Callable[..., Dataset]] = {
     "digits": open_digits,
     **TFDS,
+    "folder": open_folder,
     "npz": open_npz,
     "synthetic": imitate,
 }

@@ -1,5 +1,6 @@
 """Splits and arrays to tf.data of batches, in an order that holds no state."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -7,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfrobust.data.augment import AUGMENTATIONS
+from tfrobust.data.folder import Files
 from tfrobust.data.split import Split
 from tfrobust.noise import seed_for
 from tfrobust.registry import choose, require
@@ -126,10 +128,14 @@ def _collector(
     split: Split, seed: int, augment: str | None
 ) -> Callable[[tf.Tensor, tf.Tensor], dict[str, tf.Tensor]]:
     with tf.device("CPU"):  # on a GPU every gather would copy the whole split back
-        images, labels, index = (tf.constant(a) for a in (split.images, split.labels, split.index))
+        labels, index = tf.constant(split.labels), tf.constant(split.index)
+        if isinstance(split.images, Files):
+            images = split.images.gather()
+        else:
+            images = functools.partial(tf.gather, tf.constant(split.images))
 
     def collect(counter: tf.Tensor, positions: tf.Tensor) -> dict[str, tf.Tensor]:
-        x = tf.gather(images, positions)
+        x = images(positions)
         if augment is not None:
             x = AUGMENTATIONS[augment](x, seed_for(seed, counter, "augment"))
         if x.dtype == tf.uint8:  # last: the gathers above move a quarter of the bytes

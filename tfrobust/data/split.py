@@ -14,7 +14,7 @@ MOST_CLASSES = 2**16  # more is an identifier mistaken for a class, and a networ
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """One split of a data set, decoded once.
+    """One split of a data set, decoded once, or file by file (`tfrobust.data.folder.Files`).
 
     images: [N, H, W, C], uint8 or float32 in [0, 1].
     labels: [N] int32.
@@ -76,9 +76,10 @@ class Split:
 
     def as_float(self) -> np.ndarray:
         """The images as [N, H, W, C] float32 in [0, 1]."""
-        if self.images.dtype == np.uint8:
-            return self.images.astype(np.float32) / np.float32(255)
-        return self.images
+        images = np.asarray(self.images)  # decoded, where they lie in files
+        if images.dtype == np.uint8:
+            return images.astype(np.float32) / np.float32(255)
+        return images
 
 
 @dataclass(frozen=True)

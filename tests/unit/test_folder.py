@@ -1,0 +1,109 @@
+"""A folder of images: what is read of it, in which order, and how its mistakes are told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.image import imsave
+
+from pipelines.run import run
+from tfrobust.data import batches, open_folder
+from tfrobust.registry import UserError
+
+SHADES = {"a": 40, "b": 200}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Twelve images to train on and six to test on, each of one shade, of several sizes."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 6), ("val", 3)):
+        for name, shade in SHADES.items():
+            (tmp_path / split / name).mkdir(parents=True)
+            for number in range(count):
+                height, width = rng.integers(9, 30, 2)
+                image = np.full((height, width, 3), shade + number, np.uint8)
+                ending = ("png", "JPEG")[number % 2]
+                place = tmp_path / split / name / f"{number}.{ending}"
+                imsave(place, image, format=ending.lower())
+    (tmp_path / "train" / "a" / "notes.txt").write_text("no image")
+    return tmp_path
+
+
+def test_images_are_read_when_they_are_used(folder: Path) -> None:
+    source = open_folder(str(folder), image_size=8)
+    assert source.image_shape == (8, 8, 3) and source.class_names == ("a", "b")
+    train, test = source.load("train"), source.load("test")
+    assert (len(train), len(test)) == (12, 6)
+    expected = np.repeat([SHADES["a"], SHADES["b"]], 6) + np.tile(np.arange(6), 2)
+    images = train.as_float()
+    assert images.shape == (12, 8, 8, 3)
+    np.testing.assert_allclose(images.mean(axis=(1, 2, 3)) * 255, expected, atol=2)  # of JPEG
+    np.testing.assert_array_equal(train.labels, np.repeat([0, 1], 6))
+    few = train.take([7, 2])
+    np.testing.assert_array_equal(few.as_float(), images[[7, 2]])
+    np.testing.assert_array_equal(few.index, [7, 2])
+
+
+def test_batches_are_those_of_the_arrays(folder: Path) -> None:
+    """Same order, same augmentation, same index; and the resumed stream its tail."""
+    train = open_folder(str(folder), image_size=8).load("train")
+    held = type(train)(np.asarray(train.images), train.labels, train.index)
+    options = {"seed": 1, "training": True, "augment": "crop_flip"}
+    streams = [batches(s, 4, **options).take(7).as_numpy_iterator() for s in (train, held)]
+    for lazy, kept in zip(*streams, strict=True):
+        for key in kept:
+            np.testing.assert_array_equal(lazy[key], kept[key])
+    tail = next(batches(train, 4, first_step=6, **options).as_numpy_iterator())
+    np.testing.assert_array_equal(tail["image"], lazy["image"])
+
+
+def test_only_some_of_the_test_images(folder: Path) -> None:
+    source = open_folder(str(folder), image_size=8, test_examples=4)
+    test = source.load("test")
+    assert len(test) == 4 and len(set(test.index)) == 4
+    np.testing.assert_array_equal(source.load("test").index, test.index)
+
+
+def test_iaat_on_a_folder(folder: Path, tmp_path: Path) -> None:
+    """A row of the table for each file; the whole run, in small."""
+    out = run(
+        "digits_iaat",
+        [
+            f"data={{name: folder, path: {folder}, image_size: 16, batch_size: 4, validation: 4}}",
+            "model={name: resnet, width: 2, stem: imagenet}",
+            "train.epochs=2", "train.epsilon_ramp_epochs=0", "method.warmup_epochs=1",
+            "train.schedule={name: constant}",
+        ],
+        tmp_path / "runs",
+        None,
+        smoke=False,
+    )  # fmt: skip
+    with np.load(out / "extremes.npz") as table:
+        assert table["values"].shape == (8,) and set(table["index"]) < set(range(12))
+        assert (table["values"] > 0).any()
+
+
+def emptied(folder: Path) -> None:
+    for file in (folder / "train" / "a").iterdir():
+        file.unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / "train").rename(f / "training"), "received .*: no train"),
+        (
+            lambda f: (f / "val" / "b").rename(f / "val" / "c"),
+            "the same classes in train and val, received 'b, c'",
+        ),
+        (emptied, "images in .*train/a, received 'none'"),
+    ],
+)
+def test_mistakes_are_one_line(folder: Path, damage: Callable[[Path], None], message: str) -> None:
+    damage(folder)
+    with pytest.raises(UserError, match=f"path: expected .*{message}"):
+        open_folder(str(folder))
