@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -80,7 +81,7 @@ class Folder:
     def clear(self, stage: str) -> None:
         """Remove what an evaluation of other inputs left; other stages overwrite their own."""
         if stage == "attack_eval":
-            for path in (self.evaluation, self.flags, self.adversarial, self.probes):
+            for path in (self.evaluation, self.flags, self.adversarial, self.probes, self.valley):
                 path.unlink(missing_ok=True)
 
     def move_aside(self) -> Path:
@@ -107,14 +108,27 @@ def fingerprint(
     config: Mapping[str, Any], sections: Iterable[str] = (), files: Iterable[Path] = ()
 ) -> str:
     """A hash of sections of the config and of the content of files."""
-    chosen = {
-        s: {k: v for k, v in config[s].items() if k not in PLACES}
-        if isinstance(config.get(s), Mapping)
-        else config.get(s)
-        for s in sections
-    }
+    chosen = {s: _without_places(config.get(s)) for s in sections}
     digest = hashlib.sha256(json.dumps(chosen, sort_keys=True, default=str).encode())
     for file in files:
+        if file.is_dir():
+            digest.update(_listing(file))
+            continue
         with contextlib.suppress(FileNotFoundError), file.open("rb") as content:
             digest.update(hashlib.file_digest(content, "sha256").digest())
     return digest.hexdigest()
+
+
+def _without_places(section: Any) -> Any:
+    if not isinstance(section, Mapping):
+        return section
+    kept = {key: value for key, value in section.items() if key not in PLACES}
+    return {key: _without_places(value) if key == "extra" else value for key, value in kept.items()}
+
+
+@functools.cache
+def _listing(folder: Path) -> bytes:
+    """A hash of the names and sizes of all files below: to read them all would take too long."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    told = [f"{file.relative_to(folder)} {file.stat().st_size}" for file in files]
+    return hashlib.sha256("\n".join(told).encode()).digest()

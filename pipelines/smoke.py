@@ -30,9 +30,9 @@ def smoke(spec: Spec) -> Spec:
         more = {"share": spec.data.extra.share, "weight": spec.data.extra.weight}
         config["data"]["extra"] = {**shape, **more}
     if spec.train is not None:
-        lambdas = config["model"].get("lambdas")
+        kept = {k: config["model"][k] for k in ("lambdas", "encoding") if k in config["model"]}
         config["model"] = {"name": "small_cnn", "filters": [4, 4], "kernel": 3, "units": 16}
-        config["model"] |= {"lambdas": lambdas} if lambdas else {}
+        config["model"] |= kept if "lambdas" in kept else {}
         ramp = min(1, spec.train.epsilon_ramp_epochs)
         small = {"epochs": 2, "steps_per_epoch": 2, "epsilon_ramp_epochs": ramp, "init_from": None}
         config["train"] = {**config["train"], **small}

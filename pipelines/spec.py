@@ -20,6 +20,7 @@ from tfrobust.registry import (
     arguments,
     build,
     choose,
+    convert,
     located,
     number,
     require,
@@ -90,7 +91,7 @@ def parse(name: str, config: dict[str, Any]) -> Spec:
         located(where, attack.check, threat)
     attack_files(training_attacks(method, train))
     if method is not None:  # the constructor checks its values: on a small stand-in, at once
-        stand_in = _stand_in(top.get("model") or {})
+        stand_in = _stand_in(top.get("model") or {}, method, train)
         located("method", method, stand_in, ramp_steps=0, **dict.fromkeys(FACTS, 1))
     if "optimizer" in top:
         optimizer = resolve(OPTIMIZERS, top["optimizer"], "optimizer")
@@ -313,7 +314,15 @@ def _check_lambdas(lambdas: list[float] | None, model: Mapping[str, Any]) -> Non
     )
 
 
-def _stand_in(model: Mapping[str, Any]) -> keras.Model:
-    """A network with the inputs of the one that `model` names."""
+def _stand_in(
+    model: Mapping[str, Any], method: partial[RobustModel], train: Train | None
+) -> keras.Model:
+    """A network with the inputs of the one that is trained."""
     given = {key: model[key] for key in ("lambdas", "encoding") if model.get(key) is not None}
-    return MODELS["small_cnn"]((8, 8, 1), 4, filters=[2], units=2, **given)
+    lambdas = convert("model.lambdas", given.get("lambdas"), list[float] | None)
+    encoding = convert("model.encoding", given.get("encoding", "random"), str)
+    conditional = "strength" in getattr(method.func, "network_inputs", ())
+    if train is not None and train.init_from is not None and conditional:
+        lambdas, encoding = [0.0, 1.0], "none"  # its file has those that count
+    small: dict[str, Any] = {"filters": [2], "units": 2, "lambdas": lambdas, "encoding": encoding}
+    return located("model", MODELS["small_cnn"], (8, 8, 1), 4, **small)

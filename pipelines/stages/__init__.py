@@ -29,13 +29,15 @@ ORDER = STAGES
 def inputs(stage: str, spec: Spec, folder: Folder) -> str:
     """The fingerprint of all that a stage's result depends on."""
     sections = (spec.config["data"], spec.config["data"].get("extra") or {})
-    paths = [Path(section["path"]).expanduser() for section in sections if "path" in section]
-    data = [path for path in paths if path.is_file()]  # of a folder of images nothing is read
+    data = [Path(section["path"]).expanduser() for section in sections if "path" in section]
     if stage == "train":
         start = spec.train.init_from if spec.train is not None else None
         base = [keras_file(start, "train.init_from")] if start else []
         attacks = attack_files(training_attacks(spec.method, spec.train))
-        return fingerprint(spec.config, train.SECTIONS, [*data, *base, *attacks])
+        tested = {"test_examples"}  # nothing to training
+        kept = {key: value for key, value in spec.config["data"].items() if key not in tested}
+        config = {**spec.config, "data": kept}
+        return fingerprint(config, train.SECTIONS, [*data, *base, *attacks])
     if stage == "attack_eval":
         files = [
             *data,

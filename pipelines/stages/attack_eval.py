@@ -78,7 +78,8 @@ def attack_eval(spec: Spec, folder: Folder, logits_fn: SavedNetwork) -> None:
             if check.warns:
                 print(f"warning: {check.name}: {check.text}", flush=True)
         few = slice(VALLEY)
-        around = valley(logits_fn, x[few], y[few], spec.threat, seed=spec.seed)
+        sizes: Any = {"seed": spec.seed, "batch_size": options.batch_size}
+        around = valley(logits_fn, x[few], y[few], spec.threat, **sizes)
         write_atomically(folder.valley, lambda p: np.savez(p, **around._asdict()))
         _probe(folder.probes, spec, logits_fn, test.take(np.arange(min(PROBES, len(test)))))
 

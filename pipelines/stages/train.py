@@ -92,7 +92,7 @@ def _trained(
     history = History(folder.history, before.get("history", []), folder.tensorboard)
     best = Best(model, plan.monitor)
     guides = plan.schedule.callbacks(math.ceil(plan.epsilon_ramp_epochs), plan.monitor)
-    steering = [BatchTimer(), TableQuantiles(split.index), *guides, best, CatastrophicOverfitting()]
+    steering = [BatchTimer(), *guides, best, CatastrophicOverfitting(), TableQuantiles(split.index)]
     resume = Resume(
         model,
         checkpoints,
@@ -178,4 +178,5 @@ def splits(spec: Spec) -> tuple[Split, Split, Extra | None]:
     extra, more = None, spec.data.extra
     if more is not None:
         extra = located("data.extra", Extra, more.source.load("train"), more.share, more.weight)
+        located("data", extra.rows, size)
     return split, held_out.first(len(held_out) // replicas * replicas), extra  # each takes as many

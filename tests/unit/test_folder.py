@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import numpy as np
 import pytest
 from matplotlib.image import imsave
 
+from pipelines.folder import fingerprint
 from pipelines.run import run
-from tfrobust.data import batches, open_folder
+from tfrobust.data import Split, batches, open_folder
 from tfrobust.registry import UserError
 
 SHADES = {"a": 40, "b": 200}
@@ -19,7 +21,7 @@ SHADES = {"a": 40, "b": 200}
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Twelve images to train on and six to test on, each of one shade, of several sizes."""
-    rng = np.random.default_rng(0)
+    rng, tmp_path = np.random.default_rng(0), tmp_path / "images"
     for split, count in (("train", 6), ("val", 3)):
         for name, shade in SHADES.items():
             (tmp_path / split / name).mkdir(parents=True)
@@ -107,3 +109,27 @@ def test_mistakes_are_one_line(folder: Path, damage: Callable[[Path], None], mes
     damage(folder)
     with pytest.raises(UserError, match=f"path: expected .*{message}"):
         open_folder(str(folder))
+
+
+def test_two_folders_are_joined_file_by_file(folder: Path) -> None:
+    train = open_folder(str(folder), image_size=8).load("train")
+    both = train.joined(train.take([3, 4]))
+    assert len(both) == 14 and set(both.index[12:]) == {12, 13}
+    np.testing.assert_array_equal(both.take([12]).as_float(), train.take([3]).as_float())
+    arrays = Split.of(np.zeros((2, 8, 8, 3), np.uint8), np.zeros(2, int))
+    with pytest.raises(UserError, match="images: expected both in memory, or both in files"):
+        train.joined(arrays)
+
+
+def test_another_folder_is_another_data_set(folder: Path, tmp_path: Path) -> None:
+    """By the names and sizes of its files, wherever it lies."""
+    kept = {"data": {"name": "folder", "path": "anywhere"}}
+    first = fingerprint(kept, ["data"], [folder])
+    moved = tmp_path / "moved"
+    shutil.copytree(folder / "train", moved / "train")
+    shutil.copytree(folder / "val", moved / "val")
+    assert fingerprint(kept, ["data"], [moved]) == first
+    other = tmp_path / "other"
+    shutil.copytree(moved, other)
+    (other / "train" / "a" / "0.png").unlink()
+    assert fingerprint(kept, ["data"], [other]) != first

@@ -39,6 +39,10 @@ class Files:
     def __getitem__(self, at: Any) -> Files:
         return Files(self.paths[at], self.size)
 
+    def joined(self, others: Files) -> Files:
+        """These, then the others."""
+        return Files(np.concatenate([self.paths, others.paths]), self.size)
+
     def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
         """All of them, decoded."""
         names = tf.data.Dataset.from_tensor_slices(self.paths)
@@ -89,7 +93,7 @@ class Folder(Dataset):
             (str(file), label)
             for label, name in enumerate(self.class_names)
             for file in sorted((place / name).iterdir())
-            if file.suffix.lower() in ENDINGS
+            if _is_image(file)
         ]
         paths, labels = np.array([f for f, _ in files]), np.array([y for _, y in files], np.int32)
         whole = Split(Files(paths, self.image_shape), labels, np.arange(len(files)))  # type: ignore
@@ -99,11 +103,15 @@ class Folder(Dataset):
         return whole
 
 
+def _is_image(file: Path) -> bool:
+    return file.suffix.lower() in ENDINGS and not file.name.startswith(".")
+
+
 def open_folder(path: str, image_size: int = 224, test_examples: int | None = None) -> Folder:
     """Looks at the folders, at no image.
 
     path: holds train/CLASS/IMAGE and test/CLASS/IMAGE (or val/), as ImageNet is commonly kept;
-    JPEG, PNG, BMP or GIF in colour or grey. image_size: of the square that is cut out.
+    JPEG, PNG, BMP or GIF. image_size: of the square that is cut out.
     test_examples: attack so many of the test images, at random, which are then held in memory; None
     is all. Raises UserError for folders that are not there, differ in their classes, or are empty.
     """
@@ -119,7 +127,7 @@ def open_folder(path: str, image_size: int = 224, test_examples: int | None = No
             raise UserError(f"path: expected {expected}, received {path}: no {place.name}")
         names.append(sorted(folder.name for folder in place.iterdir() if folder.is_dir()))
         for name in names[-1]:
-            some = any(f.suffix.lower() in ENDINGS for f in (place / name).iterdir())
+            some = any(_is_image(file) for file in (place / name).iterdir())
             require(some, "path", f"images in {place / name}", "none")
     require(len(names[0]) >= 2, "path", f"at least 2 classes in {root / 'train'}", len(names[0]))
     apart = sorted(set(names[0]) ^ set(names[1]))

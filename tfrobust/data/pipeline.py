@@ -28,6 +28,14 @@ class Extra:
         require(0 < self.share < 1, "share", "a number between 0 and 1", self.share)
         require(self.weight > 0, "weight", "a number > 0", self.weight)
 
+    def rows(self, batch_size: int) -> int:
+        """How many of a batch are extra. Raises UserError where they cannot be that many."""
+        require(batch_size > 1, "batch_size", "at least 2, for both kinds", batch_size)
+        more = min(max(round(self.share * batch_size), 1), batch_size - 1)
+        expected = f"at least the {more} examples of a batch"
+        require(more <= len(self.split), "extra", expected, len(self.split))
+        return more
+
 
 def batches(
     split: Split,
@@ -61,9 +69,7 @@ def batches(
         positions = tf.data.Dataset.range(len(split)).batch(batch_size)
         return _mapped(tf.data.Dataset.zip(tf.data.Dataset.counter(), positions), collect)
     steps = min(steps_per_epoch or len(split), len(split) // batch_size)
-    more = 0 if extra is None else min(max(round(extra.share * batch_size), 1), batch_size - 1)
-    most = len(whole) - len(split)
-    require(more <= most, "extra", f"at least the {more} examples of a batch", most)
+    more = 0 if extra is None else extra.rows(batch_size)
     # Spread evenly, so that every replica has its share of both.
     spread = np.argsort(np.concatenate([(np.arange(n) + 0.5) / n for n in (batch_size - more, more)
                                         if n]), kind="stable")  # fmt: skip

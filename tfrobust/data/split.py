@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -65,11 +66,18 @@ class Split:
         sizes = self.images.shape[1:], others.images.shape[1:]
         require(sizes[0] == sizes[1], "images", f"{sizes[0]} as the others", sizes[1])
         images = [self.images, others.images]
+        kinds = {type(part) for part in images}
+        expected = "both in memory, or both in files"
+        require(
+            len(kinds) == 1, "images", expected, " and ".join(sorted(k.__name__ for k in kinds))
+        )
         if len({part.dtype for part in images}) > 1:
             images = [self.as_float(), others.as_float()]
+        own: Any = self.images
+        whole = np.concatenate(images) if kinds == {np.ndarray} else own.joined(others.images)
         after = np.arange(len(others), dtype=np.int64) + self.index.max(initial=-1) + 1
         return Split(
-            np.concatenate(images),
+            whole,
             np.concatenate([self.labels, others.labels]),
             np.concatenate([self.index, after]),
         )

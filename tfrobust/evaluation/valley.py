@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tfrobust import losses, noise
 from tfrobust.attacks import PGD
-from tfrobust.evaluation.craft import LogitsFn, compiled
+from tfrobust.evaluation.craft import BATCH_SIZE, LogitsFn, batches, compiled
 from tfrobust.methods.squeeze import squeezed
 from tfrobust.threat import Threat
 
@@ -27,9 +27,15 @@ class Valley(NamedTuple):
 
 
 def valley(
-    logits_fn: LogitsFn, x: np.ndarray, y: np.ndarray, threat: Threat, *, seed: int = 0
+    logits_fn: LogitsFn,
+    x: np.ndarray,
+    y: np.ndarray,
+    threat: Threat,
+    *,
+    seed: int = 0,
+    batch_size: int = BATCH_SIZE,
 ) -> Valley:
-    """The search of squeeze training, on any network; x [n, H, W, C] is one batch."""
+    """The search of squeeze training, on any network; a pass has two images of each of a batch."""
 
     def run(images: tf.Tensor, labels: tf.Tensor) -> Any:
         logits = lambda points: tf.cast(logits_fn(points), tf.float32)  # noqa: E731
@@ -38,4 +44,9 @@ def valley(
         return [losses.cross_entropy(logits(points), labels) for points in (images, high, low)]
 
     function = compiled(run, x.shape[1:], tf.TensorSpec([None], tf.int32))
-    return Valley(*(part.numpy() for part in function(tf.constant(x), tf.constant(y, tf.int32))))
+    half = max(1, batch_size // 2)
+    found = [
+        [part.numpy() for part in function(tf.constant(x[rows]), tf.constant(y[rows], tf.int32))]
+        for rows in batches(len(x), half)
+    ]
+    return Valley(*(np.concatenate(parts) for parts in zip(*found, strict=True)))

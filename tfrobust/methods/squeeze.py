@@ -136,9 +136,11 @@ def squeezed(
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(pair)
             apart = tf.reduce_sum(regularizer(*(logits_fn(point) for point in pair)))
+        # Zero, not None, behind rounding and the like, which has no gradient.
+        gradients = tape.gradient(apart, pair, unconnected_gradients="zero")
         moved = (
             threat.project(point + step * threat.steepest(gradient), x)
-            for point, gradient in zip(pair, tape.gradient(apart, pair), strict=True)
+            for point, gradient in zip(pair, gradients, strict=True)
         )
         return i + 1, *moved
 

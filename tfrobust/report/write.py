@@ -78,7 +78,8 @@ def write_report(run: Path) -> Path:
     # Only our own constants are text in the curves, so their SVG needs no escaping.
     best = best_epoch(record.history, record.config)
     values["curves"] = [(title, Markup(svg)) for title, svg in curves(record.history, best)]
-    values["trade_off"] = Markup(trade_off(record.evaluation["curve"]))
+    curve = record.evaluation["curve"]
+    values["trade_off"] = Markup(trade_off(curve)) if curve else ""
     values["valley"] = None
     if record.valley is not None:
         clean, high, low = (float(record.valley[k].mean()) for k in ("clean", "highest", "lowest"))
