@@ -159,6 +159,8 @@ def located(where: str, function: Callable[..., T], *args: Any, **kwargs: Any) -
         raise UserError(f"{where}.{error}") from error
     except ValueError as error:
         raise UserError(f"{where}: {' '.join(str(error).split())[:300]}") from error
+    except tf.errors.ResourceExhaustedError:
+        raise UserError(f"{where}: expected sizes that fit into memory") from None
 
 
 def convert(where: str, value: Any, annotation: Any) -> Any:

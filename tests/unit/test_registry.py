@@ -8,9 +8,10 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tfrobust import registry
-from tfrobust.registry import UserError, build, number, parameters, resolve
+from tfrobust.registry import UserError, build, located, number, parameters, resolve
 
 
 @dataclasses.dataclass
@@ -120,3 +121,11 @@ def test_keras_saves_and_loads_a_dataclass_in_a_dataclass() -> None:
     saved = Saved(2.0, Saved(3.0))
     config = keras.saving.serialize_keras_object(saved)
     assert keras.saving.deserialize_keras_object(config) == saved
+
+
+def test_what_does_not_fit_into_memory_is_one_line() -> None:
+    def make(units: int) -> None:
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+
+    with pytest.raises(UserError, match="^model: expected sizes that fit into memory$"):
+        located("model", make, 130_325_784_376)
