@@ -16,6 +16,7 @@ from tensorflow.core.util import event_pb2
 
 from tfrobust import PGD, Atlas, Natural, Threat
 from tfrobust.data import Split, batches
+from tfrobust.methods import Awp, Free, Gkl, Iaat, Mma, RobustModel
 from tfrobust.registry import UserError
 from tfrobust.training import (
     MONITOR,
@@ -48,8 +49,24 @@ class Signal(keras.callbacks.Callback):
         self.interruption.signal = None if self.left else signal.SIGTERM
 
 
+FACTS = {"num_examples": 24, "batch_size": 8, "steps_per_epoch": 3}
+# Methods with a state of their own: tables, averages, counters.
+STATEFUL: dict[str, tuple[type[RobustModel], dict[str, Any]]] = {
+    "iaat": (Iaat, {"warmup_epochs": 1, "attack": PGD(steps=2)}),
+    "mma": (Mma, {"max_margin": 0.2, "attack": PGD(steps=2)}),
+    "free": (Free, {"replays": 2}),
+    "gkl": (Gkl, {"attack": PGD(steps=2)}),
+    "awp of iaat": (Awp, {"method": {"name": "iaat", "warmup_epochs": 1}, "warmup_epochs": 2}),
+    "moving average": (Atlas, {"alpha": 0.01, "beta": 1.0, "ema": 0.9}),
+}
+
+
 def run(
-    folder: Path, epochs: int = 4, signal_at: int = 0, schedule: Schedule = GUIDED
+    folder: Path,
+    epochs: int = 4,
+    signal_at: int = 0,
+    schedule: Schedule = GUIDED,
+    method: tuple[type[RobustModel], dict[str, Any]] = (Atlas, {"alpha": 0.01, "beta": 1.0}),
 ) -> tuple[np.ndarray, Any]:
     """Train up to `epochs` of 3 batches, all objects fresh, as a new process would."""
     keras.utils.set_random_seed(0)
@@ -59,9 +76,10 @@ def run(
     x = keras.layers.BatchNormalization()(keras.layers.Flatten()(image))
     x = keras.layers.Dropout(0.2)(x)
     network = keras.Model(image, keras.layers.Dense(3)(keras.layers.Dense(8, "tanh")(x)))
-    model = Atlas(
-        network, threat=Threat("linf", 0.1), alpha=0.01, beta=1.0, ramp_steps=5,
-        validation_attack=PGD(steps=2),
+    cls, options = method
+    model = cls(
+        network, threat=Threat("linf", 0.1), ramp_steps=5, validation_attack=PGD(steps=2),
+        **FACTS, **options,
     )  # fmt: skip
     rate = schedule.learning_rate(0.1, 3, 4)
     model.compile(keras.optimizers.SGD(rate, momentum=0.9))
@@ -84,7 +102,8 @@ def run(
         )
     state = {name: getattr(c, name, None) for c in steering for name in ("best", "wait")}
     state |= {"rate": float(model.optimizer.learning_rate), "step": int(model.step)}
-    variables = [*model.network.variables, *model.optimizer.variables, *best.variables]
+    variables = [*model.network.variables, *model.weights, *model.optimizer.variables]
+    variables += best.variables
     return np.concatenate([np.ravel(v.numpy()) for v in variables]), state
 
 
@@ -124,6 +143,21 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path, schedule: Schedu
         assert measured(tmp_path / name) == measured(tmp_path / "straight")
         assert charts(tmp_path / name) == charts(tmp_path / "straight")
     assert ("validation robust_accuracy", 3) in charts(tmp_path / "signals")
+
+
+@pytest.mark.parametrize("name", STATEFUL)
+def test_the_state_of_a_method_resumes_too(tmp_path: Path, name: str) -> None:
+    """Its tables and counters, and what is validated, to the bit: cut after an epoch, and within
+    one."""
+    method = STATEFUL[name]
+    straight, state = run(tmp_path / "straight", method=method)
+    run(tmp_path / "cut", 1, method=method)
+    with pytest.raises(Interrupted, match="SIGTERM: saved after 2 epochs and 2 batches"):
+        run(tmp_path / "cut", signal_at=5, method=method)
+    resumed, resumed_state = run(tmp_path / "cut", method=method)
+    np.testing.assert_array_equal(resumed, straight)
+    assert resumed_state == state
+    assert measured(tmp_path / "cut") == measured(tmp_path / "straight")
 
 
 def test_a_signal_in_the_last_batch_waits_for_validation(tmp_path: Path) -> None:

@@ -159,10 +159,12 @@ class RobustModel(keras.Model):
                 dtype=weight.dtype,
                 initializer=lambda shape, dtype=None, weight=weight: tf.identity(weight.value),
                 trainable=False,
-                name="average",
+                name=f"average_{k}",
             )
-            for weight in (self._averaged if ema else ())
+            for k, weight in enumerate(self._averaged if ema else ())
         ]
+        for k, average in enumerate(self.averages):  # checkpoints do not look into lists
+            setattr(self, f"average_{k}", average)
         names = dict.fromkeys((*RobustModel.reports, *self.reports, "fgsm_accuracy"))
         self.means = [keras.metrics.Mean(name=name) for name in names]
         self.built = True

@@ -57,9 +57,8 @@ class Encoding(layers.Layer):
         if self.encoding == "random":
             draw = np.random.default_rng(0).normal(size=(WIDTH, WIDTH))
             return np.linalg.qr(draw)[0][:n]
-        if self.encoding == "dct":  # type II, not normalised: a row for each frequency
-            k = np.arange(WIDTH)
-            return 2 * np.cos(np.pi * np.outer(k, 2 * k + 1) / (2 * WIDTH))[:n]
+        if self.encoding == "dct":  # not normalised: a row for each frequency
+            return tf.signal.dct(tf.eye(WIDTH)).numpy().T[:n]
         return np.eye(n if self.encoding == "onehot" else 1)
 
     def call(self, strength: Any) -> Any:
