@@ -1,5 +1,6 @@
 """Report: numbers, escaping, absent and damaged files, self-containment, determinism."""
 
+import csv
 import json
 import re
 import shutil
@@ -12,6 +13,7 @@ import yaml
 
 from tfrobust.report import (
     NOTHING,
+    Table,
     accuracy_rows,
     attack_settings,
     best_epoch,
@@ -275,7 +277,7 @@ def test_page_is_self_contained_and_complete(tmp_path: Path) -> None:
     html, markdown = page.read_text(), (page.parent / "report.md").read_text()
     assert page == tmp_path / "run" / "report" / "index.html"
     assert not re.search(r"""(src|href)\s*=\s*["']?\s*(https?:)?//""", html)
-    assert not re.search(r"<script|<link|@import|url\((?!#)", html)
+    assert not re.search(r"<script[^>]|<link|@import|url\((?!#)", html)
     assert html.count("<svg") == 6 and html.count("data:image/png;base64,") == 6
     for text in ("49.0 to 94.3", "-19.5", "AA 48.0 %", "3 min 03 s", "queries 5000"):
         assert text in html and text in markdown
@@ -283,7 +285,24 @@ def test_page_is_self_contained_and_complete(tmp_path: Path) -> None:
         assert text in html
     ids = re.findall(r'\bid="([^"]+)"', html)
     assert len(ids) == len(set(ids))
-    assert sorted(path.name for path in page.parent.iterdir()) == ["index.html", "report.md"]
+    folder = page.parent
+    made = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    names = ("jacobian", "robust-accuracy", "clean-accuracy", "loss", "learning-rate", "eps")
+    figures = {f"figures/{name}.svg" for name in names}
+    tables = {f"tables/accuracy.{kind}" for kind in ("csv", "tex")}
+    assert made == {"index.html", "report.md"} | figures | tables
+    assert (folder / "figures/loss.svg").read_text().startswith("<?xml")
+    with (folder / "tables/accuracy.csv").open(newline="") as file:
+        assert next(csv.DictReader(file))["evaluation"] == "clean"
+
+
+def test_a_table_in_latex_and_csv() -> None:
+    table = Table(["a_b", "c"], [["5 %", "x, y"], ["–", "{&}\\"]])
+    assert table.csv() == 'a_b,c\n5 %,"x, y"\n–,{&}\\\n'
+    assert table.latex() == (
+        "\\begin{tabular}{ll}\n\\toprule\na\\_b & c \\\\\n\\midrule\n5 \\% & x, y \\\\\n"
+        "-- & \\{\\&\\}\\textbackslash{} \\\\\n\\bottomrule\n\\end{tabular}\n"
+    )
 
 
 def test_names_are_escaped(tmp_path: Path) -> None:
@@ -291,7 +310,7 @@ def test_names_are_escaped(tmp_path: Path) -> None:
     change(run, attacks=[{"name": "<img src=x>|", "examples": 10, "robust_accuracy": 0.4}])
     page = write_report(run)
     html, markdown = page.read_text(), (page.parent / "report.md").read_text()
-    assert "<script" not in html and "<img src=x" not in html
+    assert "<script>alert" not in html and "<img src=x" not in html
     assert "&lt;script&gt;" in html and "&lt;img src=x&gt;" in html
     outside_of_code = [line for line in markdown.splitlines() if not line.startswith("    ")]
     assert not re.search(r"<script|<img|[^\\]\| x", "\n".join(outside_of_code))

@@ -3,6 +3,7 @@
 `write_report(run)` is the entry; the rest are the pure helpers that `tools/` reuses.
 """
 
+from tfrobust.report.page import Table, write_page
 from tfrobust.report.record import Probes, RunRecord, check_evaluation, load_run
 from tfrobust.report.summary import (
     AccuracyRow,
@@ -33,6 +34,7 @@ __all__ = [
     "AccuracyRow",
     "Probes",
     "RunRecord",
+    "Table",
     "TrainingSummary",
     "accuracy_rows",
     "attack_settings",
@@ -51,5 +53,6 @@ __all__ = [
     "percent",
     "points",
     "summarise_training",
+    "write_page",
     "write_report",
 ]

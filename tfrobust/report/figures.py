@@ -1,29 +1,28 @@
-"""Figures as strings that a page can hold: SVG for curves, PNG data URIs for images."""
+"""Figures of a run, and its images as PNG data URIs that a page can hold."""
 
 import base64
 import io
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from tfrobust.report.page import INK
 from tfrobust.report.record import Extremes, Probes
 
-INK = "#010203"  # stands for the page's text colour, so that one figure suits light and dark
 COLOURS = ("#2f7ed8", "#e07b39")  # readable on white and on near-black
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One small plot: its title and its lines, history column -> legend."""
+    """One small plot: its file, its title and its lines, history column -> legend."""
 
+    name: str
     title: str
     lines: Mapping[str, str]
     is_percent: bool = False
@@ -31,34 +30,36 @@ class Panel:
 
 # The first three are the columns of ATLAS's Figure 11.
 PANELS = (
-    Panel("Jacobian estimate at x′", {"val_jacobian": "validation"}),
+    Panel("jacobian", "Jacobian estimate at x′", {"val_jacobian": "validation"}),
     Panel(
+        "robust-accuracy",
         "Validation robust accuracy",
         {"val_robust_accuracy": "monitor attack", "val_fgsm_accuracy": "FGSM"},
         is_percent=True,
     ),
-    Panel("Validation clean accuracy", {"val_accuracy": "validation"}, is_percent=True),
-    Panel("Loss", {"loss": "training", "val_loss": "validation"}),
-    Panel("Learning rate", {"learning_rate": "learning rate"}),
-    Panel("Training eps", {"eps": "eps"}),
+    Panel(
+        "clean-accuracy",
+        "Validation clean accuracy",
+        {"val_accuracy": "validation"},
+        is_percent=True,
+    ),
+    Panel("loss", "Loss", {"loss": "training", "val_loss": "validation"}),
+    Panel("learning-rate", "Learning rate", {"learning_rate": "learning rate"}),
+    Panel("eps", "Training eps", {"eps": "eps"}),
 )
 
 
-def curves(history: Sequence[Mapping[str, float]], best: int | None) -> list[tuple[str, str]]:
-    """(title, inline SVG) of every panel that the history has a column for.
-
-    The dashed vertical line is the epoch `best`. The text of the SVG is `currentColor`.
-    """
+def curves(history: Sequence[Mapping[str, float]], best: int | None) -> list[tuple[Panel, Figure]]:
+    """Every panel that the history has a column for. The dashed vertical line is the epoch
+    `best`."""
     return [
-        (panel.title, _panel(panel, history, best, f"panel{place}"))
-        for place, panel in enumerate(PANELS)
+        (panel, _panel(panel, history, best))
+        for panel in PANELS
         if any(column in row for column in panel.lines for row in history)
     ]
 
 
-def _panel(
-    panel: Panel, history: Sequence[Mapping[str, float]], best: int | None, prefix: str
-) -> str:
+def _panel(panel: Panel, history: Sequence[Mapping[str, float]], best: int | None) -> Figure:
     figure = Figure(figsize=(4.0, 2.6), layout="constrained")
     axes = figure.add_subplot()
     epochs = [row["epoch"] for row in history]
@@ -78,11 +79,11 @@ def _panel(
     axes.set_xlabel("epoch", color=INK)
     _plain(axes)
     axes.legend(frameon=False, fontsize=9, labelcolor=INK)
-    return _svg(figure, prefix)
+    return figure
 
 
-def spread(history: Sequence[Mapping[str, float]], name: str) -> str:
-    """Inline SVG of the quantiles of a method's table over the epochs: a line for the median, bands
+def spread(history: Sequence[Mapping[str, float]], name: str) -> Figure:
+    """The quantiles of a method's table over the epochs: a line for the median, bands
     for the middle half and for nine tenths of the training images."""
     figure = Figure(figsize=(4.0, 2.6), layout="constrained")
     axes = figure.add_subplot()
@@ -99,11 +100,11 @@ def spread(history: Sequence[Mapping[str, float]], name: str) -> str:
     axes.set_xlabel("epoch", color=INK)
     _plain(axes)
     axes.legend(frameon=False, fontsize=9, labelcolor=INK)
-    return _svg(figure, "spread")
+    return figure
 
 
-def histogram(values: np.ndarray) -> str:
-    """Inline SVG of how many training images have which number."""
+def histogram(values: np.ndarray) -> Figure:
+    """How many training images have which number."""
     figure = Figure(figsize=(4.0, 2.6), layout="constrained")
     axes = figure.add_subplot()
     axes.hist(values, bins=30, color=COLOURS[0])
@@ -111,7 +112,7 @@ def histogram(values: np.ndarray) -> str:
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     axes.set_ylabel("training images", color=INK)
     _plain(axes)
-    return _svg(figure, "histogram")
+    return figure
 
 
 @dataclass(frozen=True)
@@ -135,8 +136,8 @@ def extreme_cards(extremes: Extremes, class_names: Sequence[str]) -> list[Extrem
     ]
 
 
-def valley(losses: Mapping[str, np.ndarray]) -> str:
-    """Inline SVG of the loss at test images, in rising order, between the lowest and the highest
+def valley(losses: Mapping[str, np.ndarray]) -> Figure:
+    """The loss at test images, in rising order, between the lowest and the highest
     found around each."""
     figure = Figure(figsize=(4.0, 2.6), layout="constrained")
     axes = figure.add_subplot()
@@ -152,11 +153,11 @@ def valley(losses: Mapping[str, np.ndarray]) -> str:
     axes.set_xlabel("test images by their loss", color=INK)
     _plain(axes)
     axes.legend(frameon=False, fontsize=9, labelcolor=INK)
-    return _svg(figure, "valley")
+    return figure
 
 
-def trade_off(curve: Sequence[Mapping[str, float]]) -> str:
-    """Inline SVG of robust against clean accuracy, a point for each lambda."""
+def trade_off(curve: Sequence[Mapping[str, float]]) -> Figure:
+    """Robust against clean accuracy, a point for each lambda."""
     figure = Figure(figsize=(4.0, 2.6), layout="constrained")
     axes = figure.add_subplot()
     rows = sorted(curve, key=lambda row: row["lambda"])
@@ -172,7 +173,7 @@ def trade_off(curve: Sequence[Mapping[str, float]]) -> str:
     axes.set_xlabel("clean accuracy", color=INK)
     axes.set_ylabel("robust accuracy", color=INK)
     _plain(axes)
-    return _svg(figure, "trade-off")
+    return figure
 
 
 def _plain(axes: Any) -> None:
@@ -181,19 +182,6 @@ def _plain(axes: Any) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(INK)
     axes.grid(axis="y", color=INK, alpha=0.12)
-
-
-def _svg(figure: Figure, prefix: str) -> str:
-    buffer = io.StringIO()
-    # A fixed salt and no date: the same history gives the same bytes.
-    with matplotlib.rc_context({"svg.hashsalt": "tfrobust", "svg.fonttype": "none"}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    # Several figures share the page, so their ids need different names.
-    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", svg)
-    return svg.replace(INK, "currentColor")
 
 
 @dataclass(frozen=True)

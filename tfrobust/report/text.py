@@ -74,6 +74,20 @@ def markdown_escape(text: Any) -> str:
     return re.sub(r"([\\`*|\[\]]|(?<!\w)_|_(?!\w))", r"\\\1", line)
 
 
+LATEX = {
+    **{sign: "\\" + sign for sign in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    NOTHING: "--",
+}
+
+
+def latex_escape(text: Any) -> str:
+    """`text` in one line, each sign that LaTeX would take for its own after a backslash."""
+    return "".join(LATEX.get(sign, sign) for sign in " ".join(str(text).split()))
+
+
 def markdown_table(header: Sequence[Any], rows: Sequence[Sequence[Any]], lines: str = " ") -> str:
     """A Markdown table with every cell escaped; `lines` stands for a line break in a cell."""
     table = [header, ["---"] * len(header), *rows]

@@ -4,10 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
-from tfrobust.io import write_text
 from tfrobust.report.figures import (
     amplification,
     curves,
@@ -18,6 +15,7 @@ from tfrobust.report.figures import (
     trade_off,
     valley,
 )
+from tfrobust.report.page import Table, write_page
 from tfrobust.report.record import RunRecord, load_run
 from tfrobust.report.summary import (
     AccuracyRow,
@@ -33,8 +31,6 @@ from tfrobust.report.summary import (
 from tfrobust.report.text import (
     NOTHING,
     duration,
-    markdown_escape,
-    markdown_table,
     milliseconds,
     number,
     percent,
@@ -54,36 +50,23 @@ CURVE_NOTE = (
 
 
 def write_report(run: Path) -> Path:
-    """Writes `report/index.html`, one self-contained page, and `report/report.md`, its text.
+    """Writes `report/index.html`, one self-contained page, and `report/report.md`, its text; beside
+    them its figures and tables as files.
 
     run: the folder with config.yaml and eval.json, and history.csv and probes.npz where the run
     has them. Returns the path of the page. The same files give the same bytes. Raises ValueError
     as `load_run` does.
     """
     record = load_run(run)
-    values = _values(record)
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=lambda name: name is not None and name.endswith(".html"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters.update(md=markdown_escape)
-    environment.globals.update(markdown_table=markdown_table)
-    folder = Path(run) / "report"
-    markdown = environment.get_template("report.md").render(values)
-    write_text(folder / "report.md", markdown)
-    # Only our own constants are text in the curves, so their SVG needs no escaping.
-    best = best_epoch(record.history, record.config)
-    values["curves"] = [(title, Markup(svg)) for title, svg in curves(record.history, best)]
-    curve = record.evaluation["curve"]
-    values["trade_off"] = Markup(trade_off(curve)) if curve else ""
-    values["valley"] = None
+    values, tables = _values(record), _tables(record)
+    panels = curves(record.history, best_epoch(record.history, record.config))
+    figures = {panel.name: figure for panel, figure in panels}
+    values["panels"] = [panel for panel, _ in panels]
+    if record.evaluation["curve"]:
+        figures["trade-off"] = trade_off(record.evaluation["curve"])
     if record.valley is not None:
+        figures["valley"] = valley(record.valley)
         clean, high, low = (float(record.valley[k].mean()) for k in ("clean", "highest", "lowest"))
-        values["valley"] = Markup(valley(record.valley))
         values["valley_note"] = (
             f"Cross entropy of {len(record.valley['clean'])} test images: mean {clean:.3g}, "
             f"{high:.3g} at the highest point found in the ball of each and {low:.3g} at the "
@@ -93,13 +76,12 @@ def write_report(run: Path) -> Path:
     values["extremes"] = extremes
     if extremes is not None:
         names = record.probes.class_names if record.probes else []
-        values["spread"] = Markup(spread(record.history, extremes.name))
-        values["histogram"] = Markup(histogram(extremes.values))
+        figures["spread"] = spread(record.history, extremes.name)
+        figures["histogram"] = histogram(extremes.values)
         values["extreme_cards"] = extreme_cards(extremes, names)
     values["cards"] = probe_cards(record.probes) if record.probes else []
     values["gain"] = amplification(record.probes) if record.probes else 1
-    write_text(folder / "index.html", environment.get_template("index.html").render(values))
-    return folder / "index.html"
+    return write_page(Path(run) / "report", "index", values, figures, tables)
 
 
 def _values(record: RunRecord) -> dict[str, Any]:
@@ -108,7 +90,6 @@ def _values(record: RunRecord) -> dict[str, Any]:
     missing = missing_from_paper(config, evaluation)
     attacks = [a["config"] for a in evaluation["attacks"] if a.get("config")]
     details = {"config.yaml": config, "attacks": attacks}
-    header, cells = _accuracy_table(rows, bool(config.get("paper")))
     return {
         "name": config["name"],
         "headline": headline(config, evaluation),
@@ -116,19 +97,9 @@ def _values(record: RunRecord) -> dict[str, Any]:
         "pending": ", ".join(evaluation.get("pending", [])),
         "warnings": warnings(evaluation),
         "rows": rows,
-        "header": header,
-        "cells": cells,
         "counted": how_counted(evaluation),
-        "curve_header": ["lambda", "clean", "worst case"],
         "curve_note": CURVE_NOTE,
-        "curve": [
-            [number(row["lambda"]), percent(row["clean_accuracy"]), percent(row["robust_accuracy"])]
-            for row in evaluation.get("curve", [])
-        ],
         "checks_note": CHECKS_NOTE,
-        "checks": [
-            (check["name"], check["text"], _mark(check)) for check in evaluation.get("checks", [])
-        ],
         "paper": config.get("paper"),
         "missing": ", ".join(f"{label} {percent(value)}" for label, value in missing.items()),
         "training": _training(record),
@@ -141,7 +112,22 @@ def _values(record: RunRecord) -> dict[str, Any]:
     }
 
 
-def _accuracy_table(rows: list[AccuracyRow], with_paper: bool) -> tuple[list[str], list[list[str]]]:
+def _tables(record: RunRecord) -> dict[str, Table]:
+    config, evaluation = record.config, record.evaluation
+    tables = {"accuracy": _accuracy(accuracy_rows(config, evaluation), bool(config.get("paper")))}
+    if evaluation["curve"]:
+        rows = [
+            [number(row["lambda"]), percent(row["clean_accuracy"]), percent(row["robust_accuracy"])]
+            for row in evaluation["curve"]
+        ]
+        tables["trade-off"] = Table(["lambda", "clean", "worst case"], rows)
+    if evaluation["checks"]:
+        rows = [[check["name"], check["text"], _mark(check)] for check in evaluation["checks"]]
+        tables["checks"] = Table(["check", "measured", "result"], rows)
+    return tables
+
+
+def _accuracy(rows: list[AccuracyRow], with_paper: bool) -> Table:
     paper = ["paper", "difference"] if with_paper else []
     header = ["evaluation", "accuracy", "95 % interval", *paper]
     header += ["examples", "time", "cost", "settings"]
@@ -158,7 +144,7 @@ def _accuracy_table(rows: list[AccuracyRow], with_paper: bool) -> tuple[list[str
         ]
         for row in rows
     ]
-    return header, cells
+    return Table(header, cells)
 
 
 def _mark(check: dict[str, Any]) -> str:
