@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,10 @@ def find(name: str) -> Path:
         if not given.is_file():
             raise UserError(f"{name}: expected a config file, found none there")
         return given
-    own = CONFIGS / f"{name}.yaml"
-    if own.is_file() and given.name == name:
-        return own
-    names = available()
+    for own in (CONFIGS / f"{name}.yaml", CONFIGS / "suites" / f"{name}.yaml"):
+        if own.is_file() and given.name == name:
+            return own
+    names = [*available(), *suites()]
     near = difflib.get_close_matches(name, names, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else f"; there are {', '.join(names)}"
     raise UserError(f"{name}: expected a config's name or the path of a .yaml file{hint}")
@@ -36,6 +37,11 @@ def find(name: str) -> Path:
 def available() -> list[str]:
     """The names of the configs that come with the library."""
     return sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+
+
+def suites() -> list[str]:
+    """The names of the suites that come with the library."""
+    return sorted(path.stem for path in (CONFIGS / "suites").glob("*.yaml"))
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -53,9 +59,20 @@ def load(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         raise UserError(f"{path}: {_first_line(error)}") from None
 
 
+def keys(path: Path) -> set[str]:
+    """The top-level keys of a config file and of what it includes."""
+    return {str(key) for key in _merged(path)}
+
+
 def dump(config: dict[str, Any]) -> str:
     """A mapping as YAML, in its own order."""
     return yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+
+
+def flow(value: Any) -> str:
+    """A value in one line, as an override takes it."""
+    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=math.inf)
+    return text.removesuffix("...\n").strip()
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import re
-import shlex
 import signal
-import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,13 +16,17 @@ import tensorflow as tf  # noqa: E402
 
 from pipelines import config as configs  # noqa: E402
 from pipelines import stages as stage_runners  # noqa: E402
+from pipelines.command import fail, parse_flags, show  # noqa: E402
 from pipelines.folder import Folder  # noqa: E402
+from pipelines.load import command, load_spec  # noqa: E402
+from pipelines.pool import run_suite  # noqa: E402
 from pipelines.provenance import commit  # noqa: E402
-from pipelines.smoke import smoke as cut_down  # noqa: E402
-from pipelines.spec import Spec, parse  # noqa: E402
+from pipelines.spec import Spec  # noqa: E402
+from pipelines.suite import is_suite, load_suite  # noqa: E402
 from tfrobust.distribution import gathered, strategy, worker  # noqa: E402
 from tfrobust.io import write_text  # noqa: E402
-from tfrobust.registry import UserError, choose  # noqa: E402
+from tfrobust.registry import UserError, choose, require  # noqa: E402
+from tfrobust.report import comparison, measured  # noqa: E402
 from tfrobust.training import Interrupted  # noqa: E402
 
 _SET = flags.DEFINE_multi_string(
@@ -50,22 +51,22 @@ def run(
     """Run the stages of a config that are not done yet; the folder of the run."""
     commit()  # later the checkout may have moved on
     strategy()  # several workers have to meet before TensorFlow computes anything
-    spec = _spec(name, overrides, smoke)
+    spec = load_spec(name, overrides, smoke)
     for stage in stages or []:
         choose("--stages", stage, spec.stages)
     number, _ = worker()
     folder = Folder(workdir / (f"{spec.name}.worker{number}" if number else spec.name))
     with folder.locked():
-        _run(spec, folder, _command(name, overrides, smoke), stages or spec.stages, smoke)
+        _run(spec, folder, command(name, overrides, smoke), stages or spec.stages, smoke)
     return folder.path
 
 
-def _run(spec: Spec, folder: Folder, command: str, stages: list[str], smoke: bool) -> None:
+def _run(spec: Spec, folder: Folder, line: str, stages: list[str], smoke: bool) -> None:
     if not tf.config.list_physical_devices("GPU"):
         tf.config.experimental.enable_op_determinism()  # in every stage: each may run alone
     if spec.train is not None:
         _make_way(folder, spec, smoke, trains="train" in stages)
-    write_text(folder.config, configs.dump({"name": spec.name, **spec.config, "command": command}))
+    write_text(folder.config, configs.dump({"name": spec.name, **spec.config, "command": line}))
     for stage in stage_runners.ORDER:
         if stage not in stages:
             continue
@@ -104,58 +105,49 @@ def _smoked(folder: Folder) -> bool:
     return str(configs.read(folder.config).get("command")).endswith(" --smoke")
 
 
-def _spec(name: str, overrides: list[str], smoke: bool) -> Spec:
-    path = configs.find(name)
-    raw = configs.load(path, overrides)
-    called = raw.get("name", path.stem)
-    if not re.fullmatch(r"\w[\w.-]*", str(called)):
-        raise UserError(f"{path}: name: expected one fit for a folder, received {called!r}")
-    try:
-        spec = parse(called, raw)
-        return cut_down(spec) if smoke else spec
-    except UserError as error:
-        key = str(error).partition(":")[0]
-        set_keys = [override.partition("=")[0] for override in overrides]
-        ours = [o for o, k in zip(overrides, set_keys, strict=True) if _related(key, k)]
-        raise UserError(f"{'--set ' + ours[-1] if ours else path}: {error}") from error
-
-
-def _related(key: str, other: str) -> bool:
-    """Whether one key's path begins with the other's."""
-    return f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")
-
-
-def _command(name: str, overrides: list[str], smoke: bool) -> str:
-    parts = ["python", "-m", "pipelines.run", name]
-    for override in overrides:
-        parts += ["--set", override]
-    return shlex.join(parts + ["--smoke"] * smoke)
-
-
 def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     if len(argv) != 2:
         given = ", ".join(argv[1:]) or "none"
-        _fail(f"expected one config, received {given}; usage: {USAGE}")
+        fail(f"expected one config, received {given}; usage: {USAGE}")
     for number in (signal.SIGTERM, signal.SIGINT):  # training saves first, then raises the same
         signal.signal(number, _stop)
     try:
-        if _PRINT.value:
-            print(configs.dump(_spec(argv[1], _SET.value, _SMOKE.value).config), end="")
+        path, workdir = configs.find(argv[1]), Path(_WORKDIR.value)
+        if is_suite(path):
+            _suite(path, workdir)
             return
-        folder = run(argv[1], _SET.value, Path(_WORKDIR.value), _STAGES.value, _SMOKE.value)
+        if _PRINT.value:
+            print(configs.dump(load_spec(argv[1], _SET.value, _SMOKE.value).config), end="")
+            return
+        folder = run(argv[1], _SET.value, workdir, _STAGES.value, _SMOKE.value)
         print(f"Done: {folder}")
     except UserError as error:
-        _fail(str(error))
+        fail(str(error))
     except Interrupted as error:
-        _fail(f"{error}; {GO_ON}", 128 + error.number)
+        fail(f"{error}; {GO_ON}", 128 + error.number)
     except tf.errors.OpError as error:
         if worker()[1] == 1:
             raise
-        _fail(f"a worker has stopped or is out of reach ({_line(error)}); start all again: {GO_ON}")
+        fail(f"a worker has stopped or is out of reach ({_line(error)}); start all again: {GO_ON}")
     except OSError as error:
         place = error.filename or _WORKDIR.value
-        _fail(f"{place}: expected a place to read or write: {error.strerror}")
+        fail(f"{place}: expected a place to read or write: {error.strerror}")
+
+
+def _suite(path: Path, workdir: Path) -> None:
+    require(_STAGES.value is None, "--stages", "none, for a suite", _STAGES.value)
+    if _PRINT.value:
+        for member in load_suite(path, _SET.value, workdir).members:
+            print(command(member.config, member.overrides, _SMOKE.value))
+        return
+    folder, rows = run_suite(path, _SET.value, workdir, _SMOKE.value)
+    if runs := measured(rows):
+        show(comparison(runs))
+    failed = [f"{row.run.name} ({row.reason})" for row in rows if row.reason is not None]
+    print(f"Done: {folder}")
+    if failed:
+        fail(f"{len(failed)} of {len(rows)} runs failed: {'; '.join(failed)}; {GO_ON}", 1)
 
 
 def _line(error: Exception) -> str:
@@ -164,19 +156,6 @@ def _line(error: Exception) -> str:
 
 def _stop(number: int, _: Any) -> NoReturn:
     raise Interrupted(number)
-
-
-def parse_flags(argv: list[str]) -> list[str]:
-    """absl's flags, with one line and exit code 2 for a mistake."""
-    try:
-        return flags.FLAGS(argv)
-    except flags.Error as error:
-        _fail(str(error).replace("\n", " "))
-
-
-def _fail(line: str, status: int = 2) -> NoReturn:
-    print(f"error: {line}", file=sys.stderr)
-    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,9 @@ def test_the_trade_off_of_a_once_for_all_network(tmp_path: Path) -> None:
     change(run, curve=[dict(zip(keys, row, strict=True)) for row in rows])
     page = write_report(run)
     html, markdown = page.read_text(), (page.parent / "report.md").read_text()
-    assert html.count("<svg") == 7 and "<th scope=row>0.2</th><td>95.0 %</td><td>50.0 %</td>" in html
+    assert (
+        html.count("<svg") == 7 and "<th scope=row>0.2</th><td>95.0 %</td><td>50.0 %</td>" in html
+    )
     assert "| 1 | 90.0 % | 60.0 % |" in markdown
     change(run, curve=[{"lambda": 2.0, "clean_accuracy": 0.9, "robust_accuracy": 0.6}])
     with pytest.raises(ValueError, match=r"eval\.json.*curve\.0\.lambda: 2\.0"):

@@ -3,6 +3,8 @@
 `write_report(run)` is the entry; the rest are the pure helpers that `tools/` reuses.
 """
 
+from tfrobust.report.compare import Row, comparison, differences, measured, named
+from tfrobust.report.compare_page import write_comparison
 from tfrobust.report.page import Table, write_page
 from tfrobust.report.record import Probes, RunRecord, check_evaluation, load_run
 from tfrobust.report.summary import (
@@ -32,6 +34,7 @@ from tfrobust.report.write import write_report
 __all__ = [
     "NOTHING",
     "AccuracyRow",
+    "Row",
     "Probes",
     "RunRecord",
     "Table",
@@ -40,19 +43,24 @@ __all__ = [
     "attack_settings",
     "best_epoch",
     "check_evaluation",
+    "comparison",
+    "differences",
     "duration",
     "headline",
     "interval",
     "load_run",
     "markdown_escape",
     "markdown_table",
+    "measured",
     "method_name",
+    "named",
     "milliseconds",
     "missing_from_paper",
     "number",
     "percent",
     "points",
     "summarise_training",
+    "write_comparison",
     "write_page",
     "write_report",
 ]

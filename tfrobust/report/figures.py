@@ -77,7 +77,7 @@ def _panel(panel: Panel, history: Sequence[Mapping[str, float]], best: int | Non
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
     axes.set_xlabel("epoch", color=INK)
-    _plain(axes)
+    plain_axes(axes)
     axes.legend(frameon=False, fontsize=9, labelcolor=INK)
     return figure
 
@@ -98,7 +98,7 @@ def spread(history: Sequence[Mapping[str, float]], name: str) -> Figure:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
     axes.set_xlabel("epoch", color=INK)
-    _plain(axes)
+    plain_axes(axes)
     axes.legend(frameon=False, fontsize=9, labelcolor=INK)
     return figure
 
@@ -111,7 +111,7 @@ def histogram(values: np.ndarray) -> Figure:
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     axes.set_ylabel("training images", color=INK)
-    _plain(axes)
+    plain_axes(axes)
     return figure
 
 
@@ -151,7 +151,7 @@ def valley(losses: Mapping[str, np.ndarray]) -> Figure:
     axes.plot(places, clean, color=COLOURS[0], lw=1.6, label="clean")
     axes.set_yscale("log")
     axes.set_xlabel("test images by their loss", color=INK)
-    _plain(axes)
+    plain_axes(axes)
     axes.legend(frameon=False, fontsize=9, labelcolor=INK)
     return figure
 
@@ -172,11 +172,11 @@ def trade_off(curve: Sequence[Mapping[str, float]]) -> Figure:
         axis.set_major_locator(MaxNLocator(nbins=5))
     axes.set_xlabel("clean accuracy", color=INK)
     axes.set_ylabel("robust accuracy", color=INK)
-    _plain(axes)
+    plain_axes(axes)
     return figure
 
 
-def _plain(axes: Any) -> None:
+def plain_axes(axes: Any) -> None:
     """In the page's colours, two spines, a light grid."""
     axes.tick_params(colors=INK, labelsize=9)
     axes.spines[["top", "right"]].set_visible(False)

@@ -22,22 +22,31 @@ BLACK = "#1b1f24"  # that of a figure on its own
 
 @dataclass(frozen=True)
 class Table:
-    """A header and rows of as many cells, each the text that people read."""
+    """A header and rows of as many cells, each the text that people read. bold: (row, column) of
+    the cells that stand out."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
+    bold: frozenset[tuple[int, int]] = frozenset()
 
     def csv(self) -> str:
-        """The table as comma-separated values."""
+        """The table as comma-separated values, each cell in one line."""
         buffer = io.StringIO()
-        csv.writer(buffer, lineterminator="\n").writerows([self.header, *self.rows])
+        lines = [[" ".join(cell.split()) for cell in row] for row in [self.header, *self.rows]]
+        csv.writer(buffer, lineterminator="\n").writerows(lines)
         return buffer.getvalue()
 
     def latex(self) -> str:
         """The table as a LaTeX tabular with the rules of the package booktabs."""
-        head, *body = (
-            " & ".join(map(latex_escape, row)) + r" \\" for row in [self.header, *self.rows]
-        )
+        cells = [
+            [
+                rf"\textbf{{{latex_escape(cell)}}}" if (y, x) in self.bold else latex_escape(cell)
+                for x, cell in enumerate(row)
+            ]
+            for y, row in enumerate(self.rows)
+        ]
+        rows = [list(map(latex_escape, self.header)), *cells]
+        head, *body = (" & ".join(row) + r" \\" for row in rows)
         columns = "l" * len(self.header)
         lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *body]
         return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])

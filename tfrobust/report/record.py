@@ -272,3 +272,17 @@ def _fraction(value: Mapping[str, Any], key: str, where: str) -> None:
     number = value.get(key)
     if not isinstance(number, int | float) or not 0 <= number <= 1:
         raise ValueError(f"{where}.{key}: {number!r} where a fraction in [0, 1] was expected")
+
+
+def load_flags(run: Path) -> dict[str, np.ndarray]:
+    """The arrays of a run's flags.npz: `index` and `label` [N] of the test images, and for "clean"
+    and each attack bool [n], whether the first n are right. Raises ValueError, in one line."""
+    return _read(run / "flags.npz", _flags)
+
+
+def _flags(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as arrays:
+        flags = dict(arrays.items())
+    for key in ("index", "label", "clean"):
+        flags[key]
+    return flags

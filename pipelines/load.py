@@ -1,0 +1,48 @@
+"""A config's name and overrides to its checked spec, and the command that says the same."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+
+from pipelines import config as configs
+from pipelines.smoke import smoke as cut_down
+from pipelines.spec import Spec, parse
+from tfrobust.registry import UserError
+
+
+def load_spec(name: str, overrides: Sequence[str], smoke: bool) -> Spec:
+    """The spec of a config, by name or path, with its overrides. Raises UserError, which names the
+    override or else the file that is wrong."""
+    path = configs.find(name)
+    raw = configs.load(path, overrides)
+    called = raw.get("name", path.stem)
+    if not re.fullmatch(r"\w[\w.-]*", str(called)):
+        raise UserError(f"{path}: name: expected one fit for a folder, received {called!r}")
+    try:
+        spec = parse(called, raw)
+        return cut_down(spec) if smoke else spec
+    except UserError as error:
+        key = str(error).partition(":")[0]
+        set_keys = [override.partition("=")[0] for override in overrides]
+        ours = [o for o, k in zip(overrides, set_keys, strict=True) if _related(key, k)]
+        raise UserError(f"{'--set ' + ours[-1] if ours else path}: {error}") from error
+
+
+def _related(key: str, other: str) -> bool:
+    """Whether one key's path begins with the other's."""
+    return f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")
+
+
+def arguments_of(name: str, overrides: Sequence[str], smoke: bool) -> list[str]:
+    """What follows `python` on the command line that runs the config."""
+    parts = ["-m", "pipelines.run", name]
+    for override in overrides:
+        parts += ["--set", override]
+    return parts + ["--smoke"] * smoke
+
+
+def command(name: str, overrides: Sequence[str], smoke: bool) -> str:
+    """The line of a shell that runs the config."""
+    return shlex.join(["python", *arguments_of(name, overrides, smoke)])

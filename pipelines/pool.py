@@ -1,0 +1,148 @@
+"""Runs the members of a suite, each in a process of its own, and writes their table."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+from tqdm import tqdm
+
+from pipelines import config as configs
+from pipelines import stages as stage_runners
+from pipelines.folder import Folder
+from pipelines.load import arguments_of, command, load_spec
+from pipelines.spec import Spec
+from pipelines.suite import SURROGATE, Member, Suite, load_suite
+from tfrobust.registry import UserError
+from tfrobust.report import Row, duration, headline, load_run, write_comparison
+
+
+def run_suite(
+    path: Path, overrides: Sequence[str], workdir: Path, smoke: bool
+) -> tuple[Path, list[Row]]:
+    """Trains, attacks and reports all runs of a suite that are not done; its folder, and a row for
+    each run, with a reason for those that failed. Raises UserError for a mistake in the file,
+    before anything is run."""
+    suite = load_suite(path, overrides, workdir)
+    folder = Folder(workdir / suite.name)
+    for member in {member.label: member for member in reversed(suite.members)}.values():
+        _check(member, suite, folder.path, smoke)
+    with folder.locked():
+        if suite.surrogate is not None:
+            _run_all([suite.surrogate], suite, folder.path, smoke, ["train"])
+        reasons = _run_all(suite.members, suite, folder.path, smoke)
+        rows = [
+            Row(member.label, folder.path / member.name, member.varied, reasons[member.name])
+            for member in suite.members
+        ]
+        facts = {
+            "command": command(path.stem, overrides, smoke),
+            "budget": suite.file.budget,
+            "note": suite.file.note,
+        }
+        write_comparison(folder.path, suite.name, rows, {k: v for k, v in facts.items() if v})
+    return folder.path, rows
+
+
+def _check(member: Member, suite: Suite, folder: Path, smoke: bool) -> None:
+    """Raise the UserError of a run's config."""
+    overrides = list(member.overrides)
+    if suite.surrogate is not None:  # what attacks with it has to wait until it is trained
+        attacks = configs.load(configs.find(member.config), overrides).get("attacks") or []
+        source = str(folder / SURROGATE)
+        others = [a for a in attacks if not (isinstance(a, dict) and a.get("source") == source)]
+        overrides.append(f"attacks={configs.flow(others)}")
+    try:
+        load_spec(member.config, overrides, smoke)
+    except UserError as error:
+        raise UserError(f"{member.label}: {error}") from None
+
+
+def _run_all(
+    members: Sequence[Member],
+    suite: Suite,
+    folder: Path,
+    smoke: bool,
+    stages: Sequence[str] | None = None,
+) -> dict[str, str | None]:
+    """Runs the members that are not done, `jobs` of them at a time: name -> None, or why it
+    failed."""
+    reasons: dict[str, str | None] = {}
+    todo: dict[Member, list[str]] = {}
+    for member in members:
+        overrides = [f"name={member.name}", *member.overrides]
+        try:
+            spec = load_spec(member.config, overrides, smoke)
+        except UserError as error:  # such as a surrogate that was not trained
+            reasons[member.name] = str(error)
+            print(f"{member.name}: failed: {error}", flush=True)
+            continue
+        if _done(spec, Folder(folder / member.name), stages or spec.stages):
+            reasons[member.name] = None
+            print(f"{member.name}: done before", flush=True)
+            continue
+        line = [sys.executable, *arguments_of(member.config, overrides, smoke)]
+        stage = ["--stages", ",".join(stages)] if stages else []
+        todo[member] = [*line, "--workdir", str(folder), *stage]
+
+    alive: list[subprocess.Popen[bytes]] = []
+    threads = str(max(1, (os.cpu_count() or 1) // suite.file.jobs))
+    own = {"TF_NUM_INTRAOP_THREADS": threads} if suite.file.jobs > 1 else {}
+
+    def run(member: Member) -> tuple[str | None, str]:
+        begun, log = time.perf_counter(), folder / "logs" / f"{member.name}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("wb") as out:
+            # Of its own session: Ctrl-C comes to the suite, which passes it on.
+            process = subprocess.Popen(
+                todo[member], stdout=out, stderr=out, env=os.environ | own, start_new_session=True
+            )
+            alive.append(process)
+            status = process.wait()
+            alive.remove(process)
+        took = duration(time.perf_counter() - begun)
+        if status:
+            reason = _reason(log, status)
+            return reason, f"failed after {took}: {reason} ({log})"
+        if stages:
+            return None, f"{', '.join(stages)} done in {took}"
+        record = load_run(folder / member.name)
+        return None, f"{headline(record.config, record.evaluation)}; {took}"
+
+    with ThreadPoolExecutor(suite.file.jobs) as pool:
+        waiting = {pool.submit(run, member): member.name for member in todo}
+        try:
+            with tqdm(total=len(todo), desc=suite.name, unit="run", disable=None) as bar:
+                for finished in as_completed(waiting):
+                    reasons[waiting[finished]], told = finished.result()
+                    bar.write(f"{waiting[finished]}: {told}")
+                    bar.update()
+        except BaseException:  # each run that is at work saves what it has
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in list(alive):
+                process.terminate()
+            raise
+    return reasons
+
+
+def _done(spec: Spec, folder: Folder, stages: Sequence[str]) -> bool:
+    return all(
+        folder.done(
+            stage,
+            stage_runners.inputs(stage, spec, folder),
+            stage_runners.outputs(stage, spec, folder),
+        )
+        for stage in stages
+    )
+
+
+def _reason(log: Path, status: int) -> str:
+    """The error's line, or else the last one of a run's log."""
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return (told or lines or [f"exit status {status}"])[-1]

@@ -1,0 +1,237 @@
+"""Several runs side by side: one table, and which differences are more than chance."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+from scipy.stats import binomtest
+
+from tfrobust.registry import UserError, require
+from tfrobust.report.page import Table
+from tfrobust.report.record import RunRecord, load_flags, load_run
+from tfrobust.report.summary import AccuracyRow, accuracy_rows, summarise_training
+from tfrobust.report.text import NOTHING, milliseconds, percent, points
+
+CHANCE = 0.05
+
+
+@dataclass(frozen=True)
+class Row:
+    """A run of a comparison: its row's label, its folder, the keys in which it differs from others
+    of a grid, and why it failed, if it did. Runs of one label are the seeds of one row."""
+
+    label: str
+    run: Path
+    varied: Mapping[str, Any] = field(default_factory=dict)
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A finished run. flags: name -> bool [n], right when clean or under an attack; index: int [N],
+    the images' places in the test split."""
+
+    row: Row
+    record: RunRecord
+    flags: dict[str, np.ndarray]
+    index: np.ndarray
+
+    @property
+    def seed(self) -> int:
+        return int(self.record.config.get("seed") or 0)
+
+    @property
+    def accuracies(self) -> dict[str, AccuracyRow]:
+        rows = accuracy_rows(self.record.config, self.record.evaluation)
+        return {row.name: row for row in rows}
+
+
+def measured(rows: Sequence[Row]) -> list[Measured]:
+    """The runs that did not fail, read from their folders. Raises UserError as `load_run` does."""
+    found = []
+    for row in rows:
+        if row.reason is None:
+            record, flags = load_run(row.run), load_flags(row.run)
+            index, _ = flags.pop("index"), flags.pop("label")
+            found.append(Measured(row, record, flags, index))
+    return found
+
+
+def families(runs: Sequence[Measured]) -> dict[str, list[Measured]]:
+    """Label -> the runs of its seeds."""
+    found: dict[str, list[Measured]] = {}
+    for run in runs:
+        found.setdefault(run.row.label, []).append(run)
+    return found
+
+
+def columns(runs: Sequence[Measured]) -> list[str]:
+    """clean, every attack in order of appearance, and last the worst case."""
+    names = dict.fromkeys(name for run in runs for name in run.accuracies)
+    last = ["worst case"] if names.pop("worst case", 0) is None else []
+    return [*names, *last]
+
+
+def comparison(runs: Sequence[Measured]) -> Table:
+    """A row a label: mean accuracies with their standard deviation over the seeds, the paper's and
+    the difference to it where it is known, the cost of training. The best of a column is bold."""
+    kinds = columns(runs)
+    sizes = {
+        kind: sorted({run.accuracies[kind].examples for run in runs if kind in run.accuracies})
+        for kind in kinds
+    }
+    heads = [f"{kind}\nn={'/'.join(map(str, sizes[kind]))}" for kind in kinds]
+    lines, means = [], []
+    for label, family in families(runs).items():
+        cells, values = [], []
+        for kind in kinds:
+            found = [run.accuracies[kind] for run in family if kind in run.accuracies]
+            cells.append(_cell(found))
+            values.append(mean(row.accuracy for row in found) if found else -1.0)
+        told = [summarise_training(run.record.history, run.record.config) for run in family]
+        times = [t.seconds_per_batch for t in told if t.seconds_per_batch is not None]
+        epochs = sorted({t.epochs for t in told})
+        line = [label, ", ".join(str(run.seed) for run in family), *cells]
+        lines.append(
+            [*line, milliseconds(mean(times) if times else None), "/".join(map(str, epochs))]
+        )
+        means.append(values)
+    best = {
+        (place, 2 + column)
+        for column in range(len(kinds))
+        for place, values in enumerate(means)
+        if len(means) > 1 and values[column] == max(v[column] for v in means) >= 0
+    }
+    return Table(["method", "seeds", *heads, "time per batch", "epochs"], lines, frozenset(best))
+
+
+def _cell(rows: Sequence[AccuracyRow]) -> str:
+    if not rows:
+        return NOTHING
+    values = [row.accuracy for row in rows]
+    spread = f" ± {100 * stdev(values):.1f}" if len(values) > 1 else ""
+    told = f"{100 * mean(values):.1f}{spread} %"
+    paper = rows[0].paper
+    return (
+        told if paper is None else f"{told}\npaper {percent(paper)}, {points(mean(values) - paper)}"
+    )
+
+
+def flat(runs: Sequence[Measured]) -> Table:
+    """A row a run, accuracies as fractions: what a program reads."""
+    kinds = [kind for kind in columns(runs) if kind not in ("clean", "worst case")]
+    lines = []
+    for run in runs:
+        known = run.accuracies
+        cells = [f"{known[kind].accuracy:.6g}" if kind in known else "" for kind in kinds]
+        clean = known["clean"]
+        lines.append(
+            [run.row.label, str(run.seed), str(clean.examples), f"{clean.accuracy:.6g}", *cells]
+        )
+    return Table(["method", "seed", "examples", "clean", *kinds], lines)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One run against another on the same n images: `gained` are right in the first alone, `lost`
+    in the second alone. p: of McNemar's test, exact."""
+
+    n: int
+    gained: int
+    lost: int
+
+    @property
+    def points(self) -> float:
+        """A fraction: the first's accuracy minus the second's."""
+        return (self.gained - self.lost) / self.n
+
+    @property
+    def p(self) -> float:
+        differ = self.gained + self.lost
+        return float(binomtest(self.gained, differ).pvalue) if differ else 1.0
+
+    @property
+    def beyond_chance(self) -> bool:
+        return self.p < CHANCE
+
+
+def difference(first: np.ndarray, second: np.ndarray) -> Difference:
+    """Of two arrays of flags, bool [n], of the same images. (McNemar, 1947, "Note on the sampling
+    error of the difference between correlated proportions or percentages".)"""
+    return Difference(len(first), int((first & ~second).sum()), int((second & ~first).sum()))
+
+
+def differences(runs: Sequence[Measured]) -> Table:
+    """Every pair of runs on the images that both saw: clean, and under all attacks that both met.
+    Bold is what is beyond chance."""
+    lines: list[list[str]] = []
+    bold: set[tuple[int, int]] = set()
+    for first, second in combinations(runs, 2):
+        pairs = _pairs(first, second)
+        line = [f"{name_of(first, runs)} − {name_of(second, runs)}"]
+        for column, pair in enumerate(pairs):
+            if pair is None:
+                line.append(NOTHING)
+                continue
+            if pair.beyond_chance:
+                bold.add((len(lines), 1 + column))
+            line.append(f"{points(pair.points)} (p {_p(pair.p)}, n={pair.n})")
+        lines.append(line)
+    header = ["difference in points", "clean", "right under all shared attacks"]
+    return Table(header, lines, frozenset(bold))
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"= {value:.3f}"
+
+
+def _pairs(first: Measured, second: Measured) -> tuple[Difference, Difference | None]:
+    names = [name_of(run, [first, second]) for run in (first, second)]
+    for what in ("data", "threat"):
+        one, other = (run.record.evaluation[what] for run in (first, second))
+        require(one == other, f"{names[0]}, {names[1]}", f"the same {what}", [one, other])
+    n = min(len(first.index), len(second.index))
+    same = np.array_equal(first.index[:n], second.index[:n])
+    require(same, f"{names[0]}, {names[1]}", "the same test images", "others")
+    shared = [key for key in first.flags if key in second.flags and key != "clean"]
+    clean = difference(first.flags["clean"][:n], second.flags["clean"][:n])
+    if not shared:
+        return clean, None
+    n = min(len(run.flags[key]) for run in (first, second) for key in shared)
+    left, right = (
+        np.logical_and.reduce([run.flags[key][:n] for key in shared]) for run in (first, second)
+    )
+    return clean, difference(left, right)
+
+
+def name_of(run: Measured, among: Sequence[Measured]) -> str:
+    """The label, with the seed where another run shares it."""
+    twins = [other for other in among if other.row.label == run.row.label]
+    return f"{run.row.label} seed {run.seed}" if len(twins) > 1 else run.row.label
+
+
+def pareto(points_: Sequence[tuple[float, float]]) -> list[int]:
+    """The places of those that no other one beats in one number without losing in the other."""
+    return [
+        place
+        for place, (a, b) in enumerate(points_)
+        if not any((x >= a and y > b) or (x > a and y >= b) for x, y in points_)
+    ]
+
+
+def named(runs: Sequence[Path]) -> list[Row]:
+    """A row for each folder, labelled by its name, or by its path where two share that. Raises
+    UserError for a folder that is given twice."""
+    paths = [Path(run) for run in runs]
+    twice = sorted({str(p) for p in paths if sum(p.resolve() == o.resolve() for o in paths) > 1})
+    if twice:
+        raise UserError(f"{', '.join(twice)}: expected different runs, received one more than once")
+    labels = [path.resolve().name for path in paths]
+    return [
+        Row(label if labels.count(label) == 1 else str(path), path)
+        for label, path in zip(labels, paths, strict=True)
+    ]

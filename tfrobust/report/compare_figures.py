@@ -1,0 +1,165 @@
+"""Figures of several runs: the trade-off, training curves, robustness over eps and parameters."""
+
+import math
+from collections.abc import Sequence
+from numbers import Real
+from statistics import mean
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from tfrobust.report.compare import Measured, families, pareto
+from tfrobust.report.figures import PANELS, plain_axes
+from tfrobust.report.page import INK
+
+MARKERS = "osD^vP*X<>"
+DECADES = 10.0  # values further apart than so many times are drawn on a logarithmic axis
+
+
+def scatter(runs: Sequence[Measured]) -> Figure:
+    """Clean against worst-case accuracy, a point a run; the Pareto front of the labels' means."""
+    figure, axes = _axes("clean accuracy", "worst-case accuracy")
+    middles = []
+    for place, (label, family) in enumerate(families(runs).items()):
+        found = [_both(run) for run in family]
+        clean, robust = zip(*found, strict=True)
+        style = {"color": _colour(place), "marker": MARKERS[place % len(MARKERS)]}
+        axes.plot(clean, robust, ls="", ms=6, alpha=0.85, label=_text(label), **style)
+        middles.append((mean(clean), mean(robust)))
+    front = sorted(middles[place] for place in pareto(middles))
+    if len(front) > 1:
+        axes.plot(
+            *zip(*front, strict=True), color=INK, lw=1, ls="--", alpha=0.6, label="Pareto front"
+        )
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(PercentFormatter(xmax=1))
+    return _legend(figure, axes)
+
+
+def overlays(runs: Sequence[Measured]) -> dict[str, Figure]:
+    """Name -> training curves of all runs over each other, the seeds of a label in one colour."""
+    found = {}
+    for panel in PANELS[:4]:
+        column = next(iter(panel.lines))
+        if sum(any(column in row for row in run.record.history) for run in runs) < 2:
+            continue
+        figure, axes = _axes("epoch", panel.title)
+        for place, (label, family) in enumerate(families(runs).items()):
+            for number, run in enumerate(family):
+                history = run.record.history
+                axes.plot(
+                    [row["epoch"] for row in history],
+                    [row.get(column, math.nan) for row in history],
+                    color=_colour(place),
+                    lw=1.4,
+                    label=None if number else _text(label),
+                )
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if panel.is_percent:
+            axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+        found[panel.name] = _legend(figure, axes)
+    return found
+
+
+def over_eps(runs: Sequence[Measured]) -> Figure | None:
+    """Robust accuracy over eps, the mean of the seeds; None where fewer than two runs have it."""
+    known: dict[str, list[Any]] = {}
+    for label, family in families(runs).items():
+        curves = [run.record.evaluation.get("eps_curve") for run in family]
+        known[label] = [curve for curve in curves if curve]
+    if sum(bool(curves) for curves in known.values()) < 2:
+        return None
+    figure, axes = _axes("eps", "robust accuracy")
+    for place, (label, curves) in enumerate(known.items()):
+        if curves:
+            eps = [row["eps"] for row in curves[0]]
+            values = [mean(c[i]["robust_accuracy"] for c in curves) for i in range(len(eps))]
+            axes.plot(eps, values, color=_colour(place), lw=1.6, marker=".", label=_text(label))
+    axes.axvline(runs[0].record.evaluation["threat"]["eps"], color=INK, lw=1, ls="--", alpha=0.55)
+    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+    return _legend(figure, axes)
+
+
+def sweeps(runs: Sequence[Measured]) -> dict[str, Figure]:
+    """Name -> clean (open) and worst-case accuracy (filled) over each number in which runs of a
+    grid differ; a line for each combination of the others."""
+    keys = dict.fromkeys(key for run in runs for key in run.row.varied if key != "seed")
+    found = {}
+    for key in keys:
+        having = [run for run in runs if _number(run.row.varied.get(key)) is not None]
+        values = sorted({_number(run.row.varied[key]) or 0.0 for run in having})
+        if len(values) < 2:
+            continue
+        figure, axes = _axes(key, "accuracy")
+        lines: dict[str, list[Measured]] = {}
+        for run in having:
+            lines.setdefault(_others(run, key), []).append(run)
+        for place, (label, family) in enumerate(lines.items()):
+            at: dict[float, list[tuple[float, float]]] = {}
+            for run in family:
+                at.setdefault(_number(run.row.varied[key]) or 0.0, []).append(_both(run))
+            places = sorted(at)
+            for kind, name in enumerate(("clean", "worst case")):
+                middle = [mean(pair[kind] for pair in at[x]) for x in places]
+                face = {"markerfacecolor": "none"} if kind == 0 else {}
+                legend = _text(f"{label} {name}".strip())
+                axes.plot(
+                    places, middle, "o-", color=_colour(place), ms=5, lw=1.3, label=legend, **face
+                )
+        above = [value for value in values if value > 0]
+        if above and above[-1] > DECADES * above[0]:
+            axes.set_xscale("symlog" if values[0] <= 0 else "log", **_linear(values[0], above[0]))
+        axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+        found[f"over-{key}"] = _legend(figure, axes)
+    return found
+
+
+def _linear(least: float, above: float) -> dict[str, float]:
+    return {"linthresh": above} if least <= 0 else {}
+
+
+def _others(run: Measured, key: str) -> str:
+    """The label without the key that the axis shows."""
+    own = f"{key.rpartition('.')[2]}={run.row.varied[key]}"
+    return " ".join(part for part in run.row.label.split(" ") if part != own)
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, Real) and not isinstance(value, bool) else None
+
+
+def _both(run: Measured) -> tuple[float, float]:
+    rows = run.accuracies
+    return rows["clean"].accuracy, rows.get("worst case", rows["clean"]).accuracy
+
+
+def _axes(x: str, y: str) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(4.6, 3.4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_xlabel(_text(x), color=INK)
+    axes.set_ylabel(y, color=INK)
+    plain_axes(axes)
+    return figure, axes
+
+
+def _legend(figure: Figure, axes: Any) -> Figure:
+    figure.legend(
+        *axes.get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=3,
+        frameon=False,
+        fontsize=8,
+        labelcolor=INK,
+    )
+    return figure
+
+
+def _colour(place: int) -> Any:
+    return matplotlib.colormaps["tab10"](place % 10)
+
+
+def _text(label: str) -> str:
+    """A name as it is: a dollar sign would begin a formula."""
+    return label.replace("$", r"\$")

@@ -1,0 +1,115 @@
+"""Writes the page of a comparison, its figures and tables as files, and table.csv."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from tfrobust.io import write_text
+from tfrobust.report.compare import (
+    CHANCE,
+    Measured,
+    Row,
+    comparison,
+    differences,
+    flat,
+    measured,
+    name_of,
+)
+from tfrobust.report.compare_figures import over_eps, overlays, scatter, sweeps
+from tfrobust.report.page import Table, write_page
+from tfrobust.report.summary import headline
+
+EXPLAINED = (
+    "Accuracies are shares of test images, those under an attack of images right both "
+    "clean and attacked; the worst case is over the images that every attack saw. n: images. "
+    "Several seeds: mean ± standard deviation. Differences to the paper are in points. "
+    "Bold: the best of a column."
+)
+TESTED = (
+    "In percentage points, on the images that both runs saw; p of McNemar's exact test on the "
+    f"flags of each image. Bold: below {CHANCE}, without a correction for the number of pairs. The "
+    "test speaks of these networks, not of other seeds."
+)
+PAIRS = 45  # of ten runs
+
+
+def write_comparison(
+    folder: Path, name: str, rows: Sequence[Row], facts: Mapping[str, Any]
+) -> Path:
+    """Writes `folder`/table.csv, a line a run, and `folder`/report/ with the page of all runs.
+
+    Returns the path of the page. Raises ValueError as `load_run` does.
+    """
+    runs = measured(rows)
+    folder = Path(folder)
+    write_text(folder / "table.csv", flat(runs).csv())
+    failures = [f"{row.run.name} failed: {row.reason}" for row in rows if row.reason is not None]
+    values: dict[str, Any] = {
+        "name": name,
+        "lead": f"{len(runs)} of {len(rows)} runs finished.",
+        "failures": failures,
+        "overfitted": [],
+        "explained": EXPLAINED,
+        "tested": TESTED,
+        "facts": dict(facts),
+    }
+    tables = {"comparison": comparison(runs), "runs": _runs(rows, runs)}
+    figures: dict[str, Figure] = {}
+    values["sections"] = _sections(runs, figures)
+    first = [run for run in runs if run.seed == min(r.seed for r in runs)]
+    if len(first) >= 2 and len(first) * (len(first) - 1) // 2 <= PAIRS and _alike(first):
+        tables["differences"] = differences(first)
+    return write_page(folder / "report", "comparison", values, figures, tables)
+
+
+def _sections(
+    runs: Sequence[Measured], figures: dict[str, Figure]
+) -> list[tuple[str, list[str], str]]:
+    """(title, names of figures, note); the figures are added to `figures`."""
+    found = []
+    if len(runs) > 1:
+        figures["trade-off"] = scatter(runs)
+        note = "A point a run. The dashed line joins the means that no other mean beats in both."
+        found.append(("Clean against robust accuracy", ["trade-off"], note))
+    drawn = over_eps(runs)
+    if drawn is not None:
+        figures["eps"] = drawn
+        note = "PGD on the first test images; the dashed line is the eps of training."
+        found.append(("Robust accuracy over eps", ["eps"], note))
+    varied = sweeps(runs)
+    if varied:
+        note = "Open marks: clean accuracy; filled ones: worst case. Means over the seeds."
+        found.append(("Parameters", list(varied), note))
+    curves = overlays(runs)
+    if curves:
+        note = "On the validation split, epochs from 0."
+        found.append(("Training", list(curves), note))
+    figures.update(varied)
+    figures.update(curves)
+    return found
+
+
+def _alike(runs: Sequence[Measured]) -> bool:
+    """Whether all runs have the data and the threat of the first."""
+    return all(
+        run.record.evaluation[key] == runs[0].record.evaluation[key]
+        for run in runs
+        for key in ("data", "threat")
+    )
+
+
+def _runs(rows: Sequence[Row], runs: Sequence[Measured]) -> Table:
+    found = {id(run.row): run for run in runs}
+    lines = []
+    for row in rows:
+        run = found.get(id(row))
+        told = row.reason or ""
+        command, commit = "", ""
+        if run is not None:
+            told = headline(run.record.config, run.record.evaluation)
+            command = str(run.record.config.get("command", ""))
+            commit = str(run.record.evaluation.get("commit") or "not recorded")
+        lines.append([name_of(run, runs) if run else row.label, told, command, commit])
+    return Table(["run", "result", "command", "commit"], lines)
