@@ -31,7 +31,7 @@ def run_suite(
     suite = load_suite(path, overrides, workdir)
     folder = Folder(workdir / suite.name)
     for member in {member.label: member for member in reversed(suite.members)}.values():
-        _check(member, suite, folder.path, smoke)
+        check(member, suite, folder.path, smoke)
     with folder.locked():
         if suite.surrogate is not None:
             _run_all([suite.surrogate], suite, folder.path, smoke, ["train"])
@@ -49,7 +49,7 @@ def run_suite(
     return folder.path, rows
 
 
-def _check(member: Member, suite: Suite, folder: Path, smoke: bool) -> None:
+def check(member: Member, suite: Suite, folder: Path, smoke: bool) -> None:
     """Raise the UserError of a run's config."""
     overrides = list(member.overrides)
     if suite.surrogate is not None:  # what attacks with it has to wait until it is trained

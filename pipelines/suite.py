@@ -107,7 +107,8 @@ def load_suite(path: Path, overrides: Sequence[str], workdir: Path) -> Suite:
         if file.surrogate is not None:
             (surrogate, *more) = _members(SURROGATE, file.surrogate, file.set, {}, last)
             require(not more, SURROGATE, "one run", file.surrogate)
-            surrogate = dataclasses.replace(surrogate, name=SURROGATE)
+            overrides = (*surrogate.overrides, "attacks=[]")  # it is trained and no more
+            surrogate = dataclasses.replace(surrogate, name=SURROGATE, overrides=overrides)
         names = [member.name for member in members]
         twice = sorted({name for name in names if names.count(name) > 1})
         require(not twice, "runs", "runs that differ, or with labels of their own", twice)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+from pathlib import Path
 
 import pytest
 
 from pipelines import config as configs
+from pipelines import pool
 from pipelines.smoke import smoke
 from pipelines.spec import Spec, parse
+from pipelines.suite import load_suite
 from tfrobust.methods import METHODS
 
 # What a user has to give: here, any images of the right form.
@@ -20,15 +24,17 @@ GIVEN = {
 }
 
 
+THIN = {
+    "wide_resnet": ["model.depth=10", "model.width=1"],
+    "resnet": ["model.depth=18", "model.width=1"],
+}
+
+
 @functools.cache
 def spec_of(name: str) -> Spec:
     """With a thin WideResNet, as the full one takes seconds."""
     path = configs.find(name)
-    thin = {
-        "wide_resnet": ["model.depth=10", "model.width=1"],
-        "resnet": ["model.depth=18", "model.width=1"],
-    }
-    overrides = [*thin.get(configs.load(path)["model"]["name"], []), *GIVEN.get(name, [])]
+    overrides = [*THIN.get(configs.load(path)["model"]["name"], []), *GIVEN.get(name, [])]
     return parse(name, configs.load(path, overrides))
 
 
@@ -46,6 +52,25 @@ def test_every_config_builds(name: str) -> None:
     assert image.shape[1:] == source.image_shape
     assert model.network.output_shape == (None, source.num_classes)
     assert smoke(spec).config["data"]["name"] == "synthetic"
+
+
+@pytest.mark.parametrize("name", configs.suites())
+def test_every_suite_is_one_of_runs_that_build(name: str) -> None:
+    runs = Path("runs")
+    small = load_suite(configs.find(name), [], runs)
+    assert len({member.name for member in small.members}) == len(small.members)
+    kinds = {
+        (member.config, tuple(o.partition("=")[0] for o in member.overrides)): member
+        for member in small.members
+    }  # of a grid one is enough
+    others = [load_suite(configs.find(name), [f"budget={b}"], runs) for b in small.file.budgets]
+    for suite, members in [(small, kinds.values()), *((o, o.members[:1]) for o in others)]:
+        for member in members:
+            model = configs.load(configs.find(member.config), member.overrides)["model"]
+            tiny = ["model={name: small_cnn, filters: [2], units: 2}"]
+            thin = THIN.get(model["name"], []) if "lambdas" in model else tiny
+            member = dataclasses.replace(member, overrides=(*member.overrides, *thin))
+            pool.check(member, suite, runs / suite.name, smoke=False)
 
 
 def test_every_method_has_its_configs() -> None:

@@ -1,0 +1,67 @@
+"""Suites and comparisons by their commands, small."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.e2e.conftest import ROOT, Command
+
+SUITE = """
+surrogate: {config: digits_adv, set: {seed: 9}}
+set:
+  attacks:
+    - {name: transfer, source: "${surrogate.folder}", attack: fgsm, label: Black box}
+    - {name: pgd, steps: 2, label: PGD-2}
+runs:
+  - digits_adv
+  - {config: digits_natural, set: {optimizer.learning_rate: 1.0e+30}}
+"""
+
+
+def test_a_suite_trains_attacks_and_reports_all_and_marks_what_fails(
+    command: Command, tmp_path: Path
+) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(SUITE)
+    done = command(str(path), "--smoke")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    told = done.stderr.splitlines()[-1]
+    assert told.startswith("error: 1 of 2 runs failed: digits_natural (") and "loss" in told
+    assert "Black box" in done.stdout and "PGD-2" in done.stdout
+
+    folder = tmp_path / "runs" / "mine"
+    (row,) = csv.DictReader((folder / "table.csv").open())
+    assert list(row) == ["method", "seed", "examples", "clean", "Black box", "PGD-2"]
+    assert row["method"] == "adv" and row["examples"] == "32"
+    page = (folder / "report" / "index.html").read_text()
+    assert "digits_natural failed: " in page
+    assert (folder / "surrogate" / "model.keras").is_file()
+    assert not (folder / "surrogate" / "eval.json").exists()
+    assert "loss" in (folder / "logs" / "digits_natural.log").read_text()
+
+    # Again: what is done is skipped, what failed is tried anew.
+    before = (folder / "digits_adv" / "eval.json").stat().st_mtime_ns
+    again = command(str(path), "--smoke", "--set", "runs=[digits_adv]")
+    assert again.returncode == 0, again.stderr
+    assert "digits_adv: done before" in again.stdout
+    assert (folder / "digits_adv" / "eval.json").stat().st_mtime_ns == before
+
+    runs = [str(folder / "digits_adv"), str(folder / "surrogate")]
+    line = [sys.executable, "-m", "pipelines.compare", *runs]
+    refused = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+    assert refused.returncode == 2 and "surrogate/eval.json: expected" in refused.stderr
+
+
+def test_a_mistake_in_a_run_of_a_suite_is_told_before_anything_is_run(
+    command: Command, tmp_path: Path
+) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("runs: [digits_adv, {config: digits_atlas, set: {method.alhpa: 1.0}}]")
+    done = command(str(path))
+    assert done.returncode == 2
+    (told,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "atlas: " in told and "did you mean 'alpha'" in told
+    assert not (tmp_path / "runs").exists()

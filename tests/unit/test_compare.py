@@ -1,0 +1,114 @@
+"""Runs side by side: the table, the differences beyond chance, the Pareto front, the page."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.unit.test_report import change, make_run
+from tfrobust.registry import UserError
+from tfrobust.report import Row, comparison, differences, measured, named, write_comparison
+from tfrobust.report.compare import difference, flat, pareto
+
+
+def made(path: Path, clean: int, attacked: int, **config: Any) -> Path:
+    """A run on 10 images, of which the first `clean` are right, and so many under PGD-20."""
+    run = make_run(path, **config)
+    row = {"name": "PGD-20", "examples": 10, "robust_accuracy": attacked / 10}
+    change(run, clean_accuracy=clean / 10, robust_accuracy=attacked / 10, attacks=[row])
+    flags = {"clean": np.arange(10) < clean, "PGD-20": np.arange(10) < attacked}
+    np.savez(run / "flags.npz", index=np.arange(10), label=np.zeros(10, int), **flags)
+    return run
+
+
+def test_a_row_a_label_with_mean_and_spread(tmp_path: Path) -> None:
+    rows = [
+        Row("a", made(tmp_path / "a0", 8, 4)),
+        Row("a", made(tmp_path / "a1", 9, 6, seed=1)),
+        Row("b", made(tmp_path / "b", 10, 3, paper=None)),
+        Row("c", tmp_path / "c", reason="no such luck"),
+    ]
+    runs = measured(rows)
+    table = comparison(runs)
+    assert [title.split("\n")[0] for title in table.header] == [
+        "method", "seeds", "clean", "PGD-20", "worst case", "time per batch", "epochs",
+    ]  # fmt: skip
+    first, second = table.rows
+    # sd of 0.8 and 0.9 is 0.0707, of 0.4 and 0.6 is 0.1414; the paper's are 0.9947 and 0.5
+    assert first[:3] == ["a", "0, 1", "85.0 ± 7.1 %\npaper 99.5 %, -14.5"]
+    assert first[3] == "50.0 ± 14.1 %\npaper 50.0 %, +0.0" and first[5:] == ["42.0 ms", "3"]
+    assert second[:4] == ["b", "0", "100.0 %", "30.0 %"]
+    assert table.bold == {(1, 2), (0, 3), (0, 4)}  # the best of each column
+
+    lines = list(csv.DictReader(flat(runs).csv().splitlines()))
+    assert list(lines[0]) == ["method", "seed", "examples", "clean", "PGD-20"]
+    assert [line["method"] for line in lines] == ["a", "a", "b"]
+    assert lines[1] == {
+        "method": "a", "seed": "1", "examples": "10", "clean": "0.9", "PGD-20": "0.6",
+    }  # fmt: skip
+
+
+def test_mcnemar_by_hand() -> None:
+    first, second = np.zeros(20, bool), np.zeros(20, bool)
+    first[:10], second[10:12] = True, True
+    found = difference(first, second)
+    assert (found.n, found.gained, found.lost, found.points) == (20, 10, 2, 0.4)
+    # Twice the chance of at most 2 heads in 12 throws: 2 (1 + 12 + 66) / 4096.
+    assert found.p == pytest.approx(158 / 4096) and found.beyond_chance
+    assert difference(first, first).p == 1.0
+
+
+def test_differences_are_on_the_images_that_both_saw(tmp_path: Path) -> None:
+    one, other = made(tmp_path / "one", 10, 9), made(tmp_path / "other", 10, 1)
+    with np.load(other / "flags.npz") as arrays:
+        cut = dict(arrays.items())
+    cut["PGD-20"] = cut["PGD-20"][:8]
+    np.savez(other / "flags.npz", **cut)
+    table = differences(measured(named([one, other])))
+    # 8 images: 8 right against 1, so 7 to 0: p is 2 / 2^7.
+    assert table.rows == [["one − other", "+0.0 (p = 1.000, n=10)", "+87.5 (p = 0.016, n=8)"]]
+    assert table.bold == {(0, 2)}
+
+
+def test_runs_that_cannot_be_compared_are_one_line(tmp_path: Path) -> None:
+    one = made(tmp_path / "one", 10, 9)
+    other = made(tmp_path / "other", 10, 1, threat={"norm": "l2", "eps": 1.0})
+    with pytest.raises(UserError, match="one, other: expected the same threat"):
+        differences(measured(named([one, other])))
+    with pytest.raises(UserError, match="expected different runs"):
+        named([one, tmp_path / "x" / ".." / "one"])
+    with pytest.raises(UserError, match=r"config\.yaml: expected the config of a run"):
+        measured(named([one, tmp_path / "none"]))
+    (one / "flags.npz").write_bytes(b"PK damaged")
+    with pytest.raises(UserError, match=r"flags\.npz: expected a readable file"):
+        measured(named([one]))
+
+
+def test_pareto() -> None:
+    assert pareto([(0.9, 0.5), (0.8, 0.6), (0.85, 0.4), (0.9, 0.4), (0.8, 0.6)]) == [0, 1, 4]
+
+
+def test_the_page_of_a_comparison(tmp_path: Path) -> None:
+    rows = [
+        Row("a", made(tmp_path / "a", 8, 4), {"method.beta": 1.0}),
+        Row("$b$ <i>", made(tmp_path / "b", 10, 3), {"method.beta": 2.0}),
+        Row("c", tmp_path / "c", reason="out of <luck>"),
+    ]
+    page = write_comparison(tmp_path / "out", "mine", rows, {"budget": "small"})
+    html = page.read_text()
+    assert "2 of 3 runs finished" in html and "c failed: out of &lt;luck&gt;" in html
+    assert "$b$ &lt;i&gt;" in html and "<i>" not in html
+    assert "python" not in html  # these runs have no command
+    ids = [part.split('"')[0] for part in html.split(' id="')[1:]]
+    assert len(ids) == len(set(ids))
+    figures = sorted(path.stem for path in (page.parent / "figures").iterdir())
+    training = ["clean-accuracy", "jacobian", "loss", "over-method.beta", "robust-accuracy"]
+    assert figures == [*training, "trade-off"]
+    assert (tmp_path / "out" / "table.csv").read_text().startswith("method,seed,examples,clean,")
+    assert "\\textbf{100.0 \\%" in (page.parent / "tables" / "comparison.tex").read_text()
+    again = write_comparison(tmp_path / "out", "mine", rows, {"budget": "small"})
+    assert again.read_text() == html

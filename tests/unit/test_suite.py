@@ -1,0 +1,101 @@
+"""A suite's file: its runs, their names and labels, what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipelines import config as configs
+from pipelines.suite import Suite, is_suite, load_suite
+from tfrobust.registry import UserError
+
+
+def suite(tmp_path: Path, text: str, *overrides: str) -> Suite:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    return load_suite(path, list(overrides), tmp_path / "runs")
+
+
+def test_a_suite_is_a_file_with_runs() -> None:
+    assert is_suite(configs.find("digits_table"))
+    assert is_suite(configs.find("mnist_table1_fixed"))  # its runs are in what it includes
+    assert not is_suite(configs.find("digits_adv"))
+
+
+def test_a_run_for_each_combination(tmp_path: Path) -> None:
+    text = """
+    grid: {seed: [0, 1]}
+    runs:
+      - digits_adv
+      - {config: digits_atlas, label: A, grid: {method.beta: [0.0, 1.0]}}
+    """
+    found = suite(tmp_path, text).members
+    assert [(m.name, m.label, m.config) for m in found] == [
+        ("digits_adv_seed-0", "adv", "digits_adv"),
+        ("digits_adv_seed-1", "adv", "digits_adv"),
+        ("A_seed-0_beta-0.0", "A beta=0.0", "digits_atlas"),
+        ("A_seed-0_beta-1.0", "A beta=1.0", "digits_atlas"),
+        ("A_seed-1_beta-0.0", "A beta=0.0", "digits_atlas"),
+        ("A_seed-1_beta-1.0", "A beta=1.0", "digits_atlas"),
+    ]
+    assert found[3].varied == {"seed": 0, "method.beta": 1.0}
+    assert found[3].overrides == ("seed=0", "method.beta=1.0")
+
+
+def test_what_is_nearer_to_the_run_counts(tmp_path: Path) -> None:
+    text = """
+    set: {seed: 1, train.epochs: 2, method.l2: 0.0}
+    budget: small
+    budgets: {small: {train.epochs: 3, attacks: [{name: pgd, steps: 3}]}, large: {}}
+    runs: [{config: digits_adv, set: {method.l2: 0.1}}]
+    """
+    (member,) = suite(tmp_path, text, "seed=5").members
+    config = configs.load(configs.find(member.config), member.overrides)
+    assert config["seed"] == 5 and config["train"]["epochs"] == 3
+    assert config["method"]["l2"] == 0.1
+    assert config["attacks"] == [{"name": "pgd", "steps": 3}]
+    (member,) = suite(tmp_path, text, "budget=large", "runs[0].set={}").members
+    config = configs.load(configs.find(member.config), member.overrides)
+    assert config["train"]["epochs"] == 2 and config["method"]["l2"] == 0.0
+
+
+def test_the_surrogate_is_a_folder_of_the_suite(tmp_path: Path) -> None:
+    text = """
+    surrogate: {config: digits_adv, set: {seed: 9}}
+    set: {attacks: [{name: transfer, source: "${surrogate.folder}", attack: fgsm}]}
+    runs: [digits_atlas]
+    """
+    found = suite(tmp_path, text)
+    (member,) = found.members
+    source = str(tmp_path / "runs" / "mine" / "surrogate")
+    config = configs.load(configs.find(member.config), member.overrides)
+    assert config["attacks"] == [{"name": "transfer", "source": source, "attack": "fgsm"}]
+    assert found.surrogate is not None and found.surrogate.name == "surrogate"
+    assert "seed=9" in found.surrogate.overrides
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("runs: []", "runs: expected a list of runs"),
+        ("runs: [digits_adv, digits_adv]", r"runs that differ.*\['digits_adv'\]"),
+        ("runs: [digits_advv]", "did you mean 'digits_adv'"),
+        ("runs: [{config: digits_adv, sett: {}}]", r"runs\[0\].sett: unknown key.*'set'"),
+        ("runs: [{config: digits_adv, grid: {seed: []}}]", r"runs\[0\].grid: expected a list"),
+        ("runs: [3]", r"runs\[0\]: expected a config's name or a mapping, received 3"),
+        ("{runs: [digits_adv], jobs: 0}", "jobs: expected int >= 1"),
+        ("{runs: [digits_adv], budgets: {a: {}}}", "budget: expected one of a, received None"),
+        ("{runs: [digits_adv], budget: b, budgets: {bb: {}}}", "did you mean 'bb'"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path: Path, text: str, told: str) -> None:
+    with pytest.raises(UserError, match=told) as error:
+        suite(tmp_path, text)
+    assert "\n" not in str(error.value)
+
+
+def test_values_in_one_line_are_read_back() -> None:
+    for value in (1e-4, "8/255", [{"name": "pgd", "steps": 3}], None, True, "a: b", 0.1):
+        override = f"key={configs.flow(value)}"
+        assert configs.load(configs.find("digits_adv"), [override])["key"] == value
