@@ -1,0 +1,68 @@
+"""The documents' Python runs as printed, their commands name what there is, the generated one is
+fresh."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipelines import config as configs
+from pipelines.run import run
+from tests.e2e.conftest import ROOT
+
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+LANGUAGES = {
+    kind: {
+        path.name: blocks
+        for path in DOCUMENTS
+        if (
+            blocks := re.findall(
+                rf"^```{kind}\n(.*?)^```", path.read_text(encoding="utf-8"), re.M | re.S
+            )
+        )
+    }
+    for kind in ("python", "bash")
+}
+
+
+def test_there_are_some() -> None:
+    assert {"README.md", "quickstart.md", "your_own.md", "add_a_method.md", "evaluation.md"} <= set(
+        LANGUAGES["python"]
+    )
+
+
+@pytest.mark.parametrize("name", LANGUAGES["python"])
+def test_python_of_a_document_runs(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = "\n".join(LANGUAGES["python"][name])
+    monkeypatch.chdir(tmp_path)
+    for needed in re.findall(r"runs/(\w+)/saved_model", code):
+        run(needed, [], tmp_path / "runs", None, smoke=True)
+    exec(compile(code, name, "exec"), {"__name__": "document"})
+    if name == "README.md":
+        assert "PGD-20" in capsys.readouterr().out
+        assert (tmp_path / "saved_model" / "saved_model.pb").is_file()
+
+
+@pytest.mark.parametrize("name", LANGUAGES["bash"])
+def test_commands_of_a_document_name_configs_that_there_are(name: str) -> None:
+    lines = [line for block in LANGUAGES["bash"][name] for line in block.splitlines()]
+    for line in lines:
+        _, found, rest = line.partition("python -m pipelines.run ")
+        words = shlex.split(rest.split("&&")[0])
+        if not found or words[0] == "NAME|PATH":
+            continue
+        settings = [after for word, after in zip(words, words[1:], strict=False) if word == "--set"]
+        configs.load(configs.find(words[0]), settings)
+
+
+def test_the_keys_of_a_config_are_those_of_the_constructors() -> None:
+    line = [sys.executable, "tools/render_configuration.py", "--check"]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr.splitlines()[-1]

@@ -1,0 +1,120 @@
+"""Writes docs/configuration.md, the keys of a config, from the constructors that they are for.
+
+python tools/render_configuration.py            # writes it
+python tools/render_configuration.py --check    # exit 1 when it is stale
+"""
+
+import argparse
+import inspect
+import re
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipelines.sections import Data, EvaluationOptions, ExtraData, Train
+from pipelines.spec import FACTS, STAGES
+from pipelines.suite import Entry, SuiteFile
+from tfrobust.attacks import ATTACKS
+from tfrobust.data import DATASETS
+from tfrobust.evaluation.trials import SUITES
+from tfrobust.io import write_text
+from tfrobust.methods import METHODS, RobustModel
+from tfrobust.models import MODELS, PRECISIONS
+from tfrobust.registry import parameters
+from tfrobust.report import markdown_table
+from tfrobust.threat import Threat
+from tfrobust.training import OPTIMIZERS, SCHEDULES
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "configuration.md"
+# What the pipeline fills in.
+OF_METHODS = {"network", "threat", "validation_attack", "ramp_steps", "seed", *FACTS}
+OF_MODELS = {"image_shape", "num_classes"}
+INTRO = f"""# Configuration
+
+Rendered by `python tools/render_configuration.py` from the constructors; change those, not this page.
+
+A config is a YAML file; `--set key.path=value` changes any key, `--print_config` shows what comes out.
+`include: base/file.yaml` puts another file below, and a section that names another constructor replaces
+the one below with its arguments. `${{threat.eps}}` refers to another key; a fraction such as `8/255` is a
+number. A key that is not here is an error.
+
+Top level: `threat`, `data`, `model`, `method`, `optimizer`, `train`, `attacks`, `evaluation`;
+`seed`; `precision`, one of {", ".join(PRECISIONS)}; `stages`, a list of {", ".join(STAGES)}; `paper`,
+a source and the figures that a paper has, by `clean` and an attack's label; `note`; `name`, of the run's
+folder. Where a section takes a name and arguments it is `{{name: NAME, argument: value}}`, or the name
+alone. An attack of the list `attacks` takes `label` and `examples` too, its column's name and how many
+test images it gets.
+"""
+
+
+def render() -> str:
+    """The page."""
+    parts = [INTRO]
+    for title, constructor in (
+        ("threat", Threat),
+        ("data", Data),
+        ("data.extra", ExtraData),
+        ("train", Train),
+        ("evaluation", EvaluationOptions),
+        ("A suite's file", SuiteFile),
+        ("An entry of its runs", Entry),
+    ):
+        parts += [f"## {title}", *_about(constructor)]
+    parts += ["## Every method", *_about(RobustModel, OF_METHODS)]
+    registries: dict[str, Mapping[str, Callable[..., Any]]] = {
+        "method.name": METHODS,
+        "method.attack.name, attacks": ATTACKS,
+        "attacks: suites": SUITES,
+        "data.name": DATASETS,
+        "model.name": MODELS,
+        "optimizer.name": OPTIMIZERS,
+        "train.schedule.name": SCHEDULES,
+    }
+    hidden = {"method.name": set(parameters(RobustModel)), "model.name": OF_MODELS}
+    for title, registry in registries.items():
+        parts.append(f"## {title}")
+        for name in sorted(registry):
+            parts += [f"### {name}", *_about(registry[name], hidden.get(title, set()))]
+    return "\n\n".join(part.rstrip() for part in parts) + "\n"
+
+
+def _about(constructor: Callable[..., Any], hidden: Collection[str] = ()) -> Iterator[str]:
+    """Its docstring, and a table of its parameters."""
+    yield "```text\n" + (inspect.getdoc(constructor) or "") + "\n```"
+    rows = [
+        ["name" if name == "source" else name, _type(p.annotation), _default(p.default)]
+        for name, p in parameters(constructor).items()
+        if name not in hidden and p.kind is not p.VAR_KEYWORD
+    ]
+    if rows:
+        yield markdown_table(["key", "type", "default"], rows)
+
+
+def _type(annotation: Any) -> str:
+    text = inspect.formatannotation(annotation)
+    return re.sub(r"(?:[a-z_]+\.)+(\w+)", r"\1", text)
+
+
+def _default(value: Any) -> str:
+    if value is inspect.Parameter.empty:
+        return "required"
+    if re.search(r" at 0x|<factory>", repr(value)):
+        return "empty"
+    return repr(value)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="exit 1 when the page is stale")
+    if parser.parse_args().check:
+        if PAGE.is_file() and PAGE.read_text(encoding="utf-8") == render():
+            return 0
+        print(f"{PAGE}: stale; run python tools/render_configuration.py", file=sys.stderr)
+        return 1
+    write_text(PAGE, render())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
