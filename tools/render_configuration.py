@@ -32,19 +32,20 @@ OF_METHODS = {"network", "threat", "validation_attack", "ramp_steps", "seed", *F
 OF_MODELS = {"image_shape", "num_classes"}
 INTRO = f"""# Configuration
 
-Rendered by `python tools/render_configuration.py` from the constructors; change those, not this page.
+Rendered by `python tools/render_configuration.py` from the constructors; change those, not this
+page.
 
-A config is a YAML file; `--set key.path=value` changes any key, `--print_config` shows what comes out.
-`include: base/file.yaml` puts another file below, and a section that names another constructor replaces
-the one below with its arguments. `${{threat.eps}}` refers to another key; a fraction such as `8/255` is a
-number. A key that is not here is an error.
+A config is a YAML file; `--set key.path=value` changes any key, `--print_config` shows what comes
+out. `include: base/file.yaml` puts another file below, and a section that names another constructor
+replaces the one below with its arguments. `${{threat.eps}}` refers to another key; a fraction such
+as `8/255` is a number. A key that is not here is an error.
 
 Top level: `threat`, `data`, `model`, `method`, `optimizer`, `train`, `attacks`, `evaluation`;
-`seed`; `precision`, one of {", ".join(PRECISIONS)}; `stages`, a list of {", ".join(STAGES)}; `paper`,
-a source and the figures that a paper has, by `clean` and an attack's label; `note`; `name`, of the run's
-folder. Where a section takes a name and arguments it is `{{name: NAME, argument: value}}`, or the name
-alone. An attack of the list `attacks` takes `label` and `examples` too, its column's name and how many
-test images it gets.
+`seed`; `precision`, one of {", ".join(PRECISIONS)}; `stages`, a list of {", ".join(STAGES)};
+`paper`, a source and the figures that a paper has, by `clean` and an attack's label; `note`;
+`name`, of the run's folder. Where a section takes a name and arguments it is
+`{{name: NAME, argument: value}}`, or the name alone. An attack of the list `attacks` takes `label`
+and `examples` too, its column's name and how many test images it gets.
 """
 
 
