@@ -19,7 +19,8 @@ DECADES = 10.0  # values further apart than so many times are drawn on a logarit
 
 
 def scatter(runs: Sequence[Measured]) -> Figure:
-    """Clean against worst-case accuracy, a point a run; the Pareto front of the labels' means."""
+    """Clean against worst-case accuracy, a point a run; the Pareto front of the labels' means. A
+    once-for-all network is a line over its lambdas."""
     figure, axes = _axes("clean accuracy", "worst-case accuracy")
     middles = []
     for place, (label, family) in enumerate(families(runs).items()):
@@ -28,6 +29,11 @@ def scatter(runs: Sequence[Measured]) -> Figure:
         style = {"color": _colour(place), "marker": MARKERS[place % len(MARKERS)]}
         axes.plot(clean, robust, ls="", ms=6, alpha=0.85, label=_text(label), **style)
         middles.append((mean(clean), mean(robust)))
+        for run in family:
+            curve = run.record.evaluation["curve"]
+            over = sorted((row["clean_accuracy"], row["robust_accuracy"]) for row in curve)
+            if over:
+                axes.plot(*zip(*over, strict=True), ".-", lw=1, color=style["color"])
     front = sorted(middles[place] for place in pareto(middles))
     if len(front) > 1:
         axes.plot(
