@@ -109,6 +109,8 @@ def _values(record: RunRecord) -> dict[str, Any]:
     attacks = [a["config"] for a in evaluation["attacks"] if a.get("config")]
     details = {"config.yaml": config, "attacks": attacks}
     header, cells = _accuracy_table(rows, bool(config.get("paper")))
+    curve = evaluation["curve"]
+    inputs = ["width", "lambda"] if any(row["width"] for row in curve) else ["lambda"]
     return {
         "name": config["name"],
         "headline": headline(config, evaluation),
@@ -119,11 +121,15 @@ def _values(record: RunRecord) -> dict[str, Any]:
         "header": header,
         "cells": cells,
         "counted": how_counted(evaluation),
-        "curve_header": ["lambda", "clean", "worst case"],
+        "curve_header": [*inputs, "clean", "worst case"],
         "curve_note": CURVE_NOTE,
         "curve": [
-            [number(row["lambda"]), percent(row["clean_accuracy"]), percent(row["robust_accuracy"])]
-            for row in evaluation.get("curve", [])
+            [
+                *(number(row[name]) for name in inputs),
+                percent(row["clean_accuracy"]),
+                percent(row["robust_accuracy"]),
+            ]
+            for row in curve
         ],
         "checks_note": CHECKS_NOTE,
         "checks": [
