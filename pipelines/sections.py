@@ -90,18 +90,21 @@ class EvaluationOptions:
     mode: "cascade" attacks only what still stands; "each" gives every attack all images. save:
     keep the adversarial images, as float32 or uint8 (rounded to 1/255), in adversarial.npz.
     lambdas: where a once-for-all network is evaluated, 1 by default; all that is reported is of the
-    first, the others make the trade-off curve.
+    first, the others make the trade-off curve. widths: the same of one with widths, which has a
+    curve for each.
     """
 
     mode: str = "cascade"
     batch_size: int = 250
     save: str | None = None
     lambdas: list[float] | None = None
+    widths: list[float] | None = None
 
     def __post_init__(self) -> None:
-        listed = [1.0] if self.lambdas is None else self.lambdas
-        inside = listed and all(0 <= value <= 1 for value in listed)
-        require(inside, "lambdas", "numbers in [0, 1]", listed)
+        for name, given in (("lambdas", self.lambdas), ("widths", self.widths)):
+            listed = [1.0] if given is None else given
+            inside = listed and all(0 <= value <= 1 for value in listed)
+            require(inside, name, "numbers in [0, 1]", listed)
         choose("mode", self.mode, MODES)
         require(self.batch_size >= 1, "batch_size", "int >= 1", self.batch_size)
         if self.save is not None:

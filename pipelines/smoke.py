@@ -30,7 +30,8 @@ def smoke(spec: Spec) -> Spec:
         more = {"share": spec.data.extra.share, "weight": spec.data.extra.weight}
         config["data"]["extra"] = {**shape, **more}
     if spec.train is not None:
-        kept = {k: config["model"][k] for k in ("lambdas", "encoding") if k in config["model"]}
+        conditional = ("lambdas", "encoding", "widths")
+        kept = {k: config["model"][k] for k in conditional if k in config["model"]}
         config["model"] = {"name": "small_cnn", "filters": [4, 4], "kernel": 3, "units": 16}
         config["model"] |= kept if "lambdas" in kept else {}
         ramp = min(1, spec.train.epsilon_ramp_epochs)

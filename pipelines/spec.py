@@ -105,7 +105,7 @@ def parse(name: str, config: dict[str, Any]) -> Spec:
         EvaluationOptions,
         **arguments(EvaluationOptions, top.get("evaluation", {}), "evaluation"),
     )
-    _check_lambdas(evaluation.lambdas, top.get("model") or {})
+    _check_inputs(evaluation, top.get("model") or {})
     listed = trials(top.get("attacks", []), threat)
     attack_files(listed_attacks(listed))
     if "paper" in top:
@@ -302,27 +302,30 @@ def _paper(paper: Mapping[str, Any]) -> dict[str, Any]:
     return known
 
 
-def _check_lambdas(lambdas: list[float] | None, model: Mapping[str, Any]) -> None:
-    """Those of an evaluation, against the network that the config makes."""
-    if lambdas is None or "name" not in model:
-        return
-    known, where = model.get("lambdas"), "evaluation.lambdas"
-    require(known is not None, where, "none (the network takes no lambda)", lambdas)
-    free = model.get("encoding") == "none"
-    require(
-        free or set(lambdas) <= set(known or ()), where, f"some of model.lambdas {known}", lambdas
-    )
+def _check_inputs(evaluation: EvaluationOptions, model: Mapping[str, Any]) -> None:
+    """Lambdas and widths of an evaluation, against the network that the config makes."""
+    for name in ("lambdas", "widths") if "name" in model else ():
+        values, known, where = getattr(evaluation, name), model.get(name), f"evaluation.{name}"
+        if values is None:
+            continue
+        require(known is not None, where, f"none (the network takes no {name})", values)
+        free = name == "lambdas" and model.get("encoding") == "none"
+        inside = free or set(values) <= set(known or ())
+        require(inside, where, f"some of model.{name} {known}", values)
 
 
 def _stand_in(
     model: Mapping[str, Any], method: partial[RobustModel], train: Train | None
 ) -> keras.Model:
     """A network with the inputs of the one that is trained."""
-    given = {key: model[key] for key in ("lambdas", "encoding") if model.get(key) is not None}
-    lambdas = convert("model.lambdas", given.get("lambdas"), list[float] | None)
+    given = {k: model[k] for k in ("lambdas", "encoding", "widths") if model.get(k) is not None}
+    lambdas, widths = (
+        convert(f"model.{key}", given.get(key), list[float] | None) for key in ("lambdas", "widths")
+    )
     encoding = convert("model.encoding", given.get("encoding", "random"), str)
     conditional = "strength" in getattr(method.func, "network_inputs", ())
     if train is not None and train.init_from is not None and conditional:
         lambdas, encoding = [0.0, 1.0], "none"  # its file has those that count
     small: dict[str, Any] = {"filters": [2], "units": 2, "lambdas": lambdas, "encoding": encoding}
+    small["widths"] = widths
     return located("model", MODELS["small_cnn"], (8, 8, 1), 4, **small)

@@ -13,14 +13,15 @@ import tensorflow as tf
 
 def export(network: keras.Model, folder: Path, images: np.ndarray) -> None:
     """Write a SavedModel: [None, H, W, C] float32 in [0, 1] -> logits [None, C]; of a once-for-all
-    network {"image", "strength": [None]} -> logits.
+    network {"image", "strength": [None]} -> logits, and of one with widths "width": [None] as well.
 
     Endpoints "serve" and "serving_default". images: a few [N, H, W, C]; the reloaded
     model must give the network's own logits on them, else RuntimeError and nothing is left.
     """
     inputs: Any = tf.constant(images)
     if isinstance(network.input, dict):
-        inputs = {"image": inputs, "strength": tf.linspace(0.0, 1.0, len(images))}
+        inputs = dict.fromkeys(network.input, tf.linspace(0.0, 1.0, len(images)))
+        inputs["image"] = tf.constant(images)
     aside = folder.with_name(f".{folder.name}")
     shutil.rmtree(aside, ignore_errors=True)
     network.export(str(aside), verbose=False)

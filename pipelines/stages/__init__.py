@@ -104,8 +104,9 @@ def _network(spec: Spec, folder: Folder) -> SavedNetwork:
     with strategy().scope():  # each device gets the weights
         network = load_network(path, outputs, where)
     check_fit(where, spec.data.source, network.input_shape, network.classes)
-    lambdas = spec.evaluation.lambdas
-    conditional = network.strength is not None
-    expected = "none (the network takes no lambda)"
-    require(conditional or lambdas is None, "evaluation.lambdas", expected, lambdas)
-    return dataclasses.replace(network, strength=lambdas[0]) if lambdas else network
+    for name, taken in (("lambdas", "strength"), ("widths", "width")):
+        values = getattr(spec.evaluation, name)
+        fits = values is None or getattr(network, taken) is not None
+        require(fits, f"evaluation.{name}", f"none (the network takes no {name})", values)
+        network = dataclasses.replace(network, **{taken: values[0]}) if values else network
+    return network

@@ -12,6 +12,7 @@ import numpy as np
 
 from pipelines.folder import Folder
 from pipelines.provenance import commit, versions
+from pipelines.sections import EvaluationOptions
 from pipelines.spec import Spec
 from tfrobust.data import Split
 from tfrobust.evaluation import (
@@ -92,21 +93,33 @@ def _curve(
     first: Sequence[Result],
     known: Sequence[dict[str, float]],
 ) -> Iterator[dict[str, float]]:
-    """Of a once-for-all network clean and worst-case accuracy at each lambda of the config."""
-    for place, strength in enumerate(spec.evaluation.lambdas or ()):
+    """Of a once-for-all network clean and worst-case accuracy at each lambda of the config, and at
+    each of its widths."""
+    for place, row in enumerate(_points(spec.evaluation)):
         if place < len(known):
             yield known[place]
             continue
         results: Sequence[Result] = first
         if place:
-            at = dataclasses.replace(network, strength=strength)
+            width = row.get("width", network.width)
+            at = dataclasses.replace(network, strength=row["lambda"], width=width)
             options: Any = {"seed": spec.seed, "batch_size": spec.evaluation.batch_size}
             results = list(run(at, x, y, spec.threat, spec.trials, **options))
         worst = worst_case(results)
-        clean = float(results[0].robust[: len(worst)].mean())
-        print(f"lambda {strength:g}: {clean:.2%} clean, {worst.mean():.2%} robust", flush=True)
-        robust = float(worst.mean())
-        yield {"lambda": strength, "clean_accuracy": clean, "robust_accuracy": robust}
+        clean, robust = float(results[0].robust[: len(worst)].mean()), float(worst.mean())
+        where = ", ".join(f"{name} {value:g}" for name, value in row.items())
+        print(f"{where}: {clean:.2%} clean, {robust:.2%} robust", flush=True)
+        yield row | {"clean_accuracy": clean, "robust_accuracy": robust}
+
+
+def _points(options: EvaluationOptions) -> list[dict[str, float]]:
+    """Where a once-for-all network is evaluated: each lambda, and each at all widths."""
+    if options.lambdas is None and options.widths is None:
+        return []
+    lambdas = [{"lambda": value} for value in options.lambdas or [1.0]]
+    if options.widths is None:
+        return lambdas
+    return [row | {"width": width} for width in options.widths for row in lambdas]
 
 
 def _finished(folder: Folder, spec: Spec) -> tuple[list[Result], list[dict[str, float]]]:

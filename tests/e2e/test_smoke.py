@@ -73,6 +73,23 @@ def test_every_method_through_every_stage(method: str, tmp_path: Path) -> None:
     assert list((folder / "tensorboard" / "train").glob("events*"))
 
 
+def test_a_network_with_widths_through_every_stage(tmp_path: Path) -> None:
+    """Evaluated at each, from the first on; and served at any."""
+    points = ["evaluation.lambdas=[1.0, 0.0]", "evaluation.widths=[0.5, 1.0]", "attacks=fgsm"]
+    folder = smoke("digits_oats", tmp_path, *points)
+    evaluation = json.loads((folder / "eval.json").read_text())
+    curve = evaluation["curve"]
+    found = [(row["width"], row["lambda"]) for row in curve]
+    assert found == [(0.5, 1.0), (0.5, 0.0), (1.0, 1.0), (1.0, 0.0)]
+    assert curve[0]["clean_accuracy"] == evaluation["clean_accuracy"]
+    assert "<td>0.5</td><td>1</td>" in (folder / "report" / "index.html").read_text()
+    served = tf.saved_model.load(str(folder / "saved_model"))
+    images = np.random.default_rng(0).random((2, 8, 8, 1), np.float32)
+    given = {"image": images, "strength": np.ones(2, np.float32), "width": np.float32([0.5, 0.75])}
+    network = keras.saving.load_model(folder / "model.keras", compile=False)
+    np.testing.assert_allclose(served.serve(given), network(given), rtol=1e-5, atol=1e-5)
+
+
 def test_finished_stages_are_skipped_and_changed_ones_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

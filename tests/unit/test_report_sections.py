@@ -21,6 +21,13 @@ def test_the_trade_off_of_a_once_for_all_network(tmp_path: Path) -> None:
         html.count("<svg") == 7 and "<th scope=row>0.2</th><td>95.0 %</td><td>50.0 %</td>" in html
     )
     assert "| 1 | 90.0 % | 60.0 % |" in markdown
+    widths = [
+        {"width": width} | dict(zip(keys, row, strict=True)) for width in (1, 0.5) for row in rows
+    ]
+    change(run, curve=widths)
+    html = write_report(run).read_text()
+    assert "<th scope=row>0.5</th><td>0.2</td><td>95.0 %</td><td>50.0 %</td>" in html
+    assert "One network at every width and lambda" in html and ">width 0.5<" in html
     change(run, curve=[{"lambda": 2.0, "clean_accuracy": 0.9, "robust_accuracy": 0.6}])
     with pytest.raises(ValueError, match=r"eval\.json.*curve\.0\.lambda: 2\.0"):
         load_run(run)

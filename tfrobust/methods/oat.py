@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -24,10 +25,15 @@ class Oat(RobustModel):
     others draw one of the other n - 1. x' is crafted at the example's lambda. default: the lambda
     of validation, of `predict`, and of whatever calls the model without one. The authors' step is
     1.25 eps / 7.
+
+    OATS: a network with `widths` has the input "width" too. Each step draws one of them for all of
+    its batch, and so costs as much as without; validation is at the whole width. (The authors have
+    published the network, not its training; slimmable networks without lambda sum a step's loss
+    over the widths, for as many times the cost.)
     """
 
     default_attack = PGD(steps=7)
-    network_inputs = ("image", "strength")
+    network_inputs: Sequence[str] = ("image", "strength")
 
     def __init__(
         self,
@@ -38,8 +44,13 @@ class Oat(RobustModel):
         **kwargs: Any,
     ):
         self.default = default
+        encodings = [la for la in getattr(network, "layers", ()) if isinstance(la, Encoding)]
+        sizes = next((la.lambdas for la in encodings if la.name == "widths"), None)
+        if sizes is not None:
+            self.network_inputs = (*Oat.network_inputs, "width")
         super().__init__(network, **kwargs)
-        known = next((la for la in network.layers if isinstance(la, Encoding)), None)
+        self.widths = None if sizes is None else list(sizes)
+        known = next((la for la in encodings if la.name != "widths"), None)
         drawn = lambdas if known is None or lambdas is not None else known.lambdas
         require(drawn, "lambdas", "those to draw (the network has no encoding of any)", drawn)
         self.lambdas = list(drawn or ())
@@ -53,23 +64,28 @@ class Oat(RobustModel):
         require(0 <= default <= 1, "default", "a number in [0, 1]", default)
 
     def inputs(self, batch: Batch, x: tf.Tensor) -> Any:
-        strength = tf.cast(batch.get("strength", self.default), tf.float32)
-        return {"image": x, "strength": tf.broadcast_to(strength, tf.shape(x)[:1])}
+        defaults = {"strength": self.default} | ({} if self.widths is None else {"width": 1.0})
+        given = {name: tf.cast(batch.get(name, at), tf.float32) for name, at in defaults.items()}
+        rows = tf.shape(x)[:1]
+        return {"image": x} | {name: tf.broadcast_to(v, rows) for name, v in given.items()}
 
     def perturb(self, batch: Batch) -> Batch:
-        strength = noise.sliced(self._drawn, tf.shape(batch["label"]))
-        attacked = _attacked(strength)
-        chosen = {key: tf.gather(value, attacked) for key, value in batch.items()}
-        with noise.of_rows(tf.size(strength), attacked):
-            found = self.adversary(chosen | {"strength": tf.gather(strength, attacked)})
+        drawn = {"strength": noise.sliced(self._drawn, tf.shape(batch["label"]))}
+        if self.widths is not None:
+            drawn["width"] = tf.fill(tf.shape(batch["label"]), self._width())
+        attacked = _attacked(drawn["strength"])
+        chosen = {key: tf.gather(value, attacked) for key, value in (batch | drawn).items()}
+        with noise.of_rows(tf.size(drawn["strength"]), attacked):
+            found = self.adversary(chosen)
         adv = tf.tensor_scatter_nd_update(batch["image"], attacked[:, None], found)
-        return {"strength": strength, "adv": adv}
+        return drawn | {"adv": adv}
 
     def robust_loss(self, batch: Batch) -> Batch:
         label, strength = batch["label"], batch["strength"]
         clean = self.logits_fn(batch, "train")(batch["image"])
         attacked = _attacked(strength)
-        part = {key: tf.gather(batch[key], attacked) for key in ("adv", "label", "strength")}
+        names = ("adv", "label", "strength", "width")
+        part = {key: tf.gather(batch[key], attacked) for key in names if key in batch}
         adversarial = self.logits_fn(part, "train")(part["adv"])
         hard = losses.cross_entropy(adversarial, part["label"])
         hard = tf.scatter_nd(attacked[:, None], hard, tf.shape(label, tf.int64))
@@ -101,6 +117,12 @@ class Oat(RobustModel):
         drawn = tf.where(tf.range(size) < self._zeros(size), 0.0, drawn)
         order = self.seed_for("lambda's places")
         return tf.random.experimental.stateless_shuffle(drawn, order, alg="philox")
+
+    def _width(self) -> tf.Tensor:
+        """That of this step, on every replica."""
+        seed, count = self.seed_for("width"), len(self.widths or ())
+        which = tf.random.stateless_uniform([], seed, 0, count, tf.int32, alg="philox")
+        return tf.gather(tf.constant(self.widths, tf.float32), which)
 
 
 def _attacked(strength: tf.Tensor) -> tf.Tensor:

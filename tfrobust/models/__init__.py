@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import keras
 
+from tfrobust.models.narrow import narrow
 from tfrobust.models.precision import PRECISIONS, with_precision
 from tfrobust.models.residual import resnet, small_resnet, wide_resnet
 from tfrobust.models.saved import (
@@ -34,6 +35,7 @@ __all__ = [
     "load_keras",
     "load_network",
     "model_files",
+    "narrow",
     "resnet",
     "small_cnn",
     "small_resnet",

@@ -7,17 +7,17 @@ from typing import Any
 import keras
 from keras import layers
 
-from tfrobust.models.conditional import Condition, DualBatchNorm, FiLM, condition
+from tfrobust.models.conditional import Condition, DualBatchNorm, FiLM, condition, slim
 from tfrobust.models.layers import batch_norm, conv, input_image, logits, normalize
 from tfrobust.registry import require
 
 
 def norm(x: Any, under: Condition | None, film: bool = True) -> Any:
-    """BatchNorm; in a once-for-all network the dual one, then FiLM."""
+    """BatchNorm; in a once-for-all network the dual one, then FiLM, at the width in use."""
     if under is None:
         return batch_norm()(x)
-    x = DualBatchNorm()([x, under.strength])
-    return FiLM()([x, under.code]) if film else x
+    x = DualBatchNorm()([x, under.inputs["strength"], *under.size])
+    return slim(FiLM(under.widths)([x, under.code, *under.size]) if film else x, under)
 
 
 def norm_relu(x: Any, under: Condition | None, film: bool = True) -> Any:
@@ -26,8 +26,8 @@ def norm_relu(x: Any, under: Condition | None, film: bool = True) -> Any:
 
 
 def model(image: Any, under: Condition | None, x: Any, num_classes: int, name: str) -> keras.Model:
-    """Image, or image and lambda, to the logits of the features x [B, D]."""
-    inputs = image if under is None else {"image": image, "strength": under.strength}
+    """Image, or image, lambda and width, to the logits of the features x [B, D]."""
+    inputs = image if under is None else {"image": image, **under.inputs}
     return keras.Model(inputs, logits(num_classes)(x), name=name)
 
 
@@ -53,10 +53,11 @@ def _residual(
     name: str,
     lambdas: list[float] | None,
     encoding: str,
+    widths: list[float] | None,
     dropout: float = 0.0,
 ) -> keras.Model:
     image = input_image(image_shape)
-    under = None if lambdas is None else condition(lambdas, encoding)
+    under = condition(lambdas, encoding, widths)
     filters, stride = stem
     x = conv(filters, 3, stride)(normalize(image, mean, std))
     for group, size in enumerate(groups):
@@ -77,13 +78,15 @@ def wide_resnet(
     std: list[float] | None = None,
     lambdas: list[float] | None = None,
     encoding: str = "random",
+    widths: list[float] | None = None,
 ) -> keras.Model:
     """WideResNet-depth-width (Zagoruyko and Komodakis, 2016): [B, H, W, C] in [0, 1] -> logits.
 
     depth is 6 n + 4 for n blocks in each of three groups of 16, 32 and 64 times width filters.
     dropout: the share, before the second convolution of a block. mean, std: per-channel
     normalisation inside the network; none by default. lambdas: a once-for-all network, of inputs
-    {"image", "strength"} (tfrobust.models.conditional).
+    {"image", "strength"}; widths: one that can be slimmed to these shares of its channels, with the
+    input "width" too (tfrobust.models.conditional).
     """
     require(depth >= 10 and (depth - 4) % 6 == 0, "depth", "6 n + 4, such as 16 or 28", depth)
     require(width >= 1, "width", "int >= 1", width)
@@ -99,6 +102,7 @@ def wide_resnet(
         name=f"wide_resnet_{depth}_{width}",
         lambdas=lambdas,
         encoding=encoding,
+        widths=widths,
         dropout=dropout,
     )
 
@@ -113,12 +117,13 @@ def small_resnet(
     std: list[float] | None = None,
     lambdas: list[float] | None = None,
     encoding: str = "random",
+    widths: list[float] | None = None,
 ) -> keras.Model:
     """A residual network for CPUs: a strided stem, then groups of residual blocks.
 
     The stem halves the image at once, which makes a CIFAR-10 epoch of one-step training
-    affordable on two cores. groups: filters of each group, [32, 64, 128] by default. lambdas: as
-    in `wide_resnet`.
+    affordable on two cores. groups: filters of each group, [32, 64, 128] by default. lambdas,
+    widths: as in `wide_resnet`.
     """
     groups = [32, 64, 128] if groups is None else groups
     require(
@@ -135,6 +140,7 @@ def small_resnet(
         name="small_resnet",
         lambdas=lambdas,
         encoding=encoding,
+        widths=widths,
     )
 
 
@@ -154,19 +160,20 @@ def resnet(
     std: list[float] | None = None,
     lambdas: list[float] | None = None,
     encoding: str = "random",
+    widths: list[float] | None = None,
 ) -> keras.Model:
     """ResNet-18, -34 or -50 (He et al., 2016), BatchNorm after each convolution.
 
     width: filters of the first of four groups; each group doubles them. stem: "small" is one 3 x 3
     convolution, as for CIFAR; "imagenet" a 7 x 7 one and a pooling, each of stride 2, whose second
-    derivative XLA has wrong: train such a network without it. mean, std, lambdas: as in
+    derivative XLA has wrong: train such a network without it. mean, std, lambdas, widths: as in
     `wide_resnet`.
     """
     require(depth in DEPTHS, "depth", f"one of {', '.join(map(str, DEPTHS))}", depth)
     require(width >= 1, "width", "int >= 1", width)
     require(stem in ("small", "imagenet"), "stem", "small or imagenet", stem)
     image = input_image(image_shape)
-    under = None if lambdas is None else condition(lambdas, encoding)
+    under = condition(lambdas, encoding, widths)
     large = stem == "imagenet"
     x = conv(width, 7 if large else 3, 2 if large else 1)(normalize(image, mean, std))
     x = norm_relu(x, under)

@@ -26,8 +26,8 @@ class SavedNetwork:
     Gradients pass through it, so it serves every attack and every evaluation.
 
     input_shape: (H, W, C). outputs: "probabilities" where the network ends in a softmax: log(p),
-    with p away from 0, serves as logits. strength: the lambda that all images get, of a
-    once-for-all network; None for others.
+    with p away from 0, serves as logits. strength, width: the lambda and the width that all images
+    get, of a once-for-all network; None for one that takes none.
     """
 
     forward: Callable[[Any], tf.Tensor]
@@ -35,11 +35,17 @@ class SavedNetwork:
     classes: int
     outputs: str = "logits"
     strength: float | None = None
+    width: float | None = None
 
     def __call__(self, x: Any) -> tf.Tensor:
         x = tf.convert_to_tensor(x, tf.float32)
-        if self.strength is not None:
-            x = {"image": x, "strength": tf.fill(tf.shape(x)[:1], tf.constant(self.strength))}
+        given = {"strength": self.strength, "width": self.width}
+        more = {
+            name: tf.fill(tf.shape(x)[:1], tf.constant(value))
+            for name, value in given.items()
+            if value is not None
+        }
+        x = {"image": x, **more} if more else x
         values = tf.cast(self.forward(x), tf.float32)
         values = tf.ensure_shape(values, [None, self.classes])
         return tf.math.log(tf.maximum(values, TINY)) if self.outputs != "logits" else values
@@ -69,7 +75,7 @@ def load_network(path: str | Path, outputs: str = "logits", where: str = "path")
     """The network of a run folder with model.keras, a .keras file or a SavedModel folder.
 
     A SavedModel is called by its signature "serving_default", whatever its input and its output
-    are named. The second input of a once-for-all network, "strength" beside "image", is 1. outputs:
+    are named. The other inputs of a once-for-all network, "strength" and "width", are 1. outputs:
     what the network gives, "logits" or "probabilities". where: the name of the path in errors.
     Raises UserError for a file that does not load, and for one that takes something else than
     images or does not give one output [B, classes].
@@ -77,18 +83,17 @@ def load_network(path: str | Path, outputs: str = "logits", where: str = "path")
     choose("outputs", outputs, OUTPUTS)
     folder = Path(path).expanduser()
     if (folder / "saved_model.pb").is_file():
-        forward, taken, given, conditional = _open_saved_model(folder, where)
+        forward, taken, given, more = _open_saved_model(folder, where)
     else:
         model_files(folder, where)
-        forward, taken, given, conditional = _open_keras(load_keras(folder, where), where)
+        forward, taken, given, more = _open_keras(load_keras(folder, where), where)
     shape = taken.shape
     whole = shape.rank == 4 and shape[0] is None and taken.dtype.is_floating
     received = f"{taken.dtype.name} {shape}"
     require(whole, where, "a network of float images (None, H, W, C)", received)
     fits = given.rank == 2 and given[1]
     require(fits, where, "a network with an output (None, classes)", str(given))
-    strength = 1.0 if conditional else None
-    return SavedNetwork(forward, tuple(shape[1:]), given[1], outputs, strength)
+    return SavedNetwork(forward, tuple(shape[1:]), given[1], outputs, **dict.fromkeys(more, 1.0))
 
 
 def keras_file(path: str | Path, where: str = "path") -> Path:
@@ -131,8 +136,8 @@ def _find(path: Path) -> Path | None:
     return file if file.is_file() and file.suffix == ".keras" else None
 
 
-# (forward, the images that it takes, the shape of what it gives, whether it takes lambda too)
-Opened = tuple[Callable[[Any], tf.Tensor], tf.TensorSpec, tf.TensorShape, bool]
+# (forward, the images that it takes, the shape of what it gives, the names of its other inputs)
+Opened = tuple[Callable[[Any], tf.Tensor], tf.TensorSpec, tf.TensorShape, set[str]]
 
 
 def _open_keras(network: keras.Model, where: str) -> Opened:
@@ -143,7 +148,7 @@ def _open_keras(network: keras.Model, where: str) -> Opened:
     taken = tf.TensorSpec([None, *inputs[image].shape[1:]], inputs[image].dtype)
     given = tf.TensorShape(network.outputs[0].shape)
     forward = lambda x: tf.nest.flatten(network(x, training=False))[0]  # noqa: E731
-    return forward, taken, given, len(inputs) > 1
+    return forward, taken, given, set(inputs) - {image}
 
 
 def _open_saved_model(folder: Path, where: str) -> Opened:
@@ -165,12 +170,13 @@ def _open_saved_model(folder: Path, where: str) -> Opened:
         # By `loaded`: the variables live as long as it does.
         return loaded.signatures[SIGNATURE](**given)[output]
 
-    return forward, taken, outputs[output].shape, len(inputs) > 1
+    return forward, taken, outputs[output].shape, set(inputs) - {image}
 
 
 def _image(inputs: Collection[str], where: str) -> str:
-    """The name of the input for images: the only one, or "image" beside "strength"."""
-    return "image" if set(inputs) == {"image", "strength"} else _one("input", inputs, where)
+    """The name of the input for images: the only one, or "image" beside others that are known."""
+    known = {"image", "strength"} <= set(inputs) <= {"image", "strength", "width"}
+    return "image" if known else _one("input", inputs, where)
 
 
 def _one(what: str, names: Collection[str], where: str) -> str:

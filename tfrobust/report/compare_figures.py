@@ -31,7 +31,8 @@ def scatter(runs: Sequence[Measured]) -> Figure:
         middles.append((mean(clean), mean(robust)))
         for run in family:
             curve = run.record.evaluation["curve"]
-            over = sorted((row["clean_accuracy"], row["robust_accuracy"]) for row in curve)
+            first = [row for row in curve if row["width"] == curve[0]["width"]]
+            over = sorted((row["clean_accuracy"], row["robust_accuracy"]) for row in first)
             if over:
                 axes.plot(*zip(*over, strict=True), ".-", lw=1, color=style["color"])
     front = sorted(middles[place] for place in pareto(middles))

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from tfrobust.report.page import INK
 from tfrobust.report.record import Extremes, Probes
 
-COLOURS = ("#2f7ed8", "#e07b39")  # readable on white and on near-black
+COLOURS = ("#2f7ed8", "#e07b39", "#2fa36b")  # readable on white and on near-black
 
 
 @dataclass(frozen=True)
@@ -156,17 +157,22 @@ def valley(losses: Mapping[str, np.ndarray]) -> Figure:
     return figure
 
 
-def trade_off(curve: Sequence[Mapping[str, float]]) -> Figure:
-    """Robust against clean accuracy, a point for each lambda."""
+def trade_off(curve: Sequence[Mapping[str, Any]]) -> Figure:
+    """Robust against clean accuracy, a point for each lambda and a line for each width."""
     figure = Figure(figsize=(4.0, 2.6), layout="constrained")
     axes = figure.add_subplot()
-    rows = sorted(curve, key=lambda row: row["lambda"])
-    clean, robust = ([row[f"{kind}_accuracy"] for row in rows] for kind in ("clean", "robust"))
-    axes.plot(clean, robust, marker="o", ls="-", ms=4, lw=1.2, color=COLOURS[0])
-    for row, *place in zip(rows, clean, robust, strict=True):
-        axes.annotate(
-            f"{row['lambda']:g}", place, (4, 4), textcoords="offset points", color=INK, fontsize=8
-        )
+    widths = list(dict.fromkeys(row["width"] for row in curve))
+    for width, colour in zip(widths, itertools.cycle(COLOURS)):
+        own = [row for row in curve if row["width"] == width]
+        rows = sorted(own, key=lambda row: row["lambda"])
+        clean, robust = ([row[f"{kind}_accuracy"] for row in rows] for kind in ("clean", "robust"))
+        label = None if width is None else f"width {width:g}"
+        axes.plot(clean, robust, marker="o", ls="-", ms=4, lw=1.2, color=colour, label=label)
+        for row, *place in zip(rows, clean, robust, strict=True):
+            text = f"{row['lambda']:g}"
+            axes.annotate(text, place, (4, 4), textcoords="offset points", color=INK, fontsize=8)
+    if widths != [None]:
+        axes.legend(frameon=False, fontsize=9, labelcolor=INK)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(PercentFormatter(xmax=1))
         axis.set_major_locator(MaxNLocator(nbins=5))

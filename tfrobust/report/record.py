@@ -138,6 +138,7 @@ class _DataRow(_Part):
 
 class _CurveRow(_Part):
     strength: Share = pydantic.Field(alias="lambda")
+    width: Share | None = None
     clean_accuracy: Share
     robust_accuracy: Share
 

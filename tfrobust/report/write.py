@@ -115,12 +115,17 @@ def _values(record: RunRecord) -> dict[str, Any]:
 def _tables(record: RunRecord) -> dict[str, Table]:
     config, evaluation = record.config, record.evaluation
     tables = {"accuracy": _accuracy(accuracy_rows(config, evaluation), bool(config.get("paper")))}
-    if evaluation["curve"]:
+    if curve := evaluation["curve"]:
+        inputs = ["width", "lambda"] if any(row["width"] for row in curve) else ["lambda"]
         rows = [
-            [number(row["lambda"]), percent(row["clean_accuracy"]), percent(row["robust_accuracy"])]
-            for row in evaluation["curve"]
+            [
+                *(number(row[name]) for name in inputs),
+                percent(row["clean_accuracy"]),
+                percent(row["robust_accuracy"]),
+            ]
+            for row in curve
         ]
-        tables["trade-off"] = Table(["lambda", "clean", "worst case"], rows)
+        tables["trade-off"] = Table([*inputs, "clean", "worst case"], rows)
     if evaluation["checks"]:
         rows = [[check["name"], check["text"], _mark(check)] for check in evaluation["checks"]]
         tables["checks"] = Table(["check", "measured", "result"], rows)
