@@ -19,6 +19,7 @@ import tensorflow as tf  # noqa: E402
 
 from pipelines import config as configs  # noqa: E402
 from pipelines import stages as stage_runners  # noqa: E402
+from pipelines.chief import role  # noqa: E402
 from pipelines.folder import Folder  # noqa: E402
 from pipelines.provenance import commit  # noqa: E402
 from pipelines.smoke import smoke as cut_down  # noqa: E402
@@ -55,16 +56,19 @@ def run(
         choose("--stages", stage, spec.stages)
     number, _ = worker()
     folder = Folder(workdir / (f"{spec.name}.worker{number}" if number else spec.name))
+    if not tf.config.list_physical_devices("GPU"):
+        tf.config.experimental.enable_op_determinism()  # in every stage: each may run alone
+    if spec.search is not None and role() == "worker":  # the chief has the folder
+        stage_runners.work(spec, folder)
+        return folder.path
     with folder.locked():
         _run(spec, folder, _command(name, overrides, smoke), stages or spec.stages, smoke)
     return folder.path
 
 
 def _run(spec: Spec, folder: Folder, command: str, stages: list[str], smoke: bool) -> None:
-    if not tf.config.list_physical_devices("GPU"):
-        tf.config.experimental.enable_op_determinism()  # in every stage: each may run alone
     if spec.train is not None:
-        _make_way(folder, spec, smoke, trains="train" in stages)
+        _make_way(folder, spec, smoke, trains=bool({"train", "search"} & set(stages)))
     write_text(folder.config, configs.dump({"name": spec.name, **spec.config, "command": command}))
     for stage in stage_runners.ORDER:
         if stage not in stages:
@@ -116,13 +120,8 @@ def _spec(name: str, overrides: list[str], smoke: bool) -> Spec:
     except UserError as error:
         key = str(error).partition(":")[0]
         set_keys = [override.partition("=")[0] for override in overrides]
-        ours = [o for o, k in zip(overrides, set_keys, strict=True) if _related(key, k)]
+        ours = [o for o, k in zip(overrides, set_keys, strict=True) if configs.related(key, k)]
         raise UserError(f"{'--set ' + ours[-1] if ours else path}: {error}") from error
-
-
-def _related(key: str, other: str) -> bool:
-    """Whether one key's path begins with the other's."""
-    return f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")
 
 
 def _command(name: str, overrides: list[str], smoke: bool) -> str:

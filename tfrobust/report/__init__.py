@@ -5,6 +5,7 @@
 
 from tfrobust.report.page import Table, write_page
 from tfrobust.report.record import Probes, RunRecord, check_evaluation, load_run
+from tfrobust.report.search import write_search_report
 from tfrobust.report.summary import (
     AccuracyRow,
     TrainingSummary,
@@ -27,6 +28,14 @@ from tfrobust.report.text import (
     percent,
     points,
 )
+from tfrobust.report.trials import (
+    SearchTrial,
+    best_trial,
+    completed,
+    pareto,
+    read_trials,
+    write_trials,
+)
 from tfrobust.report.write import write_report
 
 __all__ = [
@@ -34,12 +43,15 @@ __all__ = [
     "AccuracyRow",
     "Probes",
     "RunRecord",
+    "SearchTrial",
     "Table",
     "TrainingSummary",
     "accuracy_rows",
     "attack_settings",
     "best_epoch",
+    "best_trial",
     "check_evaluation",
+    "completed",
     "duration",
     "headline",
     "interval",
@@ -50,9 +62,13 @@ __all__ = [
     "milliseconds",
     "missing_from_paper",
     "number",
+    "pareto",
     "percent",
     "points",
+    "read_trials",
     "summarise_training",
     "write_page",
     "write_report",
+    "write_search_report",
+    "write_trials",
 ]
