@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tfrobust.registry import choose, located, number, require
@@ -60,21 +60,35 @@ class Range:
         return min(max(float(f"{drawn:.4g}"), low), high)
 
 
-def ranges(space: Any, above: str = "") -> dict[str, Range]:
+def ranges(space: Any) -> dict[str, Range]:
     """The range of each key by its path, from `{method.alpha: {log: [...]}}` or the same nested,
-    `{method: {alpha: {log: [...]}}}`, as `--set` gives it; the last of two for one key counts."""
-    where = f"search.space.{above}" if above else "search.space"
-    require(isinstance(space, Mapping) and space, where, f"keys of the config, each {SUCH}", space)
+    `{method: {alpha: {log: [...]}}}`, as `--set` gives it; the last of two for one key counts, and
+    null takes the key out."""
     found: dict[str, Range] = {}
-    for key, value in space.items():
+    mapping = isinstance(space, Mapping)
+    for path, leaf in _leaves(space, "") if mapping else ():
+        if leaf is None:
+            found.pop(path, None)
+        else:
+            found[path] = located(f"search.space.{path}", Range, *leaf)
+    require(found, "search.space", f"a mapping of keys of the config, each {SUCH}", space)
+    return found
+
+
+def _leaves(
+    node: Mapping[str, Any], above: str
+) -> Iterator[tuple[str, tuple[str, list[Any]] | None]]:
+    """(path, (kind, values) or None) of every key below."""
+    for key, value in node.items():
         path = f"{above}.{key}" if above else str(key)
-        if not isinstance(value, Mapping):
-            if isinstance(value, list):  # what a kind has: it is misspelt
+        nested = isinstance(value, Mapping) and bool(value)
+        if value is None:
+            yield path, None
+        elif nested and len(value) == 1 and next(iter(value)) in KINDS:
+            yield path, next(iter(value.items()))
+        elif nested:
+            yield from _leaves(value, path)
+        else:
+            if isinstance(value, list) and above:  # what a kind has: it is misspelt
                 choose(f"search.space.{above}", str(key), KINDS)
             require(False, f"search.space.{path}", SUCH, value)
-        kinds = list(value)
-        if len(kinds) == 1 and kinds[0] in KINDS:
-            found[path] = located(f"search.space.{path}", Range, kinds[0], value[kinds[0]])
-        else:
-            found |= ranges(value, path)
-    return found

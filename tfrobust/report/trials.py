@@ -88,6 +88,8 @@ def read_trials(path: Path) -> tuple[list[str], list[SearchTrial]]:
             reader = csv.DictReader(file, strict=True)
             rows = list(reader)
         keys = [key for key in reader.fieldnames or () if key not in ("trial", *RESULTS)]
+        if not rows:
+            raise ValueError
         return keys, [_trial(row, keys) for row in rows]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error):
         raise UserError(f"{path}: expected the trials of a search, it is damaged") from None
