@@ -228,6 +228,7 @@ def _oracle(plan: Search, seed: int, epochs: int, ended: Callable[[str], None]) 
 
         def end_trial(self, trial: Any) -> None:
             super().end_trial(trial)
+            self.save()  # KerasTuner's own comes before the trial is taken from those that run
             ended(trial.trial_id)
 
     more = {"max_epochs": epochs} if plan.tuner == "hyperband" else {}

@@ -22,6 +22,10 @@ from tfrobust.report.trials import SearchTrial, best_trial, completed, pareto, r
 
 CELLS = 120  # of a heat map, each way
 MAPPED = 3  # of more keys than these, only the first have heat maps
+WHERE_MEASURED = (
+    "All accuracies are on {} validation images, at the epoch that a trial keeps. No trial has seen "
+    "the test split. The best of several is chosen by its luck too: expect less of it on others."
+)
 MEASURED_BY = ("threat", "train.validation_attack", "data.name", "data.validation", "seed")
 
 
@@ -52,6 +56,7 @@ def write_search_report(run: Path) -> Path:
         "others": len(keys) > 2,
         "best": None if top is None else top.name,
         "measured": _measured(keys),
+        "where_measured": WHERE_MEASURED.format(config["data"].get("validation")),
         "details": yaml.safe_dump(config, sort_keys=False, allow_unicode=True).rstrip(),
     }
     tables = {"trials": _table(keys, trials, top)}
@@ -193,7 +198,8 @@ def _headline(
     threat: Mapping[str, Any],
 ) -> str:
     total, failed = len(trials), sum(trial.status == "failed" for trial in trials)
-    told = f"{search.get('tuner', 'random')} search, {total} trial{'s' if total > 1 else ''}"
+    tuner = str(search.get("tuner", "random")).capitalize()
+    told = f"{tuner} search, {total} trial{'s' if total > 1 else ''}"
     told += f", {failed} of them failed" if failed else ""
     least = search.get("min_clean")
     bound = "" if least is None else f" of at least {percent(float(least))} clean"
@@ -235,7 +241,8 @@ def _table(keys: Sequence[str], trials: Sequence[SearchTrial], top: SearchTrial 
 def _config(path: Path) -> dict[str, Any]:
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if isinstance(config["search"]["space"], Mapping) and config["threat"] and config["name"]:
+        needed = (config["search"]["space"], config["data"], config["threat"])
+        if all(isinstance(section, Mapping) for section in needed) and config["name"]:
             return dict(config)
     except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
         pass
