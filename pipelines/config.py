@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,9 @@ from tfrobust.registry import UserError
 
 HERE = Path(__file__).resolve().parent
 CONFIGS = HERE / "configs" if (HERE / "configs").is_dir() else HERE.parent / "configs"
+
+# What OmegaConf and YAML raise for a value that fits nowhere.
+MISFIT = (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, IndexError)
 
 
 def find(name: str) -> Path:
@@ -62,6 +65,22 @@ def load(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 def keys(path: Path) -> set[str]:
     """The top-level keys of a config file and of what it includes."""
     return {str(key) for key in _merged(path)}
+
+
+def changed(config: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """A resolved config with other values at some keys, put there as `--set` puts them."""
+    new = OmegaConf.create(dict(config))
+    for key, value in values.items():
+        try:
+            _put(new, key, value)
+        except MISFIT as error:
+            raise UserError(f"{key}: expected a key of the config: {_first_line(error)}") from None
+    return OmegaConf.to_container(new)  # type: ignore[return-value]
+
+
+def related(key: str, other: str) -> bool:
+    """Whether one key's path begins with the other's."""
+    return f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")
 
 
 def dump(config: dict[str, Any]) -> str:
@@ -128,10 +147,13 @@ def _override(config: DictConfig, override: str) -> None:
     if not separator or not key:
         raise UserError(f"--set: expected key=value, received {override!r}")
     try:
-        value = _parse(text)
-        OmegaConf.update(config, key, value, merge=False, force_add=True)
-    except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, IndexError) as error:
+        _put(config, key, _parse(text))
+    except MISFIT as error:
         raise UserError(f"--set {override}: {_first_line(error)}") from None
+
+
+def _put(config: DictConfig, key: str, value: Any) -> None:
+    OmegaConf.update(config, key, value, merge=False, force_add=True)
 
 
 def _parse(text: str) -> Any:

@@ -36,19 +36,23 @@ class Folder:
         self.extremes = path / "extremes.npz"
         self.saved_model = path / "saved_model"
         self.tensorboard = path / "tensorboard"
+        self.search = path / "search"
+        self.oracle = self.search / "oracle.json"
+        self.trials = self.search / "trials.csv"
+        self.best = self.search / "best.yaml"
         self.report = path / "report" / "index.html"
         self._stages = path / "stages.json"
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Within, no other process works here. Raises UserError where one does.
+    def locked(self, wait: bool = False) -> Iterator[None]:
+        """Within, no other process works here. Raises UserError where one does, or waits for it.
 
         The lock lies beside the folder, which may be moved aside, and goes with the process.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.with_name(f".{self.path.name}.lock").open("w") as lock:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError:
                 raise UserError(
                     f"{self.path}: expected a folder that no other run is at work in"
@@ -76,7 +80,8 @@ class Folder:
 
     def used(self) -> bool:
         """Whether a training has left anything here."""
-        return any(path.exists() for path in (self.history, self.model, self.checkpoints))
+        traces = (self.history, self.model, self.checkpoints, self.oracle)
+        return any(path.exists() for path in traces)
 
     def clear(self, stage: str) -> None:
         """Remove what an evaluation of other inputs left; other stages overwrite their own."""

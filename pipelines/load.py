@@ -26,13 +26,8 @@ def load_spec(name: str, overrides: Sequence[str], smoke: bool) -> Spec:
     except UserError as error:
         key = str(error).partition(":")[0]
         set_keys = [override.partition("=")[0] for override in overrides]
-        ours = [o for o, k in zip(overrides, set_keys, strict=True) if _related(key, k)]
+        ours = [o for o, k in zip(overrides, set_keys, strict=True) if configs.related(key, k)]
         raise UserError(f"{'--set ' + ours[-1] if ours else path}: {error}") from error
-
-
-def _related(key: str, other: str) -> bool:
-    """Whether one key's path begins with the other's."""
-    return f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")
 
 
 def arguments_of(name: str, overrides: Sequence[str], smoke: bool) -> list[str]:

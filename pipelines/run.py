@@ -16,6 +16,7 @@ import tensorflow as tf  # noqa: E402
 
 from pipelines import config as configs  # noqa: E402
 from pipelines import stages as stage_runners  # noqa: E402
+from pipelines.chief import role  # noqa: E402
 from pipelines.command import fail, parse_flags, show  # noqa: E402
 from pipelines.folder import Folder  # noqa: E402
 from pipelines.load import command, load_spec  # noqa: E402
@@ -56,16 +57,19 @@ def run(
         choose("--stages", stage, spec.stages)
     number, _ = worker()
     folder = Folder(workdir / (f"{spec.name}.worker{number}" if number else spec.name))
+    if not tf.config.list_physical_devices("GPU"):
+        tf.config.experimental.enable_op_determinism()  # in every stage: each may run alone
+    if spec.search is not None and role() == "worker":  # the chief has the folder
+        stage_runners.work(spec, folder)
+        return folder.path
     with folder.locked():
         _run(spec, folder, command(name, overrides, smoke), stages or spec.stages, smoke)
     return folder.path
 
 
 def _run(spec: Spec, folder: Folder, line: str, stages: list[str], smoke: bool) -> None:
-    if not tf.config.list_physical_devices("GPU"):
-        tf.config.experimental.enable_op_determinism()  # in every stage: each may run alone
     if spec.train is not None:
-        _make_way(folder, spec, smoke, trains="train" in stages)
+        _make_way(folder, spec, smoke, trains=bool({"train", "search"} & set(stages)))
     write_text(folder.config, configs.dump({"name": spec.name, **spec.config, "command": line}))
     for stage in stage_runners.ORDER:
         if stage not in stages:

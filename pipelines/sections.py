@@ -6,11 +6,16 @@ import dataclasses
 
 import numpy as np
 
+from pipelines.space import Range
 from tfrobust.attacks import PGD, Attack
 from tfrobust.data import AUGMENTATIONS, Dataset, Extra, Split
 from tfrobust.evaluation import MODES
 from tfrobust.registry import choose, require
 from tfrobust.training import MONITOR, MONITORS, Schedule
+
+# The sections that a training depends on.
+TRAINED = ("seed", "precision", "threat", "data", "model", "method", "optimizer", "train")
+TUNERS = ("random", "bayesian", "hyperband")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,3 +114,33 @@ class EvaluationOptions:
         require(self.batch_size >= 1, "batch_size", "int >= 1", self.batch_size)
         if self.save is not None:
             choose("save", self.save, ("float32", "uint8"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """The `search` section: which keys of the config are searched, how, and for what.
+
+    The objective is the validation robust accuracy at the epoch that a training keeps.
+    space: the values of each key by its path, such as method.alpha.
+    tuner: random, bayesian or hyperband, which trains many trials for few epochs and goes on with
+    the best, up to train.epochs.
+    trials: at most so many; hyperband alone may do without.
+    min_clean: the least validation clean accuracy of a trial that may be the best.
+    """
+
+    space: dict[str, Range]
+    tuner: str = "random"
+    trials: int | None = None
+    min_clean: float | None = None
+
+    def __post_init__(self) -> None:
+        for key in self.space:
+            choose(f"space.{key}", key.partition(".")[0], TRAINED)
+        choose("tuner", self.tuner, TUNERS)
+        ends, trials = self.tuner == "hyperband", self.trials
+        require(ends or trials is not None, "trials", "int >= 1", trials)
+        require(trials is None or trials >= 1, "trials", "int >= 1", trials)
+        clash = ends and "train.epochs" in self.space
+        require(not clash, "space.train.epochs", "none: hyperband chooses the epochs", "a range")
+        clean = self.min_clean
+        require(clean is None or 0 <= clean <= 1, "min_clean", "a fraction in [0, 1]", clean)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
+from pipelines.space import Range
 from pipelines.spec import Spec, parse
 from tfrobust.attacks import Attack
 
@@ -37,6 +39,8 @@ def smoke(spec: Spec) -> Spec:
         ramp = min(1, spec.train.epsilon_ramp_epochs)
         small = {"epochs": 2, "steps_per_epoch": 2, "epsilon_ramp_epochs": ramp, "init_from": None}
         config["train"] = {**config["train"], **small}
+    if spec.search is not None:
+        config["search"] = {**config["search"], "space": _few(spec.search.space), "trials": 2}
     for section in ("method", "train"):
         config[section] = _limited(config.get(section))
     config["note"] = "Smoke run on synthetic images: its numbers mean nothing."
@@ -45,6 +49,17 @@ def smoke(spec: Spec) -> Spec:
     # The attacks themselves, as a suite is one name in the config.
     trials = [dataclasses.replace(t, attack=_in_small(t.attack)) for t in made.trials]
     return dataclasses.replace(made, trials=trials)
+
+
+def _few(space: Mapping[str, Range]) -> dict[str, Any]:
+    """The space without the keys that are set here; two seeds where none is left."""
+
+    def free(key: str) -> bool:
+        first, *_, last = key.split(".") * 2
+        return first not in ("data", "model", "train") and last not in LIMITS
+
+    left = {key: known.plain for key, known in space.items() if free(key)}
+    return left or {"seed": {"choice": [0, 1]}}
 
 
 def _limited(value: Any) -> Any:

@@ -10,13 +10,16 @@ from typing import Any
 
 import keras
 
-from pipelines.sections import Data, EvaluationOptions, ExtraData, Train
+from pipelines.config import changed, related
+from pipelines.sections import Data, EvaluationOptions, ExtraData, Search, Train
+from pipelines.space import ranges
 from tfrobust.attacks import ATTACKS, Attack, SavedImages, Transfer
 from tfrobust.data import DATASETS, Dataset
 from tfrobust.evaluation import Trial, trials
 from tfrobust.methods import METHODS, RobustModel
 from tfrobust.models import MODELS, OUTPUTS, PRECISIONS, keras_file, load_keras, model_files
 from tfrobust.registry import (
+    UserError,
     arguments,
     build,
     choose,
@@ -31,11 +34,13 @@ from tfrobust.training import OPTIMIZERS, SCHEDULES, Guided
 
 FACTS = ("num_examples", "batch_size", "steps_per_epoch")  # of the training data
 STAGES = ("train", "attack_eval", "report", "export")
+SEARCHING = ("search", "report")  # the stages of a config with a section search
 
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """A run: its config and the objects that it names."""
+    """A run: its config and the objects that it names; of a search, those of its first trial that
+    was checked."""
 
     name: str
     config: dict[str, Any]
@@ -50,17 +55,21 @@ class Spec:
     network: Callable[[], keras.Model] | None  # to train: float32, fresh or as its file has it
     method: Callable[..., RobustModel] | None
     optimizer: Callable[..., keras.optimizers.Optimizer] | None
+    search: Search | None = None
 
 
 def parse(name: str, config: dict[str, Any]) -> Spec:
     """The spec of a resolved config. Raises UserError: the key's path, what was expected, what
     came, the nearest valid name."""
     config = _long_form(config)
+    if config.get("search") is not None:
+        return _search(name, config)
     top = arguments(_schema, config, "")
     defaults: dict[str, Any] = {"seed": 0, "precision": "float32", "stages": list(STAGES)}
     top = defaults | {key: value for key, value in top.items() if value is not None}
     stages = top["stages"]
     for stage in stages:
+        require(stage != "search", "search", "a section (stages has search)", None)
         choose("stages", stage, STAGES)
     require(0 <= top["seed"] < 2**32, "seed", "an int from 0 to 2**32 - 1", top["seed"])
     choose("precision", top["precision"], PRECISIONS)
@@ -131,6 +140,45 @@ def parse(name: str, config: dict[str, Any]) -> Spec:
     )
 
 
+def _search(name: str, config: Mapping[str, Any]) -> Spec:
+    """The spec of a search. Every end of every range and every choice is checked as a run of its
+    own, the other keys at their first value."""
+    section, stages = config["search"], config.get("stages") or list(SEARCHING)
+    require(isinstance(section, Mapping), "search", "a mapping with 'space'", section)
+    options = {key: value for key, value in section.items() if key != "space"}
+    options = arguments(Search, options, "search", ("space",), ("space",))
+    search = located("search", Search, ranges(section.get("space")), **options)
+    require("search" in stages, "stages", "search, and report or not (there is a search)", stages)
+    for stage in stages:
+        choose("stages", stage, SEARCHING)
+    first = {key: known.values[0] for key, known in search.space.items()}
+    spec = _checked(name, config, first)
+    for key, known in search.space.items():
+        for value in known.values[1:]:
+            _checked(name, config, {**first, key: value})
+    held = spec.data.validation
+    require(held, "data.validation", "examples to hold out, on which trials are compared", held)
+    plain = {key: known.plain for key, known in search.space.items()}
+    config = {**config, "model": config.get("model") or spec.config["model"]}
+    config["search"] = {**section, "space": plain}
+    return dataclasses.replace(spec, config=config, stages=stages, search=search)
+
+
+def _checked(name: str, config: Mapping[str, Any], values: Mapping[str, Any]) -> Spec:
+    try:
+        return trial_spec(name, config, values)
+    except UserError as error:
+        key = str(error).partition(":")[0]
+        ours = any(related(key, searched) for searched in values)
+        raise UserError(f"{'search.space.' if ours else ''}{error}") from error
+
+
+def trial_spec(name: str, config: Mapping[str, Any], values: Mapping[str, Any]) -> Spec:
+    """The spec of the training run that a search's config becomes with these values."""
+    kept = {key: value for key, value in config.items() if key != "search"}
+    return parse(name, changed({**kept, "stages": ["train"]}, values))
+
+
 def _long_form(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config with each name that stands for a section or an attack as a mapping, and one
     attack as a list; without what a written config holds beside its settings."""
@@ -162,6 +210,7 @@ def _schema(
     stages: list[str] | None = None,
     paper: dict[str, Any] | None = None,
     note: str | None = None,
+    search: None = None,
 ) -> None:
     """The top-level keys of a config and their types."""
 

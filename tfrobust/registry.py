@@ -37,6 +37,10 @@ class UserError(ValueError):
         super().__init__(" ".join(text.splitlines()))
 
 
+class OutOfMemory(UserError):
+    """TensorFlow ran out of memory."""
+
+
 def require(ok: Any, argument: str, expected: str, received: object) -> None:
     """Raise the one-line UserError unless ok."""
     if not ok:
@@ -45,14 +49,14 @@ def require(ok: Any, argument: str, expected: str, received: object) -> None:
 
 @contextlib.contextmanager
 def in_memory(argument: str, batch_size: int) -> Iterator[None]:
-    """Raises the UserError that names the batch size where TensorFlow runs out of memory."""
+    """Raises the OutOfMemory that names the batch size where TensorFlow runs out of memory."""
     try:
         yield
     except tf.errors.ResourceExhaustedError as error:
         if "No space left" in str(error):  # TensorFlow's name for a full disk too
             raise OSError(errno.ENOSPC, "No space left on device") from None
         expected = "batches that fit into memory"
-        raise UserError(
+        raise OutOfMemory(
             f"{argument}: expected {expected}, received {batch_size}; lower it"
         ) from None
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipelines.sections import Data, EvaluationOptions, ExtraData, Train
+from pipelines.sections import Data, EvaluationOptions, ExtraData, Search, Train
 from pipelines.spec import FACTS, STAGES
 from pipelines.suite import Entry, SuiteFile
 from tfrobust.attacks import ATTACKS
@@ -40,10 +40,10 @@ out. `include: base/file.yaml` puts another file below, and a section that names
 replaces the one below with its arguments. `${{threat.eps}}` refers to another key; a fraction such
 as `8/255` is a number. A key that is not here is an error.
 
-Top level: `threat`, `data`, `model`, `method`, `optimizer`, `train`, `attacks`, `evaluation`;
-`seed`; `precision`, one of {", ".join(PRECISIONS)}; `stages`, a list of {", ".join(STAGES)};
-`paper`, a source and the figures that a paper has, by `clean` and an attack's label; `note`;
-`name`, of the run's folder. Where a section takes a name and arguments it is
+Top level: `threat`, `data`, `model`, `method`, `optimizer`, `train`, `attacks`, `evaluation`,
+`search`; `seed`; `precision`, one of {", ".join(PRECISIONS)}; `stages`, a list of
+{", ".join(STAGES)}; `paper`, a source and the figures that a paper has, by `clean` and an attack's
+label; `note`; `name`, of the run's folder. Where a section takes a name and arguments it is
 `{{name: NAME, argument: value}}`, or the name alone. An attack of the list `attacks` takes `label`
 and `examples` too, its column's name and how many test images it gets.
 """
@@ -58,6 +58,7 @@ def render() -> str:
         ("data.extra", ExtraData),
         ("train", Train),
         ("evaluation", EvaluationOptions),
+        ("search", Search),
         ("A suite's file", SuiteFile),
         ("An entry of its runs", Entry),
     ):

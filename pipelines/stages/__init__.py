@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
 from pipelines.folder import Folder, fingerprint
+from pipelines.provenance import commit
+from pipelines.sections import TRAINED
 from pipelines.spec import (
     STAGES,
     Spec,
@@ -21,23 +25,27 @@ from tfrobust.distribution import strategy
 from tfrobust.export import export
 from tfrobust.models import SavedNetwork, keras_file, load_keras, load_network, model_files
 from tfrobust.registry import UserError, in_memory, require
-from tfrobust.report import write_report
+from tfrobust.report import write_report, write_search_report
 
-ORDER = STAGES
+ORDER = ("search", *STAGES)
 
 
 def inputs(stage: str, spec: Spec, folder: Folder) -> str:
     """The fingerprint of all that a stage's result depends on."""
     sections = (spec.config["data"], spec.config["data"].get("extra") or {})
     data = [Path(section["path"]).expanduser() for section in sections if "path" in section]
-    if stage == "train":
+    if stage in ("train", "search"):
         start = spec.train.init_from if spec.train is not None else None
         base = [keras_file(start, "train.init_from")] if start else []
         attacks = attack_files(training_attacks(spec.method, spec.train))
         tested = {"test_examples"}  # nothing to training
         kept = {key: value for key, value in spec.config["data"].items() if key not in tested}
         config = {**spec.config, "data": kept}
-        return fingerprint(config, train.SECTIONS, [*data, *base, *attacks])
+        if spec.search is None:
+            return fingerprint(config, TRAINED, [*data, *base, *attacks])
+        if stage == "train":  # a search may go on with more trials
+            config["search"] = {k: v for k, v in config["search"].items() if k != "trials"}
+        return fingerprint(config, (*TRAINED, "search"), [*data, *base, *attacks])
     if stage == "attack_eval":
         files = [
             *data,
@@ -47,6 +55,8 @@ def inputs(stage: str, spec: Spec, folder: Folder) -> str:
         return fingerprint(spec.config, attack_eval.SECTIONS, files)
     if stage == "export":
         return fingerprint(spec.config, ("model",), model_files(*_model(spec, folder)))
+    if spec.search is not None:
+        return fingerprint(spec.config, spec.config, [folder.trials])
     return fingerprint(
         spec.config,
         spec.config,
@@ -58,6 +68,7 @@ def outputs(stage: str, spec: Spec, folder: Folder) -> list[Path]:
     """What a stage leaves behind: it is done only while these are there."""
     images = [folder.adversarial] if spec.evaluation.save is not None else []
     return {
+        "search": [folder.trials, folder.best],
         "train": [folder.model, folder.history],
         "attack_eval": [folder.evaluation, folder.flags, *images],
         "report": [folder.report],
@@ -67,12 +78,20 @@ def outputs(stage: str, spec: Spec, folder: Folder) -> list[Path]:
 
 def run(stage: str, spec: Spec, folder: Folder) -> None:
     """Run one stage."""
-    if stage == "train":
+    if stage == "search":
+        # What was trained here is told by the mark of training, whatever trains.
+        folder.mark("train", inputs("train", spec, folder), done=False, commit=commit())
+        _search().search(spec, folder)
+    elif stage == "train":
         with in_memory("data.batch_size", spec.data.batch_size):
             train.train(spec, folder)
     elif stage == "attack_eval":
         with in_memory("evaluation.batch_size", spec.evaluation.batch_size):
             attack_eval.attack_eval(spec, folder, _network(spec, folder))
+    elif stage == "report" and spec.search is not None:
+        if not folder.trials.is_file():
+            raise UserError(f"{folder.trials}: expected trials; run the stage search first")
+        print(f"report: {write_search_report(folder.path)}")
     elif stage == "report":
         before = "attack_eval"
         if not folder.done(before, inputs(before, spec, folder), outputs(before, spec, folder)):
@@ -86,6 +105,20 @@ def run(stage: str, spec: Spec, folder: Folder) -> None:
         images = np.random.default_rng(0).random(shape, np.float32)
         export(load_keras(*_model(spec, folder)), folder.saved_model, images)
         print(f"export: {folder.saved_model}")
+
+
+def work(spec: Spec, folder: Folder) -> None:
+    """Run trials of a search for its chief, until it has no more."""
+    stage = "search"
+    if folder.done(stage, inputs(stage, spec, folder), outputs(stage, spec, folder)):
+        print(f"{stage}: done before, skipped")
+    else:
+        _search().work(spec, folder)
+
+
+def _search() -> ModuleType:
+    """Only a search waits for KerasTuner to be imported."""
+    return importlib.import_module("pipelines.stages.search")
 
 
 def _model(spec: Spec, folder: Folder) -> tuple[Path, str]:

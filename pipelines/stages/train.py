@@ -34,11 +34,17 @@ from tfrobust.training import (
 VALIDATION_BATCH = 500
 EXTREMES = 8  # images at each end of a table
 ROLLBACK = 0.5  # of the learning rate, each time
-SECTIONS = ("seed", "precision", "threat", "data", "model", "method", "optimizer", "train")
 
 
-def train(spec: Spec, folder: Folder) -> None:
-    """Train, or go on from the last checkpoint; the same config gives the same weights on CPU."""
+class Diverged(UserError):
+    """The loss was not finite, more often than train.rollbacks allows."""
+
+
+def train(spec: Spec, folder: Folder, epochs: int | None = None) -> None:
+    """Train, or go on from the last checkpoint; the same config gives the same weights on CPU.
+
+    epochs: stop after so many of the config's, as if the run were left there. Raises Diverged.
+    """
     plan = spec.train
     assert plan is not None
     checkpoints, network = Checkpoints(folder.checkpoints), None
@@ -47,11 +53,13 @@ def train(spec: Spec, folder: Folder) -> None:
     with Interruption().caught() as interruption:
         while network is None:
             try:
-                network = _trained(spec, plan, folder, data, checkpoints, interruption)
+                network = _trained(
+                    spec, plan, folder, data, checkpoints, interruption, epochs or plan.epochs
+                )
             except NotFinite as error:
                 if checkpoints.rollbacks >= plan.rollbacks:
                     hint = "lower optimizer.learning_rate, or raise train.rollbacks"
-                    raise UserError(f"train: {error}; {hint}") from None
+                    raise Diverged(f"train: {error}; {hint}") from None
                 checkpoints.rollbacks += 1
                 print(f"train: {error}; going on from there at {ROLLBACK:g} times the rate")
     write_atomically(folder.model, with_precision(network, "float32").save)
@@ -64,8 +72,9 @@ def _trained(
     data: tuple[Split, Split, Extra | None],
     checkpoints: Checkpoints,
     interruption: Interruption,
+    epochs: int,
 ) -> keras.Model:
-    """The network at its best epoch."""
+    """The network at the best of so many epochs."""
     assert spec.method is not None and spec.optimizer is not None and spec.network is not None
     keras.utils.set_random_seed(spec.seed)
     (split, held_out, extra), rollbacks = data, checkpoints.rollbacks
@@ -112,7 +121,7 @@ def _trained(
     most = VALIDATION_BATCH // everywhere.num_replicas_in_sync * everywhere.num_replicas_in_sync
     validation = batches(held_out, most) if len(held_out) else None
 
-    def fit(epochs: int) -> None:
+    def fit(last: int) -> None:
         first = resume.step
         model.fit(
             batches(
@@ -127,7 +136,7 @@ def _trained(
             ),
             steps_per_epoch=steps - first % steps,
             initial_epoch=first // steps,
-            epochs=epochs,
+            epochs=last,
             validation_data=validation,
             callbacks=[*steering, history, resume],
             shuffle=False,  # `batches` has
@@ -136,8 +145,8 @@ def _trained(
 
     if resume.batch:
         fit(resume.epoch + 1)  # the rest of the epoch that was left
-    if resume.epoch < plan.epochs and not resume.stopped:
-        fit(plan.epochs)
+    if resume.epoch < epochs and not resume.stopped:
+        fit(epochs)
     interruption.heed(resume.epoch, 0)
     best.restore()
     _extremes(folder.extremes, model, split)

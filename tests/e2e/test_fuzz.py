@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from pipelines import config as configs
 from pipelines import stages
 from pipelines.folder import Folder
-from pipelines.run import _spec, run
+from pipelines.load import load_spec
+from pipelines.run import run
 from pipelines.spec import Spec
 from tfrobust.models import load_network
 from tfrobust.registry import UserError
@@ -90,7 +91,7 @@ def broken(draw: st.DrawFn) -> dict[str, Any]:
 def test_broken_configs(config: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump(config), encoding="utf-8")
-    refused_or_done(lambda: _spec(str(path), [], False))
+    refused_or_done(lambda: load_spec(str(path), [], False))
 
 
 @FEWER
@@ -99,7 +100,7 @@ def test_damaged_config_files(data: st.DataObject, tmp_path: Path) -> None:
     content = yaml.safe_dump(data.draw(st.sampled_from(CONFIGS))).encode()
     path = tmp_path / "mine.yaml"
     path.write_bytes(data.draw(damaged(content)))
-    refused_or_done(lambda: _spec(str(path), [], False))
+    refused_or_done(lambda: load_spec(str(path), [], False))
 
 
 @FEWER

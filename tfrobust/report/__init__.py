@@ -7,6 +7,7 @@ from tfrobust.report.compare import Row, comparison, differences, measured, name
 from tfrobust.report.compare_page import write_comparison
 from tfrobust.report.page import Table, write_page
 from tfrobust.report.record import Probes, RunRecord, check_evaluation, load_run
+from tfrobust.report.search import write_search_report
 from tfrobust.report.summary import (
     AccuracyRow,
     TrainingSummary,
@@ -29,6 +30,14 @@ from tfrobust.report.text import (
     percent,
     points,
 )
+from tfrobust.report.trials import (
+    SearchTrial,
+    best_trial,
+    completed,
+    pareto,
+    read_trials,
+    write_trials,
+)
 from tfrobust.report.write import write_report
 
 __all__ = [
@@ -37,13 +46,16 @@ __all__ = [
     "Row",
     "Probes",
     "RunRecord",
+    "SearchTrial",
     "Table",
     "TrainingSummary",
     "accuracy_rows",
     "attack_settings",
     "best_epoch",
+    "best_trial",
     "check_evaluation",
     "comparison",
+    "completed",
     "differences",
     "duration",
     "headline",
@@ -57,10 +69,14 @@ __all__ = [
     "milliseconds",
     "missing_from_paper",
     "number",
+    "pareto",
     "percent",
     "points",
+    "read_trials",
     "summarise_training",
     "write_comparison",
     "write_page",
     "write_report",
+    "write_search_report",
+    "write_trials",
 ]

@@ -1,0 +1,195 @@
+"""The space of a search, its checks, and which of its trials are the best: by hand."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines import chief
+from pipelines.load import load_spec
+from pipelines.space import Range, ranges
+from pipelines.spec import trial_spec
+from tfrobust.registry import UserError
+from tfrobust.report import SearchTrial, best_trial, pareto, read_trials, write_trials
+
+NAME = "digits_atlas_search"
+TINY = ["model={name: small_cnn, filters: [2], units: 2}"]
+
+
+def test_a_space_is_written_by_paths_or_nested() -> None:
+    log, linear = {"log": [1e-6, 1e-3]}, {"linear": [0, 10]}
+    flat = ranges({"method.alpha": log, "method.beta": linear})
+    assert flat == ranges({"method": {"alpha": log, "beta": linear}})
+    assert flat["method.beta"].plain == {"linear": [0.0, 10.0]}
+    # As --set leaves a config: the later one counts, null takes a key out.
+    both = ranges({"method.alpha": log, "method": {"alpha": linear, "beta": linear}})
+    assert both == {"method.alpha": Range("linear", [0, 10]), "method.beta": flat["method.beta"]}
+    assert list(
+        ranges({"method.alpha": log, "seed": {"int": [0, 3]}, "method": {"alpha": None}})
+    ) == ["seed"]
+
+
+def test_fractions_are_numbers() -> None:
+    assert ranges({"threat.eps": {"linear": ["2/255", "8/255"]}})["threat.eps"].values == [
+        2 / 255,
+        8 / 255,
+    ]
+
+
+def test_a_drawn_number_has_four_digits_and_stays_inside() -> None:
+    log = Range("log", [1e-6, 8 / 255])
+    assert log.value(0.000123456) == 0.0001235
+    assert log.value(8 / 255) == 0.03137
+    assert Range("linear", [0, 2 / 3]).value(2 / 3) == 2 / 3  # 0.6667 is outside
+    assert Range("linear", [1 / 3, 1]).value(1 / 3) == 1 / 3  # 0.3333 is outside
+    assert Range("int", [1, 4]).value(3.0) == 3
+    choice = Range("choice", [[4, 8], "fgsm", None, {"name": "pgd", "steps": 2}])
+    assert [choice.value(text) for text in choice.drawn] == choice.values
+
+
+MISTAKES = {
+    "search.space.method={alhpa: {log: [1e-6, 1]}}": (
+        r"^--set .*: search.space.method.alhpa: unknown key: .*did you mean 'alpha'"
+    ),
+    "search.space.methd.alpha={log: [1, 2]}": (
+        "search.space.methd.alpha: expected one of .*did you mean 'method'"
+    ),
+    "search.space.method.alpha={lgo: [1, 2]}": "search.space.method.alpha: .*did you mean 'log'",
+    "search.space.method.alpha=3": "search.space.method.alpha: expected a range such as .* 3$",
+    "search.space.method.alpha={log: [0, 1]}": (
+        r"search.space.method.alpha.log: expected two rising numbers > 0, received \[0, 1\]"
+    ),
+    "search.space.method.alpha={log: [1, 0.5]}": "alpha.log: expected two rising numbers > 0",
+    "search.space.method.alpha={linear: [0, 1, 2]}": "alpha.linear: expected two rising numbers",
+    "search.space.method.alpha={linear: [0, big]}": "alpha.linear: expected a number or a fraction",
+    "search.space.method.alpha={linear: [-1, 1]}": (
+        "search.space.method.alpha: expected a number >= 0, received -1"
+    ),
+    "search.space.model.units={int: [1.5, 4]}": "units.int: expected two rising ints",
+    "search.space.model.units={linear: [4, 8]}": "model.units: expected a valid integer",
+    "search.space.model.kernel={choice: []}": "kernel.choice: expected a list of values",
+    "search.space.model.kernel={choice: [3, 3]}": "kernel.choice: expected a list of values",
+    "search.space.optimizer.name={choice: [sgd, adm]}": (
+        "search.space.optimizer.name: .*did you mean 'adam'"
+    ),
+    "search.space.attacks={choice: [pgd, fgsm]}": "search.space.attacks: expected one of data, ",
+    "search.space.seed.x={int: [0, 1]}": "search.space.seed",
+    "search.space={}": "search.space: expected a mapping of keys of the config, each a range",
+    "search.space=3": "search.space: expected a mapping of keys of the config",
+    "search={space: {method.alpha: {log: [1e-4, 1]}}}": "search.trials: expected int >= 1",
+    "search.trials=0": "search.trials: expected int >= 1, received 0",
+    "search.trials=two": "search.trials: expected a valid integer",
+    "search.tuner=bayes": "search.tuner: .*did you mean 'bayesian'",
+    "search.trails=3": "search.trails: unknown key: .*did you mean 'trials'",
+    "search.min_clean=98": r"search.min_clean: expected a fraction in \[0, 1\], received 98",
+    "search=[1]": "search: expected a mapping with 'space'",
+    "stages=[search, train]": "stages: expected one of report, search, received 'train'",
+    "stages=[report]": "stages: expected search, and report or not",
+    "search=null": r"search: expected a section \(stages has search\)",
+    "data.validation=0": "data.validation: expected examples to hold out",
+    "method.l2=-1": "^--set method.l2=-1: method.l2: expected",
+}
+
+
+@pytest.mark.parametrize("override", MISTAKES)
+def test_a_mistake_is_one_line_that_names_the_key(override: str) -> None:
+    with pytest.raises(UserError, match=MISTAKES[override]) as error:
+        load_spec(NAME, [*TINY, "train.schedule=constant", override], False)
+    assert "\n" not in str(error.value)
+
+
+def test_hyperband_chooses_the_epochs_itself() -> None:
+    epochs = ["search.tuner=hyperband", "search.space.train.epochs={int: [4, 8]}"]
+    with pytest.raises(UserError, match="search.space.train.epochs: expected none: hyperband"):
+        load_spec(NAME, [*TINY, *epochs], False)
+    assert load_spec(NAME, [*TINY, "search.tuner=hyperband", "search.trials=null"], False).search
+
+
+def test_each_end_is_checked_with_the_others_at_their_first() -> None:
+    both = [
+        "search.space.train.epochs={int: [4, 8]}",
+        "search.space.train.epsilon_ramp_epochs={int: [1, 6]}",
+    ]
+    expected = "search.space.train.epsilon_ramp_epochs: expected a number from 0 to the 4 epochs"
+    with pytest.raises(UserError, match=expected):
+        load_spec(NAME, [*TINY, *both], False)
+
+
+def test_the_values_of_a_trial_are_put_where_set_puts_them() -> None:
+    config = load_spec(NAME, TINY, False).config
+    values = {"method.alpha": 0.5, "method.attack": {"name": "pgd", "steps": 3}, "seed": 4}
+    spec = trial_spec("one", config, values)
+    assert spec.method.keywords["alpha"] == 0.5 and spec.method.keywords["attack"].steps == 3
+    assert spec.seed == 4 and spec.stages == ["train"] and spec.search is None
+    assert config["method"]["alpha"] == 2e-3  # as it was
+
+
+def trials(*accuracies: tuple[float, float]) -> list[SearchTrial]:
+    return [
+        SearchTrial(str(place), {"method.alpha": 0.1 * place}, "completed", 3, clean, robust)
+        for place, (clean, robust) in enumerate(accuracies)
+    ]
+
+
+FAILED = SearchTrial("9", {"method.alpha": 7.0}, "failed", reason="the loss, so, is not finite")
+
+
+def names(found: list[SearchTrial]) -> list[str]:
+    return [trial.name for trial in found]
+
+
+def test_the_pareto_front_by_hand() -> None:
+    # 0 is beaten by 1 in both, 4 by 1 in one and equal in the other; 3 is as good as 1.
+    listed = trials((0.90, 0.50), (0.95, 0.60), (0.99, 0.40), (0.95, 0.60), (0.95, 0.55))
+    assert names(pareto([FAILED, *listed])) == ["1", "3", "2"]
+    assert pareto([FAILED]) == []
+
+
+def test_the_best_trial_has_enough_clean_accuracy() -> None:
+    listed = [FAILED, *trials((0.90, 0.70), (0.96, 0.60), (0.98, 0.60), (0.99, 0.40))]
+    best = [best_trial(listed, least) for least in (None, 0.95, 0.985, 0.999)]
+    assert [None if b is None else b.name for b in best] == ["0", "2", "3", None]
+    assert best_trial([FAILED], None) is None
+
+
+def test_the_table_of_trials_comes_back(tmp_path: Path) -> None:
+    path = tmp_path / "trials.csv"
+    values: list[Any] = [0.0001235, 3, "fgsm", {"name": "pgd", "steps": 2}, [4, 8], None, True]
+    listed = [
+        SearchTrial(str(i), {"method.attack": value}, "completed", 2, 0.9, 0.5)
+        for i, value in enumerate(values)
+    ]
+    write_trials(path, ["method.attack"], listed)
+    assert read_trials(path) == (["method.attack"], listed)
+    write_trials(path, ["method.alpha"], [FAILED, *trials((0.5, 0.25))])
+    assert path.read_text().splitlines() == [
+        "trial,method.alpha,epochs,val_accuracy,val_robust_accuracy,status,pareto,reason",
+        '9,7.0,,,,failed,,"the loss, so, is not finite"',
+        "0,0.0,3,0.5,0.25,completed,yes,",
+    ]
+    _, (failed, _) = read_trials(path)
+    assert failed.reason == FAILED.reason and math.isnan(failed.clean)
+    for damaged in (b"", b"trial\n1\n", b"\xff\xfe", path.read_bytes().replace(b"0.25", b"25")):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match="trials.csv: expected the trials of a search"):
+            read_trials(path)
+
+
+def test_a_chief_is_on_loopback_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (chief.ID, chief.IP, chief.PORT):
+        monkeypatch.delenv(name, raising=False)
+    assert chief.role() == "alone"
+    monkeypatch.setenv(chief.ID, "chief")
+    with pytest.raises(UserError, match="KERASTUNER_ORACLE_PORT: expected a port"):
+        chief.role()
+    monkeypatch.setenv(chief.PORT, "5001")
+    assert chief.role() == "chief" and chief.address() == "127.0.0.1:5001"
+    monkeypatch.setenv(chief.IP, "10.0.0.7")
+    monkeypatch.setenv(chief.ID, "worker1")
+    assert chief.role() == "worker" and chief.address() == "10.0.0.7:5001"
+    monkeypatch.delenv(chief.ID)
+    with pytest.raises(UserError, match="KERASTUNER_TUNER_ID: expected chief, or a name"):
+        chief.role()
