@@ -20,6 +20,8 @@ from tfrobust.evaluation import (
     adversaries,
     check_inputs,
     checks,
+    eps_curve,
+    least_eps,
     merged,
     predictor,
     run,
@@ -32,7 +34,7 @@ from tfrobust.io import UNREADABLE, write_atomically, write_text
 from tfrobust.models import SavedNetwork
 from tfrobust.registry import require
 
-PROBES, VALLEY = 8, 200  # test images
+PROBES, VALLEY, CURVE = 8, 200, 500  # test images
 GRID = 1e-4  # of 1/255: float32 rounding
 SECTIONS = ("seed", "threat", "data", "model", "attacks", "evaluation")
 
@@ -77,8 +79,14 @@ def attack_eval(spec: Spec, folder: Folder, logits_fn: SavedNetwork) -> None:
         for check in found:
             if check.warns:
                 print(f"warning: {check.name}: {check.text}", flush=True)
-        few = slice(VALLEY)
         sizes: Any = {"seed": spec.seed, "batch_size": options.batch_size}
+        few = slice(CURVE)
+        least = least_eps(
+            logits_fn, x[few], y[few], spec.threat, clean=results[0].robust[few], **sizes
+        )
+        over_eps = eps_curve(least, spec.threat)
+        _record(folder, spec, results, test, logits_fn, found, curve, over_eps)
+        few = slice(VALLEY)
         around = valley(logits_fn, x[few], y[few], spec.threat, **sizes)
         write_atomically(folder.valley, lambda p: np.savez(p, **around._asdict()))
         _probe(folder.probes, spec, logits_fn, test.take(np.arange(min(PROBES, len(test)))))
@@ -153,6 +161,7 @@ def _record(
     logits_fn: LogitsFn,
     found: Sequence[Check] = (),
     curve: Sequence[dict[str, float]] = (),
+    over_eps: Sequence[dict[str, float]] = (),
 ) -> None:
     """Everything known so far, eval.json last."""
     clean, *attacked = results
@@ -168,6 +177,7 @@ def _record(
         "pending": [trial.name for trial in spec.trials if trial.name not in done],
         "checks": [dataclasses.asdict(check) for check in found],
         "curve": list(curve),
+        "eps_curve": list(over_eps),
         "threat": {"norm": spec.threat.norm, "eps": spec.threat.eps},
         "seed": spec.seed,
         "data": {"name": spec.config["data"]["name"], "split": "test"},

@@ -18,7 +18,9 @@ from tfrobust.attacks import APGD, Outcome
 from tfrobust.evaluation import (
     Trial,
     adversaries,
+    eps_curve,
     evaluate,
+    least_eps,
     predictor,
     run,
     trials,
@@ -295,6 +297,42 @@ def test_a_box_of_bytes() -> None:
     network = lambda images: tf.reshape(images, [-1, 48]) @ weights  # noqa: E731
     y, threat = np.argmax(network(x), axis=1), Threat("linf", 0.7, box=(0, 255))
     evaluate(network, x, y, threat, "fgsm", check=False)
+
+
+def test_the_least_eps_is_the_first_beyond_the_distance() -> None:
+    """Of distances 0.4, 0.2, 0.1, 0.1, 0.2, 0.3, and an image that is wrong when clean."""
+    threat, clean = Threat("linf", 0.14), np.array([1, 0, 1, 1, 1, 1, 1], bool)
+    radii = 0.14 * np.array([0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 2])
+    least = least_eps(network, X, Y, threat, clean=clean, batch_size=3)
+    np.testing.assert_array_equal(least, [np.inf, 0, *radii[[6, 3, 3, 6]], np.inf])
+    rows = eps_curve(least, threat)
+    assert [row["eps"] for row in rows] == pytest.approx(radii)
+    accuracy = np.array([row["robust_accuracy"] for row in rows])
+    np.testing.assert_allclose(7 * accuracy, [6, 6, 6, 4, 4, 4, 2, 2])
+    assert {row["examples"] for row in rows} == {7}
+
+
+def test_at_eps_0_there_is_no_curve() -> None:
+    clean = np.array([1, 0, 1, 1, 1, 1, 1], bool)
+    least = least_eps(network, X, Y, Threat("linf", 0.0), clean=clean)
+    np.testing.assert_array_equal(least, np.where(clean, np.inf, 0))
+    assert eps_curve(least, Threat("linf", 0.0)) == []
+
+
+def test_an_image_broken_once_is_attacked_no_more() -> None:
+    """All right when clean; every image breaks at once where the class depends on noise of any
+    size: one attack of 7 images, the others have none to attack."""
+    calls = []
+
+    def counted(x: Any) -> Any:
+        calls.append(1)
+        return network(x)
+
+    near = np.full_like(X, 0.5) + 1e-3
+    right = np.ones(7, bool)
+    least = least_eps(counted, near, np.ones(7, np.int32), Threat("linf", 0.4), clean=right)
+    np.testing.assert_allclose(least, 0.1)
+    assert len(calls) == 3  # traces: of the attack, of its last look, of the predictions
 
 
 def test_two_devices_find_what_one_finds(evaluated_on_two_devices: dict[str, Any]) -> None:

@@ -26,6 +26,23 @@ def test_the_trade_off_of_a_once_for_all_network(tmp_path: Path) -> None:
         load_run(run)
 
 
+def test_robust_accuracy_against_eps(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    assert "against eps" not in write_report(run).read_text()
+    rows = [
+        {"eps": eps, "robust_accuracy": accuracy, "examples": 10}
+        for eps, accuracy in ((0.0, 0.9), (0.15, 0.8), (0.3, 0.2))
+    ]
+    change(run, eps_curve=rows)
+    page = write_report(run)
+    html, markdown = page.read_text(), (page.parent / "report.md").read_text()
+    assert html.count("<svg") == 7 and 'id="eps-curve-' in html and "first 10 test" in html
+    assert "| 0.15 | 80.0 % | 49.0 to 94.3 |" in markdown  # as in test_interval_is_wilson
+    change(run, eps_curve=[rows[0] | {"robust_accuracy": 1.2}])
+    with pytest.raises(ValueError, match=r"eval\.json.*eps_curve\.0\.robust_accuracy: 1\.2"):
+        load_run(run)
+
+
 def test_the_numbers_of_training_images(tmp_path: Path) -> None:
     """Their spread over the epochs, their histogram, the images at both ends."""
     run = make_run(tmp_path / "run")

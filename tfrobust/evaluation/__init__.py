@@ -2,6 +2,7 @@
 
 from tfrobust.evaluation.checks import checks
 from tfrobust.evaluation.craft import Crafted, adversaries, craft, predictor
+from tfrobust.evaluation.eps_curve import eps_curve, least_eps
 from tfrobust.evaluation.evaluate import MODES, evaluate, run
 from tfrobust.evaluation.inputs import check_inputs
 from tfrobust.evaluation.results import Check, Evaluation, Result, merged, settings, worst_case
@@ -21,7 +22,9 @@ __all__ = [
     "check_inputs",
     "checks",
     "craft",
+    "eps_curve",
     "evaluate",
+    "least_eps",
     "merged",
     "predictor",
     "run",

@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from tfrobust.report.page import INK
 from tfrobust.report.record import Extremes, Probes
+from tfrobust.report.text import number
 
 COLOURS = ("#2f7ed8", "#e07b39")  # readable on white and on near-black
 
@@ -151,6 +152,24 @@ def valley(losses: Mapping[str, np.ndarray]) -> Figure:
     axes.plot(places, clean, color=COLOURS[0], lw=1.6, label="clean")
     axes.set_yscale("log")
     axes.set_xlabel("test images by their loss", color=INK)
+    plain_axes(axes)
+    axes.legend(frameon=False, fontsize=9, labelcolor=INK)
+    return figure
+
+
+def eps_curve(curve: Sequence[Mapping[str, float]], eps: float) -> Figure:
+    """Robust accuracy against eps; the dashed vertical line is the threat's eps."""
+    figure = Figure(figsize=(4.0, 2.6), layout="constrained")
+    axes = figure.add_subplot()
+    radii, accuracy = ([row[key] for row in curve] for key in ("eps", "robust_accuracy"))
+    axes.plot(radii, accuracy, marker="o", ls="-", ms=4, lw=1.6, color=COLOURS[0])
+    axes.axvline(eps, color=INK, lw=1, ls="--", alpha=0.55, label=f"eps {number(eps)}")
+    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
+    axes.set_ylim(0, 1.04)
+    axes.set_xlabel("eps", color=INK)
+    axes.set_ylabel("robust accuracy", color=INK)
     plain_axes(axes)
     axes.legend(frameon=False, fontsize=9, labelcolor=INK)
     return figure

@@ -142,6 +142,12 @@ class _CurveRow(_Part):
     robust_accuracy: Share
 
 
+class _EpsRow(_Part):
+    eps: Annotated[float, pydantic.Field(ge=0)]
+    robust_accuracy: Share
+    examples: pydantic.PositiveInt
+
+
 class _Evaluation(_Part):
     examples: pydantic.PositiveInt
     clean_accuracy: Share
@@ -154,6 +160,7 @@ class _Evaluation(_Part):
     pending: list[str] = []
     checks: list[_CheckRow] = []
     curve: list[_CurveRow] = []
+    eps_curve: list[_EpsRow] = []
     data: _DataRow | None = None
     versions: dict[str, str] | None = None
 

@@ -8,6 +8,7 @@ import yaml
 from tfrobust.report.figures import (
     amplification,
     curves,
+    eps_curve,
     extreme_cards,
     histogram,
     probe_cards,
@@ -30,7 +31,9 @@ from tfrobust.report.summary import (
 )
 from tfrobust.report.text import (
     NOTHING,
+    between,
     duration,
+    interval,
     milliseconds,
     number,
     percent,
@@ -42,8 +45,10 @@ CHECKS_NOTE = (
     "network. Those on the network itself attack its first images that are right when clean. A "
     "warning is a sign, no proof."
 )
-
-
+EPS_NOTE = (
+    "PGD-20 alone (step eps / 4, uniform start, no restarts) at rising eps, on the first {} test "
+    "images: an upper bound. An image counts as broken at every eps above one that broke it."
+)
 CURVE_NOTE = (
     "clean accuracy against the worst case over the attacks. All else on this page is at the first."
 )
@@ -64,6 +69,9 @@ def write_report(run: Path) -> Path:
     values["panels"] = [panel for panel, _ in panels]
     if record.evaluation["curve"]:
         figures["trade-off"] = trade_off(record.evaluation["curve"])
+    if record.evaluation["eps_curve"]:
+        eps = record.evaluation["threat"]["eps"]
+        figures["eps-curve"] = eps_curve(record.evaluation["eps_curve"], eps)
     if record.valley is not None:
         figures["valley"] = valley(record.valley)
         clean, high, low = (float(record.valley[k].mean()) for k in ("clean", "highest", "lowest"))
@@ -100,6 +108,7 @@ def _values(record: RunRecord) -> dict[str, Any]:
         "counted": how_counted(evaluation),
         "curve_note": CURVE_NOTE,
         "checks_note": CHECKS_NOTE,
+        "eps_note": _eps_note(evaluation["eps_curve"]),
         "paper": config.get("paper"),
         "missing": ", ".join(f"{label} {percent(value)}" for label, value in missing.items()),
         "training": _training(record),
@@ -121,6 +130,12 @@ def _tables(record: RunRecord) -> dict[str, Table]:
             for row in evaluation["curve"]
         ]
         tables["trade-off"] = Table(["lambda", "clean", "worst case"], rows)
+    if evaluation["eps_curve"]:
+        rows = [
+            [number(row["eps"]), percent(row["robust_accuracy"]), _interval(row)]
+            for row in evaluation["eps_curve"]
+        ]
+        tables["eps-curve"] = Table(["eps", "robust accuracy", "95 % interval"], rows)
     if evaluation["checks"]:
         rows = [[check["name"], check["text"], _mark(check)] for check in evaluation["checks"]]
         tables["checks"] = Table(["check", "measured", "result"], rows)
@@ -135,7 +150,7 @@ def _accuracy(rows: list[AccuracyRow], with_paper: bool) -> Table:
         [
             row.name,
             percent(row.accuracy),
-            f"{100 * row.low:.1f} to {100 * row.high:.1f}",
+            between(row.low, row.high),
             *([percent(row.paper), points(row.difference)] if with_paper else []),
             str(row.examples),
             duration(row.seconds),
@@ -145,6 +160,15 @@ def _accuracy(rows: list[AccuracyRow], with_paper: bool) -> Table:
         for row in rows
     ]
     return Table(header, cells)
+
+
+def _interval(row: dict[str, Any]) -> str:
+    total = row["examples"]
+    return between(*interval(round(row["robust_accuracy"] * total), total))
+
+
+def _eps_note(curve: list[dict[str, Any]]) -> str:
+    return EPS_NOTE.format(curve[0]["examples"]) if curve else ""
 
 
 def _mark(check: dict[str, Any]) -> str:
