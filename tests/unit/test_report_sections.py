@@ -7,6 +7,8 @@ import pytest
 
 from tests.unit.test_report import change, make_run
 from tfrobust.report import load_run, write_report
+from tfrobust.report.evaluation_figures import class_bars
+from tfrobust.report.summary import ClassRow, class_rows
 
 
 def test_the_trade_off_of_a_once_for_all_network(tmp_path: Path) -> None:
@@ -41,6 +43,40 @@ def test_robust_accuracy_against_eps(tmp_path: Path) -> None:
     change(run, eps_curve=[rows[0] | {"robust_accuracy": 1.2}])
     with pytest.raises(ValueError, match=r"eval\.json.*eps_curve\.0\.robust_accuracy: 1\.2"):
         load_run(run)
+
+
+FLAGS = {
+    "index": np.arange(6),
+    "label": np.array([0, 0, 1, 1, 1, 0]),
+    "clean": np.array([1, 1, 1, 0, 1, 1], bool),
+    "PGD-20": np.array([1, 0, 1, 0, 1], bool),
+    "Square": np.array([1, 0, 0, 0, 1, 1], bool),
+}
+
+
+def test_the_accuracy_of_each_class(tmp_path: Path) -> None:
+    """By hand: of the five images that both attacks saw 0 and 4 stand."""
+    run = make_run(tmp_path / "run")
+    assert class_rows(load_run(run)) == []
+    np.savez(run / "flags.npz", **FLAGS)
+    zero, other = class_rows(load_run(run))
+    assert zero == ClassRow("zero", 3, 1.0, 2, 0.5)
+    assert other == ClassRow("one & two", 3, pytest.approx(2 / 3), 3, pytest.approx(1 / 3))
+    page = write_report(run)
+    html, markdown = page.read_text(), (page.parent / "report.md").read_text()
+    assert html.count("<svg") == 7 and "one &amp; two</th><td>3</td><td>66.7 %</td>" in html
+    assert "| zero | 3 | 100.0 % | 2 | 50.0 % |" in markdown
+    np.savez(run / "flags.npz", **{k: v for k, v in FLAGS.items() if k != "Square"})
+    assert class_rows(load_run(run)) == []  # not the worst case
+    np.savez(run / "flags.npz", **FLAGS | {"clean": np.ones(5, bool)})
+    with pytest.raises(ValueError, match=r"flags\.npz: expected .* clean of shape \(5,\)"):
+        load_run(run)
+
+
+def test_of_many_classes_the_figure_shows_the_least_robust(tmp_path: Path) -> None:
+    rows = [ClassRow(f"c{n}", 4, 1.0, 4, n / 100) for n in range(30)]
+    labels = [text.get_text() for text in class_bars(rows).axes[0].get_yticklabels()]
+    assert labels == [f"c{n}" for n in range(20)]
 
 
 def test_the_numbers_of_training_images(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Figures of a run, and its images as PNG data URIs that a page can hold."""
+"""Figures of a training, and images as PNG data URIs that a page can hold."""
 
 import base64
 import io
@@ -14,7 +14,6 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from tfrobust.report.page import INK
 from tfrobust.report.record import Extremes, Probes
-from tfrobust.report.text import number
 
 COLOURS = ("#2f7ed8", "#e07b39")  # readable on white and on near-black
 
@@ -137,70 +136,12 @@ def extreme_cards(extremes: Extremes, class_names: Sequence[str]) -> list[Extrem
     ]
 
 
-def valley(losses: Mapping[str, np.ndarray]) -> Figure:
-    """The loss at test images, in rising order, between the lowest and the highest
-    found around each."""
-    figure = Figure(figsize=(4.0, 2.6), layout="constrained")
-    axes = figure.add_subplot()
-    order = np.argsort(losses["clean"], kind="stable")
-    least = 1e-8  # on a logarithmic scale
-    clean, high, low = (
-        np.maximum(losses[key][order], least) for key in ("clean", "highest", "lowest")
-    )
-    places = np.arange(len(order))
-    axes.fill_between(places, low, high, color=COLOURS[0], alpha=0.25, lw=0, label="in the ball")
-    axes.plot(places, clean, color=COLOURS[0], lw=1.6, label="clean")
-    axes.set_yscale("log")
-    axes.set_xlabel("test images by their loss", color=INK)
-    plain_axes(axes)
-    axes.legend(frameon=False, fontsize=9, labelcolor=INK)
-    return figure
-
-
-def eps_curve(curve: Sequence[Mapping[str, float]], eps: float) -> Figure:
-    """Robust accuracy against eps; the dashed vertical line is the threat's eps."""
-    figure = Figure(figsize=(4.0, 2.6), layout="constrained")
-    axes = figure.add_subplot()
-    radii, accuracy = ([row[key] for row in curve] for key in ("eps", "robust_accuracy"))
-    axes.plot(radii, accuracy, marker="o", ls="-", ms=4, lw=1.6, color=COLOURS[0])
-    axes.axvline(eps, color=INK, lw=1, ls="--", alpha=0.55, label=f"eps {number(eps)}")
-    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
-    axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
-    axes.set_ylim(0, 1.04)
-    axes.set_xlabel("eps", color=INK)
-    axes.set_ylabel("robust accuracy", color=INK)
-    plain_axes(axes)
-    axes.legend(frameon=False, fontsize=9, labelcolor=INK)
-    return figure
-
-
-def trade_off(curve: Sequence[Mapping[str, float]]) -> Figure:
-    """Robust against clean accuracy, a point for each lambda."""
-    figure = Figure(figsize=(4.0, 2.6), layout="constrained")
-    axes = figure.add_subplot()
-    rows = sorted(curve, key=lambda row: row["lambda"])
-    clean, robust = ([row[f"{kind}_accuracy"] for row in rows] for kind in ("clean", "robust"))
-    axes.plot(clean, robust, marker="o", ls="-", ms=4, lw=1.2, color=COLOURS[0])
-    for row, *place in zip(rows, clean, robust, strict=True):
-        axes.annotate(
-            f"{row['lambda']:g}", place, (4, 4), textcoords="offset points", color=INK, fontsize=8
-        )
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(PercentFormatter(xmax=1))
-        axis.set_major_locator(MaxNLocator(nbins=5))
-    axes.set_xlabel("clean accuracy", color=INK)
-    axes.set_ylabel("robust accuracy", color=INK)
-    plain_axes(axes)
-    return figure
-
-
-def plain_axes(axes: Any) -> None:
-    """In the page's colours, two spines, a light grid."""
+def plain_axes(axes: Any, grid: str = "y") -> None:
+    """In the page's colours, two spines, a light grid along one axis."""
     axes.tick_params(colors=INK, labelsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(INK)
-    axes.grid(axis="y", color=INK, alpha=0.12)
+    axes.grid(axis=grid, color=INK, alpha=0.12)
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,7 @@ class RunRecord:
     an absent key, `finished_at` in seconds; empty when nothing was trained. evaluation: the
     content of eval.json. probes: None when the run stored no images. extremes: None where the
     method has no table. valley: the losses "clean", "highest" and "lowest" [n] around test images.
+    flags: as of `load_flags`.
     """
 
     config: dict[str, Any]
@@ -68,6 +69,7 @@ class RunRecord:
     probes: Probes | None
     extremes: Extremes | None = None
     valley: dict[str, np.ndarray] | None = None
+    flags: dict[str, np.ndarray] | None = None
 
 
 def load_run(run: Path) -> RunRecord:
@@ -94,6 +96,7 @@ def load_run(run: Path) -> RunRecord:
         probes=_read(probes_file, _probes) if probes_file.is_file() else None,
         extremes=_read(extremes_file, _extremes) if extremes_file.is_file() else None,
         valley=_read(valley_file, _valley) if valley_file.is_file() else None,
+        flags=load_flags(run) if (run / "flags.npz").is_file() else None,
     )
 
 
@@ -290,6 +293,11 @@ def load_flags(run: Path) -> dict[str, np.ndarray]:
 def _flags(path: Path) -> dict[str, np.ndarray]:
     with np.load(path, allow_pickle=False) as arrays:
         flags = dict(arrays.items())
-    for key in ("index", "label", "clean"):
-        flags[key]
+    shape = flags["label"].shape
+    for key in ("index", "clean"):
+        if flags[key].shape != shape:
+            raise ValueError(f"{key} of shape {flags[key].shape} for labels of shape {shape}")
+    for key, flag in flags.items():
+        if flag.ndim != 1 or len(flag) > len(flags["label"]):
+            raise ValueError(f"{key} of shape {flag.shape} for labels of shape {shape}")
     return flags

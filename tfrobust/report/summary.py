@@ -7,6 +7,9 @@ from itertools import pairwise
 from statistics import median
 from typing import Any
 
+import numpy as np
+
+from tfrobust.report.record import RunRecord
 from tfrobust.report.text import interval, number, percent
 
 # How a known setting reads; every other one reads 'key value', so nothing stays hidden.
@@ -44,6 +47,18 @@ class AccuracyRow:
 
 
 @dataclass(frozen=True)
+class ClassRow:
+    """The images of one class: how many, how many of them every attack saw, and the fraction
+    right of all when clean, and of the attacked under every attack."""
+
+    name: str
+    examples: int
+    clean: float
+    attacked: int
+    robust: float
+
+
+@dataclass(frozen=True)
 class TrainingSummary:
     """epochs run; best epoch counted from 0; median seconds a batch; median share of an epoch that
     validation took; wall time in seconds."""
@@ -77,6 +92,29 @@ def accuracy_rows(config: Mapping[str, Any], evaluation: Mapping[str, Any]) -> l
         settings = "right under every attack above"
         total = evaluation["worst_case_examples"]
         rows.append(row("worst case", worst, total, None, settings=settings))
+    return rows
+
+
+def class_rows(record: RunRecord) -> list[ClassRow]:
+    """One row a class that has attacked images; none without the flags of every attack."""
+    flags, names = record.flags, [attack["name"] for attack in record.evaluation["attacks"]]
+    if flags is None or not names or not set(names) <= flags.keys():
+        return []
+    n = min(len(flags[name]) for name in names)
+    worst = np.logical_and.reduce([flags[name][:n] for name in ("clean", *names)])
+    known = record.probes.class_names if record.probes else []
+    rows = []
+    for label in np.unique(flags["label"][:n]).tolist():
+        own = flags["label"] == label
+        rows.append(
+            ClassRow(
+                known[label] if 0 <= label < len(known) else str(label),
+                int(own.sum()),
+                float(flags["clean"][own].mean()),
+                int(own[:n].sum()),
+                float(worst[own[:n]].mean()),
+            )
+        )
     return rows
 
 

@@ -5,24 +5,24 @@ from typing import Any
 
 import yaml
 
+from tfrobust.report.evaluation_figures import BARS, class_bars, eps_curve, trade_off, valley
 from tfrobust.report.figures import (
     amplification,
     curves,
-    eps_curve,
     extreme_cards,
     histogram,
     probe_cards,
     spread,
-    trade_off,
-    valley,
 )
 from tfrobust.report.page import Table, write_page
 from tfrobust.report.record import RunRecord, load_run
 from tfrobust.report.summary import (
     AccuracyRow,
+    ClassRow,
     accuracy_rows,
     attack_settings,
     best_epoch,
+    class_rows,
     headline,
     how_counted,
     missing_from_paper,
@@ -64,6 +64,7 @@ def write_report(run: Path) -> Path:
     """
     record = load_run(run)
     values, tables = _values(record), _tables(record)
+    classes = class_rows(record)
     panels = curves(record.history, best_epoch(record.history, record.config))
     figures = {panel.name: figure for panel, figure in panels}
     values["panels"] = [panel for panel, _ in panels]
@@ -72,6 +73,11 @@ def write_report(run: Path) -> Path:
     if record.evaluation["eps_curve"]:
         eps = record.evaluation["threat"]["eps"]
         figures["eps-curve"] = eps_curve(record.evaluation["eps_curve"], eps)
+    if classes:
+        figures["classes"] = class_bars(classes)
+        tables["classes"] = _classes(classes)
+        some = f" The figure shows the {BARS} classes of the lowest." if len(classes) > BARS else ""
+        values["classes_note"] = f"The worst case is over the images that every attack saw.{some}"
     if record.valley is not None:
         figures["valley"] = valley(record.valley)
         clean, high, low = (float(record.valley[k].mean()) for k in ("clean", "highest", "lowest"))
@@ -160,6 +166,14 @@ def _accuracy(rows: list[AccuracyRow], with_paper: bool) -> Table:
         for row in rows
     ]
     return Table(header, cells)
+
+
+def _classes(rows: list[ClassRow]) -> Table:
+    cells = [
+        [row.name, str(row.examples), percent(row.clean), str(row.attacked), percent(row.robust)]
+        for row in rows
+    ]
+    return Table(["class", "images", "clean", "attacked", "worst case"], cells)
 
 
 def _interval(row: dict[str, Any]) -> str:

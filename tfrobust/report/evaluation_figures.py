@@ -1,0 +1,91 @@
+"""Figures of an evaluation."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from tfrobust.report.figures import COLOURS, plain_axes
+from tfrobust.report.page import INK
+from tfrobust.report.summary import ClassRow
+from tfrobust.report.text import number
+
+BARS = 20  # classes
+
+
+def class_bars(rows: Sequence[ClassRow]) -> Figure:
+    """Clean and worst-case accuracy of each class, the most robust at the top; of many classes
+    those at the bottom."""
+    some = sorted(rows, key=lambda row: row.robust)[:BARS]
+    figure = Figure(figsize=(4.0, 0.8 + 0.26 * len(some)), layout="constrained")
+    axes = figure.add_subplot()
+    names = [row.name.replace("$", r"\$") for row in some]
+    places = np.arange(len(some))
+    clean, robust = ([getattr(row, kind) for row in some] for kind in ("clean", "robust"))
+    axes.barh(places, clean, height=0.78, color=COLOURS[0], alpha=0.35, label="clean")
+    axes.barh(places, robust, height=0.5, color=COLOURS[0], label="worst case")
+    axes.set_yticks(places, names)
+    axes.set_xlim(0, 1)
+    axes.xaxis.set_major_formatter(PercentFormatter(xmax=1))
+    plain_axes(axes, grid="x")
+    figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=9, labelcolor=INK)
+    return figure
+
+
+def valley(losses: Mapping[str, np.ndarray]) -> Figure:
+    """The loss at test images, in rising order, between the lowest and the highest
+    found around each."""
+    figure = Figure(figsize=(4.0, 2.6), layout="constrained")
+    axes = figure.add_subplot()
+    order = np.argsort(losses["clean"], kind="stable")
+    least = 1e-8  # on a logarithmic scale
+    clean, high, low = (
+        np.maximum(losses[key][order], least) for key in ("clean", "highest", "lowest")
+    )
+    places = np.arange(len(order))
+    axes.fill_between(places, low, high, color=COLOURS[0], alpha=0.25, lw=0, label="in the ball")
+    axes.plot(places, clean, color=COLOURS[0], lw=1.6, label="clean")
+    axes.set_yscale("log")
+    axes.set_xlabel("test images by their loss", color=INK)
+    plain_axes(axes)
+    axes.legend(frameon=False, fontsize=9, labelcolor=INK)
+    return figure
+
+
+def eps_curve(curve: Sequence[Mapping[str, float]], eps: float) -> Figure:
+    """Robust accuracy against eps; the dashed vertical line is the threat's eps."""
+    figure = Figure(figsize=(4.0, 2.6), layout="constrained")
+    axes = figure.add_subplot()
+    radii, accuracy = ([row[key] for row in curve] for key in ("eps", "robust_accuracy"))
+    axes.plot(radii, accuracy, marker="o", ls="-", ms=4, lw=1.6, color=COLOURS[0])
+    axes.axvline(eps, color=INK, lw=1, ls="--", alpha=0.55, label=f"eps {number(eps)}")
+    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
+    axes.set_ylim(0, 1.04)
+    axes.set_xlabel("eps", color=INK)
+    axes.set_ylabel("robust accuracy", color=INK)
+    plain_axes(axes)
+    axes.legend(frameon=False, fontsize=9, labelcolor=INK)
+    return figure
+
+
+def trade_off(curve: Sequence[Mapping[str, float]]) -> Figure:
+    """Robust against clean accuracy, a point for each lambda."""
+    figure = Figure(figsize=(4.0, 2.6), layout="constrained")
+    axes = figure.add_subplot()
+    rows = sorted(curve, key=lambda row: row["lambda"])
+    clean, robust = ([row[f"{kind}_accuracy"] for row in rows] for kind in ("clean", "robust"))
+    axes.plot(clean, robust, marker="o", ls="-", ms=4, lw=1.2, color=COLOURS[0])
+    for row, *place in zip(rows, clean, robust, strict=True):
+        axes.annotate(
+            f"{row['lambda']:g}", place, (4, 4), textcoords="offset points", color=INK, fontsize=8
+        )
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(PercentFormatter(xmax=1))
+        axis.set_major_locator(MaxNLocator(nbins=5))
+    axes.set_xlabel("clean accuracy", color=INK)
+    axes.set_ylabel("robust accuracy", color=INK)
+    plain_axes(axes)
+    return figure
