@@ -57,6 +57,7 @@ def inputs(stage: str, spec: Spec, folder: Folder) -> str:
             folder.probes,
             folder.extremes,
             folder.valley,
+            folder.landscape,
         ],
     )
 

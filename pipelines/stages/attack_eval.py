@@ -13,11 +13,11 @@ import numpy as np
 from pipelines.folder import Folder
 from pipelines.provenance import commit, versions
 from pipelines.spec import Spec
+from pipelines.stages.pictures import pictures
 from tfrobust.data import Split
 from tfrobust.evaluation import (
     Check,
     Result,
-    adversaries,
     check_inputs,
     checks,
     eps_curve,
@@ -26,7 +26,6 @@ from tfrobust.evaluation import (
     predictor,
     run,
     settings,
-    valley,
     worst_case,
 )
 from tfrobust.evaluation.craft import LogitsFn
@@ -34,7 +33,7 @@ from tfrobust.io import UNREADABLE, write_atomically, write_text
 from tfrobust.models import SavedNetwork
 from tfrobust.registry import require
 
-PROBES, VALLEY, CURVE = 8, 200, 500  # test images
+CURVE = 500  # test images
 GRID = 1e-4  # of 1/255: float32 rounding
 SECTIONS = ("seed", "threat", "data", "model", "attacks", "evaluation")
 
@@ -86,10 +85,7 @@ def attack_eval(spec: Spec, folder: Folder, logits_fn: SavedNetwork) -> None:
         )
         over_eps = eps_curve(least, spec.threat)
         _record(folder, spec, results, test, logits_fn, found, curve, over_eps)
-        few = slice(VALLEY)
-        around = valley(logits_fn, x[few], y[few], spec.threat, **sizes)
-        write_atomically(folder.valley, lambda p: np.savez(p, **around._asdict()))
-        _probe(folder.probes, spec, logits_fn, test.take(np.arange(min(PROBES, len(test)))))
+        pictures(spec, folder, logits_fn, test, results)
 
 
 def _curve(
@@ -229,20 +225,3 @@ def _rounded(images: np.ndarray, clean: np.ndarray) -> np.ndarray:
 
 def _as_float(images: np.ndarray) -> np.ndarray:
     return images / np.float32(255) if images.dtype == np.uint8 else images
-
-
-def _probe(path: Path, spec: Spec, logits_fn: Any, few: Split) -> None:
-    """A few images under the first attack, for the report's figure."""
-    trial, x, predict = spec.trials[0], few.as_float(), predictor(logits_fn)
-    x_adv = adversaries(logits_fn, x, few.labels, trial.attack, spec.threat, seed=spec.seed)
-    arrays = {
-        "image": x,
-        "adversarial": x_adv,
-        "label": few.labels,
-        "clean_prediction": predict(x),
-        "adversarial_prediction": predict(x_adv),
-        "index": few.index,
-        "attack": np.array(trial.name),
-        "class_names": np.array(spec.data.source.class_names),
-    }
-    write_atomically(path, lambda p: np.savez(p, **arrays))

@@ -7,6 +7,7 @@ eps > d.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from tfrobust.evaluation import (
     adversaries,
     eps_curve,
     evaluate,
+    landscape,
     least_eps,
     predictor,
     run,
@@ -343,6 +345,29 @@ def test_two_devices_find_what_one_finds(evaluated_on_two_devices: dict[str, Any
         np.testing.assert_allclose(two[0], one[0], atol=1e-6, err_msg=str(attack))
         assert two[1:] == one[1:], attack
     assert any(not all(right) for _, right, *_ in found["one"])
+
+
+def test_the_landscape_of_a_linear_network() -> None:
+    """Two classes: the logistic loss of a margin that falls by eps ||d||_1 a step along the signs
+    of the difference d of the weights, and by eps <d, r> along random signs r."""
+    rng = np.random.default_rng(0)
+    weights = rng.normal(size=(4, 2)).astype("float32")
+    x, y = (0.4 + 0.2 * rng.random((3, 2, 2, 1))).astype("float32"), np.array([0, 1, 0])
+    network = lambda images: tf.reshape(images, [-1, 4]) @ weights  # noqa: E731
+    found = landscape(network, x, y, Threat("linf", 0.1), batch_size=100)
+    away = (weights[:, 1 - y] - weights[:, y]).T
+    at_image = np.sum(x.reshape(3, 4) * away, axis=1)
+    axis, middle = found.axis, 12
+    assert axis[middle] == 0 and axis[middle + 8] == 1
+    along = at_image[:, None] + 0.1 * axis * np.abs(away).sum(axis=1)[:, None]
+    np.testing.assert_allclose(found.margin[:, middle], along, atol=1e-5)
+    np.testing.assert_allclose(found.loss, np.log1p(np.exp(found.margin)), rtol=1e-4)
+    signs = np.array(list(itertools.product([-1, 1], repeat=4)))
+    slopes = (found.margin[:, middle + 8, middle] - at_image) / 0.1
+    for slope, own in zip(slopes, away, strict=True):
+        assert np.abs(signs @ own - slope).min() < 1e-4
+    edge = landscape(network, x, y, Threat("linf", 1.0)).margin[:, middle, -1]
+    np.testing.assert_allclose(edge, np.maximum(away, 0).sum(axis=1), rtol=1e-5)  # clipped: 0 or 1
 
 
 def test_the_valley_of_a_linear_network() -> None:

@@ -45,6 +45,26 @@ def test_robust_accuracy_against_eps(tmp_path: Path) -> None:
         load_run(run)
 
 
+def test_the_landscape_of_the_loss(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    axis = np.linspace(-1.5, 1.5, 7)
+    around = {
+        "axis": axis,
+        "loss": np.stack([axis[:, None] + axis, np.full((7, 7), np.inf)]),
+        "margin": np.stack([axis[:, None] - axis, np.ones((7, 7))]),
+        "index": np.array([4, 17]),
+        "label": np.array([1, 5]),
+        "stands": np.array([True, False]),
+    }
+    np.savez(run / "landscape.npz", **around)
+    html = write_report(run).read_text()
+    assert html.count("<svg") == 8 and 'id="landscape-1-' in html
+    assert "#4: one &amp; two, stands" in html and "#17: 5, broken" in html
+    np.savez(run / "landscape.npz", **around | {"margin": np.zeros((2, 7, 6))})
+    with pytest.raises(ValueError, match=r"landscape\.npz: expected a readable file, .* margin of"):
+        load_run(run)
+
+
 FLAGS = {
     "index": np.arange(6),
     "label": np.array([0, 0, 1, 1, 1, 0]),

@@ -5,6 +5,7 @@ from tfrobust.evaluation.craft import Crafted, adversaries, craft, predictor
 from tfrobust.evaluation.eps_curve import eps_curve, least_eps
 from tfrobust.evaluation.evaluate import MODES, evaluate, run
 from tfrobust.evaluation.inputs import check_inputs
+from tfrobust.evaluation.landscape import Landscape, landscape
 from tfrobust.evaluation.results import Check, Evaluation, Result, merged, settings, worst_case
 from tfrobust.evaluation.trials import SUITES, Trial, trials
 from tfrobust.evaluation.valley import Valley, valley
@@ -15,6 +16,7 @@ __all__ = [
     "Check",
     "Crafted",
     "Evaluation",
+    "Landscape",
     "Result",
     "Trial",
     "Valley",
@@ -24,6 +26,7 @@ __all__ = [
     "craft",
     "eps_curve",
     "evaluate",
+    "landscape",
     "least_eps",
     "merged",
     "predictor",

@@ -53,6 +53,38 @@ def valley(losses: Mapping[str, np.ndarray]) -> Figure:
     return figure
 
 
+def landscapes(around: Mapping[str, np.ndarray]) -> list[Figure]:
+    """The loss around each image, all on one scale; the line is where the prediction becomes
+    wrong, the points are the image and eps along the steepest direction."""
+    axis, finite = around["axis"], np.isfinite(around["loss"])
+    low, high = (float(end(around["loss"][finite], initial=0)) for end in (np.min, np.max))
+    levels = np.linspace(low, max(high, low + 1e-6), 13)
+    return [
+        _landscape(axis, loss, margin, levels)
+        for loss, margin in zip(around["loss"], around["margin"], strict=True)
+    ]
+
+
+def _landscape(
+    axis: np.ndarray, loss: np.ndarray, margin: np.ndarray, levels: np.ndarray
+) -> Figure:
+    figure = Figure(figsize=(4.0, 3.2), layout="constrained")
+    axes = figure.add_subplot()
+    filled = axes.contourf(axis, axis, np.ma.masked_invalid(loss), levels, cmap="Blues")
+    bar = figure.colorbar(filled, ax=axes, format="%.3g")
+    bar.set_label("cross entropy", color=INK)
+    bar.ax.tick_params(colors=INK, labelsize=9)
+    bar.outline.set_visible(False)
+    if np.nanmin(margin) < 0 < np.nanmax(margin):
+        axes.contour(axis, axis, margin, [0], colors=COLOURS[1], linewidths=2)
+    axes.plot([0, 1], [0, 0], "o", color="#1b1f24", mec="white", ms=7)
+    axes.set_xlabel("steepest direction / eps", color=INK)
+    axes.set_ylabel("random direction / eps", color=INK)
+    plain_axes(axes)
+    axes.grid(visible=False)
+    return figure
+
+
 def eps_curve(curve: Sequence[Mapping[str, float]], eps: float) -> Figure:
     """Robust accuracy against eps; the dashed vertical line is the threat's eps."""
     figure = Figure(figsize=(4.0, 2.6), layout="constrained")

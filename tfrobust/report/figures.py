@@ -13,7 +13,7 @@ from matplotlib.image import imsave
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from tfrobust.report.page import INK
-from tfrobust.report.record import Extremes, Probes
+from tfrobust.report.record import Probes, RunRecord
 
 COLOURS = ("#2f7ed8", "#e07b39")  # readable on white and on near-black
 
@@ -26,6 +26,10 @@ class Panel:
     title: str
     lines: Mapping[str, str]
     is_percent: bool = False
+
+    def measured(self, history: Sequence[Mapping[str, float]]) -> bool:
+        """Whether the history has one of its columns."""
+        return any(column in row for column in self.lines for row in history)
 
 
 # The first three are the columns of ATLAS's Figure 11.
@@ -52,11 +56,7 @@ PANELS = (
 def curves(history: Sequence[Mapping[str, float]], best: int | None) -> list[tuple[Panel, Figure]]:
     """Every panel that the history has a column for. The dashed vertical line is the epoch
     `best`."""
-    return [
-        (panel, _panel(panel, history, best))
-        for panel in PANELS
-        if any(column in row for column in panel.lines for row in history)
-    ]
+    return [(panel, _panel(panel, history, best)) for panel in PANELS if panel.measured(history)]
 
 
 def _panel(panel: Panel, history: Sequence[Mapping[str, float]], best: int | None) -> Figure:
@@ -124,12 +124,13 @@ class ExtremeCard:
     value: float
 
 
-def extreme_cards(extremes: Extremes, class_names: Sequence[str]) -> list[ExtremeCard]:
+def extreme_cards(record: RunRecord) -> list[ExtremeCard]:
     """The images at both ends of a table, in their order."""
+    extremes = record.extremes
+    if extremes is None:
+        return []
     return [
-        ExtremeCard(
-            _png(image), class_names[label] if label < len(class_names) else str(label), value
-        )
+        ExtremeCard(_png(image), record.class_name(label), value)
         for image, label, value in zip(
             extremes.image, extremes.label.tolist(), extremes.value.tolist(), strict=True
         )
@@ -165,15 +166,12 @@ def amplification(probes: Probes) -> int:
     return max(1, int(0.5 / largest + 1e-6)) if largest > 0 else 1
 
 
-def probe_cards(probes: Probes) -> list[ProbeCard]:
+def probe_cards(record: RunRecord) -> list[ProbeCard]:
     """A card an image; the difference is drawn around mid-grey, times `amplification(probes)`."""
+    probes, name, cards = record.probes, record.class_name, []
+    if probes is None:
+        return []
     gain = amplification(probes)
-
-    def name(label: int) -> str:
-        known = 0 <= label < len(probes.class_names)
-        return probes.class_names[label] if known else str(label)
-
-    cards = []
     for place in range(len(probes.image)):
         clean, adversarial = probes.image[place], probes.adversarial[place]
         label, before, after = (

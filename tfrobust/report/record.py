@@ -60,7 +60,8 @@ class RunRecord:
     an absent key, `finished_at` in seconds; empty when nothing was trained. evaluation: the
     content of eval.json. probes: None when the run stored no images. extremes: None where the
     method has no table. valley: the losses "clean", "highest" and "lowest" [n] around test images.
-    flags: as of `load_flags`.
+    flags: as of `load_flags`. landscape: `axis` [S], `loss` and `margin` [n, S, S] of the images
+    with these `index` and `label` [n], and whether each `stands` under every attack.
     """
 
     config: dict[str, Any]
@@ -70,6 +71,12 @@ class RunRecord:
     extremes: Extremes | None = None
     valley: dict[str, np.ndarray] | None = None
     flags: dict[str, np.ndarray] | None = None
+    landscape: dict[str, np.ndarray] | None = None
+
+    def class_name(self, label: int) -> str:
+        """The label itself where probes.npz does not name it."""
+        names = self.probes.class_names if self.probes else []
+        return names[label] if 0 <= label < len(names) else str(label)
 
 
 def load_run(run: Path) -> RunRecord:
@@ -82,6 +89,7 @@ def load_run(run: Path) -> RunRecord:
     config_file, evaluation_file = run / "config.yaml", run / "eval.json"
     history_file, probes_file = run / "history.csv", run / "probes.npz"
     extremes_file, valley_file = run / "extremes.npz", run / "valley.npz"
+    landscape_file = run / "landscape.npz"
     if not config_file.is_file():
         raise UserError(f"{config_file}: expected the config of a run, received no such file")
     if not evaluation_file.is_file():
@@ -97,6 +105,7 @@ def load_run(run: Path) -> RunRecord:
         extremes=_read(extremes_file, _extremes) if extremes_file.is_file() else None,
         valley=_read(valley_file, _valley) if valley_file.is_file() else None,
         flags=load_flags(run) if (run / "flags.npz").is_file() else None,
+        landscape=_read(landscape_file, _landscape) if landscape_file.is_file() else None,
     )
 
 
@@ -268,6 +277,17 @@ def _valley(path: Path) -> dict[str, np.ndarray]:
     if len({part.shape for part in losses.values()}) > 1 or losses["clean"].ndim != 1:
         raise ValueError(f"losses of shapes {[part.shape for part in losses.values()]}")
     return losses
+
+
+def _landscape(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as arrays:
+        found = {key: arrays[key] for key in ("axis", "loss", "margin", "index", "label", "stands")}
+    (size,), (n,) = found["axis"].shape, found["label"].shape
+    shapes = {"loss": (n, size, size), "margin": (n, size, size), "index": (n,), "stands": (n,)}
+    for key, shape in shapes.items():
+        if found[key].shape != shape:
+            raise ValueError(f"{key} of shape {found[key].shape}, expected {shape}")
+    return found
 
 
 def _fields(value: Any, fields: Mapping[str, Any], where: str) -> None:

@@ -102,13 +102,12 @@ def class_rows(record: RunRecord) -> list[ClassRow]:
         return []
     n = min(len(flags[name]) for name in names)
     worst = np.logical_and.reduce([flags[name][:n] for name in ("clean", *names)])
-    known = record.probes.class_names if record.probes else []
     rows = []
     for label in np.unique(flags["label"][:n]).tolist():
         own = flags["label"] == label
         rows.append(
             ClassRow(
-                known[label] if 0 <= label < len(known) else str(label),
+                record.class_name(label),
                 int(own.sum()),
                 float(flags["clean"][own].mean()),
                 int(own[:n].sum()),

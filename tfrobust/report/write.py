@@ -3,10 +3,20 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
+from matplotlib.figure import Figure
 
-from tfrobust.report.evaluation_figures import BARS, class_bars, eps_curve, trade_off, valley
+from tfrobust.report.evaluation_figures import (
+    BARS,
+    class_bars,
+    eps_curve,
+    landscapes,
+    trade_off,
+    valley,
+)
 from tfrobust.report.figures import (
+    PANELS,
     amplification,
     curves,
     extreme_cards,
@@ -45,6 +55,10 @@ CHECKS_NOTE = (
     "network. Those on the network itself attack its first images that are right when clean. A "
     "warning is a sign, no proof."
 )
+CLASSES_NOTE = (
+    "The worst case is over the images that every attack saw. Of many classes the figure shows the "
+    f"{BARS} of the lowest."
+)
 EPS_NOTE = (
     "PGD-20 alone (step eps / 4, uniform start, no restarts) at rising eps, on the first {} test "
     "images: an upper bound. An image counts as broken at every eps above one that broke it."
@@ -63,39 +77,30 @@ def write_report(run: Path) -> Path:
     as `load_run` does.
     """
     record = load_run(run)
-    values, tables = _values(record), _tables(record)
     classes = class_rows(record)
-    panels = curves(record.history, best_epoch(record.history, record.config))
-    figures = {panel.name: figure for panel, figure in panels}
-    values["panels"] = [panel for panel, _ in panels]
-    if record.evaluation["curve"]:
-        figures["trade-off"] = trade_off(record.evaluation["curve"])
-    if record.evaluation["eps_curve"]:
-        eps = record.evaluation["threat"]["eps"]
-        figures["eps-curve"] = eps_curve(record.evaluation["eps_curve"], eps)
+    values, tables, figures = _values(record), _tables(record), _figures(record)
     if classes:
-        figures["classes"] = class_bars(classes)
-        tables["classes"] = _classes(classes)
-        some = f" The figure shows the {BARS} classes of the lowest." if len(classes) > BARS else ""
-        values["classes_note"] = f"The worst case is over the images that every attack saw.{some}"
+        figures["classes"], tables["classes"] = class_bars(classes), _classes(classes)
+    return write_page(Path(run) / "report", "index", values, figures, tables)
+
+
+def _figures(record: RunRecord) -> dict[str, Figure]:
+    history, evaluation = record.history, record.evaluation
+    best = best_epoch(history, record.config)
+    figures: dict[str, Figure] = {panel.name: drawn for panel, drawn in curves(history, best)}
+    if evaluation["curve"]:
+        figures["trade-off"] = trade_off(evaluation["curve"])
+    if evaluation["eps_curve"]:
+        figures["eps-curve"] = eps_curve(evaluation["eps_curve"], evaluation["threat"]["eps"])
     if record.valley is not None:
         figures["valley"] = valley(record.valley)
-        clean, high, low = (float(record.valley[k].mean()) for k in ("clean", "highest", "lowest"))
-        values["valley_note"] = (
-            f"Cross entropy of {len(record.valley['clean'])} test images: mean {clean:.3g}, "
-            f"{high:.3g} at the highest point found in the ball of each and {low:.3g} at the "
-            "lowest, the collaborative example. Robust networks have a shallow valley."
-        )
-    extremes = record.extremes
-    values["extremes"] = extremes
-    if extremes is not None:
-        names = record.probes.class_names if record.probes else []
-        figures["spread"] = spread(record.history, extremes.name)
-        figures["histogram"] = histogram(extremes.values)
-        values["extreme_cards"] = extreme_cards(extremes, names)
-    values["cards"] = probe_cards(record.probes) if record.probes else []
-    values["gain"] = amplification(record.probes) if record.probes else 1
-    return write_page(Path(run) / "report", "index", values, figures, tables)
+    if record.landscape is not None:
+        for place, figure in enumerate(landscapes(record.landscape)):
+            figures[f"landscape-{place}"] = figure
+    if record.extremes is not None:
+        figures["spread"] = spread(history, record.extremes.name)
+        figures["histogram"] = histogram(record.extremes.values)
+    return figures
 
 
 def _values(record: RunRecord) -> dict[str, Any]:
@@ -123,8 +128,37 @@ def _values(record: RunRecord) -> dict[str, Any]:
             title: yaml.safe_dump(value, sort_keys=False, allow_unicode=True).rstrip()
             for title, value in details.items()
         },
+        "panels": [panel for panel in PANELS if panel.measured(record.history)],
+        "classes_note": CLASSES_NOTE,
+        "valley_note": _valley_note(record.valley),
+        "landscapes": _landscape_titles(record),
+        "extremes": record.extremes,
+        "extreme_cards": extreme_cards(record),
         "probes": record.probes,
+        "cards": probe_cards(record),
+        "gain": amplification(record.probes) if record.probes else 1,
     }
+
+
+def _valley_note(losses: dict[str, np.ndarray] | None) -> str:
+    if losses is None:
+        return ""
+    clean, high, low = (float(losses[key].mean()) for key in ("clean", "highest", "lowest"))
+    return (
+        f"Cross entropy of {len(losses['clean'])} test images: mean {clean:.3g}, {high:.3g} at the "
+        f"highest point found in the ball of each and {low:.3g} at the lowest, the collaborative "
+        "example. Robust networks have a shallow valley."
+    )
+
+
+def _landscape_titles(record: RunRecord) -> list[str]:
+    if record.landscape is None:
+        return []
+    keys = (record.landscape[key].tolist() for key in ("index", "label", "stands"))
+    return [
+        f"#{index}: {record.class_name(label)}, {'stands' if stands else 'broken'}"
+        for index, label, stands in zip(*keys, strict=True)
+    ]
 
 
 def _tables(record: RunRecord) -> dict[str, Table]:
