@@ -12,10 +12,12 @@ from matplotlib.figure import Figure
 from matplotlib.image import imsave
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from tfrobust.overfitting import ROBUST, overfitted
 from tfrobust.report.page import INK
 from tfrobust.report.record import Probes, RunRecord
 
 COLOURS = ("#2f7ed8", "#e07b39")  # readable on white and on near-black
+ALARM = "#d6453a"
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,10 @@ def _panel(panel: Panel, history: Sequence[Mapping[str, float]], best: int | Non
         axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+    if ROBUST in panel.lines and (fallen := set(overfitted(history))):
+        rows = [row for row in history if row["epoch"] in fallen]
+        places = [row["epoch"] for row in rows], [row[ROBUST] for row in rows]
+        axes.plot(*places, "X", ms=8, color=ALARM, label="overfitting")
     axes.set_xlabel("epoch", color=INK)
     plain_axes(axes)
     axes.legend(frameon=False, fontsize=9, labelcolor=INK)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from tfrobust.overfitting import ONE_STEP, ROBUST, overfitted
 from tfrobust.report.record import RunRecord
 from tfrobust.report.text import interval, number, percent
 
@@ -166,6 +167,21 @@ def warnings(evaluation: Mapping[str, Any]) -> str:
         return ""
     count = f"{len(names)} of {len(checks)} checks warn{'s' if len(names) == 1 else ''}"
     return f"{count} that the robust accuracy may be too high: {', '.join(names)}."
+
+
+def overfitting(history: Sequence[Mapping[str, float]]) -> str:
+    """Catastrophic overfitting in a sentence; empty where no epoch shows it."""
+    epochs = overfitted(history)
+    if not epochs:
+        return ""
+    row = next(row for row in history if row["epoch"] == epochs[0])
+    best = max(other.get(ROBUST, -math.inf) for other in history if other["epoch"] < epochs[0])
+    more = f" and {len(epochs) - 1} more" if len(epochs) > 1 else ""
+    return (
+        f"Catastrophic overfitting at epoch {epochs[0]}{more}: on validation data robust accuracy "
+        f"fell from {percent(best)} to {percent(row[ROBUST])} while FGSM accuracy was "
+        f"{percent(row[ONE_STEP])}."
+    )
 
 
 def missing_from_paper(

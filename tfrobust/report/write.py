@@ -36,6 +36,7 @@ from tfrobust.report.summary import (
     headline,
     how_counted,
     missing_from_paper,
+    overfitting,
     summarise_training,
     warnings,
 )
@@ -114,7 +115,7 @@ def _values(record: RunRecord) -> dict[str, Any]:
         "headline": headline(config, evaluation),
         "note": config.get("note"),
         "pending": ", ".join(evaluation.get("pending", [])),
-        "warnings": warnings(evaluation),
+        "warnings": [w for w in (warnings(evaluation), overfitting(record.history)) if w],
         "rows": rows,
         "counted": how_counted(evaluation),
         "curve_note": CURVE_NOTE,
