@@ -33,6 +33,7 @@ class Folder:
         self.adversarial = path / "adversarial.npz"
         self.probes = path / "probes.npz"
         self.valley = path / "valley.npz"
+        self.landscape = path / "landscape.npz"
         self.extremes = path / "extremes.npz"
         self.saved_model = path / "saved_model"
         self.tensorboard = path / "tensorboard"
@@ -86,7 +87,8 @@ class Folder:
     def clear(self, stage: str) -> None:
         """Remove what an evaluation of other inputs left; other stages overwrite their own."""
         if stage == "attack_eval":
-            for path in (self.evaluation, self.flags, self.adversarial, self.probes, self.valley):
+            counts = (self.evaluation, self.flags, self.adversarial)
+            for path in (*counts, self.probes, self.valley, self.landscape):
                 path.unlink(missing_ok=True)
 
     def move_aside(self) -> Path:

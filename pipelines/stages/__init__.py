@@ -60,7 +60,15 @@ def inputs(stage: str, spec: Spec, folder: Folder) -> str:
     return fingerprint(
         spec.config,
         spec.config,
-        [folder.history, folder.evaluation, folder.probes, folder.extremes, folder.valley],
+        [
+            folder.history,
+            folder.evaluation,
+            folder.flags,
+            folder.probes,
+            folder.extremes,
+            folder.valley,
+            folder.landscape,
+        ],
     )
 
 

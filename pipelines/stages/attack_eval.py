@@ -14,18 +14,19 @@ from pipelines.folder import Folder
 from pipelines.provenance import commit, versions
 from pipelines.sections import EvaluationOptions
 from pipelines.spec import Spec
+from pipelines.stages.pictures import pictures
 from tfrobust.data import Split
 from tfrobust.evaluation import (
     Check,
     Result,
-    adversaries,
     check_inputs,
     checks,
+    eps_curve,
+    least_eps,
     merged,
     predictor,
     run,
     settings,
-    valley,
     worst_case,
 )
 from tfrobust.evaluation.craft import LogitsFn
@@ -33,7 +34,7 @@ from tfrobust.io import UNREADABLE, write_atomically, write_text
 from tfrobust.models import SavedNetwork
 from tfrobust.registry import require
 
-PROBES, VALLEY = 8, 200  # test images
+CURVE = 500  # test images
 GRID = 1e-4  # of 1/255: float32 rounding
 SECTIONS = ("seed", "threat", "data", "model", "attacks", "evaluation")
 
@@ -78,11 +79,14 @@ def attack_eval(spec: Spec, folder: Folder, logits_fn: SavedNetwork) -> None:
         for check in found:
             if check.warns:
                 print(f"warning: {check.name}: {check.text}", flush=True)
-        few = slice(VALLEY)
         sizes: Any = {"seed": spec.seed, "batch_size": options.batch_size}
-        around = valley(logits_fn, x[few], y[few], spec.threat, **sizes)
-        write_atomically(folder.valley, lambda p: np.savez(p, **around._asdict()))
-        _probe(folder.probes, spec, logits_fn, test.take(np.arange(min(PROBES, len(test)))))
+        few = slice(CURVE)
+        least = least_eps(
+            logits_fn, x[few], y[few], spec.threat, clean=results[0].robust[few], **sizes
+        )
+        over_eps = eps_curve(least, spec.threat)
+        _record(folder, spec, results, test, logits_fn, found, curve, over_eps)
+        pictures(spec, folder, logits_fn, test, results)
 
 
 def _curve(
@@ -166,6 +170,7 @@ def _record(
     logits_fn: LogitsFn,
     found: Sequence[Check] = (),
     curve: Sequence[dict[str, float]] = (),
+    over_eps: Sequence[dict[str, float]] = (),
 ) -> None:
     """Everything known so far, eval.json last."""
     clean, *attacked = results
@@ -181,6 +186,7 @@ def _record(
         "pending": [trial.name for trial in spec.trials if trial.name not in done],
         "checks": [dataclasses.asdict(check) for check in found],
         "curve": list(curve),
+        "eps_curve": list(over_eps),
         "threat": {"norm": spec.threat.norm, "eps": spec.threat.eps},
         "seed": spec.seed,
         "data": {"name": spec.config["data"]["name"], "split": "test"},
@@ -232,20 +238,3 @@ def _rounded(images: np.ndarray, clean: np.ndarray) -> np.ndarray:
 
 def _as_float(images: np.ndarray) -> np.ndarray:
     return images / np.float32(255) if images.dtype == np.uint8 else images
-
-
-def _probe(path: Path, spec: Spec, logits_fn: Any, few: Split) -> None:
-    """A few images under the first attack, for the report's figure."""
-    trial, x, predict = spec.trials[0], few.as_float(), predictor(logits_fn)
-    x_adv = adversaries(logits_fn, x, few.labels, trial.attack, spec.threat, seed=spec.seed)
-    arrays = {
-        "image": x,
-        "adversarial": x_adv,
-        "label": few.labels,
-        "clean_prediction": predict(x),
-        "adversarial_prediction": predict(x_adv),
-        "index": few.index,
-        "attack": np.array(trial.name),
-        "class_names": np.array(spec.data.source.class_names),
-    }
-    write_atomically(path, lambda p: np.savez(p, **arrays))

@@ -106,7 +106,7 @@ def test_damaged_config_files(data: st.DataObject, tmp_path: Path) -> None:
 @FEWER
 @given(override=st.one_of(st.text(max_size=30), st.builds("{}={}".format, words, values)))
 def test_any_override(override: str) -> None:
-    refused_or_done(lambda: _spec("digits_atlas", [*TINY, override], False))
+    refused_or_done(lambda: load_spec("digits_atlas", [*TINY, override], False))
 
 
 @st.composite
@@ -129,7 +129,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def spec() -> Spec:
-    return _spec("digits_adv", ["attacks=fgsm"], True)
+    return load_spec("digits_adv", ["attacks=fgsm"], True)
 
 
 FILES = ["config.yaml", "eval.json", "history.csv", "stages.json", "flags.npz", "probes.npz"]

@@ -7,6 +7,7 @@ eps > d.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,10 @@ from tfrobust.attacks import APGD, Outcome
 from tfrobust.evaluation import (
     Trial,
     adversaries,
+    eps_curve,
     evaluate,
+    landscape,
+    least_eps,
     predictor,
     run,
     trials,
@@ -297,6 +301,42 @@ def test_a_box_of_bytes() -> None:
     evaluate(network, x, y, threat, "fgsm", check=False)
 
 
+def test_the_least_eps_is_the_first_beyond_the_distance() -> None:
+    """Of distances 0.4, 0.2, 0.1, 0.1, 0.2, 0.3, and an image that is wrong when clean."""
+    threat, clean = Threat("linf", 0.14), np.array([1, 0, 1, 1, 1, 1, 1], bool)
+    radii = 0.14 * np.array([0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 2])
+    least = least_eps(network, X, Y, threat, clean=clean, batch_size=3)
+    np.testing.assert_array_equal(least, [np.inf, 0, *radii[[6, 3, 3, 6]], np.inf])
+    rows = eps_curve(least, threat)
+    assert [row["eps"] for row in rows] == pytest.approx(radii)
+    accuracy = np.array([row["robust_accuracy"] for row in rows])
+    np.testing.assert_allclose(7 * accuracy, [6, 6, 6, 4, 4, 4, 2, 2])
+    assert {row["examples"] for row in rows} == {7}
+
+
+def test_at_eps_0_there_is_no_curve() -> None:
+    clean = np.array([1, 0, 1, 1, 1, 1, 1], bool)
+    least = least_eps(network, X, Y, Threat("linf", 0.0), clean=clean)
+    np.testing.assert_array_equal(least, np.where(clean, np.inf, 0))
+    assert eps_curve(least, Threat("linf", 0.0)) == []
+
+
+def test_an_image_broken_once_is_attacked_no_more() -> None:
+    """All right when clean; every image breaks at once where the class depends on noise of any
+    size: one attack of 7 images, the others have none to attack."""
+    calls = []
+
+    def counted(x: Any) -> Any:
+        calls.append(1)
+        return network(x)
+
+    near = np.full_like(X, 0.5) + 1e-3
+    right = np.ones(7, bool)
+    least = least_eps(counted, near, np.ones(7, np.int32), Threat("linf", 0.4), clean=right)
+    np.testing.assert_allclose(least, 0.1)
+    assert len(calls) == 3  # traces: of the attack, of its last look, of the predictions
+
+
 def test_two_devices_find_what_one_finds(evaluated_on_two_devices: dict[str, Any]) -> None:
     """Each takes a batch; images, flags, queries and gradients are those of one device."""
     found = evaluated_on_two_devices
@@ -305,6 +345,29 @@ def test_two_devices_find_what_one_finds(evaluated_on_two_devices: dict[str, Any
         np.testing.assert_allclose(two[0], one[0], atol=1e-6, err_msg=str(attack))
         assert two[1:] == one[1:], attack
     assert any(not all(right) for _, right, *_ in found["one"])
+
+
+def test_the_landscape_of_a_linear_network() -> None:
+    """Two classes: the logistic loss of a margin that falls by eps ||d||_1 a step along the signs
+    of the difference d of the weights, and by eps <d, r> along random signs r."""
+    rng = np.random.default_rng(0)
+    weights = rng.normal(size=(4, 2)).astype("float32")
+    x, y = (0.4 + 0.2 * rng.random((3, 2, 2, 1))).astype("float32"), np.array([0, 1, 0])
+    network = lambda images: tf.reshape(images, [-1, 4]) @ weights  # noqa: E731
+    found = landscape(network, x, y, Threat("linf", 0.1), batch_size=100)
+    away = (weights[:, 1 - y] - weights[:, y]).T
+    at_image = np.sum(x.reshape(3, 4) * away, axis=1)
+    axis, middle = found.axis, 12
+    assert axis[middle] == 0 and axis[middle + 8] == 1
+    along = at_image[:, None] + 0.1 * axis * np.abs(away).sum(axis=1)[:, None]
+    np.testing.assert_allclose(found.margin[:, middle], along, atol=1e-5)
+    np.testing.assert_allclose(found.loss, np.log1p(np.exp(found.margin)), rtol=1e-4)
+    signs = np.array(list(itertools.product([-1, 1], repeat=4)))
+    slopes = (found.margin[:, middle + 8, middle] - at_image) / 0.1
+    for slope, own in zip(slopes, away, strict=True):
+        assert np.abs(signs @ own - slope).min() < 1e-4
+    edge = landscape(network, x, y, Threat("linf", 1.0)).margin[:, middle, -1]
+    np.testing.assert_allclose(edge, np.maximum(away, 0).sum(axis=1), rtol=1e-5)  # clipped: 0 or 1
 
 
 def test_the_valley_of_a_linear_network() -> None:

@@ -16,6 +16,7 @@ FLOORS = {
     "tfrobust.losses": 0,
     "tfrobust.noise": 0,
     "tfrobust.norms": 0,
+    "tfrobust.overfitting": 0,
     "tfrobust.registry": 0,
     "tfrobust.data": 1,
     "tfrobust.distribution": 1,

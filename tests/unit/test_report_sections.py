@@ -7,6 +7,8 @@ import pytest
 
 from tests.unit.test_report import change, make_run
 from tfrobust.report import load_run, write_report
+from tfrobust.report.evaluation_figures import class_bars
+from tfrobust.report.summary import ClassRow, class_rows, overfitting
 
 
 def test_the_trade_off_of_a_once_for_all_network(tmp_path: Path) -> None:
@@ -31,6 +33,98 @@ def test_the_trade_off_of_a_once_for_all_network(tmp_path: Path) -> None:
     change(run, curve=[{"lambda": 2.0, "clean_accuracy": 0.9, "robust_accuracy": 0.6}])
     with pytest.raises(ValueError, match=r"eval\.json.*curve\.0\.lambda: 2\.0"):
         load_run(run)
+
+
+def test_robust_accuracy_against_eps(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    assert "against eps" not in write_report(run).read_text()
+    rows = [
+        {"eps": eps, "robust_accuracy": accuracy, "examples": 10}
+        for eps, accuracy in ((0.0, 0.9), (0.15, 0.8), (0.3, 0.2))
+    ]
+    change(run, eps_curve=rows)
+    page = write_report(run)
+    html, markdown = page.read_text(), (page.parent / "report.md").read_text()
+    assert html.count("<svg") == 7 and 'id="eps-curve-' in html and "first 10 test" in html
+    assert "| 0.15 | 80.0 % | 49.0 to 94.3 |" in markdown  # as in test_interval_is_wilson
+    change(run, eps_curve=[rows[0] | {"robust_accuracy": 1.2}])
+    with pytest.raises(ValueError, match=r"eval\.json.*eps_curve\.0\.robust_accuracy: 1\.2"):
+        load_run(run)
+
+
+def test_the_landscape_of_the_loss(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    axis = np.linspace(-1.5, 1.5, 7)
+    around = {
+        "axis": axis,
+        "loss": np.stack([axis[:, None] + axis, np.full((7, 7), np.inf)]),
+        "margin": np.stack([axis[:, None] - axis, np.ones((7, 7))]),
+        "index": np.array([4, 17]),
+        "label": np.array([1, 5]),
+        "stands": np.array([True, False]),
+    }
+    np.savez(run / "landscape.npz", **around)
+    html = write_report(run).read_text()
+    assert html.count("<svg") == 8 and 'id="landscape-1-' in html
+    assert "#4: one &amp; two, stands" in html and "#17: 5, broken" in html
+    np.savez(run / "landscape.npz", **around | {"margin": np.zeros((2, 7, 6))})
+    with pytest.raises(ValueError, match=r"landscape\.npz: expected a readable file, .* margin of"):
+        load_run(run)
+
+
+def test_catastrophic_overfitting_is_flagged(tmp_path: Path) -> None:
+    """Epoch 2 of the run: robust accuracy falls by 60 points, FGSM's rises."""
+    run = make_run(tmp_path / "run")
+    page = write_report(run)
+    line = (
+        "Catastrophic overfitting at epoch 2: on validation data robust accuracy fell from 80.0 % "
+        "to 20.0 % while FGSM accuracy was 90.0 %."
+    )
+    html, markdown = page.read_text(), (page.parent / "report.md").read_text()
+    assert f'<p class="warning">{line}</p>' in html and f"**{line}**" in markdown
+    assert "overfitting</text>" in html
+    history = load_run(run).history
+    told = overfitting([*history, history[2] | {"epoch": 3}])
+    assert told.startswith("Catastrophic overfitting at epoch 2 and 1 more: ")
+    (run / "history.csv").write_text(
+        "epoch,val_robust_accuracy,val_fgsm_accuracy\n0,0.5,0.6\n1,0.45,0.9\n2,0.2,0.25\n"
+    )
+    html = write_report(run).read_text()
+    assert "Catastrophic overfitting" not in html and "overfitting</text>" not in html
+
+
+FLAGS = {
+    "index": np.arange(6),
+    "label": np.array([0, 0, 1, 1, 1, 0]),
+    "clean": np.array([1, 1, 1, 0, 1, 1], bool),
+    "PGD-20": np.array([1, 0, 1, 0, 1], bool),
+    "Square": np.array([1, 0, 0, 0, 1, 1], bool),
+}
+
+
+def test_the_accuracy_of_each_class(tmp_path: Path) -> None:
+    """By hand: of the five images that both attacks saw 0 and 4 stand."""
+    run = make_run(tmp_path / "run")
+    assert class_rows(load_run(run)) == []
+    np.savez(run / "flags.npz", **FLAGS)
+    zero, other = class_rows(load_run(run))
+    assert zero == ClassRow("zero", 3, 1.0, 2, 0.5)
+    assert other == ClassRow("one & two", 3, pytest.approx(2 / 3), 3, pytest.approx(1 / 3))
+    page = write_report(run)
+    html, markdown = page.read_text(), (page.parent / "report.md").read_text()
+    assert html.count("<svg") == 7 and "one &amp; two</th><td>3</td><td>66.7 %</td>" in html
+    assert "| zero | 3 | 100.0 % | 2 | 50.0 % |" in markdown
+    np.savez(run / "flags.npz", **{k: v for k, v in FLAGS.items() if k != "Square"})
+    assert class_rows(load_run(run)) == []  # not the worst case
+    np.savez(run / "flags.npz", **FLAGS | {"clean": np.ones(5, bool)})
+    with pytest.raises(ValueError, match=r"flags\.npz: expected .* clean of shape \(5,\)"):
+        load_run(run)
+
+
+def test_of_many_classes_the_figure_shows_the_least_robust(tmp_path: Path) -> None:
+    rows = [ClassRow(f"c{n}", 4, 1.0, 4, n / 100) for n in range(30)]
+    labels = [text.get_text() for text in class_bars(rows).axes[0].get_yticklabels()]
+    assert labels == [f"c{n}" for n in range(20)]
 
 
 def test_the_numbers_of_training_images(tmp_path: Path) -> None:

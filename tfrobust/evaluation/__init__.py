@@ -2,8 +2,10 @@
 
 from tfrobust.evaluation.checks import checks
 from tfrobust.evaluation.craft import Crafted, adversaries, craft, predictor
+from tfrobust.evaluation.eps_curve import eps_curve, least_eps
 from tfrobust.evaluation.evaluate import MODES, evaluate, run
 from tfrobust.evaluation.inputs import check_inputs
+from tfrobust.evaluation.landscape import Landscape, landscape
 from tfrobust.evaluation.results import Check, Evaluation, Result, merged, settings, worst_case
 from tfrobust.evaluation.trials import SUITES, Trial, trials
 from tfrobust.evaluation.valley import Valley, valley
@@ -14,6 +16,7 @@ __all__ = [
     "Check",
     "Crafted",
     "Evaluation",
+    "Landscape",
     "Result",
     "Trial",
     "Valley",
@@ -21,7 +24,10 @@ __all__ = [
     "check_inputs",
     "checks",
     "craft",
+    "eps_curve",
     "evaluate",
+    "landscape",
+    "least_eps",
     "merged",
     "predictor",
     "run",

@@ -12,7 +12,7 @@ from scipy.stats import binomtest
 
 from tfrobust.registry import UserError, require
 from tfrobust.report.page import Table
-from tfrobust.report.record import RunRecord, load_flags, load_run
+from tfrobust.report.record import RunRecord, load_run
 from tfrobust.report.summary import AccuracyRow, accuracy_rows, summarise_training
 from tfrobust.report.text import NOTHING, milliseconds, percent, points
 
@@ -54,10 +54,13 @@ def measured(rows: Sequence[Row]) -> list[Measured]:
     """The runs that did not fail, read from their folders. Raises UserError as `load_run` does."""
     found = []
     for row in rows:
-        if row.reason is None:
-            record, flags = load_run(row.run), load_flags(row.run)
-            index, _ = flags.pop("index"), flags.pop("label")
-            found.append(Measured(row, record, flags, index))
+        if row.reason is not None:
+            continue
+        record = load_run(row.run)
+        if record.flags is None:
+            raise UserError(f"{row.run / 'flags.npz'}: expected flags, received no such file")
+        flags = {key: flag for key, flag in record.flags.items() if key not in ("index", "label")}
+        found.append(Measured(row, record, flags, record.flags["index"]))
     return found
 
 

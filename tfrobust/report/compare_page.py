@@ -7,6 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from tfrobust.io import write_text
+from tfrobust.overfitting import overfitted
 from tfrobust.report.compare import (
     CHANCE,
     Measured,
@@ -50,7 +51,7 @@ def write_comparison(
         "name": name,
         "lead": f"{len(runs)} of {len(rows)} runs finished.",
         "failures": failures,
-        "overfitted": [],
+        "overfitted": _overfitted(runs),
         "explained": EXPLAINED,
         "tested": TESTED,
         "facts": dict(facts),
@@ -62,6 +63,16 @@ def write_comparison(
     if len(first) >= 2 and len(first) * (len(first) - 1) // 2 <= PAIRS and _alike(first):
         tables["differences"] = differences(first)
     return write_page(folder / "report", "comparison", values, figures, tables)
+
+
+def _overfitted(runs: Sequence[Measured]) -> list[str]:
+    """A line for each run whose history shows catastrophic overfitting."""
+    epochs = {name_of(run, runs): overfitted(run.record.history) for run in runs}
+    return [
+        f"{name}: catastrophic overfitting from epoch {found[0]} on; the best epoch is kept."
+        for name, found in epochs.items()
+        if found
+    ]
 
 
 def _sections(

@@ -1,8 +1,7 @@
-"""Figures of a run, and its images as PNG data URIs that a page can hold."""
+"""Figures of a training, and images as PNG data URIs that a page can hold."""
 
 import base64
 import io
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,10 +12,12 @@ from matplotlib.figure import Figure
 from matplotlib.image import imsave
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from tfrobust.overfitting import ROBUST, overfitted
 from tfrobust.report.page import INK
-from tfrobust.report.record import Extremes, Probes
+from tfrobust.report.record import Probes, RunRecord
 
 COLOURS = ("#2f7ed8", "#e07b39", "#2fa36b")  # readable on white and on near-black
+ALARM = "#d6453a"
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,10 @@ class Panel:
     title: str
     lines: Mapping[str, str]
     is_percent: bool = False
+
+    def measured(self, history: Sequence[Mapping[str, float]]) -> bool:
+        """Whether the history has one of its columns."""
+        return any(column in row for column in self.lines for row in history)
 
 
 # The first three are the columns of ATLAS's Figure 11.
@@ -53,11 +58,7 @@ PANELS = (
 def curves(history: Sequence[Mapping[str, float]], best: int | None) -> list[tuple[Panel, Figure]]:
     """Every panel that the history has a column for. The dashed vertical line is the epoch
     `best`."""
-    return [
-        (panel, _panel(panel, history, best))
-        for panel in PANELS
-        if any(column in row for column in panel.lines for row in history)
-    ]
+    return [(panel, _panel(panel, history, best)) for panel in PANELS if panel.measured(history)]
 
 
 def _panel(panel: Panel, history: Sequence[Mapping[str, float]], best: int | None) -> Figure:
@@ -77,6 +78,10 @@ def _panel(panel: Panel, history: Sequence[Mapping[str, float]], best: int | Non
         axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+    if ROBUST in panel.lines and (fallen := set(overfitted(history))):
+        rows = [row for row in history if row["epoch"] in fallen]
+        places = [row["epoch"] for row in rows], [row[ROBUST] for row in rows]
+        axes.plot(*places, "X", ms=8, color=ALARM, label="overfitting")
     axes.set_xlabel("epoch", color=INK)
     plain_axes(axes)
     axes.legend(frameon=False, fontsize=9, labelcolor=INK)
@@ -125,69 +130,25 @@ class ExtremeCard:
     value: float
 
 
-def extreme_cards(extremes: Extremes, class_names: Sequence[str]) -> list[ExtremeCard]:
+def extreme_cards(record: RunRecord) -> list[ExtremeCard]:
     """The images at both ends of a table, in their order."""
+    extremes = record.extremes
+    if extremes is None:
+        return []
     return [
-        ExtremeCard(
-            _png(image), class_names[label] if label < len(class_names) else str(label), value
-        )
+        ExtremeCard(_png(image), record.class_name(label), value)
         for image, label, value in zip(
             extremes.image, extremes.label.tolist(), extremes.value.tolist(), strict=True
         )
     ]
 
 
-def valley(losses: Mapping[str, np.ndarray]) -> Figure:
-    """The loss at test images, in rising order, between the lowest and the highest
-    found around each."""
-    figure = Figure(figsize=(4.0, 2.6), layout="constrained")
-    axes = figure.add_subplot()
-    order = np.argsort(losses["clean"], kind="stable")
-    least = 1e-8  # on a logarithmic scale
-    clean, high, low = (
-        np.maximum(losses[key][order], least) for key in ("clean", "highest", "lowest")
-    )
-    places = np.arange(len(order))
-    axes.fill_between(places, low, high, color=COLOURS[0], alpha=0.25, lw=0, label="in the ball")
-    axes.plot(places, clean, color=COLOURS[0], lw=1.6, label="clean")
-    axes.set_yscale("log")
-    axes.set_xlabel("test images by their loss", color=INK)
-    plain_axes(axes)
-    axes.legend(frameon=False, fontsize=9, labelcolor=INK)
-    return figure
-
-
-def trade_off(curve: Sequence[Mapping[str, Any]]) -> Figure:
-    """Robust against clean accuracy, a point for each lambda and a line for each width."""
-    figure = Figure(figsize=(4.0, 2.6), layout="constrained")
-    axes = figure.add_subplot()
-    widths = list(dict.fromkeys(row["width"] for row in curve))
-    for width, colour in zip(widths, itertools.cycle(COLOURS)):
-        own = [row for row in curve if row["width"] == width]
-        rows = sorted(own, key=lambda row: row["lambda"])
-        clean, robust = ([row[f"{kind}_accuracy"] for row in rows] for kind in ("clean", "robust"))
-        label = None if width is None else f"width {width:g}"
-        axes.plot(clean, robust, marker="o", ls="-", ms=4, lw=1.2, color=colour, label=label)
-        for row, *place in zip(rows, clean, robust, strict=True):
-            text = f"{row['lambda']:g}"
-            axes.annotate(text, place, (4, 4), textcoords="offset points", color=INK, fontsize=8)
-    if widths != [None]:
-        axes.legend(frameon=False, fontsize=9, labelcolor=INK)
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(PercentFormatter(xmax=1))
-        axis.set_major_locator(MaxNLocator(nbins=5))
-    axes.set_xlabel("clean accuracy", color=INK)
-    axes.set_ylabel("robust accuracy", color=INK)
-    plain_axes(axes)
-    return figure
-
-
-def plain_axes(axes: Any) -> None:
-    """In the page's colours, two spines, a light grid."""
+def plain_axes(axes: Any, grid: str = "y") -> None:
+    """In the page's colours, two spines, a light grid along one axis."""
     axes.tick_params(colors=INK, labelsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(INK)
-    axes.grid(axis="y", color=INK, alpha=0.12)
+    axes.grid(axis=grid, color=INK, alpha=0.12)
 
 
 @dataclass(frozen=True)
@@ -211,15 +172,12 @@ def amplification(probes: Probes) -> int:
     return max(1, int(0.5 / largest + 1e-6)) if largest > 0 else 1
 
 
-def probe_cards(probes: Probes) -> list[ProbeCard]:
+def probe_cards(record: RunRecord) -> list[ProbeCard]:
     """A card an image; the difference is drawn around mid-grey, times `amplification(probes)`."""
+    probes, name, cards = record.probes, record.class_name, []
+    if probes is None:
+        return []
     gain = amplification(probes)
-
-    def name(label: int) -> str:
-        known = 0 <= label < len(probes.class_names)
-        return probes.class_names[label] if known else str(label)
-
-    cards = []
     for place in range(len(probes.image)):
         clean, adversarial = probes.image[place], probes.adversarial[place]
         label, before, after = (

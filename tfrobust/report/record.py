@@ -60,6 +60,8 @@ class RunRecord:
     an absent key, `finished_at` in seconds; empty when nothing was trained. evaluation: the
     content of eval.json. probes: None when the run stored no images. extremes: None where the
     method has no table. valley: the losses "clean", "highest" and "lowest" [n] around test images.
+    flags: as of `load_flags`. landscape: `axis` [S], `loss` and `margin` [n, S, S] of the images
+    with these `index` and `label` [n], and whether each `stands` under every attack.
     """
 
     config: dict[str, Any]
@@ -68,6 +70,13 @@ class RunRecord:
     probes: Probes | None
     extremes: Extremes | None = None
     valley: dict[str, np.ndarray] | None = None
+    flags: dict[str, np.ndarray] | None = None
+    landscape: dict[str, np.ndarray] | None = None
+
+    def class_name(self, label: int) -> str:
+        """The label itself where probes.npz does not name it."""
+        names = self.probes.class_names if self.probes else []
+        return names[label] if 0 <= label < len(names) else str(label)
 
 
 def load_run(run: Path) -> RunRecord:
@@ -80,6 +89,7 @@ def load_run(run: Path) -> RunRecord:
     config_file, evaluation_file = run / "config.yaml", run / "eval.json"
     history_file, probes_file = run / "history.csv", run / "probes.npz"
     extremes_file, valley_file = run / "extremes.npz", run / "valley.npz"
+    landscape_file = run / "landscape.npz"
     if not config_file.is_file():
         raise UserError(f"{config_file}: expected the config of a run, received no such file")
     if not evaluation_file.is_file():
@@ -94,6 +104,8 @@ def load_run(run: Path) -> RunRecord:
         probes=_read(probes_file, _probes) if probes_file.is_file() else None,
         extremes=_read(extremes_file, _extremes) if extremes_file.is_file() else None,
         valley=_read(valley_file, _valley) if valley_file.is_file() else None,
+        flags=load_flags(run) if (run / "flags.npz").is_file() else None,
+        landscape=_read(landscape_file, _landscape) if landscape_file.is_file() else None,
     )
 
 
@@ -143,6 +155,12 @@ class _CurveRow(_Part):
     robust_accuracy: Share
 
 
+class _EpsRow(_Part):
+    eps: Annotated[float, pydantic.Field(ge=0)]
+    robust_accuracy: Share
+    examples: pydantic.PositiveInt
+
+
 class _Evaluation(_Part):
     examples: pydantic.PositiveInt
     clean_accuracy: Share
@@ -155,6 +173,7 @@ class _Evaluation(_Part):
     pending: list[str] = []
     checks: list[_CheckRow] = []
     curve: list[_CurveRow] = []
+    eps_curve: list[_EpsRow] = []
     data: _DataRow | None = None
     versions: dict[str, str] | None = None
 
@@ -261,6 +280,17 @@ def _valley(path: Path) -> dict[str, np.ndarray]:
     return losses
 
 
+def _landscape(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as arrays:
+        found = {key: arrays[key] for key in ("axis", "loss", "margin", "index", "label", "stands")}
+    (size,), (n,) = found["axis"].shape, found["label"].shape
+    shapes = {"loss": (n, size, size), "margin": (n, size, size), "index": (n,), "stands": (n,)}
+    for key, shape in shapes.items():
+        if found[key].shape != shape:
+            raise ValueError(f"{key} of shape {found[key].shape}, expected {shape}")
+    return found
+
+
 def _fields(value: Any, fields: Mapping[str, Any], where: str) -> None:
     if not isinstance(value, Mapping):
         raise ValueError(f"{where}: {value!r} where a mapping was expected")
@@ -284,6 +314,11 @@ def load_flags(run: Path) -> dict[str, np.ndarray]:
 def _flags(path: Path) -> dict[str, np.ndarray]:
     with np.load(path, allow_pickle=False) as arrays:
         flags = dict(arrays.items())
-    for key in ("index", "label", "clean"):
-        flags[key]
+    shape = flags["label"].shape
+    for key in ("index", "clean"):
+        if flags[key].shape != shape:
+            raise ValueError(f"{key} of shape {flags[key].shape} for labels of shape {shape}")
+    for key, flag in flags.items():
+        if flag.ndim != 1 or len(flag) > len(flags["label"]):
+            raise ValueError(f"{key} of shape {flag.shape} for labels of shape {shape}")
     return flags

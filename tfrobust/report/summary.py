@@ -7,6 +7,10 @@ from itertools import pairwise
 from statistics import median
 from typing import Any
 
+import numpy as np
+
+from tfrobust.overfitting import ONE_STEP, ROBUST, overfitted
+from tfrobust.report.record import RunRecord
 from tfrobust.report.text import interval, number, percent
 
 # How a known setting reads; every other one reads 'key value', so nothing stays hidden.
@@ -44,6 +48,18 @@ class AccuracyRow:
 
 
 @dataclass(frozen=True)
+class ClassRow:
+    """The images of one class: how many, how many of them every attack saw, and the fraction
+    right of all when clean, and of the attacked under every attack."""
+
+    name: str
+    examples: int
+    clean: float
+    attacked: int
+    robust: float
+
+
+@dataclass(frozen=True)
 class TrainingSummary:
     """epochs run; best epoch counted from 0; median seconds a batch; median share of an epoch that
     validation took; wall time in seconds."""
@@ -77,6 +93,28 @@ def accuracy_rows(config: Mapping[str, Any], evaluation: Mapping[str, Any]) -> l
         settings = "right under every attack above"
         total = evaluation["worst_case_examples"]
         rows.append(row("worst case", worst, total, None, settings=settings))
+    return rows
+
+
+def class_rows(record: RunRecord) -> list[ClassRow]:
+    """One row a class that has attacked images; none without the flags of every attack."""
+    flags, names = record.flags, [attack["name"] for attack in record.evaluation["attacks"]]
+    if flags is None or not names or not set(names) <= flags.keys():
+        return []
+    n = min(len(flags[name]) for name in names)
+    worst = np.logical_and.reduce([flags[name][:n] for name in ("clean", *names)])
+    rows = []
+    for label in np.unique(flags["label"][:n]).tolist():
+        own = flags["label"] == label
+        rows.append(
+            ClassRow(
+                record.class_name(label),
+                int(own.sum()),
+                float(flags["clean"][own].mean()),
+                int(own[:n].sum()),
+                float(worst[own[:n]].mean()),
+            )
+        )
     return rows
 
 
@@ -129,6 +167,21 @@ def warnings(evaluation: Mapping[str, Any]) -> str:
         return ""
     count = f"{len(names)} of {len(checks)} checks warn{'s' if len(names) == 1 else ''}"
     return f"{count} that the robust accuracy may be too high: {', '.join(names)}."
+
+
+def overfitting(history: Sequence[Mapping[str, float]]) -> str:
+    """Catastrophic overfitting in a sentence; empty where no epoch shows it."""
+    epochs = overfitted(history)
+    if not epochs:
+        return ""
+    row = next(row for row in history if row["epoch"] == epochs[0])
+    best = max(other.get(ROBUST, -math.inf) for other in history if other["epoch"] < epochs[0])
+    more = f" and {len(epochs) - 1} more" if len(epochs) > 1 else ""
+    return (
+        f"Catastrophic overfitting at epoch {epochs[0]}{more}: on validation data robust accuracy "
+        f"fell from {percent(best)} to {percent(row[ROBUST])} while FGSM accuracy was "
+        f"{percent(row[ONE_STEP])}."
+    )
 
 
 def missing_from_paper(

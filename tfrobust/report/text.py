@@ -30,6 +30,11 @@ def percent(fraction: float | None) -> str:
     return NOTHING if fraction is None else f"{100 * fraction:.1f} %"
 
 
+def between(low: float, high: float) -> str:
+    """An interval of fractions in percent: '82.0 to 89.4'."""
+    return f"{100 * low:.1f} to {100 * high:.1f}"
+
+
 def points(difference: float | None) -> str:
     """A difference of two fractions in percentage points: 0.012 -> '+1.2'."""
     return NOTHING if difference is None else f"{100 * difference:+.1f}"

@@ -3,34 +3,48 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
+from matplotlib.figure import Figure
 
+from tfrobust.report.evaluation_figures import (
+    BARS,
+    class_bars,
+    eps_curve,
+    landscapes,
+    trade_off,
+    valley,
+)
 from tfrobust.report.figures import (
+    PANELS,
     amplification,
     curves,
     extreme_cards,
     histogram,
     probe_cards,
     spread,
-    trade_off,
-    valley,
 )
 from tfrobust.report.page import Table, write_page
 from tfrobust.report.record import RunRecord, load_run
 from tfrobust.report.summary import (
     AccuracyRow,
+    ClassRow,
     accuracy_rows,
     attack_settings,
     best_epoch,
+    class_rows,
     headline,
     how_counted,
     missing_from_paper,
+    overfitting,
     summarise_training,
     warnings,
 )
 from tfrobust.report.text import (
     NOTHING,
+    between,
     duration,
+    interval,
     milliseconds,
     number,
     percent,
@@ -42,8 +56,14 @@ CHECKS_NOTE = (
     "network. Those on the network itself attack its first images that are right when clean. A "
     "warning is a sign, no proof."
 )
-
-
+CLASSES_NOTE = (
+    "The worst case is over the images that every attack saw. Of many classes the figure shows the "
+    f"{BARS} of the lowest."
+)
+EPS_NOTE = (
+    "PGD-20 alone (step eps / 4, uniform start, no restarts) at rising eps, on the first {} test "
+    "images: an upper bound. An image counts as broken at every eps above one that broke it."
+)
 CURVE_NOTE = (
     "clean accuracy against the worst case over the attacks. All else on this page is at the first."
 )
@@ -58,30 +78,30 @@ def write_report(run: Path) -> Path:
     as `load_run` does.
     """
     record = load_run(run)
-    values, tables = _values(record), _tables(record)
-    panels = curves(record.history, best_epoch(record.history, record.config))
-    figures = {panel.name: figure for panel, figure in panels}
-    values["panels"] = [panel for panel, _ in panels]
-    if record.evaluation["curve"]:
-        figures["trade-off"] = trade_off(record.evaluation["curve"])
+    classes = class_rows(record)
+    values, tables, figures = _values(record), _tables(record), _figures(record)
+    if classes:
+        figures["classes"], tables["classes"] = class_bars(classes), _classes(classes)
+    return write_page(Path(run) / "report", "index", values, figures, tables)
+
+
+def _figures(record: RunRecord) -> dict[str, Figure]:
+    history, evaluation = record.history, record.evaluation
+    best = best_epoch(history, record.config)
+    figures: dict[str, Figure] = {panel.name: drawn for panel, drawn in curves(history, best)}
+    if evaluation["curve"]:
+        figures["trade-off"] = trade_off(evaluation["curve"])
+    if evaluation["eps_curve"]:
+        figures["eps-curve"] = eps_curve(evaluation["eps_curve"], evaluation["threat"]["eps"])
     if record.valley is not None:
         figures["valley"] = valley(record.valley)
-        clean, high, low = (float(record.valley[k].mean()) for k in ("clean", "highest", "lowest"))
-        values["valley_note"] = (
-            f"Cross entropy of {len(record.valley['clean'])} test images: mean {clean:.3g}, "
-            f"{high:.3g} at the highest point found in the ball of each and {low:.3g} at the "
-            "lowest, the collaborative example. Robust networks have a shallow valley."
-        )
-    extremes = record.extremes
-    values["extremes"] = extremes
-    if extremes is not None:
-        names = record.probes.class_names if record.probes else []
-        figures["spread"] = spread(record.history, extremes.name)
-        figures["histogram"] = histogram(extremes.values)
-        values["extreme_cards"] = extreme_cards(extremes, names)
-    values["cards"] = probe_cards(record.probes) if record.probes else []
-    values["gain"] = amplification(record.probes) if record.probes else 1
-    return write_page(Path(run) / "report", "index", values, figures, tables)
+    if record.landscape is not None:
+        for place, figure in enumerate(landscapes(record.landscape)):
+            figures[f"landscape-{place}"] = figure
+    if record.extremes is not None:
+        figures["spread"] = spread(history, record.extremes.name)
+        figures["histogram"] = histogram(record.extremes.values)
+    return figures
 
 
 def _values(record: RunRecord) -> dict[str, Any]:
@@ -95,11 +115,12 @@ def _values(record: RunRecord) -> dict[str, Any]:
         "headline": headline(config, evaluation),
         "note": config.get("note"),
         "pending": ", ".join(evaluation.get("pending", [])),
-        "warnings": warnings(evaluation),
+        "warnings": [w for w in (warnings(evaluation), overfitting(record.history)) if w],
         "rows": rows,
         "counted": how_counted(evaluation),
         "curve_note": CURVE_NOTE,
         "checks_note": CHECKS_NOTE,
+        "eps_note": _eps_note(evaluation["eps_curve"]),
         "paper": config.get("paper"),
         "missing": ", ".join(f"{label} {percent(value)}" for label, value in missing.items()),
         "training": _training(record),
@@ -108,8 +129,37 @@ def _values(record: RunRecord) -> dict[str, Any]:
             title: yaml.safe_dump(value, sort_keys=False, allow_unicode=True).rstrip()
             for title, value in details.items()
         },
+        "panels": [panel for panel in PANELS if panel.measured(record.history)],
+        "classes_note": CLASSES_NOTE,
+        "valley_note": _valley_note(record.valley),
+        "landscapes": _landscape_titles(record),
+        "extremes": record.extremes,
+        "extreme_cards": extreme_cards(record),
         "probes": record.probes,
+        "cards": probe_cards(record),
+        "gain": amplification(record.probes) if record.probes else 1,
     }
+
+
+def _valley_note(losses: dict[str, np.ndarray] | None) -> str:
+    if losses is None:
+        return ""
+    clean, high, low = (float(losses[key].mean()) for key in ("clean", "highest", "lowest"))
+    return (
+        f"Cross entropy of {len(losses['clean'])} test images: mean {clean:.3g}, {high:.3g} at the "
+        f"highest point found in the ball of each and {low:.3g} at the lowest, the collaborative "
+        "example. Robust networks have a shallow valley."
+    )
+
+
+def _landscape_titles(record: RunRecord) -> list[str]:
+    if record.landscape is None:
+        return []
+    keys = (record.landscape[key].tolist() for key in ("index", "label", "stands"))
+    return [
+        f"#{index}: {record.class_name(label)}, {'stands' if stands else 'broken'}"
+        for index, label, stands in zip(*keys, strict=True)
+    ]
 
 
 def _tables(record: RunRecord) -> dict[str, Table]:
@@ -126,6 +176,12 @@ def _tables(record: RunRecord) -> dict[str, Table]:
             for row in curve
         ]
         tables["trade-off"] = Table([*inputs, "clean", "worst case"], rows)
+    if evaluation["eps_curve"]:
+        rows = [
+            [number(row["eps"]), percent(row["robust_accuracy"]), _interval(row)]
+            for row in evaluation["eps_curve"]
+        ]
+        tables["eps-curve"] = Table(["eps", "robust accuracy", "95 % interval"], rows)
     if evaluation["checks"]:
         rows = [[check["name"], check["text"], _mark(check)] for check in evaluation["checks"]]
         tables["checks"] = Table(["check", "measured", "result"], rows)
@@ -140,7 +196,7 @@ def _accuracy(rows: list[AccuracyRow], with_paper: bool) -> Table:
         [
             row.name,
             percent(row.accuracy),
-            f"{100 * row.low:.1f} to {100 * row.high:.1f}",
+            between(row.low, row.high),
             *([percent(row.paper), points(row.difference)] if with_paper else []),
             str(row.examples),
             duration(row.seconds),
@@ -150,6 +206,23 @@ def _accuracy(rows: list[AccuracyRow], with_paper: bool) -> Table:
         for row in rows
     ]
     return Table(header, cells)
+
+
+def _classes(rows: list[ClassRow]) -> Table:
+    cells = [
+        [row.name, str(row.examples), percent(row.clean), str(row.attacked), percent(row.robust)]
+        for row in rows
+    ]
+    return Table(["class", "images", "clean", "attacked", "worst case"], cells)
+
+
+def _interval(row: dict[str, Any]) -> str:
+    total = row["examples"]
+    return between(*interval(round(row["robust_accuracy"] * total), total))
+
+
+def _eps_note(curve: list[dict[str, Any]]) -> str:
+    return EPS_NOTE.format(curve[0]["examples"]) if curve else ""
 
 
 def _mark(check: dict[str, Any]) -> str:

@@ -18,7 +18,7 @@ import tensorflow as tf
 from absl import logging
 
 from tfrobust.io import write_text
-from tfrobust.training.schedules import MONITOR
+from tfrobust.overfitting import ONE_STEP, ROBUST, Overfitting
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -132,27 +132,13 @@ def _line(cells: list[Any]) -> str:
     return buffer.getvalue()
 
 
-class CatastrophicOverfitting(keras.callbacks.Callback):
-    """Warns when robust accuracy falls by more than `drop` below its best while FGSM's gap opens.
-
-    The gap is FGSM accuracy minus multi-step accuracy on validation data: a network that has
-    learnt to fool one-step attacks keeps the first and loses the second (Wong et al., 2020).
-    """
-
-    def __init__(self, drop: float = 0.10):
-        super().__init__()
-        self.drop = drop
-        self.best, self.gap_at_best = 0.0, 0.0
+class CatastrophicOverfitting(Overfitting, keras.callbacks.Callback):
+    """Warns at every epoch that shows it."""
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         logs = logs or {}
-        if MONITOR not in logs:
-            return
-        robust = float(logs[MONITOR])
-        gap = float(logs["val_fgsm_accuracy"]) - robust
-        if robust > self.best:
-            self.best, self.gap_at_best = robust, gap
-        elif self.best - robust > self.drop and gap > self.gap_at_best:
+        if self.shown_by(logs):
+            robust = float(logs[ROBUST])
             logging.warning(
                 "catastrophic overfitting at epoch %d: validation robust accuracy %.1f %%, "
                 "%.1f points below its best, while FGSM accuracy is %.1f points higher; "
@@ -160,6 +146,6 @@ class CatastrophicOverfitting(keras.callbacks.Callback):
                 epoch,
                 100 * robust,
                 100 * (self.best - robust),
-                100 * gap,
+                100 * (float(logs[ONE_STEP]) - robust),
                 logs["val_jacobian"],
             )

@@ -1,0 +1,59 @@
+"""Robust accuracy against eps: how far from each image the network still holds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tfrobust.attacks import PGD
+from tfrobust.evaluation.craft import BATCH_SIZE, LogitsFn, craft, predictor
+from tfrobust.threat import Threat
+
+MULTIPLES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)  # of the threat's eps, rising
+STEPS = 20
+
+
+def least_eps(
+    logits_fn: LogitsFn,
+    x: np.ndarray,
+    y: np.ndarray,
+    threat: Threat,
+    *,
+    clean: np.ndarray,
+    seed: int = 0,
+    batch_size: int = BATCH_SIZE,
+) -> np.ndarray:
+    """Of each image [n] the least of MULTIPLES times the threat's eps at which PGD broke it, 0
+    where it is wrong when clean, infinity where none did.
+
+    clean: bool [n], the images that are right when clean. An image is attacked at rising eps until
+    it is broken, so it counts as broken at every larger one. PGD has 20 steps of eps / 4, a
+    uniform start and no restarts: alone, an upper bound.
+    """
+    least = np.where(clean, np.inf, 0.0)
+    options: Any = {
+        "seed": seed,
+        "batch_size": batch_size,
+        "predict": predictor(logits_fn, batch_size),
+    }
+    for eps in threat.eps * np.array(MULTIPLES) if threat.eps else ():
+        rows = np.flatnonzero(np.isinf(least))
+        attack = PGD(steps=STEPS, step_size=float(eps) / 4)
+        made = craft(logits_fn, x[rows], y[rows], attack, threat.at(float(eps)), **options)
+        least[rows[~made.right]] = eps
+    return least
+
+
+def eps_curve(least: np.ndarray, threat: Threat) -> list[dict[str, float]]:
+    """The rows of eval.json: the accuracy of the n images at 0 and at each of MULTIPLES times the
+    threat's eps; none at eps 0."""
+    radii = threat.eps * np.array([0.0, *MULTIPLES]) if threat.eps else ()
+    return [
+        {
+            "eps": float(eps),
+            "robust_accuracy": float(np.mean(least > eps)),
+            "examples": len(least),
+        }
+        for eps in radii
+    ]
