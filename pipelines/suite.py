@@ -95,6 +95,7 @@ def load_suite(path: Path, overrides: Sequence[str], workdir: Path) -> Suite:
         own.append(_override("surrogate.folder", str(workdir / path.stem / SURROGATE)))
     raw = configs.load(path, own)
     (raw.get(SURROGATE) or {}).pop("folder", None)
+    raw[SURROGATE] = raw.get(SURROGATE) or None
     try:
         file = SuiteFile(**arguments(SuiteFile, raw, ""))
         shared = file.set | file.budgets.get(file.budget or "", {})
@@ -128,6 +129,8 @@ def _members(
     require(isinstance(values, Mapping), where, "a config's name or a mapping", given)
     entry = Entry(**arguments(Entry, values, where))
     grid = {**grid, **entry.grid}
+    named = entry.label is None or _file_name([entry.label])
+    require(named, f"{where}.label", "one with letters or digits", entry.label)
     empty = [key for key, listed in grid.items() if not listed]
     require(not empty, f"{where}.grid", "a list of values for each key", empty)
     for name in [entry.config] if isinstance(entry.config, str) else entry.config:

@@ -18,6 +18,7 @@ from pipelines.folder import Folder
 from pipelines.load import load_spec
 from pipelines.run import run
 from pipelines.spec import Spec
+from pipelines.suite import is_suite, load_suite
 from tfrobust.models import load_network
 from tfrobust.registry import UserError
 from tfrobust.report import write_report
@@ -31,6 +32,17 @@ FEWER = settings(MANY, max_examples=100)
 TINY = ["model={name: small_cnn, filters: [2], units: 2}"]  # each is built
 NAMES = ("digits_atlas", "mnist_adv_20step", "cifar10_trades")
 CONFIGS = [configs.load(configs.find(name), TINY) for name in NAMES]
+SUITES = [
+    {
+        "runs": ["digits_adv", {"config": "digits_atlas", "grid": {"method.alpha": [0, 1e-4]}}],
+        "set": {"train.epochs": 2, "attacks": ["fgsm"]},
+        "grid": {"seed": [0, 1]},
+        "surrogate": {"config": "digits_adv", "set": {"seed": 9}},
+        "budget": "small",
+        "budgets": {"small": {"attacks": [{"name": "transfer", "source": "${surrogate.folder}"}]}},
+        "jobs": 1,
+    }
+]
 
 words = st.sampled_from(
     ["pgd", "atlas", "8/255", "1/0", "linf", "l3", "nan", "${threat.eps}", "${nope}", "", "train"]
@@ -65,9 +77,9 @@ def places(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 
 @st.composite
-def broken(draw: st.DrawFn) -> dict[str, Any]:
-    """One of ours with one to three keys changed, removed or added."""
-    config = copy.deepcopy(draw(st.sampled_from(CONFIGS)))
+def broken(draw: st.DrawFn, whole: list[dict[str, Any]]) -> dict[str, Any]:
+    """One of them with one to three keys changed, removed or added."""
+    config = copy.deepcopy(draw(st.sampled_from(whole)))
     for _ in range(draw(st.integers(1, 3))):
         known = list(places(config))
         if not known:
@@ -87,11 +99,24 @@ def broken(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @MANY
-@given(config=broken())
+@given(config=broken(CONFIGS))
 def test_broken_configs(config: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump(config), encoding="utf-8")
     refused_or_done(lambda: load_spec(str(path), [], False))
+
+
+@FEWER
+@given(config=broken(SUITES))
+def test_broken_suites(config: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+
+    def load() -> None:
+        if is_suite(path):
+            load_suite(path, [], tmp_path)
+
+    refused_or_done(load)
 
 
 @FEWER

@@ -73,6 +73,8 @@ def test_the_surrogate_is_a_folder_of_the_suite(tmp_path: Path) -> None:
     assert config["attacks"] == [{"name": "transfer", "source": source, "attack": "fgsm"}]
     assert found.surrogate is not None and found.surrogate.name == "surrogate"
     assert "seed=9" in found.surrogate.overrides
+    without = suite(tmp_path, "runs: [digits_adv]\nsurrogate: {config: x}", "surrogate=null")
+    assert without.surrogate is None
 
 
 @pytest.mark.parametrize(
@@ -84,6 +86,10 @@ def test_the_surrogate_is_a_folder_of_the_suite(tmp_path: Path) -> None:
         ("runs: [{config: digits_adv, sett: {}}]", r"runs\[0\].sett: unknown key.*'set'"),
         ("runs: [{config: digits_adv, grid: {seed: []}}]", r"runs\[0\].grid: expected a list"),
         ("runs: [3]", r"runs\[0\]: expected a config's name or a mapping, received 3"),
+        (
+            "runs: [{config: digits_adv, label: '..'}]",
+            r"runs\[0\].label: expected one with letters",
+        ),
         ("{runs: [digits_adv], jobs: 0}", "jobs: expected int >= 1"),
         ("{runs: [digits_adv], budgets: {a: {}}}", "budget: expected one of a, received None"),
         ("{runs: [digits_adv], budget: b, budgets: {bb: {}}}", "did you mean 'bb'"),
