@@ -6,8 +6,8 @@ For each method the sides take turns, a step each, after warming up; the table h
 torch side has the same weights, batch and passes: eager, eager on channels-last tensors, and with
 --compile torch.compile where it can (it has no double backward); in bfloat16 under autocast. --art
 adds adversarial-robustness-toolbox's trainer on TensorFlow (ADV only). FLOPs are those of a forward
-pass times the counted passes; the peak is that of a product of two 4096 x 4096 matrices, measured in
-the same run, and so is the rate of the input pipeline, which must be above that of the steps.
+pass times the counted passes; the peak is that of a product of two 4096 x 4096 matrices, measured
+in the same run, and so is the rate of the input pipeline, which must be above that of the steps.
 
     python tools/bench_train.py --methods --network wrn_16_2 --steps 1
 
