@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from tfrobust.data.augment import AUGMENTATIONS
 from tfrobust.data.digits import open_digits
-from tfrobust.data.folder import open_folder
+from tfrobust.data.folder import open_folder, readable
 from tfrobust.data.npz import open_npz
 from tfrobust.data.pipeline import Extra, batches, from_arrays
 from tfrobust.data.split import Dataset, Split, hold_out
@@ -28,4 +28,5 @@ __all__ = [
     "batches",
     "from_arrays",
     "hold_out",
+    "readable",
 ]
