@@ -21,6 +21,7 @@ from pipelines.spec import (
     training_attacks,
 )
 from pipelines.stages import attack_eval, train
+from tfrobust.data import readable
 from tfrobust.distribution import strategy
 from tfrobust.export import export
 from tfrobust.models import SavedNetwork, keras_file, load_keras, load_network, model_files
@@ -91,7 +92,7 @@ def run(stage: str, spec: Spec, folder: Folder) -> None:
         folder.mark("train", inputs("train", spec, folder), done=False, commit=commit())
         _search().search(spec, folder)
     elif stage == "train":
-        with in_memory("data.batch_size", spec.data.batch_size):
+        with in_memory("data.batch_size", spec.data.batch_size), readable():
             train.train(spec, folder)
     elif stage == "attack_eval":
         with in_memory("evaluation.batch_size", spec.evaluation.batch_size):

@@ -18,9 +18,6 @@ from tfrobust.methods import METHODS
 # What a user has to give: here, any images of the right form.
 GIVEN = {
     "cifar10_rst": ["data.extra={name: synthetic, image_shape: [32, 32, 3], num_classes: 10}"],
-    "imagenet_iaat": [
-        "data={name: synthetic, image_shape: [224, 224, 3], num_classes: 1000, validation: 9}"
-    ],
 }
 
 

@@ -12,7 +12,7 @@ from matplotlib.image import imsave
 
 from pipelines.folder import fingerprint
 from pipelines.run import run
-from tfrobust.data import Split, batches, open_folder
+from tfrobust.data import Split, batches, open_folder, readable
 from tfrobust.registry import UserError
 
 SHADES = {"a": 40, "b": 200}
@@ -68,6 +68,31 @@ def test_only_some_of_the_test_images(folder: Path) -> None:
     test = source.load("test")
     assert len(test) == 4 and len(set(test.index)) == 4
     np.testing.assert_array_equal(source.load("test").index, test.index)
+
+
+def test_a_broken_image_is_named(folder: Path, tmp_path: Path) -> None:
+    """Where it is decoded, in a batch, in training and in evaluation."""
+    options = [
+        f"data={{name: folder, path: {folder}, image_size: 16, batch_size: 4}}",
+        "model={name: small_cnn, filters: [2], kernel: 3, units: 4}",
+        "train={epochs: 1, schedule: {name: constant}}", "attacks=fgsm",
+    ]  # fmt: skip
+
+    def broken(file: Path) -> str:
+        file.write_bytes(file.read_bytes()[:40])
+        return f"^{file}: expected an image that can be read, received a broken one$"
+
+    named = broken(folder / "val" / "a" / "2.png")
+    test = open_folder(str(folder), image_size=8).load("test")
+    with pytest.raises(UserError, match=named):
+        test.as_float()
+    with pytest.raises(UserError, match=named), readable():
+        list(batches(test, 4))
+    with pytest.raises(UserError, match=named):
+        run("digits_adv", options, tmp_path / "runs", None, smoke=False)
+    named = broken(folder / "train" / "b" / "1.JPEG")
+    with pytest.raises(UserError, match=named):
+        run("digits_adv", [*options, "seed=1"], tmp_path / "runs", None, smoke=False)
 
 
 def test_iaat_on_a_folder(folder: Path, tmp_path: Path) -> None:

@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 from tfrobust.data.augment import AUGMENTATIONS
 from tfrobust.data.digits import open_digits
-from tfrobust.data.folder import open_folder
+from tfrobust.data.folder import open_folder, readable
+from tfrobust.data.imagenet import open_imagenet2012
 from tfrobust.data.npz import open_npz
 from tfrobust.data.pipeline import Extra, batches, from_arrays
 from tfrobust.data.split import Dataset, Split, hold_out
@@ -15,6 +16,7 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
     "digits": open_digits,
     **TFDS,
     "folder": open_folder,
+    "imagenet2012": open_imagenet2012,
     "npz": open_npz,
     "synthetic": imitate,
 }
@@ -28,4 +30,5 @@ __all__ = [
     "batches",
     "from_arrays",
     "hold_out",
+    "readable",
 ]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,20 @@ from tfrobust.registry import UserError, require
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
 CROP = 256 / 224  # the shorter side is resized to so many times the crop's
 DECODED_AT_ONCE = 16
+BROKEN = "broken image"
+
+
+@contextlib.contextmanager
+def readable() -> Iterator[None]:
+    """Raises the UserError that names the image where one of `Files` cannot be read."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        found = re.search(rf"\[{BROKEN} (.*)\]", str(error))
+        if found is None:
+            raise
+        line = f"{found[1]}: expected an image that can be read, received a broken one"
+        raise UserError(line) from None
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,58 +40,75 @@ class Files:
     """Images [N, H, W, C] uint8 that lie in files; decoded where they are asked for.
 
     An image is resized so that its shorter side is 256/224 of H, and its centre is cut out.
+    places: the files' names as bytes [N].
     """
 
-    paths: np.ndarray
+    places: np.ndarray
     size: tuple[int, int, int]
 
     dtype = np.dtype(np.uint8)
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.places)
 
     @property
     def shape(self) -> tuple[int, ...]:
         return (len(self), *self.size)
 
     def __getitem__(self, at: Any) -> Files:
-        return Files(self.paths[at], self.size)
+        return type(self)(self.places[at], self.size)
 
     def joined(self, others: Files) -> Files:
         """These, then the others."""
-        return Files(np.concatenate([self.paths, others.paths]), self.size)
+        return type(self)(np.concatenate([self.places, others.places]), self.size)
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
-        """All of them, decoded."""
-        names = tf.data.Dataset.from_tensor_slices(self.paths)
-        decoded = names.map(self._decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        """All of them, decoded. Raises UserError for one that cannot be read."""
+        places = tf.data.Dataset.from_tensor_slices(self.places)
+        decoded = places.map(self._image, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
         images = np.zeros(self.shape, np.uint8)
-        for place, image in enumerate(decoded.as_numpy_iterator()):
-            images[place] = image
+        with readable():
+            for number, image in enumerate(decoded.as_numpy_iterator()):
+                images[number] = image
         return images if dtype is None else images.astype(dtype)
 
     def gather(self) -> Any:
-        """A function for tf.data: positions [B] -> images [B, H, W, C] uint8."""
-        paths = tf.constant(self.paths)
+        """A function for tf.data: positions [B] -> images [B, H, W, C] uint8. What it raises for
+        one that cannot be read, `readable` makes a UserError."""
+        places = tf.constant(self.places)
 
         def read(positions: tf.Tensor) -> tf.Tensor:
             image = tf.TensorSpec(self.size, tf.uint8)
-            names = tf.gather(paths, positions)
+            asked = tf.gather(places, positions)
             options: Any = {"parallel_iterations": DECODED_AT_ONCE}
-            return tf.map_fn(self._decode, names, fn_output_signature=image, **options)
+            return tf.map_fn(self._image, asked, fn_output_signature=image, **options)
 
         return read
 
-    def _decode(self, path: tf.Tensor) -> tf.Tensor:
+    def _encoded(self, place: tf.Tensor) -> tf.Tensor:
+        """The bytes of an image file."""
+        return tf.io.read_file(place)
+
+    def _image(self, place: tf.Tensor) -> tf.Tensor:
+        """The image [H, W, C] uint8, or an error with the name of its place, which TensorFlow's own
+        have not."""
+        none = tf.data.Dataset.from_tensors(tf.zeros((0, *self.size[1:]), tf.uint8))
+        tried = tf.data.Dataset.from_tensors(place).map(self._decode).ignore_errors()
+        image = tried.concatenate(none).take(1).get_single_element()
+        named = tf.strings.join([BROKEN, " ", place])
+        with tf.control_dependencies([tf.debugging.Assert(tf.size(image) > 0, [named])]):
+            return tf.ensure_shape(tf.identity(image), self.size)
+
+    def _decode(self, place: tf.Tensor) -> tf.Tensor:
         height, width, channels = self.size
-        image = tf.io.decode_image(tf.io.read_file(path), channels, expand_animations=False)
+        image = tf.io.decode_image(self._encoded(place), channels, expand_animations=False)
         shape = tf.cast(tf.shape(image)[:2], tf.float32)
         scale = CROP * tf.reduce_max(tf.constant([height, width], tf.float32) / shape)
         size = tf.cast(tf.math.ceil(shape * scale), tf.int32)
         resized = tf.image.resize(image, size, antialias=True)
         whole = tf.cast(tf.clip_by_value(tf.round(resized), 0, 255), tf.uint8)
         top, left = (size[0] - height) // 2, (size[1] - width) // 2
-        return tf.ensure_shape(whole[top : top + height, left : left + width], self.size)
+        return whole[top : top + height, left : left + width]
 
 
 @dataclass(frozen=True)
@@ -90,17 +125,20 @@ class Folder(Dataset):
         if split == "test" and not place.is_dir():
             place = self.path / "val"
         files = [
-            (str(file), label)
+            (os.fsencode(file), label)
             for label, name in enumerate(self.class_names)
             for file in sorted((place / name).iterdir())
             if _is_image(file)
         ]
         paths, labels = np.array([f for f, _ in files]), np.array([y for _, y in files], np.int32)
         whole = Split(Files(paths, self.image_shape), labels, np.arange(len(files)))  # type: ignore
-        if split == "test" and self.test_examples is not None:
-            order = np.random.default_rng(0).permutation(len(whole))
-            return whole.take(np.sort(order[: self.test_examples]))
-        return whole
+        return whole if split == "train" else drawn(whole, self.test_examples)
+
+
+def drawn(split: Split, count: int | None) -> Split:
+    """So many of the examples, the same ones every time; None is all."""
+    order = np.random.default_rng(0).permutation(len(split))
+    return split.take(np.sort(order[:count]))
 
 
 def _is_image(file: Path) -> bool:

@@ -1,4 +1,4 @@
-"""The five image sets that come through TensorFlow Datasets."""
+"""The image sets that come through TensorFlow Datasets and fit into memory."""
 
 import os
 import re
@@ -61,13 +61,17 @@ class Tfds(Dataset):
                 return
             except Exception as error:
                 reason = _line(error)
+        raise UserError(
+            f"{self._absent(builder, root)}, and it was not downloaded ({reason}); set "
+            "TFDS_DATA_DIR or data.dir to a folder that holds it, or allow the network"
+        )
+
+    def _absent(self, builder: Any, root: Path) -> str:
+        """What is said of a set that is not there; another version may be."""
         others = sorted(p.parent.name for p in (root / self.name).glob("*/dataset_info.json"))
         found = f"version {', '.join(others)}" if others else "none"
-        raise UserError(
-            f"dir: expected {self.name} {builder.version} prepared in {root}, received {found}, "
-            f"and it was not downloaded ({reason}); set TFDS_DATA_DIR or data.dir to a folder that "
-            "holds it, or allow the network"
-        )
+        expected = f"{self.name} {builder.version} prepared in {root}"
+        return f"dir: expected {expected}, received {found}"
 
     def _read(self, builder: Any, split: str) -> Split:
         import tensorflow_datasets as tfds
