@@ -16,7 +16,7 @@ import tensorflow as tf  # noqa: E402
 
 from pipelines import config as configs  # noqa: E402
 from pipelines import stages as stage_runners  # noqa: E402
-from pipelines.chief import role  # noqa: E402
+from pipelines.chief import ID, role  # noqa: E402
 from pipelines.command import fail, parse_flags, show  # noqa: E402
 from pipelines.folder import Folder  # noqa: E402
 from pipelines.load import command, load_spec  # noqa: E402
@@ -55,7 +55,9 @@ def run(
     spec = load_spec(name, overrides, smoke)
     for stage in stages or []:
         choose("--stages", stage, spec.stages)
-    number, _ = worker()
+    number, workers = worker()
+    alone = spec.search is None or workers == 1
+    require(alone, "TF_CONFIG", f"one worker (those of a search have {ID} instead)", workers)
     folder = Folder(workdir / (f"{spec.name}.worker{number}" if number else spec.name))
     if not tf.config.list_physical_devices("GPU"):
         tf.config.experimental.enable_op_determinism()  # in every stage: each may run alone
