@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tests.unit.test_data import fails
 from tfrobust.data import DATASETS, Split, batches
-from tfrobust.data.imagenet import Records, _listed
+from tfrobust.data.imagenet import ARCHIVES, URL, Records, _listed
 from tfrobust.registry import UserError
 
 SIZES = np.random.default_rng(0).integers(9, 30, (14, 2))
@@ -132,11 +132,23 @@ def test_a_place_is_a_file_and_a_byte(tmp_path: Path) -> None:
     assert str(caught.value) == f"{places[4].decode()}: {broken}"
 
 
-def test_absent_says_what_to_do(tmp_path: Path) -> None:
+def test_absent_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import tensorflow_datasets as tfds
+
     line = fails(lambda: opened(tmp_path).load("train"))
-    absent = f"dir: expected imagenet2012 5.1.0 prepared in {tmp_path}, received none; TFDS cannot"
+    absent = f"dir: expected imagenet2012 5.1.0 prepared in {tmp_path}, received none, and it was"
     assert line.startswith(absent)
-    assert f"`tfds build imagenet2012 --data_dir {tmp_path} --manual_dir MANUAL`" in line
+    manual = tmp_path / "downloads" / "manual"
+    assert f"put {' and '.join(ARCHIVES)} from {URL} into {manual})" in line
+
+    def stop(self: Any) -> None:
+        raise OSError("no archive")
+
+    manual.mkdir(parents=True)
+    for name in ARCHIVES:
+        (manual / name).touch()
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", stop)
+    assert "(OSError: no archive)" in fails(lambda: opened(tmp_path).load("train"))
 
 
 @pytest.mark.parametrize("change", [('"10"', '"11"'), ('"tfrecord"', '"array_record"')])

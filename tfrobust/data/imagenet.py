@@ -12,10 +12,11 @@ import tensorflow as tf
 from tfrobust.data.folder import Files, drawn
 from tfrobust.data.split import Split, numbered
 from tfrobust.data.tfds import Tfds
-from tfrobust.registry import UserError, require
+from tfrobust.registry import require
 
 FRAME = 16  # bytes that a TFRecord file adds to each record: its length and two checksums
 URL = "https://image-net.org/download-images"
+ARCHIVES = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")
 
 
 class Records(Files):
@@ -45,13 +46,11 @@ class Imagenet(Tfds):
 
     test_examples: int | None = None
 
-    def _prepare(self, builder: Any, root: Path) -> None:
-        raise UserError(
-            f"{self._absent(builder, root)}; TFDS cannot download it: put ILSVRC2012_img_train.tar "
-            f"and ILSVRC2012_img_val.tar from {URL} into a folder MANUAL, run `tfds build "
-            f"{self.name} --data_dir {root} --manual_dir MANUAL`, or set TFDS_DATA_DIR or data.dir "
-            "to a folder that holds it"
-        )
+    def _hindrance(self, root: Path) -> str | None:
+        manual = root / "downloads" / "manual"  # where TFDS looks
+        if all((manual / name).is_file() for name in ARCHIVES):
+            return None
+        return f"that is done by hand: put {' and '.join(ARCHIVES)} from {URL} into {manual}"
 
     def _read(self, builder: Any, split: str) -> Split:
         form = builder.info.file_format.value
@@ -96,7 +95,8 @@ def open_imagenet2012(
 ) -> Imagenet:
     """Looks at nothing. To load a split its files are read once, for the labels and the places.
 
-    dir: as for the other sets of TFDS. image_size, test_examples: as for a folder of images; the
+    dir: as for the other sets of TFDS, which prepares this one from the archives that lie in
+    dir/downloads/manual. image_size, test_examples: as for a folder of images; the
     test images are those of validation. The index is the place in the order of the files. Raises
     UserError, when it is loaded, where TFDS has not prepared it.
     """

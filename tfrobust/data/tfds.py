@@ -54,24 +54,24 @@ class Tfds(Dataset):
             raise self._unusable(folder, error) from error
 
     def _prepare(self, builder: Any, root: Path) -> None:
-        reason = "download is off" if not self.download else _unreachable(self.url)
+        reason = self._hindrance(root)
         if reason is None:
             try:
                 builder.download_and_prepare()
                 return
             except Exception as error:
                 reason = _line(error)
-        raise UserError(
-            f"{self._absent(builder, root)}, and it was not downloaded ({reason}); set "
-            "TFDS_DATA_DIR or data.dir to a folder that holds it, or allow the network"
-        )
-
-    def _absent(self, builder: Any, root: Path) -> str:
-        """What is said of a set that is not there; another version may be."""
         others = sorted(p.parent.name for p in (root / self.name).glob("*/dataset_info.json"))
         found = f"version {', '.join(others)}" if others else "none"
-        expected = f"{self.name} {builder.version} prepared in {root}"
-        return f"dir: expected {expected}, received {found}"
+        raise UserError(
+            f"dir: expected {self.name} {builder.version} prepared in {root}, received {found}, "
+            f"and it was not downloaded ({reason}); set TFDS_DATA_DIR or data.dir to a folder that "
+            "holds it, or allow the network"
+        )
+
+    def _hindrance(self, root: Path) -> str | None:
+        """Why TFDS cannot prepare the set, or None."""
+        return _unreachable(self.url) if self.download else "download is off"
 
     def _read(self, builder: Any, split: str) -> Split:
         import tensorflow_datasets as tfds
