@@ -7,6 +7,7 @@ import fcntl
 import functools
 import hashlib
 import json
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,7 @@ class Folder:
             counts = (self.evaluation, self.flags, self.adversarial)
             for path in (*counts, self.probes, self.valley, self.landscape):
                 path.unlink(missing_ok=True)
+            shutil.rmtree(self.tensorboard / stage, ignore_errors=True)
 
     def move_aside(self) -> Path:
         """Rename the folder to the first free NAME.1, NAME.2, ... and return that path."""

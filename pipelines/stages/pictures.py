@@ -1,4 +1,4 @@
-"""What an evaluation shows beside its counts: the valley and the landscape of the loss, images."""
+"""What an evaluation shows beside its counts: loss valley and landscape, margins, images."""
 
 from __future__ import annotations
 
@@ -9,17 +9,20 @@ import numpy as np
 
 from pipelines.folder import Folder
 from pipelines.spec import Spec
+from pipelines.stages.board import write_board
 from tfrobust.data import Split
 from tfrobust.evaluation import (
     Result,
     adversaries,
     landscape,
+    margins,
     predictor,
     valley,
     worst_case,
 )
 from tfrobust.evaluation.craft import LogitsFn
 from tfrobust.io import write_atomically
+from tfrobust.report import load_run
 
 PROBES, VALLEY = 8, 200  # test images
 
@@ -27,13 +30,15 @@ PROBES, VALLEY = 8, 200  # test images
 def pictures(
     spec: Spec, folder: Folder, logits_fn: LogitsFn, test: Split, results: Sequence[Result]
 ) -> None:
-    """valley.npz, landscape.npz and probes.npz."""
+    """valley.npz, landscape.npz, probes.npz; and, of all that is known, TensorBoard's events."""
     sizes: Any = {"seed": spec.seed, "batch_size": spec.evaluation.batch_size}
     some = test.first(min(VALLEY, len(test)))
     around = valley(logits_fn, some.as_float(), some.labels, spec.threat, **sizes)
     write_atomically(folder.valley, lambda p: np.savez(p, **around._asdict()))
     _landscape(spec, folder, logits_fn, test, results)
     _probe(spec, folder, logits_fn, test.first(min(PROBES, len(test))))
+    found = margins(logits_fn, some.as_float(), some.labels, spec.threat, **sizes)
+    write_board(folder.tensorboard / "attack_eval", load_run(folder.path), found)
 
 
 def _landscape(

@@ -70,7 +70,11 @@ def test_every_method_through_every_stage(method: str, tmp_path: Path) -> None:
     page = (folder / "report" / "index.html").read_text()
     assert "http://" not in page.replace("http://www.w3.org", "") and "https://" not in page
     assert (folder / "report" / "report.md").read_text().startswith("#")
-    assert list((folder / "tensorboard" / "train").glob("events*"))
+    for part in ("train", "validation", "attack_eval"):
+        assert len(list((folder / "tensorboard" / part).glob("events*"))) == 1
+    assert (folder / "valley.npz").is_file() and (folder / "probes.npz").is_file()
+    assert (folder / "landscape.npz").is_file() == flags["clean"].any()
+    assert [row["examples"] for row in evaluation["eps_curve"]] == [32] * 8
 
 
 def test_a_network_with_widths_through_every_stage(tmp_path: Path) -> None:

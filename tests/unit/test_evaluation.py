@@ -23,6 +23,7 @@ from tfrobust.evaluation import (
     evaluate,
     landscape,
     least_eps,
+    margins,
     predictor,
     run,
     trials,
@@ -368,6 +369,14 @@ def test_the_landscape_of_a_linear_network() -> None:
         assert np.abs(signs @ own - slope).min() < 1e-4
     edge = landscape(network, x, y, Threat("linf", 1.0)).margin[:, middle, -1]
     np.testing.assert_allclose(edge, np.maximum(away, 0).sum(axis=1), rtol=1e-5)  # clipped: 0 or 1
+
+
+def test_margins_clean_and_adversarial() -> None:
+    """|2 t - 1| where it is right; the attack takes 2 eps of it."""
+    found = margins(network, X, Y, Threat("linf", 0.05), batch_size=3)
+    expected = np.where(Y == 1, 2 * T - 1, 1 - 2 * T)
+    np.testing.assert_allclose(found["clean"], expected, atol=1e-6)
+    np.testing.assert_allclose(found["adversarial"], expected - 0.1, atol=1e-6)
 
 
 def test_the_valley_of_a_linear_network() -> None:

@@ -78,13 +78,13 @@ def test_catastrophic_overfitting_is_flagged(tmp_path: Path) -> None:
     page = write_report(run)
     line = (
         "Catastrophic overfitting at epoch 2: on validation data robust accuracy fell from 80.0 % "
-        "to 20.0 % while FGSM accuracy was 90.0 %."
+        "to 20.0 % while FGSM accuracy was 90.0 %. The weights kept are those of epoch 1."
     )
     html, markdown = page.read_text(), (page.parent / "report.md").read_text()
     assert f'<p class="warning">{line}</p>' in html and f"**{line}**" in markdown
     assert "overfitting</text>" in html
     history = load_run(run).history
-    told = overfitting([*history, history[2] | {"epoch": 3}])
+    told = overfitting([*history, history[2] | {"epoch": 3}], {})
     assert told.startswith("Catastrophic overfitting at epoch 2 and 1 more: ")
     (run / "history.csv").write_text(
         "epoch,val_robust_accuracy,val_fgsm_accuracy\n0,0.5,0.6\n1,0.45,0.9\n2,0.2,0.25\n"
@@ -113,7 +113,11 @@ def test_the_accuracy_of_each_class(tmp_path: Path) -> None:
     page = write_report(run)
     html, markdown = page.read_text(), (page.parent / "report.md").read_text()
     assert html.count("<svg") == 7 and "one &amp; two</th><td>3</td><td>66.7 %</td>" in html
-    assert "| zero | 3 | 100.0 % | 2 | 50.0 % |" in markdown
+    assert "| zero | 3 | 100.0 % | 50.0 % | 2 |" in markdown
+    flags = FLAGS | {"PGD-20": FLAGS["Square"]}
+    np.savez(run / "flags.npz", **flags)
+    write_report(run)
+    assert "attacked" not in (page.parent / "tables/classes.csv").read_text()
     np.savez(run / "flags.npz", **{k: v for k, v in FLAGS.items() if k != "Square"})
     assert class_rows(load_run(run)) == []  # not the worst case
     np.savez(run / "flags.npz", **FLAGS | {"clean": np.ones(5, bool)})

@@ -6,6 +6,7 @@ from tfrobust.evaluation.eps_curve import eps_curve, least_eps
 from tfrobust.evaluation.evaluate import MODES, evaluate, run
 from tfrobust.evaluation.inputs import check_inputs
 from tfrobust.evaluation.landscape import Landscape, landscape
+from tfrobust.evaluation.margins import margins
 from tfrobust.evaluation.results import Check, Evaluation, Result, merged, settings, worst_case
 from tfrobust.evaluation.trials import SUITES, Trial, trials
 from tfrobust.evaluation.valley import Valley, valley
@@ -28,6 +29,7 @@ __all__ = [
     "evaluate",
     "landscape",
     "least_eps",
+    "margins",
     "merged",
     "predictor",
     "run",

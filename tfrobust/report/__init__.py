@@ -5,6 +5,7 @@
 
 from tfrobust.report.compare import Row, comparison, differences, measured, named
 from tfrobust.report.compare_page import write_comparison
+from tfrobust.report.figures import amplification
 from tfrobust.report.page import Table, write_page
 from tfrobust.report.record import Probes, RunRecord, check_evaluation, load_run
 from tfrobust.report.search import write_search_report
@@ -50,6 +51,7 @@ __all__ = [
     "Table",
     "TrainingSummary",
     "accuracy_rows",
+    "amplification",
     "attack_settings",
     "best_epoch",
     "best_trial",

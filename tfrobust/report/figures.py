@@ -148,6 +148,7 @@ def plain_axes(axes: Any, grid: str = "y") -> None:
     axes.tick_params(colors=INK, labelsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(INK)
+    axes.set_axisbelow(True)
     axes.grid(axis=grid, color=INK, alpha=0.12)
 
 

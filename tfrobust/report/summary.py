@@ -169,18 +169,20 @@ def warnings(evaluation: Mapping[str, Any]) -> str:
     return f"{count} that the robust accuracy may be too high: {', '.join(names)}."
 
 
-def overfitting(history: Sequence[Mapping[str, float]]) -> str:
-    """Catastrophic overfitting in a sentence; empty where no epoch shows it."""
+def overfitting(history: Sequence[Mapping[str, float]], config: Mapping[str, Any]) -> str:
+    """Catastrophic overfitting in a sentence, with the epoch whose weights are kept; empty where
+    no epoch shows it."""
     epochs = overfitted(history)
     if not epochs:
         return ""
     row = next(row for row in history if row["epoch"] == epochs[0])
     best = max(other.get(ROBUST, -math.inf) for other in history if other["epoch"] < epochs[0])
+    kept = best_epoch(history, config)
     more = f" and {len(epochs) - 1} more" if len(epochs) > 1 else ""
     return (
         f"Catastrophic overfitting at epoch {epochs[0]}{more}: on validation data robust accuracy "
         f"fell from {percent(best)} to {percent(row[ROBUST])} while FGSM accuracy was "
-        f"{percent(row[ONE_STEP])}."
+        f"{percent(row[ONE_STEP])}. The weights kept are those of epoch {kept}."
     )
 
 

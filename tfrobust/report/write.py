@@ -56,10 +56,6 @@ CHECKS_NOTE = (
     "network. Those on the network itself attack its first images that are right when clean. A "
     "warning is a sign, no proof."
 )
-CLASSES_NOTE = (
-    "The worst case is over the images that every attack saw. Of many classes the figure shows the "
-    f"{BARS} of the lowest."
-)
 EPS_NOTE = (
     "PGD-20 alone (step eps / 4, uniform start, no restarts) at rising eps, on the first {} test "
     "images: an upper bound. An image counts as broken at every eps above one that broke it."
@@ -82,6 +78,8 @@ def write_report(run: Path) -> Path:
     values, tables, figures = _values(record), _tables(record), _figures(record)
     if classes:
         figures["classes"], tables["classes"] = class_bars(classes), _classes(classes)
+        some = f" The figure shows the {BARS} classes of the lowest." if len(classes) > BARS else ""
+        values["classes_note"] = f"The worst case is over the images that every attack saw.{some}"
     return write_page(Path(run) / "report", "index", values, figures, tables)
 
 
@@ -115,7 +113,7 @@ def _values(record: RunRecord) -> dict[str, Any]:
         "headline": headline(config, evaluation),
         "note": config.get("note"),
         "pending": ", ".join(evaluation.get("pending", [])),
-        "warnings": [w for w in (warnings(evaluation), overfitting(record.history)) if w],
+        "warnings": [w for w in (warnings(evaluation), overfitting(record.history, config)) if w],
         "rows": rows,
         "counted": how_counted(evaluation),
         "curve_note": CURVE_NOTE,
@@ -130,7 +128,6 @@ def _values(record: RunRecord) -> dict[str, Any]:
             for title, value in details.items()
         },
         "panels": [panel for panel in PANELS if panel.measured(record.history)],
-        "classes_note": CLASSES_NOTE,
         "valley_note": _valley_note(record.valley),
         "landscapes": _landscape_titles(record),
         "extremes": record.extremes,
@@ -209,11 +206,13 @@ def _accuracy(rows: list[AccuracyRow], with_paper: bool) -> Table:
 
 
 def _classes(rows: list[ClassRow]) -> Table:
+    fewer = any(row.attacked < row.examples for row in rows)
     cells = [
-        [row.name, str(row.examples), percent(row.clean), str(row.attacked), percent(row.robust)]
+        [row.name, str(row.examples), percent(row.clean), percent(row.robust)]
+        + [str(row.attacked)] * fewer
         for row in rows
     ]
-    return Table(["class", "images", "clean", "attacked", "worst case"], cells)
+    return Table(["class", "images", "clean", "worst case", *["attacked"] * fewer], cells)
 
 
 def _interval(row: dict[str, Any]) -> str:

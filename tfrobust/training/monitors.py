@@ -85,8 +85,8 @@ class History(keras.callbacks.Callback):
     def on_train_begin(self, logs: Any = None) -> None:
         if self.boards:  # fit is called twice where an epoch was left in between
             return
-        shutil.rmtree(self.tensorboard, ignore_errors=True)
         for name in ("train", "validation"):
+            shutil.rmtree(self.tensorboard / name, ignore_errors=True)
             self.boards[name] = tf.summary.create_file_writer(str(self.tensorboard / name))
         for row in csv.DictReader(self.lines):
             self._show(row)
@@ -99,7 +99,8 @@ class History(keras.callbacks.Callback):
                 continue
             board = self.boards["validation" if name.startswith("val_") else "train"]
             with board.as_default():
-                tf.summary.scalar(name.removeprefix("val_"), float(value), int(row["epoch"]))
+                tag = f"train/{name.removeprefix('val_')}"
+                tf.summary.scalar(tag, float(value), int(row["epoch"]))
         for board in self.boards.values():
             board.flush()
 

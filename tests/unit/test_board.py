@@ -1,0 +1,73 @@
+"""What TensorBoard shows of a run, read back from the event files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import metadata
+
+from pipelines.stages.board import write_board
+from tests.unit.test_report import make_run
+from tests.unit.test_training import written
+from tfrobust.report import load_run
+
+MARGINS = {"clean": np.array([2.0, 1.0, np.nan]), "adversarial": np.array([-1.0, 0.5, 0.25])}
+
+
+def events(folder: Path) -> EventAccumulator:
+    (file,) = folder.iterdir()  # one: no doubles
+    return EventAccumulator(str(file), {"tensors": 0}).Reload()
+
+
+def values(board: EventAccumulator, tag: str) -> list[tuple[int, Any]]:
+    return [(e.step, tf.make_ndarray(e.tensor_proto)) for e in board.Tensors(tag)]
+
+
+def test_an_evaluation(tmp_path: Path) -> None:
+    record = load_run(make_run(tmp_path / "run", channels=3))
+    for _ in range(2):
+        write_board(tmp_path / "board", record, MARGINS)
+    board = events(tmp_path / "board")
+    accuracy = {"clean": 0.8, "PGD-20": 0.4, "Square": 0.3, "worst case": 0.3}
+    for name, value in accuracy.items():
+        ((step, found),) = values(board, f"attack_eval/accuracy/{name}")
+        assert step == 0 and found == pytest.approx(value)
+    for name, n in (("clean", 2), ("adversarial", 3)):
+        ((_, buckets),) = values(board, f"attack_eval/margin/{name}")  # left, right, count
+        assert buckets[:, 2].sum() == n and buckets[-1, 1] == np.nanmax(MARGINS[name])
+    ((_, found),) = values(board, "attack_eval/clean, adversarial, difference")
+    assert found[:2].tolist() == [b"304", b"96"]  # 3 of 96, 2 gaps of 8
+    strips = np.stack([tf.io.decode_png(image) for image in found[2:]])[:, ::12]
+    clean, adversarial, difference = (strips[:, :, at : at + 96 : 12] for at in (0, 104, 208))
+    np.testing.assert_allclose(clean, 255 * record.probes.image, atol=1)
+    np.testing.assert_allclose(adversarial, 255 * record.probes.adversarial, atol=1)
+    change = record.probes.adversarial - record.probes.image  # of 0.05 at most: 10 times
+    np.testing.assert_allclose(difference, 255 * (0.5 + 10 * change), atol=1)
+
+
+def test_hyper_parameters(tmp_path: Path) -> None:
+    write_board(tmp_path / "board", load_run(make_run(tmp_path / "run")), {})
+    content = events(tmp_path / "board").PluginTagToContent(metadata.PLUGIN_NAME)
+    start = metadata.parse_session_start_info_plugin_data(content[metadata.SESSION_START_INFO_TAG])
+    found = {key: value.string_value or value.number_value for key, value in start.hparams.items()}
+    numbers = {"seed": 0, "eps": 0.15, "method.alpha": 0.0002, "method.beta": 5.0}
+    assert found == {"method": "atlas", "data": "digits"} | numbers
+
+
+def test_a_training(tmp_path: Path) -> None:
+    """Written anew from the lines of the last checkpoint, beside what the evaluation left."""
+    board = tmp_path / "tensorboard"
+    (board / "attack_eval").mkdir(parents=True)
+    epochs = [{"loss": 2.0, "val_loss": 3.0, "val_robust_accuracy": 0.25}, {"loss": 1.0}]
+    history = written(tmp_path / "history.csv", [], epochs)
+    written(tmp_path / "history.csv", history.lines[:2], [{"loss": 0.5}])
+    train, validation = events(board / "train"), events(board / "validation")
+    assert values(train, "train/loss") == [(0, 2.0), (1, 0.5)]
+    assert values(validation, "train/loss") == [(0, 3.0)]
+    assert values(validation, "train/robust_accuracy") == [(0, 0.25)]
+    assert (board / "attack_eval").is_dir()
