@@ -11,13 +11,15 @@ class Overfitting:
     """Whether robust accuracy has fallen by more than `drop` below its best while FGSM's gap opens.
 
     The gap is FGSM accuracy minus multi-step accuracy on validation data: a network that has
-    learnt to fool one-step attacks keeps the first and loses the second. best, gap_at_best: the
-    highest robust accuracy so far and the gap there.
+    learnt to fool one-step attacks keeps the first and loses the second. An epoch in which eps
+    still grows shows nothing: there the accuracies waver. best, gap_at_best: the highest robust
+    accuracy so far and the gap there.
     """
 
     def __init__(self, drop: float = 0.10):
+        super().__init__()  # it is one of the bases of a callback
         self.drop = drop
-        self.best, self.gap_at_best = 0.0, 0.0
+        self.best, self.gap_at_best, self.last_eps = 0.0, 0.0, 0.0
 
     def shown_by(self, epoch: Mapping[str, float]) -> bool:
         """Of the next epoch, by its logs; one without validation shows nothing."""
@@ -25,10 +27,12 @@ class Overfitting:
             return False
         robust = float(epoch[ROBUST])
         gap = float(epoch[ONE_STEP]) - robust
+        before, self.last_eps = self.last_eps, float(epoch.get("eps", 0.0))
         if robust > self.best:
             self.best, self.gap_at_best = robust, gap
             return False
-        return self.best - robust > self.drop and gap > self.gap_at_best
+        fallen = self.best - robust > self.drop and gap > self.gap_at_best
+        return fallen and self.last_eps <= before
 
 
 def overfitted(history: Iterable[Mapping[str, float]]) -> list[int]:

@@ -102,7 +102,7 @@ def test_the_page_of_a_comparison(tmp_path: Path) -> None:
     html = page.read_text()
     assert "2 of 3 runs finished" in html and "c failed: out of &lt;luck&gt;" in html
     assert "$b$ &lt;i&gt;" in html and "<i>" not in html
-    assert "a: catastrophic overfitting from epoch 2 on" in html
+    assert "a: Catastrophic overfitting at epoch 2: " in html
     ids = [part.split('"')[0] for part in html.split(' id="')[1:]]
     assert len(ids) == len(set(ids))
     figures = sorted(path.stem for path in (page.parent / "figures").iterdir())

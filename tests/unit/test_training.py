@@ -14,6 +14,7 @@ from absl import logging
 
 from tfrobust import Threat
 from tfrobust.methods import Iaat
+from tfrobust.overfitting import Overfitting
 from tfrobust.training import (
     MONITOR,
     OPTIMIZERS,
@@ -147,6 +148,13 @@ def test_catastrophic_overfitting(
     monkeypatch: pytest.MonkeyPatch, epochs: list[tuple[float, float]], expected: list[int]
 ) -> None:
     assert warnings_of(monkeypatch, epochs) == expected
+
+
+def test_while_eps_grows_a_fall_is_no_sign() -> None:
+    sign, last = Overfitting(), {"val_robust_accuracy": 0.1, "val_fgsm_accuracy": 0.9}
+    assert not sign.shown_by({"val_robust_accuracy": 0.4, "val_fgsm_accuracy": 0.45, "eps": 0.1})
+    assert not sign.shown_by(last | {"eps": 0.2})
+    assert sign.shown_by(last | {"eps": 0.2})
 
 
 def test_catastrophic_overfitting_message_formats(caplog: pytest.LogCaptureFixture) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from tfrobust.io import write_text
-from tfrobust.overfitting import overfitted
 from tfrobust.report.compare import (
     CHANCE,
     Measured,
@@ -20,7 +19,7 @@ from tfrobust.report.compare import (
 )
 from tfrobust.report.compare_figures import over_eps, overlays, scatter, sweeps
 from tfrobust.report.page import Table, write_page
-from tfrobust.report.summary import headline
+from tfrobust.report.summary import headline, overfitting
 
 EXPLAINED = (
     "Accuracies are shares of test images, those under an attack of images right both "
@@ -51,7 +50,11 @@ def write_comparison(
         "name": name,
         "lead": f"{len(runs)} of {len(rows)} runs finished.",
         "failures": failures,
-        "overfitted": _overfitted(runs),
+        "overfitted": [
+            f"{name_of(run, runs)}: {told}"
+            for run in runs
+            if (told := overfitting(run.record.history, run.record.config))
+        ],
         "explained": EXPLAINED,
         "tested": TESTED,
         "facts": dict(facts),
@@ -63,16 +66,6 @@ def write_comparison(
     if len(first) >= 2 and len(first) * (len(first) - 1) // 2 <= PAIRS and _alike(first):
         tables["differences"] = differences(first)
     return write_page(folder / "report", "comparison", values, figures, tables)
-
-
-def _overfitted(runs: Sequence[Measured]) -> list[str]:
-    """A line for each run whose history shows catastrophic overfitting."""
-    epochs = {name_of(run, runs): overfitted(run.record.history) for run in runs}
-    return [
-        f"{name}: catastrophic overfitting from epoch {found[0]} on; the best epoch is kept."
-        for name, found in epochs.items()
-        if found
-    ]
 
 
 def _sections(
