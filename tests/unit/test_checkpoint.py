@@ -142,7 +142,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path, schedule: Schedu
         assert (tmp_path / name / "history.csv").read_bytes().startswith(first_rows)
         assert measured(tmp_path / name) == measured(tmp_path / "straight")
         assert charts(tmp_path / name) == charts(tmp_path / "straight")
-    assert ("validation robust_accuracy", 3) in charts(tmp_path / "signals")
+    assert ("validation train/robust_accuracy", 3) in charts(tmp_path / "signals")
 
 
 @pytest.mark.parametrize("name", STATEFUL)
