@@ -51,15 +51,18 @@ def load(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The resolved mapping of a config file with `key.path=value` overrides.
 
     `include: base/file.yaml` (relative to the file) is merged below; `${threat.eps}` refers to
-    another key. Raises UserError, one line.
+    another key. Raises UserError, one line. Of a search the references stay as they are: its trials
+    change the keys that they refer to.
     """
     config = _merged(path)
     for override in overrides:
         _override(config, override)
     try:
-        return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
+        resolved = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
         raise UserError(f"{path}: {_first_line(error)}") from None
+    searches = config.get("search") is not None
+    return OmegaConf.to_container(config) if searches else resolved  # type: ignore[return-value]
 
 
 def keys(path: Path) -> set[str]:
@@ -68,14 +71,17 @@ def keys(path: Path) -> set[str]:
 
 
 def changed(config: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """A resolved config with other values at some keys, put there as `--set` puts them."""
+    """A config with other values at some keys, put there as `--set` puts them, then resolved."""
     new = OmegaConf.create(dict(config))
     for key, value in values.items():
         try:
             _put(new, key, value)
         except MISFIT as error:
             raise UserError(f"{key}: expected a key of the config: {_first_line(error)}") from None
-    return OmegaConf.to_container(new)  # type: ignore[return-value]
+    try:
+        return OmegaConf.to_container(new, resolve=True)  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        raise UserError(_first_line(error)) from None
 
 
 def related(key: str, other: str) -> bool:

@@ -121,7 +121,8 @@ class Search:
     """The `search` section: which keys of the config are searched, how, and for what.
 
     The objective is the validation robust accuracy at the epoch that a training keeps.
-    space: the values of each key by its path, such as method.alpha.
+    space: the values of each key by its path: {method.alpha: {log: [1e-6, 1e-3]}, method.beta:
+    {linear: [0, 10]}, model.units: {int: [64, 256]}, optimizer.name: {choice: [sgd, adam]}}.
     tuner: random, bayesian or hyperband, which trains many trials for few epochs and goes on with
     the best, up to train.epochs.
     trials: at most so many; hyperband alone may do without.

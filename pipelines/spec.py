@@ -56,14 +56,15 @@ class Spec:
     method: Callable[..., RobustModel] | None
     optimizer: Callable[..., keras.optimizers.Optimizer] | None
     search: Search | None = None
+    unresolved: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # config, of a search
 
 
 def parse(name: str, config: dict[str, Any]) -> Spec:
     """The spec of a resolved config. Raises UserError: the key's path, what was expected, what
     came, the nearest valid name."""
-    config = _long_form(config)
     if config.get("search") is not None:
         return _search(name, config)
+    config = _long_form(config)
     top = arguments(_schema, config, "")
     defaults: dict[str, Any] = {"seed": 0, "precision": "float32", "stages": list(STAGES)}
     top = defaults | {key: value for key, value in top.items() if value is not None}
@@ -143,7 +144,9 @@ def parse(name: str, config: dict[str, Any]) -> Spec:
 def _search(name: str, config: Mapping[str, Any]) -> Spec:
     """The spec of a search. Every end of every range and every choice is checked as a run of its
     own, the other keys at their first value."""
-    section, stages = config["search"], config.get("stages") or list(SEARCHING)
+    unresolved, config = config, _long_form(changed(config, {}))
+    section, stages = config["search"], config.get("stages")
+    stages = list(SEARCHING) if stages is None else convert("stages", stages, list[str])
     require(isinstance(section, Mapping), "search", "a mapping with 'space'", section)
     options = {key: value for key, value in section.items() if key != "space"}
     options = arguments(Search, options, "search", ("space",), ("space",))
@@ -152,16 +155,18 @@ def _search(name: str, config: Mapping[str, Any]) -> Spec:
     for stage in stages:
         choose("stages", stage, SEARCHING)
     first = {key: known.values[0] for key, known in search.space.items()}
-    spec = _checked(name, config, first)
+    spec = _checked(name, unresolved, first)
     for key, known in search.space.items():
         for value in known.values[1:]:
-            _checked(name, config, {**first, key: value})
+            _checked(name, unresolved, {**first, key: value})
     held = spec.data.validation
     require(held, "data.validation", "examples to hold out, on which trials are compared", held)
     plain = {key: known.plain for key, known in search.space.items()}
     config = {**config, "model": config.get("model") or spec.config["model"]}
     config["search"] = {**section, "space": plain}
-    return dataclasses.replace(spec, config=config, stages=stages, search=search)
+    return dataclasses.replace(
+        spec, config=config, stages=stages, search=search, unresolved=unresolved
+    )
 
 
 def _checked(name: str, config: Mapping[str, Any], values: Mapping[str, Any]) -> Spec:

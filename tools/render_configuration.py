@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.sections import Data, EvaluationOptions, ExtraData, Search, Train
-from pipelines.spec import FACTS, STAGES
+from pipelines.spec import FACTS, SEARCHING, STAGES
 from pipelines.suite import Entry, SuiteFile
 from tfrobust.attacks import ATTACKS
 from tfrobust.data import DATASETS
@@ -42,10 +42,11 @@ as `8/255` is a number. A key that is not here is an error.
 
 Top level: `threat`, `data`, `model`, `method`, `optimizer`, `train`, `attacks`, `evaluation`,
 `search`; `seed`; `precision`, one of {", ".join(PRECISIONS)}; `stages`, a list of
-{", ".join(STAGES)}; `paper`, a source and the figures that a paper has, by `clean` and an attack's
-label; `note`; `name`, of the run's folder. Where a section takes a name and arguments it is
-`{{name: NAME, argument: value}}`, or the name alone. An attack of the list `attacks` takes `label`
-and `examples` too, its column's name and how many test images it gets.
+{", ".join(STAGES)}, or of {", ".join(SEARCHING)} where there is a section `search`; `paper`, a
+source and the figures that a paper has, by `clean` and an attack's label; `note`; `name`, of the
+run's folder. Where a section takes a name and arguments it is `{{name: NAME, argument: value}}`, or
+the name alone. An attack of the list `attacks` takes `label` and `examples` too, its column's name
+and how many test images it gets.
 """
 
 

@@ -161,7 +161,7 @@ class _Tuner(kt.engine.base_tuner.BaseTuner):
             first = self.oracle.get_trial(name).hyperparameters.values
         folder, epochs = Folder(Path(self.get_trial_dir(name))), drawn.get("tuner/epochs")
         try:
-            spec = trial_spec(f"{self.spec.name}_{name}", self.spec.config, self._values(drawn))
+            spec = trial_spec(f"{self.spec.name}_{name}", self.spec.unresolved, self._values(drawn))
         except UserError as error:
             raise Unfit(str(error)) from None
         keras.backend.clear_session()
@@ -283,11 +283,8 @@ def _measured(folder: Folder, spec: Spec, epochs: int | None) -> dict[str, float
 
 def _best(spec: Spec, values: Mapping[str, Any]) -> dict[str, Any]:
     """The config of a run with these values."""
-    kept = {key: value for key, value in spec.config.items() if key != "search"}
-    return {
-        "name": f"{spec.name}_best",
-        **configs.changed({**kept, "stages": list(STAGES)}, values),
-    }
+    best = trial_spec(f"{spec.name}_best", spec.unresolved, values)
+    return {"name": best.name, **best.config, "stages": list(STAGES)}
 
 
 def _told(trial: SearchTrial) -> str:

@@ -30,7 +30,7 @@ MANY = settings(
 )
 FEWER = settings(MANY, max_examples=100)
 TINY = ["model={name: small_cnn, filters: [2], units: 2}"]  # each is built
-NAMES = ("digits_atlas", "mnist_adv_20step", "cifar10_trades")
+NAMES = ("digits_atlas", "digits_atlas_search", "mnist_adv_20step", "cifar10_trades")
 CONFIGS = [configs.load(configs.find(name), TINY) for name in NAMES]
 SUITES = [
     {

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from pipelines import chief
+from pipelines import config as configs
 from pipelines.load import load_spec
 from pipelines.space import Range, ranges
 from pipelines.spec import trial_spec
@@ -125,6 +126,15 @@ def test_the_values_of_a_trial_are_put_where_set_puts_them() -> None:
     assert spec.method.keywords["alpha"] == 0.5 and spec.method.keywords["attack"].steps == 3
     assert spec.seed == 4 and spec.stages == ["train"] and spec.search is None
     assert config["method"]["alpha"] == 2e-3  # as it was
+
+
+def test_a_reference_follows_the_key_that_is_searched(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"include: {configs.find(NAME)}\nmethod: {{l2: '${{method.alpha}}'}}\n")
+    spec = load_spec(str(path), TINY, False)
+    assert spec.config["method"]["l2"] == 2e-3
+    one = trial_spec("one", spec.unresolved, {"method.alpha": 0.5})
+    assert one.method.keywords["l2"] == one.config["method"]["l2"] == 0.5
 
 
 def trials(*accuracies: tuple[float, float]) -> list[SearchTrial]:
