@@ -12,7 +12,8 @@ import pytest
 from tests.unit.test_report import change, make_run
 from tfrobust.registry import UserError
 from tfrobust.report import Row, comparison, differences, measured, named, write_comparison
-from tfrobust.report.compare import difference, flat, pareto
+from tfrobust.report.compare import difference, flat
+from tfrobust.report.summary import pareto
 
 
 def made(path: Path, clean: int, attacked: int, **config: Any) -> Path:

@@ -14,7 +14,7 @@ from pipelines.load import load_spec
 from pipelines.space import Range, ranges
 from pipelines.spec import trial_spec
 from tfrobust.registry import UserError
-from tfrobust.report import SearchTrial, best_trial, pareto, read_trials, write_trials
+from tfrobust.report import SearchTrial, best_trial, read_trials, unbeaten, write_trials
 
 NAME = "digits_atlas_search"
 TINY = ["model={name: small_cnn, filters: [2], units: 2}"]
@@ -154,8 +154,8 @@ def names(found: list[SearchTrial]) -> list[str]:
 def test_the_pareto_front_by_hand() -> None:
     # 0 is beaten by 1 in both, 4 by 1 in one and equal in the other; 3 is as good as 1.
     listed = trials((0.90, 0.50), (0.95, 0.60), (0.99, 0.40), (0.95, 0.60), (0.95, 0.55))
-    assert names(pareto([FAILED, *listed])) == ["1", "3", "2"]
-    assert pareto([FAILED]) == []
+    assert names(unbeaten([FAILED, *listed])) == ["1", "3", "2"]
+    assert unbeaten([FAILED]) == []
 
 
 def test_the_best_trial_has_enough_clean_accuracy() -> None:

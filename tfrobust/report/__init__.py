@@ -35,8 +35,8 @@ from tfrobust.report.trials import (
     SearchTrial,
     best_trial,
     completed,
-    pareto,
     read_trials,
+    unbeaten,
     write_trials,
 )
 from tfrobust.report.write import write_report
@@ -71,11 +71,11 @@ __all__ = [
     "milliseconds",
     "missing_from_paper",
     "number",
-    "pareto",
     "percent",
     "points",
     "read_trials",
     "summarise_training",
+    "unbeaten",
     "write_comparison",
     "write_page",
     "write_report",

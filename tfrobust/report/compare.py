@@ -217,15 +217,6 @@ def name_of(run: Measured, among: Sequence[Measured]) -> str:
     return f"{run.row.label} seed {run.seed}" if len(twins) > 1 else run.row.label
 
 
-def pareto(points_: Sequence[tuple[float, float]]) -> list[int]:
-    """The places of those that no other one beats in one number without losing in the other."""
-    return [
-        place
-        for place, (a, b) in enumerate(points_)
-        if not any((x >= a and y > b) or (x > a and y >= b) for x, y in points_)
-    ]
-
-
 def named(runs: Sequence[Path]) -> list[Row]:
     """A row for each folder, labelled by its name, or by its path where two share that. Raises
     UserError for a folder that is given twice."""

@@ -10,9 +10,10 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from tfrobust.report.compare import Measured, families, pareto
+from tfrobust.report.compare import Measured, families
 from tfrobust.report.figures import PANELS, plain_axes
 from tfrobust.report.page import INK
+from tfrobust.report.summary import pareto
 
 MARKERS = "osD^vP*X<>"
 DECADES = 10.0  # values further apart than so many times are drawn on a logarithmic axis

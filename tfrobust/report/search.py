@@ -18,7 +18,7 @@ from tfrobust.registry import UserError
 from tfrobust.report.figures import COLOURS, plain_axes
 from tfrobust.report.page import INK, Table, write_page
 from tfrobust.report.text import NOTHING, number, percent
-from tfrobust.report.trials import SearchTrial, best_trial, completed, pareto, read_trials
+from tfrobust.report.trials import SearchTrial, best_trial, completed, read_trials, unbeaten
 
 CELLS = 120  # of a heat map, each way
 MAPPED = 3  # of more keys than these, only the first have heat maps
@@ -138,7 +138,7 @@ def front(
     axes = figure.add_subplot()
     clean, robust = ([getattr(trial, name) for trial in trials] for name in ("clean", "robust"))
     axes.plot(clean, robust, "o", ms=5, color=COLOURS[0], alpha=0.6, label="trial")
-    joined = pareto(trials)
+    joined = unbeaten(trials)
     axes.plot(
         [trial.clean for trial in joined],
         [trial.robust for trial in joined],
@@ -219,7 +219,7 @@ def _measured(keys: Sequence[str]) -> str:
 
 
 def _table(keys: Sequence[str], trials: Sequence[SearchTrial], top: SearchTrial | None) -> Table:
-    joined = pareto(trials)
+    joined = unbeaten(trials)
     rows = []
     for trial in trials:
         done = trial.status == "completed"

@@ -258,3 +258,12 @@ def summarise_training(
         validation_share=middle("validation_share"),
         wall_seconds=wall,
     )
+
+
+def pareto(pairs: Sequence[tuple[float, float]]) -> list[int]:
+    """The places of those that no other one beats in one number without losing in the other."""
+    return [
+        place
+        for place, (a, b) in enumerate(pairs)
+        if not any((x >= a and y > b) or (x > a and y >= b) for x, y in pairs)
+    ]

@@ -12,6 +12,7 @@ from typing import Any
 
 from tfrobust.io import write_text
 from tfrobust.registry import UserError
+from tfrobust.report.summary import pareto
 
 RESULTS = ("epochs", "val_accuracy", "val_robust_accuracy", "status", "pareto", "reason")
 
@@ -38,19 +39,10 @@ def completed(trials: Sequence[SearchTrial]) -> list[SearchTrial]:
     return [trial for trial in trials if trial.status == "completed"]
 
 
-def pareto(trials: Sequence[SearchTrial]) -> list[SearchTrial]:
-    """The trials that none beats in one of clean and robust accuracy and equals in the other, by
-    rising clean accuracy."""
-
-    def beaten(trial: SearchTrial) -> bool:
-        return any(
-            (other.clean, other.robust) != (trial.clean, trial.robust)
-            and other.clean >= trial.clean
-            and other.robust >= trial.robust
-            for other in completed(trials)
-        )
-
-    front = [trial for trial in completed(trials) if not beaten(trial)]
+def unbeaten(trials: Sequence[SearchTrial]) -> list[SearchTrial]:
+    """The Pareto front of clean and robust accuracy, by rising clean accuracy."""
+    done = completed(trials)
+    front = [done[place] for place in pareto([(trial.clean, trial.robust) for trial in done])]
     return sorted(front, key=lambda trial: (trial.clean, trial.name))
 
 
@@ -63,7 +55,7 @@ def best_trial(trials: Sequence[SearchTrial], min_clean: float | None) -> Search
 
 def write_trials(path: Path, keys: Sequence[str], trials: Sequence[SearchTrial]) -> None:
     """Writes trials.csv: a row a trial, in the order of their start."""
-    front, buffer = pareto(trials), io.StringIO()
+    front, buffer = unbeaten(trials), io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["trial", *keys, *RESULTS])
     for trial in trials:
