@@ -42,7 +42,7 @@ def test_python_of_a_document_runs(
 ) -> None:
     code = "\n".join(LANGUAGES["python"][name])
     monkeypatch.chdir(tmp_path)
-    for needed in re.findall(r"runs/(\w+)/saved_model", code):
+    for needed in dict.fromkeys(re.findall(r"\bruns/(\w+)", code)):
         run(needed, [], tmp_path / "runs", None, smoke=True)
     exec(compile(code, name, "exec"), {"__name__": "document"})
     if name == "README.md":
