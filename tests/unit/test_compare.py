@@ -11,7 +11,15 @@ import pytest
 
 from tests.unit.test_report import change, make_run
 from tfrobust.registry import UserError
-from tfrobust.report import Row, comparison, differences, measured, named, write_comparison
+from tfrobust.report import (
+    Row,
+    comparison,
+    differences,
+    measured,
+    named,
+    write_comparison,
+    write_report,
+)
 from tfrobust.report.compare import difference, flat
 from tfrobust.report.summary import pareto
 
@@ -108,7 +116,11 @@ def test_the_page_of_a_comparison(tmp_path: Path) -> None:
     assert len(ids) == len(set(ids))
     figures = sorted(path.stem for path in (page.parent / "figures").iterdir())
     training = ["clean-accuracy", "jacobian", "loss", "over-method.beta", "robust-accuracy"]
-    assert figures == [*training, "trade-off"]
+    assert figures == sorted([*training, "classes", "trade-off"])
+    assert "The pages of the runs" not in html
+    write_report(tmp_path / "a")
+    html = write_comparison(tmp_path / "out", "mine", rows, {"budget": "small"}).read_text()
+    assert '<a href="../../a/report/index.html">a</a>' in html
     assert (tmp_path / "out" / "table.csv").read_text().startswith("method,seed,examples,clean,")
     assert "\\textbf{100.0 \\%" in (page.parent / "tables" / "comparison.tex").read_text()
     again = write_comparison(tmp_path / "out", "mine", rows, {"budget": "small"})

@@ -13,9 +13,10 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from tfrobust.report.compare import Measured, families
 from tfrobust.report.figures import PANELS, plain_axes
 from tfrobust.report.page import INK
-from tfrobust.report.summary import pareto
+from tfrobust.report.summary import class_rows, pareto
 
 MARKERS = "osD^vP*X<>"
+MOST = 20  # classes that a figure has room for
 DECADES = 10.0  # values further apart than so many times are drawn on a logarithmic axis
 
 
@@ -88,6 +89,36 @@ def over_eps(runs: Sequence[Measured]) -> Figure | None:
     axes.axvline(runs[0].record.evaluation["threat"]["eps"], color=INK, lw=1, ls="--", alpha=0.55)
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
     return _legend(figure, axes)
+
+
+def classes(runs: Sequence[Measured]) -> Figure | None:
+    """Worst-case accuracy of each class, a row a label, the mean of its seeds; None where fewer
+    than two labels have them or there are more than `MOST` classes."""
+    known = {
+        label: [rows for run in family if (rows := class_rows(run.record))]
+        for label, family in families(runs).items()
+    }
+    known = {label: found for label, found in known.items() if found}
+    names = [row.name for row in next(iter(known.values()))[0]] if known else []
+    alike = all([row.name for row in rows] == names for found in known.values() for rows in found)
+    if len(known) < 2 or not alike or len(names) > MOST:
+        return None
+    cells = [
+        [mean(rows[place].robust for rows in found) for place in range(len(names))]
+        for found in known.values()
+    ]
+    figure = Figure(figsize=(1.6 + 0.5 * len(names), 1.2 + 0.32 * len(known)), layout="constrained")
+    axes = figure.add_subplot()
+    axes.imshow(cells, cmap="viridis", vmin=0, vmax=1, aspect="auto")
+    for y, row in enumerate(cells):
+        for x, value in enumerate(row):
+            ink = "black" if value > 0.5 else "white"
+            axes.text(x, y, f"{100 * value:.0f}", ha="center", va="center", color=ink, fontsize=8)
+    axes.set_xticks(range(len(names)), [_text(name) for name in names])
+    axes.set_yticks(range(len(known)), [_text(label) for label in known])
+    plain_axes(axes)
+    axes.grid(False)
+    return figure
 
 
 def sweeps(runs: Sequence[Measured]) -> dict[str, Figure]:

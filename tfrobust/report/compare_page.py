@@ -1,8 +1,10 @@
 """Writes the page of a comparison, its figures and tables as files, and table.csv."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from matplotlib.figure import Figure
 
@@ -17,7 +19,7 @@ from tfrobust.report.compare import (
     measured,
     name_of,
 )
-from tfrobust.report.compare_figures import over_eps, overlays, scatter, sweeps
+from tfrobust.report.compare_figures import classes, over_eps, overlays, scatter, sweeps
 from tfrobust.report.page import Table, write_page
 from tfrobust.report.summary import headline, overfitting
 
@@ -58,6 +60,7 @@ def write_comparison(
         "explained": EXPLAINED,
         "tested": TESTED,
         "facts": dict(facts),
+        "pages": _pages(folder / "report", runs),
     }
     tables = {"comparison": comparison(runs), "runs": _runs(rows, runs)}
     figures: dict[str, Figure] = {}
@@ -66,6 +69,17 @@ def write_comparison(
     if len(first) >= 2 and len(first) * (len(first) - 1) // 2 <= PAIRS and _alike(first):
         tables["differences"] = differences(first)
     return write_page(folder / "report", "comparison", values, figures, tables)
+
+
+def _pages(folder: Path, runs: Sequence[Measured]) -> list[tuple[str, str]]:
+    """Of each run that has a page of its own its name and the way from `folder` to the page."""
+    found = []
+    for run in runs:
+        page = run.row.run / "report" / "index.html"
+        if page.is_file():
+            way = Path(os.path.relpath(page, folder)).as_posix()
+            found.append((name_of(run, runs), quote(way)))
+    return found
 
 
 def _sections(
@@ -82,6 +96,11 @@ def _sections(
         figures["eps"] = drawn
         note = "PGD on the first test images; the dashed line is the eps of training."
         found.append(("Robust accuracy over eps", ["eps"], note))
+    by_class = classes(runs)
+    if by_class is not None:
+        figures["classes"] = by_class
+        note = "Worst case, in percent, means over the seeds."
+        found.append(("Robust accuracy of each class", ["classes"], note))
     varied = sweeps(runs)
     if varied:
         note = "Open marks: clean accuracy; filled ones: worst case. Means over the seeds."
