@@ -18,7 +18,7 @@ from pipelines.folder import Folder
 from pipelines.load import arguments_of, command, load_spec
 from pipelines.spec import Spec
 from pipelines.suite import SURROGATE, Member, Suite, load_suite
-from tfrobust.registry import UserError
+from tfrobust.registry import UserError, require
 from tfrobust.report import Row, duration, headline, load_run, write_comparison
 
 
@@ -58,7 +58,8 @@ def check(member: Member, suite: Suite, folder: Path, smoke: bool) -> None:
         others = [a for a in attacks if not (isinstance(a, dict) and a.get("source") == source)]
         overrides.append(f"attacks={configs.flow(others)}")
     try:
-        load_spec(member.config, overrides, smoke)
+        stages = load_spec(member.config, overrides, smoke).stages
+        require("attack_eval" in stages, "stages", "attack_eval among them, to compare", stages)
     except UserError as error:
         raise UserError(f"{member.label}: {error}") from None
 

@@ -8,7 +8,8 @@ ROBUST, ONE_STEP = "val_robust_accuracy", "val_fgsm_accuracy"
 
 
 class Overfitting:
-    """Whether robust accuracy has fallen by more than `drop` below its best while FGSM's gap opens.
+    """Whether robust accuracy has fallen by more than `drop` below its best while FGSM's gap has
+    opened by more than that.
 
     The gap is FGSM accuracy minus multi-step accuracy on validation data: a network that has
     learnt to fool one-step attacks keeps the first and loses the second. An epoch in which eps
@@ -31,7 +32,7 @@ class Overfitting:
         if robust > self.best:
             self.best, self.gap_at_best = robust, gap
             return False
-        fallen = self.best - robust > self.drop and gap > self.gap_at_best
+        fallen = min(self.best - robust, gap - self.gap_at_best) > self.drop
         return fallen and self.last_eps <= before
 
 

@@ -64,4 +64,7 @@ def test_a_mistake_in_a_run_of_a_suite_is_told_before_anything_is_run(
     assert done.returncode == 2
     (told,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert "atlas: " in told and "did you mean 'alpha'" in told
+    path.write_text("runs: [digits_adv, digits_atlas_search]")
+    done = command(str(path))
+    assert done.returncode == 2 and "stages: expected attack_eval among them" in done.stderr
     assert not (tmp_path / "runs").exists()

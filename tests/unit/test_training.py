@@ -139,6 +139,7 @@ def warnings_of(
         ([(0.4, 0.45), (0.1, 0.9)], [1]),  # the sign of it
         ([(0.4, 0.45), (0.31, 0.9)], []),  # a fall of 9 points only
         ([(0.4, 0.45), (0.1, 0.12)], []),  # FGSM falls along: worse, but no overfitting to it
+        ([(0.4, 0.45), (0.29, 0.43)], []),  # the gap has opened by 9 points only
         ([(0.4, 0.45), (0.5, 0.9)], []),  # a new best
         ([(0.4, 0.45), (0.1, 0.9), (0.1, 0.9), (0.45, 0.5), (0.3, 0.6)], [1, 2, 4]),
         ([(0.0, 0.0), (0.0, 1.0)], []),

@@ -44,6 +44,7 @@ def scatter(runs: Sequence[Measured]) -> Figure:
         )
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(PercentFormatter(xmax=1))
+        axis.set_major_locator(MaxNLocator(nbins=5))
     return _legend(figure, axes)
 
 

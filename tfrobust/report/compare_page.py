@@ -21,7 +21,7 @@ from tfrobust.report.compare import (
 )
 from tfrobust.report.compare_figures import classes, over_eps, overlays, scatter, sweeps
 from tfrobust.report.page import Table, write_page
-from tfrobust.report.summary import headline, overfitting
+from tfrobust.report.summary import overfitting
 
 EXPLAINED = (
     "Accuracies are shares of test images, those under an attack of images right both "
@@ -90,12 +90,11 @@ def _sections(
     if len(runs) > 1:
         figures["trade-off"] = scatter(runs)
         note = "A point a run. The dashed line joins the means that no other mean beats in both."
-        found.append(("Clean against robust accuracy", ["trade-off"], note))
-    drawn = over_eps(runs)
-    if drawn is not None:
-        figures["eps"] = drawn
-        note = "PGD on the first test images; the dashed line is the eps of training."
-        found.append(("Robust accuracy over eps", ["eps"], note))
+        over = over_eps(runs)
+        if over is not None:
+            figures["eps"] = over
+            note += " Over eps: PGD on the first test images; the dashed line is the threat's eps."
+        found.append(("Clean and robust accuracy", list(figures), note))
     by_class = classes(runs)
     if by_class is not None:
         figures["classes"] = by_class
@@ -124,15 +123,15 @@ def _alike(runs: Sequence[Measured]) -> bool:
 
 
 def _runs(rows: Sequence[Row], runs: Sequence[Measured]) -> Table:
+    """What made each run, or why it failed."""
     found = {id(run.row): run for run in runs}
     lines = []
     for row in rows:
         run = found.get(id(row))
-        told = row.reason or ""
-        command, commit = "", ""
-        if run is not None:
-            told = headline(run.record.config, run.record.evaluation)
-            command = str(run.record.config.get("command", ""))
-            commit = str(run.record.evaluation.get("commit") or "not recorded")
-        lines.append([name_of(run, runs) if run else row.label, told, command, commit])
-    return Table(["run", "result", "command", "commit"], lines)
+        if run is None:
+            lines.append([row.run.name, f"failed: {row.reason}", "", ""])
+            continue
+        config, evaluation = run.record.config, run.record.evaluation
+        commits = [evaluation.get(key) or "not recorded" for key in ("training_commit", "commit")]
+        lines.append([name_of(run, runs), str(config.get("command", "")), *map(str, commits)])
+    return Table(["run", "command", "commit of training", "of evaluation"], lines)
