@@ -41,8 +41,10 @@ CONTRAST = """() => {
   while (walk.nextNode()) {
     const text = walk.currentNode.textContent.trim(), node = walk.currentNode.parentElement;
     if (!text || node.closest("script") || !node.getClientRects().length) continue;
-    const style = getComputedStyle(node);
-    const ink = light(parts(node.closest("svg") ? style.fill : style.color));
+    const style = getComputedStyle(node), svg = node.closest("svg");
+    const plain = ["rgb(0, 0, 0)", "rgb(255, 255, 255)"].includes(style.fill);
+    if (svg?.querySelector("image") && plain) continue;  // on a cell of a heat map, not on the page
+    const ink = light(parts(svg ? style.fill : style.color));
     const paper = light(behind(node));
     const ratio = (Math.max(ink, paper) + 0.05) / (Math.min(ink, paper) + 0.05);
     if (ratio < least[0]) least = [ratio, text];
