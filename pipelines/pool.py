@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
@@ -16,32 +16,31 @@ from pipelines import config as configs
 from pipelines import stages as stage_runners
 from pipelines.folder import Folder
 from pipelines.load import arguments_of, command, load_spec
-from pipelines.spec import Spec
 from pipelines.suite import SURROGATE, Member, Suite, load_suite
 from tfrobust.registry import UserError, require
 from tfrobust.report import Row, duration, headline, load_run, write_comparison
 
 
 def run_suite(
-    path: Path, overrides: Sequence[str], workdir: Path, smoke: bool
+    name: str, overrides: Sequence[str], workdir: Path, smoke: bool
 ) -> tuple[Path, list[Row]]:
     """Trains, attacks and reports all runs of a suite that are not done; its folder, and a row for
     each run, with a reason for those that failed. Raises UserError for a mistake in the file,
     before anything is run."""
-    suite = load_suite(path, overrides, workdir)
+    suite = load_suite(configs.find(name), overrides, workdir)
     folder = Folder(workdir / suite.name)
     for member in {member.label: member for member in reversed(suite.members)}.values():
         check(member, suite, folder.path, smoke)
     with folder.locked():
         if suite.surrogate is not None:
-            _run_all([suite.surrogate], suite, folder.path, smoke, ["train"])
-        reasons = _run_all(suite.members, suite, folder.path, smoke)
+            _run_all(suite, [suite.surrogate], folder.path, smoke, ["train"])
+        reasons = _run_all(suite, suite.members, folder.path, smoke)
         rows = [
             Row(member.label, folder.path / member.name, member.varied, reasons[member.name])
             for member in suite.members
         ]
         facts = {
-            "command": command(path.stem, overrides, smoke),
+            "command": command(name, overrides, smoke),
             "budget": suite.file.budget,
             "note": suite.file.note,
         }
@@ -53,10 +52,11 @@ def check(member: Member, suite: Suite, folder: Path, smoke: bool) -> None:
     """Raise the UserError of a run's config."""
     overrides = list(member.overrides)
     if suite.surrogate is not None:  # what attacks with it has to wait until it is trained
-        attacks = configs.load(configs.find(member.config), overrides).get("attacks") or []
-        source = str(folder / SURROGATE)
-        others = [a for a in attacks if not (isinstance(a, dict) and a.get("source") == source)]
-        overrides.append(f"attacks={configs.flow(others)}")
+        attacks = configs.load(configs.find(member.config), overrides).get("attacks")
+        waits = {"source": str(folder / SURROGATE)}.items()
+        if isinstance(attacks, list):
+            others = [a for a in attacks if not (isinstance(a, dict) and waits <= a.items())]
+            overrides.append(f"attacks={configs.flow(others)}")
     try:
         stages = load_spec(member.config, overrides, smoke).stages
         require("attack_eval" in stages, "stages", "attack_eval among them, to compare", stages)
@@ -65,8 +65,8 @@ def check(member: Member, suite: Suite, folder: Path, smoke: bool) -> None:
 
 
 def _run_all(
-    members: Sequence[Member],
     suite: Suite,
+    members: Sequence[Member],
     folder: Path,
     smoke: bool,
     stages: Sequence[str] | None = None,
@@ -74,49 +74,30 @@ def _run_all(
     """Runs the members that are not done, `jobs` of them at a time: name -> None, or why it
     failed."""
     reasons: dict[str, str | None] = {}
-    todo: dict[Member, list[str]] = {}
+    todo: dict[str, list[str]] = {}
     for member in members:
-        overrides = [f"name={member.name}", *member.overrides]
         try:
-            spec = load_spec(member.config, overrides, smoke)
+            line = _line(member, folder, smoke, stages)
         except UserError as error:  # such as a surrogate that was not trained
             reasons[member.name] = str(error)
             print(f"{member.name}: failed: {error}", flush=True)
             continue
-        if _done(spec, Folder(folder / member.name), stages or spec.stages):
+        if line:
+            todo[member.name] = line
+        else:
             reasons[member.name] = None
             print(f"{member.name}: done before", flush=True)
-            continue
-        line = [sys.executable, *arguments_of(member.config, overrides, smoke)]
-        stage = ["--stages", ",".join(stages)] if stages else []
-        todo[member] = [*line, "--workdir", str(folder), *stage]
 
     alive: list[subprocess.Popen[bytes]] = []
-    threads = str(max(1, (os.cpu_count() or 1) // suite.file.jobs))
-    own = {"TF_NUM_INTRAOP_THREADS": threads} if suite.file.jobs > 1 else {}
-
-    def run(member: Member) -> tuple[str | None, str]:
-        begun, log = time.perf_counter(), folder / "logs" / f"{member.name}.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("wb") as out:
-            # Of its own session: Ctrl-C comes to the suite, which passes it on.
-            process = subprocess.Popen(
-                todo[member], stdout=out, stderr=out, env=os.environ | own, start_new_session=True
-            )
-            alive.append(process)
-            status = process.wait()
-            alive.remove(process)
-        took = duration(time.perf_counter() - begun)
-        if status:
-            reason = _reason(log, status)
-            return reason, f"failed after {took}: {reason} ({log})"
-        if stages:
-            return None, f"{', '.join(stages)} done in {took}"
-        record = load_run(folder / member.name)
-        return None, f"{headline(record.config, record.evaluation)}; {took}"
-
+    own = {}
+    if suite.file.jobs > 1:  # they share the cores, and the memory of a GPU
+        threads = max(1, (os.cpu_count() or 1) // suite.file.jobs)
+        own = {"TF_NUM_INTRAOP_THREADS": str(threads), "TF_FORCE_GPU_ALLOW_GROWTH": "true"}
     with ThreadPoolExecutor(suite.file.jobs) as pool:
-        waiting = {pool.submit(run, member): member.name for member in todo}
+        waiting = {
+            pool.submit(_run, line, folder, name, os.environ | own, alive): name
+            for name, line in todo.items()
+        }
         try:
             with tqdm(total=len(todo), desc=suite.name, unit="run", disable=None) as bar:
                 for finished in as_completed(waiting):
@@ -131,15 +112,49 @@ def _run_all(
     return reasons
 
 
-def _done(spec: Spec, folder: Folder, stages: Sequence[str]) -> bool:
-    return all(
-        folder.done(
-            stage,
-            stage_runners.inputs(stage, spec, folder),
-            stage_runners.outputs(stage, spec, folder),
+def _line(
+    member: Member, folder: Path, smoke: bool, stages: Sequence[str] | None
+) -> list[str] | None:
+    """The command of a run, None where it is done."""
+    overrides = [f"name={member.name}", *member.overrides]
+    spec, made = load_spec(member.config, overrides, smoke), Folder(folder / member.name)
+    if all(
+        made.done(
+            stage, stage_runners.inputs(stage, spec, made), stage_runners.outputs(stage, spec, made)
         )
-        for stage in stages
-    )
+        for stage in stages or spec.stages
+    ):
+        return None
+    line = [sys.executable, *arguments_of(member.config, overrides, smoke)]
+    return [*line, "--workdir", str(folder), *(["--stages", ",".join(stages)] if stages else [])]
+
+
+def _run(
+    line: list[str],
+    folder: Path,
+    name: str,
+    environment: Mapping[str, str],
+    alive: list[subprocess.Popen[bytes]],
+) -> tuple[str | None, str]:
+    """None, or why the run failed; and what to tell. Its process is in `alive` while it is."""
+    begun, log = time.perf_counter(), folder / "logs" / f"{name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as out:
+        # Of its own session: Ctrl-C comes to the suite, which passes it on.
+        process = subprocess.Popen(
+            line, stdout=out, stderr=out, env=environment, start_new_session=True
+        )
+        alive.append(process)
+        status = process.wait()
+        alive.remove(process)
+    took = duration(time.perf_counter() - begun)
+    if status:
+        reason = _reason(log, status)
+        return reason, f"failed after {took}: {reason} ({log})"
+    if not (folder / name / "eval.json").is_file():  # the surrogate has none
+        return None, f"done in {took}"
+    record = load_run(folder / name)
+    return None, f"{headline(record.config, record.evaluation)}; {took}"
 
 
 def _reason(log: Path, status: int) -> str:

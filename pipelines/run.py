@@ -121,7 +121,7 @@ def main(argv: list[str]) -> None:
     try:
         path, workdir = configs.find(argv[1]), Path(_WORKDIR.value)
         if is_suite(path):
-            _suite(path, workdir)
+            _suite(argv[1], workdir)
             return
         if _PRINT.value:
             print(configs.dump(load_spec(argv[1], _SET.value, _SMOKE.value).config), end="")
@@ -141,13 +141,13 @@ def main(argv: list[str]) -> None:
         fail(f"{place}: expected a place to read or write: {error.strerror}")
 
 
-def _suite(path: Path, workdir: Path) -> None:
+def _suite(name: str, workdir: Path) -> None:
     require(_STAGES.value is None, "--stages", "none, for a suite", _STAGES.value)
     if _PRINT.value:
-        for member in load_suite(path, _SET.value, workdir).members:
+        for member in load_suite(configs.find(name), _SET.value, workdir).members:
             print(command(member.config, member.overrides, _SMOKE.value))
         return
-    folder, rows = run_suite(path, _SET.value, workdir, _SMOKE.value)
+    folder, rows = run_suite(name, _SET.value, workdir, _SMOKE.value)
     if runs := measured(rows):
         show(comparison(runs))
     failed = [f"{row.run.name} ({row.reason})" for row in rows if row.reason is not None]

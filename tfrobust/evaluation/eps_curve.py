@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
+from tfrobust import noise
 from tfrobust.attacks import PGD
-from tfrobust.evaluation.craft import BATCH_SIZE, LogitsFn, craft, predictor
+from tfrobust.evaluation.craft import BATCH_SIZE, LogitsFn, batches, compiled
 from tfrobust.threat import Threat
 
 MULTIPLES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)  # of the threat's eps, rising
@@ -31,17 +33,25 @@ def least_eps(
     it is broken, so it counts as broken at every larger one. PGD has 20 steps of eps / 4, a
     uniform start and no restarts: alone, an upper bound.
     """
+
+    def broken(images: tf.Tensor, labels: tf.Tensor, eps: tf.Tensor, number: tf.Tensor) -> Any:
+        logits = lambda points: tf.cast(logits_fn(points), tf.float32)  # noqa: E731
+        attack, drawn = PGD(steps=STEPS, step_size=eps / 4), noise.seed_for(seed, number, "eps")
+        x_adv = attack(logits, images, labels, threat=threat.at(eps), seed=drawn)
+        return tf.argmax(logits(x_adv), axis=-1, output_type=tf.int32) != labels
+
     least = np.where(clean, np.inf, 0.0)
-    options: Any = {
-        "seed": seed,
-        "batch_size": batch_size,
-        "predict": predictor(logits_fn, batch_size),
-    }
-    for eps in threat.eps * np.array(MULTIPLES) if threat.eps else ():
+    if not threat.eps:
+        return least
+    scalars = [tf.TensorSpec([], tf.float32), tf.TensorSpec([], tf.int32)]
+    function = compiled(broken, x.shape[1:], tf.TensorSpec([None], tf.int32), *scalars)
+    for eps in threat.eps * np.array(MULTIPLES):
         rows = np.flatnonzero(np.isinf(least))
-        attack = PGD(steps=STEPS, step_size=float(eps) / 4)
-        made = craft(logits_fn, x[rows], y[rows], attack, threat.at(float(eps)), **options)
-        least[rows[~made.right]] = eps
+        for number, part in enumerate(batches(len(rows), batch_size)):
+            some = rows[part]
+            images, labels = tf.constant(x[some]), tf.constant(y[some], tf.int32)
+            found = function(images, labels, tf.constant(eps, tf.float32), tf.constant(number))
+            least[some[found.numpy()]] = eps
     return least
 
 
