@@ -42,6 +42,7 @@ _SMOKE = flags.DEFINE_bool(
 )
 _PRINT = flags.DEFINE_bool("print_config", False, "Print the resolved config and stop.")
 
+AGAIN = 1.0  # seconds
 GO_ON = "the same command goes on from what is saved"
 USAGE = "python -m pipelines.run NAME|PATH [--set key=value ...] [--workdir DIR] [--stages a,b]"
 
@@ -131,6 +132,7 @@ def main(argv: list[str]) -> None:
     except UserError as error:
         fail(str(error))
     except Interrupted as error:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         fail(f"{error}; {GO_ON}", 128 + error.number)
     except tf.errors.OpError as error:
         if worker()[1] == 1:
@@ -161,6 +163,9 @@ def _line(error: Exception) -> str:
 
 
 def _stop(number: int, _: Any) -> NoReturn:
+    # What is raised while an object is deleted gets lost: then it is raised again.
+    signal.signal(signal.SIGALRM, lambda *_: _stop(number, None))
+    signal.setitimer(signal.ITIMER_REAL, AGAIN)
     raise Interrupted(number)
 
 

@@ -86,7 +86,7 @@ def test_a_network_with_widths_through_every_stage(tmp_path: Path) -> None:
     found = [(row["width"], row["lambda"]) for row in curve]
     assert found == [(0.5, 1.0), (0.5, 0.0), (1.0, 1.0), (1.0, 0.0)]
     assert curve[0]["clean_accuracy"] == evaluation["clean_accuracy"]
-    assert "<td>0.5</td><td>1</td>" in (folder / "report" / "index.html").read_text()
+    assert "<th scope=row>0.5</th><td>1</td>" in (folder / "report" / "index.html").read_text()
     served = tf.saved_model.load(str(folder / "saved_model"))
     images = np.random.default_rng(0).random((2, 8, 8, 1), np.float32)
     given = {"image": images, "strength": np.ones(2, np.float32), "width": np.float32([0.5, 0.75])}
