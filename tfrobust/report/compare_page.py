@@ -106,7 +106,7 @@ def _sections(
         found.append(("Parameters", list(varied), note))
     curves = overlays(runs)
     if curves:
-        note = "On the validation split, epochs from 0."
+        note = "On the validation split, the loss on training batches; epochs from 0."
         found.append(("Training", list(curves), note))
     figures.update(varied)
     figures.update(curves)
