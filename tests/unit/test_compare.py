@@ -125,3 +125,17 @@ def test_the_page_of_a_comparison(tmp_path: Path) -> None:
     assert "\\textbf{100.0 \\%" in (page.parent / "tables" / "comparison.tex").read_text()
     again = write_comparison(tmp_path / "out", "mine", rows, {"budget": "small"})
     assert again.read_text() == html
+
+
+def test_runs_under_other_threats_stand_side_by_side_and_none_is_the_best(tmp_path: Path) -> None:
+    far = {"norm": "linf", "eps": 0.3}
+    other = made(tmp_path / "b", 10, 3, threat=far)
+    rows = [Row("a", made(tmp_path / "a", 8, 4)), Row("b", other)]
+    for row, eps in zip(rows, (0.15, 0.3), strict=True):
+        curve = [{"eps": e, "robust_accuracy": 0.5, "examples": 10} for e in (0.0, eps)]
+        change(row.run, eps_curve=curve)
+    assert comparison(measured(rows)).bold == set()
+    page = write_comparison(tmp_path / "out", "mine", rows, {})
+    figures = {path.stem for path in (page.parent / "figures").iterdir()}
+    assert "eps" in figures and not {"trade-off", "classes"} & figures
+    assert "differ in their data or threat" in page.read_text()

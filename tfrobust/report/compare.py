@@ -72,6 +72,15 @@ def families(runs: Sequence[Measured]) -> dict[str, list[Measured]]:
     return found
 
 
+def alike(runs: Sequence[Measured]) -> bool:
+    """Whether all runs have the data and the threat of the first, so that numbers compare."""
+    return all(
+        run.record.evaluation[key] == runs[0].record.evaluation[key]
+        for run in runs
+        for key in ("data", "threat")
+    )
+
+
 def columns(runs: Sequence[Measured]) -> list[str]:
     """clean, every attack in order of appearance, and last the worst case."""
     names = dict.fromkeys(name for run in runs for name in run.accuracies)
@@ -81,7 +90,8 @@ def columns(runs: Sequence[Measured]) -> list[str]:
 
 def comparison(runs: Sequence[Measured]) -> Table:
     """A row a label: mean accuracies with their standard deviation over the seeds, the paper's and
-    the difference to it where it is known, the cost of training. The best of a column is bold."""
+    the difference to it where it is known, the cost of training. The best of a column is bold,
+    where the runs are `alike`."""
     kinds = columns(runs)
     sizes = {
         kind: sorted({run.accuracies[kind].examples for run in runs if kind in run.accuracies})
@@ -107,7 +117,7 @@ def comparison(runs: Sequence[Measured]) -> Table:
         (place, 2 + column)
         for column in range(len(kinds))
         for place, values in enumerate(means)
-        if len(means) > 1 and values[column] == max(v[column] for v in means) >= 0
+        if len(means) > 1 and alike(runs) and values[column] == max(v[column] for v in means) >= 0
     }
     return Table(["method", "seeds", *heads, "time per batch", "epochs"], lines, frozenset(best))
 

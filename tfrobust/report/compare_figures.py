@@ -10,7 +10,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from tfrobust.report.compare import Measured, families
+from tfrobust.report.compare import Measured, alike, families
 from tfrobust.report.figures import PANELS, plain_axes
 from tfrobust.report.page import INK
 from tfrobust.report.summary import class_rows, pareto
@@ -87,7 +87,9 @@ def over_eps(runs: Sequence[Measured]) -> Figure | None:
             eps = [row["eps"] for row in curves[0]]
             values = [mean(c[i]["robust_accuracy"] for c in curves) for i in range(len(eps))]
             axes.plot(eps, values, color=_colour(place), lw=1.6, marker=".", label=_text(label))
-    axes.axvline(runs[0].record.evaluation["threat"]["eps"], color=INK, lw=1, ls="--", alpha=0.55)
+    if alike(runs):
+        eps = runs[0].record.evaluation["threat"]["eps"]
+        axes.axvline(eps, color=INK, lw=1, ls="--", alpha=0.55)
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
     return _legend(figure, axes)
 

@@ -13,6 +13,7 @@ from tfrobust.report.compare import (
     CHANCE,
     Measured,
     Row,
+    alike,
     comparison,
     differences,
     flat,
@@ -28,6 +29,10 @@ EXPLAINED = (
     "clean and attacked; the worst case is over the images that every attack saw. n: images. "
     "Several seeds: mean ± standard deviation. Differences to the paper are in points. "
     "Bold: the best of a column."
+)
+UNLIKE = (
+    " These runs differ in their data or threat: each was attacked at its own eps, so the columns "
+    "do not compare across the rows and none is the best."
 )
 TESTED = (
     "In percentage points, on the images that both runs saw; p of McNemar's exact test on the "
@@ -57,7 +62,7 @@ def write_comparison(
             for run in runs
             if (told := overfitting(run.record.history, run.record.config))
         ],
-        "explained": EXPLAINED,
+        "explained": EXPLAINED + ("" if alike(runs) else UNLIKE),
         "tested": TESTED,
         "facts": dict(facts),
         "pages": _pages(folder / "report", runs),
@@ -66,7 +71,7 @@ def write_comparison(
     figures: dict[str, Figure] = {}
     values["sections"] = _sections(runs, figures)
     first = [run for run in runs if run.seed == min(r.seed for r in runs)]
-    if len(first) >= 2 and len(first) * (len(first) - 1) // 2 <= PAIRS and _alike(first):
+    if len(first) >= 2 and len(first) * (len(first) - 1) // 2 <= PAIRS and alike(first):
         tables["differences"] = differences(first)
     return write_page(folder / "report", "comparison", values, figures, tables)
 
@@ -87,15 +92,18 @@ def _sections(
 ) -> list[tuple[str, list[str], str]]:
     """(title, names of figures, note); the figures are added to `figures`."""
     found = []
-    if len(runs) > 1:
+    notes, same = [], alike(runs)
+    if len(runs) > 1 and same:
         figures["trade-off"] = scatter(runs)
-        note = "A point a run. The dashed line joins the means that no other mean beats in both."
-        over = over_eps(runs)
-        if over is not None:
-            figures["eps"] = over
-            note += " Over eps: PGD on the first test images; the dashed line is the threat's eps."
-        found.append(("Clean and robust accuracy", list(figures), note))
-    by_class = classes(runs)
+        notes.append("A point a run; the dashed line joins the means that none beats in both.")
+    over = over_eps(runs)
+    if over is not None:
+        figures["eps"] = over
+        line = " The dashed line is the threat's eps." if same else ""
+        notes.append(f"Over eps: PGD on the first test images.{line}")
+    if figures:
+        found.append(("Clean and robust accuracy", list(figures), " ".join(notes)))
+    by_class = classes(runs) if same else None
     if by_class is not None:
         figures["classes"] = by_class
         note = "Worst case, in percent, means over the seeds."
@@ -111,15 +119,6 @@ def _sections(
     figures.update(varied)
     figures.update(curves)
     return found
-
-
-def _alike(runs: Sequence[Measured]) -> bool:
-    """Whether all runs have the data and the threat of the first."""
-    return all(
-        run.record.evaluation[key] == runs[0].record.evaluation[key]
-        for run in runs
-        for key in ("data", "threat")
-    )
 
 
 def _runs(rows: Sequence[Row], runs: Sequence[Measured]) -> Table:
