@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import keras
@@ -116,10 +117,10 @@ def _normalized(x: Any, scale: Any, offset: Any, epsilon: float) -> Any:
                 of_g = a * inverse - scale * inverse**2 * uh / count
                 of_h = -scale * inverse**2 * k - of_g * gh / count
                 cast = lambda v: tf.cast(v, x.dtype)  # noqa: E731
-                h = (x - cast(mean)) * cast(inverse)
-                in_x = h * cast(of_h) + g * cast(of_g) - pu * cast(inverse * gh / count)
-                in_x -= cast(of_g * g_sum / count)
-                return pu + h * cast(a) + cast(b), in_x, inverse * count * k
+                h = functools.partial(_fused_affine, x, mean=mean)
+                in_g = pu + h(inverse * a, b)
+                in_x = h(inverse * of_h, -of_g * g_sum / count) + g * cast(of_g)
+                return in_g, in_x - pu * cast(inverse * gh / count), inverse * count * k
 
             return (first, gh, g_sum), second
 
@@ -132,16 +133,7 @@ def _normalized(x: Any, scale: Any, offset: Any, epsilon: float) -> Any:
 @tf.custom_gradient
 def _affine(x: Any, scale: Any, offset: Any) -> Any:
     """scale * x + offset for each channel, in one pass; the kernel's own gradient is slower."""
-    zeros = tf.zeros_like(scale)
-    y, *_ = tf.raw_ops.FusedBatchNormV3(
-        x=x,
-        scale=scale,
-        offset=offset,
-        mean=zeros,
-        variance=zeros + 0.5,
-        epsilon=0.5,
-        is_training=False,
-    )
+    y = _fused_affine(x, scale, offset, mean=tf.zeros_like(scale))
 
     def gradient(dy: Any) -> Any:
         axes = list(range(len(x.shape) - 1))
@@ -150,6 +142,20 @@ def _affine(x: Any, scale: Any, offset: Any) -> Any:
         return dy * tf.cast(scale, dy.dtype), of_scale, tf.reduce_sum(wide, axes)
 
     return y, gradient
+
+
+def _fused_affine(x: Any, scale: Any, offset: Any, mean: Any) -> Any:
+    """(x - mean) * scale + offset for each channel, in one pass."""
+    half = tf.fill(tf.shape(scale), 0.5)
+    return tf.raw_ops.FusedBatchNormV3(
+        x=x,
+        scale=scale,
+        offset=offset,
+        mean=mean,
+        variance=half,
+        epsilon=0.5,
+        is_training=False,
+    )[0]
 
 
 def normalize(x: Any, mean: list[float] | None, std: list[float] | None) -> Any:
