@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
+import tensorflow as tf
 from absl import app, flags, logging
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is first imported
-
-import numpy as np  # noqa: E402
-import tensorflow as tf  # noqa: E402
-
-from pipelines import config as configs  # noqa: E402
-from pipelines import stages as stage_runners  # noqa: E402
-from pipelines.chief import ID, role  # noqa: E402
-from pipelines.command import fail, parse_flags, show  # noqa: E402
-from pipelines.folder import Folder  # noqa: E402
-from pipelines.load import command, load_spec  # noqa: E402
-from pipelines.pool import run_suite  # noqa: E402
-from pipelines.provenance import commit  # noqa: E402
-from pipelines.spec import Spec  # noqa: E402
-from pipelines.suite import is_suite, load_suite  # noqa: E402
-from tfrobust.distribution import gathered, strategy, worker  # noqa: E402
-from tfrobust.io import write_text  # noqa: E402
-from tfrobust.registry import UserError, choose, require  # noqa: E402
-from tfrobust.report import comparison, measured  # noqa: E402
-from tfrobust.training import Interrupted  # noqa: E402
+from pipelines import config as configs
+from pipelines import stages as stage_runners
+from pipelines.chief import ID, role
+from pipelines.command import fail, parse_flags, show
+from pipelines.folder import Folder
+from pipelines.load import command, load_spec
+from pipelines.pool import run_suite
+from pipelines.provenance import commit
+from pipelines.spec import Spec
+from pipelines.suite import is_suite, load_suite
+from tfrobust.distribution import gathered, strategy, worker
+from tfrobust.io import write_text
+from tfrobust.registry import UserError, choose, require
+from tfrobust.report import comparison, measured
+from tfrobust.training import Interrupted
 
 _SET = flags.DEFINE_multi_string(
     "set", [], "Override one key, such as method.alpha=1e-4; may be given several times."

@@ -1,6 +1,7 @@
 """Keeps the measured results of the repository honest: docs/results.md comes from run folders.
 
     python tools/render_results.py --add RUN    # RUN -> docs/results/NAME.json, then renders
+    python tools/render_results.py --add RUN --as OTHER_NAME
     python tools/render_results.py              # docs/results/*.json -> docs/results.md
     python tools/render_results.py --check      # exit 1 when docs/results.md is stale
 
@@ -51,14 +52,14 @@ that every attack saw; one counts as right only if no attack succeeded. Time per
 over epochs."""
 
 
-def add_run(run: Path, results: Path) -> Path:
+def add_run(run: Path, results: Path, name: str | None = None) -> Path:
     """Writes the summary of a finished run to `results`/NAME.json and returns that path.
 
-    A second seed of a run of the same name gets NAME_seedN.json. Raises ValueError for a run
-    that is damaged or whose evaluation is not finished.
+    name: by default the run's own. A second seed of a run of the same name gets NAME_seedN.json.
+    Raises ValueError for a run that is damaged or whose evaluation is not finished.
     """
     record = load_run(run)
-    config, name = record.config, record.config["name"]
+    config, name = record.config, name or record.config["name"]
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise UserError(f"{run}: expected a name that can be a file name, received {name!r}")
     if pending := record.evaluation.get("pending"):
@@ -69,7 +70,7 @@ def add_run(run: Path, results: Path) -> Path:
         "command": without_places_in_command(command),
         "note": config.get("note"),
         "config": without_places(
-            {key: value for key, value in config.items() if key not in ("command", "note")}
+            {k: v for k, v in config.items() if k not in ("command", "note")} | {"name": name}
         ),
         "evaluation": without_places(record.evaluation),
         "training": asdict(summarise_training(record.history, record.config)),
@@ -131,7 +132,7 @@ def paper_of(summary: Mapping[str, Any]) -> Any:
 
 
 def render(docs: Path) -> str:
-    """The text of results.md from `docs`/results/*.json, in the order of their file names."""
+    """The text of results.md from `docs`/results/*.json."""
     intro = docs / "results" / "intro.md"
     top = intro.read_text(encoding="utf-8").rstrip() if intro.is_file() else "# Results"
     parts = [top, EXPLANATION]
@@ -288,15 +289,15 @@ def figure(group: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def by_data(docs: Path) -> dict[str, list[dict[str, Any]]]:
-    """The summaries of `docs`/results, grouped by data set."""
+    """The summaries of `docs`/results by name and seed, grouped by data set."""
     groups: dict[str, list[dict[str, Any]]] = {}
-    for path in sorted((docs / "results").glob("*.json")):
-        summary = read_summary(path)
+    summaries = [read_summary(path) for path in sorted((docs / "results").glob("*.json"))]
+    for summary in sorted(summaries, key=lambda each: (each["name"], seed_of(each) or 0)):
         groups.setdefault(summary["config"]["data"]["name"], []).append(summary)
     return dict(sorted(groups.items()))
 
 
-def main(docs: Path, add: Sequence[str] = (), check: bool = False) -> int:
+def main(docs: Path, add: Sequence[str] = (), check: bool = False, name: str | None = None) -> int:
     """Adds runs, renders or checks; returns the exit status, errors are one line."""
     page = docs / "results.md"
     try:
@@ -304,8 +305,10 @@ def main(docs: Path, add: Sequence[str] = (), check: bool = False) -> int:
             if not page.is_file() or page.read_text(encoding="utf-8") != render(docs):
                 raise UserError(f"{page}: stale; run python tools/render_results.py")
             return 0
+        if name is not None and len(add) != 1:
+            raise UserError(f"--as: expected one --add with it, received {len(add)}")
         for run in add:
-            print(add_run(Path(run), docs / "results"))
+            print(add_run(Path(run), docs / "results", name))
         write_text(page, render(docs))
         for data, group in by_data(docs).items():
             figure(group, docs / "results" / f"{data}.svg")
@@ -318,6 +321,7 @@ def main(docs: Path, add: Sequence[str] = (), check: bool = False) -> int:
 if __name__ == "__main__":
     # Defined here, so that importing this module adds no flags to the process.
     ADD = flags.DEFINE_multi_string("add", [], "A finished run folder to add; may be repeated.")
+    AS = flags.DEFINE_string("as", None, "The name of what is added, if not the run's own.")
     CHECK = flags.DEFINE_bool("check", False, "Write nothing; exit 1 when results.md is stale.")
     DOCS = flags.DEFINE_string("docs", "docs", "The folder with results.md and results/.")
-    app.run(lambda _: main(Path(DOCS.value), ADD.value, CHECK.value))
+    app.run(lambda _: main(Path(DOCS.value), ADD.value, CHECK.value, AS.value))

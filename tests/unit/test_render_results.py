@@ -124,12 +124,12 @@ def test_runs_are_grouped_by_data_and_carry_their_note_once(tmp_path: Path) -> N
 
 
 def test_seeds_get_mean_and_spread(tmp_path: Path) -> None:
-    for seed, robust in enumerate((0.3, 0.5)):
+    for seed, robust in ((1, 0.5), (0, 0.3)):  # the page sorts them
         run = make_run(tmp_path / str(seed), robust=robust, seed=seed)
         tool.add_run(run, tmp_path / "results")
     tool.add_run(make_run(tmp_path / "other", name="digits_adv", seed=3), tmp_path / "results")
     names = sorted(path.name for path in (tmp_path / "results").iterdir())
-    assert names == ["digits_adv.json", "digits_atlas.json", "digits_atlas_seed1.json"]
+    assert names == ["digits_adv.json", "digits_atlas.json", "digits_atlas_seed0.json"]
     page = tool.render(tmp_path)
     # 0.3 and 0.5: mean 0.4, sample standard deviation 0.1 * sqrt(2).
     row = next(line for line in page.splitlines() if "±" in line and line.startswith("|"))
@@ -142,6 +142,18 @@ def test_adding_a_run_again_replaces_it(tmp_path: Path) -> None:
     path = tool.add_run(make_run(tmp_path / "b", robust=0.6), tmp_path / "results")
     assert [path] == list((tmp_path / "results").iterdir())
     assert json.loads(path.read_text())["evaluation"]["robust_accuracy"] == 0.6
+
+
+def test_a_run_of_a_suite_can_have_another_name(tmp_path: Path, capsys: Any) -> None:
+    runs = [str(make_run(tmp_path / "a")), str(make_run(tmp_path / "b", robust=0.6))]
+    assert tool.main(tmp_path / "docs", add=runs[:1]) == 0
+    assert tool.main(tmp_path / "docs", add=runs[1:], name="digits_other") == 0
+    names = sorted(path.name for path in (tmp_path / "docs" / "results").glob("*.json"))
+    assert names == ["digits_atlas.json", "digits_other.json"]
+    assert "### digits_other, seed 0" in (tmp_path / "docs" / "results.md").read_text()
+    capsys.readouterr()
+    assert tool.main(tmp_path / "docs", add=runs, name="digits_other") == 1
+    assert capsys.readouterr().err == "--as: expected one --add with it, received 2\n"
 
 
 def test_user_text_is_escaped(tmp_path: Path) -> None:
