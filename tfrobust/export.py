@@ -10,6 +10,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfrobust.models.saved import open_saved_model
+
 
 def export(network: keras.Model, folder: Path, images: np.ndarray) -> None:
     """Write a SavedModel: [None, H, W, C] float32 in [0, 1] -> logits [None, C]; of a once-for-all
@@ -25,7 +27,7 @@ def export(network: keras.Model, folder: Path, images: np.ndarray) -> None:
     aside = folder.with_name(f".{folder.name}")
     shutil.rmtree(aside, ignore_errors=True)
     network.export(str(aside), verbose=False)
-    loaded = tf.saved_model.load(str(aside))
+    loaded = open_saved_model(aside)
     expected = network(inputs, training=False).numpy()
     served = loaded.serve(inputs).numpy()
     if not np.allclose(served, expected, rtol=1e-5, atol=1e-5):

@@ -110,6 +110,9 @@ def test_the_command(command: Command) -> None:
     shown = command("digits_atlas", "--set", "threat.eps=2/10", "--print_config")
     assert shown.returncode == 0 and "eps: 2/10" in shown.stdout
 
+    done = command("digits_natural", "--smoke")
+    assert (done.returncode, done.stderr) == (0, "")
+
 
 def test_missing_data_is_one_line(command: Command, tmp_path: Path) -> None:
     run = command(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NoReturn
@@ -151,9 +152,24 @@ def _open_keras(network: keras.Model, where: str) -> Opened:
     return forward, taken, given, set(inputs) - {image}
 
 
+def open_saved_model(folder: Path) -> Any:
+    """tf.saved_model.load without its warning of unsaved gradients: those that the attacks take are
+    there, only the second order of our layers is not, and one that is missing raises."""
+    log = logging.getLogger("absl")
+
+    def told(record: logging.LogRecord) -> bool:
+        return "unsaved custom gradients" not in record.getMessage()
+
+    log.addFilter(told)
+    try:
+        return tf.saved_model.load(str(folder))
+    finally:
+        log.removeFilter(told)
+
+
 def _open_saved_model(folder: Path, where: str) -> Opened:
     try:
-        loaded = tf.saved_model.load(str(folder))
+        loaded = open_saved_model(folder)
     except Exception as error:
         _does_not_load("a SavedModel", folder, where, error)
     names = sorted(loaded.signatures)
