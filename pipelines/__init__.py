@@ -6,16 +6,18 @@ import sys
 import tempfile
 
 LEVEL = "TF_CPP_MIN_LOG_LEVEL"
-# TensorFlow on oneDNN and on a machine without a GPU, and the line above them.
+# Of oneDNN, and of a machine that has no GPU or hides it.
 GREETING = re.compile(
-    rb"WARNING: All log messages before|I\d{4} |To enable|E\d{4} .*cuInit.*\(303\)"
+    rb"WARNING: All log messages before|I\d{4} |To enable the following"
+    rb"|E\d{4} .*cuInit.*(\(303\)|CUDA_ERROR_NO_DEVICE)"
 )
 
 
 def _load_tensorflow() -> None:
     """Import TensorFlow and look for devices, without the lines with which it greets: it writes
     them before it heeds any level of its log, and a mistake's one line would drown in them. What
-    else it says, such as a CUDA library that it misses, is passed on."""
+    else it says, such as a CUDA library that does not load, is passed on, after the import: where
+    that crashes, a level of 0 shows why."""
     sys.stderr.flush()
     stderr = os.dup(2)
     with tempfile.TemporaryFile() as said:
@@ -34,5 +36,6 @@ def _load_tensorflow() -> None:
                     os.write(2, line)
 
 
-if os.environ.setdefault(LEVEL, "2") >= "2":  # below that one wants to read the log
+# Below 2 one wants to read the log; without stderr there is nowhere to.
+if os.environ.setdefault(LEVEL, "2") >= "2" and sys.stderr is not None:
     _load_tensorflow()

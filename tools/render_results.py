@@ -64,7 +64,7 @@ def add_run(run: Path, results: Path, name: str | None = None) -> Path:
         raise UserError(f"{run}: expected a name that can be a file name, received {name!r}")
     if pending := record.evaluation.get("pending"):
         raise UserError(f"{run}: expected a finished evaluation; not run: {', '.join(pending)}")
-    command = config.get("command") or f"python -m pipelines.run {name}"
+    command = config.get("command") or f"python -m pipelines.run {config['name']}"
     summary = {
         "name": name,
         "command": without_places_in_command(command),

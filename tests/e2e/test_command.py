@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+import pipelines
 from pipelines import config as configs
 from pipelines.run import run
 from tests.e2e.conftest import Command
@@ -112,6 +116,27 @@ def test_the_command(command: Command) -> None:
 
     done = command("digits_natural", "--smoke")
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_tensorflows_greeting_is_left_out_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    kept = "W0000 00:00:1.2 7 gpu_device.cc:1] Cannot dlopen some GPU libraries.\nits second line\n"
+    greeting = (
+        "WARNING: All log messages before absl::InitializeLog() is called are written to STDERR\n"
+        "I0000 00:00:1.2 7 port.cc:153] oneDNN custom operations are on.\n"
+        "E0000 00:00:1.2 7 cuda_platform.cc:52] failed call to cuInit: UNKNOWN ERROR (303)\n"
+    )
+    config = SimpleNamespace(list_physical_devices=lambda: os.write(2, (greeting + kept).encode()))
+    monkeypatch.setitem(sys.modules, "tensorflow", SimpleNamespace(config=config))
+    pipelines._load_tensorflow()
+    assert capfd.readouterr().err == kept
+
+    monkeypatch.setitem(sys.modules, "tensorflow", None)  # an import that fails
+    with pytest.raises(ImportError):
+        pipelines._load_tensorflow()
+    os.write(2, b"later")
+    assert capfd.readouterr().err == "later"
 
 
 def test_missing_data_is_one_line(command: Command, tmp_path: Path) -> None:

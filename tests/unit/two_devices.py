@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from tfrobust import FGSM, PGD, Threat, distribution, noise
 from tfrobust.attacks import RayS, Square
+from tfrobust.data import Split, batches
 from tfrobust.evaluation import craft
 from tfrobust.methods import METHODS
 from tfrobust.registry import parameters
@@ -74,13 +75,18 @@ def model_for(method: str, normalized: bool = False) -> Any:
 
 
 def fit(model: Any, **options: Any) -> tuple[np.ndarray, dict[str, float]]:
-    """All weights and the last logs after STEPS steps an epoch."""
+    """All weights and the last logs after STEPS steps an epoch, fed as the pipelines do."""
     rng = np.random.default_rng(0)
     x = rng.random((STEPS * BATCH, 4, 4, 1)).astype("float32")
-    y = rng.integers(0, 3, len(x))
-    examples = {"image": x, "index": np.arange(len(x))}
-    data = tf.data.Dataset.from_tensor_slices((examples, y)).batch(BATCH)
-    logs = model.fit(data, validation_data=data, verbose=0, **options).history
+    split = Split.of(x, rng.integers(0, 3, len(x)))
+    first = STEPS * options.get("initial_epoch", 0)
+    logs = model.fit(
+        batches(split, BATCH, training=True, first_step=first),
+        steps_per_epoch=STEPS,
+        validation_data=batches(split, BATCH),
+        verbose=0,
+        **options,
+    ).history
     weights = np.concatenate([w.ravel() for w in model.get_weights()])  # and tables
     return weights, {name: float(values[-1]) for name, values in logs.items()}
 

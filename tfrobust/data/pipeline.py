@@ -54,6 +54,7 @@ def batches(
     epoch's order is dropped). The order is a function of (seed, epoch), the augmentation noise of
     (seed, epoch, batch), so a stream begun at `first_step` is the tail of one begun at 0.
     `steps_per_epoch` cuts epochs short; Keras needs the same number, or len(split) // batch_size.
+    Under tf.distribute batch_size must be a multiple of the replicas: each has an equal part.
     training=False: one pass in order, the last batch as short as it comes.
 
     augment: a name in AUGMENTATIONS, only with training=True. extra: examples that are mixed into
@@ -95,9 +96,13 @@ def batches(
     endless = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
     if extra is None:
         return _mapped(order.apply(endless), collect)
-    weight = np.repeat(np.float32([1.0, extra.weight]), [batch_size - more, more])[spread]
-    weighted = {"weight": weight / weight.mean()}
-    return _mapped(order.apply(endless), lambda *places: collect(*places) | weighted)
+    unit = batch_size / (batch_size - more + more * extra.weight)  # then the mean is 1
+
+    def weighted(counter: tf.Tensor, positions: tf.Tensor) -> dict[str, tf.Tensor]:
+        weight = tf.where(positions < len(split), unit, unit * extra.weight)
+        return collect(counter, positions) | {"weight": weight}
+
+    return _mapped(order.apply(endless), weighted)
 
 
 def from_arrays(
