@@ -8,19 +8,21 @@ ROBUST, ONE_STEP = "val_robust_accuracy", "val_fgsm_accuracy"
 
 
 class Overfitting:
-    """Whether robust accuracy has fallen by more than `drop` below its best while FGSM's gap has
-    opened by more than that.
+    """Whether robust accuracy is more than `drop` below its best, and FGSM's gap wider by more than
+    that, for the second epoch running.
 
     The gap is FGSM accuracy minus multi-step accuracy on validation data: a network that has
-    learnt to fool one-step attacks keeps the first and loses the second. An epoch in which eps
-    still grows shows nothing: there the accuracies waver. best, gap_at_best: the highest robust
-    accuracy so far and the gap there.
+    learnt to fool one-step attacks keeps the first and loses the second, and does not come back
+    within an epoch; a single low epoch is the noise of few validation examples or of a high rate.
+    An epoch in which eps still grows shows nothing: there the accuracies waver. best, gap_at_best:
+    the highest robust accuracy so far and the gap there. fallen: whether the last epoch was low.
     """
 
     def __init__(self, drop: float = 0.10):
         super().__init__()  # it is one of the bases of a callback
         self.drop = drop
         self.best, self.gap_at_best, self.last_eps = 0.0, 0.0, 0.0
+        self.fallen = False
 
     def shown_by(self, epoch: Mapping[str, float]) -> bool:
         """Of the next epoch, by its logs; one without validation shows nothing."""
@@ -31,9 +33,9 @@ class Overfitting:
         before, self.last_eps = self.last_eps, float(epoch.get("eps", 0.0))
         if robust > self.best:
             self.best, self.gap_at_best = robust, gap
-            return False
-        fallen = min(self.best - robust, gap - self.gap_at_best) > self.drop
-        return fallen and self.last_eps <= before
+        low = min(self.best - robust, gap - self.gap_at_best) > self.drop
+        fell, self.fallen = self.fallen, low and self.last_eps <= before
+        return fell and self.fallen
 
 
 def overfitted(history: Iterable[Mapping[str, float]]) -> list[int]:

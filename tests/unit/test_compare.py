@@ -49,7 +49,7 @@ def test_a_row_a_label_with_mean_and_spread(tmp_path: Path) -> None:
     first, second = table.rows
     # sd of 0.8 and 0.9 is 0.0707, of 0.4 and 0.6 is 0.1414; the paper's are 0.9947 and 0.5
     assert first[:3] == ["a", "0, 1", "85.0 ± 7.1 %\npaper 99.5 %, -14.5"]
-    assert first[3] == "50.0 ± 14.1 %\npaper 50.0 %, +0.0" and first[5:] == ["42.0 ms", "3"]
+    assert first[3] == "50.0 ± 14.1 %\npaper 50.0 %, +0.0" and first[5:] == ["42.0 ms", "4"]
     assert second[:4] == ["b", "0", "100.0 %", "30.0 %"]
     assert table.bold == {(1, 2), (0, 3), (0, 4)}  # the best of each column
 
@@ -111,7 +111,7 @@ def test_the_page_of_a_comparison(tmp_path: Path) -> None:
     html = page.read_text()
     assert "2 of 3 runs finished" in html and "c failed: out of &lt;luck&gt;" in html
     assert "$b$ &lt;i&gt;" in html and "<i>" not in html
-    assert "a: Catastrophic overfitting at epoch 2: " in html
+    assert "a: Catastrophic overfitting at epoch 3: " in html
     ids = [part.split('"')[0] for part in html.split(' id="')[1:]]
     assert len(ids) == len(set(ids))
     figures = sorted(path.stem for path in (page.parent / "figures").iterdir())

@@ -50,7 +50,8 @@ def make_run(run: Path, channels: int = 1, **changes: Any) -> Path:
         "val_jacobian,learning_rate,eps,seconds_per_batch\n"
         "0,20,1000.0,2.0,0.90,0.50,0.60,3.0,0.1,0.05,0.040\n"
         "1,40,1010.0,1.0,0.95,0.80,0.85,3.5,0.05,0.15,0.050\n"
-        "2,60,1022.0,0.5,0.97,0.20,0.90,,0.01,0.15,0.042\n"
+        "2,60,1022.0,0.5,0.97,0.25,0.88,,0.01,0.15,0.042\n"
+        "3,80,1033.0,0.4,0.98,0.20,0.90,,0.01,0.15,0.042\n"
     )
     evaluation = {
         "examples": 10,
@@ -242,8 +243,8 @@ def test_damaged_checks_are_refused(tmp_path: Path, key: str) -> None:
 def test_training_summary(tmp_path: Path) -> None:
     history = load_run(make_run(tmp_path / "run")).history
     told = summarise_training(history, {})
-    # Ends at 1000, 1010, 1022: 22 s and the median epoch, 11 s, for the first one.
-    assert (told.epochs, told.best_epoch, told.wall_seconds) == (3, 1, 33.0)
+    # Ends at 1000, 1010, 1022, 1033: 33 s and the median epoch, 11 s, for the first one.
+    assert (told.epochs, told.best_epoch, told.wall_seconds) == (4, 1, 44.0)
     assert told.seconds_per_batch == 0.042
     assert "val_jacobian" not in history[2]
 

@@ -136,13 +136,14 @@ def warnings_of(
 @pytest.mark.parametrize(
     ("epochs", "expected"),
     [
-        ([(0.4, 0.45), (0.1, 0.9)], [1]),  # the sign of it
-        ([(0.4, 0.45), (0.31, 0.9)], []),  # a fall of 9 points only
-        ([(0.4, 0.45), (0.1, 0.12)], []),  # FGSM falls along: worse, but no overfitting to it
-        ([(0.4, 0.45), (0.29, 0.43)], []),  # the gap has opened by 9 points only
-        ([(0.4, 0.45), (0.5, 0.9)], []),  # a new best
-        ([(0.4, 0.45), (0.1, 0.9), (0.1, 0.9), (0.45, 0.5), (0.3, 0.6)], [1, 2, 4]),
-        ([(0.0, 0.0), (0.0, 1.0)], []),
+        ([(0.4, 0.45), *2 * [(0.1, 0.9)]], [2]),  # the sign of it
+        ([(0.4, 0.45), (0.1, 0.9), (0.35, 0.9), (0.1, 0.9)], []),  # it comes back at once
+        ([(0.4, 0.45), *3 * [(0.31, 0.9)]], []),  # a fall of 9 points only
+        ([(0.4, 0.45), *3 * [(0.1, 0.12)]], []),  # FGSM falls along: worse, but no overfitting
+        ([(0.4, 0.45), *3 * [(0.29, 0.43)]], []),  # the gap has opened by 9 points only
+        ([(0.4, 0.45), (0.5, 0.9), (0.6, 0.9)], []),  # new bests
+        ([(0.4, 0.45), *3 * [(0.1, 0.9)], (0.45, 0.5), *2 * [(0.3, 0.6)]], [2, 3, 6]),
+        ([(0.0, 0.0), *3 * [(0.0, 1.0)]], []),
     ],
 )
 def test_catastrophic_overfitting(
@@ -155,12 +156,13 @@ def test_while_eps_grows_a_fall_is_no_sign() -> None:
     sign, last = Overfitting(), {"val_robust_accuracy": 0.1, "val_fgsm_accuracy": 0.9}
     assert not sign.shown_by({"val_robust_accuracy": 0.4, "val_fgsm_accuracy": 0.45, "eps": 0.1})
     assert not sign.shown_by(last | {"eps": 0.2})
+    assert not sign.shown_by(last | {"eps": 0.2})
     assert sign.shown_by(last | {"eps": 0.2})
 
 
 def test_catastrophic_overfitting_message_formats(caplog: pytest.LogCaptureFixture) -> None:
     callback = CatastrophicOverfitting()
-    for robust, fgsm in ((0.4, 0.45), (0.1, 0.9)):
+    for robust, fgsm in ((0.4, 0.45), (0.1, 0.9), (0.1, 0.9)):
         logs = {MONITOR: robust, "val_fgsm_accuracy": fgsm, "val_jacobian": 3.0}
         callback.on_epoch_end(7, logs)
     assert "at epoch 7: validation robust accuracy 10.0 %, 30.0 points below" in caplog.text

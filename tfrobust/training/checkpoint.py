@@ -25,7 +25,7 @@ from tfrobust.training.monitors import History
 KEEP = 2
 # The state of the callbacks that steer a run; a callback without these has none.
 STATE = ("best", "wait", "cooldown_counter", "best_epoch", "stopped_epoch", "gap_at_best",
-         "last_eps", "learning_rate")  # fmt: skip
+         "last_eps", "fallen", "learning_rate")  # fmt: skip
 
 
 class Checkpoints:
