@@ -58,18 +58,22 @@ class Data:
 class Train:
     """The `train` section.
 
+    eps: of training and validation, None is threat.eps, at which the attacks are in any case.
     epsilon_ramp_epochs: eps grows linearly from 0 over so many epochs. steps_per_epoch: None is
-    the whole training split. init_from: a run folder or .keras file whose network is trained on.
-    monitor: the validation accuracy that a guided rate follows and that tells the best epoch.
-    checkpoint_minutes: how often the state is saved within an epoch. rollbacks: how often a loss
-    that is not finite sends the run back to its last checkpoint, at half the rate.
+    the whole training split. jit_compile: the step by XLA (docs/performance.md). init_from: a run
+    folder or .keras file whose network is trained on. monitor: the validation accuracy that a
+    guided rate follows and that tells the best epoch. checkpoint_minutes: how often the state is
+    saved within an epoch. rollbacks: how often a loss that is not finite sends the run back to its
+    last checkpoint, at half the rate.
     """
 
     epochs: int
     schedule: Schedule
+    eps: float | None = None
     epsilon_ramp_epochs: float = 0
     validation_attack: Attack = PGD(steps=10)
     steps_per_epoch: int | None = None
+    jit_compile: bool = False
     init_from: str | None = None
     monitor: str = MONITOR
     checkpoint_minutes: float = 10.0
@@ -81,6 +85,7 @@ class Train:
         require(minutes >= 0, "checkpoint_minutes", "a number >= 0", minutes)
         require(self.rollbacks >= 0, "rollbacks", "int >= 0", self.rollbacks)
         require(self.epochs >= 1, "epochs", "int >= 1", self.epochs)
+        require(self.eps is None or self.eps >= 0, "eps", "a number >= 0", self.eps)
         ramp = self.epsilon_ramp_epochs
         expected = f"a number from 0 to the {self.epochs} epochs"
         require(0 <= ramp <= self.epochs, "epsilon_ramp_epochs", expected, ramp)

@@ -94,11 +94,11 @@ def parse(name: str, config: dict[str, Any]) -> Spec:
         located("train.schedule", train.schedule.learning_rate, 0.1, 1, train.epochs)
         located("train.schedule", train.schedule.callbacks, 0)
     if "method" in top:
-        method = _method(top["method"], threat, train, top["seed"])
+        method = _method(top["method"], _training_threat(threat, train), train, top["seed"])
     for where, attack in training_attacks(method, train).items():
         fits = not isinstance(attack, SavedImages)
         require(fits, where, "an attack that makes its images", "saved_images")
-        located(where, attack.check, threat)
+        located(where, attack.check, _training_threat(threat, train))
     attack_files(training_attacks(method, train))
     if method is not None:  # the constructor checks its values: on a small stand-in, at once
         stand_in = _stand_in(top.get("model") or {}, method, train)
@@ -256,6 +256,10 @@ def _train(section: Mapping[str, Any]) -> Train:
             spec = section.get(key, default)
             values[key] = build(registry, spec, f"train.{key}")  # type: ignore[arg-type]
     return located("train", Train, **values)
+
+
+def _training_threat(threat: Threat, train: Train | None) -> Threat:
+    return threat if train is None or train.eps is None else threat.at(train.eps)
 
 
 def _method(

@@ -94,7 +94,7 @@ def _trained(
         )
         updates = steps * model.updates_per_batch
         rate = plan.schedule.learning_rate(base, updates, plan.epochs)
-        model.compile(spec.optimizer(learning_rate=rate))
+        model.compile(spec.optimizer(learning_rate=rate), jit_compile=plan.jit_compile)
         model.optimizer.build(model.network.trainable_variables)
 
     before = checkpoints.note

@@ -27,7 +27,9 @@ WHERE_MEASURED = (
     "seen the test split. The best of several is chosen by its luck too: expect less of it on "
     "others."
 )
-MEASURED_BY = ("threat", "train.validation_attack", "data.name", "data.validation", "seed")
+MEASURED_BY = (
+    "threat", "train.eps", "train.validation_attack", "data.name", "data.validation", "seed",
+)  # fmt: skip
 
 
 def write_search_report(run: Path) -> Path:
