@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,11 @@ HERE = Path(__file__).resolve().parent
 CONFIGS = HERE / "configs" if (HERE / "configs").is_dir() else HERE.parent / "configs"
 
 # What OmegaConf and YAML raise for a value that fits nowhere.
-MISFIT = (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, IndexError)
+MISFIT = (
+    OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, IndexError, RecursionError,
+)  # fmt: skip
+CALL = re.compile(r"\$\{.*:.*\}", re.DOTALL)  # ${oc.env:HOME}: not a reference to a key
+LARGEST = 2**63  # of an int; TensorFlow's have 64 bits
 
 
 def find(name: str) -> Path:
@@ -58,7 +63,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     for override in overrides:
         _override(config, override)
     try:
-        resolved = OmegaConf.to_container(config, resolve=True)
+        resolved = _resolved(config)
     except OmegaConfBaseException as error:
         raise UserError(f"{path}: {_first_line(error)}") from None
     searches = config.get("search") is not None
@@ -79,9 +84,26 @@ def changed(config: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, A
         except MISFIT as error:
             raise UserError(f"{key}: expected a key of the config: {_first_line(error)}") from None
     try:
-        return OmegaConf.to_container(new, resolve=True)  # type: ignore[return-value]
+        return _resolved(new)
     except OmegaConfBaseException as error:
         raise UserError(_first_line(error)) from None
+
+
+def _resolved(config: DictConfig) -> dict[str, Any]:
+    """The mapping with its references resolved. A config is data: they are to keys, never calls of
+    OmegaConf's resolvers, which read the environment."""
+    _check(OmegaConf.to_container(config))
+    return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
+
+
+def _check(node: Any, key: str = "") -> None:
+    if isinstance(node, dict | list):
+        for name, value in node.items() if isinstance(node, dict) else enumerate(node):
+            _check(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(node, str) and CALL.search(node):
+        raise UserError(f"{key}: expected references to keys, as ${{threat.eps}}, received {node}")
+    elif isinstance(node, int) and abs(node) >= LARGEST:
+        raise UserError(f"{key}: expected numbers below 2**63, received one above")
 
 
 def related(key: str, other: str) -> bool:
@@ -104,7 +126,7 @@ def read(path: Path) -> dict[str, Any]:
     """A written config. Raises UserError naming the file if it is damaged."""
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, *MISFIT) as error:
         raise UserError(f"{path}: {_first_line(error)}") from None
     if not isinstance(config, dict):
         raise UserError(f"{path}: expected a mapping, received {type(config).__name__}")
@@ -120,7 +142,7 @@ def _merged(path: Path, above: tuple[Path, ...] = ()) -> DictConfig:
         config = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     except FileNotFoundError:
         raise UserError(f"{above[-1]}: include: expected a file, found none at {path}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
+    except (OSError, *MISFIT) as error:
         raise UserError(f"{path}: expected YAML: {_first_line(error)}") from None
     if not isinstance(config, dict):
         raise UserError(f"{path}: expected a mapping at the top, received a list")

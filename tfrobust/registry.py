@@ -27,7 +27,7 @@ import tensorflow as tf
 
 T = TypeVar("T")
 STRICT = pydantic.ConfigDict(arbitrary_types_allowed=True, strict=True, allow_inf_nan=False)
-FRACTION = re.compile(r"\s*[+-]?\d+(\.\d+)?\s*/\s*\d+(\.\d+)?\s*")
+FRACTION = re.compile(r"\s*[+-]?\d{1,18}(\.\d{1,18})?\s*/\s*\d{1,18}(\.\d{1,18})?\s*")
 
 
 class UserError(ValueError):
@@ -77,11 +77,16 @@ def number(argument: str, value: Any) -> float:
         above, below = (Fraction(part.strip()) for part in value.split("/"))
         require(below != 0, argument, "a fraction with a denominator other than 0", value)
         value = float(above / below)
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
-        raise UserError(
-            f"{argument}: expected a number or a fraction such as 8/255, received {value!r}"
-        )
-    return float(value)
+    try:
+        if isinstance(value, numbers.Real) and not isinstance(value, bool):
+            value = float(value)
+            if math.isfinite(value):
+                return value
+    except OverflowError:  # an int of more than 308 digits
+        value = math.inf
+    raise UserError(
+        f"{argument}: expected a number or a fraction such as 8/255, received {value!r}"
+    )
 
 
 def parameters(constructor: Callable[..., Any]) -> dict[str, inspect.Parameter]:

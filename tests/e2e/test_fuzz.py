@@ -47,10 +47,13 @@ SUITES = [
 words = st.sampled_from(
     ["pgd", "atlas", "8/255", "1/0", "linf", "l3", "nan", "${threat.eps}", "${nope}", "", "train"]
     + ["!!python/object/apply:os.system [true]", "../../etc/passwd", "\x00", "a\nb", "autoattack"]
+    + ["${oc.env:HOME}", "${o${model.name}:x}", f"{10**400}/3", "1" * 5000, "[" * 2000]
 )
+huge = st.sampled_from([2**63, -(10**400), 1e308, 5e-324])
 scalars = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(), words, st.text(max_size=5), st.dates()
-)
+    st.none(), st.booleans(), st.integers(), huge, st.floats(), words, st.text(max_size=5),
+    st.dates(),
+)  # fmt: skip
 values = st.recursive(
     scalars,
     lambda inner: st.one_of(
