@@ -145,6 +145,28 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path, schedule: Schedu
     assert ("validation train/robust_accuracy", 3) in charts(tmp_path / "signals")
 
 
+def test_a_row_is_published_once_a_checkpoint_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before a save, nothing that was read of history.csv is taken back."""
+    save = Checkpoints.save
+
+    def killed(self: Checkpoints, step: int, *rest: Any) -> None:
+        if step == 6:
+            raise SystemExit
+        save(self, step, *rest)
+
+    monkeypatch.setattr(Checkpoints, "save", killed)
+    with pytest.raises(SystemExit):
+        run(tmp_path, 2)
+    seen = (tmp_path / "history.csv").read_bytes()
+    assert len(seen.splitlines()) == 2  # the names, epoch 0
+    monkeypatch.undo()
+    run(tmp_path, 2)
+    rows = (tmp_path / "history.csv").read_bytes()
+    assert rows.startswith(seen) and len(rows.splitlines()) == 3
+
+
 @pytest.mark.parametrize("name", STATEFUL)
 def test_the_state_of_a_method_resumes_too(tmp_path: Path, name: str) -> None:
     """Its tables and counters, and what is validated, to the bit: cut after an epoch, and within

@@ -174,6 +174,7 @@ def written(path: Path, lines: list[str], epochs: list[dict[str, Any]]) -> Histo
     history.on_train_begin()
     for epoch, logs in enumerate(epochs, max(0, len(lines) - 1)):
         history.on_epoch_end(epoch, logs)
+        history.publish()
     return history
 
 

@@ -258,6 +258,8 @@ class Resume(keras.callbacks.Callback):
         if not _finite(logs, "val_loss"):
             raise NotFinite(f"the validation after epoch {epoch + 1}", self.step)
         self._save((epoch + 1) * self.steps)
+        if self.history:
+            self.history.publish()
         self.interruption.heed(epoch + 1, 0)
 
     def _save(self, step: int) -> None:

@@ -72,7 +72,8 @@ class History(keras.callbacks.Callback):
     same curves for TensorBoard.
 
     lines: those of the epochs before, as the last checkpoint has them; the file and TensorBoard's
-    are written from them, so that neither has gaps nor doubles.
+    are written from them, so that neither has gaps nor doubles. A row is published once a
+    checkpoint has it (Resume does that): what anyone has read of the file never changes.
     """
 
     def __init__(self, path: Path, lines: Sequence[str], tensorboard: Path):
@@ -115,8 +116,12 @@ class History(keras.callbacks.Callback):
             self.lines.append(_line(list(row)))
         columns = next(csv.reader(self.lines[:1]))
         self.lines.append(_line([row.get(column, "") for column in columns]))
+        self.last = row
+
+    def publish(self) -> None:
+        """Write the file, and the last row for TensorBoard."""
         self._write()
-        self._show(row)
+        self._show(self.last)
 
     def _write(self) -> None:
         write_text(self.path, "\n".join(self.lines) + "\n")
