@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 from tfrobust.models import small_cnn, small_resnet, wide_resnet, with_precision
-from tfrobust.models.layers import BatchNorm, MaxPool
+from tfrobust.models.layers import BatchNorm, Dropout, MaxPool
 from tfrobust.registry import UserError
 
 RNG = np.random.default_rng(0)
@@ -77,6 +77,15 @@ def test_batch_norm_elsewhere_is_kerass() -> None:
     out = keras.layers.BatchNormalization(**options)(image, training=True)
     np.testing.assert_allclose(frozen(image, training=True), out, rtol=1e-5)
     assert not frozen.moving_mean.numpy().any()
+
+
+def test_dropout_is_keras_own_on_one_device() -> None:
+    """On two devices: two_devices.py."""
+    x = RNG.normal(size=(8, 5)).astype("float32")
+    ours, keras_own = (cls(0.4, seed=3) for cls in (Dropout, keras.layers.Dropout))
+    for _ in range(2):
+        np.testing.assert_allclose(ours(x, training=True), keras_own(x, training=True), rtol=1e-6)
+    np.testing.assert_array_equal(ours(x), x)
 
 
 @pytest.mark.parametrize("jit", [False, True])

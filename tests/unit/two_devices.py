@@ -19,6 +19,7 @@ from tfrobust.attacks import RayS, Square
 from tfrobust.data import Split, batches
 from tfrobust.evaluation import craft
 from tfrobust.methods import METHODS
+from tfrobust.models.layers import Dropout
 from tfrobust.registry import parameters
 from tfrobust.training import (
     BatchTimer,
@@ -42,7 +43,8 @@ def network(normalized: bool) -> keras.Model:
     keras.utils.set_random_seed(1)
     layers: list[Any] = [keras.Input((4, 4, 1)), keras.layers.Flatten()]
     layers += [keras.layers.BatchNormalization(synchronized=True)] if normalized else []
-    return keras.Sequential([*layers, keras.layers.Dense(8, "tanh"), keras.layers.Dense(3)])
+    layers += [keras.layers.Dense(8, "tanh"), Dropout(0.2), keras.layers.Dense(3)]
+    return keras.Sequential(layers)
 
 
 def conditional() -> keras.Model:

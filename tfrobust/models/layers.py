@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 from keras import layers
 
+from tfrobust import noise
 from tfrobust.registry import require, serializable
 
 LEAST_EPSILON = 1e-5  # that the fused kernels of all devices take
@@ -28,6 +29,23 @@ class MaxPool(layers.Layer):
 
     def compute_output_shape(self, shape: tuple[Any, ...]) -> tuple[Any, ...]:
         return (shape[0], shape[1] // 2, shape[2] // 2, shape[3])
+
+
+@serializable
+class Dropout(layers.Dropout):
+    """Keras's Dropout, its mask drawn for the global batch: each replica takes its own rows of it,
+    where Keras's gives all replicas the same mask."""
+
+    def call(self, inputs: Any, training: bool = False) -> Any:
+        if not (training and self.rate):
+            return inputs
+        seed = tf.cast(self.seed_generator.next(), tf.int32)
+
+        def mask(shape: Any) -> Any:
+            ones = tf.ones(shape, inputs.dtype)
+            return tf.nn.experimental.stateless_dropout(ones, self.rate, seed)
+
+        return inputs * noise.sliced(mask, tf.shape(inputs))
 
 
 WINDOWS = {"ksize": [1, 2, 2, 1], "strides": [1, 2, 2, 1], "padding": "VALID"}

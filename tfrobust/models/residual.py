@@ -8,7 +8,7 @@ import keras
 from keras import layers
 
 from tfrobust.models.conditional import Condition, DualBatchNorm, FiLM, condition, slim
-from tfrobust.models.layers import batch_norm, conv, input_image, logits, normalize
+from tfrobust.models.layers import Dropout, batch_norm, conv, input_image, logits, normalize
 from tfrobust.registry import require
 
 
@@ -37,7 +37,7 @@ def _block(x: Any, filters: int, stride: int, under: Condition | None, dropout: 
     changes = stride > 1 or x.shape[-1] != filters
     shortcut = conv(filters, 1, stride)(active) if changes else x
     out = norm_relu(conv(filters, 3, stride)(active), under)
-    out = layers.Dropout(dropout)(out) if dropout else out
+    out = Dropout(dropout)(out) if dropout else out
     return layers.add([shortcut, conv(filters, 3)(out)])
 
 

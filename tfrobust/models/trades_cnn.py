@@ -5,7 +5,7 @@ from __future__ import annotations
 import keras
 from keras import layers
 
-from tfrobust.models.layers import MaxPool, input_image, logits
+from tfrobust.models.layers import Dropout, MaxPool, input_image, logits
 from tfrobust.registry import require
 
 
@@ -23,5 +23,5 @@ def trades_cnn(image_shape: tuple[int, ...], num_classes: int) -> keras.Model:
             x = layers.Conv2D(filters, 3, activation="relu")(x)
         x = MaxPool()(x)
     x = layers.Dense(200, activation="relu")(layers.Flatten()(x))
-    x = layers.Dense(200, activation="relu")(layers.Dropout(0.5)(x))
+    x = layers.Dense(200, activation="relu")(Dropout(0.5)(x))
     return keras.Model(image, logits(num_classes)(x), name="trades_cnn")
