@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
 from pathlib import Path
 from typing import Any, NoReturn
@@ -39,6 +41,7 @@ _SMOKE = flags.DEFINE_bool(
 _PRINT = flags.DEFINE_bool("print_config", False, "Print the resolved config and stop.")
 
 AGAIN = 1.0  # seconds
+UNWRITABLE = (errno.ENOSPC, errno.EROFS, errno.EACCES)  # TensorFlow's errors have only their texts
 GO_ON = "the same command goes on from what is saved"
 USAGE = "python -m pipelines.run NAME|PATH [--set key=value ...] [--workdir DIR] [--stages a,b]"
 
@@ -131,12 +134,14 @@ def main(argv: list[str]) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
         fail(f"{error}; {GO_ON}", 128 + error.number)
     except tf.errors.OpError as error:
+        if any(os.strerror(number) in str(error) for number in UNWRITABLE):
+            fail(f"{_WORKDIR.value}: expected a place to read or write: {_line(error)}")
         if worker()[1] == 1:
             raise
         fail(f"a worker has stopped or is out of reach ({_line(error)}); start all again: {GO_ON}")
     except OSError as error:
         place = error.filename or _WORKDIR.value
-        fail(f"{place}: expected a place to read or write: {error.strerror}")
+        fail(f"{place}: expected a place to read or write: {error.strerror or _line(error)}")
 
 
 def _suite(name: str, workdir: Path) -> None:

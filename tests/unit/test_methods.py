@@ -16,7 +16,10 @@ import tensorflow as tf
 
 from tfrobust import FGSM, PGD, Adv, Atlas, Jac, Natural, Threat, Trades, TradesJac
 from tfrobust.methods import (
+    METHODS,
     Alp,
+    Awp,
+    Fat,
     FgsmReg,
     Free,
     Gkl,
@@ -26,6 +29,7 @@ from tfrobust.methods import (
     Mart,
     Mma,
     Nfgsm,
+    Oat,
     Squeeze,
     local_global,
 )
@@ -37,6 +41,7 @@ X, X_ADV, X_LOW, NOISY = (RNG.random((5, 2, 2, 1)).astype("float32") for _ in ra
 Y = np.array([0, 1, 2, 1, 0], np.int32)
 V, G = RNG.normal(size=(5, 3)).astype("float32"), RNG.normal(size=X.shape).astype("float32")
 V /= np.linalg.norm(V, axis=1, keepdims=True)
+LAMBDA = np.array([0.0, 0.2, 0.2, 1.0, 0.0], np.float32)
 MARGIN = np.array([0.1, 0.4, 0.2, 0.3, 0.5], np.float32)
 BATCH = {
     "image": X,
@@ -49,6 +54,7 @@ BATCH = {
     "margin": MARGIN,
     "radius": MARGIN,
     "accuracy": Y == 0,
+    "strength": LAMBDA,
 }
 BATCH = {name: tf.constant(value) for name, value in BATCH.items()}
 THREAT = Threat("linf", 0.2)
@@ -143,6 +149,14 @@ def gkl(w: np.ndarray, w0: np.ndarray, s: float) -> np.ndarray:
     return ce(X, w) + 0.5 * soft + 2 / 4 * pairs.sum(axis=(1, 2))
 
 
+def oat(w: np.ndarray, _: np.ndarray, s: float) -> np.ndarray:
+    """Of the network whose logits are (1 + lambda) z."""
+    hard, clean = (
+        -log_softmax((1 + LAMBDA[:, None]) * logits(x, w))[np.arange(5), Y] for x in (X_ADV, X)
+    )
+    return LAMBDA * hard + (1 - LAMBDA) * clean
+
+
 FORMULAE: dict[str, tuple[type, dict[str, Any], Formula]] = {
     "natural": (Natural, {}, lambda w, _, s: ce(X, w)),
     "adv": (Adv, {}, lambda w, _, s: ce(X_ADV, w)),
@@ -176,6 +190,9 @@ FORMULAE: dict[str, tuple[type, dict[str, Any], Formula]] = {
     ),
     "nfgsm": (Nfgsm, {}, lambda w, _, s: ce(X_ADV, w)),
     "free": (Free, {}, lambda w, _, s: ce(X_ADV, w)),
+    "fat": (Fat, {}, lambda w, _, s: ce(X_ADV, w)),
+    "awp, weights that do not move": (Awp, {"gamma": 0.0}, lambda w, _, s: ce(X_ADV, w)),
+    "oat": (Oat, {"lambdas": [0.0, 0.2, 1.0]}, oat),
     "iaat": (Iaat, {}, lambda w, _, s: ce(X_ADV, w)),
     "mart": (Mart, {"beta": 2.0}, mart),
     "alp": (
@@ -193,11 +210,16 @@ FORMULAE: dict[str, tuple[type, dict[str, Any], Formula]] = {
     "squeeze, l2": (Squeeze, {"beta": 2.0, "regularizer": "l2"}, squeeze("l2")),
     "mma": (Mma, {"max_margin": 0.35}, mma),
     "gkl": (Gkl, {"alpha": 0.5, "beta": 2.0, "gamma": 0.4}, gkl),
+    "gkl, no terms": (Gkl, {"alpha": 0.0, "beta": 0.0}, lambda w, _, s: ce(X, w)),
 }
 RAMPED = ("alpha", "beta", "weight")  # what grows with eps and is logged
 
 
 def make(method: Any, network: Any, terms: dict[str, Any], **options: Any) -> Any:
+    if method is Oat:
+        image, strength = keras.Input((2, 2, 1), name="image"), keras.Input((), name="strength")
+        scaled = network(image) * (1 + strength)[:, None]
+        network = keras.Model({"image": image, "strength": strength}, scaled)
     model = method(network, threat=THREAT, **FACTS, **terms, **options)
     if method is Gkl:
         model.class_means.assign(MEANS)
@@ -209,6 +231,10 @@ def network(linear: Callable[..., Any]) -> Any:
     return linear(W, power=2)
 
 
+def test_every_method_has_its_formula() -> None:
+    assert {method for method, *_ in FORMULAE.values()} == set(METHODS.values())
+
+
 @pytest.mark.parametrize(("method", "terms", "formula"), FORMULAE.values(), ids=FORMULAE)
 def test_loss_is_the_papers_formula(network: Any, method: Any, terms: Any, formula: Any) -> None:
     model = make(method, network, terms)
@@ -217,10 +243,11 @@ def test_loss_is_the_papers_formula(network: Any, method: Any, terms: Any, formu
     # Eq. 14 with eps growing: alpha and beta become eps / v of themselves.
     model = make(method, network, terms, ramp_steps=8)
     for step, scale in ((0, 0.0), (4, 0.5), (8, 1.0), (20, 1.0)):
-        model.step.assign(step)
+        getattr(model, "inner", model).step.assign(step)  # AWP's ramp is the inner method's
         expected = formula(w, w, scale)
         np.testing.assert_allclose(model.robust_loss(BATCH)["loss"], expected, rtol=1e-5)
         logged = {name: float(value) for name, value in model.scalars().items()}
+        logged.pop("patience", None)  # FAT's
         adversary = {"eps": 0.2} if method not in (Natural, Jac, Mma) else {}
         ramped = {} if method is Gkl else terms
         coefficients = {name: value for name, value in ramped.items() if name in RAMPED}
@@ -228,12 +255,14 @@ def test_loss_is_the_papers_formula(network: Any, method: Any, terms: Any, formu
         assert logged == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("scale", [1.0, 0.0])
 @pytest.mark.parametrize(("method", "terms", "formula"), FORMULAE.values(), ids=FORMULAE)
 def test_gradient_is_that_of_the_formula(
-    network: Any, method: Any, terms: Any, formula: Any
+    network: Any, method: Any, terms: Any, formula: Any, scale: float
 ) -> None:
-    """Central differences of the mean, in float64; what the paper holds constant stays so."""
-    model = make(method, network, terms)
+    """Central differences of the mean, in float64; what the paper holds constant stays so. At the
+    first step of a ramp, scale 0, the terms with a coefficient have vanished."""
+    model = make(method, network, terms, ramp_steps=0 if scale else 8)
     model.compile("sgd")
     _, (found,), _ = model.gradients(BATCH)
     w, h = W.astype(np.float64), 1e-6
@@ -241,7 +270,7 @@ def test_gradient_is_that_of_the_formula(
     for place in np.ndindex(*w.shape):
         step = np.zeros_like(w)
         step[place] = h
-        up, down = (formula(w + sign * step, w, 1.0).mean() for sign in (1, -1))
+        up, down = (formula(w + sign * step, w, scale).mean() for sign in (1, -1))
         expected[place] = (up - down) / (2 * h)
     assert np.linalg.norm(found - expected) < 1e-5 * np.linalg.norm(expected)
 
