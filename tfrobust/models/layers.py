@@ -51,16 +51,27 @@ class Dropout(layers.Dropout):
 WINDOWS = {"ksize": [1, 2, 2, 1], "strides": [1, 2, 2, 1], "padding": "VALID"}
 
 
+def _max_pool_gradient(x: Any, dy: Any) -> Any:
+    """dy where the maxima are; oneDNN's kernel needs the maxima beside it."""
+    y = tf.raw_ops.MaxPool(input=x, **WINDOWS)
+    return tf.raw_ops.MaxPoolGrad(orig_input=x, orig_output=y, grad=dy, **WINDOWS)
+
+
 @tf.custom_gradient
 def _max_pool(x: Any) -> Any:
     y = tf.raw_ops.MaxPool(input=x, **WINDOWS)
 
     def spread(dy: Any) -> Any:
-        return tf.raw_ops.MaxPoolGrad(orig_input=x, orig_output=y, grad=dy, **WINDOWS)
+        if tf.executing_eagerly():
+            return _max_pool_gradient(x, dy)
+        # Out of the loop of an attack's steps: in one, whose graph is no sequence, TensorFlow takes
+        # oneDNN's kernel in some processes and in others its own, which is ten times slower.
+        apart = tf.function(_max_pool_gradient, experimental_attributes={"_noinline": True})
+        return apart(x, dy)
 
     @tf.custom_gradient
     def gradient(dy: Any) -> Any:
-        """dy where the maxima are; back from there, what lies on them."""
+        """Back from there, what lies on the maxima."""
         sums = lambda u: 4 * tf.raw_ops.AvgPool(value=u, **WINDOWS)  # noqa: E731
         return spread(dy), lambda u: sums(u * spread(tf.ones_like(y)))
 
