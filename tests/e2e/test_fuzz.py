@@ -161,7 +161,7 @@ def spec() -> Spec:
 
 
 FILES = ["config.yaml", "eval.json", "history.csv", "stages.json", "flags.npz", "probes.npz"]
-FILES += ["model.keras", "saved_model/saved_model.pb"]
+FILES += ["valley.npz", "landscape.npz", "model.keras", "saved_model/saved_model.pb"]
 
 
 READERS: dict[str, Callable[[Path, Spec], Any]] = {

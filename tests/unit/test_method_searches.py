@@ -160,6 +160,22 @@ def test_iaat_moves_every_radius_by_the_three_way_test(network: Any, misclassifi
     np.testing.assert_allclose(found["adv"], adversary, atol=1e-6)
 
 
+def test_iaat_of_a_shuffled_epoch_whose_last_batch_is_short(network: Any) -> None:
+    """Each radius moves once, whatever batch its example is in."""
+
+    def radii(*parts: list[int]) -> np.ndarray:
+        model = iaat(network, np.full(6, np.median(DISTANCE)))
+        model.step.assign(2)
+        for rows in parts:
+            batch = {name: tf.gather(v, rows) for name, v in batch_of(model).items()}
+            model.after_update(batch | model.perturb(batch))
+        return model.radii.table.numpy()
+
+    whole = radii([0, 1, 2, 3, 4, 5])
+    assert (whole != np.float32(np.median(DISTANCE))).any()
+    np.testing.assert_allclose(radii([3, 0, 5, 1], [4, 2]), whole, rtol=1e-6)
+
+
 def test_iaat_simple_rule(network: Any) -> None:
     """gamma up where the training attack failed, down where it succeeded."""
     known = np.full(6, np.median(DISTANCE), np.float32)

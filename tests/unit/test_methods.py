@@ -42,6 +42,7 @@ Y = np.array([0, 1, 2, 1, 0], np.int32)
 V, G = RNG.normal(size=(5, 3)).astype("float32"), RNG.normal(size=X.shape).astype("float32")
 V /= np.linalg.norm(V, axis=1, keepdims=True)
 LAMBDA = np.array([0.0, 0.2, 0.2, 1.0, 0.0], np.float32)
+WEIGHT = np.array([0.5, 1.5, 0.5, 1.5, 1.0], np.float32)  # of extra examples
 MARGIN = np.array([0.1, 0.4, 0.2, 0.3, 0.5], np.float32)
 BATCH = {
     "image": X,
@@ -255,22 +256,24 @@ def test_loss_is_the_papers_formula(network: Any, method: Any, terms: Any, formu
         assert logged == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("scale", [1.0, 0.0])
+@pytest.mark.parametrize(("scale", "weight"), [(1.0, None), (0.0, None), (1.0, WEIGHT)])
 @pytest.mark.parametrize(("method", "terms", "formula"), FORMULAE.values(), ids=FORMULAE)
 def test_gradient_is_that_of_the_formula(
-    network: Any, method: Any, terms: Any, formula: Any, scale: float
+    network: Any, method: Any, terms: Any, formula: Any, scale: float, weight: Any
 ) -> None:
     """Central differences of the mean, in float64; what the paper holds constant stays so. At the
-    first step of a ramp, scale 0, the terms with a coefficient have vanished."""
+    first step of a ramp, scale 0, the terms with a coefficient have vanished. Of extra examples
+    each counts by its weight."""
     model = make(method, network, terms, ramp_steps=0 if scale else 8)
     model.compile("sgd")
-    _, (found,), _ = model.gradients(BATCH)
+    _, (found,), _ = model.gradients(BATCH if weight is None else BATCH | {"weight": weight})
+    share = 1.0 if weight is None else weight
     w, h = W.astype(np.float64), 1e-6
     expected = np.zeros_like(w)
     for place in np.ndindex(*w.shape):
         step = np.zeros_like(w)
         step[place] = h
-        up, down = (formula(w + sign * step, w, scale).mean() for sign in (1, -1))
+        up, down = ((share * formula(w + sign * step, w, scale)).mean() for sign in (1, -1))
         expected[place] = (up - down) / (2 * h)
     assert np.linalg.norm(found - expected) < 1e-5 * np.linalg.norm(expected)
 

@@ -165,9 +165,17 @@ def damaged(name: str) -> Callable[[Path], Path]:
     return write
 
 
+def with_code(folder: Path) -> Path:
+    image = keras.Input((2, 2, 1))
+    logits = keras.layers.Flatten()(keras.layers.Lambda(lambda x: 2 * x)(image))
+    keras.Model(image, logits).save(folder / "model.keras")
+    return folder
+
+
 @pytest.mark.parametrize(
     ("write", "message"),
     [
+        (with_code, "path: expected a .keras file, "),
         (two_heads, "path: expected a network with one output, received 2: features, scores"),
         (two_inputs, "path: expected a network with one input, received 2: left, right"),
         (subclassed, "Sequential network (any other one as a SavedModel), received 'Subclassed'"),

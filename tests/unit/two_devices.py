@@ -19,7 +19,7 @@ from tfrobust.attacks import RayS, Square
 from tfrobust.data import Split, batches
 from tfrobust.evaluation import craft
 from tfrobust.methods import METHODS
-from tfrobust.models.layers import Dropout
+from tfrobust.models.layers import BatchNorm, Dropout
 from tfrobust.registry import parameters
 from tfrobust.training import (
     BatchTimer,
@@ -41,9 +41,10 @@ TERMS = {
 
 def network(normalized: bool) -> keras.Model:
     keras.utils.set_random_seed(1)
-    layers: list[Any] = [keras.Input((4, 4, 1)), keras.layers.Flatten()]
-    layers += [keras.layers.BatchNormalization(synchronized=True)] if normalized else []
-    layers += [keras.layers.Dense(8, "tanh"), Dropout(0.2), keras.layers.Dense(3)]
+    layers: list[Any] = [keras.Input((4, 4, 1))]
+    layers += [BatchNorm(synchronized=True)] if normalized else []
+    layers += [keras.layers.Flatten(), keras.layers.Dense(8, "tanh"), Dropout(0.2)]
+    layers += [keras.layers.Dense(3)]
     return keras.Sequential(layers)
 
 

@@ -121,7 +121,7 @@ def load_keras(path: str | Path, where: str = "path") -> keras.Model:
     network inside. Raises UserError as `load_network`."""
     file = keras_file(path, where)
     try:
-        model = keras.saving.load_model(file, compile=False)
+        model = keras.saving.load_model(file, compile=False, safe_mode=True)
     except Exception as error:
         _does_not_load("a .keras file", file, where, error)
     network = getattr(model, "network", model)
