@@ -22,8 +22,9 @@ CONFIGS = HERE / "configs" if (HERE / "configs").is_dir() else HERE.parent / "co
 MISFIT = (
     OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, IndexError, RecursionError,
 )  # fmt: skip
-CALL = re.compile(r"\$\{.*:.*\}", re.DOTALL)  # ${oc.env:HOME}: not a reference to a key
-LARGEST = 2**63  # of an int; TensorFlow's have 64 bits
+REFERENCE = re.compile(r"\$\{[^{}:]*\}")
+CALL = re.compile(r"\$\{[^{}]*:")  # ${oc.env:HOME}
+BITS = 64  # of an int
 
 
 def find(name: str) -> Path:
@@ -59,12 +60,12 @@ def load(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     another key. Raises UserError, one line. Of a search the references stay as they are: its trials
     change the keys that they refer to.
     """
-    config = _merged(path)
-    for override in overrides:
-        _override(config, override)
     try:
+        config = _merged(path)
+        for override in overrides:
+            _override(config, override)
         resolved = _resolved(config)
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, RecursionError) as error:
         raise UserError(f"{path}: {_first_line(error)}") from None
     searches = config.get("search") is not None
     return OmegaConf.to_container(config) if searches else resolved  # type: ignore[return-value]
@@ -100,10 +101,15 @@ def _check(node: Any, key: str = "") -> None:
     if isinstance(node, dict | list):
         for name, value in node.items() if isinstance(node, dict) else enumerate(node):
             _check(value, f"{key}.{name}" if key else str(name))
-    elif isinstance(node, str) and CALL.search(node):
-        raise UserError(f"{key}: expected references to keys, as ${{threat.eps}}, received {node}")
-    elif isinstance(node, int) and abs(node) >= LARGEST:
-        raise UserError(f"{key}: expected numbers below 2**63, received one above")
+    elif isinstance(node, str):
+        rest = node
+        while REFERENCE.search(rest):  # from the innermost outwards
+            rest = REFERENCE.sub("", rest)
+        if CALL.search(rest):
+            expected = "references to keys, such as ${threat.eps}"
+            raise UserError(f"{key}: expected {expected}, received {node!r}")
+    elif isinstance(node, int) and node.bit_length() >= BITS:
+        raise UserError(f"{key}: expected an int of at most {BITS} bits, received a longer one")
 
 
 def related(key: str, other: str) -> bool:
@@ -186,7 +192,8 @@ def _put(config: DictConfig, key: str, value: Any) -> None:
 
 def _parse(text: str) -> Any:
     """The value of an override, read as the YAML of the files is (1e-3 is a number)."""
-    return OmegaConf.create(f"value: {text}" if text else "value: null").value  # type: ignore
+    read = OmegaConf.create(f"value: {text}" if text else "value: null")
+    return OmegaConf.to_container(read)["value"]  # type: ignore[index, call-overload]
 
 
 def _first_line(error: BaseException) -> str:

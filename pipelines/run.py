@@ -41,7 +41,12 @@ _SMOKE = flags.DEFINE_bool(
 _PRINT = flags.DEFINE_bool("print_config", False, "Print the resolved config and stop.")
 
 AGAIN = 1.0  # seconds
-UNWRITABLE = (errno.ENOSPC, errno.EROFS, errno.EACCES)  # TensorFlow's errors have only their texts
+UNWRITABLE = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+)  # TensorFlow's errors have only their texts
 GO_ON = "the same command goes on from what is saved"
 USAGE = "python -m pipelines.run NAME|PATH [--set key=value ...] [--workdir DIR] [--stages a,b]"
 
@@ -59,7 +64,9 @@ def run(
     alone = spec.search is None or workers == 1
     require(alone, "TF_CONFIG", f"one worker (those of a search have {ID} instead)", workers)
     folder = Folder(workdir / (f"{spec.name}.worker{number}" if number else spec.name))
-    if not tf.config.list_physical_devices("GPU"):
+    # With it on Keras takes no XLA.
+    compiled = spec.train is not None and spec.train.jit_compile
+    if not (compiled or tf.config.list_physical_devices("GPU")):
         tf.config.experimental.enable_op_determinism()  # in every stage: each may run alone
     if spec.search is not None and role() == "worker":  # the chief has the folder
         stage_runners.work(spec, folder)

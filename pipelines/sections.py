@@ -60,11 +60,11 @@ class Train:
 
     eps: of training and validation, None is threat.eps, at which the attacks are in any case.
     epsilon_ramp_epochs: eps grows linearly from 0 over so many epochs. steps_per_epoch: None is
-    the whole training split. jit_compile: the step by XLA (docs/performance.md). init_from: a run
-    folder or .keras file whose network is trained on. monitor: the validation accuracy that a
-    guided rate follows and that tells the best epoch. checkpoint_minutes: how often the state is
-    saved within an epoch. rollbacks: how often a loss that is not finite sends the run back to its
-    last checkpoint, at half the rate.
+    the whole training split. jit_compile: the step by XLA, without the determinism that is the
+    default on CPU (docs/performance.md). init_from: a run folder or .keras file whose network is
+    trained on. monitor: the validation accuracy that a guided rate follows and that tells the best
+    epoch. checkpoint_minutes: how often the state is saved within an epoch. rollbacks: how often a
+    loss that is not finite sends the run back to its last checkpoint, at half the rate.
     """
 
     epochs: int

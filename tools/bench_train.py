@@ -259,7 +259,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--network", default="mnist", choices=NETWORKS)
     parser.add_argument("--precision", default="float32", choices=["float32", "mixed_bfloat16"])
-    parser.add_argument("--rounds", type=int, default=5, help="steps of each side")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each side")
     parser.add_argument("--rows", default="", help="titles that contain this; all by default")
     parser.add_argument("--compile", action="store_true", help="torch.compile, too")
     parser.add_argument("--art", action="store_true", help="the toolbox's trainer, too (ADV)")

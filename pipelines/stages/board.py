@@ -43,6 +43,7 @@ def hyper_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
     found = {f"method.{key}": value for key, value in method.items() if key != "name"}
     found |= {"method": method_name(config), "data": config["data"]["name"]}
     found |= {"seed": config.get("seed"), "eps": (config.get("threat") or {}).get("eps")}
+    found["train.eps"] = (config.get("train") or {}).get("eps")
     return {key: v for key, v in found.items() if isinstance(v, bool | int | float | str)}
 
 

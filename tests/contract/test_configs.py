@@ -76,6 +76,13 @@ def test_every_method_has_its_configs() -> None:
     assert {f"cifar10_{name}" for name in METHODS.keys() - own} <= set(configs.available())
 
 
+def test_train_eps_is_that_of_the_training_alone() -> None:
+    spec = parse("digits_adv", configs.load(configs.find("digits_adv"), ["train.eps=0.05"]))
+    assert spec.method is not None and spec.network is not None
+    model = spec.method(spec.network(), ramp_steps=0)
+    assert (model.threat.eps, spec.threat.eps) == (0.05, 0.15)
+
+
 def test_the_papers_constants() -> None:
     """ATLAS, appendix B."""
     mnist, cifar = spec_of("mnist_atlas"), spec_of("cifar10_atlas")

@@ -110,6 +110,39 @@ def test_max_pool_second_order(jit: bool, xla: None) -> None:
     np.testing.assert_allclose(second(x), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_max_pool_in_a_loop() -> None:
+    """Its gradient stands in a function apart, where TensorFlow finds oneDNN's kernel."""
+    x, pool = tf.constant(RNG.normal(size=(2, 4, 4, 2)).astype("float32")), MaxPool()
+
+    def step(x: Any) -> Any:
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            total = tf.reduce_sum(pool(x) ** 2)
+        return x + tape.gradient(total, x)
+
+    looped = tf.function(
+        lambda x: tf.while_loop(lambda x: True, step, [x], maximum_iterations=3)[0]
+    )
+    expected = x
+    for _ in range(3):
+        expected = step(expected)
+    np.testing.assert_allclose(looped(x), expected, rtol=1e-6)
+    library = looped.get_concrete_function(x).graph.as_graph_def().library.function
+    apart = [f for f in library if f.attr["_noinline"].b]
+    assert apart and all("MaxPoolGrad" in {node.op for node in f.node_def} for f in apart)
+
+
+def test_dropout_wants_what_it_can_do() -> None:
+    for options, message in (
+        ({"rate": 1.0}, "rate: expected a number in .0, 1., received 1.0"),
+        ({"rate": 0.5, "noise_shape": (None, 1)}, "noise_shape: expected none"),
+    ):
+        with pytest.raises(UserError, match=message):
+            Dropout(**options)
+    layer = Dropout(0.25, seed=3)
+    assert Dropout.from_config(layer.get_config()).get_config() == layer.get_config()
+
+
 def test_small_cnn_parameters() -> None:
     """MNIST: (25 + 1) 32 + (25 * 32 + 1) 64 + (7 * 7 * 64 + 1) 1024 + (1024 + 1) 10."""
     expected = 26 * 32 + 801 * 64 + 3137 * 1024 + 1025 * 10

@@ -24,6 +24,7 @@ from tfrobust.training import (
     History,
     TableQuantiles,
 )
+from tfrobust.training.checkpoint import STATE
 
 BASE, STEPS, EPOCHS = 0.5, 10, 20
 
@@ -158,6 +159,10 @@ def test_while_eps_grows_a_fall_is_no_sign() -> None:
     assert not sign.shown_by(last | {"eps": 0.2})
     assert not sign.shown_by(last | {"eps": 0.2})
     assert sign.shown_by(last | {"eps": 0.2})
+
+
+def test_its_state_is_in_checkpoints() -> None:
+    assert set(vars(Overfitting())) - {"drop"} <= set(STATE)
 
 
 def test_catastrophic_overfitting_message_formats(caplog: pytest.LogCaptureFixture) -> None:

@@ -53,7 +53,7 @@ def conditional() -> keras.Model:
     keras.utils.set_random_seed(1)
     image, strength = keras.Input((4, 4, 1), name="image"), keras.Input((), name="strength")
     both = [keras.layers.Flatten()(image), keras.layers.Reshape((1,))(strength)]
-    hidden = keras.layers.Dense(8, "tanh")(keras.layers.Concatenate()(both))
+    hidden = Dropout(0.2)(keras.layers.Dense(8, "tanh")(keras.layers.Concatenate()(both)))
     return keras.Model({"image": image, "strength": strength}, keras.layers.Dense(3)(hidden))
 
 

@@ -20,8 +20,8 @@ class Free(Adv):
     weights and of the image, which moves delta by eps along its steepest direction.
 
     delta has a row for each place of a batch and goes on from batch to batch; the box holds for x +
-    delta, the ball for delta. A step of the
-    optimizer is a replay: the papers divide their epochs by `replays`.
+    delta, the ball for delta. A step of the optimizer is a replay: the papers divide their epochs
+    by `replays`.
     """
 
     default_attack = None

@@ -86,7 +86,8 @@ class Oat(RobustModel):
         attacked = _attacked(strength)
         names = ("adv", "label", "strength", "width")
         part = {key: tf.gather(batch[key], attacked) for key in names if key in batch}
-        adversarial = self.logits_fn(part, "train")(part["adv"])
+        with noise.of_rows(tf.size(strength), attacked):  # that of dropout
+            adversarial = self.logits_fn(part, "train")(part["adv"])
         hard = losses.cross_entropy(adversarial, part["label"])
         hard = tf.scatter_nd(attacked[:, None], hard, tf.shape(label, tf.int64))
         return {

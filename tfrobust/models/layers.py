@@ -34,7 +34,15 @@ class MaxPool(layers.Layer):
 @serializable
 class Dropout(layers.Dropout):
     """Keras's Dropout, its mask drawn for the global batch: each replica takes its own rows of it,
-    where Keras's gives all replicas the same mask."""
+    where Keras's gives all replicas the same mask.
+
+    rate: in [0, 1). There is no `noise_shape`.
+    """
+
+    def __init__(self, rate: float, **kwargs: Any):
+        super().__init__(rate, **kwargs)
+        require(0 <= rate < 1, "rate", "a number in [0, 1)", rate)
+        require(self.noise_shape is None, "noise_shape", "none", self.noise_shape)
 
     def call(self, inputs: Any, training: bool = False) -> Any:
         if not (training and self.rate):

@@ -52,7 +52,7 @@ def write_search_report(run: Path) -> Path:
         figures["front"] = front(done, top, search.get("min_clean"))
     values = {
         "name": config["name"],
-        "headline": _headline(trials, top, search, config["threat"]),
+        "headline": _headline(trials, top, search, config),
         "note": config.get("note"),
         "over": [(key, f"over-{key}") for key in keys if done],
         "maps": [name for name in figures if name.startswith("map-")],
@@ -198,8 +198,11 @@ def _headline(
     trials: Sequence[SearchTrial],
     top: SearchTrial | None,
     search: Mapping[str, Any],
-    threat: Mapping[str, Any],
+    config: Mapping[str, Any],
 ) -> str:
+    threat = {**config["threat"]}
+    own = (config.get("train") or {}).get("eps")
+    threat["eps"] = threat["eps"] if own is None else own
     total, failed = len(trials), sum(trial.status == "failed" for trial in trials)
     tuner = str(search.get("tuner", "random")).capitalize()
     told = f"{tuner} search, {total} trial{'s' if total > 1 else ''}"

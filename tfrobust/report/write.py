@@ -247,8 +247,10 @@ def _training(record: RunRecord) -> list[tuple[str, str]]:
 def _facts(config: dict[str, Any], evaluation: dict[str, Any]) -> list[tuple[str, str]]:
     data, threat = evaluation.get("data") or config["data"], evaluation["threat"]
     versions, model = evaluation.get("versions") or {}, config.get("model") or {}
+    own = (config.get("train") or {}).get("eps")
     return [
         ("threat", f"{threat['norm']}, eps {number(threat['eps'])}"),
+        *([] if own is None else [("trained at", f"eps {number(own)}")]),
         ("data", f"{data['name']}, {data.get('split', 'test')} split"),
         ("model", str(model.get("name") or model.get("path", NOTHING))),
         ("method", _method(config.get("method"))),

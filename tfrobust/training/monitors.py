@@ -73,7 +73,7 @@ class History(keras.callbacks.Callback):
 
     lines: those of the epochs before, as the last checkpoint has them; the file and TensorBoard's
     are written from them, so that neither has gaps nor doubles. A row is published once a
-    checkpoint has it (Resume does that): what anyone has read of the file never changes.
+    checkpoint has it (Resume does that), so that a killed run takes none back.
     """
 
     def __init__(self, path: Path, lines: Sequence[str], tensorboard: Path):
@@ -82,9 +82,10 @@ class History(keras.callbacks.Callback):
         self.boards: dict[str, Any] = {}
         if self.lines:
             self._write()
+            self.on_train_begin()  # which does not come where nothing is left to train
 
     def on_train_begin(self, logs: Any = None) -> None:
-        if self.boards:  # fit is called twice where an epoch was left in between
+        if self.boards:
             return
         for name in ("train", "validation"):
             shutil.rmtree(self.tensorboard / name, ignore_errors=True)
