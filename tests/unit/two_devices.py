@@ -72,7 +72,7 @@ def model_for(method: str, normalized: bool = False) -> Any:
         **terms,
     )
     # Small where rounding errors grow fast: with several updates a batch, or a stiff loss.
-    rate = 0.02 if normalized or method in ("free", "gkl", "mart") else 0.5
+    rate = 0.02 if normalized or method in ("free", "gkl", "mart") else 0.1
     model.compile(keras.optimizers.SGD(rate, momentum=0.9))
     return model
 
