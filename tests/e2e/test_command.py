@@ -46,7 +46,6 @@ MISTAKES = {
     ("stages=[trian]",): "stages: .*did you mean 'train'",
     ("method.alpha=${nope}",): "nope",
     ("data.name=${oc.env:HOME}",): "data.name: expected references to keys, such as .{threat.eps}",
-    ("data.name=${o${model.name}.x:y}",): "data.name: expected references to keys",
     ("seed=9223372036854775808",): "seed: expected an int of at most 64 bits",
     ("train.eps=-1",): "train.eps: expected a number >= 0, received -1",
     ("optimizer.momentum=2",): "optimizer: .*momentum",
