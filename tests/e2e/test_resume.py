@@ -70,25 +70,26 @@ def test_killed_and_started_again_is_the_uninterrupted_run(tmp_path: Path) -> No
     out, err = (process := start(straight)).communicate()
     assert process.returncode == 0, err[-2000:]
 
-    first, second = sorted(np.random.default_rng().integers(2, EPOCHS * STEPS - 10, 2).tolist())
-    *_, code = stopped(cut, first, signal.SIGKILL)
-    assert code == -signal.SIGKILL
-    at_kill = saved(cut)
-    out, err, code = stopped(cut, max(second, at_kill + 1), signal.SIGTERM)
-    assert gone_on_after(out) == at_kill  # nothing done is done again
-    assert code == 128 + signal.SIGTERM and "Traceback" not in err
-    assert "SIGTERM: saved after" in err.splitlines()[-1]
-    at_term, history = saved(cut), cut / "digits_atlas" / "history.csv"
-    rows = history.read_bytes() if history.exists() else b""
+    history, cuts, rows = cut / "digits_atlas" / "history.csv", [], b""
+    moments = np.random.default_rng().integers(1, EPOCHS * STEPS - 40, 4)
+    signals = (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM)
+    for moment, number in zip(sorted(moments.tolist()), signals, strict=True):
+        out, err, code = stopped(cut, max(moment, *cuts, 0) + 1, number)
+        assert code == (128 + number if number == signal.SIGTERM else -number), err[-2000:]
+        assert not cuts or gone_on_after(out) == cuts[-1]  # nothing done is done again
+        cuts.append(saved(cut))
+        before, rows = rows, history.read_bytes() if history.exists() else b""
+        assert rows.startswith(before)
+    assert "Traceback" not in err and "SIGTERM: saved after" in err.splitlines()[-1]
     out, err = (process := start(cut)).communicate()
     assert process.returncode == 0, err[-2000:]
-    assert gone_on_after(out) == at_term
+    assert gone_on_after(out) == cuts[-1]
 
     def network(workdir: Path) -> list[np.ndarray]:
         return load_keras(workdir / "digits_atlas").get_weights()
 
     for ours, theirs in zip(network(cut), network(straight), strict=True):
-        np.testing.assert_array_equal(ours, theirs, err_msg=f"cut at {at_kill} and {at_term}")
+        np.testing.assert_array_equal(ours, theirs, err_msg=f"cut at {cuts}")
 
     def measured(workdir: Path) -> list[dict[str, str]]:
         with (workdir / "digits_atlas" / "history.csv").open() as file:

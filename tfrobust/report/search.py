@@ -200,9 +200,8 @@ def _headline(
     search: Mapping[str, Any],
     config: Mapping[str, Any],
 ) -> str:
-    threat = {**config["threat"]}
-    own = (config.get("train") or {}).get("eps")
-    threat["eps"] = threat["eps"] if own is None else own
+    threat, own = config["threat"], (config.get("train") or {}).get("eps")
+    eps = number(threat["eps"] if own is None else own)
     total, failed = len(trials), sum(trial.status == "failed" for trial in trials)
     tuner = str(search.get("tuner", "random")).capitalize()
     told = f"{tuner} search, {total} trial{'s' if total > 1 else ''}"
@@ -213,7 +212,7 @@ def _headline(
         return f"{told}: none{bound} that is complete"
     return (
         f"{told}: the best{bound} has {percent(top.robust)} robust and {percent(top.clean)} clean "
-        f"validation accuracy ({threat['norm']}, eps {number(threat['eps'])}) at "
+        f"validation accuracy ({threat['norm']}, eps {eps}) at "
         f"{_told(top.values)}"
     )
 
