@@ -7,7 +7,6 @@ import fcntl
 import functools
 import hashlib
 import json
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,10 @@ PLACES = ("dir", "download", "path", "init_from", "checkpoint_minutes", "rollbac
 
 
 class Folder:
-    """WORKDIR/NAME and the paths in it."""
+    """WORKDIR/NAME and the paths in it. config_text: the content of config.yaml, once written."""
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, config_text: str = ""):
+        self.path, self.config_text = path, config_text
         self.config = path / "config.yaml"
         self.history = path / "history.csv"
         self.checkpoints = path / "checkpoints"
@@ -85,13 +84,9 @@ class Folder:
         traces = (self.history, self.model, self.checkpoints, self.oracle)
         return any(path.exists() for path in traces)
 
-    def clear(self, stage: str) -> None:
-        """Remove what an evaluation of other inputs left; other stages overwrite their own."""
-        if stage == "attack_eval":
-            counts = (self.evaluation, self.flags, self.adversarial)
-            for path in (*counts, self.probes, self.valley, self.landscape):
-                path.unlink(missing_ok=True)
-            shutil.rmtree(self.tensorboard / stage, ignore_errors=True)
+    def write_config(self) -> None:
+        """Write config.yaml: the config that what is in the folder was made with."""
+        write_text(self.config, self.config_text)
 
     def move_aside(self) -> Path:
         """Rename the folder to the first free NAME.1, NAME.2, ... and return that path."""

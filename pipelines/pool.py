@@ -118,12 +118,7 @@ def _line(
     """The command of a run, None where it is done."""
     overrides = [f"name={member.name}", *member.overrides]
     spec, made = load_spec(member.config, overrides, smoke), Folder(folder / member.name)
-    if all(
-        made.done(
-            stage, stage_runners.inputs(stage, spec, made), stage_runners.outputs(stage, spec, made)
-        )
-        for stage in stages or spec.stages
-    ):
+    if all(stage_runners.done(stage, spec, made) for stage in stages or spec.stages):
         return None
     line = [sys.executable, *arguments_of(member.config, overrides, smoke)]
     return [*line, "--workdir", str(folder), *(["--stages", ",".join(stages)] if stages else [])]

@@ -19,11 +19,10 @@ from pipelines.command import fail, parse_flags, show
 from pipelines.folder import Folder
 from pipelines.load import command, load_spec
 from pipelines.pool import run_suite
-from pipelines.provenance import commit
 from pipelines.spec import Spec
 from pipelines.suite import is_suite, load_suite
 from tfrobust.distribution import gathered, strategy, worker
-from tfrobust.io import write_text
+from tfrobust.provenance import commit
 from tfrobust.registry import UserError, choose, require
 from tfrobust.report import comparison, measured
 from tfrobust.training import Interrupted
@@ -71,26 +70,25 @@ def run(
     if spec.search is not None and role() == "worker":  # the chief has the folder
         stage_runners.work(spec, folder)
         return folder.path
+    stages = [stage for stage in stage_runners.ORDER if stage in (stages or spec.stages)]
+    line = command(name, overrides, smoke)
+    folder.config_text = configs.dump({"name": spec.name, **spec.config, "command": line})
+    stage_runners.check(stages, spec, folder)  # a run that is refused leaves nothing
     with folder.locked():
-        _run(spec, folder, command(name, overrides, smoke), stages or spec.stages, smoke)
+        _run(spec, folder, stages, smoke)
     return folder.path
 
 
-def _run(spec: Spec, folder: Folder, line: str, stages: list[str], smoke: bool) -> None:
+def _run(spec: Spec, folder: Folder, stages: list[str], smoke: bool) -> None:
     if spec.train is not None:
         _make_way(folder, spec, smoke, trains=bool({"train", "search"} & set(stages)))
-    write_text(folder.config, configs.dump({"name": spec.name, **spec.config, "command": line}))
-    for stage in stage_runners.ORDER:
-        if stage not in stages:
-            continue
+    for stage in stages:
         print(f"== {spec.name}: {stage}", flush=True)
-        inputs = stage_runners.inputs(stage, spec, folder)
-        done = folder.done(stage, inputs, stage_runners.outputs(stage, spec, folder))
+        done = stage_runners.done(stage, spec, folder)
         if gathered(np.array(int(done))).all():  # several workers go through a stage together
-            print(f"{stage}: done before, skipped")
+            stage_runners.tell(stage, folder)
             continue
-        if folder.begun(stage) != inputs:
-            folder.clear(stage)
+        inputs = stage_runners.inputs(stage, spec, folder)
         folder.mark(stage, inputs, done=False, commit=commit())
         stage_runners.run(stage, spec, folder)
         folder.mark(stage, inputs, done=True, commit=commit())
@@ -110,7 +108,6 @@ def _make_way(folder: Folder, spec: Spec, smoke: bool, trains: bool) -> None:
             f"{folder.path}: expected a folder for the smoke run, received one with a real run; "
             "give another --workdir"
         )
-    stage_runners.train.splits(spec)  # a mistake that only the data tell must not cost the run
     print(f"The config has changed; the former run is kept in {folder.move_aside()}")
 
 

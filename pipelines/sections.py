@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from pipelines.space import Range
 from tfrobust.attacks import PGD, Attack
 from tfrobust.data import AUGMENTATIONS, Dataset, Extra, Split
 from tfrobust.evaluation import MODES
-from tfrobust.registry import choose, require
+from tfrobust.registry import choose, located, require
 from tfrobust.training import MONITOR, MONITORS, Schedule
 
 # The sections that a training depends on.
@@ -46,6 +47,16 @@ class Data:
     validation: int = 0
     augment: str | None = None
     extra: ExtraData | None = None
+
+    @functools.cached_property
+    def train(self) -> Split:
+        """The training split, read once. Raises UserError where it cannot be had."""
+        return located("data", self.source.load, "train")
+
+    @functools.cached_property
+    def test(self) -> Split:
+        """The test split, read once. Raises UserError where it cannot be had."""
+        return located("data", self.source.load, "test")
 
     def __post_init__(self) -> None:
         require(self.batch_size >= 1, "batch_size", "int >= 1", self.batch_size)
@@ -98,7 +109,8 @@ class EvaluationOptions:
     """The `evaluation` section.
 
     mode: "cascade" attacks only what still stands; "each" gives every attack all images. save:
-    keep the adversarial images, as float32 or uint8 (rounded to 1/255), in adversarial.npz.
+    keep the adversarial images, as float32 or uint8 (rounded to 1/255), in adversarial.npz. rerun:
+    compute again what is done; the former results are kept aside.
     lambdas: where a once-for-all network is evaluated, 1 by default; all that is reported is of the
     first, the others make the trade-off curve. widths: the same of one with widths, which has a
     curve for each.
@@ -107,6 +119,7 @@ class EvaluationOptions:
     mode: str = "cascade"
     batch_size: int = 250
     save: str | None = None
+    rerun: bool = False
     lambdas: list[float] | None = None
     widths: list[float] | None = None
 

@@ -24,13 +24,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from pipelines import config as configs
+from tfrobust.evaluation import Record
 from tfrobust.io import write_atomically, write_text
 from tfrobust.registry import UserError
 from tfrobust.report import (
     NOTHING,
     AccuracyRow,
     accuracy_rows,
-    check_evaluation,
     duration,
     load_run,
     markdown_escape,
@@ -47,9 +47,10 @@ from tfrobust.report import (
 PLACE_KEYS = {"dir", "path", "init_from"}  # where files lie
 EXPLANATION = """Rendered by `python tools/render_results.py` from `docs/results/*.json`; change
 those, not this page. In parentheses the binomial 95 % interval (Wilson) in percent for the n test
-images evaluated; differences to a paper are in percentage points. The worst case is over the images
-that every attack saw; one counts as right only if no attack succeeded. Time per batch is the median
-over epochs."""
+images evaluated; differences to a paper are in percentage points. In the worst case an image
+counts as right only if no attack succeeded: over the attacks that saw the most images and, where
+others saw fewer, over all attacks on the first of them. Time per batch is the median over
+epochs."""
 
 
 def add_run(run: Path, results: Path, name: str | None = None) -> Path:
@@ -62,7 +63,7 @@ def add_run(run: Path, results: Path, name: str | None = None) -> Path:
     config, name = record.config, name or record.config["name"]
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise UserError(f"{run}: expected a name that can be a file name, received {name!r}")
-    if pending := record.evaluation.get("pending"):
+    if pending := record.evaluation.pending:
         raise UserError(f"{run}: expected a finished evaluation; not run: {', '.join(pending)}")
     command = config.get("command") or f"python -m pipelines.run {config['name']}"
     summary = {
@@ -72,7 +73,7 @@ def add_run(run: Path, results: Path, name: str | None = None) -> Path:
         "config": without_places(
             {k: v for k, v in config.items() if k not in ("command", "note")} | {"name": name}
         ),
-        "evaluation": without_places(record.evaluation),
+        "evaluation": without_places(record.evaluation.as_json()),
         "training": asdict(summarise_training(record.history, record.config)),
     }
     path = results / f"{name}.json"
@@ -117,7 +118,7 @@ def read_summary(path: Path) -> dict[str, Any]:
             summary[key]
         summary["config"]["data"]["name"]
         summary["config"]["paper"] = paper_of(summary)
-        check_evaluation(summary["evaluation"])
+        summary["evaluation"] = Record.parse(summary["evaluation"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: expected a run summary, received {error!r}") from error
     return summary
@@ -156,11 +157,11 @@ def attack_columns(group: Sequence[Mapping[str, Any]]) -> list[str]:
     attacks in it."""
     names = dict.fromkeys(name for summary in group for name in rows_of(summary))
     for summary in group:
-        for attack in summary["evaluation"]["attacks"]:
-            if attack.get("suite"):
-                names.pop(attack["name"], None)
-    ends = [name for name in names if name == "worst case"]
-    return [name for name in names if name != "worst case"] + ends
+        for attack in summary["evaluation"].attacks:
+            if attack.suite:
+                names.pop(attack.name, None)
+    ends = [name for name in names if name.startswith("worst case")]
+    return [name for name in names if name not in ends] + ends
 
 
 def seed_of(summary: Mapping[str, Any]) -> Any:
@@ -180,11 +181,11 @@ def results_table(group: Sequence[Mapping[str, Any]]) -> str:
     lines = []
     for summary in group:
         config, training, rows = summary["config"], summary["training"], rows_of(summary)
-        threat = summary["evaluation"]["threat"]
+        threat = summary["evaluation"].threat
         line = [
             title_of(summary, group),
             method_name(config),
-            f"{threat['norm']}, eps {number(threat['eps'])}",
+            f"{threat.norm}, eps {number(threat.eps)}",
             *(accuracy_cell(rows.get(column)) for column in columns),
             milliseconds(training["seconds_per_batch"]),
             duration(training["wall_seconds"]),
@@ -240,20 +241,20 @@ def spread(values: Sequence[float]) -> str:
 def run_section(summary: Mapping[str, Any]) -> str:
     """What it takes to make the run again."""
     config, evaluation = summary["config"], summary["evaluation"]
-    versions = evaluation.get("versions") or {}
+    versions = evaluation.versions or {}
     facts = [
         ", ".join(filter(None, (f"{row.name}: {row.settings}", row.cost, duration(row.seconds))))
         for row in accuracy_rows(config, evaluation)
-        if row.name not in ("clean", "worst case")
+        if row.name != "clean" and not row.name.startswith("worst case")
     ]
     if source := (config.get("paper") or {}).get("source"):
         missing = missing_from_paper(config, evaluation)
         also = "".join(f"; not measured here: {key} {percent(missing[key])}" for key in missing)
         facts.append(f"paper: {source}{also}")
     facts += [
-        f"seed: training {seed_of(summary)}, evaluation {evaluation.get('seed')}",
-        f"commit: training {evaluation.get('training_commit') or 'not recorded'}, "
-        f"evaluation {evaluation.get('commit') or 'not recorded'}",
+        f"seed: training {seed_of(summary)}, evaluation {evaluation.seed}",
+        f"commit: training {evaluation.training_commit or 'not recorded'}, "
+        f"evaluation {evaluation.commit or 'not recorded'}",
         "versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()),
     ]
     title = f"### {markdown_escape(summary['name'])}, seed {seed_of(summary)}"

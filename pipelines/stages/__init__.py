@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 
 from pipelines.folder import Folder, fingerprint
-from pipelines.provenance import commit
 from pipelines.sections import TRAINED
 from pipelines.spec import (
     STAGES,
@@ -23,12 +23,17 @@ from pipelines.spec import (
 from pipelines.stages import attack_eval, train
 from tfrobust.data import readable
 from tfrobust.distribution import strategy
+from tfrobust.evaluation import check_inputs
+from tfrobust.evaluation.record import SCHEMA, Record
+from tfrobust.evaluation.recorder import of_other_code
 from tfrobust.export import export
 from tfrobust.models import SavedNetwork, keras_file, load_keras, load_network, model_files
+from tfrobust.provenance import commit
 from tfrobust.registry import UserError, in_memory, require
 from tfrobust.report import write_report, write_search_report
 
 ORDER = ("search", *STAGES)
+FIRST = 500  # test images that are looked at before a run begins
 
 
 def inputs(stage: str, spec: Spec, folder: Folder) -> str:
@@ -53,7 +58,11 @@ def inputs(stage: str, spec: Spec, folder: Folder) -> str:
             *model_files(*_model(spec, folder)),
             *attack_files(listed_attacks(spec.trials)),
         ]
-        return fingerprint(spec.config, attack_eval.SECTIONS, files)
+        # How many images share a pass changes no attack, and how to treat finished ones no result.
+        options = spec.config.get("evaluation") or {}
+        kept = {k: v for k, v in options.items() if k not in ("batch_size", "rerun")}
+        config = {**spec.config, "evaluation": kept}
+        return fingerprint(config, attack_eval.SECTIONS, files)
     if stage == "export":
         return fingerprint(spec.config, ("model",), model_files(*_model(spec, folder)))
     if spec.search is not None:
@@ -85,8 +94,71 @@ def outputs(stage: str, spec: Spec, folder: Folder) -> list[Path]:
     }[stage]
 
 
+def done(stage: str, spec: Spec, folder: Folder) -> bool:
+    """Return whether a stage is finished with these inputs and has nothing more to do."""
+    if stage == "attack_eval" and (spec.evaluation.rerun or not _of_this_schema(folder)):
+        return False
+    return folder.done(stage, inputs(stage, spec, folder), outputs(stage, spec, folder))
+
+
+def _of_this_schema(folder: Folder) -> bool:
+    try:
+        return Record.load(folder.path).schema_version == SCHEMA
+    except UserError:
+        return False
+
+
+def check(stages: Sequence[str], spec: Spec, folder: Folder) -> None:
+    """Raise the UserError of the first of these stages that cannot run, before anything is
+    written: its network, its images and labels pass the gate."""
+    todo = [s for s in stages if not (_ready(s, spec, folder) and done(s, spec, folder))]
+    trains = "train" in todo
+    for stage in todo:
+        if stage in ("train", "search"):
+            train.splits(spec)
+            if spec.train is not None and spec.train.init_from is not None:
+                assert spec.network is not None
+                spec.network()
+        elif stage == "attack_eval":
+            few = spec.data.test.first(min(FIRST, len(spec.data.test)))
+            if not trains:
+                network, size = _network(spec, folder), spec.evaluation.batch_size
+                with in_memory("evaluation.batch_size", size):
+                    check_inputs(network, few.as_float(), few.labels, spec.threat, size)
+        elif stage == "report" and spec.search is None and "attack_eval" not in todo:
+            _evaluated(spec, folder)
+        elif stage == "export" and not trains:
+            _model(spec, folder)
+
+
+def _ready(stage: str, spec: Spec, folder: Folder) -> bool:
+    """Whether what a stage starts from is there already."""
+    needs_model = stage in ("attack_eval", "export", "report") and spec.search is None
+    return not needs_model or spec.train is None or folder.model.is_file()
+
+
+def _evaluated(spec: Spec, folder: Folder) -> None:
+    before = "attack_eval"
+    if not folder.done(before, inputs(before, spec, folder), outputs(before, spec, folder)):
+        raise UserError(
+            f"{folder.evaluation}: expected the attacks of this config evaluated; run the "
+            "stage attack_eval first"
+        )
+
+
+def tell(stage: str, folder: Folder) -> None:
+    """Print that a stage is skipped, and of which code its results are where it is another."""
+    print(f"{stage}: done before, skipped")
+    if stage == "attack_eval":
+        record = Record.load(folder.path)
+        if line := of_other_code([record, *record.attacks]):
+            print(f"{stage}: {line}")
+
+
 def run(stage: str, spec: Spec, folder: Folder) -> None:
     """Run one stage."""
+    if stage != "attack_eval":  # which has to find the config of the results that are there
+        folder.write_config()
     if stage == "search":
         # What was trained here is told by the mark of training, whatever trains.
         folder.mark("train", inputs("train", spec, folder), done=False, commit=commit())
@@ -96,18 +168,15 @@ def run(stage: str, spec: Spec, folder: Folder) -> None:
             train.train(spec, folder)
     elif stage == "attack_eval":
         with in_memory("evaluation.batch_size", spec.evaluation.batch_size):
-            attack_eval.attack_eval(spec, folder, _network(spec, folder))
+            network = _network(spec, folder)
+            digest = fingerprint({}, (), model_files(*_model(spec, folder)))
+            attack_eval.attack_eval(spec, folder, network, digest)
     elif stage == "report" and spec.search is not None:
         if not folder.trials.is_file():
             raise UserError(f"{folder.trials}: expected trials; run the stage search first")
         print(f"report: {write_search_report(folder.path)}")
     elif stage == "report":
-        before = "attack_eval"
-        if not folder.done(before, inputs(before, spec, folder), outputs(before, spec, folder)):
-            raise UserError(
-                f"{folder.evaluation}: expected the attacks of this config evaluated; run the "
-                "stage attack_eval first"
-            )
+        _evaluated(spec, folder)
         print(f"report: {write_report(folder.path)}")
     else:
         shape = (7, *spec.data.source.image_shape)

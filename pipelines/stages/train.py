@@ -174,7 +174,7 @@ def _rows(*splits: Split) -> int:
 
 def splits(spec: Spec) -> tuple[Split, Split, Extra | None]:
     """(training, held-out validation, extra) examples. Raises UserError if sizes do not fit."""
-    whole = spec.data.source.load("train")
+    whole = spec.data.train
     held, size = spec.data.validation, spec.data.batch_size
     count = len(whole)
     require(count, "data", "a data set with training images", "one without")
@@ -186,6 +186,12 @@ def splits(spec: Spec) -> tuple[Split, Split, Extra | None]:
     require(size % replicas == 0, "data.batch_size", f"a multiple of {replicas} replicas", size)
     extra, more = None, spec.data.extra
     if more is not None:
-        extra = located("data.extra", Extra, more.source.load("train"), more.share, more.weight)
+        extra = located(
+            "data.extra",
+            Extra,
+            located("data.extra", more.source.load, "train"),
+            more.share,
+            more.weight,
+        )
         located("data", extra.rows, size)
     return split, held_out.first(len(held_out) // replicas * replicas), extra  # each takes as many

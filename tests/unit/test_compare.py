@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests.unit.test_report import change, make_run
+from tfrobust.evaluation.record import Flags, digests
 from tfrobust.registry import UserError
 from tfrobust.report import (
     Row,
@@ -30,7 +32,9 @@ def made(path: Path, clean: int, attacked: int, **config: Any) -> Path:
     row = {"name": "PGD-20", "examples": 10, "robust_accuracy": attacked / 10}
     change(run, clean_accuracy=clean / 10, robust_accuracy=attacked / 10, attacks=[row])
     flags = {"clean": np.arange(10) < clean, "PGD-20": np.arange(10) < attacked}
-    np.savez(run / "flags.npz", index=np.arange(10), label=np.zeros(10, int), **flags)
+    images = np.random.default_rng(0).random((10, 2, 2, 1), np.float32)
+    labels = np.zeros(10, int)
+    Flags(np.arange(10), labels, flags, digests(images, labels)).save(run)
     return run
 
 
@@ -83,6 +87,32 @@ def test_differences_are_on_the_images_that_both_saw(tmp_path: Path) -> None:
     assert table.bold == {(0, 2)}
 
 
+def test_the_paired_test_is_of_the_same_images_and_labels(tmp_path: Path) -> None:
+    """Other labels, another order and unknown images are refused; fewer of the same are not."""
+    one, other = made(tmp_path / "one", 10, 9), made(tmp_path / "other", 10, 1)
+    flags, images = Flags.load(one), np.random.default_rng(0).random((10, 2, 2, 1), np.float32)
+    rows = measured(named([one, other]))
+    changed = {
+        "labels": digests(images, flags.label + 1),
+        "order": flags.digest[::-1],
+        "pixel": digests(
+            images + np.eye(10)[0].reshape(-1, 1, 1, 1).astype("float32"), flags.label
+        ),
+    }
+    for digest in changed.values():
+        dataclasses.replace(flags, digest=digest).save(other)
+        with pytest.raises(UserError, match="one, other: expected the same test images in the"):
+            differences(measured(named([one, other])))
+        page = write_comparison(tmp_path / "page", "x", named([one, other]), {})
+        assert not (page.parent / "tables" / "differences.csv").exists()
+    dataclasses.replace(flags, digest=None).save(other)
+    with pytest.raises(UserError, match="other: expected digests of its test images"):
+        differences(measured(named([one, other])))
+    fewer = {name: right[:4] for name, right in rows[1].flags.right.items()}
+    Flags(flags.index[:4], flags.label[:4], fewer, flags.digest[:4]).save(other)
+    assert "n=4" in differences(measured(named([one, other]))).rows[0][1]
+
+
 def test_runs_that_cannot_be_compared_are_one_line(tmp_path: Path) -> None:
     one = made(tmp_path / "one", 10, 9)
     other = made(tmp_path / "other", 10, 1, threat={"norm": "l2", "eps": 1.0})
@@ -90,7 +120,7 @@ def test_runs_that_cannot_be_compared_are_one_line(tmp_path: Path) -> None:
         differences(measured(named([one, other])))
     with pytest.raises(UserError, match="expected different runs"):
         named([one, tmp_path / "x" / ".." / "one"])
-    with pytest.raises(UserError, match=r"config\.yaml: expected the config of a run"):
+    with pytest.raises(UserError, match=r"eval\.json: expected the result of the stage"):
         measured(named([one, tmp_path / "none"]))
     (one / "flags.npz").write_bytes(b"PK damaged")
     with pytest.raises(UserError, match=r"flags\.npz: expected a readable file"):

@@ -17,6 +17,7 @@ import tensorflow as tf
 from tfrobust import FGSM, PGD, Attack, Threat
 from tfrobust.attacks import APGD, Outcome
 from tfrobust.evaluation import (
+    Evaluation,
     Trial,
     adversaries,
     eps_curve,
@@ -128,7 +129,7 @@ def test_clean_mistakes_stay_mistakes() -> None:
     np.testing.assert_array_equal(moved.robust, [1, 0])
 
 
-def test_worst_case_over_the_images_that_all_saw() -> None:
+def test_the_worst_case_is_over_the_attacks_that_saw_the_most_images() -> None:
     trials = (
         Trial(dataclasses.replace(PLAIN, step_scale=0.5), "half"),  # breaks 0.4 and 0.6
         Trial(PLAIN, "whole", examples=4),
@@ -137,7 +138,10 @@ def test_worst_case_over_the_images_that_all_saw() -> None:
     np.testing.assert_array_equal(half.robust, [1, 0, 1, 0, 0, 1, 1])
     np.testing.assert_array_equal(whole.robust, [1, 0, 0, 0])
     np.testing.assert_array_equal(worst_case([clean, half]), half.robust)
-    np.testing.assert_array_equal(worst_case([clean, half, whole]), [1, 0, 0, 0])
+    np.testing.assert_array_equal(worst_case([clean, half, whole]), half.robust)
+    both = Evaluation([clean, half, whole])
+    assert both.robust_accuracy == half.accuracy and both.subsets == {4: 0.25}
+    assert str(both).splitlines()[-1] == "worst case: 25.00% of the first 4"
 
 
 def test_more_examples_than_there_are() -> None:

@@ -17,6 +17,7 @@ FLOORS = {
     "tfrobust.noise": 0,
     "tfrobust.norms": 0,
     "tfrobust.overfitting": 0,
+    "tfrobust.provenance": 0,
     "tfrobust.registry": 0,
     "tfrobust.data": 1,
     "tfrobust.distribution": 1,

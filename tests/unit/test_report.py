@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import yaml
 
+from tfrobust.evaluation import Record
+from tfrobust.evaluation.record import AttackRow
 from tfrobust.report import (
     NOTHING,
     Table,
@@ -155,18 +157,44 @@ def test_headline(tmp_path: Path) -> None:
         "atlas on digits: 80.0 % clean, 30.0 % under the worst of 2 attacks "
         "(linf, eps 0.15, 10 test images)"
     )
-    change(run, worst_case_examples=5, robust_accuracy=0.2)
-    assert headline(record.config, load_run(run).evaluation).endswith(
-        "(linf, eps 0.15, 10 test images, 5 of them attacked)"
+    subset = {"examples": 5, "robust_accuracy": 0.2}
+    change(run, schema_version=1, robust_accuracy=0.4, subsets=[subset])
+    evaluation = load_run(run).evaluation
+    assert headline(record.config, evaluation) == (
+        "atlas on digits: 80.0 % clean, 40.0 % under the worst of 2 attacks "
+        "(linf, eps 0.15, 10 test images); 20.0 % on the first 5 images, under all attacks"
     )
+    *_, worst, fewer = accuracy_rows(record.config, evaluation)
+    assert (worst.name, worst.accuracy, worst.examples) == ("worst case", 0.4, 10)
+    assert (fewer.name, fewer.accuracy, fewer.examples) == ("worst case, first 5", 0.2, 5)
+
+
+def test_a_headline_over_fewer_images_of_an_older_file(tmp_path: Path) -> None:
+    """It becomes a row of its own; the headline is that of the attacks that saw all, where their
+    rows tell it."""
+    run = make_run(tmp_path / "run")
+    rows = [
+        {"name": "PGD-20", "examples": 10, "robust_accuracy": 0.7},
+        {"name": "AA", "examples": 4, "robust_accuracy": 0.25},
+    ]
+    change(run, attacks=rows, robust_accuracy=0.25, worst_case_examples=4, mode="each")
+    evaluation = load_run(run).evaluation
+    assert (evaluation.robust_accuracy, evaluation.worst_case_examples) == (0.7, 10)
+    assert [(s.examples, s.robust_accuracy) for s in evaluation.subsets] == [(4, 0.25)]
+    # Two attacks that ran each by itself: what both leave is not known, only what each does.
+    change(run, attacks=[*rows, rows[0] | {"name": "Square", "robust_accuracy": 0.8}])
+    assert load_run(run).evaluation.robust_accuracy is None
 
 
 def test_the_cost_of_an_attack_is_that_of_each_attacked_image() -> None:
-    row = {"attacked": 80, "queries": 4880, "gradients": 4800, "seconds": 6.5}
-    assert attack_cost(row) == "80 attacked, 61 + 60 passes each, 12.3 a second"  # 80 / 6.5
-    assert attack_cost(row | {"seconds": None}) == "80 attacked, 61 + 60 passes each"
-    assert attack_cost(row | {"attacked": 0}) == "0 attacked"
-    assert attack_cost({"seconds": 6.5}) == ""
+    def cost(**changes: Any) -> str:
+        spent = {"attacked": 80, "queries": 4880, "gradients": 4800, "seconds": 6.5} | changes
+        return attack_cost(AttackRow(name="a", examples=80, robust_accuracy=0.5, **spent))
+
+    assert cost() == "80 attacked, 61 + 60 passes each, 12.3 a second"  # 80 / 6.5
+    assert cost(seconds=None) == "80 attacked, 61 + 60 passes each"
+    assert cost(attacked=0) == "0 attacked"
+    assert cost(attacked=None) == ""
 
 
 def suite_rows(name: str = "AutoAttack") -> list[dict[str, Any]]:
@@ -190,7 +218,7 @@ def test_a_suite_is_one_attack_with_a_row_of_its_own(tmp_path: Path) -> None:
     assert apgd.cost == "8 attacked, 101 + 100 passes each, 4 a second"
     assert suite.settings == "right under each of its attacks above" and suite.paper == 0.45
     assert "40.0 % under AutoAttack (" in headline(record.config, record.evaluation)
-    first = load_run(make_run(tmp_path / "other")).evaluation["attacks"]
+    first = load_run(make_run(tmp_path / "other")).evaluation.as_json()["attacks"]
     change(run, attacks=[*first, *suite_rows()])
     told = headline(record.config, load_run(run).evaluation)
     assert "under the worst of 4 attacks" in told  # the suite's own row is none
@@ -201,11 +229,14 @@ def test_a_suite_is_one_attack_with_a_row_of_its_own(tmp_path: Path) -> None:
 
 
 def test_what_an_accuracy_counts_is_said() -> None:
-    rows = {"attacks": []}
-    assert how_counted(rows) == ""
-    assert "on what those before it" not in how_counted(rows | {"mode": "each"})
-    assert "on what those before it" in how_counted({"attacks": suite_rows(), "mode": "each"})
-    assert "accuracy is 31.2 %" in how_counted(rows | {"rounded_robust_accuracy": 0.312})
+    def counted(**changes: Any) -> str:
+        rows = {"examples": 10, "clean_accuracy": 0.9, "attacks": []}
+        return how_counted(Record.parse(rows | {"threat": {"norm": "l2", "eps": 1.0}} | changes))
+
+    assert counted() == ""
+    assert "on what those before it" not in counted(mode="each")
+    assert "on what those before it" in counted(attacks=suite_rows(), mode="each")
+    assert "accuracy is 31.2 %" in counted(rounded_robust_accuracy=0.312)
 
 
 CHECKS = [
@@ -323,6 +354,18 @@ def test_a_killed_evaluation_is_called_unfinished(tmp_path: Path) -> None:
     assert "not finished: FAB-T, Square did not" in write_report(run).read_text()
 
 
+def test_a_folder_without_a_config(tmp_path: Path) -> None:
+    """As `evaluate(..., folder=...)` leaves it."""
+    run = make_run(tmp_path / "mine")
+    for name in ("config.yaml", "history.csv"):
+        (run / name).unlink()
+    record = load_run(run)
+    assert record.config == {"name": "mine", "data": {"name": "digits"}}
+    told = headline(record.config, record.evaluation)
+    assert told.startswith("mine on digits: 80.0 % clean, 30.0 % under the worst of 2 attacks")
+    assert told in write_report(run).read_text()
+
+
 def test_without_history_paper_and_probes(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", paper=None, method=None)
     (run / "history.csv").unlink()
@@ -357,7 +400,7 @@ def test_rendering_twice_gives_the_same_bytes(tmp_path: Path) -> None:
 def test_missing_evaluation_names_the_stage(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     (run / "eval.json").unlink()
-    with pytest.raises(ValueError, match="run the stage attack_eval"):
+    with pytest.raises(ValueError, match="expected the result of the stage attack_eval"):
         write_report(run)
 
 

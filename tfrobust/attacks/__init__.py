@@ -24,6 +24,13 @@ ATTACKS: dict[str, type[Attack]] = {
     "uniform_noise": UniformNoise,
 }
 
+
+def registered_name(attack: Attack) -> str:
+    """Return the name under which the attack's class is registered, or else the class's own."""
+    names = {kind: name for name, kind in ATTACKS.items()}
+    return names.get(type(attack), type(attack).__name__.lower())
+
+
 __all__ = [
     "APGD",
     "ATTACKS",
@@ -39,4 +46,5 @@ __all__ = [
     "Square",
     "Transfer",
     "UniformNoise",
+    "registered_name",
 ]

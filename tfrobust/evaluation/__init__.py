@@ -1,13 +1,16 @@
 """Evaluation: a cascade of attacks over a test set, flags per example, the worst case."""
 
+from tfrobust.evaluation.cascade import MODES, run
 from tfrobust.evaluation.checks import checks
 from tfrobust.evaluation.craft import Crafted, adversaries, craft, predictor
 from tfrobust.evaluation.eps_curve import eps_curve, least_eps
-from tfrobust.evaluation.evaluate import MODES, evaluate, run
+from tfrobust.evaluation.evaluate import evaluate
 from tfrobust.evaluation.inputs import check_inputs
 from tfrobust.evaluation.landscape import Landscape, landscape
 from tfrobust.evaluation.margins import margins
-from tfrobust.evaluation.results import Check, Evaluation, Result, merged, settings, worst_case
+from tfrobust.evaluation.record import Flags, Record
+from tfrobust.evaluation.recorder import Details
+from tfrobust.evaluation.results import Check, Evaluation, Result, merged, worst_case
 from tfrobust.evaluation.trials import SUITES, Trial, trials
 from tfrobust.evaluation.valley import Valley, valley
 
@@ -16,8 +19,11 @@ __all__ = [
     "SUITES",
     "Check",
     "Crafted",
+    "Details",
     "Evaluation",
+    "Flags",
     "Landscape",
+    "Record",
     "Result",
     "Trial",
     "Valley",
@@ -33,7 +39,6 @@ __all__ = [
     "merged",
     "predictor",
     "run",
-    "settings",
     "trials",
     "valley",
     "worst_case",

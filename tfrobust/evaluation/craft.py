@@ -10,7 +10,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from tfrobust import noise
-from tfrobust.attacks import Attack, Outcome, SavedImages
+from tfrobust.attacks import Attack, Outcome, SavedImages, registered_name
 from tfrobust.distribution import added, local_replicas, strategy, worker
 from tfrobust.registry import UserError
 from tfrobust.threat import Threat
@@ -75,10 +75,12 @@ def craft(
     rows: np.ndarray | None = None,
     total: int | None = None,
     predict: Predict | None = None,
+    stream: str | None = None,
 ) -> Crafted:
     """The attack on x [n, H, W, C], in batches, each checked: finite, inside the box, within eps.
 
-    The noise is a function of (seed, the attack's title, the batch's number). progress: the label
+    The noise is a function of (seed, stream, the batch's number); stream: by default the attack's
+    registered name, so that no display name changes a number. progress: the label
     of a progress bar that shows the robust accuracy so far over `total` images, those not in x
     being broken; none by default. rows: the places of x in the test set (saved images are looked
     up by them). predict: `predictor(logits_fn, batch_size)`, where it is traced already. Raises
@@ -89,7 +91,7 @@ def craft(
         return tf.cast(logits_fn(images), tf.float32)
 
     def run(images: Any, labels: Any, number: Any) -> Outcome:
-        numbered = noise.seed_for(seed, number, attack.title)
+        numbered = noise.seed_for(seed, number, stream or registered_name(attack))
         return attack.run(logits, images, labels, threat=threat, seed=numbered)
 
     if not len(x):

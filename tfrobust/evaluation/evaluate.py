@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Iterable, Iterator, Sequence
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
-import tensorflow as tf
 
-from tfrobust.attacks import SavedImages, Transfer
-from tfrobust.distribution import gathered
-from tfrobust.evaluation.checks import checks
-from tfrobust.evaluation.craft import BATCH_SIZE, LogitsFn, Predict, craft, predictor
-from tfrobust.evaluation.inputs import SOME, check_inputs
-from tfrobust.evaluation.results import Evaluation, Result, worst_case
-from tfrobust.evaluation.trials import AttackSpec, Trial, trials
-from tfrobust.registry import choose, in_memory
+from tfrobust.evaluation.cascade import fitted, run
+from tfrobust.evaluation.closing import Closing
+from tfrobust.evaluation.craft import BATCH_SIZE, LogitsFn, predictor
+from tfrobust.evaluation.inputs import check_inputs, outputs
+from tfrobust.evaluation.record import NetworkRow
+from tfrobust.evaluation.recorder import Details, Recorder
+from tfrobust.evaluation.results import Check, Evaluation
+from tfrobust.evaluation.trials import AttackSpec, trials
+from tfrobust.registry import in_memory
 from tfrobust.threat import Threat
 
-MODES = ("cascade", "each")
+FIRST = 16  # images whose logits tell a network from others
 
 
 def evaluate(
@@ -35,130 +37,90 @@ def evaluate(
     batch_size: int = BATCH_SIZE,
     images: bool = False,
     check: bool = True,
-    progress: bool = True,  # on a terminal
+    progress: bool = True,
+    folder: str | Path | None = None,
+    save: str | None = None,
+    rerun: bool = False,
+    details: Details | None = None,
 ) -> Evaluation:
-    """The robust accuracy of a network under a list of attacks.
+    """Measure the robust accuracy of a network under a list of attacks.
 
-    logits_fn: [B, H, W, C] in the box -> logits [B, C], any callable, such as a Keras network; x:
-    float32 [N, H, W, C]; y: int [N]. attacks: "autoattack", "paper", the name of an attack, a
-    mapping with its settings, an Attack, or a list of these. mode: "cascade" attacks only what
-    the attacks before have left standing; "each" gives every attack all images that are right
-    when clean. images: keep the adversarial images. check: end with `checks`, some 200 forward and
-    backward passes for each of up to 200 images. Raises UserError for inputs that do not fit.
+    Args:
+        logits_fn: [B, H, W, C] in the box -> logits [B, C], any callable, such as a Keras network.
+        x: float images [N, H, W, C]. Where all attacks have `examples`, the run is of the first
+            images that one of them sees, the clean accuracy too.
+        y: class numbers [N].
+        threat: the set in which the attacks search.
+        attacks: "autoattack", "paper", the name of an attack, a mapping with its settings, an
+            Attack, or a list of these.
+        mode: "cascade" attacks only what the attacks before have left standing; "each" gives every
+            attack all images that are right when clean.
+        seed: of all noise.
+        batch_size: images in a pass.
+        images: keep the adversarial images in memory.
+        check: end with `checks` and, in a folder, the curves and pictures of its page: some 200
+            forward and backward passes for each of up to 200 images.
+        progress: a bar on a terminal.
+        folder: where the record is written after every attack, and taken up by the same call after
+            an interruption or with more attacks. `tfrobust.report.write_report(folder)` makes its
+            page. Results of another network, of other images or of another threat that are there
+            are moved aside, to folder/evaluation.1.
+        save: "float32" or "uint8" writes the adversarial images to the folder.
+        rerun: compute again what the folder has.
+        details: what the record says beside the numbers.
+
+    Raises:
+        UserError: inputs that do not fit; nothing is written then.
     """
-    found, x, y = trials(attacks, threat), np.asarray(x), np.asarray(y)
+    listed, x, y = trials(attacks, threat), np.asarray(x), np.asarray(y)
+    details = details or Details()
     with in_memory("batch_size", batch_size):
         check_inputs(logits_fn, x, y, threat, batch_size)
+        n = min(len(x), max((t.examples or len(x) for t in listed), default=len(x)))
+        x, y = x[:n], y[:n]
+        logits = outputs(logits_fn, x[:FIRST], batch_size)
+        listed = [fitted(trial, logits.shape[1]) for trial in listed]
+        predict = predictor(logits_fn, batch_size)
+        recorder = None
+        if folder is not None:
+            network = NetworkRow(logits=logits.tolist(), sha256=_digest(logits_fn, details))
+            recorder = Recorder(
+                Path(folder), network, x, y, threat, listed, predict,
+                mode=mode, seed=seed, save=save, details=details, rerun=rerun,
+            )  # fmt: skip
         options: Any = {"seed": seed, "batch_size": batch_size, "progress": progress}
-        results = list(run(logits_fn, x, y, threat, found, mode=mode, images=images, **options))
-        signs = checks(logits_fn, x, y, threat, results, **options) if check and found else []
-        return Evaluation(results, signs)
-
-
-def run(
-    logits_fn: LogitsFn,
-    x: np.ndarray,
-    y: np.ndarray,
-    threat: Threat,
-    found: Sequence[Trial],
-    *,
-    mode: str = "cascade",
-    seed: int = 0,
-    batch_size: int = BATCH_SIZE,
-    images: bool = False,
-    progress: bool = True,
-    finished: Iterable[Result] = (),
-) -> Iterator[Result]:
-    """The results of `evaluate`, each as soon as it is known.
-
-    finished: results of an earlier, interrupted run with the same arguments; they are given again
-    and not computed again.
-    """
-    choose("mode", mode, MODES)
-    known = {result.name: result for result in finished}
-    classes = logits_fn(tf.constant(x[:1])).shape[-1]
-    found = [_fitted(trial, classes, x, trial.name in known) for trial in found]
-    predict = predictor(logits_fn, batch_size)
-    clean = known.get("clean") or _clean(predict, x, y, images)
-    yield clean
-    standing = clean.robust.copy()  # after the attacks so far, those of the suite in mode each
-    suite: list[Result] = []
-    for place, trial in enumerate(found):
-        if mode == "each" and not (trial.suite and suite):
-            standing = clean.robust.copy()
-        if trial.name in known:
-            result = dataclasses.replace(known[trial.name], trial=trial)
+        results = []
+        for result in run(
+            logits_fn,
+            x,
+            y,
+            threat,
+            listed,
+            mode=mode,
+            images=images or save is not None,
+            finished=recorder.finished if recorder else (),
+            predict=predict,
+            **options,
+        ):
+            if recorder:
+                recorder.add(result)
+            results.append(result if images else dataclasses.replace(result, images=None))
+        closing = Closing(logits_fn, x, y, threat, listed, results, **options)
+        if recorder is None:
+            return Evaluation(results, closing.checks() if check and listed else [])
+        if check and listed:
+            closing.write(recorder)
         else:
-            begun = time.perf_counter()
-            robust = standing[: trial.examples].copy()
-            rows = np.flatnonzero(robust)
-            made = craft(
-                logits_fn,
-                x[rows],
-                y[rows],
-                trial.attack,
-                threat,
-                seed=seed,
-                batch_size=batch_size,
-                progress=trial.name if progress else None,
-                rows=rows,
-                total=len(robust),
-                predict=predict,
-            )
-            robust[rows] = made.right
-            result = Result(
-                trial.name,
-                robust,
-                time.perf_counter() - begun,
-                trial,
-                len(rows),
-                int(made.queries.sum()),
-                int(made.gradients.sum()),
-                _placed(made.images, rows, x[: len(robust)]) if images else None,
-            )
-        standing[: len(result.robust)] = result.robust
-        yield result
-        if trial.suite:
-            suite.append(result)
-            if place + 1 == len(found) or found[place + 1].suite != trial.suite:
-                yield known.get(trial.suite) or _summed(trial.suite, suite)
-                suite = []
+            recorder.save()
+        found = [Check(c.name, c.value, c.text, c.warns) for c in recorder.record.checks]
+        return Evaluation(results, found)
 
 
-def _fitted(trial: Trial, classes: int, x: np.ndarray, done: bool) -> Trial:
-    """The trial as it runs on this network. Raises UserError, before the first attack begins, for
-    one that cannot."""
-    attack = trial.attack.fitted(classes)
-    if isinstance(attack, Transfer) and not done:
-        attack.surrogate.check(x[:SOME], "source")
-    if isinstance(attack, SavedImages) and not done:
-        attack.lookup(np.arange(0))  # reads and checks the file
-    return dataclasses.replace(trial, attack=attack)
-
-
-def _clean(predict: Predict, x: np.ndarray, y: np.ndarray, images: bool) -> Result:
-    begun = time.perf_counter()
-    # The first worker's: others may round a tie another way, and all must go on with the same.
-    right = gathered((predict(x) == y).astype(np.int32))[0].astype(bool)
-    seconds = time.perf_counter() - begun
-    return Result("clean", right, seconds, None, len(x), len(x), 0, x if images else None)
-
-
-def _placed(images: np.ndarray, rows: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """The images in these rows of a copy of the others."""
-    whole = others.copy()
-    whole[rows] = images
-    return whole
-
-
-def _summed(name: str, results: Sequence[Result]) -> Result:
-    """A suite as one attack."""
-    return Result(
-        name,
-        worst_case(results),
-        sum(result.seconds for result in results),
-        None,
-        max(result.attacked for result in results),
-        sum(result.queries for result in results),
-        sum(result.gradients for result in results),
-    )
+def _digest(logits_fn: LogitsFn, details: Details) -> str | None:
+    """Return a digest of the network's files or, of a Keras network, of its weights."""
+    if details.digest is not None or not isinstance(logits_fn, keras.Model):
+        return details.digest
+    content = hashlib.sha256()
+    for weight in logits_fn.get_weights():
+        content.update(np.ascontiguousarray(weight))
+    return content.hexdigest()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
+from tfrobust.evaluation.record import AttackRow, Provenance, headline, subsets
 from tfrobust.evaluation.trials import Trial
 from tfrobust.threat import Threat
 
@@ -20,7 +22,7 @@ class Result:
     the clean image, under this attack, and in a cascade under those before it. attacked: how many
     images the attack ran on; queries, gradients: its forward and backward passes over them all.
     images: the adversarial images [n, H, W, C], the clean one where the attack did not run; only
-    on demand, and not for a suite.
+    on demand, and not for a suite. provenance: what it was made with.
     """
 
     name: str
@@ -31,6 +33,7 @@ class Result:
     queries: int = 0
     gradients: int = 0
     images: np.ndarray | None = None
+    provenance: Provenance | None = None
 
     @property
     def accuracy(self) -> float:
@@ -69,13 +72,20 @@ class Evaluation:
 
     @property
     def robust(self) -> np.ndarray:
-        """bool [n]: right in every trial, for the images that all of them saw."""
+        """bool [n]: right under every attack that saw the most images, n of them."""
         return worst_case(self.results)
 
     @property
     def robust_accuracy(self) -> float:
-        """The headline: the worst case over all attacks."""
+        """The headline: the worst case over the attacks that saw the most images."""
         return float(self.robust.mean())
+
+    @property
+    def subsets(self) -> dict[int, float]:
+        """n -> the robust accuracy on the first n images under all attacks that saw these, for
+        each n that is smaller than the headline's."""
+        clean, *attacks = (result.robust for result in self.results)
+        return {n: float(right.mean()) for n, right in subsets(attacks, clean).items()}
 
     @property
     def images(self) -> np.ndarray | None:
@@ -87,14 +97,18 @@ class Evaluation:
     def __str__(self) -> str:
         lines = [f"{r.name}: {r.accuracy:.2%} of {len(r.robust)}" for r in self.results]
         lines.append(f"worst case: {self.robust_accuracy:.2%} of {len(self.robust)}")
+        lines += [f"worst case: {share:.2%} of the first {n}" for n, share in self.subsets.items()]
         lines += [f"warning: {c.name}: {c.text}" for c in self.checks if c.warns]
         return "\n".join(lines)
 
 
 def worst_case(results: Sequence[Result]) -> np.ndarray:
-    """bool [n]: right in every trial, for the images that all of them saw."""
-    n = min(len(result.robust) for result in results)
-    return np.logical_and.reduce([result.robust[:n] for result in results])
+    """Return bool [n]: right when clean and under every attack that saw the most images, n.
+
+    results: the clean one first.
+    """
+    clean, *attacks = (result.robust for result in results)
+    return headline(attacks, clean)
 
 
 def merged(images: np.ndarray, results: Iterable[Result]) -> np.ndarray:
@@ -110,9 +124,9 @@ def merged(images: np.ndarray, results: Iterable[Result]) -> np.ndarray:
     return images
 
 
-def settings(result: Result, threat: Threat) -> dict[str, Any]:
-    """The row of a result in eval.json."""
-    row: dict[str, Any] = {
+def row_of(result: Result, threat: Threat, files: Sequence[str] = ()) -> AttackRow:
+    """Return the row of a result in eval.json. files: digests of those that its attack reads."""
+    values: dict[str, Any] = {
         "name": result.name,
         "examples": len(result.robust),
         "robust_accuracy": result.accuracy,
@@ -121,8 +135,16 @@ def settings(result: Result, threat: Threat) -> dict[str, Any]:
         "queries": result.queries,
         "gradients": result.gradients,
     }
-    trial = result.trial
-    if trial is not None:
-        row["config"] = trial.attack.settings(threat)
-        row["suite"] = trial.suite
-    return row
+    if result.trial is not None:
+        values["config"] = plain(result.trial.attack.settings(threat))
+        values["suite"] = result.trial.suite
+    if files:
+        values["files"] = list(files)
+    if result.provenance is not None:
+        values["provenance"] = result.provenance
+    return AttackRow(**values)
+
+
+def plain(settings: Any) -> Any:
+    """Return settings as JSON gives them back: lists for tuples."""
+    return json.loads(json.dumps(settings))

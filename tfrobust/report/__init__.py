@@ -7,7 +7,7 @@ from tfrobust.report.compare import Row, comparison, differences, measured, name
 from tfrobust.report.compare_page import write_comparison
 from tfrobust.report.figures import amplification
 from tfrobust.report.page import Table, write_page
-from tfrobust.report.record import Probes, RunRecord, check_evaluation, load_run
+from tfrobust.report.record import Probes, RunRecord, load_run
 from tfrobust.report.search import write_search_report
 from tfrobust.report.summary import (
     AccuracyRow,
@@ -55,7 +55,6 @@ __all__ = [
     "attack_settings",
     "best_epoch",
     "best_trial",
-    "check_evaluation",
     "comparison",
     "completed",
     "differences",

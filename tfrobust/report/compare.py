@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest
 
+from tfrobust.evaluation.record import Flags, same_images
 from tfrobust.registry import UserError, require
 from tfrobust.report.page import Table
 from tfrobust.report.record import RunRecord, load_run
-from tfrobust.report.summary import AccuracyRow, accuracy_rows, summarise_training
+from tfrobust.report.summary import AccuracyRow, accuracy_rows, data_of, summarise_training
 from tfrobust.report.text import NOTHING, milliseconds, percent, points
 
 CHANCE = 0.05
@@ -32,13 +33,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Measured:
-    """A finished run. flags: name -> bool [n], right when clean or under an attack; index: int [N],
-    the images' places in the test split."""
+    """A finished run."""
 
     row: Row
     record: RunRecord
-    flags: dict[str, np.ndarray]
-    index: np.ndarray
+    flags: Flags
 
     @property
     def seed(self) -> int:
@@ -59,8 +58,7 @@ def measured(rows: Sequence[Row]) -> list[Measured]:
         record = load_run(row.run)
         if record.flags is None:
             raise UserError(f"{row.run / 'flags.npz'}: expected flags, received no such file")
-        flags = {key: flag for key, flag in record.flags.items() if key not in ("index", "label")}
-        found.append(Measured(row, record, flags, record.flags["index"]))
+        found.append(Measured(row, record, record.flags))
     return found
 
 
@@ -74,18 +72,34 @@ def families(runs: Sequence[Measured]) -> dict[str, list[Measured]]:
 
 def alike(runs: Sequence[Measured]) -> bool:
     """Whether all runs have the data and the threat of the first, so that numbers compare."""
-    return all(
-        run.record.evaluation[key] == runs[0].record.evaluation[key]
-        for run in runs
-        for key in ("data", "threat")
-    )
+    return all(_of(run, what) == _of(runs[0], what) for run in runs for what in ("data", "threat"))
+
+
+def _of(run: Measured, what: str) -> tuple[Any, ...]:
+    """The data or the threat of a run, as far as every record tells it."""
+    evaluation = run.record.evaluation
+    if what == "threat":
+        return evaluation.threat.norm, evaluation.threat.eps
+    data = data_of(run.record.config, evaluation)
+    return data.name, data.split
+
+
+def same_test_images(runs: Sequence[Measured]) -> bool:
+    """Whether all runs saw the images of the first, by their digests."""
+    return all(same_images(runs[0].flags.digest, run.flags.digest) for run in runs)
 
 
 def columns(runs: Sequence[Measured]) -> list[str]:
-    """clean, every attack in order of appearance, and last the worst case."""
+    """clean, every attack in order of appearance, and last the worst case over all images and over
+    fewer."""
     names = dict.fromkeys(name for run in runs for name in run.accuracies)
-    last = ["worst case"] if names.pop("worst case", 0) is None else []
-    return [*names, *last]
+    last = [name for name in names if name.startswith("worst case")]
+    return [*(name for name in names if name not in last), *sorted(last, key=_fewer)]
+
+
+def _fewer(name: str) -> int:
+    """The place of a worst case among others: the one over all images, then those over fewer."""
+    return -int(name.rpartition(" ")[2]) if name != "worst case" else -(10**12)
 
 
 def comparison(runs: Sequence[Measured]) -> Table:
@@ -136,7 +150,9 @@ def _cell(rows: Sequence[AccuracyRow]) -> str:
 
 def flat(runs: Sequence[Measured]) -> Table:
     """A row a run, accuracies as fractions: what a program reads."""
-    kinds = [kind for kind in columns(runs) if kind not in ("clean", "worst case")]
+    kinds = [
+        kind for kind in columns(runs) if kind != "clean" and not kind.startswith("worst case")
+    ]
     lines = []
     for run in runs:
         known = run.accuracies
@@ -204,19 +220,24 @@ def _p(value: float) -> str:
 
 def _pairs(first: Measured, second: Measured) -> tuple[Difference, Difference | None]:
     names = [name_of(run, [first, second]) for run in (first, second)]
+    both = f"{names[0]}, {names[1]}"
     for what in ("data", "threat"):
-        one, other = (run.record.evaluation[what] for run in (first, second))
-        require(one == other, f"{names[0]}, {names[1]}", f"the same {what}", [one, other])
-    n = min(len(first.index), len(second.index))
-    same = np.array_equal(first.index[:n], second.index[:n])
-    require(same, f"{names[0]}, {names[1]}", "the same test images", "others")
-    shared = [key for key in first.flags if key in second.flags and key != "clean"]
-    clean = difference(first.flags["clean"][:n], second.flags["clean"][:n])
+        facts = [_of(run, what) for run in (first, second)]
+        require(facts[0] == facts[1], both, f"the same {what}", facts)
+    for run, name in zip((first, second), names, strict=True):
+        expected = "digests of its test images (evaluate it again: evaluation.rerun=true)"
+        require(run.flags.digest is not None, name, expected, "a record of before there were any")
+    same = same_images(first.flags.digest, second.flags.digest)
+    require(same, both, "the same test images in the same order", "others")
+    one, other = first.flags.right, second.flags.right
+    shared = [key for key in one if key in other and key != "clean"]
+    n = min(len(one["clean"]), len(other["clean"]))
+    clean = difference(one["clean"][:n], other["clean"][:n])
     if not shared:
         return clean, None
-    n = min(len(run.flags[key]) for run in (first, second) for key in shared)
+    n = min(len(right[key]) for right in (one, other) for key in shared)
     left, right = (
-        np.logical_and.reduce([run.flags[key][:n] for key in shared]) for run in (first, second)
+        np.logical_and.reduce([flags[key][:n] for key in shared]) for flags in (one, other)
     )
     return clean, difference(left, right)
 

@@ -32,9 +32,9 @@ def scatter(runs: Sequence[Measured]) -> Figure:
         axes.plot(clean, robust, ls="", ms=6, alpha=0.85, label=_text(label), **style)
         middles.append((mean(clean), mean(robust)))
         for run in family:
-            curve = run.record.evaluation["curve"]
-            first = [row for row in curve if row["width"] == curve[0]["width"]]
-            over = sorted((row["clean_accuracy"], row["robust_accuracy"]) for row in first)
+            curve = run.record.evaluation.curve
+            first = [row for row in curve if row.width == curve[0].width]
+            over = sorted((row.clean_accuracy, row.robust_accuracy) for row in first)
             if over:
                 axes.plot(*zip(*over, strict=True), ".-", lw=1, color=style["color"])
     front = sorted(middles[place] for place in pareto(middles))
@@ -77,19 +77,18 @@ def over_eps(runs: Sequence[Measured]) -> Figure | None:
     """Robust accuracy over eps, the mean of the seeds; None where fewer than two runs have it."""
     known: dict[str, list[Any]] = {}
     for label, family in families(runs).items():
-        curves = [run.record.evaluation.get("eps_curve") for run in family]
+        curves = [run.record.evaluation.eps_curve for run in family]
         known[label] = [curve for curve in curves if curve]
     if sum(bool(curves) for curves in known.values()) < 2:
         return None
     figure, axes = _axes("eps", "robust accuracy")
     for place, (label, curves) in enumerate(known.items()):
         if curves:
-            eps = [row["eps"] for row in curves[0]]
-            values = [mean(c[i]["robust_accuracy"] for c in curves) for i in range(len(eps))]
+            eps = [row.eps for row in curves[0]]
+            values = [mean(c[i].robust_accuracy for c in curves) for i in range(len(eps))]
             axes.plot(eps, values, color=_colour(place), lw=1.6, marker=".", label=_text(label))
     if alike(runs):
-        eps = runs[0].record.evaluation["threat"]["eps"]
-        axes.axvline(eps, color=INK, lw=1, ls="--", alpha=0.55)
+        axes.axvline(runs[0].record.evaluation.threat.eps, color=INK, lw=1, ls="--", alpha=0.55)
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
     return _legend(figure, axes)
 

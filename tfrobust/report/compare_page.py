@@ -19,6 +19,7 @@ from tfrobust.report.compare import (
     flat,
     measured,
     name_of,
+    same_test_images,
 )
 from tfrobust.report.compare_figures import classes, over_eps, overlays, scatter, sweeps
 from tfrobust.report.page import Table, write_page
@@ -71,7 +72,8 @@ def write_comparison(
     figures: dict[str, Figure] = {}
     values["sections"] = _sections(runs, figures)
     first = [run for run in runs if run.seed == min(r.seed for r in runs)]
-    if len(first) >= 2 and len(first) * (len(first) - 1) // 2 <= PAIRS and alike(first):
+    pairs = len(first) * (len(first) - 1) // 2
+    if len(first) >= 2 and pairs <= PAIRS and alike(first) and same_test_images(first):
         tables["differences"] = differences(first)
     return write_page(folder / "report", "comparison", values, figures, tables)
 
@@ -131,6 +133,7 @@ def _runs(rows: Sequence[Row], runs: Sequence[Measured]) -> Table:
             lines.append([row.run.name, f"failed: {row.reason}", "", ""])
             continue
         config, evaluation = run.record.config, run.record.evaluation
-        commits = [evaluation.get(key) or "not recorded" for key in ("training_commit", "commit")]
-        lines.append([name_of(run, runs), str(config.get("command", "")), *map(str, commits)])
+        commits = [evaluation.training_commit, evaluation.commit]
+        told = [commit or "not recorded" for commit in commits]
+        lines.append([name_of(run, runs), str(config.get("command", "")), *told])
     return Table(["run", "command", "commit of training", "of evaluation"], lines)

@@ -2,12 +2,12 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from tfrobust.evaluation.record import CurveRow, EpsRow
 from tfrobust.report.figures import COLOURS, plain_axes
 from tfrobust.report.page import INK
 from tfrobust.report.summary import ClassRow
@@ -87,11 +87,11 @@ def _landscape(
     return figure
 
 
-def eps_curve(curve: Sequence[Mapping[str, float]], eps: float) -> Figure:
+def eps_curve(curve: Sequence[EpsRow], eps: float) -> Figure:
     """Robust accuracy against eps; the dashed vertical line is the threat's eps."""
     figure = Figure(figsize=(4.0, 2.6), layout="constrained")
     axes = figure.add_subplot()
-    radii, accuracy = ([row[key] for row in curve] for key in ("eps", "robust_accuracy"))
+    radii, accuracy = [row.eps for row in curve], [row.robust_accuracy for row in curve]
     axes.plot(radii, accuracy, marker="o", ls="-", ms=4, lw=1.6, color=COLOURS[0])
     axes.axvline(eps, color=INK, lw=1, ls="--", alpha=0.55, label=f"eps {number(eps)}")
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
@@ -105,19 +105,19 @@ def eps_curve(curve: Sequence[Mapping[str, float]], eps: float) -> Figure:
     return figure
 
 
-def trade_off(curve: Sequence[Mapping[str, Any]]) -> Figure:
+def trade_off(curve: Sequence[CurveRow]) -> Figure:
     """Robust against clean accuracy, a point for each lambda and a line for each width."""
     figure = Figure(figsize=(4.0, 2.6), layout="constrained")
     axes = figure.add_subplot()
-    widths = list(dict.fromkeys(row["width"] for row in curve))
+    widths = list(dict.fromkeys(row.width for row in curve))
     for width, colour in zip(widths, itertools.cycle(COLOURS)):
-        own = [row for row in curve if row["width"] == width]
-        rows = sorted(own, key=lambda row: row["lambda"])
-        clean, robust = ([row[f"{kind}_accuracy"] for row in rows] for kind in ("clean", "robust"))
+        same = [row for row in curve if row.width == width]
+        rows = sorted(same, key=lambda row: row.strength)
+        clean, robust = [row.clean_accuracy for row in rows], [row.robust_accuracy for row in rows]
         label = None if width is None else f"width {width:g}"
         axes.plot(clean, robust, marker="o", ls="-", ms=4, lw=1.2, color=colour, label=label)
         for row, *place in zip(rows, clean, robust, strict=True):
-            text = f"{row['lambda']:g}"
+            text = f"{row.strength:g}"
             axes.annotate(text, place, (4, 4), textcoords="offset points", color=INK, fontsize=8)
     if widths != [None]:
         axes.legend(frameon=False, fontsize=9, labelcolor=INK)

@@ -1,19 +1,19 @@
 """A finished run as its folder tells it: config.yaml, history.csv, eval.json, probes.npz."""
 
 import csv
-import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
-import pydantic
 import yaml
 
+from tfrobust.evaluation.record import Flags, Record
 from tfrobust.registry import UserError
+from tfrobust.report.text import NOTHING
 
 T = TypeVar("T")
 
@@ -56,21 +56,22 @@ class Extremes:
 class RunRecord:
     """What a run left behind.
 
-    config: the resolved config. history: one mapping an epoch, column -> number, an empty cell is
-    an absent key, `finished_at` in seconds; empty when nothing was trained. evaluation: the
-    content of eval.json. probes: None when the run stored no images. extremes: None where the
-    method has no table. valley: the losses "clean", "highest" and "lowest" [n] around test images.
-    flags: as of `load_flags`. landscape: `axis` [S], `loss` and `margin` [n, S, S] of the images
-    with these `index` and `label` [n], and whether each `stands` under every attack.
+    config: the resolved config; of an evaluation without one, its name and its data's. history: one
+    mapping an epoch, column -> number, an empty cell is an absent key, `finished_at` in seconds;
+    empty when nothing was trained. evaluation: eval.json. probes: None when the run stored no
+    images. extremes: None where the method has no table. valley: the losses "clean", "highest" and
+    "lowest" [n] around test images. flags: flags.npz. landscape: `axis` [S], `loss` and `margin`
+    [n, S, S] of the images with these `index` and `label` [n], and whether each `stands` under
+    every attack.
     """
 
     config: dict[str, Any]
     history: list[dict[str, float]]
-    evaluation: dict[str, Any]
+    evaluation: Record
     probes: Probes | None
     extremes: Extremes | None = None
     valley: dict[str, np.ndarray] | None = None
-    flags: dict[str, np.ndarray] | None = None
+    flags: Flags | None = None
     landscape: dict[str, np.ndarray] | None = None
 
     def class_name(self, label: int) -> str:
@@ -82,114 +83,27 @@ class RunRecord:
 def load_run(run: Path) -> RunRecord:
     """Reads the files of one run folder.
 
-    Raises ValueError, in one line that names the file, when config.yaml or eval.json is missing
-    or when any of the files is damaged.
+    Raises UserError, in one line that names the file, when eval.json is missing or when any of the
+    files is damaged.
     """
     run = Path(run)
-    config_file, evaluation_file = run / "config.yaml", run / "eval.json"
+    config_file = run / "config.yaml"
     history_file, probes_file = run / "history.csv", run / "probes.npz"
     extremes_file, valley_file = run / "extremes.npz", run / "valley.npz"
     landscape_file = run / "landscape.npz"
-    if not config_file.is_file():
-        raise UserError(f"{config_file}: expected the config of a run, received no such file")
-    if not evaluation_file.is_file():
-        raise UserError(
-            f"{evaluation_file}: expected the result of the stage attack_eval, received no such "
-            "file; run the stage attack_eval first"
-        )
+    evaluation = Record.load(run)
+    data = evaluation.data.name if evaluation.data else NOTHING
+    config = {"name": run.resolve().name, "data": {"name": data}}
     return RunRecord(
-        config=_read(config_file, _config),
+        config=_read(config_file, _config) if config_file.is_file() else config,
         history=_read(history_file, _history) if history_file.is_file() else [],
-        evaluation=_read(evaluation_file, _evaluation),
+        evaluation=evaluation,
         probes=_read(probes_file, _probes) if probes_file.is_file() else None,
         extremes=_read(extremes_file, _extremes) if extremes_file.is_file() else None,
         valley=_read(valley_file, _valley) if valley_file.is_file() else None,
-        flags=load_flags(run) if (run / "flags.npz").is_file() else None,
+        flags=Flags.load(run) if (run / "flags.npz").is_file() else None,
         landscape=_read(landscape_file, _landscape) if landscape_file.is_file() else None,
     )
-
-
-Share = Annotated[float, pydantic.Field(ge=0, le=1)]
-Count = Annotated[int, pydantic.Field(ge=0)]
-
-
-class _Part(pydantic.BaseModel):
-    """A part of eval.json: the entries that tables and figures read, and any others."""
-
-    model_config = pydantic.ConfigDict(extra="allow", strict=True)
-
-
-class _AttackRow(_Part):
-    name: str
-    examples: pydantic.PositiveInt
-    robust_accuracy: Share
-    seconds: float | None = None
-    attacked: Count | None = None
-    queries: Count = 0
-    gradients: Count = 0
-    config: dict[str, Any] | None = None
-    suite: str | None = None
-
-
-class _CheckRow(_Part):
-    name: str
-    text: str
-    warns: bool
-    value: float | None = None
-
-
-class _ThreatRow(_Part):
-    norm: str
-    eps: float
-
-
-class _DataRow(_Part):
-    name: str
-    split: str = "test"
-
-
-class _CurveRow(_Part):
-    strength: Share = pydantic.Field(alias="lambda")
-    width: Share | None = None
-    clean_accuracy: Share
-    robust_accuracy: Share
-
-
-class _EpsRow(_Part):
-    eps: Annotated[float, pydantic.Field(ge=0)]
-    robust_accuracy: Share
-    examples: pydantic.PositiveInt
-
-
-class _Evaluation(_Part):
-    examples: pydantic.PositiveInt
-    clean_accuracy: Share
-    threat: _ThreatRow
-    attacks: list[_AttackRow]
-    robust_accuracy: Share | None = None
-    worst_case_examples: Count | None = None
-    rounded_robust_accuracy: Share | None = None
-    mode: str | None = None
-    pending: list[str] = []
-    checks: list[_CheckRow] = []
-    curve: list[_CurveRow] = []
-    eps_curve: list[_EpsRow] = []
-    data: _DataRow | None = None
-    versions: dict[str, str] | None = None
-
-
-def check_evaluation(evaluation: Any) -> dict[str, Any]:
-    """The content of an eval.json with what is optional filled in. Raises ValueError, in one line,
-    unless it has what the tables need."""
-    try:
-        found = _Evaluation.model_validate(evaluation)
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "evaluation"
-        raise ValueError(f"{where}: {first['input']!r}: {first['msg']}") from None
-    if found.robust_accuracy is not None and found.worst_case_examples is None:
-        raise ValueError("worst_case_examples: expected beside robust_accuracy")
-    return found.model_dump(by_alias=True)
 
 
 def _read(path: Path, parse: Callable[[Path], T]) -> T:
@@ -213,10 +127,6 @@ def _config(path: Path) -> dict[str, Any]:
         if key != "source":
             _fraction(paper, key, "paper")
     return dict(config)
-
-
-def _evaluation(path: Path) -> dict[str, Any]:
-    return check_evaluation(json.loads(path.read_text(encoding="utf-8")))
 
 
 def _history(path: Path) -> list[dict[str, float]]:
@@ -303,22 +213,3 @@ def _fraction(value: Mapping[str, Any], key: str, where: str) -> None:
     number = value.get(key)
     if not isinstance(number, int | float) or not 0 <= number <= 1:
         raise ValueError(f"{where}.{key}: {number!r} where a fraction in [0, 1] was expected")
-
-
-def load_flags(run: Path) -> dict[str, np.ndarray]:
-    """The arrays of a run's flags.npz: `index` and `label` [N] of the test images, and for "clean"
-    and each attack bool [n], whether the first n are right. Raises ValueError, in one line."""
-    return _read(run / "flags.npz", _flags)
-
-
-def _flags(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path, allow_pickle=False) as arrays:
-        flags = dict(arrays.items())
-    shape = flags["label"].shape
-    for key in ("index", "clean"):
-        if flags[key].shape != shape:
-            raise ValueError(f"{key} of shape {flags[key].shape} for labels of shape {shape}")
-    for key, flag in flags.items():
-        if flag.ndim != 1 or len(flag) > len(flags["label"]):
-            raise ValueError(f"{key} of shape {flag.shape} for labels of shape {shape}")
-    return flags

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from tfrobust.evaluation.record import AttackRow, DataRow, Record
+from tfrobust.evaluation.record import headline as worst_rows
 from tfrobust.overfitting import ONE_STEP, ROBUST, overfitted
 from tfrobust.report.record import RunRecord
 from tfrobust.report.text import interval, number, percent
@@ -71,8 +73,9 @@ class TrainingSummary:
     wall_seconds: float | None
 
 
-def accuracy_rows(config: Mapping[str, Any], evaluation: Mapping[str, Any]) -> list[AccuracyRow]:
-    """Clean accuracy, one row an attack, and the worst case over all attacks when there is any."""
+def accuracy_rows(config: Mapping[str, Any], evaluation: Record) -> list[AccuracyRow]:
+    """Clean accuracy, one row an attack, and when there is any the worst case: over the attacks
+    that saw the most images, then on the first images that more of the attacks saw."""
     paper = config.get("paper") or {}
 
     def row(name: str, accuracy: float, total: int, key: str | None, **more: Any) -> AccuracyRow:
@@ -80,37 +83,42 @@ def accuracy_rows(config: Mapping[str, Any], evaluation: Mapping[str, Any]) -> l
         figure = None if key is None else paper.get(key)
         return AccuracyRow(name, accuracy, low, high, total, paper=figure, **more)
 
-    rows = [row("clean", evaluation["clean_accuracy"], evaluation["examples"], "clean")]
-    for attack in evaluation["attacks"]:
-        name = attack["name"]
-        settings = attack_settings(attack.get("config") or {})
-        if name in _suites(evaluation):
+    rows = [row("clean", evaluation.clean_accuracy, evaluation.examples, "clean")]
+    for attack in evaluation.attacks:
+        settings = attack_settings(attack.config or {})
+        if attack.name in evaluation.suites:
             settings = "right under each of its attacks above"
-        more = {"seconds": attack.get("seconds"), "settings": settings, "cost": attack_cost(attack)}
-        rows.append(row(name, attack["robust_accuracy"], attack["examples"], name, **more))
-    worst = evaluation.get("robust_accuracy")
-    if evaluation["attacks"] and worst is not None and evaluation["worst_case_examples"]:
+        more = {"seconds": attack.seconds, "settings": settings, "cost": attack_cost(attack)}
+        rows.append(row(attack.name, attack.robust_accuracy, attack.examples, attack.name, **more))
+    worst, total = evaluation.robust_accuracy, evaluation.worst_case_examples
+    if evaluation.attacks and worst is not None and total:
         settings = "right under every attack above"
-        total = evaluation["worst_case_examples"]
+        if evaluation.subsets:
+            settings = f"right under every attack above that saw all {total}"
         rows.append(row("worst case", worst, total, None, settings=settings))
+    for subset in evaluation.subsets:
+        settings = "right under every attack above that saw them"
+        name = f"worst case, first {subset.examples}"
+        rows.append(row(name, subset.robust_accuracy, subset.examples, None, settings=settings))
     return rows
 
 
 def class_rows(record: RunRecord) -> list[ClassRow]:
-    """One row a class that has attacked images; none without the flags of every attack."""
-    flags, names = record.flags, [attack["name"] for attack in record.evaluation["attacks"]]
-    if flags is None or not names or not set(names) <= flags.keys():
+    """One row a class that has attacked images; none without the flags of every attack. Attacked
+    are the images of the headline."""
+    flags, names = record.flags, [attack.name for attack in record.evaluation.attacks]
+    if flags is None or not names or not set(names) <= flags.right.keys():
         return []
-    n = min(len(flags[name]) for name in names)
-    worst = np.logical_and.reduce([flags[name][:n] for name in ("clean", *names)])
+    worst = worst_rows([flags.right[name] for name in names], flags.right["clean"])
+    n = len(worst)
     rows = []
-    for label in np.unique(flags["label"][:n]).tolist():
-        own = flags["label"] == label
+    for label in np.unique(flags.label[:n]).tolist():
+        own = flags.label == label
         rows.append(
             ClassRow(
                 record.class_name(label),
                 int(own.sum()),
-                float(flags["clean"][own].mean()),
+                float(flags.right["clean"][own].mean()),
                 int(own[:n].sum()),
                 float(worst[own[:n]].mean()),
             )
@@ -118,39 +126,34 @@ def class_rows(record: RunRecord) -> list[ClassRow]:
     return rows
 
 
-def _suites(evaluation: Mapping[str, Any]) -> set[str]:
-    """The suites; each has a row of its own after those of its attacks."""
-    return {attack["suite"] for attack in evaluation["attacks"] if attack.get("suite")}
-
-
-def attack_cost(attack: Mapping[str, Any]) -> str:
+def attack_cost(attack: AttackRow) -> str:
     """'80 attacked, 61 + 60 passes each, 12.3 a second', or less where less is known: forward and
     backward passes and speed, per attacked image."""
-    attacked = attack.get("attacked")
+    attacked = attack.attacked
     if attacked is None:
         return ""
     told = f"{attacked} attacked"
     if attacked:
-        told += f", {attack['queries'] / attacked:.4g} + {attack['gradients'] / attacked:.4g} "
+        told += f", {attack.queries / attacked:.4g} + {attack.gradients / attacked:.4g} "
         told += "passes each"
-        if attack.get("seconds"):
-            told += f", {attacked / attack['seconds']:.3g} a second"
+        if attack.seconds:
+            told += f", {attacked / attack.seconds:.3g} a second"
     return told
 
 
-def how_counted(evaluation: Mapping[str, Any]) -> str:
+def how_counted(evaluation: Record) -> str:
     """What the accuracy of an attack counts, in plain words; empty where it is not recorded."""
     told = ""
-    if evaluation.get("mode") == "cascade":
+    if evaluation.mode == "cascade":
         told = (
             "Each attack ran only on the images that those above it had left right: its accuracy "
             "is what was left after all of them."
         )
-    elif evaluation.get("mode") == "each":
+    elif evaluation.mode == "each":
         told = "Each attack ran on all images that are right when clean: its accuracy is its own."
-        if _suites(evaluation):
+        if evaluation.suites:
             told += " Only within a suite did each run on what those before it had left."
-    rounded = evaluation.get("rounded_robust_accuracy")
+    rounded = evaluation.rounded_robust_accuracy
     if rounded is not None:
         told += (
             " With the adversarial images rounded to multiples of 1/255, as they are saved, the "
@@ -159,10 +162,10 @@ def how_counted(evaluation: Mapping[str, Any]) -> str:
     return told.strip()
 
 
-def warnings(evaluation: Mapping[str, Any]) -> str:
+def warnings(evaluation: Record) -> str:
     """The checks that warn, in one line; empty if none does."""
-    checks = evaluation.get("checks", [])
-    names = [check["name"] for check in checks if check["warns"]]
+    checks = evaluation.checks
+    names = [check.name for check in checks if check.warns]
     if not names:
         return ""
     count = f"{len(names)} of {len(checks)} checks warn{'s' if len(names) == 1 else ''}"
@@ -186,11 +189,9 @@ def overfitting(history: Sequence[Mapping[str, float]], config: Mapping[str, Any
     )
 
 
-def missing_from_paper(
-    config: Mapping[str, Any], evaluation: Mapping[str, Any]
-) -> dict[str, float]:
+def missing_from_paper(config: Mapping[str, Any], evaluation: Record) -> dict[str, float]:
     """The paper's figures for which this run has no measurement, label -> fraction."""
-    measured = {"source", "clean"} | {attack["name"] for attack in evaluation["attacks"]}
+    measured = {"source", "clean"} | {attack.name for attack in evaluation.attacks}
     paper = config.get("paper") or {}
     return {key: value for key, value in paper.items() if key not in measured}
 
@@ -211,21 +212,31 @@ def method_name(config: Mapping[str, Any]) -> str:
     return str((config.get("method") or config)["name"])
 
 
-def headline(config: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
+def headline(config: Mapping[str, Any], evaluation: Record) -> str:
     """The run in one sentence: method, data, clean and worst-case accuracy, threat, examples."""
-    rows = accuracy_rows(config, evaluation)
-    data, threat = evaluation.get("data") or config["data"], evaluation["threat"]
-    told = f"{method_name(config)} on {data['name']}: {percent(rows[0].accuracy)} clean"
-    total = f"{rows[0].examples} {data.get('split', 'test')} images"
-    suites = _suites(evaluation)
-    attacks = [attack for attack in evaluation["attacks"] if attack["name"] not in suites]
-    if attacks and rows[-1].name == "worst case":
-        names = {attack.get("suite") or attack["name"] for attack in attacks}
+    clean, *_ = accuracy_rows(config, evaluation)
+    threat, data = evaluation.threat, data_of(config, evaluation)
+    told = f"{method_name(config)} on {data.name}: {percent(clean.accuracy)} clean"
+    total = f"{clean.examples} {data.split} images"
+    worst, n = evaluation.robust_accuracy, evaluation.worst_case_examples
+    attacks = [attack for attack in evaluation.attacks if attack.name not in evaluation.suites]
+    attacks = [attack for attack in attacks if attack.examples == n]
+    if attacks and worst is not None:
+        names = {attack.suite or attack.name for attack in attacks}
         under = names.pop() if len(names) == 1 else f"the worst of {len(attacks)} attacks"
-        told += f", {percent(rows[-1].accuracy)} under {under}"
-        if rows[-1].examples != rows[0].examples:
-            total += f", {rows[-1].examples} of them attacked"
-    return f"{told} ({threat['norm']}, eps {number(threat['eps'])}, {total})"
+        told += f", {percent(worst)} under {under}"
+        if n != clean.examples:
+            total += f", {n} of them attacked"
+    told += f" ({threat.norm}, eps {number(threat.eps)}, {total})"
+    for subset in evaluation.subsets:
+        told += f"; {percent(subset.robust_accuracy)} on the first {subset.examples} images, "
+        told += "under all attacks"
+    return told
+
+
+def data_of(config: Mapping[str, Any], evaluation: Record) -> DataRow:
+    """The images of an evaluation; those of the config where it does not say."""
+    return evaluation.data or DataRow(name=config["data"]["name"])
 
 
 def best_epoch(history: Sequence[Mapping[str, float]], config: Mapping[str, Any]) -> int | None:

@@ -7,6 +7,7 @@ import numpy as np
 import yaml
 from matplotlib.figure import Figure
 
+from tfrobust.evaluation.record import CheckRow, EpsRow, Record
 from tfrobust.report.evaluation_figures import (
     BARS,
     class_bars,
@@ -33,6 +34,7 @@ from tfrobust.report.summary import (
     attack_settings,
     best_epoch,
     class_rows,
+    data_of,
     headline,
     how_counted,
     missing_from_paper,
@@ -87,10 +89,10 @@ def _figures(record: RunRecord) -> dict[str, Figure]:
     history, evaluation = record.history, record.evaluation
     best = best_epoch(history, record.config)
     figures: dict[str, Figure] = {panel.name: drawn for panel, drawn in curves(history, best)}
-    if evaluation["curve"]:
-        figures["trade-off"] = trade_off(evaluation["curve"])
-    if evaluation["eps_curve"]:
-        figures["eps-curve"] = eps_curve(evaluation["eps_curve"], evaluation["threat"]["eps"])
+    if evaluation.curve:
+        figures["trade-off"] = trade_off(evaluation.curve)
+    if evaluation.eps_curve:
+        figures["eps-curve"] = eps_curve(evaluation.eps_curve, evaluation.threat.eps)
     if record.valley is not None:
         figures["valley"] = valley(record.valley)
     if record.landscape is not None:
@@ -106,19 +108,19 @@ def _values(record: RunRecord) -> dict[str, Any]:
     config, evaluation = record.config, record.evaluation
     rows = accuracy_rows(config, evaluation)
     missing = missing_from_paper(config, evaluation)
-    attacks = [a["config"] for a in evaluation["attacks"] if a.get("config")]
+    attacks = [attack.config for attack in evaluation.attacks if attack.config]
     details = {"config.yaml": config, "attacks": attacks}
     return {
         "name": config["name"],
         "headline": headline(config, evaluation),
         "note": config.get("note"),
-        "pending": ", ".join(evaluation.get("pending", [])),
+        "pending": ", ".join(evaluation.pending),
         "warnings": [w for w in (warnings(evaluation), overfitting(record.history, config)) if w],
         "rows": rows,
         "counted": how_counted(evaluation),
         "curve_note": CURVE_NOTE,
         "checks_note": CHECKS_NOTE,
-        "eps_note": _eps_note(evaluation["eps_curve"]),
+        "eps_note": _eps_note(evaluation.eps_curve),
         "paper": config.get("paper"),
         "missing": ", ".join(f"{label} {percent(value)}" for label, value in missing.items()),
         "training": _training(record),
@@ -162,25 +164,25 @@ def _landscape_titles(record: RunRecord) -> list[str]:
 def _tables(record: RunRecord) -> dict[str, Table]:
     config, evaluation = record.config, record.evaluation
     tables = {"accuracy": _accuracy(accuracy_rows(config, evaluation), bool(config.get("paper")))}
-    if curve := evaluation["curve"]:
-        inputs = ["width", "lambda"] if any(row["width"] for row in curve) else ["lambda"]
+    if curve := evaluation.curve:
+        inputs = ["width", "lambda"] if any(row.width for row in curve) else ["lambda"]
         rows = [
             [
-                *(number(row[name]) for name in inputs),
-                percent(row["clean_accuracy"]),
-                percent(row["robust_accuracy"]),
+                *(number(row.point[name]) for name in inputs),
+                percent(row.clean_accuracy),
+                percent(row.robust_accuracy),
             ]
             for row in curve
         ]
         tables["trade-off"] = Table([*inputs, "clean", "worst case"], rows)
-    if evaluation["eps_curve"]:
+    if evaluation.eps_curve:
         rows = [
-            [number(row["eps"]), percent(row["robust_accuracy"]), _interval(row)]
-            for row in evaluation["eps_curve"]
+            [number(row.eps), percent(row.robust_accuracy), _interval(row)]
+            for row in evaluation.eps_curve
         ]
         tables["eps-curve"] = Table(["eps", "robust accuracy", "95 % interval"], rows)
-    if evaluation["checks"]:
-        rows = [[check["name"], check["text"], _mark(check)] for check in evaluation["checks"]]
+    if evaluation.checks:
+        rows = [[check.name, check.text, _mark(check)] for check in evaluation.checks]
         tables["checks"] = Table(["check", "measured", "result"], rows)
     return tables
 
@@ -215,19 +217,18 @@ def _classes(rows: list[ClassRow]) -> Table:
     return Table(["class", "images", "clean", "worst case", *["attacked"] * fewer], cells)
 
 
-def _interval(row: dict[str, Any]) -> str:
-    total = row["examples"]
-    return between(*interval(round(row["robust_accuracy"] * total), total))
+def _interval(row: EpsRow) -> str:
+    return between(*interval(round(row.robust_accuracy * row.examples), row.examples))
 
 
-def _eps_note(curve: list[dict[str, Any]]) -> str:
-    return EPS_NOTE.format(curve[0]["examples"]) if curve else ""
+def _eps_note(curve: list[EpsRow]) -> str:
+    return EPS_NOTE.format(curve[0].examples) if curve else ""
 
 
-def _mark(check: dict[str, Any]) -> str:
-    if check["warns"]:
+def _mark(check: CheckRow) -> str:
+    if check.warns:
         return "warning"
-    return NOTHING if check.get("value") is None else "fine"
+    return NOTHING if check.value is None else "fine"
 
 
 def _training(record: RunRecord) -> list[tuple[str, str]]:
@@ -244,21 +245,32 @@ def _training(record: RunRecord) -> list[tuple[str, str]]:
     ]
 
 
-def _facts(config: dict[str, Any], evaluation: dict[str, Any]) -> list[tuple[str, str]]:
-    data, threat = evaluation.get("data") or config["data"], evaluation["threat"]
-    versions, model = evaluation.get("versions") or {}, config.get("model") or {}
+def _facts(config: dict[str, Any], evaluation: Record) -> list[tuple[str, str]]:
+    data, threat = data_of(config, evaluation), evaluation.threat
+    versions, model = evaluation.versions or {}, config.get("model") or evaluation.model or {}
     own = (config.get("train") or {}).get("eps")
     return [
-        ("threat", f"{threat['norm']}, eps {number(threat['eps'])}"),
+        ("threat", f"{threat.norm}, eps {number(threat.eps)}"),
         *([] if own is None else [("trained at", f"eps {number(own)}")]),
-        ("data", f"{data['name']}, {data.get('split', 'test')} split"),
+        ("data", f"{data.name}, {data.split} split"),
         ("model", str(model.get("name") or model.get("path", NOTHING))),
         ("method", _method(config.get("method"))),
         ("precision", str(config.get("precision", NOTHING))),
-        ("seed", f"training {config.get('seed', NOTHING)}, evaluation {evaluation.get('seed')}"),
-        ("commit", str(evaluation.get("commit") or "not recorded")),
+        ("seed", f"training {config.get('seed', NOTHING)}, evaluation {evaluation.seed}"),
+        ("commit", _commits(evaluation)),
         ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
     ]
+
+
+def _commits(evaluation: Record) -> str:
+    """The commit of the evaluation, and of the rows that were made with another."""
+    rows = [row for row in evaluation.attacks if row.provenance]
+    others = [
+        f"{row.name}: {row.provenance.commit}"
+        for row in rows
+        if row.provenance and row.provenance.commit != evaluation.commit
+    ]
+    return "; ".join([evaluation.commit or "not recorded", *others])
 
 
 def _method(method: dict[str, Any] | None) -> str:

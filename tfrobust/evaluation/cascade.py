@@ -1,0 +1,156 @@
+"""Run a list of attacks on a test set, each on what is left standing or on all that is right."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfrobust.attacks import SavedImages, Transfer, registered_name
+from tfrobust.distribution import gathered
+from tfrobust.evaluation.craft import BATCH_SIZE, LogitsFn, Predict, craft, predictor
+from tfrobust.evaluation.inputs import SOME
+from tfrobust.evaluation.record import Provenance
+from tfrobust.evaluation.results import Result
+from tfrobust.evaluation.trials import Trial
+from tfrobust.provenance import circumstances
+from tfrobust.registry import choose
+from tfrobust.threat import Threat
+
+MODES = ("cascade", "each")
+
+
+def run(
+    logits_fn: LogitsFn,
+    x: np.ndarray,
+    y: np.ndarray,
+    threat: Threat,
+    listed: Sequence[Trial],
+    *,
+    mode: str = "cascade",
+    seed: int = 0,
+    batch_size: int = BATCH_SIZE,
+    images: bool = False,
+    progress: bool = True,
+    finished: Iterable[Result] = (),
+    predict: Predict | None = None,
+) -> Iterator[Result]:
+    """The results of `evaluate`, each as soon as it is known.
+
+    finished: results of an earlier, interrupted run with the same arguments; they are given again
+    and not computed again. The noise of an attack is a function of the seed, its registered name
+    and its place among those of the same name.
+    """
+    choose("mode", mode, MODES)
+    known = {result.name: result for result in finished}
+    logits = logits_fn(tf.constant(x[:1]))
+    listed = [fitted(trial, logits.shape[-1]) for trial in listed]
+    for trial in listed:
+        if trial.name not in known:
+            _open(trial, x)
+    predict = predict or predictor(logits_fn, batch_size)
+    made_with: Any = {"seed": seed, "precision": tf.as_dtype(logits.dtype).name}
+    clean = known.get("clean") or _clean(predict, x, y, images, made_with)
+    yield clean
+    standing = clean.robust.copy()  # after the attacks so far, those of the suite in mode each
+    suite: list[Result] = []
+    equals: Counter[str] = Counter()
+    for place, trial in enumerate(listed):
+        name = registered_name(trial.attack)
+        stream = f"{name} {equals[name]}"
+        equals[name] += 1
+        if mode == "each" and not (trial.suite and suite):
+            standing = clean.robust.copy()
+        if trial.name in known:
+            result = dataclasses.replace(known[trial.name], trial=trial)
+        else:
+            begun = time.perf_counter()
+            robust = standing[: trial.examples].copy()
+            rows = np.flatnonzero(robust)
+            crafted = craft(
+                logits_fn,
+                x[rows],
+                y[rows],
+                trial.attack,
+                threat,
+                seed=seed,
+                batch_size=batch_size,
+                progress=trial.name if progress else None,
+                rows=rows,
+                total=len(robust),
+                predict=predict,
+                stream=stream,
+            )
+            robust[rows] = crafted.right
+            result = Result(
+                trial.name,
+                robust,
+                time.perf_counter() - begun,
+                trial,
+                len(rows),
+                int(crafted.queries.sum()),
+                int(crafted.gradients.sum()),
+                _placed(crafted.images, rows, x[: len(robust)]) if images else None,
+                Provenance(**circumstances(), **made_with, examples=len(robust)),
+            )
+        standing[: len(result.robust)] = result.robust
+        yield result
+        if trial.suite:
+            suite.append(result)
+            if place + 1 == len(listed) or listed[place + 1].suite != trial.suite:
+                yield _summed(trial.suite, suite)
+                suite = []
+
+
+def fitted(trial: Trial, classes: int) -> Trial:
+    """The trial as it runs on a network of so many classes. Raises UserError for one that
+    cannot."""
+    return dataclasses.replace(trial, attack=trial.attack.fitted(classes))
+
+
+def _open(trial: Trial, x: np.ndarray) -> None:
+    """Open what the attack reads. Raises UserError, before the first attack begins, where it is
+    not fit."""
+    if isinstance(trial.attack, Transfer):
+        trial.attack.surrogate.check(x[:SOME], "source")
+    if isinstance(trial.attack, SavedImages):
+        trial.attack.lookup(np.arange(0))
+
+
+def _clean(
+    predict: Predict, x: np.ndarray, y: np.ndarray, images: bool, made_with: dict[str, Any]
+) -> Result:
+    begun = time.perf_counter()
+    # The first worker's: others may round a tie another way, and all must go on with the same.
+    right = gathered((predict(x) == y).astype(np.int32))[0].astype(bool)
+    seconds = time.perf_counter() - begun
+    provenance = Provenance(**circumstances(), **made_with, examples=len(x))
+    return Result(
+        "clean", right, seconds, None, len(x), len(x), 0, x if images else None, provenance
+    )
+
+
+def _placed(images: np.ndarray, rows: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """The images in these rows of a copy of the others."""
+    whole = others.copy()
+    whole[rows] = images
+    return whole
+
+
+def _summed(name: str, results: Sequence[Result]) -> Result:
+    """A suite as one attack."""
+    return Result(
+        name,
+        np.logical_and.reduce([result.robust for result in results]),
+        sum(result.seconds for result in results),
+        None,
+        max(result.attacked for result in results),
+        sum(result.queries for result in results),
+        sum(result.gradients for result in results),
+        provenance=results[-1].provenance,
+    )

@@ -1,0 +1,122 @@
+"""What follows the attacks: checks, curves and pictures, none of which can cost the results."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import tensorflow as tf
+
+from tfrobust.distribution import worker
+from tfrobust.evaluation.cascade import run
+from tfrobust.evaluation.checks import checks
+from tfrobust.evaluation.craft import LogitsFn
+from tfrobust.evaluation.eps_curve import eps_curve, least_eps
+from tfrobust.evaluation.pictures import Pictures
+from tfrobust.evaluation.record import CheckRow, CurveRow, EpsRow, Provenance
+from tfrobust.evaluation.recorder import Recorder
+from tfrobust.evaluation.results import Check, Result, worst_case
+from tfrobust.evaluation.trials import Trial
+from tfrobust.provenance import circumstances
+from tfrobust.threat import Threat
+
+T = TypeVar("T")
+CURVE = 500  # images of the curve over eps
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Closing:
+    """The last part of an evaluation. results: of all its attacks, the clean one first."""
+
+    logits_fn: LogitsFn
+    x: np.ndarray
+    y: np.ndarray
+    threat: Threat
+    trials: Sequence[Trial]
+    results: Sequence[Result]
+    seed: int
+    batch_size: int
+    progress: bool
+
+    def checks(self) -> list[Check]:
+        """Return the checks for a false sense of security."""
+        options: Any = {**self._sizes, "progress": self.progress}
+        return checks(self.logits_fn, self.x, self.y, self.threat, self.results, **options)
+
+    def write(self, recorder: Recorder) -> None:
+        """Write checks, curves and pictures, each as soon as it is known.
+
+        One that fails is a row of the checks, "Not measured" with its reason.
+        """
+        record, details = recorder.record, recorder.details
+        recorder.save()
+        if record.closing is not None:  # taken up: nothing has changed
+            return
+        signs = self.checks()
+        record.checks = [CheckRow(**dataclasses.asdict(sign)) for sign in signs]
+        recorder.save()
+        for sign in signs:
+            if sign.warns:
+                details.say(f"warning: {sign.name}: {sign.text}")
+
+        def attempt(name: str, function: Callable[[], T]) -> T | None:
+            try:
+                return function()
+            except Exception as error:
+                if worker()[1] > 1:  # the workers go on together, or not at all
+                    raise
+                text = f"Not measured: {_reason(error)}"
+                record.checks = [*record.checks, CheckRow(name=name, text=text, warns=False)]
+                details.say(f"warning: {name}: {text}")
+                return None
+
+        attempt("trade-off", lambda: self._curve(recorder))
+        record.eps_curve = attempt("accuracy against eps", self._eps_curve) or []
+        recorder.save()
+        pictures = Pictures(
+            recorder.folder, self.logits_fn, self.x, recorder.flags, self.threat, **self._sizes
+        )
+        attempt("loss valley", pictures.valley)
+        attempt("loss landscape", lambda: pictures.landscape(self.results))
+        attempt("images", lambda: pictures.probes(self.trials[0], details.class_names))
+        made_with: Any = {"seed": self.seed, "examples": len(self.x), **circumstances()}
+        precision = record.provenance.precision if record.provenance else "float32"
+        record.closing = Provenance(**made_with, precision=precision)
+        recorder.save()
+
+    @property
+    def _sizes(self) -> dict[str, Any]:
+        return {"seed": self.seed, "batch_size": self.batch_size}
+
+    def _eps_curve(self) -> list[EpsRow]:
+        x, y = self.x[:CURVE], self.y[:CURVE]
+        clean = self.results[0].robust[:CURVE]
+        least = least_eps(self.logits_fn, x, y, self.threat, clean=clean, **self._sizes)
+        return [EpsRow(**row) for row in eps_curve(least, self.threat)]
+
+    def _curve(self, recorder: Recorder) -> None:
+        """Measure clean and worst-case accuracy at each point of a once-for-all network."""
+        record, details = recorder.record, recorder.details
+        for place, (point, network) in enumerate(details.curve):
+            if place < len(record.curve) and record.curve[place].point == point:
+                continue
+            results = self.results
+            if place:
+                options: Any = {**self._sizes, "progress": self.progress}
+                results = list(run(network, self.x, self.y, self.threat, self.trials, **options))
+            worst = worst_case(results)
+            clean, robust = float(results[0].robust[: len(worst)].mean()), float(worst.mean())
+            where = ", ".join(f"{name} {value:g}" for name, value in point.items())
+            details.say(f"{where}: {clean:.2%} clean, {robust:.2%} robust")
+            row = CurveRow(**point, clean_accuracy=clean, robust_accuracy=robust)
+            record.curve = [*record.curve[:place], row]
+            recorder.save()
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, tf.errors.ResourceExhaustedError | MemoryError):
+        return "out of memory"
+    line = " ".join(str(error).split())[:200]
+    return line or type(error).__name__

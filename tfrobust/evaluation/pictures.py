@@ -1,0 +1,76 @@
+"""What the page of an evaluation shows beside its counts: loss valley and landscape, images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tfrobust.evaluation.craft import LogitsFn, adversaries, predictor
+from tfrobust.evaluation.landscape import landscape
+from tfrobust.evaluation.record import Flags
+from tfrobust.evaluation.results import Result, worst_case
+from tfrobust.evaluation.trials import Trial
+from tfrobust.evaluation.valley import valley
+from tfrobust.io import write_atomically
+from tfrobust.threat import Threat
+
+PROBES, VALLEY = 8, 200  # images
+
+
+class Pictures(NamedTuple):
+    """What the pictures are taken of."""
+
+    folder: Path
+    logits_fn: LogitsFn
+    x: np.ndarray
+    flags: Flags
+    threat: Threat
+    seed: int
+    batch_size: int
+
+    @property
+    def _sizes(self) -> dict[str, Any]:
+        return {"seed": self.seed, "batch_size": self.batch_size}
+
+    def valley(self) -> None:
+        """Write valley.npz: the losses around the first images."""
+        x, y = self.x[:VALLEY], self.flags.label[:VALLEY]
+        losses = valley(self.logits_fn, x, y, self.threat, **self._sizes)
+        self._write("valley.npz", losses._asdict())
+
+    def landscape(self, results: Sequence[Result]) -> None:
+        """Write landscape.npz, around the first image that every attack left right, and the first
+        that one broke."""
+        worst = worst_case(results)
+        right = results[0].robust[: len(worst)]
+        rows = np.concatenate([np.flatnonzero(worst)[:1], np.flatnonzero(right & ~worst)[:1]])
+        if not len(rows):
+            return
+        x, y = self.x[rows], self.flags.label[rows]
+        around = landscape(self.logits_fn, x, y, self.threat, **self._sizes)
+        more = {"index": self.flags.index[rows], "label": y, "stands": worst[rows]}
+        self._write("landscape.npz", around._asdict() | more)
+
+    def probes(self, trial: Trial, class_names: Sequence[str]) -> None:
+        """Write probes.npz: a few images under an attack."""
+        x, y = self.x[:PROBES], self.flags.label[:PROBES]
+        predict = predictor(self.logits_fn)
+        x_adv = adversaries(self.logits_fn, x, y, trial.attack, self.threat, seed=self.seed)
+        arrays = {
+            "image": x,
+            "adversarial": x_adv,
+            "label": y,
+            "clean_prediction": predict(x),
+            "adversarial_prediction": predict(x_adv),
+            "index": self.flags.index[:PROBES],
+            "attack": np.array(trial.name),
+            "class_names": np.array(list(class_names), str),
+        }
+        self._write("probes.npz", arrays)
+
+    def _write(self, name: str, arrays: dict[str, np.ndarray]) -> None:
+        write: Callable[[Path], object] = lambda path: np.savez(path, **arrays)  # noqa: E731
+        write_atomically(self.folder / name, write)

@@ -1,0 +1,293 @@
+"""An evaluation in a folder: taken up where it stands, saved after every result."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tfrobust.evaluation.craft import LogitsFn, Predict
+from tfrobust.evaluation.image_file import ImageFile
+from tfrobust.evaluation.record import (
+    SCHEMA,
+    AttackRow,
+    DataRow,
+    Flags,
+    NetworkRow,
+    Record,
+    SubsetRow,
+    ThreatRow,
+    digests,
+    same_images,
+    subsets,
+)
+from tfrobust.evaluation.results import Result, plain, row_of, worst_case
+from tfrobust.evaluation.trials import Trial
+from tfrobust.provenance import commit, versions
+from tfrobust.registry import UserError
+from tfrobust.threat import Threat
+
+# What an evaluation leaves in its folder, and what is made from it.
+FILES = (
+    "eval.json",
+    "flags.npz",
+    "adversarial.npz",
+    "probes.npz",
+    "valley.npz",
+    "landscape.npz",
+    "report",
+    "tensorboard/attack_eval",
+)
+SIMILAR = 1e-4  # of the largest logit: rounding by other threads
+
+
+@dataclasses.dataclass(frozen=True)
+class Details:
+    """What a record says of a run beside its numbers.
+
+    data, split: the names of the images. index: int [N], their places in the split, 0 to N - 1 by
+    default. class_names: of the classes. model: what was evaluated, as a config has it. digest: of
+    the network's files. training_commit: of the code that trained it. curve: a once-for-all
+    network at each of its points, such as {"lambda": 0.5}, the first being the network itself.
+    say: takes each line that tells of the progress.
+    """
+
+    data: str = "arrays"
+    split: str = "test"
+    index: np.ndarray | None = None
+    class_names: Sequence[str] = ()
+    model: dict[str, Any] | None = None
+    digest: str | None = None
+    training_commit: str | None = None
+    curve: Sequence[tuple[dict[str, float], LogitsFn]] = ()
+    say: Callable[[str], None] = print
+
+
+class Recorder:
+    """The record of one evaluation in a folder.
+
+    What is there of the same network, images, threat, mode and seed is taken up: `finished` holds
+    the results that stand, as far as the attacks are the same from the first on. Anything else
+    that is there is moved aside, never overwritten.
+
+    network: what tells the network from others. trials: fitted to it. save: keep the adversarial
+    images, as "float32" or "uint8"; predict judges rounded ones. rerun: take up nothing.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        network: NetworkRow,
+        x: np.ndarray,
+        y: np.ndarray,
+        threat: Threat,
+        trials: Sequence[Trial],
+        predict: Predict,
+        *,
+        mode: str,
+        seed: int,
+        details: Details,
+        save: str | None = None,
+        rerun: bool = False,
+    ):
+        self.folder, self.threat, self.trials, self.details = folder, threat, trials, details
+        index = np.arange(len(x), dtype=np.int64) if details.index is None else details.index
+        self.flags = Flags(index[: len(x)], y, {}, digests(x, y))
+        self.images = None if save is None else ImageFile(folder, save, x)
+        self.predict = predict
+        self.files = {trial.name: _digests(trial) for trial in trials}
+        self.record = Record(
+            schema_version=SCHEMA,
+            examples=len(x),
+            clean_accuracy=0.0,
+            attacks=[],
+            threat=ThreatRow(norm=threat.norm, eps=threat.eps, box=list(threat.box)),
+            seed=seed,
+            mode=mode,
+            data=DataRow(name=details.data, split=details.split),
+            model=details.model,
+            network=network,
+            training_commit=details.training_commit,
+        )
+        self.results: list[Result] = []
+        self.finished: list[Result] = []
+        self.former: dict[str, np.ndarray] = {}  # flags by the names that eval.json has until saved
+        if (folder / "eval.json").is_file():
+            self._take_up(rerun)
+        self.taken_up = {result.name for result in self.finished}
+        self.waiting = set(self.taken_up)
+
+    def add(self, result: Result) -> None:
+        """Save a result, unless it was taken up; its images are not kept in memory."""
+        self.results.append(result)
+        self.waiting.discard(result.name)
+        new = result.name not in self.taken_up
+        if result.name == "clean" and new:
+            self.record.versions, self.record.commit = versions(), commit()
+            self.record.provenance = result.provenance
+        if new:
+            if not self.waiting:  # else eval.json would lose what is still to come
+                self.save()
+            self.details.say(f"{result.name}: {result.accuracy:.2%} of {len(result.robust)}")
+        self.results[-1] = dataclasses.replace(result, images=None)
+
+    def save(self) -> None:
+        """Write all that is known, eval.json last."""
+        record, attacks = self.record, self.results[1:]
+        worst = worst_case(self.results)
+        record.clean_accuracy = self.results[0].accuracy
+        record.robust_accuracy = float(worst.mean()) if attacks else None
+        record.worst_case_examples = len(worst)
+        rights = subsets([result.robust for result in attacks], self.results[0].robust)
+        record.subsets = [
+            SubsetRow(examples=n, robust_accuracy=float(right.mean()))
+            for n, right in rights.items()
+        ]
+        record.attacks = [
+            row_of(result, self.threat, self.files.get(result.name, ())) for result in attacks
+        ]
+        done = {result.name for result in attacks}
+        record.pending = [trial.name for trial in self.trials if trial.name not in done]
+        if self.images is not None:
+            rounded = self.images.write(self.results, self.flags, self.predict)
+            if rounded is not None:
+                record.rounded_robust_accuracy = rounded
+        right = {result.name: result.robust for result in self.results}
+        flags = dataclasses.replace(self.flags, right=right)
+        if self.former:
+            dataclasses.replace(flags, right=self.former | right).save(self.folder)
+            self.former = {}
+            record.save(self.folder)
+        flags.save(self.folder)
+        record.save(self.folder)
+
+    # ------------------------------------------------------------------------ what is there
+    def _take_up(self, rerun: bool) -> None:
+        """Fill `finished` with the results that stand; move aside what does not."""
+        try:
+            before, flags = Record.load(self.folder), Flags.load(self.folder)
+        except UserError as error:
+            self._move_aside(f"damaged: {error}")
+            return
+        rows = [row for row in before.attacks if row.name not in before.suites]
+        reason = "computed again" if rerun else self._difference(before, flags)
+        kept = [] if reason else self._same_rows(rows, flags)
+        if not reason and len(kept) < len(rows):
+            reason = f"another list of attacks from {rows[len(kept)].name} on"
+            self._move_aside(reason)
+        elif reason:
+            self._move_aside(reason)
+            return
+        if line := of_other_code([before, *kept]):
+            self.details.say(line)
+        self._keep(before, "rounded_robust_accuracy")
+        if len(flags.label) == len(self.flags.label):
+            self._keep(before, "versions", "commit", "provenance", "training_commit")
+            right, provenance = flags.right["clean"], before.provenance
+            self.finished.append(Result("clean", right, 0.0, provenance=provenance))
+        for row, trial in zip(kept, self.trials, strict=False):
+            counts = (row.attacked or 0, row.queries, row.gradients)
+            right, seconds = flags.right[row.name], row.seconds or 0.0
+            self.finished.append(
+                Result(trial.name, right, seconds, trial, *counts, provenance=row.provenance)
+            )
+            self.former[row.name] = right
+        if [row.name for row in kept] == [trial.name for trial in self.trials]:
+            self._keep(before, "checks", "curve", "eps_curve", "closing")
+
+    def _difference(self, before: Record, flags: Flags) -> str | None:
+        """Return what the record of another evaluation differs in, None for one of this."""
+        if before.schema_version != SCHEMA:
+            return f"of schema {before.schema_version}, this version writes schema {SCHEMA}"
+        if not same_images(flags.digest, self.flags.digest):
+            return "other images"
+        if not _same_network(before.network, self.record.network):
+            return "another network"
+        for name in ("threat", "mode", "seed"):
+            if getattr(before, name) != getattr(self.record, name):
+                return f"another {name}"
+        if self.images is not None and not self.images.whole():
+            return f"no adversarial images as {self.images.kind}"
+        return None
+
+    def _same_rows(self, rows: Sequence[AttackRow], flags: Flags) -> list[AttackRow]:
+        """Return the rows, from the first on, that are those of the trials."""
+        kept: list[AttackRow] = []
+        suites: tuple[str | None, str | None] = (None, None)
+        for row, trial in zip(rows, self.trials, strict=False):
+            count = min(trial.examples or self.record.examples, self.record.examples)
+            same = (
+                row.config == plain(trial.attack.settings(self.threat)),
+                row.examples == count,
+                bool(row.suite) == bool(trial.suite),
+                (row.suite == suites[0]) == (trial.suite == suites[1]),
+                row.files == self.files[trial.name],
+                row.name in flags.right,
+            )
+            if not all(same):
+                break
+            kept.append(row)
+            suites = (row.suite, trial.suite)
+        return kept
+
+    def _keep(self, before: Record, *names: str) -> None:
+        for name in names:
+            if name in before.model_fields_set:
+                setattr(self.record, name, getattr(before, name))
+
+    def _move_aside(self, reason: str) -> None:
+        """Move what an evaluation left to the first free folder evaluation.1, evaluation.2, ..."""
+        number = 1
+        while (aside := self.folder / f"evaluation.{number}").exists():
+            number += 1
+        for name in FILES:
+            if (self.folder / name).exists():
+                (aside / name).parent.mkdir(parents=True, exist_ok=True)
+                (self.folder / name).rename(aside / name)
+        config = self.folder / "config.yaml"
+        if config.is_file():
+            (aside / config.name).write_bytes(config.read_bytes())
+        self.details.say(f"the former results are kept in {aside} ({reason})")
+
+
+def of_other_code(rows: Sequence[Record | AttackRow]) -> str | None:
+    """Return a line that tells which of these were made by other code than this, if any was."""
+    codes = [(row.provenance.version, row.provenance.commit) for row in rows if row.provenance]
+    now = _code(versions()["tfrobust"], commit())
+    others = sorted({_code(*code) for code in codes} - {now})
+    if not others:
+        return None
+    return (
+        f"results of {', '.join(others)} are kept, this is {now}; evaluation.rerun=true (in "
+        "Python rerun=True) computes them again"
+    )
+
+
+def _code(version: str, code: str | None) -> str:
+    return f"tfrobust {version}" + (f" ({code})" if code else "")
+
+
+def _digests(trial: Trial) -> list[str]:
+    """Return the SHA-256 of each file that the attack reads."""
+    sums = []
+    for path in getattr(trial.attack, "files", []):
+        with Path(path).expanduser().open("rb") as content:
+            sums.append(hashlib.file_digest(content, "sha256").hexdigest())
+    return sums
+
+
+def _same_network(first: NetworkRow | None, second: NetworkRow | None) -> bool:
+    if first is None or second is None:
+        return False
+    if first.sha256 and second.sha256 and first.sha256 != second.sha256:
+        return False
+    n = min(len(first.logits), len(second.logits))
+    one, other = np.array(first.logits[:n]), np.array(second.logits[:n])
+    if one.shape != other.shape:
+        return False
+    atol = SIMILAR * max(1.0, np.nanmax(np.abs(one), initial=0.0))
+    return np.allclose(one, other, rtol=0, atol=atol, equal_nan=True)

@@ -1,0 +1,74 @@
+"""What a number was made with: versions, commit, device."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfrobust import __version__
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a result may depend on, by the name of the package."""
+    modules = {"tensorflow": tf, "keras": keras, "numpy": np}
+    others = {name: module.__version__ for name, module in modules.items()}
+    return {"tfrobust": __version__, **others, "python": platform.python_version()}
+
+
+@functools.cache
+def commit() -> str | None:
+    """Return the git commit of the code when first asked, which is as a run starts.
+
+    It ends in "-dirty" where files differ from the commit; it is None outside a checkout.
+    """
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return None
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return described.stdout.strip()
+
+
+def circumstances() -> dict[str, Any]:
+    """Return what a measurement is made with, now: version, commit, device, threads, when (UTC),
+    and `keras`, the settings of Keras that differ from its defaults."""
+    settings = {
+        "floatx": (keras.config.floatx(), "float32"),
+        "image_data_format": (keras.config.image_data_format(), "channels_last"),
+        "dtype_policy": (keras.config.dtype_policy().name, keras.config.floatx()),
+    }
+    return {
+        "version": __version__,
+        "commit": commit(),
+        "device": device(),
+        "threads": tf.config.threading.get_intra_op_parallelism_threads() or os.cpu_count() or 1,
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "keras": {key: value for key, (value, default) in settings.items() if value != default},
+    }
+
+
+@functools.cache
+def device() -> str:
+    """Return the name of the GPU that computes, with how many of it there are, or of the CPU."""
+    gpus = tf.config.list_physical_devices("GPU")
+    if not gpus:
+        return f"CPU {platform.machine()}"
+    name = tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU")
+    return f"{len(gpus)} x {name}" if len(gpus) > 1 else str(name)
