@@ -1,0 +1,291 @@
+"""The record of an evaluation: the headline, provenance, and that nothing finished is lost.
+
+The network of test_evaluation.py: one pixel t, class 1 where t > 0.5.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.unit.test_evaluation import X, Y, network
+from tfrobust import PGD, Threat
+from tfrobust.attacks import FGSM
+from tfrobust.evaluation import Details, Evaluation, Flags, Record, Result, evaluate
+from tfrobust.evaluation import recorder as recorders
+from tfrobust.evaluation.record import digests
+from tfrobust.registry import UserError
+from tfrobust.report import load_run, write_report
+
+THREAT = Threat("linf", 0.25)
+HALF = {"name": "fgsm", "start": "none", "step_scale": 0.5, "label": "half"}
+WHOLE = {"name": "fgsm", "start": "none", "label": "whole"}
+NOISY = {"name": "uniform_noise", "label": "noise"}
+
+
+class Lines(list):
+    """What an evaluation says."""
+
+    @property
+    def attacks(self) -> list[str]:
+        """The results that were computed now, the clean one too."""
+        return [line.partition(":")[0] for line in self if "% of " in line]
+
+
+def evaluated(
+    folder: Path, attacks: Any, logits_fn: Any = network, x: Any = X, y: Any = Y, **options: Any
+) -> Lines:
+    lines = Lines()
+    options = {"check": False, "progress": False} | options
+    details = Details(say=lines.append)
+    evaluate(logits_fn, x, y, THREAT, attacks, folder=folder, details=details, **options)
+    return lines
+
+
+@given(st.data())
+@settings(max_examples=300, deadline=None)
+def test_the_headline_is_never_above_a_row_that_saw_as_many_images(data: st.DataObject) -> None:
+    """Over random lists of attacks; nor is that of fewer images above the rows that saw these."""
+    n = data.draw(st.integers(1, 12))
+    clean = np.array(data.draw(st.lists(st.booleans(), min_size=n, max_size=n)))
+    results = [Result("clean", clean, 0.0)]
+    sizes = data.draw(st.lists(st.integers(1, n), max_size=4))
+    for place, size in enumerate([n, *sizes]):
+        right = np.array(data.draw(st.lists(st.booleans(), min_size=size, max_size=size)))
+        results.append(Result(str(place), right & clean[:size], 0.0))
+    found = Evaluation(results)
+    assert len(found.robust) == n
+    for row in results:
+        if len(row.robust) >= n:
+            assert found.robust_accuracy <= row.accuracy
+    assert sorted(found.subsets) == sorted(set(sizes) - {n})
+    for size, share in found.subsets.items():
+        assert all(share <= row.robust[:size].mean() for row in results if len(row.robust) >= size)
+
+
+def test_where_all_attacks_see_fewer_images_the_run_is_of_these(tmp_path: Path) -> None:
+    """The clean accuracy stands beside the robust one: on the same images."""
+    evaluated(tmp_path, [HALF | {"examples": 4}, WHOLE | {"examples": 2}])
+    record = Record.load(tmp_path)
+    assert (record.examples, record.clean_accuracy) == (4, 0.75)
+    assert (record.robust_accuracy, record.worst_case_examples) == (0.5, 4)
+    assert [(s.examples, s.robust_accuracy) for s in record.subsets] == [(2, 0.5)]
+    assert len(Flags.load(tmp_path).label) == 4
+
+
+def test_finished_attacks_stay_when_the_list_grows_or_a_label_or_the_batch_changes(
+    tmp_path: Path,
+) -> None:
+    assert evaluated(tmp_path, [NOISY, HALF]).attacks == ["clean", "noise", "half"]
+    before = Flags.load(tmp_path).right
+    again = evaluated(tmp_path, [NOISY, HALF | {"label": "HALF"}, WHOLE], batch_size=2)
+    assert again.attacks == ["whole"]
+    flags, record = Flags.load(tmp_path), Record.load(tmp_path)
+    assert list(flags.right) == ["clean", "noise", "HALF", "whole"]
+    assert [row.name for row in record.attacks] == ["noise", "HALF", "whole"]
+    for old, new in {"clean": "clean", "noise": "noise", "half": "HALF"}.items():
+        np.testing.assert_array_equal(before[old], flags.right[new])
+    assert not list(tmp_path.glob("evaluation.*"))
+
+
+def test_a_kill_between_the_two_files_costs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """flags.npz has the new names and eval.json the old ones: both are known."""
+    evaluated(tmp_path, [HALF, WHOLE])
+    save, written = Record.save, []
+
+    def killed(record: Record, folder: Path) -> None:
+        written.append(record)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Record, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        evaluated(tmp_path, [HALF | {"label": "a"}, WHOLE | {"label": "b"}, NOISY])
+    assert written
+    monkeypatch.setattr(Record, "save", save)
+    renamed = [HALF | {"label": "a"}, WHOLE | {"label": "b"}, NOISY]
+    assert evaluated(tmp_path, renamed).attacks == ["noise"]
+    assert list(Flags.load(tmp_path).right) == ["clean", "a", "b", "noise"]
+
+
+def test_noise_is_that_of_the_attacks_name_and_place_not_of_its_label() -> None:
+    """Two equal attacks have noise of their own; a label changes none."""
+    rng = np.random.default_rng(0)
+    x = rng.random((40, 4, 4, 1), np.float32)
+    weights = tf.constant(rng.normal(size=(16, 3)), tf.float32)
+    linear = lambda images: tf.reshape(images, [-1, 16]) @ weights  # noqa: E731
+    y = np.argmax(linear(x), axis=1)
+
+    def images(*attacks: Any) -> list[np.ndarray]:
+        options: Any = {"mode": "each", "images": True, "check": False, "progress": False}
+        results = evaluate(linear, x, y, Threat("linf", 0.05), list(attacks), **options).results
+        return [result.images for result in results[1:]]
+
+    weak = {"name": "uniform_noise", "draws": 1}
+    first, second = images(weak | {"label": "a"}, weak | {"label": "b"})
+    other, _ = images(weak | {"label": "c"}, {"name": "fgsm"})
+    np.testing.assert_array_equal(first, other)
+    assert (first != second).any()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"logits_fn": lambda x: network(x) * [1.0, 1.5]}, "another network"),
+        ({"y": 1 - Y}, "other images"),
+        ({"x": X[::-1].copy(), "y": Y[::-1].copy()}, "other images"),
+        ({"mode": "each"}, "another mode"),
+        ({"seed": 1}, "another seed"),
+        ({"attacks": [WHOLE, HALF]}, "another list of attacks from half on"),
+        ({"rerun": True}, "computed again"),
+    ],
+)
+def test_what_is_there_of_another_evaluation_is_moved_aside(
+    tmp_path: Path, change: Any, reason: str
+) -> None:
+    evaluated(tmp_path, [HALF, WHOLE])
+    (tmp_path / "config.yaml").write_text("name: old\n")
+    before = {name: (tmp_path / name).read_bytes() for name in ("eval.json", "flags.npz")}
+    lines = evaluated(tmp_path, **{"attacks": [HALF, WHOLE]} | change)
+    aside = tmp_path / "evaluation.1"
+    assert f"the former results are kept in {aside} ({reason})" in lines
+    assert lines.attacks[-1] in ("half", "whole")
+    assert {name: (aside / name).read_bytes() for name in before} == before
+    assert (aside / "config.yaml").read_text() == "name: old\n"
+    assert len(Record.load(tmp_path).attacks) == 2
+
+
+@pytest.mark.parametrize("name", ["eval.json", "flags.npz"])
+def test_damaged_files_are_kept_aside_and_all_runs_again(tmp_path: Path, name: str) -> None:
+    evaluated(tmp_path, [HALF])
+    (tmp_path / name).write_bytes(b"{damaged")
+    lines = evaluated(tmp_path, [HALF])
+    assert lines.attacks == ["clean", "half"]
+    assert (tmp_path / "evaluation.1" / name).read_bytes() == b"{damaged"
+
+
+def test_a_refused_evaluation_writes_nothing(tmp_path: Path) -> None:
+    """And leaves what is there."""
+    softmax = lambda x: tf.nn.softmax(network(x))  # noqa: E731
+    with pytest.raises(UserError, match="expected logits"):
+        evaluated(tmp_path / "new", [HALF], softmax)
+    assert not (tmp_path / "new").exists()
+    evaluated(tmp_path / "old", [HALF])
+    before = {file: file.read_bytes() for file in (tmp_path / "old").iterdir()}
+    for bad in ({"logits_fn": softmax}, {"attacks": "autoatack"}, {"x": X + 1}, {"save": "int8"}):
+        with pytest.raises(UserError):
+            evaluated(tmp_path / "old", **{"attacks": [HALF]} | bad)
+    assert {file: file.read_bytes() for file in (tmp_path / "old").iterdir()} == before
+
+
+def test_rows_keep_the_version_that_made_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A later version adds a row of its own, says so, and relabels none."""
+    evaluated(tmp_path, [HALF], seed=3)
+    first = Record.load(tmp_path)
+    made = first.attacks[0].provenance
+    assert (made.seed, made.examples, made.precision) == (3, 7, "float32")
+    assert first.provenance.version == first.versions["tfrobust"] and made.threads >= 1
+    for module in ("tfrobust.provenance.__version__", "tfrobust.evaluation.recorder.versions"):
+        new: Any = "9.9.9" if module.endswith("__version__") else lambda: {"tfrobust": "9.9.9"}
+        monkeypatch.setattr(module, new)
+    lines = evaluated(tmp_path, [HALF, WHOLE], seed=3)
+    assert lines.attacks == ["whole"]
+    assert any("are kept, this is tfrobust 9.9.9" in line for line in lines)
+    half, whole = Record.load(tmp_path).attacks
+    assert half.provenance == made and whole.provenance.version == "9.9.9"
+    assert Record.load(tmp_path).versions == first.versions
+    assert evaluated(tmp_path, [HALF, WHOLE], seed=3, rerun=True).attacks == [
+        "clean",
+        "half",
+        "whole",
+    ]
+    assert Record.load(tmp_path).attacks[0].provenance.version == "9.9.9"
+
+
+def test_a_record_of_another_schema_is_computed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluated(tmp_path, [HALF])
+    monkeypatch.setattr(recorders, "SCHEMA", recorders.SCHEMA + 1)
+    lines = evaluated(tmp_path, [HALF])
+    assert lines.attacks == ["clean", "half"] and "(of schema 1, this" in lines[0]
+
+
+def test_a_keras_network_is_known_by_its_weights(tmp_path: Path) -> None:
+    """Also where the logits of the first images do not tell."""
+    model = keras.Sequential([keras.Input((1, 1, 1)), keras.layers.Dense(2)])
+    model = keras.Sequential([model, keras.layers.Flatten()])
+    model.set_weights([np.array([[-1.0, 1.0]]), np.array([0.5, -0.5])])
+    evaluated(tmp_path, [HALF], model)
+    assert not evaluated(tmp_path, [HALF], model).attacks
+    model.set_weights([np.array([[-1.0, 1.0]]), np.array([0.5, -0.5 + 1e-6])])
+    assert "another network" in evaluated(tmp_path, [HALF], model)[0]
+
+
+def test_checks_curves_and_pictures_of_a_folder_and_its_page(tmp_path: Path) -> None:
+    lines = evaluated(tmp_path, [PGD(steps=3), FGSM()], check=True, save="float32")
+    names = {file.name for file in tmp_path.iterdir()}
+    files = {"eval.json", "flags.npz", "adversarial.npz", "probes.npz", "valley.npz"}
+    assert names == files | {"landscape.npz"}
+    record = load_run(tmp_path).evaluation
+    assert record.checks and record.eps_curve and record.closing.version
+    page = write_report(tmp_path).read_text()
+    assert f"{tmp_path.name} on arrays: 85.7 % clean" in page
+    # The same again: nothing is left to do, not even the checks.
+    seen = (tmp_path / "valley.npz").stat().st_mtime_ns
+    again = evaluated(tmp_path, [PGD(steps=3), FGSM()], check=True, save="float32")
+    assert lines.attacks == ["clean", "PGD-3", "FGSM"] and again == []
+    assert (tmp_path / "valley.npz").stat().st_mtime_ns == seen
+
+
+def test_what_follows_the_attacks_cannot_cost_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is reported as not measured, with its reason."""
+
+    def fails(*_: Any, **__: Any) -> Any:
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+
+    monkeypatch.setattr("tfrobust.evaluation.closing.least_eps", fails)
+    monkeypatch.setattr("tfrobust.evaluation.pictures.valley", fails)
+    lines = evaluated(tmp_path, [HALF], check=True)
+    record = Record.load(tmp_path)
+    texts = {check.name: check.text for check in record.checks}
+    assert texts["accuracy against eps"] == "Not measured: out of memory"
+    assert texts["loss valley"] == "Not measured: out of memory"
+    assert "warning: loss valley: Not measured: out of memory" in lines
+    assert record.eps_curve == [] and record.attacks[0].robust_accuracy == pytest.approx(4 / 7)
+    assert "Not measured: out of memory" in write_report(tmp_path).read_text()
+
+
+def test_digests_see_every_pixel_the_label_and_the_shape() -> None:
+    x, y = np.zeros((3, 2, 3, 1), np.float32), np.zeros(3, np.int32)
+    first = digests(x, y)
+    assert len(set(first.tolist())) == 1 and first.dtype == np.uint64
+    x[1, 0, 2, 0], y[2] = 1e-7, 1
+    assert len(set(digests(x, y).tolist())) == 3
+    assert digests(x.reshape(3, 3, 2, 1), y)[0] != first[0]
+
+
+def test_the_file_has_the_names_that_it_always_had(tmp_path: Path) -> None:
+    evaluated(tmp_path, [HALF, WHOLE], check=True)
+    content = json.loads((tmp_path / "eval.json").read_text())
+    names = (
+        "examples clean_accuracy robust_accuracy worst_case_examples mode attacks pending checks "
+        "eps_curve threat seed data versions commit training_commit"
+    )
+    assert set(names.split()) <= content.keys()
+    row = "name examples robust_accuracy seconds attacked queries gradients config suite"
+    assert set(row.split()) <= content["attacks"][0].keys()
+    assert set(np.load(tmp_path / "flags.npz")) >= {"index", "label", "clean", "half", "whole"}
