@@ -32,6 +32,8 @@ from tfrobust.report import (
     AccuracyRow,
     accuracy_rows,
     duration,
+    in_order,
+    is_worst_case,
     load_run,
     markdown_escape,
     markdown_table,
@@ -155,13 +157,10 @@ def rows_of(summary: Mapping[str, Any]) -> dict[str, AccuracyRow]:
 def attack_columns(group: Sequence[Mapping[str, Any]]) -> list[str]:
     """clean, every attack of the group in the order of first use, worst case; a suite, not the
     attacks in it."""
-    names = dict.fromkeys(name for summary in group for name in rows_of(summary))
-    for summary in group:
-        for attack in summary["evaluation"].attacks:
-            if attack.suite:
-                names.pop(attack.name, None)
-    ends = [name for name in names if name.startswith("worst case")]
-    return [name for name in names if name not in ends] + ends
+    attacks = [attack for summary in group for attack in summary["evaluation"].attacks]
+    parts = {attack.name for attack in attacks if attack.suite}
+    names = (name for summary in group for name in rows_of(summary))
+    return [name for name in in_order(names) if name not in parts]
 
 
 def seed_of(summary: Mapping[str, Any]) -> Any:
@@ -245,7 +244,7 @@ def run_section(summary: Mapping[str, Any]) -> str:
     facts = [
         ", ".join(filter(None, (f"{row.name}: {row.settings}", row.cost, duration(row.seconds))))
         for row in accuracy_rows(config, evaluation)
-        if row.name != "clean" and not row.name.startswith("worst case")
+        if row.name != "clean" and not is_worst_case(row.name)
     ]
     if source := (config.get("paper") or {}).get("source"):
         missing = missing_from_paper(config, evaluation)

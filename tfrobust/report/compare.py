@@ -14,7 +14,14 @@ from tfrobust.evaluation.record import Flags, same_images
 from tfrobust.registry import UserError, require
 from tfrobust.report.page import Table
 from tfrobust.report.record import RunRecord, load_run
-from tfrobust.report.summary import AccuracyRow, accuracy_rows, data_of, summarise_training
+from tfrobust.report.summary import (
+    AccuracyRow,
+    accuracy_rows,
+    data_of,
+    in_order,
+    is_worst_case,
+    summarise_training,
+)
 from tfrobust.report.text import NOTHING, milliseconds, percent, points
 
 CHANCE = 0.05
@@ -92,14 +99,7 @@ def same_test_images(runs: Sequence[Measured]) -> bool:
 def columns(runs: Sequence[Measured]) -> list[str]:
     """clean, every attack in order of appearance, and last the worst case over all images and over
     fewer."""
-    names = dict.fromkeys(name for run in runs for name in run.accuracies)
-    last = [name for name in names if name.startswith("worst case")]
-    return [*(name for name in names if name not in last), *sorted(last, key=_fewer)]
-
-
-def _fewer(name: str) -> int:
-    """The place of a worst case among others: the one over all images, then those over fewer."""
-    return -int(name.rpartition(" ")[2]) if name != "worst case" else -(10**12)
+    return in_order(name for run in runs for name in run.accuracies)
 
 
 def comparison(runs: Sequence[Measured]) -> Table:
@@ -150,9 +150,7 @@ def _cell(rows: Sequence[AccuracyRow]) -> str:
 
 def flat(runs: Sequence[Measured]) -> Table:
     """A row a run, accuracies as fractions: what a program reads."""
-    kinds = [
-        kind for kind in columns(runs) if kind != "clean" and not kind.startswith("worst case")
-    ]
+    kinds = [kind for kind in columns(runs) if kind != "clean" and not is_worst_case(kind)]
     lines = []
     for run in runs:
         known = run.accuracies

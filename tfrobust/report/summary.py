@@ -1,7 +1,7 @@
 """A run in rows and sentences: accuracies with intervals, attack settings, training facts."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
@@ -14,6 +14,8 @@ from tfrobust.evaluation.record import headline as worst_rows
 from tfrobust.overfitting import ONE_STEP, ROBUST, overfitted
 from tfrobust.report.record import RunRecord
 from tfrobust.report.text import interval, number, percent
+
+WORST, FEWER = "worst case", "worst case, first "  # rows that are over several attacks
 
 # How a known setting reads; every other one reads 'key value', so nothing stays hidden.
 SETTINGS = {
@@ -95,12 +97,29 @@ def accuracy_rows(config: Mapping[str, Any], evaluation: Record) -> list[Accurac
         settings = "right under every attack above"
         if evaluation.subsets:
             settings = f"right under every attack above that saw all {total}"
-        rows.append(row("worst case", worst, total, None, settings=settings))
+        rows.append(row(WORST, worst, total, None, settings=settings))
     for subset in evaluation.subsets:
         settings = "right under every attack above that saw them"
-        name = f"worst case, first {subset.examples}"
+        name = f"{FEWER}{subset.examples}"
         rows.append(row(name, subset.robust_accuracy, subset.examples, None, settings=settings))
     return rows
+
+
+def is_worst_case(name: str) -> bool:
+    """Return whether a row of `accuracy_rows` is over several attacks, not one or a suite."""
+    return name == WORST or name.startswith(FEWER)
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Return the names of rows, each once: attacks in order of appearance, then the worst case over
+    all images, then those over fewer, the most images first."""
+
+    def images(name: str) -> float:
+        return float(name.removeprefix(FEWER)) if name != WORST else math.inf
+
+    once = list(dict.fromkeys(names))
+    last = sorted(filter(is_worst_case, once), key=images, reverse=True)
+    return [*(name for name in once if name not in last), *last]
 
 
 def class_rows(record: RunRecord) -> list[ClassRow]:

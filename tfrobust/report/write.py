@@ -58,6 +58,11 @@ CHECKS_NOTE = (
     "network. Those on the network itself attack its first images that are right when clean. A "
     "warning is a sign, no proof."
 )
+FEWER = (
+    "The worst case is over the attacks that saw the most images; where others saw fewer, it is "
+    "given for the first of them too, over all attacks that saw these. An image counts as right "
+    "only if no attack succeeded."
+)
 EPS_NOTE = (
     "PGD-20 alone (step eps / 4, uniform start, no restarts) at rising eps, on the first {} test "
     "images: an upper bound. An image counts as broken at every eps above one that broke it."
@@ -118,6 +123,7 @@ def _values(record: RunRecord) -> dict[str, Any]:
         "warnings": [w for w in (warnings(evaluation), overfitting(record.history, config)) if w],
         "rows": rows,
         "counted": how_counted(evaluation),
+        "fewer": FEWER if evaluation.subsets else "",
         "curve_note": CURVE_NOTE,
         "checks_note": CHECKS_NOTE,
         "eps_note": _eps_note(evaluation.eps_curve),
