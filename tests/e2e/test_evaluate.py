@@ -166,6 +166,86 @@ def test_a_suite_in_small(mine: list[str], tmp_path: Path) -> None:
         run("evaluate", [*overrides, "precision=mixed_bfloat16"], tmp_path, None, smoke=True)
 
 
+def test_two_networks_have_two_results(mine: list[str], tmp_path: Path) -> None:
+    """The first is kept aside with its page; one that is refused touches nothing."""
+    folder = Path(mine[0].partition("=")[2]).parent
+    first = evaluated(tmp_path, [*mine, "attacks=fgsm"])
+    runs = tmp_path / "runs" / "evaluate"
+    before = {file: file.read_bytes() for file in runs.rglob("*") if file.is_file()}
+    refused = [f"model.path={folder / 'softmax.keras'}", *mine[1:], "attacks=fgsm"]
+    with pytest.raises(UserError, match="expected logits, received probabilities"):
+        evaluated(tmp_path, refused)
+    assert {file: file.read_bytes() for file in runs.rglob("*") if file.is_file()} == before
+    network = keras.saving.load_model(folder / "my.keras")
+    network.set_weights([2 * weight for weight in network.get_weights()])
+    network.save(folder / "second.keras")
+    second = evaluated(
+        tmp_path, [f"model.path={folder / 'second.keras'}", *mine[1:], "attacks=fgsm"]
+    )
+    aside = runs / "evaluation.1"
+    assert json.loads((aside / "eval.json").read_text()) == first
+    assert first["model"]["path"] in (aside / "config.yaml").read_text()
+    assert (aside / "report" / "index.html").is_file() and second["model"] != first["model"]
+    assert second["network"]["sha256"] != first["network"]["sha256"]
+
+
+def test_more_attacks_other_labels_and_a_smaller_batch(
+    mine: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Of the stage as of `evaluate`: what is finished stays finished."""
+    evaluated(tmp_path, [*mine, "attacks=[{name: pgd, steps: 3}]"])
+    capsys.readouterr()
+    more = "attacks=[{name: pgd, steps: 3, label: mine}, fgsm]"
+    result = evaluated(tmp_path, [*mine, more, "evaluation.batch_size=7"])
+    assert [row["name"] for row in result["attacks"]] == ["mine", "FGSM"]
+    said = capsys.readouterr().out
+    assert "FGSM: " in said and "mine: " not in said and "clean: " not in said
+    evaluated(tmp_path, [*mine, more, "evaluation.batch_size=20"])
+    assert "attack_eval: done before, skipped" in capsys.readouterr().out
+    evaluated(tmp_path, [*mine, more, "evaluation.rerun=true"])
+    assert "mine: " in capsys.readouterr().out
+    assert (tmp_path / "runs" / "evaluate" / "evaluation.1" / "eval.json").is_file()
+
+
+def test_results_of_other_code_are_kept_and_named(
+    mine: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sets = [*mine, "attacks=fgsm"]
+    before = evaluated(tmp_path, sets)
+    monkeypatch.setattr("tfrobust.evaluation.recorder.versions", lambda: {"tfrobust": "9.9.9"})
+    capsys.readouterr()
+    assert evaluated(tmp_path, sets) == before
+    said = capsys.readouterr().out
+    assert "attack_eval: done before, skipped" in said
+    assert "are kept, this is tfrobust 9.9.9" in said and "evaluation.rerun=true" in said
+
+
+@pytest.mark.parametrize(
+    ("config", "overrides", "stages", "message"),
+    [
+        (
+            "mnist_atlas",
+            ["data.dir=none", "data.download=false"],
+            None,
+            "data.dir: expected mnist",
+        ),
+        ("digits_adv", [], ["attack_eval"], "run the stage train first"),
+        ("digits_adv", [], ["report"], "run the stage train first"),
+        ("digits_adv", ["data.batch_size=5000"], None, "batch_size: expected at most the"),
+    ],
+)
+def test_a_refused_run_writes_nothing(
+    config: str, overrides: list[str], stages: list[str] | None, message: str, tmp_path: Path
+) -> None:
+    """No folder and no lock."""
+    with pytest.raises(UserError, match=message):
+        run(config, overrides, tmp_path / "runs", stages, smoke=False)
+    assert not (tmp_path / "runs").exists()
+
+
 def test_mistakes(mine: list[str], command: Command, tmp_path: Path) -> None:
     sets = [part for override in mine for part in ("--set", override)]
     wrong = command("evaluate", *sets, "--set", "attacks=autoatack")

@@ -15,15 +15,12 @@ from tfrobust.evaluation import Record
 from tfrobust.evaluation.record import AttackRow
 from tfrobust.report import (
     NOTHING,
-    Table,
     accuracy_rows,
     attack_settings,
     best_epoch,
     headline,
     interval,
     load_run,
-    markdown_table,
-    number,
     summarise_training,
     write_report,
 )
@@ -104,39 +101,9 @@ def change(run: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def test_interval_is_wilson() -> None:
-    # By hand, z = 1.959964: centre (0.8 + z²/20) / (1 + z²/10) = 0.71674,
-    # half width z sqrt(0.16/10 + z²/400) / (1 + z²/10) = 0.22658.
-    assert interval(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
-    assert interval(0, 5)[0] == 0 and interval(5, 5)[1] == 1
-
-
-@pytest.mark.parametrize("successes, total", [(0, 0), (3, 2), (-1, 2)])
-def test_interval_refuses_what_is_no_proportion(successes: int, total: int) -> None:
-    with pytest.raises(ValueError, match="interval: expected"):
-        interval(successes, total)
-
-
-def test_numbers_show_fractions_of_255_but_leave_short_decimals() -> None:
-    assert number(8 / 255) == "8/255 = 0.03137"
-    assert number(128 / 255) == "128/255 = 0.502"
-    assert [number(v) for v in (0.15, 0.2, 20, True, "8/255", 1.0)] == [
-        "0.15",
-        "0.2",
-        "20",
-        "True",
-        "8/255",
-        "1",
-    ]
-
-
 def test_attack_settings_put_the_known_first_and_hide_nothing() -> None:
     config = {"name": "x", "queries": 5000, "loss": "dlr", "steps": 3, "target": None}
     assert attack_settings(config) == "3 steps, loss dlr, queries 5000"
-
-
-def test_markdown_cells_cannot_leave_their_cell() -> None:
-    assert markdown_table(["a|b"], [["<b>x\ny_z_"]]) == "| a\\|b |\n| --- |\n| &lt;b&gt;x y_z\\_ |"
 
 
 def test_rows_hold_counts_paper_and_worst_case(tmp_path: Path) -> None:
@@ -326,15 +293,6 @@ def test_page_is_self_contained_and_complete(tmp_path: Path) -> None:
     assert (folder / "figures/loss.svg").read_text().startswith("<?xml")
     with (folder / "tables/accuracy.csv").open(newline="") as file:
         assert next(csv.DictReader(file))["evaluation"] == "clean"
-
-
-def test_a_table_in_latex_and_csv() -> None:
-    table = Table(["a_b", "c"], [["5 %", "x, y"], ["–", "{&}\\"]])
-    assert table.csv() == 'a_b,c\n5 %,"x, y"\n–,{&}\\\n'
-    assert table.latex() == (
-        "\\begin{tabular}{ll}\n\\toprule\na\\_b & c \\\\\n\\midrule\n5 \\% & x, y \\\\\n"
-        "-- & \\{\\&\\}\\textbackslash{} \\\\\n\\bottomrule\n\\end{tabular}\n"
-    )
 
 
 def test_names_are_escaped(tmp_path: Path) -> None:
