@@ -53,11 +53,13 @@ class Pyramids:
         self.patterns = tf.constant(patterns.reshape(len(kinds), -1))
 
     def start(self, x: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        """x with tiles, about 5 x 5 of them: each a pattern, up or down in every channel."""
+        """x with tiles, 5 or a few more along the shorter side of the image and as many as fit along
+        the other: each a pattern, up or down in every channel."""
         height, width, channels = x.shape[1:]
-        side = max(height // 5, 1)
-        before = max((height - 5 * side) // 2, 0)
-        down, across = (min(n // side, (n - before) // side) for n in (height, width))
+        shorter = min(height, width)
+        side = max(shorter // 5, 1)
+        before = max((shorter - 5 * side) // 2, 0)
+        down, across = ((n - before) // side for n in (height, width))
         tile = pattern(side, self.threat.norm)
         u = noise.uniform([tf.shape(x)[0], down, 1, across, 1, 1 + channels], seed)
         turned = tf.where(u[..., :1] > 0, tile.T[:, None, :, None], tile[:, None, :, None])
@@ -75,7 +77,10 @@ class Pyramids:
         old = old / (TINY + self._size(old, (1, 2)))
         drawn = self._drawn(i, first, u[:, 4] > 0, x) * signs(u[:, None, None, 5:])
         fresh = tf.where(here, drawn + old, 0.0)
-        fresh = fresh / (TINY + self._size(fresh, (1, 2))) * self._share(delta, here | there)
+        size = self._size(fresh, (1, 2))
+        # In a window of one pixel the two may cancel: the size must go somewhere.
+        fresh = tf.where(here & (size == 0.0), drawn, fresh / (TINY + size))
+        fresh *= self._share(delta, here | there)
         return self._on_the_edge(x, tf.where(here, fresh, tf.where(there, 0.0, delta)))
 
     def _share(self, delta: tf.Tensor, windows: tf.Tensor) -> tf.Tensor:

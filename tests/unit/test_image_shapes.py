@@ -1,0 +1,115 @@
+"""Attacks on images that are not square, down to a single pixel.
+
+A linear network with random weights, its label changed nowhere near: what is tried is that images
+of any height and width have their start and their moves, in the threat's set.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from tfrobust import Threat, noise
+from tfrobust.attacks import ATTACKS, FAB, RayS, Square
+from tfrobust.attacks.square_moves import Pyramids, Squares
+from tfrobust.registry import build
+
+SEED = noise.seed_for(0, 0, "test")
+WIDE = (-10.0, 10.0)
+LENGTHS = st.one_of(st.integers(1, 12), st.sampled_from([28, 64, 200]))
+
+
+def linear(shape: tuple[int, int, int], classes: int = 4) -> Any:
+    size = int(np.prod(shape))
+    weights = np.random.default_rng(1).normal(size=(size, classes)).astype("float32")
+    return lambda x: tf.reshape(x, [-1, size]) @ weights
+
+
+@settings(max_examples=60)
+@given(
+    height=LENGTHS,
+    width=LENGTHS,
+    channels=st.sampled_from([1, 3]),
+    norm=st.sampled_from(["linf", "l2", "l1"]),
+    windows=st.lists(st.integers(0, 4999), min_size=1, max_size=4),
+    draw=st.integers(0, 99),
+)
+@example(64, 8, 1, "l2", [0, 4999], 0)
+@example(1000, 12, 3, "l1", [0, 4999], 0)
+@example(3, 200, 3, "l2", [0, 4999], 0)
+@example(1, 1, 1, "l2", [0, 1, 2, 3], 0)
+@example(2, 2, 1, "l1", [0, 1, 2, 3], 0)
+def test_square_starts_and_moves_on_the_edge_of_the_ball(
+    height: int, width: int, channels: int, norm: str, windows: list[int], draw: int
+) -> None:
+    """Far from the box's walls every image has the distance eps; in the box at most that."""
+    shape, eps = (height, width, channels), 0.5
+    sides = [Square().side(i, height, width, norm) for i in windows]
+    assert all(1 <= side <= min(height, width) for side in sides)
+    rng = np.random.default_rng(draw)
+    x = rng.random((3, *shape)).astype("float32")
+    for box in (WIDE, (0.0, 1.0)):
+        threat = Threat(norm, eps, box)
+        moves = (Squares if norm == "linf" else Pyramids)(threat, sides)
+        images = moves.start(tf.constant(x), noise.fold(SEED, draw))
+        differs = np.any(images.numpy() != x, axis=-1).mean()
+        assert norm == "l1" or differs >= 0.5  # most pixels lie in a tile; L1 drops small values
+        for i in range(len(sides)):
+            u = rng.uniform(-1, 1, (3, 5 + channels)).astype("float32")
+            inside(images.numpy(), x, threat, edge=box == WIDE)
+            images = moves.propose(tf.constant(i), tf.constant(x), images, tf.constant(u))
+        inside(images.numpy(), x, threat, edge=box == WIDE)
+
+
+def inside(images: np.ndarray, x: np.ndarray, threat: Threat, edge: bool = False) -> None:
+    assert images.shape == x.shape and np.isfinite(images).all()
+    assert threat.box[0] <= images.min() and images.max() <= threat.box[1]
+    distance = threat.distance(images.astype("float64"), x.astype("float64")).numpy()
+    assert (distance <= threat.eps + 1e-6).all()
+    assert not edge or distance == pytest.approx(threat.eps, rel=2e-3)  # rounding, in L1
+
+
+def test_a_move_that_would_cancel_the_old_pattern_takes_its_place() -> None:
+    """Windows of one pixel hold -eps, and the drawn sign is +: the sum is 0, the move is to +eps;
+    and the other way round."""
+    x = np.zeros([2, 1, 1, 1], np.float32)
+    for norm in ("l2", "l1"):
+        threat = Threat(norm, 0.5, WIDE)
+        u = tf.constant([[0.0, 0, 0, 0, 0, -1], [0, 0, 0, 0, 0, 1]])  # pattern(1) is [[-1]]
+        before = tf.constant([[-0.5], [0.5]])[:, None, None]
+        moved = Pyramids(threat, [1]).propose(tf.constant(0), tf.constant(x), before, u)
+        np.testing.assert_allclose(moved.numpy().ravel(), [0.5, -0.5], rtol=1e-5)
+
+
+SMALL: dict[str, dict[str, Any]] = {
+    "apgd": {"steps": 10},
+    "fab": {"steps": 5},
+    "multi_targeted": {"steps": 3},
+    "pgd": {"steps": 3},
+    "rays": {"queries": 30},
+    "square": {"queries": 10},
+}
+NAMES = [name for name in ATTACKS if name not in ("saved_images", "transfer")]
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+@pytest.mark.parametrize("name", [*NAMES, "fab untargeted"])
+def test_every_attack_on_lines_and_strips(name: str, norm: str) -> None:
+    spec: dict[str, Any] = {"name": name, **SMALL.get(name, {})}
+    attack: Any = FAB(steps=5, targets=None) if " " in name else build(ATTACKS, spec, "attack")
+    if isinstance(attack, RayS) and norm != "linf":
+        return  # it works in Linf alone
+    for channels, (height, width) in enumerate([(1, 7), (9, 1), (64, 2), (1, 1)], start=1):
+        shape = (height, width, channels)
+        network, threat = linear(shape), Threat(norm, 0.3)
+        x = np.random.default_rng(0).random((4, *shape)).astype("float32")
+        y = tf.argmax(network(x), axis=1, output_type=tf.int32)
+        outcome = attack.run(network, tf.constant(x), y, threat=threat, seed=SEED)
+        inside(outcome.images.numpy(), x, threat)
+        wrong = tf.argmax(network(outcome.images), axis=1, output_type=tf.int32) != y
+        np.testing.assert_array_equal(outcome.success, wrong)
