@@ -53,8 +53,8 @@ class Pyramids:
         self.patterns = tf.constant(patterns.reshape(len(kinds), -1))
 
     def start(self, x: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        """x with tiles, 5 or a few more along the shorter side of the image and as many as fit along
-        the other: each a pattern, up or down in every channel."""
+        """x with tiles, 5 or a few more along the shorter side and as many as fit along the other:
+        each a pattern, up or down in every channel."""
         height, width, channels = x.shape[1:]
         shorter = min(height, width)
         side = max(shorter // 5, 1)
