@@ -14,6 +14,7 @@ import pytest
 import tensorflow as tf
 
 from tfrobust import FGSM, PGD, Threat, losses, noise
+from tfrobust.attacks import MultiTargeted
 from tfrobust.registry import UserError
 
 SEED = noise.seed_for(0, 0, "test")
@@ -128,7 +129,8 @@ def stripe(low: float, high: float) -> Callable[[Any], Any]:
         ("last", 0.35, 0.45, 0.6),  # goes 0.2, 0.4, 0.6 through the stripe
         ("any", 0.35, 0.45, 0.4),  # stays at its first success
         ("any", 0.15, 0.45, 0.2),  # the first of two
-        ("any", -0.1, 0.1, 0.6),  # misclassified at the start only: no success
+        ("any", -0.1, 0.1, 0.0),  # misclassified at the start
+        ("last", -0.1, 0.1, 0.6),  # there, but not at the end
         ("any", 0.55, 0.65, 0.6),  # at the last step
         ("any", 0.7, 0.8, 0.6),  # never
     ],
@@ -138,6 +140,28 @@ def test_any_success_is_kept(success: str, low: float, high: float, end: float) 
     zeros = np.zeros((1, 1, 1, 1), np.float32)
     x_adv = run(attack, stripe(low, high), Threat("linf", 0.6), zeros, [0])
     assert x_adv.item() == pytest.approx(end)
+
+
+@pytest.mark.parametrize("attack", [PGD(steps=4, success="any"), MultiTargeted(steps=4)])
+def test_a_random_start_that_is_misclassified_is_a_success(attack: Any) -> None:
+    """Wrong below the image, where half of the starts lie, and the gradient leads upwards: those
+    end at their start, after one pass (two with the look at the clean image), as APGD's do."""
+
+    def logits(x: Any) -> Any:
+        t = tf.reshape(x, [-1])
+        return tf.stack([tf.zeros_like(t), t + tf.where(t < 0.5, 2.0, -2.0)], axis=1)
+
+    x, threat = np.full((64, 1, 1, 1), 0.5, np.float32), Threat("linf", 0.4)
+    zeros = np.zeros(64, np.int32)
+    start = threat.random_start(tf.constant(x), noise.fold(SEED, 0)).numpy()
+    outcome = attack.run(logits, tf.constant(x), zeros, threat=threat, seed=SEED)
+    wrong = start.ravel() < 0.5
+    assert 10 < wrong.sum() < 54
+    np.testing.assert_array_equal(outcome.success, wrong)
+    np.testing.assert_array_equal(outcome.images.numpy()[wrong], start[wrong])
+    looks = 1 if isinstance(attack, PGD) else 2
+    assert (outcome.queries.numpy()[wrong] == looks).all()
+    assert (outcome.queries.numpy()[~wrong] == looks + 4).all()
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "margin", "kl"])

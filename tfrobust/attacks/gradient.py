@@ -172,8 +172,7 @@ class GradientAttack(Attack):
             )
             x_adv = tf.cond(k == 0, start, lambda: s["x_adv"])
             value, wrong, gradient = differentiated(evaluate, x_adv, row, run)
-            # The start is no step of the attack: it does not count as a success.
-            broken = wrong & ((k > 0) if keep_broken else (k == steps))
+            broken = wrong & (keep_broken | (k == steps))
             best = broken | ((k == steps) & (value > s["value"]))
             here, step = threat.at(taken(threat.eps, row)), per_example(taken(size, row), x)
             moved = here.project(x_adv + step * here.steepest(gradient), s["x"])

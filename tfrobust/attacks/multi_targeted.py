@@ -21,7 +21,7 @@ class MultiTargeted(Attack):
 
     An untargeted loss follows the rival that is nearest where it stands; here every rival has its
     turn, the likeliest at the clean image first. An example is broken by the first iterate of any
-    run that is misclassified, as whatever class, and leaves.
+    run, its random start included, that is misclassified, as whatever class, and leaves.
 
     steps, step_size: of each run, as in PGD; None is 2.5 * eps / steps.
     restarts: runs for each class, all from random starts.

@@ -20,8 +20,8 @@ class PGD(GradientAttack):
 
     step_size: in image units, a number, a fraction such as "2/255", or a tensor (scalar or [B]);
         None is 2.5 * eps / steps.
-    success: "last" returns the last iterate; "any" stops an example at the first iterate, of any
-        step, that is misclassified, so that an attack that passes through success keeps it.
+    success: "last" returns the last iterate; "any" stops an example at the first iterate, from the
+        start on, that is misclassified, so that an attack that passes through success keeps it.
     """
 
     steps: int = 10
