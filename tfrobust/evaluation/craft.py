@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from tqdm import tqdm
 from tfrobust import noise
 from tfrobust.attacks import Attack, Outcome, SavedImages, registered_name
 from tfrobust.distribution import added, local_replicas, strategy, worker
-from tfrobust.registry import UserError
+from tfrobust.registry import UserError, require
 from tfrobust.threat import Threat
 
 LogitsFn = Callable[[Any], Any]
@@ -96,6 +97,8 @@ def craft(
 
     if not len(x):
         return Crafted.nothing(x)
+    if predict is None:
+        check_traceable(logits_fn, x.shape[1:])
     saved = attack if isinstance(attack, SavedImages) else None
     function = None if saved else _on_replicas(run, x.shape[1:])
     predict = predict or predictor(logits_fn, batch_size)
@@ -152,7 +155,16 @@ def _on_replicas(run: Callable[..., Outcome], image_shape: Any) -> Callable[...,
         return strategy().experimental_local_results(strategy().run(replica))
 
     traced = tf.function(everywhere, input_signature=specs * at_once, autograph=False)
-    function = traced.get_concrete_function()
+    try:
+        function = traced.get_concrete_function()
+    except LookupError as error:
+        if type(error) is not LookupError:  # a KeyError or an IndexError
+            raise
+        raise UserError(
+            "logits_fn: expected operations that have gradients, received one that has none "
+            f"({' '.join(str(error).split())[:160]}); attacks without gradients need none: "
+            "square, rays, uniform_noise"
+        ) from error
 
     def call(group: list[tuple[np.ndarray, np.ndarray, int]]) -> list[Outcome]:
         images, labels, number = group[0]
@@ -201,6 +213,28 @@ def _check(attack: Attack, threat: Threat, x_adv: np.ndarray, x: np.ndarray) -> 
         raise RuntimeError(
             f"{attack.title}: made images at distance {distance.max()}, eps is {threat.eps}"
         )
+
+
+def check_traceable(logits_fn: LogitsFn, image_shape: Any) -> None:
+    """Raise a one-line UserError unless TensorFlow makes a graph of the network, for any number of
+    images [H, W, C], whose output is logits [B, C]. Attacks run in it, and take its gradients."""
+    try:
+        made = compiled(logits_fn, image_shape).structured_outputs
+    except (UserError, tf.errors.OpError):
+        raise
+    except Exception as error:
+        said = " ".join(re.sub(r"\x1b\[\d*m", "", str(error)).split())
+        raise UserError(
+            "logits_fn: expected a function that TensorFlow can trace, received one that fails for "
+            f"images {(None, *image_shape)}: {said.split('. You can')[0][:160]}; call network(x), "
+            "not network.predict(x), no .numpy() and no NumPy in it, tf.shape(x)[0] for the number "
+            "of images, and for an `if` on a tensor tf.where, tf.cond, or @tf.function on the "
+            "function that holds it"
+        ) from error
+    shape = getattr(made, "shape", tf.TensorShape(None))
+    fits = tf.TensorShape(shape).rank == 2 and shape[1] is not None
+    expected = "a function whose output has a known shape [None, C] (set it with tf.ensure_shape)"
+    require(fits, "logits_fn", expected, str(shape))
 
 
 def compiled(function: Callable[..., Any], image_shape: Any, *others: Any) -> Any:

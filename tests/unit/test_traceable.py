@@ -1,0 +1,114 @@
+"""What a callable must be to be attacked: TensorFlow operations, traced once for any batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfrobust import PGD, Threat
+from tfrobust.attacks import Square
+from tfrobust.evaluation import craft, evaluate
+from tfrobust.evaluation.craft import check_traceable
+from tfrobust.registry import UserError
+
+X = np.random.default_rng(0).random((6, 2, 2, 1)).astype("float32")
+W = np.random.default_rng(1).normal(size=(4, 3)).astype("float32")
+SHAPE = X.shape[1:]
+
+
+def linear(x: Any) -> Any:
+    return tf.reshape(x, [-1, 4]) @ W
+
+
+def branches(x: Any) -> Any:
+    if tf.reduce_mean(x) > 2.0:
+        return linear(-x)
+    return linear(x)
+
+
+class Branches(keras.Layer):
+    def call(self, x: Any) -> Any:
+        return branches(x)
+
+
+def predicts(x: Any) -> Any:
+    image = keras.Input(SHAPE)
+    network = keras.Model(image, keras.layers.Dense(3)(keras.layers.Flatten()(image)))
+    return tf.constant(network.predict(x, verbose=0))
+
+
+FAILING = {
+    "if": branches,
+    "if in a layer": Branches(),
+    "for": lambda x: tf.concat([linear(image[None]) for image in x], 0),
+    "len": lambda x: linear(x[: len(x)]),
+    "static number of images": lambda x: linear(tf.reshape(x, [x.shape[0], *SHAPE])),
+    "numpy()": lambda x: linear(x.numpy()),
+    "logits.numpy()": lambda x: linear(x).numpy(),
+    "NumPy": lambda x: linear(np.clip(x, 0, 1)),
+    "predict": predicts,
+}
+
+
+@pytest.mark.parametrize("name", FAILING)
+def test_what_cannot_be_traced_is_refused_in_one_line(name: str) -> None:
+    """All of them work when they are called."""
+    assert FAILING[name](tf.constant(X)).shape == (6, 3)
+    with pytest.raises(UserError) as caught:
+        check_traceable(FAILING[name], SHAPE)
+    line = str(caught.value)
+    assert line.startswith("logits_fn: expected a function that TensorFlow can trace, received one")
+    assert "network(x), not network.predict(x)" in line and "tf.cond" in line
+    assert "\n" not in line and "\x1b" not in line and len(line) < 600
+    with pytest.raises(UserError, match="^logits_fn: expected a function that TensorFlow can"):
+        craft(FAILING[name], X, np.zeros(6, int), PGD(steps=1), Threat("linf", 0.1))
+
+
+def test_the_ways_out_that_the_line_names() -> None:
+    one = tf.function(branches)
+    other = lambda x: tf.cond(  # noqa: E731
+        tf.reduce_mean(x) > 2.0, lambda: linear(-x), lambda: linear(x)
+    )
+    for network in (linear, one, other):
+        check_traceable(network, SHAPE)
+        y = linear(X).numpy().argmax(axis=1)
+        made = craft(network, X, y, PGD(steps=2), Threat("linf", 0.5))
+        assert not made.right.all()
+
+
+def test_logits_of_an_unknown_shape() -> None:
+    hidden = lambda x: tf.py_function(linear, [x], tf.float32)  # noqa: E731
+    with pytest.raises(UserError, match="known shape .None, C. .set it with tf.ensure_shape.* rec"):
+        check_traceable(hidden, SHAPE)
+    check_traceable(lambda x: tf.ensure_shape(hidden(x), [None, 3]), SHAPE)
+
+
+def test_what_has_no_gradient_is_for_attacks_without_gradients() -> None:
+    """tf.image.resize by area, which TensorFlow cannot differentiate."""
+    area = lambda x: linear(tf.image.resize(x, [2, 2], method="area"))  # noqa: E731
+    y, threat = linear(X).numpy().argmax(axis=1), Threat("linf", 0.5)
+    check_traceable(area, SHAPE)
+    with pytest.raises(UserError, match=r"^logits_fn: .* gradients, .*ResizeArea.*square, rays"):
+        craft(area, X, y, PGD(steps=2), threat)
+    assert not craft(area, X, y, Square(queries=50), threat).right.all()
+
+
+@pytest.fixture
+def eager() -> Iterator[None]:
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
+
+
+def test_functions_that_run_eagerly_change_nothing(eager: None) -> None:
+    y = linear(X).numpy().argmax(axis=1)
+    attacks = [PGD(steps=2), Square(queries=5)]
+    found = evaluate(linear, X, y, Threat("linf", 0.1), attacks, check=False, progress=False)
+    tf.config.run_functions_eagerly(False)
+    again = evaluate(linear, X, y, Threat("linf", 0.1), attacks, check=False, progress=False)
+    assert [r.robust.tolist() for r in found.results] == [r.robust.tolist() for r in again.results]
