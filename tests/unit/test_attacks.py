@@ -14,7 +14,8 @@ import pytest
 import tensorflow as tf
 
 from tfrobust import FGSM, PGD, Threat, losses, noise
-from tfrobust.attacks import MultiTargeted
+from tfrobust.attacks import MultiTargeted, Transfer
+from tfrobust.evaluation import trials
 from tfrobust.registry import UserError
 
 SEED = noise.seed_for(0, 0, "test")
@@ -318,3 +319,45 @@ def test_titles_and_settings_state_what_was_run() -> None:
     assert settings["step_size"] == pytest.approx(0.075)
     assert settings["loss"] == "cross_entropy"
     assert FGSM().settings(Threat("linf", 0.08))["step_size"] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("threat", "shape", "step", "line"),
+    [
+        (Threat("linf", 0.03), None, 2, "[0, 1], received 2 (did you mean 2/255?)"),
+        (Threat("linf", 0.03, (-1, 1)), (9, 9, 3), 4, "[-1, 1], received 4 (did you mean 8/255?)"),
+        (Threat("linf", 8, (0, 255)), None, 300, "[0, 255], received 300"),
+        (Threat("l2", 0.5), (3, 3, 1), 3.01, "[0, 1], received 3.01 (did you mean 3.01/255?)"),
+        (Threat("l1", 12), (3, 3, 1), 9.5, "[0, 1], received 9.5 (did you mean 9.5/255?)"),
+        (Threat("linf", 0.03), None, 1, None),  # from wall to wall
+        (Threat("linf", 8, (0, 255)), None, 255, None),
+        (Threat("l2", 0.5), (3, 3, 1), 3, None),  # from corner to corner, sqrt(9)
+        (Threat("l1", 12), (3, 3, 1), 9, None),
+        (Threat("l2", 0.5), None, 100, None),  # of images of unknown size
+        (Threat("linf", 0.03), None, None, None),
+    ],
+)
+@pytest.mark.parametrize("make", [PGD, MultiTargeted, lambda step_size: nested(step_size)])
+def test_a_step_beyond_the_box_is_a_mistake(
+    make: Any, threat: Threat, shape: Any, step: Any, line: str | None
+) -> None:
+    attack = make(step_size=step)
+    if line is None:
+        return attack.check(threat, shape)
+    with pytest.raises(UserError) as caught:
+        attack.check(threat, shape)
+    where = "attack." if isinstance(attack, Transfer) else ""
+    assert str(caught.value) == f"{where}step_size: expected a step within the box {line}"
+
+
+def nested(step_size: Any) -> Transfer:
+    return Transfer("somewhere", PGD(step_size=step_size))
+
+
+def test_an_evaluation_asks_for_the_step() -> None:
+    with pytest.raises(UserError, match=r"^attacks\[1\].step_size: .* 2/255"):
+        trials(["fgsm", {"name": "pgd", "step_size": 2}], Threat("linf", 0.03))
+
+
+def test_the_step_may_be_a_tensor() -> None:
+    PGD(step_size=tf.constant(5.0)).check(Threat("linf", 0.03))

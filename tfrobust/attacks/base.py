@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tfrobust.registry import Configurable
+from tfrobust.registry import Configurable, UserError
 from tfrobust.threat import Threat
 
 LogitsFn = Callable[[tf.Tensor], tf.Tensor]
@@ -44,8 +46,27 @@ class Attack(Configurable):
         """What a number made with this attack must state: its name and every hyper-parameter."""
         return {"name": type(self).__name__.lower(), **dataclasses.asdict(self)}
 
-    def check(self, threat: Threat) -> None:
-        """Raise a UserError where it does not work under this threat."""
+    @property
+    def files(self) -> list[Path]:
+        """The files that it reads, as a surrogate or saved images. Raises UserError where there are
+        none to read."""
+        return []
+
+    def check(self, threat: Threat, image_shape: tuple[int, ...] | None = None) -> None:
+        """Raise a UserError where it does not work under this threat, or its step is longer than
+        any way inside the box. image_shape: [H, W, C], which L2 and L1 lengths depend on; without
+        it only steps in Linf are measured."""
+        step = getattr(self, "step_size", None)
+        if not isinstance(step, float) or (image_shape is None and threat.norm != "linf"):
+            return
+        (low, high), pixels = threat.box, math.prod(image_shape or ())
+        longest = (high - low) * {"linf": 1.0, "l2": math.sqrt(pixels), "l1": pixels}[threat.norm]
+        if step > longest:
+            hint = f" (did you mean {step * (high - low):g}/255?)" if step <= 255 else ""
+            raise UserError(
+                f"step_size: expected a step within the box [{low:g}, {high:g}], received "
+                f"{step:g}{hint}"
+            )
 
     def fitted(self, classes: int) -> Attack:
         """This attack on a network of so many classes: with another loss or fewer targets where

@@ -57,8 +57,9 @@ class RayS(Attack):
     def title(self) -> str:
         return f"RayS-{self.queries}"
 
-    def check(self, threat: Threat) -> None:
-        """It works in Linf."""
+    def check(self, threat: Threat, image_shape: tuple[int, ...] | None = None) -> None:
+        """As everywhere; it works in Linf."""
+        super().check(threat, image_shape)
         require(threat.norm == "linf", "threat.norm", "linf for RayS", threat.norm)
 
     def run(

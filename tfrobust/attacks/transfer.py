@@ -14,9 +14,8 @@ from tfrobust import losses
 from tfrobust.attacks.base import Attack, LogitsFn, Outcome
 from tfrobust.attacks.pgd import PGD
 from tfrobust.io import UNREADABLE
-from tfrobust.models import SavedNetwork, load_network
-from tfrobust.models.saved import OUTPUTS
-from tfrobust.registry import UserError, build, choose, require, serializable
+from tfrobust.models import OUTPUTS, SavedNetwork, load_network, model_files
+from tfrobust.registry import UserError, build, choose, located, require, serializable
 from tfrobust.threat import Threat
 
 
@@ -55,6 +54,15 @@ class Transfer(Attack):
     def settings(self, threat: Threat) -> dict[str, Any]:
         """As everywhere, with those of the surrogate's attack."""
         return super().settings(threat) | {"attack": self.attack.settings(threat)}
+
+    @property
+    def files(self) -> list[Path]:
+        """Those of the surrogate, and of the attack that is run on it."""
+        return [*model_files(self.source, "source"), *self.attack.files]
+
+    def check(self, threat: Threat, image_shape: tuple[int, ...] | None = None) -> None:
+        """What the attack that is run on the surrogate says."""
+        located("attack", self.attack.check, threat, image_shape)
 
     def fitted(self, classes: int) -> Transfer:
         """Its attack fitted; the surrogate that is open already stays so."""
@@ -104,6 +112,13 @@ class SavedImages(Attack):
 
     def settings(self, threat: Threat) -> dict[str, Any]:
         return super().settings(threat) | {"name": "saved_images"}
+
+    @property
+    def files(self) -> list[Path]:
+        """The one at `path`."""
+        file = Path(self.path).expanduser()
+        require(file.is_file(), "path", "an .npz file", self.path)
+        return [file]
 
     def lookup(self, rows: np.ndarray) -> np.ndarray:
         """The images [B, H, W, C] float32 of these places in the test split, rows int [B]. Raises
