@@ -6,6 +6,7 @@ Honest is a linear network: its worst image within eps is one step away, whateve
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,7 +20,6 @@ from tfrobust.attacks import Square
 from tfrobust.evaluation import Result, evaluate
 from tfrobust.evaluation.checks import (
     CHECKS,
-    Seen,
     _more,
     black_box,
     checks,
@@ -34,8 +34,12 @@ from tfrobust.evaluation.checks import (
     scaling,
     zero_gradients,
 )
+from tfrobust.evaluation.first_order import first_order_distances
+from tfrobust.evaluation.seen import Seen
 from tfrobust.evaluation.trials import Trial
+from tfrobust.training.interrupt import Interrupted
 
+checks_module = importlib.import_module("tfrobust.evaluation.checks")  # not the function
 W = np.array([[3, -1, 0], [1, 2, -2], [-2, 0, 3], [-1, 1, 2]], np.float32)
 X = np.random.default_rng(0).uniform(0.2, 0.8, (60, 2, 2, 1)).astype(np.float32)
 THREAT = Threat("linf", 0.05)
@@ -238,6 +242,50 @@ def test_first_order_distance_in_closed_form(norm: str, q: float) -> None:
     assert not check.warns
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_class_by_class_is_the_whole_jacobian(norm: str) -> None:
+    """On a network that is not linear, with classes and images that share no number."""
+    rng = np.random.default_rng(4)
+    a, b = (rng.normal(size=s).astype("float32") for s in ((12, 16), (16, 7)))
+
+    def network(x: Any) -> Any:
+        return tf.tanh(tf.reshape(x, [-1, 12]) @ a) @ b
+
+    x = tf.constant(rng.random((9, 2, 2, 3)), tf.float32)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        logits = network(x)
+    slopes = tape.batch_jacobian(logits, x).numpy().reshape(9, 7, 12)
+    y, rows, q = logits.numpy().argmax(1), np.arange(9), {"linf": 1, "l2": 2, "l1": np.inf}[norm]
+    margin = logits.numpy()[rows, y][:, None] - logits.numpy()
+    between = np.linalg.norm(slopes[rows, y][:, None] - slopes, ord=q, axis=2)
+    margin[rows, y], between[rows, y] = np.inf, 1
+    squares = (np.linalg.norm(slopes, ord=q, axis=2) ** 2).sum(1)
+    for look in (first_order_distances, tf.function(first_order_distances, autograph=False)):
+        bound, distance = look(network, x, tf.constant(y, tf.int32), norm)
+        np.testing.assert_allclose(distance, (margin / between).min(1), rtol=1e-4)
+        np.testing.assert_allclose(bound, margin.min(1) / np.sqrt(2 * squares), rtol=1e-4)
+
+
+def test_first_order_takes_few_images_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block of 3 images of 4 pixels, and no gradient but those of one class at a time."""
+    sizes, networks = [], []
+
+    def counted(x: Any) -> Any:
+        tf.py_function(lambda n: sizes.append(int(n)), [tf.shape(x)[0]], [])
+        networks.append(1)
+        return honest(x)
+
+    expected = first_order(seen(honest))
+    look = seen(counted)
+    sizes.clear()
+    networks.clear()
+    monkeypatch.setattr(checks_module, "PIXELS", 12)
+    found = first_order(look)
+    assert found.value == pytest.approx(expected.value, rel=1e-6) and found.text == expected.text
+    assert sizes == [3] * 20 and networks == [1]
+
+
 def test_images_that_fall_though_their_boundary_is_far_to_first_order() -> None:
     clean = Result("clean", np.ones(60, bool), 0.0)
     broken = Result("Square", np.arange(60) >= 7, 0.0, BLACK, 60, 60)
@@ -245,6 +293,83 @@ def test_images_that_fall_though_their_boundary_is_far_to_first_order() -> None:
     assert check.warns and "attacks broke 7)" in check.text
     assert check.value is None  # infinite
     json.dumps(check.value, allow_nan=False)
+
+
+class Failing:
+    """A network that raises an error from some call on."""
+
+    def __init__(self, error: BaseException):
+        self.error, self.calls = error, 0
+
+    def __call__(self, x: Any) -> Any:
+        self.calls += 1
+        if self.calls > 1:
+            raise self.error
+        return honest(x)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (
+            tf.errors.ResourceExhaustedError(None, None, "OOM\nwhen"),
+            "the memory does not suffice; ",
+        ),
+        (MemoryError("Unable to allocate 9 GiB"), "the memory does not suffice; lower the batch"),
+        (RuntimeError("no\n  luck."), "RuntimeError: no luck."),
+        (KeyError("w"), "KeyError: 'w'."),
+        (ZeroDivisionError(), "ZeroDivisionError."),
+    ],
+)
+def test_a_check_that_fails_costs_neither_the_others_nor_the_results(
+    error: Exception, reason: str
+) -> None:
+    found = [check(seen(Failing(error))) for check in CHECKS]
+    assert len({check.name for check in found}) == len(CHECKS)
+    assert not any(check.warns or check.value is not None for check in found)
+    # The first looks at results alone, and these lack an attack.
+    assert all(c.text.startswith(f"Not measured: {reason}") for c in found[1:])
+    assert all("\n" not in c.text for c in found)
+
+
+def test_an_evaluation_ends_with_its_results_when_checks_fail(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All the memory that there is goes into a Jacobian, say."""
+
+    def greedy(*_: Any) -> Any:
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating")
+
+    monkeypatch.setattr(checks_module, "first_order_distances", greedy)
+    y = honest(X).numpy().argmax(axis=1)
+    found = evaluate(honest, X, y, THREAT, PGD(steps=2), progress=False)
+    assert [result.name for result in found.results] == ["clean", "PGD-2"]
+    *others, last = found.checks
+    assert (last.name, last.value, last.warns) == ("first-order distance", None, False)
+    assert last.text == "Not measured: the memory does not suffice; lower the batch size."
+    assert len(found.checks) == len(CHECKS)
+    assert not any("Not measured" in check.text for check in others[1:])
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), Interrupted(15, "")])
+def test_a_stop_is_no_failing_check(stop: BaseException) -> None:
+    with pytest.raises(type(stop)):
+        random_output(seen(Failing(stop)))
+
+
+def test_noise_that_leaves_the_ball_is_no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The images that a check makes are checked as those of an attack."""
+    monkeypatch.setattr(Threat, "random_start", lambda self, x, seed: 0 * x)
+    found = random_noise(dataclasses.replace(seen(honest), x=X))
+    assert found.value is None and "RuntimeError: uniform noise: made images at" in found.text
+
+
+def test_noise_in_batches() -> None:
+    """Each batch has its own draws; with one batch they are those of the whole."""
+    one = random_noise(dataclasses.replace(seen(honest), batch_size=60))
+    several = random_noise(dataclasses.replace(seen(honest), batch_size=7))
+    assert one.value is not None and several.value == pytest.approx(one.value, abs=0.1)
+    assert one.text != several.text
 
 
 def made(trial: Trial, attacked: int, broken: Sequence[int], n: int = 10) -> Result:

@@ -11,7 +11,7 @@ from tfrobust import losses, noise, norms
 from tfrobust.attacks.base import Attack, LogitsFn, Outcome
 from tfrobust.attacks.compaction import State, hunt, taken
 from tfrobust.attacks.fab_projections import to_zero
-from tfrobust.attacks.gradient import jacobian
+from tfrobust.attacks.gradient import pullback
 from tfrobust.norms import rows
 from tfrobust.registry import number, require, serializable
 from tfrobust.threat import Threat
@@ -194,10 +194,18 @@ def nearest_boundary(
         logits = logits_fn(x)
         return logits - tf.gather(logits, y, axis=-1, batch_dims=1)[:, None]
 
-    value, slope = jacobian(above, x)
+    value, gradient = pullback(above, x)
     classes = value.shape[-1]
-    steepness = norms.norm(tf.reshape(slope, [-1, tf.size(x[0])]), norms.DUAL[p])
-    far = tf.math.divide_no_nan(tf.abs(value), tf.reshape(steepness, tf.shape(value)) + 1e-12)
-    far = tf.where(tf.one_hot(y, classes, True, False), float("inf"), far)
-    nearest = tf.argmin(far, axis=1)
-    return tuple(tf.gather(t, nearest, axis=1, batch_dims=1) for t in (value, slope))
+
+    def look(c: tf.Tensor, least: tf.Tensor, height: tf.Tensor, nearest: tf.Tensor) -> Any:
+        slope = gradient(tf.ones_like(value) * tf.one_hot(c, classes))
+        there, steepness = tf.gather(value, c, axis=1), norms.norm(slope, norms.DUAL[p])
+        far = tf.where(tf.equal(c, y), float("inf"), tf.abs(there) / (steepness + 1e-12))
+        nearer = far < least
+        least, height = tf.where(nearer, far, least), tf.where(nearer, there, height)
+        return c + 1, least, height, tf.where(rows(nearer, x), slope, nearest)
+
+    zeros = tf.zeros_like(value[:, 0])
+    state = (tf.constant(0, y.dtype), zeros + float("inf"), zeros, tf.zeros_like(x))
+    end = tf.while_loop(lambda c, *_: c < classes, look, state, parallel_iterations=1)
+    return end[2], end[3]

@@ -225,13 +225,16 @@ def input_gradient(objective: Callable[[tf.Tensor], tf.Tensor], x: tf.Tensor) ->
     return differentiated(lambda images: (objective(images), None), x)[2]
 
 
-def jacobian(
+def pullback(
     function: Callable[[tf.Tensor], tf.Tensor], x: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """function(x) [B, C], and its derivative [B, C, *x.shape[1:]]; one backward pass a class."""
+) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+    """function(x) [B, C], and for v [B, C] the gradient of sum(v * function(x)), shaped as x: one
+    backward pass each. A Jacobian is taken class by class with it, and never held as a whole."""
     with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
         tape.watch(x)
         value = function(x)
-    # One class after the other: all at once would hold as many passes in memory.
-    slope = tape.batch_jacobian(value, x, unconnected_gradients="zero", experimental_use_pfor=False)
-    return value, slope
+
+    def gradient(v: tf.Tensor) -> tf.Tensor:
+        return tape.gradient(value, x, output_gradients=v, unconnected_gradients="zero")
+
+    return value, gradient

@@ -19,6 +19,7 @@ from tfrobust.threat import Threat
 LogitsFn = Callable[[Any], Any]
 Predict = Callable[[np.ndarray], np.ndarray]  # images [N, H, W, C] -> classes [N]
 BATCH_SIZE = 250
+PIXELS = 2**22  # of images that are looked at in float64 at once: 32 MiB for each copy
 TOLERANCE = 1e-6  # of a distance beyond eps: float32 rounding, of 1 or of what is larger
 
 
@@ -119,7 +120,7 @@ def craft(
                 outcome = outcomes[place]
                 images = outcome.images.numpy()
                 made.queries[chosen], made.gradients[chosen] = outcome.queries, outcome.gradients
-            _check(attack, threat, images, x[chosen])
+            check_adversarial(attack.title, threat, images, x[chosen])
             right = predict(images) == y[chosen]
             made.images[chosen], made.right[chosen] = images, right
             standing -= int((~right).sum())
@@ -195,24 +196,29 @@ def batches(n: int, batch_size: int) -> Iterator[slice]:
     return (slice(start, start + batch_size) for start in range(0, n, batch_size))
 
 
-def _check(attack: Attack, threat: Threat, x_adv: np.ndarray, x: np.ndarray) -> None:
+def check_adversarial(title: str, threat: Threat, x_adv: np.ndarray, x: np.ndarray) -> None:
+    """Raise RuntimeError unless the images [n, H, W, C] that `title` made of x are finite, inside
+    the box and within eps of x; UserError where their shape is another."""
     low, high = threat.box
     if x_adv.shape != x.shape:
         raise UserError(
-            f"{attack.title}: expected images of shape {x.shape[1:]}, received {x_adv.shape[1:]}"
+            f"{title}: expected images of shape {x.shape[1:]}, received {x_adv.shape[1:]}"
         )
-    if not np.isfinite(x_adv).all():
-        raise RuntimeError(f"{attack.title}: made images that are not finite")
-    if x_adv.min() < low or x_adv.max() > high:
-        raise RuntimeError(
-            f"{attack.title}: made images in [{x_adv.min()}, {x_adv.max()}], "
-            f"outside the box [{low}, {high}]"
-        )
-    distance = threat.distance(x_adv.astype(np.float64), x.astype(np.float64)).numpy()
-    if (distance > threat.eps + TOLERANCE * max(1.0, threat.eps, *map(abs, threat.box))).any():
-        raise RuntimeError(
-            f"{attack.title}: made images at distance {distance.max()}, eps is {threat.eps}"
-        )
+    most = threat.eps + TOLERANCE * max(1.0, threat.eps, *map(abs, threat.box))
+    for rows in batches(len(x), max(1, PIXELS // x[:1].size)):  # in float64, so in small parts
+        images, near = x_adv[rows].astype(np.float64), x[rows].astype(np.float64)
+        if not np.isfinite(images).all():
+            raise RuntimeError(f"{title}: made images that are not finite")
+        if images.min() < low or images.max() > high:
+            raise RuntimeError(
+                f"{title}: made images in [{images.min()}, {images.max()}], "
+                f"outside the box [{low}, {high}]"
+            )
+        distance = threat.distance(images, near).numpy()
+        if (distance > most).any():
+            raise RuntimeError(
+                f"{title}: made images at distance {distance.max()}, eps is {threat.eps}"
+            )
 
 
 def check_traceable(logits_fn: LogitsFn, image_shape: Any) -> None:

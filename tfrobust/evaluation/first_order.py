@@ -1,0 +1,44 @@
+"""How far the boundary between classes is, to first order."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from tfrobust import norms
+from tfrobust.attacks.gradient import pullback
+
+
+def first_order_distances(
+    logits_fn: Callable[[Any], Any], x: tf.Tensor, y: tf.Tensor, p: str
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Proposition 2 of ATLAS [B], and equation 10 [B], in the norm q dual to p:
+
+        min_c (z_y - z_c) / (sqrt(2) (sum_c ||grad z_c||_q^2)^(1/2)) <= first-order distance
+            = min_c (z_y - z_c) / ||grad z_y - grad z_c||_q.
+
+    Class by class: the gradients of one class at a time are in memory, each as large as x.
+    """
+    dual = norms.DUAL[p]
+    logits, gradient = pullback(logits_fn, x)
+    classes = logits.shape[-1]
+    margins = tf.gather(logits, y, axis=-1, batch_dims=1)[:, None] - logits
+    own = gradient(tf.one_hot(y, classes))
+
+    def look(c: tf.Tensor, distance: tf.Tensor, least: tf.Tensor, squares: tf.Tensor) -> Any:
+        slope = gradient(tf.ones_like(logits) * tf.one_hot(c, classes))
+        margin = tf.where(tf.equal(c, y), math.inf, tf.gather(margins, c, axis=1))
+        distance = tf.minimum(distance, margin / norms.norm(own - slope, dual))
+        return c + 1, distance, tf.minimum(least, margin), squares + norms.norm(slope, dual) ** 2
+
+    zeros = tf.zeros_like(logits[:, 0])
+    _, distance, least, squares = tf.while_loop(
+        lambda c, *_: c < classes,
+        look,
+        (tf.constant(0, y.dtype), zeros + math.inf, zeros + math.inf, zeros),
+        parallel_iterations=1,
+    )
+    return least / (math.sqrt(2) * tf.sqrt(squares)), distance

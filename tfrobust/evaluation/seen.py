@@ -1,0 +1,129 @@
+"""What the checks of an evaluation look at, and what becomes of a check that fails."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfrobust import losses
+from tfrobust.attacks import PGD, Attack
+from tfrobust.distribution import worker
+from tfrobust.evaluation.craft import (
+    Crafted,
+    LogitsFn,
+    Predict,
+    batches,
+    compiled,
+    craft,
+    predictor,
+)
+from tfrobust.evaluation.inputs import outputs
+from tfrobust.evaluation.results import Check, Result
+from tfrobust.registry import OutOfMemory, UserError
+from tfrobust.threat import Threat
+
+LONG = PGD(steps=50)
+
+Measured = tuple[Any, str, Any]  # a value, None where there is none; a text; whether it warns
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Seen:
+    """The images that are looked at, and what several checks share."""
+
+    logits_fn: LogitsFn
+    x: np.ndarray
+    y: np.ndarray
+    threat: Threat
+    results: Sequence[Result]
+    rows: np.ndarray  # their places in the test set
+    whole: tuple[np.ndarray, np.ndarray]  # images and labels, right or wrong
+    seed: int
+    batch_size: int
+    progress: bool
+
+    def attacked(self, attack: Attack, name: str, eps: float | None = None) -> Crafted:
+        threat = self.threat if eps is None else self.threat.at(eps)
+        label = f"check: {name}" if self.progress else None
+        options: dict[str, Any] = {"seed": self.seed, "batch_size": self.batch_size}
+        options |= {"progress": label, "predict": self.predict}
+        return craft(self.logits_fn, self.x, self.y, attack, threat, **options)
+
+    @cached_property
+    def predict(self) -> Predict:
+        return predictor(self.logits_fn, self.batch_size)
+
+    @cached_property
+    def long(self) -> Crafted:
+        return self.attacked(LONG, "PGD-50")
+
+    def measured(
+        self, function: Callable[..., Any], images: np.ndarray, batch_size: int | None = None
+    ) -> np.ndarray:
+        """function(images, labels) -> arrays [B], of every batch: float32 [arrays, n]."""
+        traced = compiled(function, images.shape[1:], tf.TensorSpec([None], tf.int32))
+        labels = self.y.astype(np.int32)
+        parts = [
+            traced(tf.constant(images[b]), tf.constant(labels[b]))
+            for b in batches(len(images), batch_size or self.batch_size)
+        ]
+        return np.concatenate([np.stack([np.asarray(a) for a in part]) for part in parts], axis=1)
+
+    def losses(self, *sets: np.ndarray) -> list[np.ndarray]:
+        """The cross entropy [n] of each set of images [n, H, W, C]."""
+
+        def look(x: Any, y: Any) -> Any:
+            return [losses.cross_entropy(tf.cast(self.logits_fn(x), tf.float32), y)]
+
+        return [self.measured(look, images)[0] for images in sets]
+
+    @cached_property
+    def logits(self) -> np.ndarray:
+        return self.outputs()
+
+    def outputs(self) -> np.ndarray:
+        """Logits [n, C] of a pass of their own, not compiled: a number that compiling would fix
+        is drawn anew."""
+        return outputs(self.logits_fn, self.x, self.batch_size)
+
+    @property
+    def n(self) -> int:
+        return len(self.x)
+
+
+def named(name: str) -> Callable[[Callable[[Seen], Measured]], Callable[[Seen], Check]]:
+    """Make a check of what measures: seen -> (value, text, whether it warns). An error in one check
+    costs neither the others nor the results: it is told in place of the measurement."""
+
+    def decorate(measure: Callable[[Seen], Measured]) -> Callable[[Seen], Check]:
+        @functools.wraps(measure)
+        def check(seen: Seen) -> Check:
+            try:
+                value, text, warns = measure(seen)
+            except Exception as error:
+                if worker()[1] > 1:  # the others wait for this one's numbers
+                    raise
+                return Check(name, None, f"Not measured: {_reason(error)}.", False)
+            finite = value is not None and math.isfinite(value)
+            return Check(name, float(value) if finite else None, text, bool(warns))
+
+        return check
+
+    return decorate
+
+
+def _reason(error: Exception) -> str:
+    """An error in one line."""
+    if isinstance(error, MemoryError | OutOfMemory | tf.errors.ResourceExhaustedError):
+        return "the memory does not suffice; lower the batch size"
+    line = " ".join(str(error).split())[:200].rstrip(".")
+    if isinstance(error, UserError):
+        return line
+    return f"{type(error).__name__}: {line}" if line else type(error).__name__
