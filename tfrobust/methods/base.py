@@ -15,7 +15,8 @@ from tfrobust import losses, noise
 from tfrobust.attacks import FGSM, PGD, Attack
 from tfrobust.attacks.gradient import GradientAttack
 from tfrobust.jacobian import squared_jacobian
-from tfrobust.methods.batch import Batch, as_batch
+from tfrobust.methods.batch import Batch, as_batch, weighed, weighing
+from tfrobust.methods.means import Means
 from tfrobust.methods.table import Table
 from tfrobust.registry import choose, parameters, require
 from tfrobust.threat import Threat
@@ -44,7 +45,10 @@ class RobustModel(keras.Model):
         num_examples, batch_size, steps_per_epoch: of the training data (`index` is below
             num_examples), for the methods whose `needs` name them.
 
-    `fit` takes (x, y), (x, y, sample_weight) or batches {"image", "label", "index"}.
+    `fit` and `evaluate` take (x, y), (x, y, sample_weight) or batches {"image", "label", "index"},
+    which may have a "weight". What is minimised is the mean of weight * loss over the batch, as in
+    Keras; whatever is reported, the loss too, is the weighted mean, the sum of weight * value by
+    that of the weights. `class_weight` counts in training, on top of the examples' own weights.
     """
 
     # What the network is called with: the image, or a mapping of the image and more.
@@ -61,6 +65,7 @@ class RobustModel(keras.Model):
     needs: Sequence[str] = ()
     # Steps of the optimizer that `update` takes on a batch.
     updates_per_batch = 1
+    class_weight: np.ndarray | None = None  # of this fit, by class
     # The attack of a method that is given none; None for one that takes none.
     default_attack: Attack | None = FGSM()
     attack_kind: type[Attack] = Attack
@@ -166,7 +171,7 @@ class RobustModel(keras.Model):
         for k, average in enumerate(self.averages):  # checkpoints do not look into lists
             setattr(self, f"average_{k}", average)
         names = dict.fromkeys((*RobustModel.reports, *self.reports, "fgsm_accuracy"))
-        self.means = [keras.metrics.Mean(name=name) for name in names]
+        self.means = Means(names)
         self.built = True
 
     def _attack(self, attack: Attack | None, threat: Threat) -> Attack | None:
@@ -261,7 +266,8 @@ class RobustModel(keras.Model):
 
     # ---------------------------------------------------------------------- one training batch
     def train_step(self, data: Any) -> dict[str, Any]:
-        logs = self.update(self.as_batch(data, self.requires)) | self.scalars()
+        batch = weighed(self.as_batch(data, self.requires), self.class_weight)
+        logs = self.update(batch) | self.scalars()
         self.step.assign_add(1)
         return _for_keras(logs)
 
@@ -274,13 +280,15 @@ class RobustModel(keras.Model):
             average.assign(self.ema * average.value + (1.0 - self.ema) * weight.value)
         self.after_update(batch | terms | slopes)
         told = ("loss", *RobustModel.reports, *self.reports)
-        return self.measure({name: terms[name] for name in told if name in terms})
+        measured = {name: terms[name] for name in told if name in terms}
+        return self.means.measure(self._loss_tracker, measured, batch.get("weight", 1.0))
 
     def gradients(
         self, batch: Batch, penalised: bool = True
     ) -> tuple[Batch, list[tf.Tensor], Batch]:
-        """What robust_loss gives; the gradients of its mean (penalised: and of the penalties on the
-        weights) in the weights; and those in the entries that `differentiate` names."""
+        """What robust_loss gives; the gradients of the mean of weight * loss over the batch, as in
+        Keras (penalised: and of the penalties on the weights), in the weights; and those in the
+        entries that `differentiate` names."""
         weights = [weight.value for weight in self.network.trainable_variables]
         watched = {f"d_{name}": batch[name] for name in self.differentiate}
         with tf.GradientTape() as tape:
@@ -299,9 +307,11 @@ class RobustModel(keras.Model):
     def test_step(self, data: Any) -> dict[str, Any]:
         """Accuracy, robust accuracy by `validation_attack`, and at an FGSM adversary the accuracy
         and the Jacobian estimate, whose jumps show catastrophic overfitting."""
+        batch = self.as_batch(data)
         with self._as_evaluated():  # the metrics' own variables change outside
-            terms = self._validated(self.as_batch(data))
-        return _for_keras(self.measure(terms))
+            terms = self._validated(batch)
+        logs = self.means.measure(self._loss_tracker, terms, batch.get("weight", 1.0))
+        return _for_keras(logs)
 
     def _validated(self, batch: Batch) -> Batch:
         x, y, logits_fn = batch["image"], batch["label"], self.logits_fn(batch, "eval")
@@ -323,13 +333,6 @@ class RobustModel(keras.Model):
             "fgsm_accuracy": losses.correct(weak, y),
             "jacobian": jacobian,
         }
-
-    def measure(self, terms: Mapping[str, tf.Tensor]) -> dict[str, Any]:
-        """Average terms [B] into the metrics of their names; the averages so far."""
-        means = {metric.name: metric for metric in self.metrics}  # "loss" is Keras's own
-        for name, values in terms.items():
-            means[name].update_state(tf.cast(values, tf.float32))
-        return {name: means[name].result() for name in terms}
 
     # ------------------------------------------------------------------------ as a Keras model
     def call(self, x: Any, training: bool = False) -> tf.Tensor:
@@ -363,7 +366,8 @@ class RobustModel(keras.Model):
                 f"values in [{low_most:g}, {high_most:g}]",
                 [low, high],
             )
-        return super().fit(x, y, *args, **kwargs)
+        with weighing(self, kwargs.pop("class_weight", None)):
+            return super().fit(x, y, *args, **kwargs)
 
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
         # Keras's own fails on several machines (keras#20585). The network comes built, so that

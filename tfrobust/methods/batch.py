@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import numbers
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tfrobust.registry import require
 
 Batch = dict[str, Any]
+MOST = 2**16  # classes that are given a weight
 
 
 def as_batch(data: Any, requires: Sequence[str], method: str) -> Batch:
-    """A dict, (x, y) or (x, y, sample_weight), x an array or a dict, as a batch.
+    """A dict, (x, y) or (x, y, sample_weight), x an array or a dict, as a batch. The "weight" of a
+    dict and a sample_weight beside it multiply.
 
     Raises ValueError for one without what `method` requires, or that is no images and labels.
     """
     x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
     batch = dict(x) if isinstance(x, Mapping) else {"image": x}
+    if weight is not None and "weight" in batch:
+        weight = _weight(batch["weight"]) * _weight(weight)
     batch |= {k: v for k, v in (("label", y), ("weight", weight)) if v is not None}
     missing = sorted({"image", "label", *requires} - batch.keys())
     if missing:
@@ -37,6 +44,71 @@ def as_batch(data: Any, requires: Sequence[str], method: str) -> Batch:
         "class numbers [B]",
         f"shape {label.shape}",
     )
-    if weight is not None:  # [B, 1] would broadcast the losses to [B, B]
-        batch["weight"] = tf.reshape(tf.cast(weight, tf.float32), [-1])
+    if "weight" in batch:
+        batch["weight"] = _weight(batch["weight"])
     return batch | {"image": tf.cast(image, tf.float32), "label": tf.cast(label, tf.int32)}
+
+
+def _weight(weight: Any) -> tf.Tensor:
+    """Return the weights as float32 [B]: [B, 1] would broadcast the losses to [B, B].
+
+    Raises UserError for what is no number >= 0 for each example; in a compiled step the error is
+    TensorFlow's, of the same line, before a weight of the network moves.
+    """
+    weight = tf.convert_to_tensor(weight)
+    shape, kind = weight.shape, weight.dtype
+    column = shape.rank in (None, 1) or (shape.rank == 2 and shape[1] == 1)
+    number = kind.is_floating or kind.is_integer or kind.is_bool
+    received = f"{kind.name} of shape {shape}"
+    require(column and number, "sample_weight", "numbers [B], one for each example", received)
+    weight = tf.reshape(tf.cast(weight, tf.float32), [-1])
+    fits = tf.reduce_all((weight >= 0) & (weight < np.inf))  # NaN is neither
+    line = "sample_weight: expected finite numbers >= 0, received"
+    if tf.executing_eagerly():
+        require(fits, "sample_weight", "finite numbers >= 0", weight.numpy().tolist()[:8])
+    odd = tf.math.count_nonzero(~tf.math.is_finite(weight))
+    seen = (tf.reduce_min(weight), tf.reduce_max(weight), odd)
+    with tf.control_dependencies(
+        [tf.debugging.Assert(fits, [f"tfrobust refuses {line}>>", *seen])]
+    ):
+        return tf.where(fits, weight, np.nan)  # XLA drops assertions
+
+
+@contextlib.contextmanager
+def weighing(model: keras.Model, class_weight: Any) -> Iterator[None]:
+    """Let the training steps of a model weigh classes by Keras's `class_weight`, {class: weight}.
+
+    Keras's own takes no batches that are one dict, and no weights of the examples beside it.
+    """
+    if class_weight is None:
+        yield
+        return
+    model.class_weight, model.train_function = _of_classes(class_weight), None
+    try:
+        yield
+    finally:
+        model.class_weight, model.train_function = None, None
+
+
+def weighed(batch: Batch, of_classes: np.ndarray | None) -> Batch:
+    """Return the batch with the weights of its classes multiplied into those of its examples."""
+    if of_classes is None:
+        return batch
+    row = tf.minimum(batch["label"], len(of_classes) - 1)
+    return batch | {"weight": batch.get("weight", 1.0) * tf.gather(of_classes, row)}
+
+
+def _of_classes(class_weight: Any) -> np.ndarray:
+    """Return the weights by class, float32, and behind them 1, that of all higher classes as of any
+    that is not named. Raises UserError for what is no mapping of classes to weights."""
+    expected = "a mapping of classes to numbers >= 0, such as {0: 1.0, 3: 2.5}"
+    fits = isinstance(class_weight, Mapping) and bool(class_weight)
+    require(fits, "class_weight", expected, class_weight)
+    for name, weight in class_weight.items():
+        whole = isinstance(name, numbers.Integral) and 0 <= int(name) < MOST
+        real = isinstance(weight, numbers.Real) and 0 <= float(weight) < np.inf
+        require(whole and real, "class_weight", expected, {name: weight})
+    table = np.ones(max(class_weight) + 2, np.float32)
+    for name, weight in class_weight.items():
+        table[name] = weight
+    return table

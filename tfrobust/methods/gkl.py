@@ -20,10 +20,10 @@ class Gkl(RobustModel):
 
     With alpha = beta = 1 and w = p(z), KL(p(z) || p(z')) has the gradient in z of the last term and
     that in z' of the middle one; here the last term moves z' too. w is a constant for each class:
-    the mean of softmax(z / temperature) over its examples of the epoch before (1 / C in the first),
-    to the power gamma, with sum 1 for each example (in the authors' code, over the batch). gamma 1
-    is IKL, 0.2 to 0.4 GKL. x' is crafted on the KL divergence, as in TRADES. While eps grows alpha
-    and beta stay, as in the authors' code.
+    the mean, by their weights, of softmax(z / temperature) over its examples of the epoch before
+    (1 / C in the first), to the power gamma, with sum 1 for each example (in the authors' code,
+    over the batch). gamma 1 is IKL, 0.2 to 0.4 GKL. x' is crafted on the KL divergence, as in
+    TRADES. While eps grows alpha and beta stay, as in the authors' code.
     """
 
     default_attack = PGD(steps=10, start="normal")
@@ -74,9 +74,10 @@ class Gkl(RobustModel):
     def after_update(self, batch: Batch) -> None:
         classes = self.counts.shape[0]
         at, soft = batch["label"], tf.nn.softmax(batch["clean_logits"] / self.temperature)
+        weight = batch.get("weight", tf.ones_like(soft[:, 0]))
         found = [
-            tf.math.unsorted_segment_sum(soft, at, classes),
-            tf.math.unsorted_segment_sum(tf.ones_like(soft[:, 0]), at, classes),
+            tf.math.unsorted_segment_sum(weight[:, None] * soft, at, classes),
+            tf.math.unsorted_segment_sum(weight, at, classes),
         ]
         sums, counts = tf.distribute.get_replica_context().all_reduce("SUM", found)
         sums, counts = self.sums + sums, self.counts + counts

@@ -93,16 +93,8 @@ class Oat(RobustModel):
         return {
             "loss": (1.0 - strength) * losses.cross_entropy(clean, label) + strength * hard,
             "accuracy": losses.correct(clean, label),
-            "robust_accuracy": self._of_attacked(strength, adversarial, part["label"]),
+            "robust_accuracy": _of_attacked(strength, losses.correct(adversarial, part["label"])),
         }
-
-    def _of_attacked(self, strength: tf.Tensor, logits: tf.Tensor, label: tf.Tensor) -> tf.Tensor:
-        """[B], of a mean over the global batch that is the accuracy of those that were attacked."""
-        right = tf.cast(losses.correct(logits, label), tf.float32)
-        right = tf.scatter_nd(_attacked(strength)[:, None], right, tf.shape(strength, tf.int64))
-        replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        size = tf.size(strength) * replicas
-        return right * tf.cast(size / (size - self._zeros(size)), tf.float32)
 
     def _zeros(self, size: tf.Tensor) -> tf.Tensor:
         """How many of a global batch get lambda 0."""
@@ -130,3 +122,10 @@ def _attacked(strength: tf.Tensor) -> tf.Tensor:
     """The rows of lambda > 0; one at least, whatever its lambda: no convolution takes none."""
     alone = (tf.reduce_max(strength) == 0) & (tf.range(tf.size(strength)) == 0)
     return tf.where((strength > 0) | alone)[:, 0]
+
+
+def _of_attacked(strength: tf.Tensor, right: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """[B] out of what the attacked rows have, and 1 [B] where lambda > 0."""
+    places = _attacked(strength)[:, None]
+    values = tf.scatter_nd(places, tf.cast(right, tf.float32), tf.shape(strength, tf.int64))
+    return values, tf.cast(strength > 0, tf.float32)
