@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from tqdm import tqdm
 
 from pipelines import config as configs
 from pipelines import stages as stage_runners
+from pipelines.children import Children
 from pipelines.folder import Folder
 from pipelines.load import arguments_of, command, load_spec
 from pipelines.suite import SURROGATE, Member, Suite, load_suite
@@ -88,26 +88,24 @@ def _run_all(
             reasons[member.name] = None
             print(f"{member.name}: done before", flush=True)
 
-    alive: list[subprocess.Popen[bytes]] = []
     own = {}
     if suite.file.jobs > 1:  # they share the cores, and the memory of a GPU
         threads = max(1, (os.cpu_count() or 1) // suite.file.jobs)
         own = {"TF_NUM_INTRAOP_THREADS": str(threads), "TF_FORCE_GPU_ALLOW_GROWTH": "true"}
-    with ThreadPoolExecutor(suite.file.jobs) as pool:
-        waiting = {
-            pool.submit(_run, line, folder, name, os.environ | own, alive): name
-            for name, line in todo.items()
-        }
+    children = Children()
+    with children.waited_for(), ThreadPoolExecutor(suite.file.jobs) as pool:
         try:
+            waiting = {
+                pool.submit(_run, line, folder, name, os.environ | own, children): name
+                for name, line in todo.items()
+            }
             with tqdm(total=len(todo), desc=suite.name, unit="run", disable=None) as bar:
                 for finished in as_completed(waiting):
                     reasons[waiting[finished]], told = finished.result()
                     bar.write(f"{waiting[finished]}: {told}")
                     bar.update()
-        except BaseException:  # each run that is at work saves what it has
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in list(alive):
-                process.terminate()
+        except BaseException:
+            children.stop()
             raise
     return reasons
 
@@ -125,23 +123,13 @@ def _line(
 
 
 def _run(
-    line: list[str],
-    folder: Path,
-    name: str,
-    environment: Mapping[str, str],
-    alive: list[subprocess.Popen[bytes]],
+    line: list[str], folder: Path, name: str, environment: Mapping[str, str], children: Children
 ) -> tuple[str | None, str]:
-    """None, or why the run failed; and what to tell. Its process is in `alive` while it is."""
+    """None, or why the run failed; and what to tell."""
     begun, log = time.perf_counter(), folder / "logs" / f"{name}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("wb") as out:
-        # Of its own session: Ctrl-C comes to the suite, which passes it on.
-        process = subprocess.Popen(
-            line, stdout=out, stderr=out, env=environment, start_new_session=True
-        )
-        alive.append(process)
-        status = process.wait()
-        alive.remove(process)
+    status = children.run(line, log, environment)
+    if status is None:
+        return "not begun", "not begun"
     took = duration(time.perf_counter() - begun)
     if status:
         reason = _reason(log, status)

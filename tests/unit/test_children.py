@@ -1,0 +1,127 @@
+"""Signals to a suite whose runs take a while to save: real processes."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# A run that saves for a second once it is asked to stop, and fails if it is asked twice.
+CHILD = """
+import pathlib, signal, sys, time
+folder, asked = pathlib.Path(sys.argv[1]), []
+for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, lambda *_: asked.append(1))
+(folder / "begun").touch()
+while not asked:
+    time.sleep(0.01)
+end = time.monotonic() + float(sys.argv[2])
+while time.monotonic() < end:
+    time.sleep(0.01)
+(folder / f"saved-{len(asked)}").touch()
+sys.exit(143)
+"""
+
+# A suite of three runs, two at a time, in a locked folder.
+SUITE = """
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from pipelines import pool
+from pipelines.folder import Folder
+from tfrobust.training import Interrupted
+
+folder, seconds = Path(sys.argv[1]), sys.argv[2]
+
+def line(member, *_):
+    (folder / member.name).mkdir()
+    return [sys.executable, folder / "child.py", folder / member.name, seconds]
+
+pool._line = line
+suite = SimpleNamespace(name="suite", file=SimpleNamespace(jobs=2))
+members = [SimpleNamespace(name=name) for name in ("a", "b", "c")]
+try:
+    with Folder(folder / "suite").locked():
+        pool._run_all(suite, members, folder, False)
+except Interrupted as error:
+    print(error)
+    sys.exit(128 + error.number)
+"""
+
+
+def wait(ready: Callable[[], object]) -> None:
+    end = time.monotonic() + 60
+    while not ready():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def begun(tmp_path: Path) -> Callable[[float], subprocess.Popen[str]]:
+    """Starts the suite, whose runs save for so many seconds, and waits for two of them."""
+
+    def start(seconds: float) -> subprocess.Popen[str]:
+        (tmp_path / "child.py").write_text(CHILD)
+        command = [sys.executable, "-c", SUITE, str(tmp_path), str(seconds)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        process = subprocess.Popen(command, cwd=ROOT, text=True, start_new_session=True, **pipes)
+        wait(lambda: len(list(tmp_path.glob("*/begun"))) == 2 or process.poll() is not None)
+        return process
+
+    return start
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_second_signal_leaves_no_run_behind(
+    begun: Callable[[float], subprocess.Popen[str]], tmp_path: Path, number: signal.Signals
+) -> None:
+    suite = begun(1.5)
+    suite.send_signal(number)
+    time.sleep(0.2)
+    suite.send_signal(number)
+    out, err = suite.communicate()
+    # Each was asked once and saved, and what had not begun never did.
+    assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.glob("*/saved*")) == [
+        "a/saved-1",
+        "b/saved-1",
+    ]
+    assert not (tmp_path / "c" / "begun").exists()
+    assert suite.returncode == 128 + number, err
+    assert f"{number.name}: each run that was at work has ended" in out
+    assert "still waiting for 2 runs" in err and "Traceback" not in err
+
+
+def test_the_lock_is_held_until_all_have_ended(
+    begun: Callable[[float], subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    from pipelines.folder import Folder
+    from tfrobust.registry import UserError
+
+    suite = begun(1.5)
+    for _ in range(2):
+        suite.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+    with pytest.raises(UserError, match="no other run is at work"):
+        Folder(tmp_path / "suite").locked().__enter__()
+    with Folder(tmp_path / "suite").locked(wait=True):
+        assert len(list(tmp_path.glob("*/saved-1"))) == 2
+    suite.communicate()
+
+
+def test_the_third_signal_kills(
+    begun: Callable[[float], subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    suite = begun(3600)
+    for _ in range(3):
+        suite.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+    _, err = suite.communicate()
+    assert suite.returncode == 128 + signal.SIGTERM, err
+    assert not list(tmp_path.glob("*/saved*")) and "are killed" in err
