@@ -39,3 +39,11 @@ def _load_tensorflow() -> None:
 # Below 2 one wants to read the log; without stderr there is nowhere to.
 if os.environ.setdefault(LEVEL, "2") >= "2" and sys.stderr is not None:
     _load_tensorflow()
+try:
+    import tfrobust  # noqa: F401
+except ImportError as error:
+    # `python -m` would show a traceback, or call it a module that is not found.
+    if error.name != "tfrobust.backend" or sys.argv[:1] != ["-m"]:
+        raise
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)

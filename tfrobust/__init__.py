@@ -7,6 +7,7 @@ model.fit(x, y)
 
 __version__ = "0.1.0"
 
+import tfrobust.backend  # noqa: F401, refuses another one than TensorFlow
 from tfrobust.attacks import FGSM, PGD, Attack
 from tfrobust.methods import Adv, Atlas, Jac, Natural, RobustModel, Trades, TradesJac
 from tfrobust.models import load_network  # Keras learns our layers here

@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 FLOORS = {
+    "tfrobust.backend": 0,
     "tfrobust.io": 0,
     "tfrobust.jacobian": 0,
     "tfrobust.losses": 0,
