@@ -18,6 +18,7 @@ from tfrobust.data import DATASETS, Dataset
 from tfrobust.evaluation import Trial, trials
 from tfrobust.methods import METHODS, RobustModel
 from tfrobust.models import MODELS, OUTPUTS, PRECISIONS, keras_file, load_keras, model_files
+from tfrobust.models.signature import Shape, in_front, signature, takes
 from tfrobust.registry import (
     UserError,
     arguments,
@@ -123,7 +124,8 @@ def parse(name: str, config: dict[str, Any]) -> Spec:
     half = trains or top["precision"] == "float32"
     require(half, "precision", "float32 (there is no method to train)", top["precision"])
     if init_from is not None:  # what is trained on, whatever the section model says
-        config = {**config, "model": {"path": init_from}}
+        named = {} if (output := _output(top)) is None else {"output": output}
+        config = {**config, "model": {"path": init_from, **named}}
     return Spec(
         name=name,
         config=config,
@@ -283,13 +285,20 @@ def _network(
 ) -> Callable[[], keras.Model] | None:
     """What makes the network that is trained; a config that trains none names a file instead."""
     section: Any = top.get("model")
+    output = None
+    if init_from is not None and section is not None:
+        output = _output(top)
+        section = {key: value for key, value in section.items() if key != "output"}
+        for key in ("outputs", "signature"):
+            expected = "none (a method trains a Keras network that gives logits)"
+            require(key not in section, f"model.{key}", expected, section.get(key))
     require(section is not None or init_from, "model", "a section with a name or a path", None)
     path, make = (section or {}).get("path"), None
     require(trains or path, "model.path", "the network to evaluate (there is no method)", path)
     if path is not None:
         require("name" not in section, "model", "either a name or a path", section)
-        outputs = arguments(_model_file, section, "model").get("outputs", OUTPUTS[0])
-        choose("model.outputs", outputs, OUTPUTS)
+        options = arguments(network_file, section, "model")
+        choose("model.outputs", options.get("outputs", OUTPUTS[0]), OUTPUTS)
         require(
             not trains or path == init_from,
             "model.path",
@@ -304,25 +313,41 @@ def _network(
     if init_from is not None:
         where = "train.init_from"
         keras_file(init_from, where)
-        return lambda: _fitting(load_keras(init_from, where), where, source)
+        return lambda: _fitting(load_keras(init_from, where, output=output), where, source)
     return None if make is None else lambda: located("model", make)
 
 
-def _model_file(*, path: str, outputs: str = "logits") -> None:
-    """The keys of `model` where it is a file."""
+def network_file(
+    *, path: str, outputs: str = "logits", output: str | None = None, signature: str | None = None
+) -> None:
+    """The network of a file that is evaluated: a run folder, a .keras or .h5 file or a SavedModel.
+
+    outputs: what it gives, logits, probabilities (a softmax) or sigmoids (one for each class).
+    output: of several, the name of the one that holds them; also of the file train.init_from.
+    signature: of a SavedModel, the name of the one that is called; serving_default if it has one.
+    """
+
+
+def _output(top: Mapping[str, Any]) -> str | None:
+    """The output that `model` names, of the file train.init_from."""
+    return convert("model.output", (top.get("model") or {}).get("output"), str | None)
 
 
 def _fitting(network: keras.Model, where: str, source: Dataset) -> keras.Model:
-    image = network.input["image"] if isinstance(network.input, dict) else network.input
-    check_fit(where, source, tuple(image.shape[1:]), network.output_shape[-1])
+    shown = signature(network, where)
+    check_fit(where, source, shown.image_shape, shown.classes)
     return network
 
 
-def check_fit(where: str, source: Dataset, image_shape: tuple[int, ...], classes: int) -> None:
+def check_fit(where: str, source: Dataset, image_shape: Shape, classes: int) -> None:
     """Raise a UserError unless a network's images and classes are those of the data."""
-    expected = f"images {source.image_shape} to {source.num_classes} logits, as the data has them"
-    fits = (image_shape, classes) == (source.image_shape, source.num_classes)
-    require(fits, where, expected, (image_shape, classes))
+    if takes(image_shape, source.image_shape) and classes == source.num_classes:
+        return
+    hint = "" if classes != source.num_classes else in_front(image_shape, source.image_shape)
+    raise UserError(
+        f"{where}: expected images {source.image_shape} to {source.num_classes} logits, as the "
+        f"data has them, received {(image_shape, classes)}{hint}"
+    )
 
 
 def listed_attacks(listed: list[Trial]) -> dict[str, Attack]:

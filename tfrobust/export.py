@@ -10,29 +10,51 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfrobust.models.neutral import neutral
 from tfrobust.models.saved import open_saved_model
+from tfrobust.models.signature import alone, forward, signature
+from tfrobust.registry import UserError
+
+# How far two ways to compute the same network may be apart, of the greatest logit.
+APART = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 1e-1}
 
 
 def export(network: keras.Model, folder: Path, images: np.ndarray) -> None:
     """Write a SavedModel: [None, H, W, C] float32 in [0, 1] -> logits [None, C]; of a once-for-all
     network {"image", "strength": [None]} -> logits, and of one with widths "width": [None] as well.
 
-    Endpoints "serve" and "serving_default". images: a few [N, H, W, C]; the reloaded
-    model must give the network's own logits on them, else RuntimeError and nothing is left.
+    Endpoints "serve" and "serving_default". images: a few [N, H, W, C]. Raises UserError where the
+    reloaded model does not give the network's own logits on them; only a valid one replaces what
+    was in the folder.
     """
     inputs: Any = tf.constant(images)
-    if isinstance(network.input, dict):
-        inputs = dict.fromkeys(network.input, tf.linspace(0.0, 1.0, len(images)))
+    names = signature(network).inputs
+    if names != ("image",):
+        inputs = dict.fromkeys(names, tf.linspace(0.0, 1.0, len(images)))
         inputs["image"] = tf.constant(images)
-    aside = folder.with_name(f".{folder.name}")
-    shutil.rmtree(aside, ignore_errors=True)
-    network.export(str(aside), verbose=False)
-    loaded = open_saved_model(aside)
-    expected = network(inputs, training=False).numpy()
-    served = loaded.serve(inputs).numpy()
-    if not np.allclose(served, expected, rtol=1e-5, atol=1e-5):
-        shutil.rmtree(aside)
-        gap = np.abs(served - expected).max()
-        raise RuntimeError(f"{folder}: the reloaded SavedModel differs by up to {gap} in a logit")
-    shutil.rmtree(folder, ignore_errors=True)
-    aside.rename(folder)
+    new, former = (folder.with_name(f".{folder.name}{end}") for end in ("", ".former"))
+    shutil.rmtree(new, ignore_errors=True)
+    try:
+        with neutral():
+            alone(network).export(str(new), verbose=False)
+        loaded = open_saved_model(new)
+        _compare(loaded.serve(inputs).numpy(), forward(network, inputs).numpy(), network, folder)
+        shutil.rmtree(former, ignore_errors=True)
+        if folder.exists():
+            folder.rename(former)
+        new.rename(folder)
+        shutil.rmtree(former, ignore_errors=True)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _compare(served: np.ndarray, own: np.ndarray, network: keras.Model, folder: Path) -> None:
+    """Raise a UserError unless the logits [N, C] are the same but for rounding."""
+    computed = {layer.compute_dtype for layer in network._flatten_layers()}
+    most = max(APART.get(dtype, APART["float32"]) for dtype in computed)
+    gap, scale = np.abs(served - own).max(), np.abs(own).max()
+    if not gap <= most * max(scale, 1.0):  # NaN is no agreement
+        raise UserError(
+            f"{folder}: expected a SavedModel with the network's own logits, received one that "
+            f"differs by up to {gap:.3g} in a logit, of at most {scale:.3g}"
+        )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.sections import Data, EvaluationOptions, ExtraData, Search, Train
-from pipelines.spec import FACTS, SEARCHING, STAGES
+from pipelines.spec import FACTS, SEARCHING, STAGES, network_file
 from pipelines.suite import Entry, SuiteFile
 from tfrobust.attacks import ATTACKS
 from tfrobust.data import DATASETS
@@ -57,6 +57,7 @@ def render() -> str:
         ("threat", Threat),
         ("data", Data),
         ("data.extra", ExtraData),
+        ("model, of a file", network_file),
         ("train", Train),
         ("evaluation", EvaluationOptions),
         ("search", Search),

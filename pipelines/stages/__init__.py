@@ -181,7 +181,9 @@ def run(stage: str, spec: Spec, folder: Folder) -> None:
     else:
         shape = (7, *spec.data.source.image_shape)
         images = np.random.default_rng(0).random(shape, np.float32)
-        export(load_keras(*_model(spec, folder)), folder.saved_model, images)
+        output = _options(spec).get("output")
+        network = load_keras(*_model(spec, folder), output=output)
+        export(network, folder.saved_model, images)
         print(f"export: {folder.saved_model}")
 
 
@@ -209,11 +211,16 @@ def _model(spec: Spec, folder: Folder) -> tuple[Path, str]:
     return folder.model, str(folder.model)
 
 
+def _options(spec: Spec) -> dict[str, str]:
+    """Which outputs a network gives that was not trained here, and where."""
+    model = spec.config["model"] if spec.train is None else {}
+    return {key: model[key] for key in ("outputs", "output", "signature") if key in model}
+
+
 def _network(spec: Spec, folder: Folder) -> SavedNetwork:
     path, where = _model(spec, folder)
-    outputs = spec.config.get("model", {}).get("outputs", "logits")
     with strategy().scope():  # each device gets the weights
-        network = load_network(path, outputs, where)
+        network = load_network(path, where=where, **_options(spec))
     check_fit(where, spec.data.source, network.input_shape, network.classes)
     for name, taken in (("lambdas", "strength"), ("widths", "width")):
         values = getattr(spec.evaluation, name)

@@ -81,8 +81,7 @@ class Transfer(Attack):
         self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, *, threat: Threat, seed: Any
     ) -> Outcome:
         x, y, other = tf.convert_to_tensor(x), tf.cast(y, tf.int32), self.surrogate
-        shape, taken = tuple(x.shape[1:]), other.input_shape
-        require(taken == shape, "source", f"a network of images {shape}", taken)
+        other.require_images(tuple(x.shape[1:]), "source")
         images = self.attack(other, x, y, threat=threat, seed=seed)
         logits = tf.stop_gradient(logits_fn(images))
         classes, given = logits.shape[-1], other.classes

@@ -18,6 +18,8 @@ from tfrobust.jacobian import squared_jacobian
 from tfrobust.methods.batch import Batch, as_batch, weighed, weighing
 from tfrobust.methods.means import Means
 from tfrobust.methods.table import Table
+from tfrobust.models.neutral import neutral
+from tfrobust.models.signature import forward, signature
 from tfrobust.registry import choose, parameters, require
 from tfrobust.threat import Threat
 
@@ -114,22 +116,15 @@ class RobustModel(keras.Model):
         steps_per_epoch: int | None = None,
         name: str | None = None,
     ):
-        super().__init__(name=name)
+        super().__init__(name=name, dtype="float32")
         require(
             isinstance(network, keras.Model) and network.built,
             "network",
-            "a built keras.Model (give it an Input)",
+            "a built keras.Model (give it an Input, or call it once)",
             network,
         )
-        output = getattr(network, "output", None)  # a subclassed network has none to look at
-        require(
-            output is None or isinstance(output, keras.KerasTensor),
-            "network",
-            "a network with one output, the logits",
-            output,
-        )
-        taken = getattr(network, "input", None)
-        inputs = tuple(taken) if isinstance(taken, Mapping) else ("image",)
+        self.signature = signature(network)
+        inputs = self.signature.inputs
         expected = f"one of {' and '.join(self.network_inputs)} (model.lambdas makes one of both)"
         require(set(inputs) == set(self.network_inputs), "network", expected, " and ".join(inputs))
         require(
@@ -215,8 +210,7 @@ class RobustModel(keras.Model):
 
     def projections(self, batch: Batch, seed: tf.Tensor) -> tf.Tensor:
         """Unit vectors [B, C] on which the Jacobian is projected."""
-        classes = self.network.output_shape[-1]
-        return noise.unit_vectors([tf.shape(batch["label"])[0], classes], seed)
+        return noise.unit_vectors([tf.shape(batch["label"])[0], self.signature.classes], seed)
 
     def adversary(self, batch: Batch) -> tf.Tensor:
         """The training attack on the batch, at the eps of this step."""
@@ -233,7 +227,7 @@ class RobustModel(keras.Model):
     def run(self, inputs: Any, mode: str) -> tf.Tensor:
         """Float32 logits; mode is "eval", "train" or "frozen"."""
         with self.substituted({}) if mode == "frozen" else contextlib.nullcontext():
-            return tf.cast(self.network(inputs, training=mode != "eval"), tf.float32)
+            return tf.cast(forward(self.network, inputs, mode != "eval"), tf.float32)
 
     def logits_fn(self, batch: Batch, mode: str) -> Callable[[tf.Tensor], tf.Tensor]:
         """x -> logits with the batch's other inputs bound: what attacks are given."""
@@ -340,6 +334,7 @@ class RobustModel(keras.Model):
         with contextlib.nullcontext() if training else self._as_evaluated():
             return self.run(self.inputs(batch, batch["image"]), "train" if training else "eval")
 
+    @neutral()
     def compile(self, optimizer: Any = "sgd", *, jit_compile: bool = False, **kwargs: Any) -> None:
         """As Keras, without losses and metrics: the method brings its own.
 
@@ -355,6 +350,10 @@ class RobustModel(keras.Model):
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
         super().compile(optimizer, jit_compile=jit_compile, **kwargs)
 
+    # Keras casts arrays to the user's `floatx`.
+    evaluate, predict = neutral()(keras.Model.evaluate), neutral()(keras.Model.predict)
+
+    @neutral()
     def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As Keras; images given as an array must be float in [0, 1]: eps is in these units."""
         if isinstance(x, np.ndarray) and x.size and x.dtype.kind == "f":

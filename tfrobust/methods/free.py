@@ -34,7 +34,11 @@ class Free(Adv):
         require(replays >= 1, "replays", "int >= 1", replays)
         require(self.clean_weight == 0, "clean_weight", "0", self.clean_weight)
         assert self.batch_size is not None  # of `needs`
-        self.delta = Table(self.batch_size, network.input_shape[1:])
+        shape: Any = self.signature.image_shape
+        expected = "one with images of one size (Free keeps a delta of each place of a batch)"
+        hint = "; x = keras.Input((H, W, C)); network = keras.Model(x, network(x)) is one"
+        require(None not in shape, "network", expected + hint, shape)
+        self.delta = Table(self.batch_size, shape)
 
     def perturb(self, batch: Batch) -> Batch:
         x, threat = batch["image"], self.threat_now

@@ -46,7 +46,7 @@ class Gkl(RobustModel):
         require(beta >= 0, "beta", "a number >= 0", beta)
         require(temperature > 0, "temperature", "a number > 0", temperature)
         require(gamma >= 0, "gamma", "a number >= 0", gamma)
-        classes = network.output_shape[-1]
+        classes = self.signature.classes
         self.class_means = self._state((classes, classes), 1.0 / classes)
         self.sums = self._state((classes, classes), 0.0)
         self.counts = self._state((classes,), 0.0)

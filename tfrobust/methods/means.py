@@ -25,7 +25,7 @@ class Means(CompileMetrics):
 
     def __init__(self, names: Iterable[str]):
         super().__init__(None, None)
-        self.means = {name: keras.metrics.Mean(name=name) for name in names}
+        self.means = {name: keras.metrics.Mean(name=name, dtype="float32") for name in names}
         for direction, better in DIRECTIONS.items():
             for name in self.means.keys() & set(better):
                 self.means[name]._direction = direction

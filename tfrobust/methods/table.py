@@ -14,7 +14,7 @@ class Table(keras.layers.Layer):
     """
 
     def __init__(self, rows: int, shape: tuple[int, ...] = (), fill: float = 0.0):
-        super().__init__(trainable=False)
+        super().__init__(trainable=False, dtype="float32")
         self.table = self.add_weight(
             shape=(rows, *shape),
             initializer=keras.initializers.Constant(fill),

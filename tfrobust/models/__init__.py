@@ -4,17 +4,11 @@ from collections.abc import Callable
 
 import keras
 
+from tfrobust.models.files import keras_file, load_keras, model_files
 from tfrobust.models.narrow import narrow
 from tfrobust.models.precision import PRECISIONS, with_precision
 from tfrobust.models.residual import resnet, small_resnet, wide_resnet
-from tfrobust.models.saved import (
-    OUTPUTS,
-    SavedNetwork,
-    keras_file,
-    load_keras,
-    load_network,
-    model_files,
-)
+from tfrobust.models.saved import OUTPUTS, SavedNetwork, load_network
 from tfrobust.models.small_cnn import small_cnn
 from tfrobust.models.trades_cnn import trades_cnn
 

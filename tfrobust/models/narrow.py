@@ -10,9 +10,11 @@ import numpy as np
 from keras import layers
 
 from tfrobust.models.conditional import DualBatchNorm, Encoding, FiLM, Slim, channels
+from tfrobust.models.neutral import neutral
 from tfrobust.registry import require
 
 
+@neutral()
 def narrow(network: keras.Model, width: float) -> keras.Model:
     """{"image", "strength"} -> the logits that `network` gives at `width`, by the channels in use
     alone: about width^2 of its weights and of its work.
@@ -25,7 +27,7 @@ def narrow(network: keras.Model, width: float) -> keras.Model:
     require(fits, "network", "one that was built with widths", getattr(network, "name", network))
     widths = list(found[0].lambdas)
     require(width in widths, "width", f"one of the network's, {widths}", width)
-    last = network.output._keras_history.operation.name
+    last = network.outputs[0]._keras_history.operation.name
 
     def thin(layer: Any) -> Any:
         config = layer.get_config()
@@ -44,7 +46,7 @@ def narrow(network: keras.Model, width: float) -> keras.Model:
 
     copy = keras.models.clone_model(network, clone_function=thin, call_function=call)
     inputs = {name: value for name, value in copy.input.items() if name != "width"}
-    result = keras.Model(inputs, copy.output, name=network.name)
+    result = keras.Model(inputs, copy.outputs[0], name=network.name)
     for layer in result.layers:
         source = network.get_layer(layer.name)
         cut = [

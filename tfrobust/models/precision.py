@@ -6,24 +6,34 @@ from typing import Any
 
 import keras
 
-from tfrobust.registry import choose, require
+from tfrobust.models.neutral import neutral
+from tfrobust.registry import UserError, choose
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 
 
+@neutral()
 def with_precision(network: keras.Model, precision: str) -> keras.Model:
-    """A functional network that computes in `precision`: the network itself if it does, else a
-    copy with the same weights.
+    """A network that computes in `precision`: the network itself if it does, else, of a functional
+    or Sequential one, a copy with the same weights.
 
-    Weights stay float32 and the output layers compute in float32, whatever the precision.
+    Weights stay float32 and the output layers compute in float32, whatever the precision. Raises
+    UserError for a network that cannot be copied.
     """
     choose("precision", precision, PRECISIONS)
-    config = network.get_config()
-    require("layers" in config, "network", "a functional or Sequential keras.Model", network.name)
-    outputs = {output.name for output in _output_layers(network)}
     policies = {layer.dtype_policy.name for layer in network._flatten_layers()}
     if policies == {precision}:  # all of it, as only float32 can be
         return network
+    symbolic = isinstance(getattr(network, "outputs", None), list)
+    config = network.get_config() if symbolic else {}
+    if "layers" not in config:
+        raise UserError(
+            f"precision: expected {', '.join(sorted(policies))} (a {type(network).__name__} is "
+            f"no functional or Sequential network, which alone is copied), received {precision!r}; "
+            f"build it under keras.config.set_dtype_policy({precision!r}), its last layer with "
+            "dtype='float32'"
+        )
+    outputs = {output.name for output in _output_layers(network)}
     for layer in config["layers"]:
         policy = "float32" if layer["config"].get("name") in outputs else precision
         layer["config"] = _replace_policy(layer["config"], policy)

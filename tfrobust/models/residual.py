@@ -9,6 +9,7 @@ from keras import layers
 
 from tfrobust.models.conditional import Condition, DualBatchNorm, FiLM, condition, slim
 from tfrobust.models.layers import Dropout, batch_norm, conv, input_image, logits, normalize
+from tfrobust.models.neutral import neutral
 from tfrobust.registry import require
 
 
@@ -67,6 +68,7 @@ def _residual(
     return model(image, under, x, num_classes, name)
 
 
+@neutral()
 def wide_resnet(
     image_shape: tuple[int, ...],
     num_classes: int,
@@ -107,6 +109,7 @@ def wide_resnet(
     )
 
 
+@neutral()
 def small_resnet(
     image_shape: tuple[int, ...],
     num_classes: int,
@@ -149,6 +152,7 @@ DEPTHS = {18: ([2, 2, 2, 2], False), 34: ([3, 4, 6, 3], False), 50: ([3, 4, 6, 3
 BOTTLENECK = 4  # a bottleneck block gives so many times its inner filters
 
 
+@neutral()
 def resnet(
     image_shape: tuple[int, ...],
     num_classes: int,

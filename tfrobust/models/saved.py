@@ -1,4 +1,4 @@
-"""A network that somebody trained, from its file."""
+"""A network that somebody trained, from its file, as attacks and evaluations call it."""
 
 from __future__ import annotations
 
@@ -6,18 +6,29 @@ import dataclasses
 import logging
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from tfrobust.models.files import EXPORTED, load_keras, model_files, saved_model
+from tfrobust.models.signature import (
+    NAME_OUTPUT,
+    ONE_INPUT,
+    Shape,
+    forward,
+    in_front,
+    several,
+    signature,
+    takes,
+)
 from tfrobust.registry import UserError, choose, require
 
-OUTPUTS = ("logits", "probabilities")
-KERAS = "a .keras file or a run folder with model.keras"
+OUTPUTS = ("logits", "probabilities", "sigmoids")
 SIGNATURE = "serving_default"
 TINY = float(np.finfo(np.float32).tiny)  # the least probability whose logarithm has a gradient
+MOST = 1.0 - float(np.finfo(np.float32).epsneg)  # the greatest float32 below 1
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -26,20 +37,24 @@ class SavedNetwork:
 
     Gradients pass through it, so it serves every attack and every evaluation.
 
-    input_shape: (H, W, C). outputs: "probabilities" where the network ends in a softmax: log(p),
-    with p away from 0, serves as logits. strength, width: the lambda and the width that all images
-    get, of a once-for-all network; None for one that takes none.
+    input_shape: (H, W, C), None where any size will do. outputs: "probabilities" where the network
+    ends in a softmax: log(p), with p away from 0, serves as logits; "sigmoids" where in one for
+    each class: log(p) - log(1 - p), with p away from 0 and 1. strength, width: the lambda and the
+    width that all images get, of a once-for-all network; None for one that takes none.
     """
 
     forward: Callable[[Any], tf.Tensor]
-    input_shape: tuple[int, ...]
+    input_shape: Shape
     classes: int
     outputs: str = "logits"
     strength: float | None = None
     width: float | None = None
 
     def __call__(self, x: Any) -> tf.Tensor:
+        """The logits of images. Raises UserError for those of another shape."""
         x = tf.convert_to_tensor(x, tf.float32)
+        if x.shape.rank is not None and None not in x.shape[1:]:
+            self.require_images(tuple(x.shape[1:]), "network")
         given = {"strength": self.strength, "width": self.width}
         more = {
             name: tf.fill(tf.shape(x)[:1], tf.constant(value))
@@ -49,19 +64,27 @@ class SavedNetwork:
         x = {"image": x, **more} if more else x
         values = tf.cast(self.forward(x), tf.float32)
         values = tf.ensure_shape(values, [None, self.classes])
-        return tf.math.log(tf.maximum(values, TINY)) if self.outputs != "logits" else values
+        if self.outputs == "probabilities":
+            return tf.math.log(tf.maximum(values, TINY))
+        if self.outputs == "sigmoids":
+            p = tf.clip_by_value(values, TINY, MOST)
+            return tf.math.log(p) - tf.math.log1p(-p)
+        return values
+
+    def require_images(self, shape: tuple[int, ...], where: str) -> None:
+        """Raise a UserError, which begins with `where`, unless it takes images of a shape."""
+        if not takes(self.input_shape, shape):
+            hint = in_front(self.input_shape, shape) if len(shape) == 3 else ""
+            raise UserError(
+                f"{where}: expected a network of images {shape}, received {self.input_shape}{hint}"
+            )
 
     def check(self, images: np.ndarray, where: str) -> None:
         """Raise a UserError unless it takes such images and its outputs on them are what `outputs`
         says. where: the name of the network in errors."""
-        require(
-            images.shape[1:] == self.input_shape,
-            where,
-            f"a network of images {images.shape[1:]}",
-            self.input_shape,
-        )
+        self.require_images(images.shape[1:], where)
         given = dataclasses.replace(self, outputs="logits")(images)
-        seen = OUTPUTS[are_probabilities(np.asarray(given, np.float64))]
+        seen = _seen(np.asarray(given, np.float64))
         require(
             seen == self.outputs, where, f"a network of {self.outputs} (or outputs: {seen})", seen
         )
@@ -72,84 +95,62 @@ def are_probabilities(values: np.ndarray) -> bool:
     return bool(values.min() >= 0 and np.abs(values.sum(axis=1) - 1).max() < 1e-3)
 
 
-def load_network(path: str | Path, outputs: str = "logits", where: str = "path") -> SavedNetwork:
-    """The network of a run folder with model.keras, a .keras file or a SavedModel folder.
+def _seen(values: np.ndarray) -> str:
+    """Which of OUTPUTS rows [B, C] look like."""
+    if are_probabilities(values):
+        return "probabilities"
+    return "sigmoids" if values.min() >= 0 and values.max() <= 1 else "logits"
 
-    A SavedModel is called by its signature "serving_default", whatever its input and its output
-    are named. The other inputs of a once-for-all network, "strength" and "width", are 1. outputs:
-    what the network gives, "logits" or "probabilities". where: the name of the path in errors.
-    Raises UserError for a file that does not load, and for one that takes something else than
-    images or does not give one output [B, classes].
+
+def load_network(
+    path: str | Path,
+    outputs: str = "logits",
+    where: str = "path",
+    *,
+    output: str | None = None,
+    signature: str | None = None,
+) -> SavedNetwork:
+    """The network of a run folder with model.keras, a .keras or .h5 file or a SavedModel folder.
+
+    The other inputs of a once-for-all network, "strength" and "width", are 1. outputs: what the
+    network gives, one of OUTPUTS. output: of a network of several, the name of the one that holds
+    them. signature: that of a SavedModel that is called, "serving_default" if it has one. where:
+    the name of the path in errors. Raises UserError for a file that does not load, and for one that
+    takes something else than float images or does not give [B, classes].
     """
     choose("outputs", outputs, OUTPUTS)
-    folder = Path(path).expanduser()
-    if (folder / "saved_model.pb").is_file():
-        forward, taken, given, more = _open_saved_model(folder, where)
+    hint = ""
+    if (folder := saved_model(path)) is not None:
+        call, taken, given, more = _open_saved_model(folder, where, output, signature)
+        hint = "; export it again for float images (H, W, C) and a batch of any size, as Keras does"
     else:
-        model_files(folder, where)
-        forward, taken, given, more = _open_keras(load_keras(folder, where), where)
+        model_files(path, where)
+        expected = "none (a Keras file has none, name an output)"
+        require(signature is None, "signature", expected, signature)
+        network = load_keras(path, where, output=output, code=EXPORTED)
+        call, taken, given, more = _open_keras(network, where)
+        one, grey = taken.shape[1:], (*taken.shape[1:], 1)
+        hint = in_front(tuple(one), grey if len(grey) == 3 else ("H", "W", "C"))
     shape = taken.shape
-    whole = shape.rank == 4 and shape[0] is None and taken.dtype.is_floating
-    received = f"{taken.dtype.name} {shape}"
-    require(whole, where, "a network of float images (None, H, W, C)", received)
-    fits = given.rank == 2 and given[1]
-    require(fits, where, "a network with an output (None, classes)", str(given))
-    return SavedNetwork(forward, tuple(shape[1:]), given[1], outputs, **dict.fromkeys(more, 1.0))
+    if shape.rank != 4 or shape[0] is not None or not taken.dtype.is_floating:
+        expected = "a network of float images (None, H, W, C)"
+        received = f"{taken.dtype.name} {shape}"
+        raise UserError(f"{where}: expected {expected}, received {received!r}{hint}")
+    fits = given.shape.rank == 2 and given.shape[1] and given.dtype.is_floating
+    received = f"{given.dtype.name} {given.shape}"
+    require(fits, where, "a network with a float output (None, classes)", received)
+    return SavedNetwork(call, tuple(shape[1:]), given.shape[1], outputs, **dict.fromkeys(more, 1.0))
 
 
-def keras_file(path: str | Path, where: str = "path") -> Path:
-    """The .keras file that a run folder or a path stands for. Raises UserError if there is none."""
-    file = _find(Path(path).expanduser())
-    require(file, where, KERAS, str(path))
-    assert file is not None
-    return file
-
-
-def model_files(path: str | Path, where: str = "path") -> list[Path]:
-    """The files that `load_network` reads. Raises UserError if there are none."""
-    folder = Path(path).expanduser()
-    if (folder / "saved_model.pb").is_file():
-        return sorted(file for file in folder.rglob("*") if file.is_file())
-    found = _find(folder)
-    require(found, where, f"{KERAS}, or a SavedModel folder", str(path))
-    assert found is not None
-    return [found]
-
-
-def load_keras(path: str | Path, where: str = "path") -> keras.Model:
-    """The Keras network of a run folder or a .keras file, to train on; of a saved RobustModel, the
-    network inside. Raises UserError as `load_network`."""
-    file = keras_file(path, where)
-    try:
-        model = keras.saving.load_model(file, compile=False, safe_mode=True)
-    except Exception as error:
-        _does_not_load("a .keras file", file, where, error)
-    network = getattr(model, "network", model)
-    if hasattr(model, "evaluated_weights"):  # with a moving average, what was validated
-        network.set_weights(model.evaluated_weights())
-    expected = "a functional or Sequential network (any other one as a SavedModel)"
-    require(hasattr(network, "outputs"), where, expected, type(network).__name__)
-    return network
-
-
-def _find(path: Path) -> Path | None:
-    file = path / "model.keras" if path.is_dir() else path
-    return file if file.is_file() and file.suffix == ".keras" else None
-
-
-# (forward, the images that it takes, the shape of what it gives, the names of its other inputs)
-Opened = tuple[Callable[[Any], tf.Tensor], tf.TensorSpec, tf.TensorShape, set[str]]
+# (forward, the images that it takes, what it gives, the names of its other inputs)
+Opened = tuple[Callable[[Any], tf.Tensor], tf.TensorSpec, tf.TensorSpec, set[str]]
 
 
 def _open_keras(network: keras.Model, where: str) -> Opened:
-    inputs = {tensor._keras_history.operation.name: tensor for tensor in network.inputs}
-    image = _image(inputs, where)
-    _one("output", [tensor._keras_history.operation.name for tensor in network.outputs], where)
-    # Keras notes the size of the batch that built a network, and takes any other.
-    taken = tf.TensorSpec([None, *inputs[image].shape[1:]], inputs[image].dtype)
-    given = tf.TensorShape(network.outputs[0].shape)
-    forward = lambda x: tf.nest.flatten(network(x, training=False))[0]  # noqa: E731
-    return forward, taken, given, set(inputs) - {image}
+    shown = signature(network, where)
+    taken = tf.TensorSpec([None, *shown.image_shape])
+    given = tf.TensorSpec([None, shown.classes])
+    return lambda x: forward(network, x), taken, given, set(shown.inputs) - {"image"}
 
 
 def open_saved_model(folder: Path) -> Any:
@@ -168,41 +169,51 @@ def open_saved_model(folder: Path) -> Any:
         log.removeFilter(told)
 
 
-def _open_saved_model(folder: Path, where: str) -> Opened:
+def _open_saved_model(folder: Path, where: str, named: str | None, signature: str | None) -> Opened:
     try:
         loaded = open_saved_model(folder)
     except Exception as error:
-        _does_not_load("a SavedModel", folder, where, error)
-    names = sorted(loaded.signatures)
-    expected = f"a SavedModel with the signature {SIGNATURE}"
-    require(SIGNATURE in names, where, expected, ", ".join(names) or "none")
-    serve = loaded.signatures[SIGNATURE]
+        line = " ".join(str(error).split())[:200]
+        raise UserError(f"{where}: expected a SavedModel, {folder} does not load: {line}") from None
+    serve = loaded.signatures[(called := _signature(sorted(loaded.signatures), signature, where))]
     inputs, outputs = serve.structured_input_signature[1], serve.structured_outputs
-    image, output = _image(inputs, where), _one("output", outputs, where)
-    taken = inputs[image]
+    image, output = _image(inputs, where), _output(outputs, named, where)
 
     def forward(x: Any) -> tf.Tensor:
         given = x if isinstance(x, dict) else {image: x}
         given = {name: tf.cast(value, inputs[name].dtype) for name, value in given.items()}
         # By `loaded`: the variables live as long as it does.
-        return loaded.signatures[SIGNATURE](**given)[output]
+        return loaded.signatures[called](**given)[output]
 
-    return forward, taken, outputs[output].shape, set(inputs) - {image}
+    return forward, inputs[image], outputs[output], set(inputs) - {image}
+
+
+def _signature(names: list[str], named: str | None, where: str) -> str:
+    """The signature that is called."""
+    if named is not None:
+        return choose(f"{where}: signature", named, names)
+    if SIGNATURE in names:
+        return SIGNATURE
+    hint = "name one by signature (model.signature in a config)"
+    if not names:
+        hint = "save it with one, as network.export(FOLDER) of Keras does"
+    received = ", ".join(names) or "none"
+    expected = f"a SavedModel with the signature {SIGNATURE}"
+    raise UserError(f"{where}: expected {expected}, received {received}; {hint}")
 
 
 def _image(inputs: Collection[str], where: str) -> str:
     """The name of the input for images: the only one, or "image" beside others that are known."""
-    known = {"image", "strength"} <= set(inputs) <= {"image", "strength", "width"}
-    return "image" if known else _one("input", inputs, where)
+    if {"image", "strength"} <= set(inputs) <= {"image", "strength", "width"}:
+        return "image"
+    if len(inputs) != 1:
+        raise UserError(f"{where}: {several('input', inputs)}; {ONE_INPUT}")
+    return next(iter(inputs))
 
 
-def _one(what: str, names: Collection[str], where: str) -> str:
-    received = f"{len(names)}: {', '.join(sorted(names))}"
+def _output(names: Collection[str], named: str | None, where: str) -> str:
+    if named is not None:
+        return choose(f"{where}: output", named, names)
     if len(names) != 1:
-        raise UserError(f"{where}: expected a network with one {what}, received {received}")
+        raise UserError(f"{where}: {several('output', names)}; {NAME_OUTPUT}")
     return next(iter(names))
-
-
-def _does_not_load(kind: str, file: Path, where: str, error: Exception) -> NoReturn:
-    line = " ".join(str(error).split())[:200]
-    raise UserError(f"{where}: expected {kind}, {file} does not load: {line}") from None

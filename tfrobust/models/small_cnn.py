@@ -7,10 +7,12 @@ from keras import layers
 
 from tfrobust.models.conditional import condition, slim
 from tfrobust.models.layers import MaxPool, input_image
+from tfrobust.models.neutral import neutral
 from tfrobust.models.residual import model, norm_relu
 from tfrobust.registry import require
 
 
+@neutral()
 def small_cnn(
     image_shape: tuple[int, ...],
     num_classes: int,

@@ -6,9 +6,11 @@ import keras
 from keras import layers
 
 from tfrobust.models.layers import Dropout, MaxPool, input_image, logits
+from tfrobust.models.neutral import neutral
 from tfrobust.registry import require
 
 
+@neutral()
 def trades_cnn(image_shape: tuple[int, ...], num_classes: int) -> keras.Model:
     """Two pairs of 3 x 3 convolutions (32, 32 and 64, 64 filters, no padding), each pair pooled
     2 x 2; two dense layers of 200 units with dropout of one half between them; logits.

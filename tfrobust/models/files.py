@@ -1,0 +1,112 @@
+"""The files that networks lie in: which they are, and the Keras network that one holds."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import NoReturn
+
+import keras
+
+from tfrobust.models.neutral import neutral
+from tfrobust.models.signature import cut
+from tfrobust.registry import UserError, require
+
+KERAS = "a .keras or .h5 file, or a run folder with model.keras"
+SUFFIXES = (".keras", ".h5", ".hdf5")
+WEIGHTS = (
+    "it holds weights alone: network.load_weights(FILE) where its code is, then network.save("
+    "'model.keras')"
+)
+# How a network whose code is not here is used without it: evaluated, and trained.
+EXPORTED = "network.export(FOLDER) makes a SavedModel; give that folder"
+TRAINED = "train it in Python: tfrobust.Adv(network, ...)"
+UNSAFE = (
+    "it holds code (Lambda); if you trust it, network = keras.saving.load_model({!r}, "
+    "safe_mode=False), and "
+)
+HDF5 = b"\x89HDF\r\n\x1a\n"
+UNKNOWN = re.compile(r"(?:Could not locate (?:class|function)|Unknown [\w ]+:) '(\w+)'")
+
+
+def saved_model(path: str | Path) -> Path | None:
+    """The folder of a SavedModel that a path stands for, itself or its saved_model.pb."""
+    given = Path(path).expanduser()
+    folder = given.parent if given.name == "saved_model.pb" else given
+    return folder if (folder / "saved_model.pb").is_file() else None
+
+
+def keras_file(path: str | Path, where: str = "path", also: str = "") -> Path:
+    """The .keras or .h5 file that a run folder or a path stands for. Raises UserError if there is
+    none. also: what else would do, in the error."""
+    given = Path(path).expanduser()
+    file = given / "model.keras" if given.is_dir() else given
+    name = file.name.lower()
+    hint = ""
+    if name.endswith(".weights.h5"):
+        hint = f"; {WEIGHTS}"
+    elif name.endswith(".tflite"):
+        hint = "; TFLite has no gradients: give the network that it was made from"
+    elif file.is_file() and name.endswith(SUFFIXES):
+        return file
+    raise UserError(f"{where}: expected {KERAS}{also}, received {str(path)!r}{hint}")
+
+
+def model_files(path: str | Path, where: str = "path") -> list[Path]:
+    """The files that `load_network` reads. Raises UserError if there are none."""
+    if (folder := saved_model(path)) is not None:
+        return sorted(file for file in folder.rglob("*") if file.is_file())
+    return [keras_file(path, where, ", or a SavedModel folder")]
+
+
+def load_keras(
+    path: str | Path, where: str = "path", *, output: str | None = None, code: str = TRAINED
+) -> keras.Model:
+    """The Keras network of a run folder or a file, to train on; of a saved RobustModel, the network
+    inside.
+
+    output: of several, the name of the one that holds the logits. code: what a user can do about
+    layers whose code is not here. Raises UserError as `load_network`.
+    """
+    file = keras_file(path, where)
+    with tempfile.TemporaryDirectory() as place:
+        # Keras goes by the end of the name; what a file is, its first bytes say.
+        link = Path(place, f"network{_kind(file, where)}")
+        link.symlink_to(file.resolve())
+        try:
+            with neutral():
+                model = keras.saving.load_model(link, compile=False, safe_mode=True)
+        except Exception as error:
+            _does_not_load(file, where, str(error).replace(str(link), str(file)), code)
+    require(isinstance(model, keras.Model), where, "a keras.Model", type(model).__name__)
+    if hasattr(model, "evaluated_weights"):  # with a moving average, what was validated
+        weights, model = model.evaluated_weights(), model.network
+        model.set_weights(weights)
+    return cut(model, output, where)
+
+
+def _kind(file: Path, where: str) -> str:
+    with file.open("rb") as stream:
+        start = stream.read(len(HDF5))
+    if zipfile.is_zipfile(file):
+        return ".keras"
+    if start == HDF5:
+        return ".h5"
+    size = file.stat().st_size
+    received = f"{size} bytes that are neither, perhaps cut short" if size else "an empty file"
+    raise UserError(f"{where}: expected a .keras or .h5 file, {file} is {received}")
+
+
+def _does_not_load(file: Path, where: str, text: str, code: str) -> NoReturn:
+    unknown = UNKNOWN.search(text)
+    if "Lambda" in text and "safe_mode" in text:
+        line = UNSAFE.format(str(file)) + code
+    elif unknown is not None:
+        line = f"{unknown[1]} is not known here; where it is, {code}"
+    elif "No model config found" in text:
+        line = WEIGHTS
+    else:
+        line = " ".join(text.split())[:200]
+    raise UserError(f"{where}: expected a network, {file} does not load: {line}") from None
