@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import functools
-import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from tfrobust.io import write_text
 from tfrobust.registry import UserError
-
-# Where files lie, whether they may be fetched, how often a run is saved and how often it may go
-# back changes nothing that it has done.
-PLACES = ("dir", "download", "path", "init_from", "checkpoint_minutes", "rollbacks")
 
 
 class Folder:
@@ -106,33 +100,3 @@ class Folder:
                 f"{self._stages}: expected JSON, it is damaged; remove the folder, or only this "
                 "file to have the folder kept aside and all stages run again"
             ) from None
-
-
-def fingerprint(
-    config: Mapping[str, Any], sections: Iterable[str] = (), files: Iterable[Path] = ()
-) -> str:
-    """A hash of sections of the config and of the content of files."""
-    chosen = {s: _without_places(config.get(s)) for s in sections}
-    digest = hashlib.sha256(json.dumps(chosen, sort_keys=True, default=str).encode())
-    for file in files:
-        if file.is_dir():
-            digest.update(_listing(file))
-            continue
-        with contextlib.suppress(FileNotFoundError), file.open("rb") as content:
-            digest.update(hashlib.file_digest(content, "sha256").digest())
-    return digest.hexdigest()
-
-
-def _without_places(section: Any) -> Any:
-    if not isinstance(section, Mapping):
-        return section
-    kept = {key: value for key, value in section.items() if key not in PLACES}
-    return {key: _without_places(value) if key == "extra" else value for key, value in kept.items()}
-
-
-@functools.cache
-def _listing(folder: Path) -> bytes:
-    """A hash of the names and sizes of all files below: to read them all would take too long."""
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
-    told = [f"{file.relative_to(folder)} {file.stat().st_size}" for file in files]
-    return hashlib.sha256("\n".join(told).encode()).digest()

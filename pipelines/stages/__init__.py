@@ -10,7 +10,8 @@ from types import ModuleType
 
 import numpy as np
 
-from pipelines.folder import Folder, fingerprint
+from pipelines.fingerprint import fingerprint
+from pipelines.folder import Folder
 from pipelines.sections import TRAINED
 from pipelines.spec import (
     STAGES,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,6 @@ import numpy as np
 import pytest
 from matplotlib.image import imsave
 
-from pipelines.folder import fingerprint
 from pipelines.run import run
 from tfrobust.data import Split, batches, open_folder, readable
 from tfrobust.registry import UserError
@@ -80,7 +80,7 @@ def test_a_broken_image_is_named(folder: Path, tmp_path: Path) -> None:
 
     def broken(file: Path) -> str:
         file.write_bytes(file.read_bytes()[:40])
-        return f"^{file}: expected an image that can be read, received a broken one$"
+        return f"^{file}: expected an image that can be read, received a broken one \\(.*\\)$"
 
     named = broken(folder / "val" / "a" / "2.png")
     test = open_folder(str(folder), image_size=8).load("test")
@@ -122,12 +122,18 @@ def emptied(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda f: (f / "train").rename(f / "training"), "received .*: no train"),
+        (lambda f: (f / "val").rename(f / "tset"), "received .*: no test or val"),
+        (lambda f: f.rename(f.parent / "moved"), "received .*: no train, test or val"),
         (
             lambda f: (f / "val" / "b").rename(f / "val" / "c"),
             "the same classes in train and val, received 'b, c'",
         ),
         (emptied, "images in .*train/a, received 'none'"),
+        (lambda f: shutil.rmtree(f / "val" / "a"), "at least 2 classes in .*val, received 1"),
+        (
+            lambda f: [file.unlink() for file in f.glob("val/*/*")],
+            "images in .*val/a, rec.* 'none'",
+        ),
     ],
 )
 def test_mistakes_are_one_line(folder: Path, damage: Callable[[Path], None], message: str) -> None:
@@ -144,17 +150,85 @@ def test_two_folders_are_joined_file_by_file(folder: Path) -> None:
     arrays = Split.of(np.zeros((2, 8, 8, 3), np.uint8), np.zeros(2, int))
     with pytest.raises(UserError, match="images: expected both in memory, or both in files"):
         train.joined(arrays)
+    other = open_folder(str(folder), image_size=8, resize="imagenet").load("train")
+    with pytest.raises(UserError, match="resize: expected fit, as the other images, .*'imagenet'"):
+        train.joined(other)
 
 
-def test_another_folder_is_another_data_set(folder: Path, tmp_path: Path) -> None:
-    """By the names and sizes of its files, wherever it lies."""
-    kept = {"data": {"name": "folder", "path": "anywhere"}}
-    first = fingerprint(kept, ["data"], [folder])
-    moved = tmp_path / "moved"
-    shutil.copytree(folder / "train", moved / "train")
-    shutil.copytree(folder / "val", moved / "val")
-    assert fingerprint(kept, ["data"], [moved]) == first
-    other = tmp_path / "other"
-    shutil.copytree(moved, other)
-    (other / "train" / "a" / "0.png").unlink()
-    assert fingerprint(kept, ["data"], [other]) != first
+def test_a_test_split_is_enough_to_evaluate(folder: Path) -> None:
+    shutil.rmtree(folder / "train")
+    source = open_folder(str(folder), image_size=8)
+    assert (len(source.load("train")), len(source.load("test"))) == (0, 6)
+    assert source.load("train").images.shape == (0, 8, 8, 3)
+
+
+def test_a_class_without_test_images_keeps_its_number(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for file in (folder / "val" / "a").iterdir():
+        file.unlink()
+    source = open_folder(str(folder), image_size=8)
+    assert source.class_names == ("a", "b")
+    np.testing.assert_array_equal(source.load("test").labels, [1, 1, 1])
+    assert f"{folder}: classes without a test image: 1, such as val/a" in caplog.messages
+
+
+def test_what_is_left_out_is_counted(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Once, however often the folder is opened."""
+    image = (folder / "train" / "a" / "0.png").read_bytes()
+    (folder / "train" / "a" / "notes.txt").unlink()
+    open_folder(str(folder), image_size=8)
+    assert caplog.messages == []
+    for name in ("train/.git", "train/__MACOSX", "val/.ipynb_checkpoints", "val/@eaDir"):
+        (folder / name).mkdir()
+        (folder / name / "0.png").write_bytes(image)
+    (folder / "train" / "b" / "deeper").mkdir()
+    for name in ("train/loose.png", "train/b/deeper/0.png", "val/a/Thumbs.db", "val/b/._0.png"):
+        (folder / name).write_bytes(image)
+    for _ in range(2):
+        source = open_folder(str(folder), image_size=8)
+    assert source.class_names == ("a", "b")
+    assert (len(source.load("train")), len(source.load("test"))) == (12, 6)
+    line = f"{folder}: left out as no images of a class, files and folders: 8, such as train/.git"
+    assert caplog.messages == [line]
+    shutil.copytree(folder / "train", folder / "test")
+    open_folder(str(folder), image_size=8)
+    assert "folders: 9, " in caplog.messages[-1]  # 4 and 4 of the copy, and val
+
+
+def test_names_in_any_encoding(folder: Path) -> None:
+    """Latin-1 and control characters are shown as escapes, other scripts as they are."""
+    names = {b"a": b"caf\xe9\n", b"b": "猫 $1 <b>".encode()}
+    for split in (b"train", b"val"):
+        for before, after in names.items():
+            place = os.path.join(os.fsencode(folder), split)
+            os.rename(os.path.join(place, before), os.path.join(place, after))
+    source = open_folder(str(folder), image_size=8)
+    assert source.class_names == ("caf\\xe9\\n", "猫 $1 <b>")
+    np.testing.assert_allclose(source.load("test").as_float()[0] * 255, SHADES["a"], atol=2)
+    test = os.path.join(os.fsencode(folder), b"val", b"caf\xe9\n", b"2.png")
+    Path(os.fsdecode(test)).write_bytes(b"")
+    with pytest.raises(UserError, match=r"val/caf\\xe9\\n/2.png: expected an image") as caught:
+        source.load("test").as_float()
+    assert str(caught.value).isprintable()
+
+
+def test_links_are_followed(folder: Path, tmp_path: Path) -> None:
+    linked = tmp_path / "linked"
+    (linked / "val" / "a").mkdir(parents=True)
+    (linked / "train").symlink_to(folder / "train")
+    (linked / "val" / "b").symlink_to(folder / "val" / "b")
+    (linked / "val" / "a" / "0.png").symlink_to(folder / "val" / "a" / "0.png")
+    (linked / "val" / "a" / "1.png").symlink_to(tmp_path / "nowhere")
+    source = open_folder(str(linked), image_size=8)
+    assert len(source.load("train")) == 12
+    test = source.load("test")
+    np.testing.assert_array_equal(test.labels, [0, 0, 1, 1, 1])
+    assert test.take([0, 2]).as_float().shape == (2, 8, 8, 3)
+    with pytest.raises(UserError, match=f"^{linked}/val/a/1.png: .*no file, or a link to none"):
+        test.as_float()
+
+
+def test_a_rule_of_resizing_that_is_none(folder: Path) -> None:
+    with pytest.raises(UserError, match="resize: expected one of fit, imagenet, .*'imagnet'"):
+        open_folder(str(folder), resize="imagnet")

@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 from tfrobust.data.augment import AUGMENTATIONS
 from tfrobust.data.digits import open_digits
-from tfrobust.data.folder import open_folder, readable
+from tfrobust.data.files import readable
+from tfrobust.data.folder import open_folder
 from tfrobust.data.imagenet import open_imagenet2012
 from tfrobust.data.npz import open_npz
 from tfrobust.data.pipeline import Extra, batches, from_arrays

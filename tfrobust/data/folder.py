@@ -2,113 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import os
-import re
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
+from absl import logging
 
+from tfrobust.data.files import RESIZES, Files, printable
 from tfrobust.data.split import Dataset, Split
-from tfrobust.registry import UserError, require
+from tfrobust.registry import UserError, choose, require
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
-CROP = 256 / 224  # the shorter side is resized to so many times the crop's
-DECODED_AT_ONCE = 16
-BROKEN = "broken image"
-
-
-@contextlib.contextmanager
-def readable() -> Iterator[None]:
-    """Raises the UserError that names the image where one of `Files` cannot be read."""
-    try:
-        yield
-    except tf.errors.OpError as error:
-        found = re.search(rf"\[{BROKEN} (.*)\]", str(error))
-        if found is None:
-            raise
-        line = f"{found[1]}: expected an image that can be read, received a broken one"
-        raise UserError(line) from None
-
-
-@dataclass(frozen=True, eq=False)
-class Files:
-    """Images [N, H, W, C] uint8 that lie in files; decoded where they are asked for.
-
-    An image is resized so that its shorter side is 256/224 of H, and its centre is cut out.
-    places: the files' names as bytes [N].
-    """
-
-    places: np.ndarray
-    size: tuple[int, int, int]
-
-    dtype = np.dtype(np.uint8)
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (len(self), *self.size)
-
-    def __getitem__(self, at: Any) -> Files:
-        return type(self)(self.places[at], self.size)
-
-    def joined(self, others: Files) -> Files:
-        """These, then the others."""
-        return type(self)(np.concatenate([self.places, others.places]), self.size)
-
-    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
-        """All of them, decoded. Raises UserError for one that cannot be read."""
-        places = tf.data.Dataset.from_tensor_slices(self.places)
-        decoded = places.map(self._image, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-        images = np.zeros(self.shape, np.uint8)
-        with readable():
-            for number, image in enumerate(decoded.as_numpy_iterator()):
-                images[number] = image
-        return images if dtype is None else images.astype(dtype)
-
-    def gather(self) -> Any:
-        """A function for tf.data: positions [B] -> images [B, H, W, C] uint8. What it raises for
-        one that cannot be read, `readable` makes a UserError."""
-        places = tf.constant(self.places)
-
-        def read(positions: tf.Tensor) -> tf.Tensor:
-            image = tf.TensorSpec(self.size, tf.uint8)
-            asked = tf.gather(places, positions)
-            options: Any = {"parallel_iterations": DECODED_AT_ONCE}
-            return tf.map_fn(self._image, asked, fn_output_signature=image, **options)
-
-        return read
-
-    def _encoded(self, place: tf.Tensor) -> tf.Tensor:
-        """The bytes of an image file."""
-        return tf.io.read_file(place)
-
-    def _image(self, place: tf.Tensor) -> tf.Tensor:
-        """The image [H, W, C] uint8, or an error with the name of its place, which TensorFlow's own
-        have not."""
-        none = tf.data.Dataset.from_tensors(tf.zeros((0, *self.size[1:]), tf.uint8))
-        tried = tf.data.Dataset.from_tensors(place).map(self._decode).ignore_errors()
-        image = tried.concatenate(none).take(1).get_single_element()
-        named = tf.strings.join([BROKEN, " ", place])
-        with tf.control_dependencies([tf.debugging.Assert(tf.size(image) > 0, [named])]):
-            return tf.ensure_shape(tf.identity(image), self.size)
-
-    def _decode(self, place: tf.Tensor) -> tf.Tensor:
-        height, width, channels = self.size
-        image = tf.io.decode_image(self._encoded(place), channels, expand_animations=False)
-        shape = tf.cast(tf.shape(image)[:2], tf.float32)
-        scale = CROP * tf.reduce_max(tf.constant([height, width], tf.float32) / shape)
-        size = tf.cast(tf.math.ceil(shape * scale), tf.int32)
-        resized = tf.image.resize(image, size, antialias=True)
-        whole = tf.cast(tf.clip_by_value(tf.round(resized), 0, 255), tf.uint8)
-        top, left = (size[0] - height) // 2, (size[1] - width) // 2
-        return whole[top : top + height, left : left + width]
+ENDINGS = (".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+# Made by systems and archivers beside the folders of classes, as are all that are hidden.
+NO_CLASSES = ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information")
 
 
 @dataclass(frozen=True)
@@ -117,21 +27,19 @@ class Folder(Dataset):
 
     path: Path
     test_examples: int | None
+    resize: str
 
     def load(self, split: str) -> Split:
-        """A split whose images are read when they are used; the index is the place of a file in
-        the sorted list of all."""
-        place = self.path / split
-        if split == "test" and not place.is_dir():
-            place = self.path / "val"
-        files = [
-            (os.fsencode(file), label)
-            for label, name in enumerate(self.class_names)
-            for file in sorted((place / name).iterdir())
-            if _is_image(file)
-        ]
-        paths, labels = np.array([f for f, _ in files]), np.array([y for _, y in files], np.int32)
-        whole = Split(Files(paths, self.image_shape), labels, np.arange(len(files)))  # type: ignore
+        """A split whose images are read when they are used, empty for training where there are
+        test images alone; the index is the place of a file in the sorted list of all."""
+        places = split_folders(self.path)
+        classes = images_of(places.get(split, places["test"]))[0].values()
+        files = [os.fsencode(file) for files in classes for file in files]
+        labels = np.repeat(np.arange(len(classes), dtype=np.int32), [len(f) for f in classes])
+        images: Any = Files(np.array(files), self.image_shape, self.resize)
+        whole = Split(images, labels, np.arange(len(files)))
+        if split not in places:
+            return whole.first(0)
         return whole if split == "train" else drawn(whole, self.test_examples)
 
 
@@ -141,33 +49,102 @@ def drawn(split: Split, count: int | None) -> Split:
     return split.take(np.sort(order[:count]))
 
 
-def _is_image(file: Path) -> bool:
-    return file.suffix.lower() in ENDINGS and not file.name.startswith(".")
+def split_folders(path: Path) -> dict[str, Path]:
+    """The folders of "train" and "test", those that are there; val/ is "test" where no test/ is."""
+    places = {"train": path / "train", "test": path / "test"}
+    if not places["test"].is_dir():
+        places["test"] = path / "val"
+    return {split: place for split, place in places.items() if place.is_dir()}
 
 
-def open_folder(path: str, image_size: int = 224, test_examples: int | None = None) -> Folder:
+def images_of(place: Path) -> tuple[dict[str, list[str]], list[str]]:
+    """The image files of each class folder in `place`, both in the order of their names; and all
+    else that lies there and in the class folders. Links are followed."""
+    classes, left_out = {}, []
+    for entry in _entries(place):
+        if not entry.is_dir() or entry.name.startswith(".") or entry.name in NO_CLASSES:
+            left_out.append(entry.path)
+            continue
+        files = _entries(entry.path)
+        classes[entry.name] = [file.path for file in files if _is_image(file)]
+        left_out += [file.path for file in files if not _is_image(file)]
+    return classes, left_out
+
+
+def _entries(place: str | Path) -> list[os.DirEntry[str]]:
+    with os.scandir(place) as entries:
+        return sorted(entries, key=lambda entry: entry.name)
+
+
+def _is_image(file: os.DirEntry[str]) -> bool:
+    named = file.name.lower().endswith(ENDINGS) and not file.name.startswith(".")
+    return named and not file.is_dir()
+
+
+@functools.cache
+def _warn(line: str) -> None:
+    """Log a line once: a search opens its data for every trial."""
+    logging.warning("%s", line)
+
+
+def _count(root: Path, what: str, paths: Sequence[str]) -> None:
+    """Warn of how many there are, if any, with an example."""
+    if paths:
+        example = printable(os.path.relpath(paths[0], root))
+        _warn(f"{printable(str(root))}: {what}: {len(paths)}, such as {example}")
+
+
+def open_folder(
+    path: str, image_size: int = 224, test_examples: int | None = None, resize: str = "fit"
+) -> Folder:
     """Looks at the folders, at no image.
 
-    path: holds train/CLASS/IMAGE and test/CLASS/IMAGE (or val/), as ImageNet is commonly kept;
-    JPEG, PNG, BMP or GIF. image_size: of the square that is cut out.
+    path: holds train/CLASS/IMAGE and test/CLASS/IMAGE (or val/), as ImageNet is commonly kept; to
+    evaluate a network test/ (or val/) is enough. JPEG, PNG, BMP, GIF (its first picture), TIFF or
+    WebP, turned as their EXIF data ask; of transparency only the colours count. All else, such as
+    hidden files and folders within a class, is left out, and a warning says how many.
+    image_size: of the square that is cut out of the middle. resize: before that the shorter side
+    is made as long, so that an image of this size stays as it is ("fit"), or 256/224 as long, as
+    networks for ImageNet are commonly evaluated ("imagenet").
     test_examples: attack so many of the test images, at random, which are then held in memory; None
-    is all. Raises UserError for folders that are not there, differ in their classes, or are empty.
+    is all. Raises UserError for folders that are not there, differ in their classes, or are empty;
+    a class may lack images in test alone.
     """
     root = Path(path).expanduser()
     require(image_size >= 1, "image_size", "int >= 1", image_size)
     count = test_examples
     require(count is None or count >= 1, "test_examples", "int >= 1", count)
-    held = root / "test" if (root / "test").is_dir() else root / "val"
-    names = []
-    for place in (root / "train", held):
-        if not place.is_dir():
-            expected = "a folder with train/CLASS and test/CLASS (or val/CLASS)"
-            raise UserError(f"path: expected {expected}, received {path}: no {place.name}")
-        names.append(sorted(folder.name for folder in place.iterdir() if folder.is_dir()))
-        for name in names[-1]:
-            some = any(_is_image(file) for file in (place / name).iterdir())
-            require(some, "path", f"images in {place / name}", "none")
-    require(len(names[0]) >= 2, "path", f"at least 2 classes in {root / 'train'}", len(names[0]))
-    apart = sorted(set(names[0]) ^ set(names[1]))
-    require(not apart, "path", f"the same classes in train and {held.name}", ", ".join(apart))
-    return Folder((image_size, image_size, 3), tuple(names[0]), root, count)
+    choose("resize", resize, RESIZES)
+    places = split_folders(root)
+    if "test" not in places:
+        expected = "a folder with train/CLASS and test/CLASS (or val/CLASS), or with test alone"
+        missing = "no test or val" if "train" in places else "no train, test or val"
+        raise UserError(f"path: expected {expected}, received {printable(path)}: {missing}")
+    classes, left_out = {}, []
+    for split, place in places.items():
+        classes[split], others = images_of(place)
+        left_out += others
+    _check_classes(classes, places)
+    if places["test"].name == "test" and (root / "val").is_dir():
+        left_out.append(str(root / "val"))
+    _count(root, "left out as no images of a class, files and folders", left_out)
+    names = tuple(printable(name) for name in classes["test"])
+    return Folder((image_size, image_size, 3), names, root, count, resize)
+
+
+def _check_classes(classes: dict[str, dict[str, list[str]]], places: dict[str, Path]) -> None:
+    """Raises UserError unless the splits have the same classes, two or more, and images.
+
+    classes: of each split, of each class the image files.
+    """
+    for split, place in places.items():
+        names = classes[split]
+        expected = f"at least 2 classes in {printable(str(place))}"
+        require(len(names) >= 2, "path", expected, len(names))
+        empty = [str(place / name) for name, files in names.items() if not files]
+        missed = empty if split == "train" or len(empty) == len(names) else []
+        require(not missed, "path", f"images in {printable(''.join(missed[:1]))}", "none")
+        _count(place.parent, "classes without a test image", empty)
+    of_splits = [set(names) for names in classes.values()]
+    apart = ", ".join(printable(name) for name in sorted(of_splits[0] ^ of_splits[-1]))
+    require(not apart, "path", f"the same classes in train and {places['test'].name}", apart)

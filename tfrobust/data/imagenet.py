@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfrobust.data.folder import Files, drawn
+from tfrobust.data.files import BROKEN, RESIZES, Files
+from tfrobust.data.folder import drawn
 from tfrobust.data.split import Split, numbered
 from tfrobust.data.tfds import Tfds
 from tfrobust.registry import require
@@ -19,25 +20,50 @@ URL = "https://image-net.org/download-images"
 ARCHIVES = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")
 
 
+@dataclass(frozen=True, eq=False)
 class Records(Files):
     """Images that lie in TFRecord files, as `Files`; a place is "FILE:BYTE", where its record
-    begins."""
+    begins. All are JPEG, which TensorFlow decodes, and resized by ImageNet's rule."""
 
-    def _encoded(self, place: tf.Tensor) -> tf.Tensor:
-        parts = tf.strings.split(place, ":")
-        start = tf.strings.to_number(parts[-1:], tf.int64)
-        records = tf.raw_ops.TFRecordDatasetV2(
-            filenames=tf.strings.reduce_join(parts[:-1], separator=":", keepdims=True),
-            compression_type="",
-            buffer_size=0,
-            byte_offsets=start,
-        )
-        form: Any = {"output_types": [tf.string], "output_shapes": [[]]}
-        first = tf.raw_ops.TakeDataset(input_dataset=records, count=1, **form)
-        (record,) = tf.raw_ops.DatasetToSingleElement(dataset=first, **form)
-        return tf.io.parse_single_example(record, {"image": tf.io.FixedLenFeature([], tf.string)})[
-            "image"
-        ]
+    resize: str = "imagenet"
+
+    def _image(self, place: tf.Tensor) -> tf.Tensor:
+        """As that of `Files`; TensorFlow's own errors have no name in them."""
+        none = tf.data.Dataset.from_tensors(tf.zeros((0, *self.size[1:]), tf.uint8))
+        tried = tf.data.Dataset.from_tensors(place).map(self._decode).ignore_errors()
+        image = tried.concatenate(none).take(1).get_single_element()
+        named = tf.strings.join([BROKEN, " ", place])
+        with tf.control_dependencies([tf.debugging.Assert(tf.size(image) > 0, [named])]):
+            return tf.ensure_shape(tf.identity(image), self.size)
+
+    def _decode(self, place: tf.Tensor) -> tf.Tensor:
+        height, width, channels = self.size
+        image = tf.io.decode_image(_encoded(place), channels, expand_animations=False)
+        shape = tf.cast(tf.shape(image)[:2], tf.float32)
+        scale = tf.reduce_max(tf.constant([height, width], tf.float32) / shape)
+        size = tf.cast(tf.math.ceil(shape * (RESIZES[self.resize] * scale)), tf.int32)
+        resized = tf.image.resize(image, size, antialias=True)
+        whole = tf.cast(tf.clip_by_value(tf.round(resized), 0, 255), tf.uint8)
+        top, left = (size[0] - height) // 2, (size[1] - width) // 2
+        return whole[top : top + height, left : left + width]
+
+
+def _encoded(place: tf.Tensor) -> tf.Tensor:
+    """The bytes of the JPEG in a record."""
+    parts = tf.strings.split(place, ":")
+    start = tf.strings.to_number(parts[-1:], tf.int64)
+    records = tf.raw_ops.TFRecordDatasetV2(
+        filenames=tf.strings.reduce_join(parts[:-1], separator=":", keepdims=True),
+        compression_type="",
+        buffer_size=0,
+        byte_offsets=start,
+    )
+    form: Any = {"output_types": [tf.string], "output_shapes": [[]]}
+    first = tf.raw_ops.TakeDataset(input_dataset=records, count=1, **form)
+    (record,) = tf.raw_ops.DatasetToSingleElement(dataset=first, **form)
+    return tf.io.parse_single_example(record, {"image": tf.io.FixedLenFeature([], tf.string)})[
+        "image"
+    ]
 
 
 @dataclass(frozen=True)
@@ -96,9 +122,10 @@ def open_imagenet2012(
     """Looks at nothing. To load a split its files are read once, for the labels and the places.
 
     dir: as for the other sets of TFDS, which prepares this one from the archives that lie in
-    dir/downloads/manual. image_size, test_examples: as for a folder of images; the
-    test images are those of validation. The index is the place in the order of the files. Raises
-    UserError, when it is loaded, where TFDS has not prepared it.
+    dir/downloads/manual. image_size, test_examples: as for a folder of images that
+    are resized by the rule "imagenet"; the test images are those of validation. The index is the
+    place in the order of the files. Raises UserError, when it is loaded, where TFDS has not
+    prepared it.
     """
     require(image_size >= 1, "image_size", "int >= 1", image_size)
     count = test_examples

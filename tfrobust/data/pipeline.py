@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfrobust.data.augment import AUGMENTATIONS
-from tfrobust.data.folder import Files
+from tfrobust.data.files import Files
 from tfrobust.data.split import Split
 from tfrobust.noise import seed_for
 from tfrobust.registry import choose, require

@@ -15,7 +15,7 @@ MOST_CLASSES = 2**16  # more is an identifier mistaken for a class, and a networ
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """One split of a data set, decoded once, or file by file (`tfrobust.data.folder.Files`).
+    """One split of a data set, decoded once, or file by file (`tfrobust.data.files.Files`).
 
     images: [N, H, W, C], uint8 or float32 in [0, 1].
     labels: [N] int32.
