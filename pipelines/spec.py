@@ -13,7 +13,7 @@ import keras
 from pipelines.config import changed, related
 from pipelines.sections import Data, EvaluationOptions, ExtraData, Search, Train
 from pipelines.space import ranges
-from tfrobust.attacks import ATTACKS, Attack, SavedImages, Transfer
+from tfrobust.attacks import ATTACKS, Attack, SavedImages
 from tfrobust.data import DATASETS, Dataset
 from tfrobust.evaluation import Trial, trials
 from tfrobust.methods import METHODS, RobustModel
@@ -365,15 +365,11 @@ def training_attacks(method: Any, train: Train | None) -> dict[str, Attack]:
 
 def attack_files(attacks: Mapping[str, Attack]) -> list[Path]:
     """The files that attacks read, surrogates and saved images. Raises UserError for none."""
-    files: list[Path] = []
-    for where, attack in attacks.items():
-        if isinstance(attack, Transfer):
-            files += model_files(attack.source, f"{where}.source")
-        elif isinstance(attack, SavedImages):
-            path = Path(attack.path).expanduser()
-            require(path.is_file(), f"{where}.path", "an .npz file", str(path))
-            files.append(path)
-    return files
+    return [file for where, attack in attacks.items() for file in located(where, _files, attack)]
+
+
+def _files(attack: Attack) -> list[Path]:
+    return attack.files
 
 
 def _paper(paper: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from tfrobust.evaluation.cascade import fitted, run
 from tfrobust.evaluation.closing import Closing
-from tfrobust.evaluation.craft import BATCH_SIZE, LogitsFn, predictor
+from tfrobust.evaluation.craft import BATCH_SIZE, LogitsFn, check_traceable, predictor
 from tfrobust.evaluation.inputs import check_inputs, outputs
 from tfrobust.evaluation.record import NetworkRow
 from tfrobust.evaluation.recorder import Details, Recorder
@@ -76,6 +76,7 @@ def evaluate(
     details = details or Details()
     with in_memory("batch_size", batch_size):
         check_inputs(logits_fn, x, y, threat, batch_size)
+        check_traceable(logits_fn, x.shape[1:])
         n = min(len(x), max((t.examples or len(x) for t in listed), default=len(x)))
         x, y = x[:n], y[:n]
         logits = outputs(logits_fn, x[:FIRST], batch_size)

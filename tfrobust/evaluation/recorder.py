@@ -274,8 +274,8 @@ def _code(version: str, code: str | None) -> str:
 def _digests(trial: Trial) -> list[str]:
     """Return the SHA-256 of each file that the attack reads."""
     sums = []
-    for path in getattr(trial.attack, "files", []):
-        with Path(path).expanduser().open("rb") as content:
+    for path in trial.attack.files:
+        with path.open("rb") as content:
             sums.append(hashlib.file_digest(content, "sha256").hexdigest())
     return sums
 
