@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -171,3 +173,22 @@ def test_what_cannot_be_read(tmp_path: Path, make: Callable[[Path], None], reaso
     line = f"{path}: expected an image that can be read, received a broken one ("
     assert str(caught.value).startswith(line) and reason in str(caught.value)
     assert "\n" not in str(caught.value) and str(path) not in str(caught.value)[len(line) :]
+
+
+@pytest.mark.parametrize("ending", ["sys.exit(3)", "raise OSError"])
+def test_a_process_ends_in_the_midst_of_a_stream(tmp_path: Path, ending: str) -> None:
+    """While threads still read ahead."""
+    Image.fromarray(np.zeros((999, 999, 3), np.uint8)).save(tmp_path / "a.jpg")
+    script = f"""
+import sys
+import numpy as np
+from tfrobust.data import Split, batches
+from tfrobust.data.files import Files
+places = np.array([{bytes(tmp_path / "a.jpg")!r}] * 99)
+split = Split(Files(places, (299, 299, 3)), np.zeros(99, np.int32), np.arange(99))
+stream = iter(batches(split, 9, training=True))
+next(stream)
+{ending}
+"""
+    ended = subprocess.run([sys.executable, "-c", script], timeout=100, stderr=subprocess.DEVNULL)
+    assert ended.returncode == (3 if "exit" in ending else 1)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import dataclasses
+import functools
 import os
 import re
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +26,9 @@ RESIZES = {"fit": 1.0, "imagenet": 256 / 224}
 DECODED_AT_ONCE = 16
 BROKEN = "broken image"
 SEPARATOR = "\t"  # of a name and a reason
+READING: set[int] = set()  # the threads that are at it
+ENDING = threading.Event()  # the process
+QUIET = 10  # so many looks in a row that find no thread at it
 
 
 @contextlib.contextmanager
@@ -99,21 +106,42 @@ class Files:
         By Pillow: TensorFlow takes the indices of a BMP's palette for shades, and does not turn a
         photograph as its EXIF data asks.
         """
+        _wait_at_exit()
         # A function with no state: with one TensorFlow would read image after image.
         image = tf.numpy_function(self._read, [place], tf.uint8, stateful=False)
         return tf.ensure_shape(image, self.size)
 
     def _read(self, place: bytes) -> np.ndarray:
         side = self.size[0]
+        READING.add(threading.get_ident())
         try:
             return _pixels(place, side, round(side * RESIZES[self.resize]))
         except Exception as error:  # Pillow's plugins raise whatever comes
             raise ValueError(f"[{BROKEN} {printable(place)}{SEPARATOR}{_reason(error)}]") from None
+        finally:
+            READING.discard(threading.get_ident())
+
+
+@functools.cache
+def _wait_at_exit() -> None:
+    """Let the threads that read ahead come to rest before Python ends: one of TensorFlow's that
+    waits for Python then waits for ever, and the process for it."""
+
+    def wait() -> None:
+        ENDING.set()  # those that begin fail, until no batch is asked for any more
+        quiet = 0
+        while quiet < QUIET:
+            time.sleep(0.01)
+            quiet = 0 if READING else quiet + 1
+
+    atexit.register(wait)
 
 
 def _pixels(place: bytes, side: int, resized: int) -> np.ndarray:
     """The image in a file [side, side, 3] uint8: of its middle square, resized to `resized`, the
     middle."""
+    if ENDING.is_set():
+        raise RuntimeError("the process ends")
     if not os.path.isfile(place):
         raise OSError("no file, or a link to none")
     with Image.open(place, formats=FORMATS) as file:
