@@ -11,6 +11,7 @@ import pytest
 
 from pipelines import fingerprint as module
 from pipelines.fingerprint import fingerprint
+from tfrobust.models import model_files
 
 CONFIG = {"data": {"name": "folder", "path": "anywhere"}}
 DAY = 86400
@@ -149,6 +150,19 @@ def test_files_count_by_their_content(tmp_path: Path) -> None:
     file.write_bytes(b"two")
     os.utime(file, ns=times)
     assert of(link) != first
+
+
+def test_a_network_behind_links(tmp_path: Path) -> None:
+    """A SavedModel whose variables lie elsewhere."""
+    model, variables = tmp_path / "model", tmp_path / "variables"
+    model.mkdir()
+    variables.mkdir()
+    (model / "saved_model.pb").write_bytes(b"graph")
+    (model / "variables").symlink_to(variables)
+    (variables / "variables.index").write_bytes(b"one")
+    before = of(*model_files(model))
+    (variables / "variables.index").write_bytes(b"two")
+    assert of(*model_files(model)) != before
 
 
 def test_places_and_habits_of_a_run_do_not_count() -> None:

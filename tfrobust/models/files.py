@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tempfile
 import zipfile
@@ -57,7 +58,8 @@ def keras_file(path: str | Path, where: str = "path", also: str = "") -> Path:
 def model_files(path: str | Path, where: str = "path") -> list[Path]:
     """The files that `load_network` reads. Raises UserError if there are none."""
     if (folder := saved_model(path)) is not None:
-        return sorted(file for file in folder.rglob("*") if file.is_file())
+        walk = os.walk(folder, followlinks=True)
+        return sorted(Path(place, name) for place, _, names in walk for name in names)
     return [keras_file(path, where, ", or a SavedModel folder")]
 
 
