@@ -25,6 +25,20 @@ MISFIT = (
 REFERENCE = re.compile(r"\$\{[^{}:]*\}")
 CALL = re.compile(r"\$\{[^{}]*:")  # ${oc.env:HOME}
 BITS = 64  # of an int
+# Keys, the last of a path, whose values are names and places: text, even where YAML sees a number.
+TEXT = {"budget", "dir", "folder", "init_from", "label", "name", "path", "source"}
+RANGES = {"grid", "space"}  # under which a value is a list or a range of them
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that OmegaConf reads as a number, where YAML 1.1 sees none: 1e5."""
+
+
+_Dumper.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d[\d_]*(\.[\d_]*)?|\.[\d_]+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
 
 
 def find(name: str) -> Path:
@@ -119,12 +133,16 @@ def related(key: str, other: str) -> bool:
 
 def dump(config: dict[str, Any]) -> str:
     """A mapping as YAML, in its own order."""
-    return yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+    return yaml.dump(config, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def flow(value: Any) -> str:
-    """A value in one line, as an override takes it."""
-    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=math.inf)
+    """A value as an override takes it, of any key: nothing for None."""
+    if value is None:
+        return ""
+    text = yaml.dump(
+        value, Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=math.inf
+    )
     return text.removesuffix("...\n").strip()
 
 
@@ -181,7 +199,7 @@ def _override(config: DictConfig, override: str) -> None:
     if not separator or not key:
         raise UserError(f"--set: expected key=value, received {override!r}")
     try:
-        _put(config, key, _parse(text))
+        _put(config, key, _parse(key, text))
     except MISFIT as error:
         raise UserError(f"--set {override}: {_first_line(error)}") from None
 
@@ -190,10 +208,23 @@ def _put(config: DictConfig, key: str, value: Any) -> None:
     OmegaConf.update(config, key, value, merge=False, force_add=True)
 
 
-def _parse(text: str) -> Any:
-    """The value of an override, read as the YAML of the files is (1e-3 is a number)."""
-    read = OmegaConf.create(f"value: {text}" if text else "value: null")
-    return OmegaConf.to_container(read)["value"]  # type: ignore[index, call-overload]
+def _parse(key: str, text: str) -> Any:
+    """Return the value of an override: None for no text; of a name or a place the text as it is
+    typed, without the quotes around all of it; else what the YAML of the files reads (1e-3 is a
+    number)."""
+    if not text:
+        return None
+    *above, last = re.split(r"[.\[\]]+", key.rstrip("]"))
+    typed = last in TEXT and not RANGES & set(above)
+    if typed and text[0] not in "'\"":
+        return text
+    try:
+        read = OmegaConf.to_container(OmegaConf.create(f"value: {text}"))["value"]  # type: ignore[index, call-overload]
+    except MISFIT:
+        if not typed:
+            raise
+        return text
+    return text if typed and not isinstance(read, str) else read
 
 
 def _first_line(error: BaseException) -> str:

@@ -11,15 +11,20 @@ from pipelines.smoke import smoke as cut_down
 from pipelines.spec import Spec, parse
 from tfrobust.registry import UserError
 
+FOLDER = re.compile(r"\w([\w .:-]*[\w.:-])?")
+
 
 def load_spec(name: str, overrides: Sequence[str], smoke: bool) -> Spec:
     """The spec of a config, by name or path, with its overrides. Raises UserError, which names the
     override or else the file that is wrong."""
     path = configs.find(name)
     raw = configs.load(path, overrides)
-    called = raw.get("name", path.stem)
-    if not re.fullmatch(r"\w[\w.-]*", str(called)):
-        raise UserError(f"{path}: name: expected one fit for a folder, received {called!r}")
+    called = path.stem if raw.get("name") is None else raw["name"]
+    if not isinstance(called, str):
+        raise UserError(f"{path}: name: expected text (put it in quotes), received {called!r}")
+    if not FOLDER.fullmatch(called):
+        expected = "a folder's: letters, digits and _ - . : or blanks between them"
+        raise UserError(f"{path}: name: expected {expected}, received {called!r}")
     try:
         spec = parse(called, raw)
         return cut_down(spec) if smoke else spec

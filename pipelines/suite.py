@@ -140,6 +140,9 @@ def _members(
                 *(_override(k, v) for k, v in ({**shared, **entry.set} | varied).items()),
                 *last,
             )
+            names = [override for override in overrides if override.startswith("name=")]
+            expected = "none (the runs of a suite are named by their label and grid)"
+            require(not names, "name", expected, names and names[-1].removeprefix("name="))
             label = entry.label or _method(name, overrides)
             shown = {key: value for key, value in varied.items() if key != "seed"}
             yield Member(

@@ -1,0 +1,142 @@
+"""What `--set` reads: names and places as they are typed, all else as YAML."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipelines import config as configs
+from pipelines.load import load_spec
+from pipelines.suite import load_suite
+from tfrobust.registry import UserError
+
+DIGITS = configs.find("digits_adv")
+NAMES = ["2024_01_01", "2024-01-01", "1e5", "1.5e5", "yes", "null", "0x10", "010", "1.10", "12:30",
+         "my run", "äö", "true", "1_000", "nan", "3"]  # fmt: skip
+REFUSED = ["-x", ".x", "a/b", "..", "a b ", " a", "#a", "[x]", "${x}", "a\nb", "*x", "???", "~"]
+KEYS = ["name", "data.path", "model.path", "train.init_from", "data.dir", "attacks[0].source"]
+
+
+def load(*overrides: str) -> dict[str, Any]:
+    return configs.load(DIGITS, overrides)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_is_the_text_that_was_typed(name: str) -> None:
+    assert load_spec("digits_adv", [f"name={name}"], False).name == name
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_name_that_is_no_folders_is_refused(name: str) -> None:
+    with pytest.raises(UserError) as error:
+        load_spec("digits_adv", [f"name={name}"], False)
+    assert "\n" not in str(error.value)
+
+
+def test_no_name_is_the_files(tmp_path: Path) -> None:
+    assert load_spec("digits_adv", ["name="], False).name == "digits_adv"
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["2024", "1e5", "null", "a #1/my.npz", "a: b.npz", "k=v.npz", "comma, two.npz", "[x].npz",
+     "{x}.npz", "quote's.npz", '"q".npz', "'q'.npz", "trailing ", "~x", "%41.npz", "a\\b.npz",
+     "&x.npz", "*x.npz", "!x", "- x", "x:", "| x", "$HOME", "@x", "`x`"],
+)  # fmt: skip
+@pytest.mark.parametrize("key", ["data.path", "train.init_from"])
+def test_a_path_is_the_text_that_was_typed(key: str, path: str) -> None:
+    section, _, name = key.partition(".")
+    assert load(f"{key}={path}")[section][name] == path
+
+
+def test_quotes_around_all_of_it_are_yamls_and_nothing_is_null() -> None:
+    assert load("data.path='a ''b'' '")["data"]["path"] == "a 'b' "
+    assert load('data.path="tab\\t"')["data"]["path"] == "tab\t"
+    assert load("data.path=")["data"]["path"] is None
+
+
+def test_other_keys_are_read_as_yaml() -> None:
+    config = load("method.alpha=1e-3", "seed=010", "precision=null", "attacks=[{name: pgd}]")
+    assert config["method"]["alpha"] == 1e-3 and config["seed"] == 8
+    assert config["precision"] is None and config["attacks"] == [{"name": "pgd"}]
+    space = load("search.space.model.name={choice: [a, b]}", "search.space.data.path=null")
+    assert space["search"]["space"] == {"model": {"name": {"choice": ["a", "b"]}},
+                                        "data": {"path": None}}  # fmt: skip
+
+
+# What YAML or OmegaConf has another use for: control characters, references, ??? for a value to
+# come.
+plain = st.text(st.characters(exclude_categories=["C", "Zl", "Zp"]), min_size=1).filter(
+    lambda text: "${" not in text and "???" not in text
+)
+awkward = st.sampled_from(
+    [*NAMES, "a: b", "'", '"', "''", '"a"', "'a' b", "#", "{", " ", "\\", "-"]
+)
+texts = st.one_of(plain, awkward)
+
+
+@settings(max_examples=200)
+@given(text=texts, key=st.sampled_from(KEYS))
+def test_any_text_is_kept(text: str, key: str) -> None:
+    def value(override: str) -> Any:
+        node: Any = load("attacks=[{name: transfer}]", override)
+        for part in key.replace("[0]", ".0").split("."):
+            node = node[int(part)] if isinstance(node, list) else node[part]
+        return node
+
+    if text[0] not in "'\"":
+        assert value(f"{key}={text}") == text
+    assert value(f"{key}={configs.flow(text)}") == text  # as suites hand it on
+
+
+leaves = st.one_of(
+    texts, st.none(), st.booleans(), st.integers(-(2**40), 2**40),
+    st.floats(allow_nan=False, allow_infinity=False),
+)  # fmt: skip
+nested = st.recursive(
+    leaves, lambda inner: st.one_of(st.lists(inner), st.dictionaries(texts, inner)), max_leaves=6
+)
+
+
+@settings(max_examples=200)
+@given(value=nested)
+def test_values_in_one_line_are_read_back(value: Any) -> None:
+    assert load(f"key={configs.flow(value)}").get("key") == value
+
+
+@settings(max_examples=100)
+@given(value=st.dictionaries(st.sampled_from(["a", "b"]), nested))
+def test_a_written_config_is_read_back(value: dict[str, Any], tmp_path_factory: Any) -> None:
+    path = tmp_path_factory.mktemp("dump") / "config.yaml"
+    path.write_text(configs.dump(value), encoding="utf-8")
+    assert configs.read(path) == value == yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert configs.load(path) == value
+
+
+@pytest.mark.parametrize("name", ["2024_01_01", "1e5", "yes", "0x10", "1.10"])
+def test_a_name_in_a_file_is_text_in_quotes(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "mine.yaml"
+    own = f"include: {DIGITS}\nname: "
+    path.write_text(f"{own}{name}\n")
+    with pytest.raises(UserError, match=r"name: expected text \(put it in quotes\), received"):
+        load_spec(str(path), [], False)
+    path.write_text(f"{own}'{name}'\n")
+    assert load_spec(str(path), [], False).name == name
+
+
+def test_suites_hand_on_what_their_file_says(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    given = {"train.init_from": None, "data.dir": "1e5", "data.path": "a: #b", "model.path": "null"}
+    path.write_text(configs.dump({"runs": [{"config": "digits_adv", "set": given}]}))
+    (member,) = load_suite(path, [], tmp_path).members
+    config = configs.load(DIGITS, member.overrides)
+    for key, value in given.items():
+        section, _, name = key.partition(".")
+        assert config[section][name] == value
+    with pytest.raises(UserError, match="name: expected none .*label and grid.*received 'x'"):
+        load_suite(path, ["name=x"], tmp_path)
