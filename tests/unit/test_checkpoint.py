@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import hashlib
+import json
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -180,6 +183,50 @@ def test_the_state_of_a_method_resumes_too(tmp_path: Path, name: str) -> None:
     np.testing.assert_array_equal(resumed, straight)
     assert resumed_state == state
     assert measured(tmp_path / "cut") == measured(tmp_path / "straight")
+
+
+def rewritten(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """The newest checkpoint's callbacks as `change` makes them."""
+    newest = Checkpoints(folder).newest
+    assert newest is not None
+    note = json.loads((newest / "note.json").read_text())
+    note["callbacks"] = change(note["callbacks"])
+    (newest / "note.json").write_text(json.dumps(note))
+    sums = json.loads((newest / "sha256.json").read_text())
+    sums["note.json"] = hashlib.sha256((newest / "note.json").read_bytes()).hexdigest()
+    (newest / "sha256.json").write_text(json.dumps(sums))
+
+
+def test_the_state_of_callbacks_has_their_names(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Their order means nothing; one that is not there is told, and begins anew."""
+    straight, state = run(tmp_path / "straight")
+    run(tmp_path / "cut", 2)
+    note = Checkpoints(tmp_path / "cut").note["callbacks"]
+    assert set(note) == {"BatchTimer", "GuidedRate", "GuidedStop", "Best",
+                         "CatastrophicOverfitting"}  # fmt: skip
+    assert set(note["GuidedStop"]) == {"best", "wait", "best_epoch", "stopped_epoch"}
+    rewritten(tmp_path / "cut", lambda states: dict(sorted(states.items(), reverse=True)))
+    resumed, resumed_state = run(tmp_path / "cut")
+    np.testing.assert_array_equal(resumed, straight)
+    assert resumed_state == state and "no state of" not in caplog.text
+
+    run(tmp_path / "lacking", 2)
+    kept = ("BatchTimer", "GuidedStop", "Other")
+    rewritten(tmp_path / "lacking", lambda states: {k: v for k, v in states.items() if k in kept})
+    run(tmp_path / "lacking", 3)
+    told = "step-000000006: no state of Best, CatastrophicOverfitting, GuidedRate in it"
+    assert told in caplog.text and caplog.text.count("no state of") == 1
+
+
+def test_checkpoints_with_states_by_position_resume_too(tmp_path: Path) -> None:
+    straight, state = run(tmp_path / "straight")
+    run(tmp_path / "cut", 2)
+    rewritten(tmp_path / "cut", lambda states: list(states.values()))
+    resumed, resumed_state = run(tmp_path / "cut")
+    np.testing.assert_array_equal(resumed, straight)
+    assert resumed_state == state
 
 
 def test_a_signal_in_the_last_batch_waits_for_validation(tmp_path: Path) -> None:

@@ -24,7 +24,6 @@ from tfrobust.training import (
     History,
     TableQuantiles,
 )
-from tfrobust.training.checkpoint import STATE
 
 BASE, STEPS, EPOCHS = 0.5, 10, 20
 
@@ -162,7 +161,7 @@ def test_while_eps_grows_a_fall_is_no_sign() -> None:
 
 
 def test_its_state_is_in_checkpoints() -> None:
-    assert set(vars(Overfitting())) - {"drop"} <= set(STATE)
+    assert set(vars(Overfitting())) - {"drop"} == set(CatastrophicOverfitting.kept)
 
 
 def test_catastrophic_overfitting_message_formats(caplog: pytest.LogCaptureFixture) -> None:

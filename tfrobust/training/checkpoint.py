@@ -21,11 +21,9 @@ from tfrobust.methods import RobustModel
 from tfrobust.registry import UserError, require
 from tfrobust.training.interrupt import Interruption, NotFinite
 from tfrobust.training.monitors import History
+from tfrobust.training.state import Kept
 
 KEEP = 2
-# The state of the callbacks that steer a run; a callback without these has none.
-STATE = ("best", "wait", "cooldown_counter", "best_epoch", "stopped_epoch", "gap_at_best",
-         "last_eps", "fallen", "learning_rate")  # fmt: skip
 
 
 class Checkpoints:
@@ -132,12 +130,14 @@ def _whole(folder: Path) -> bool:
         return False
 
 
-class Best(keras.callbacks.Callback):
+class Best(Kept, keras.callbacks.Callback):
     """Keeps the network's weights, as they are validated, of the epoch where `monitor` was highest,
     the last of equals; of the last epoch where it is not measured.
 
     They are part of the checkpoints, so that what is best never disagrees with the rest.
     """
+
+    kept = ("best",)
 
     def __init__(self, model: RobustModel, monitor: str):
         super().__init__()
@@ -161,10 +161,11 @@ class Resume(keras.callbacks.Callback):
     """Saves after every epoch and every `minutes` within one, and takes up where the last
     checkpoint stands: weights, optimizer, Dropout's seeds, metrics, and the callbacks that steer.
 
-    model: built, with a built optimizer. others: the callbacks whose state belongs to the run;
-    their `variables` too. history: its lines are kept. Must come after all of them in fit's list:
-    their own on_train_begin resets them. An interruption is heeded after a batch, saved first, and
-    raised. Several workers save after epochs alone, all at once and each in a folder of its own.
+    model: built, with a built optimizer. others: callbacks, of which those that have `get_state`
+    and `set_state` (`Kept`) are restored, by the names of their classes; their `variables` too.
+    history: its lines are kept. Must come after all of them in fit's list: their own on_train_begin
+    resets them. An interruption is heeded after a batch, saved first, and raised. Several workers
+    save after epochs alone, all at once and each in a folder of its own.
     """
 
     def __init__(
@@ -195,8 +196,19 @@ class Resume(keras.callbacks.Callback):
             others=[v for callback in others for v in getattr(callback, "variables", [])],
         )
         checkpoints.read(self.state)
-        fresh: dict[str, Any] = {"step": 0, "stopped": False, "callbacks": []}
+        fresh: dict[str, Any] = {"step": 0, "stopped": False, "callbacks": {}}
         self.note = fresh | checkpoints.note | dict(note or {})
+        stateful = [callback for callback in others if hasattr(callback, "set_state")]
+        self.stateful = {type(callback).__name__: callback for callback in stateful}
+        alone = len(self.stateful) == len(stateful)
+        require(alone, "others", "callbacks with a state of different classes", others)
+        if isinstance(self.note["callbacks"], list):  # as it was first: by position
+            names = [type(callback).__name__ for callback in others]
+            self.note["callbacks"] = dict(zip(names, self.note["callbacks"], strict=False))
+        lacking = sorted(self.stateful.keys() - self.note["callbacks"].keys())
+        if self.step and lacking:
+            told = ", ".join(lacking)
+            logging.warning("%s: no state of %s in it; begun anew", checkpoints.newest, told)
         # fit sets the metrics to zero when an epoch begins.
         self.partial = [v.numpy() for v in self.metrics] if self.batch else None
 
@@ -225,9 +237,9 @@ class Resume(keras.callbacks.Callback):
         self._restore()
 
     def _restore(self) -> None:
-        for callback, state in zip(self.others, self.note["callbacks"], strict=False):
-            for name, value in state.items():
-                setattr(callback, name, value)
+        for name, state in self.note["callbacks"].items():
+            if name in self.stateful:
+                self.stateful[name].set_state(state)
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self.first = self.batch  # of this epoch's batches, the ones that fit does not count
@@ -263,9 +275,7 @@ class Resume(keras.callbacks.Callback):
         self.interruption.heed(epoch + 1, 0)
 
     def _save(self, step: int) -> None:
-        states = [
-            {n: v for n in STATE if (v := getattr(c, n, None)) is not None} for c in self.others
-        ]
+        states = {name: callback.get_state() for name, callback in self.stateful.items()}
         if not all(np.isfinite(weight).all() for weight in self.model.get_weights()):
             raise NotFinite(f"the weights after step {step}", self.step)
         stopped = bool(self.model.stop_training)

@@ -19,13 +19,16 @@ from absl import logging
 
 from tfrobust.io import write_text
 from tfrobust.overfitting import ONE_STEP, ROBUST, Overfitting
+from tfrobust.training.state import Kept
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
-class BatchTimer(keras.callbacks.Callback):
+class BatchTimer(Kept, keras.callbacks.Callback):
     """Adds to the epoch's logs the median seconds per batch, the share of its time that validation
     took, and the learning rate it began with."""
+
+    kept = ("learning_rate",)
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self.seconds: list[float] = []
@@ -139,8 +142,10 @@ def _line(cells: list[Any]) -> str:
     return buffer.getvalue()
 
 
-class CatastrophicOverfitting(Overfitting, keras.callbacks.Callback):
+class CatastrophicOverfitting(Overfitting, Kept, keras.callbacks.Callback):
     """Warns at every epoch that shows it."""
+
+    kept = ("best", "gap_at_best", "last_eps", "fallen")
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         logs = logs or {}

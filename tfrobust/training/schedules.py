@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 
 from tfrobust.registry import require, serializable
+from tfrobust.training.state import Kept
 
 MONITOR = "val_robust_accuracy"
 MONITORS = (MONITOR, "val_accuracy")  # what may lead a run and tell its best epoch
@@ -15,7 +16,13 @@ MONITORS = (MONITOR, "val_accuracy")  # what may lead a run and tell its best ep
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """What the optimizer's learning rate does over a run."""
+    """What the optimizer's learning rate does over a run.
+
+    extends: whether the rate at a step is the same however many epochs there are, so that a run may
+    go on for more of them than it was begun with.
+    """
+
+    extends: ClassVar[bool] = True
 
     def learning_rate(self, base: float, steps_per_epoch: int, epochs: int) -> Any:
         """The optimizer's `learning_rate`: a number or a Keras LearningRateSchedule."""
@@ -45,17 +52,23 @@ class Guided(Schedule):
     def callbacks(self, first_epoch: int, monitor: str = MONITOR) -> list[keras.callbacks.Callback]:
         return [
             GuidedRate(monitor, self.factor, self.patience, first_epoch),
-            keras.callbacks.EarlyStopping(
-                monitor, patience=self.stop, mode="max", start_from_epoch=first_epoch
-            ),
+            GuidedStop(monitor, patience=self.stop, mode="max", start_from_epoch=first_epoch),
         ]
 
 
-class GuidedRate(keras.callbacks.ReduceLROnPlateau):
+class GuidedStop(Kept, keras.callbacks.EarlyStopping):
+    """EarlyStopping whose counters go on with a checkpoint."""
+
+    kept = ("best", "wait", "best_epoch", "stopped_epoch")
+
+
+class GuidedRate(Kept, keras.callbacks.ReduceLROnPlateau):
     """ReduceLROnPlateau on an accuracy that waits for the ramp's end.
 
     Before it, robust accuracy at the full eps says little, and the rate would be gone too soon.
     """
+
+    kept = ("best", "wait", "cooldown_counter")
 
     def __init__(self, monitor: str, factor: float, patience: int, first_epoch: int):
         super().__init__(monitor, factor, patience, mode="max", min_delta=0.0, verbose=1)
@@ -98,6 +111,8 @@ class Piecewise(Schedule):
 class Cosine(Schedule):
     """From the base rate to 0 along half a cosine over the run."""
 
+    extends = False
+
     def learning_rate(self, base: float, steps_per_epoch: int, epochs: int) -> Any:
         return keras.optimizers.schedules.CosineDecay(base, steps_per_epoch * epochs)
 
@@ -108,6 +123,8 @@ class Cyclic(Schedule):
 
     The one cycle of Wong et al. (2020).
     """
+
+    extends = False
 
     peak: float = 0.4
 
