@@ -98,6 +98,8 @@ def _make_way(folder: Folder, spec: Spec, smoke: bool, trains: bool) -> None:
     """A run trained with another config is never mixed with this one: it is moved aside."""
     if not folder.used() or folder.begun("train") == stage_runners.inputs("train", spec, folder):
         return
+    if trains and stage_runners.goes_on(spec, folder):
+        return
     if not trains:
         raise UserError(
             f"{folder.path}: expected a run with this config, received one that was trained with "

@@ -10,6 +10,7 @@ from types import ModuleType
 
 import numpy as np
 
+from pipelines import config as configs
 from pipelines.fingerprint import fingerprint
 from pipelines.folder import Folder
 from pipelines.sections import TRAINED
@@ -81,6 +82,40 @@ def inputs(stage: str, spec: Spec, folder: Folder) -> str:
             folder.landscape,
         ],
     )
+
+
+def goes_on(spec: Spec, folder: Folder) -> bool:
+    """Whether the training in the folder, of another number of epochs, goes on to those of this
+    config and to the weights that it would have come to from the start; it is then marked as begun
+    with this config. Where no more than the epochs differ, a line says why it does not."""
+    stage, begun = "train", folder.begun("train")
+    if spec.train is None or spec.search is not None or begun is None:
+        return False
+    try:
+        epochs = configs.read(folder.config)["train"]["epochs"]
+    except (UserError, KeyError, TypeError):  # it is damaged or lacks them
+        return False
+    section = {**spec.config["train"], "epochs": epochs}
+    before = dataclasses.replace(spec, config={**spec.config, "train": section})
+    if begun != inputs(stage, before, folder):
+        return False
+    (done, stopped), asked = train.progress(folder), spec.train.epochs
+    if not spec.train.schedule.extends:
+        name = type(spec.train.schedule).__name__.lower()
+        reason = f"the rates of {name} depend on how many epochs there are in all"
+    elif done > asked:
+        reason = f"more than {asked} are trained"
+    elif not done:
+        reason = "there is no checkpoint to go on from"
+    else:
+        finished = stopped and folder.done(stage, begun, outputs(stage, spec, folder))
+        if stopped:
+            told = f"train.schedule ended the run after {done:g}, more change nothing"
+            print(f"train.epochs: {told}", flush=True)
+        folder.mark(stage, inputs(stage, spec, folder), done=finished, commit=commit())
+        return True
+    print(f"train.epochs: {reason}: {asked} begin anew", flush=True)
+    return False
 
 
 def outputs(stage: str, spec: Spec, folder: Folder) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import functools
 import math
 import sys
@@ -63,6 +64,15 @@ def train(spec: Spec, folder: Folder, epochs: int | None = None) -> None:
                 checkpoints.rollbacks += 1
                 print(f"train: {error}; going on from there at {ROLLBACK:g} times the rate")
     write_atomically(folder.model, with_precision(network, "float32").save)
+
+
+def progress(folder: Folder) -> tuple[float, bool]:
+    """The epochs that the last checkpoint of a run has behind it, a half for any part of one; and
+    whether the schedule ended the run."""
+    note = Checkpoints(folder.checkpoints).note
+    rows = list(csv.DictReader(note.get("history", [])))
+    begun = note.get("step", 0) > (int(rows[-1]["step"]) if rows else 0)
+    return len(rows) + 0.5 * begun, bool(note.get("stopped"))
 
 
 def _trained(

@@ -123,7 +123,9 @@ def test_a_surrogate_that_does_not_fit(source: Path, linear: Callable[..., Any])
     assert text == "source: expected a network of images (4, 1, 1), received (2, 2, 1)"
     text = message(attack, linear(three), X)
     assert text == "source: expected a network of 3 classes, received 2"
-    assert message(Transfer("none"), linear(W), X).startswith("source: expected a .keras or .h5 file")
+    assert message(Transfer("none"), linear(W), X).startswith(
+        "source: expected a .keras or .h5 file"
+    )
 
 
 ROWS = np.array([7, 3, 11], np.int64)
