@@ -13,17 +13,18 @@ GREETING = re.compile(
 )
 
 
-def _load_tensorflow() -> None:
-    """Import TensorFlow and look for devices, without the lines with which it greets: it writes
-    them before it heeds any level of its log, and a mistake's one line would drown in them. What
-    else it says, such as a CUDA library that does not load, is passed on, after the import: where
-    that crashes, a level of 0 shows why."""
+def _load_quietly() -> None:
+    """Import the library, TensorFlow with it, and look for devices, without the lines with which
+    TensorFlow greets: it writes them before it heeds any level of its log, and a mistake's one line
+    would drown in them. What else it says, such as a CUDA library that does not load, is passed on,
+    after the import: where that crashes, a level of 0 shows why."""
     sys.stderr.flush()
     stderr = os.dup(2)
     with tempfile.TemporaryFile() as said:
         os.dup2(said.fileno(), 2)
         try:
-            import tensorflow as tf
+            import tfrobust  # noqa: F401, first: before TensorFlow looks for Keras's backend
+            import tensorflow as tf  # isort: skip
 
             tf.config.list_physical_devices()
         finally:
@@ -36,13 +37,14 @@ def _load_tensorflow() -> None:
                     os.write(2, line)
 
 
-# Below 2 one wants to read the log; without stderr there is nowhere to.
-if os.environ.setdefault(LEVEL, "2") >= "2" and sys.stderr is not None:
-    _load_tensorflow()
 try:
-    import tfrobust  # noqa: F401
+    # Below 2 one wants to read the log; without stderr there is nowhere to.
+    if os.environ.setdefault(LEVEL, "2") >= "2" and sys.stderr is not None:
+        _load_quietly()
+    else:
+        import tfrobust  # noqa: F401
 except ImportError as error:
-    # `python -m` would show a traceback, or call it a module that is not found.
+    # `python -m` itself would show a traceback.
     if error.name != "tfrobust.backend" or sys.argv[:1] != ["-m"]:
         raise
     print(f"error: {error}", file=sys.stderr)

@@ -22,6 +22,7 @@ from pipelines.pool import run_suite
 from pipelines.spec import Spec
 from pipelines.suite import is_suite, load_suite
 from tfrobust.distribution import gathered, strategy, worker
+from tfrobust.models.neutral import neutral
 from tfrobust.provenance import commit
 from tfrobust.registry import UserError, choose, require
 from tfrobust.report import comparison, measured
@@ -50,6 +51,7 @@ GO_ON = "the same command goes on from what is saved"
 USAGE = "python -m pipelines.run NAME|PATH [--set key=value ...] [--workdir DIR] [--stages a,b]"
 
 
+@neutral()  # of a user's keras.json
 def run(
     name: str, overrides: list[str], workdir: Path, stages: list[str] | None, smoke: bool
 ) -> Path:

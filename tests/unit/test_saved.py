@@ -17,6 +17,7 @@ from tfrobust import Adv, Threat, load_network
 from tfrobust.export import export
 from tfrobust.models import keras_file, load_keras
 from tfrobust.models.layers import MaxPool
+from tfrobust.models.signature import forward
 from tfrobust.registry import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,6 +54,11 @@ WRITERS: dict[str, Callable[[Any, Path], Path]] = {
         Adv(n, threat=Threat("linf", 0.1)).save(d / "whole.keras"),
         d / "whole.keras",
     )[1],
+    "legacy": lambda n, d: (n.save(d / "a.h5"), d / "a.h5")[1],
+    "capitals": lambda n, d: (n.save(d / "a.keras"), (d / "a.keras").rename(d / "A.KERAS"))[1],
+    "saved_model.pb": lambda n, d: (n.export(d / "a", verbose=False), d / "a" / "saved_model.pb")[
+        1
+    ],
     "our export": lambda n, d: (export(n, d / "saved_model", X), d / "saved_model")[1],
     "SavedModel": lambda n, d: (save_exotic(lambda z: {"scores": z}, d / "other"), d / "other")[1],
 }
@@ -78,6 +84,164 @@ def test_logits_and_gradients(writer: str, linear: Callable[..., Any], tmp_path:
     for n in (5, 2):
         wanted = np.tile(expected, n).reshape(n, 2, 2, 1)
         np.testing.assert_allclose(slope(X[:n]), wanted, atol=1e-6)
+
+
+# Networks of z = x W, from a functional one.
+CONTAINERS: dict[str, Callable[[Any], Any]] = {
+    "lists of one": lambda n: keras.Model(n.inputs, n.outputs),
+    "dicts of one": lambda n: keras.Model(
+        {"x": (i := keras.Input((2, 2, 1), name="x"))}, {"y": n(i)}
+    ),
+    "one of two": lambda n: keras.Model(n.input, {"y": n.output, "z": 2 * n.output}),
+    "Sequential": lambda n: keras.Sequential([keras.Input((2, 2, 1)), n]),
+    "fixed batch": lambda n: keras.Model(i := keras.Input((2, 2, 1), batch_size=16), n(i)),
+    "double precision": lambda n: keras.Model(i := keras.Input((2, 2, 1), dtype="float64"), n(i)),
+    "any size": lambda n: keras.Model(
+        i := keras.Input((None, None, 1)), n(keras.layers.Reshape((2, 2, 1))(i))
+    ),
+}
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+@pytest.mark.filterwarnings("error:The structure of `inputs`")
+def test_containers(container: str, linear: Callable[..., Any], tmp_path: Path) -> None:
+    """As an evaluation loads it, and as a training does and exports it."""
+    CONTAINERS[container](linear(W)).save(tmp_path / "model.keras")
+    output = "y" if container == "one of two" else None
+    network = load_network(tmp_path, output=output)
+    size = (None, None, 1) if container == "any size" else (2, 2, 1)
+    assert network.input_shape == size and network.classes == 3
+    np.testing.assert_allclose(network(X), Z, rtol=1e-5)
+    network.check(X, "network")
+    trained = load_keras(tmp_path, output=output)
+    np.testing.assert_allclose(forward(trained, X), Z, rtol=1e-5)
+    export(trained, tmp_path / "saved_model", X)
+    np.testing.assert_allclose(load_network(tmp_path / "saved_model")(X), Z, rtol=1e-5)
+
+
+@keras.saving.register_keras_serializable("test_saved")
+class Subclassed(keras.Model):
+    """z = x W of images that may lie in a dict of one."""
+
+    def build(self, shape: Any) -> None:
+        self.matrix = self.add_weight((4, 3), name="matrix")
+
+    def call(self, x: Any) -> Any:
+        x = x["picture"] if isinstance(x, dict) else x
+        return keras.ops.reshape(x, (-1, 4)) @ self.matrix
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_subclassed_network(wrapped: bool, tmp_path: Path) -> None:
+    network = Subclassed()
+    network({"picture": X[:2]} if wrapped else X[:2])
+    network.set_weights([W])
+    network.save(tmp_path / "model.keras")
+    loaded = load_network(tmp_path)
+    assert loaded.input_shape == (2, 2, 1) and loaded.classes == 3
+    np.testing.assert_allclose(loaded(X), Z, rtol=1e-5)
+    export(load_keras(tmp_path), tmp_path / "saved_model", X)
+    np.testing.assert_allclose(load_network(tmp_path / "saved_model")(X), Z, rtol=1e-5)
+
+
+def test_a_named_output_and_signature(tmp_path: Path) -> None:
+    module = Exotic(lambda z: {"classes": tf.argmax(z, 1), "logits": z})
+    tf.saved_model.save(module, str(tmp_path), signatures={"predict": module.look})
+    loaded = load_network(tmp_path, output="logits", signature="predict")
+    np.testing.assert_allclose(loaded(X), Z, rtol=1e-5)
+    for options, message in (
+        ({"signature": "predict"}, "path: .* one output, received 2: classes, logits; name that"),
+        ({"output": "logits"}, "path: .* the signature serving_default, received predict; name"),
+        ({"signature": "predicts"}, "path: signature: .*did you mean 'predict'"),
+        ({"output": "logit", "signature": "predict"}, "path: output: .*did you mean 'logits'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            load_network(tmp_path, **options)
+    (tmp_path / "keras").mkdir()
+    two_heads(tmp_path / "keras")
+    with pytest.raises(UserError, match="path: output: .* features, scores, received 'score'"):
+        load_network(tmp_path / "keras" / "two.keras", output="score")
+    with pytest.raises(UserError, match="signature: expected none"):
+        load_network(tmp_path / "keras" / "two.keras", signature="predict")
+
+
+def test_a_named_output_of_each_head(tmp_path: Path) -> None:
+    file = two_heads(tmp_path)
+    both = keras.saving.load_model(file)(X)
+    for name, expected in zip(("scores", "features"), both, strict=True):
+        np.testing.assert_allclose(load_network(file, output=name)(X), expected, rtol=1e-6)
+
+
+FLAT = [4]
+
+
+@pytest.mark.parametrize(
+    ("shape", "inside", "dtype"),
+    [
+        ((2, 2), FLAT, "float32"),
+        ((4,), FLAT, "float32"),
+        ((1, 2, 2), FLAT, "float32"),
+        ((2, 2, 1), FLAT, "uint8"),
+    ],
+)
+def test_a_network_of_other_images_is_told_what_to_put_in_front(
+    shape: tuple[int, ...], inside: list[int], dtype: str, tmp_path: Path
+) -> None:
+    """The line's code, run, gives a network that loads, with the same logits."""
+    image = keras.Input(shape, dtype=dtype)
+    flat = keras.layers.Reshape(inside)(image)
+    scale = keras.layers.Rescaling(1 / 255 if dtype == "uint8" else 1.0)
+    dense = keras.layers.Dense(3, use_bias=False)
+    network = keras.Model(image, dense(scale(flat)))
+    dense.set_weights([W])
+    network.save(tmp_path / "model.keras")
+    images = np.round(255 * X) / 255
+    with pytest.raises(UserError) as caught:
+        load_network(tmp_path)(images)
+    line = str(caught.value)
+    assert "\n" not in line
+    code = line.partition("; put a layer in front: ")[2] or line.partition("whole numbers: ")[2]
+    names = {"keras": keras, "network": network}
+    code = code.replace(" takes images in [0, 1]", "").replace("H, W, C", "2, 2, 1")
+    exec(code, names)
+    names["network"].save(tmp_path / "model.keras")
+    loaded = load_network(tmp_path)
+    np.testing.assert_allclose(loaded(images), images.reshape(5, 4) @ W, rtol=1e-4, atol=1e-5)
+
+
+def test_sigmoids_become_logits_of_the_same_sigmoids(tmp_path: Path) -> None:
+    """log p - log(1 - p) is the logit itself; p of 0 and 1 stay finite, in their order."""
+    save_exotic(tf.sigmoid, tmp_path)
+    network = load_network(tmp_path, outputs="sigmoids")
+    np.testing.assert_allclose(network(X), Z, rtol=1e-4, atol=1e-5)
+    far = network(1e6 * X).numpy()
+    assert np.isfinite(far).all() and ((far > 16) == (Z > 0)).all() and (far[Z < 0] < -80).all()
+    network.check(X, "model.path")
+    with pytest.raises(UserError, match="a network of logits .or outputs: sigmoids., received 'si"):
+        load_network(tmp_path).check(X, "model.path")
+    save_exotic(tf.nn.softmax, tmp_path)
+    with pytest.raises(
+        UserError, match="network of sigmoids .or outputs: probabilities., received"
+    ):
+        load_network(tmp_path, outputs="sigmoids").check(X, "model.path")
+
+
+def test_a_failed_export_leaves_the_former_one(
+    linear: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "saved_model"
+    export(linear(W), folder, X)
+    monkeypatch.setattr("tfrobust.export.APART", {"float32": -1.0})
+    with pytest.raises(
+        UserError, match="saved_model: expected a SavedModel with the network's own"
+    ):
+        export(linear(2 * W), folder, X)
+    assert [path.name for path in tmp_path.iterdir()] == ["saved_model"]
+    np.testing.assert_allclose(load_network(folder)(X), Z, rtol=1e-5)
+    monkeypatch.undo()
+    export(linear(1e6 * W), folder, X)  # rounding grows with the logits
+    assert [path.name for path in tmp_path.iterdir()] == ["saved_model"]
+    np.testing.assert_allclose(load_network(folder)(X), 1e6 * Z, rtol=1e-5)
 
 
 def test_probabilities_become_logits_of_the_same_softmax(tmp_path: Path) -> None:
@@ -122,16 +286,53 @@ def two_inputs(d: Path) -> Path:
 
 
 @keras.saving.register_keras_serializable("test_saved")
-class Subclassed(keras.Model):
+class Heads(keras.Model):
     def call(self, x: Any) -> Any:
-        return keras.ops.reshape(x, (-1, 4))
+        flat = keras.ops.reshape(x, (-1, 4))
+        return {"scores": flat @ W, "features": flat}
 
 
-def subclassed(d: Path) -> Path:
-    network = Subclassed()
+def subclassed_heads(d: Path) -> Path:
+    network = Heads()
     network(X)
     network.save(d / "sub.keras")
     return d / "sub.keras"
+
+
+class Unregistered(keras.layers.Layer):
+    """Its file is read elsewhere, where nobody has heard of it."""
+
+    def call(self, x: Any) -> Any:
+        return x
+
+
+def unregistered(d: Path) -> Path:
+    image = keras.Input((2, 2, 1))
+    layer = Unregistered()
+    layer.__module__ = Unregistered.__module__ = "nowhere"
+    keras.Model(image, keras.layers.Flatten()(layer(image))).save(d / "model.keras")
+    return d
+
+
+def empty(d: Path) -> Path:
+    (d / "model.keras").touch()
+    return d
+
+
+def cut_short(d: Path) -> Path:
+    two_heads(d)
+    (d / "model.keras").write_bytes((d / "two.keras").read_bytes()[:-100])
+    return d
+
+
+def weights_alone(d: Path) -> Path:
+    image = keras.Input((2, 2, 1))
+    keras.Model(image, keras.layers.Flatten()(image)).save_weights(d / "a.weights.h5")
+    return d / "a.weights.h5"
+
+
+def renamed_weights(d: Path) -> Path:
+    return weights_alone(d).rename(d / "a.h5")
 
 
 def only(kind: str) -> Callable[[Path], Path]:
@@ -142,6 +343,8 @@ def only(kind: str) -> Callable[[Path], Path]:
         spec = None
         if kind == "outputs":
             outputs = lambda z: {"scores": z, "features": z}  # noqa: E731
+        if kind == "classes":
+            outputs = lambda z: tf.argmax(z, axis=1)[:, None]  # noqa: E731
         if kind == "map":
             outputs = lambda z: z[:, None]  # noqa: E731
         if kind == "uint8":
@@ -150,6 +353,9 @@ def only(kind: str) -> Callable[[Path], Path]:
             spec = tf.TensorSpec([1, 2, 2, 1])
         if kind == "unsigned":
             tf.saved_model.save(tf.Module(), str(d))
+        elif kind == "predict":
+            module = Exotic(outputs)
+            tf.saved_model.save(module, str(d), signatures={"predict": module.look})
         else:
             save_exotic(outputs, d, spec)
         return d
@@ -175,20 +381,34 @@ def with_code(folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("write", "message"),
     [
-        (with_code, "path: expected a .keras file, "),
-        (two_heads, "path: expected a network with one output, received 2: features, scores"),
+        (with_code, "it holds code (Lambda); if you trust it, network = keras.saving.load_model('"),
+        (unregistered, "Unregistered is not known here; where it is, network.export(FOLDER) makes"),
+        (two_heads, "received 2: features, scores; name that of the logits by output (model.out"),
         (two_inputs, "path: expected a network with one input, received 2: left, right"),
-        (subclassed, "Sequential network (any other one as a SavedModel), received 'Subclassed'"),
+        (
+            subclassed_heads,
+            "received 2: features, scores; its network.export(FOLDER) makes a Saved",
+        ),
         (only("outputs"), "path: expected a network with one output, received 2: features, scor"),
-        (only("map"), r"an output (None, classes), received '(None, 1, 3)'"),
+        (only("classes"), "a network with a float output (None, classes), received 'int64 (None,"),
+        (only("map"), r"output (None, classes), received 'float32 (None, 1, 3)'"),
         (only("uint8"), "path: expected a network of float images (None, H, W, C), received 'uin"),
-        (only("fixed"), "(None, H, W, C), received 'float32 (1, 2, 2, 1)'"),
-        (only("unsigned"), "a SavedModel with the signature serving_default, received 'none'"),
-        (damaged("model.keras"), "path: expected a .keras file, "),
+        (only("fixed"), "received 'float32 (1, 2, 2, 1)'; export it again for float images (H, W"),
+        (only("unsigned"), "received none; save it with one, as network.export(FOLDER) of Keras"),
+        (only("predict"), "received predict; name one by signature (model.signature in a config)"),
+        (damaged("model.keras"), "model.keras is 13 bytes that are neither, perhaps cut short"),
         (damaged("saved_model.pb"), "path: expected a SavedModel, "),
-        (damaged("model.pt"), "a .keras file or a run folder with model.keras, or a SavedModel f"),
-        (lambda d: d, "a .keras file or a run folder with model.keras, or a SavedModel folder, r"),
-        (lambda d: d / "none", "a .keras file or a run folder with model.keras, or a SavedModel"),
+        (damaged("model.pt"), "or a run folder with model.keras, or a SavedModel folder, received"),
+        (damaged("model.tflite"), "; TFLite has no gradients: give the network that it was made f"),
+        (empty, "path: expected a .keras or .h5 file, "),
+        (cut_short, " bytes that are neither, perhaps cut short"),
+        (weights_alone, "; it holds weights alone: network.load_weights(FILE) where its code is"),
+        (renamed_weights, "does not load: it holds weights alone: network.load_weights(FILE) wher"),
+        (lambda d: d, "or a run folder with model.keras, or a SavedModel folder, received"),
+        (
+            lambda d: d / "none",
+            "or a run folder with model.keras, or a SavedModel folder, received",
+        ),
     ],
 )
 def test_mistakes_are_one_line(write: Callable[[Path], Path], message: str, tmp_path: Path) -> None:
@@ -199,9 +419,14 @@ def test_mistakes_are_one_line(write: Callable[[Path], Path], message: str, tmp_
 
 
 def test_the_place_of_a_mistake(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="^train.init_from: expected a .keras file or a run folder"):
+    with pytest.raises(
+        UserError, match="^train.init_from: expected a .keras or .h5 file, or a run"
+    ):
         load_keras(tmp_path, "train.init_from")
-    with pytest.raises(UserError, match="^model.path: expected a .keras file or a run folder"):
+    with pytest.raises(UserError, match="^train.init_from: .*train it in Python: tfrobust.Adv"):
+        load_keras(with_code(tmp_path), "train.init_from")
+    (tmp_path / "model.keras").unlink()
+    with pytest.raises(UserError, match="^model.path: expected a .keras or .h5 file, or a run"):
         keras_file(tmp_path, "model.path")
     with pytest.raises(UserError, match="^outputs: expected one of logits, probabilities"):
         load_network(tmp_path, outputs="softmax")

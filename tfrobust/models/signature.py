@@ -40,9 +40,8 @@ class Signature(NamedTuple):
 def signature(network: keras.Model, where: str = "network") -> Signature:
     """What a built network takes and gives. Raises UserError, which begins with `where`, for one
     that does not take float images, or whose only output is not [B, C]."""
-    taken = _taken(network)
-    require(taken is not None, where, CALL_ONCE, type(network).__name__)
-    inputs = _by_name(taken)
+    given = outputs(network, where)
+    inputs = _by_name(_taken(network))
     image = inputs.get("image") if len(inputs) > 1 else next(iter(inputs.values()))
     if image is None:
         raise UserError(f"{where}: {several('input', inputs)}; {ONE_INPUT}")
@@ -50,7 +49,6 @@ def signature(network: keras.Model, where: str = "network") -> Signature:
     if not tf.as_dtype(image.dtype).is_floating:
         expected, hint = "a network of float images", FLOATS.format(shape)
         raise UserError(f"{where}: expected {expected}, received {image.dtype}; {hint}")
-    given = outputs(network, where)
     if len(given) != 1:
         raise UserError(f"{where}: {several('output', given)}; {ONE_OUTPUT}")
     logits = tuple(next(iter(given.values())).shape)
@@ -71,12 +69,12 @@ def alone(network: keras.Model) -> keras.Model:
     """The network as one of its inputs, images or a mapping, and of its output, without any other
     containers, for batches of any size."""
     taken = _by_name(_taken(network))
-    if len(taken) == 1:
-        (image,) = taken.values()
-        name = image.name if _symbolic(network) else "image"
-        inputs: Any = keras.Input(image.shape[1:], name=name)
-    else:
-        inputs = {name: keras.Input(x.shape[1:], name=name) for name, x in taken.items()}
+    names = list(taken) if _symbolic(network) or len(taken) > 1 else ["image"]
+    inputs: Any = {
+        name: keras.Input(tensor.shape[1:], name=name)
+        for name, tensor in zip(names, taken.values(), strict=True)
+    }
+    inputs = inputs if len(inputs) > 1 else inputs[names[0]]
     return keras.Model(inputs, forward(network, inputs))
 
 
@@ -86,8 +84,10 @@ def outputs(network: keras.Model, where: str = "network") -> dict[str, Any]:
     if _symbolic(network):
         sequential = isinstance(network, keras.Sequential)
         return _by_name(network.outputs if sequential else network.output)
+    taken = _taken(network)
+    require(taken is not None, where, CALL_ONCE, type(network).__name__)
     try:
-        return _by_name(network.compute_output_spec(_taken(network)))
+        return _by_name(network.compute_output_spec(taken))
     except Exception as error:
         line = " ".join(str(error).split())[:200]
         raise UserError(f"{where}: expected {CALL_ONCE}, received: {line}") from None

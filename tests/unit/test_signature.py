@@ -1,0 +1,184 @@
+"""Networks of any kind in training, and how a softmax is taken off one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from tfrobust import FGSM, Adv, Atlas, Threat
+from tfrobust.methods import METHODS
+from tfrobust.models import with_precision
+from tfrobust.models.advice import advice
+from tfrobust.models.signature import Signature, forward, in_front, signature, takes
+from tfrobust.registry import UserError
+
+RNG = np.random.default_rng(0)
+X, Y = RNG.random((6, 4, 4, 1)).astype("float32"), RNG.integers(0, 3, 6)
+THREAT = Threat("linf", 0.1)
+
+
+class Subclassed(keras.Model):
+    def __init__(self) -> None:
+        super().__init__()
+        self.flat, self.dense = layers.Flatten(), layers.Dense(3)
+
+    def call(self, x: Any) -> Any:
+        return self.dense(self.flat(x))
+
+
+class InADict(Subclassed):
+    def call(self, x: Any) -> Any:
+        return {"logits": super().call(x["picture"])}
+
+
+def called(network: keras.Model, x: Any = X[:2]) -> keras.Model:
+    network(x)
+    return network
+
+
+def functional(make: Callable[[Any, Any], keras.Model]) -> Callable[[], keras.Model]:
+    def build() -> keras.Model:
+        image = keras.Input((4, 4, 1), name="pixels")
+        return make(image, layers.Dense(3)(layers.Flatten()(image)))
+
+    return build
+
+
+def reloaded() -> keras.Model:
+    made = keras.Sequential([keras.Input((4, 4, 1)), layers.Flatten(), layers.Dense(3)])
+    return keras.Sequential.from_config(made.get_config())
+
+
+KINDS: dict[str, Callable[[], keras.Model]] = {
+    "Sequential": reloaded,
+    "Sequential of its first batch": lambda: called(
+        keras.Sequential([layers.Flatten(), layers.Dense(3)])
+    ),
+    "lists": functional(lambda image, z: keras.Model([image], [z])),
+    "dicts": functional(lambda image, z: keras.Model({"pixels": image}, {"logits": z})),
+    "list to dict": functional(lambda image, z: keras.Model([image], {"logits": z})),
+    "subclassed": lambda: called(Subclassed()),
+    "subclassed, dicts": lambda: called(InADict(), {"picture": X[:2]}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.filterwarnings("error:The structure of `inputs`")
+def test_every_kind_trains_and_validates(kind: str) -> None:
+    """As the plain functional network, to the bit."""
+    plain = functional(keras.Model)()
+    network = KINDS[kind]()
+    network.set_weights(plain.get_weights())
+    assert signature(network) == Signature(("image",), (4, 4, 1), 3)
+    results = []
+    for each in (plain, network):
+        model = Atlas(each, threat=THREAT, alpha=1e-2, beta=1.0, validation_attack=FGSM())
+        model.compile("sgd", run_eagerly=True)
+        logs = model.fit(X, Y, batch_size=3, shuffle=False, verbose=0, validation_data=(X, Y))
+        results.append([*each.get_weights(), model.predict(X, verbose=0), logs.history])
+    for ours, expected in zip(results[1], results[0], strict=True):
+        np.testing.assert_equal(ours, expected)
+
+
+def test_images_of_any_size() -> None:
+    image = keras.Input((None, None, 1))
+    pooled = layers.GlobalAveragePooling2D()(layers.Conv2D(2, 3)(image))
+    network = keras.Model(image, layers.Dense(3)(pooled))
+    assert signature(network) == Signature(("image",), (None, None, 1), 3)
+    model = Adv(network, threat=THREAT, validation_attack=FGSM())
+    model.compile("sgd", run_eagerly=True)
+    for x in (X, RNG.random((6, 5, 7, 1)).astype("float32")):
+        model.fit(x, Y, verbose=0, validation_data=(x, Y))
+    with pytest.raises(UserError, match="Free keeps a delta.* received .None, None, 1.") as caught:
+        METHODS["free"](network, threat=THREAT, batch_size=6)
+    code = str(caught.value).partition("; ")[2].partition(" is one")[0]
+    names = {"keras": keras, "network": network, "H": 4, "W": 4, "C": 1}
+    exec(code, names)
+    METHODS["free"](names["network"], threat=THREAT, batch_size=6)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (Subclassed, "network: expected a built keras.Model"),
+        (functional(lambda i, z: keras.Model(i, [z, 2 * z])), "one output, received 2: "),
+        (functional(lambda i, z: keras.Model(i, i)), r"output .None, classes., received '.None, 4"),
+        (
+            lambda: keras.Model(
+                (i := [keras.Input((4, 4, 1), name=n) for n in "ab"]), layers.Flatten()(i[0] + i[1])
+            ),
+            "one input, received 2: a, b; give the others values",
+        ),
+        (
+            lambda: keras.Model(
+                (i := keras.Input((4, 4, 1), dtype="uint8")),
+                layers.Dense(3)(layers.Flatten()(layers.Rescaling(1 / 255)(i))),
+            ),
+            "float images, received uint8; gradients pass through no whole numbers",
+        ),
+    ],
+)
+def test_a_network_that_does_not_fit(make: Callable[[], keras.Model], message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        Adv(make(), threat=THREAT)
+    assert "\n" not in str(caught.value)
+
+
+def test_shapes() -> None:
+    assert takes((None, None, 3), (7, 8, 3)) and not takes((None, None, 3), (7, 8, 1))
+    assert not takes((8, 8), (8, 8, 1))
+    assert "Permute((3, 1, 2))" in in_front((3, None, None), (7, 8, 3))
+    assert "Reshape((168,))" in in_front((168,), (7, 8, 3))
+    assert in_front((169,), (7, 8, 3)) == in_front((8, 8, 3), (7, 8, 3)) == ""
+
+
+def test_precision_of_a_subclassed_network() -> None:
+    network = called(Subclassed())
+    assert with_precision(network, "float32") is network
+    with pytest.raises(UserError, match="Subclassed is no functional .*set_dtype_policy.'mixed_b"):
+        with_precision(network, "mixed_bfloat16")
+
+
+def ending(*last: Any) -> keras.Model:
+    return keras.Sequential([keras.Input((4, 4, 1)), layers.Flatten(), *last])
+
+
+ENDINGS: dict[str, Callable[[], keras.Model]] = {
+    "Dense": lambda: ending(layers.Dense(3, activation="softmax")),
+    "sigmoids": lambda: ending(layers.Dense(3, activation="sigmoid")),
+    "Activation": lambda: ending(layers.Dense(3), layers.Activation("softmax", dtype="float32")),
+    "Softmax": lambda: ending(layers.Dense(3), layers.Softmax()),
+    "nested": lambda: keras.Model(
+        (i := keras.Input((4, 4, 1))), ending(layers.Dense(3, activation="softmax"))(i)
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ENDINGS)
+def test_advice_is_code_that_works(kind: str, tmp_path: Any, monkeypatch: Any) -> None:
+    """The saved network's logits have the softmax, or the sigmoids, that the network gave."""
+    monkeypatch.chdir(tmp_path)
+    network = ENDINGS[kind]()
+    before = np.asarray(forward(network, X))
+    exec(advice(network), {"keras": keras, "network": network})
+    logits = forward(keras.saving.load_model("logits.keras"), X)
+    squash = keras.ops.sigmoid if kind == "sigmoids" else keras.ops.softmax
+    np.testing.assert_allclose(squash(logits), before, rtol=1e-5)
+    assert not np.allclose(logits, before)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        functional(lambda i, z: keras.Model(i, keras.ops.softmax(z))),
+        functional(lambda i, z: keras.Model(i, layers.Dropout(0.5)(layers.Softmax()(z)))),
+        lambda: called(Subclassed()),
+    ],
+)
+def test_advice_in_words(make: Callable[[], keras.Model]) -> None:
+    assert advice(make()).startswith("build it again without its softmax or sigmoid, as new; new.")
