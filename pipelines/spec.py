@@ -16,6 +16,7 @@ from pipelines.space import ranges
 from tfrobust.attacks import ATTACKS, Attack, SavedImages
 from tfrobust.data import DATASETS, Dataset
 from tfrobust.evaluation import Trial, trials
+from tfrobust.gate import check_threat
 from tfrobust.methods import METHODS, RobustModel
 from tfrobust.models import MODELS, OUTPUTS, PRECISIONS, keras_file, load_keras, model_files
 from tfrobust.models.signature import Shape, in_front, signature, takes
@@ -78,6 +79,7 @@ def parse(name: str, config: dict[str, Any]) -> Spec:
     threat = located("threat", Threat, **arguments(Threat, top["threat"], "threat"))
     require(threat.box == (0.0, 1.0), "threat.box", "[0, 1], as the data have it", threat.box)
     data = _data(top["data"])
+    check_threat(threat, data.source.image_shape)
     # Of a config with a method the run's own network is evaluated, whatever stages run now.
     trains = "train" in stages or "method" in top
     train = method = optimizer = None
@@ -85,6 +87,7 @@ def parse(name: str, config: dict[str, Any]) -> Spec:
         require(section in top, section, "a section (the config trains)", None)
     if "train" in top:
         train = _train(top["train"])
+        check_threat(_training_threat(threat, train), data.source.image_shape, "train.eps")
         guided = trains and isinstance(train.schedule, Guided)
         require(
             not guided or data.validation,

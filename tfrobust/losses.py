@@ -54,8 +54,12 @@ def targeted_dlr(logits: tf.Tensor, labels: tf.Tensor, targets: tf.Tensor) -> tf
     return (towards - away) / (top[:, 0] - 0.5 * (top[:, 2] + top[:, 3]) + TINY)
 
 
-def correct(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-    """bool [B]: the label is the argmax; NaN logits count as wrong, never as robust."""
-    predicted = tf.argmax(logits, axis=-1, output_type=labels.dtype)
+def predicted(logits: tf.Tensor) -> tf.Tensor:
+    """int32 [B]: the argmax, or -1 where a logit is not finite."""
     finite = tf.reduce_all(tf.math.is_finite(logits), axis=-1)
-    return tf.logical_and(tf.equal(predicted, labels), finite)
+    return tf.where(finite, tf.argmax(logits, axis=-1, output_type=tf.int32), -1)
+
+
+def correct(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+    """bool [B]: the label is `predicted`; so NaN logits count as wrong, never as robust."""
+    return tf.equal(predicted(logits), tf.cast(labels, tf.int32))

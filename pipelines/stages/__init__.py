@@ -25,10 +25,10 @@ from pipelines.spec import (
 from pipelines.stages import attack_eval, train
 from tfrobust.data import readable
 from tfrobust.distribution import strategy
-from tfrobust.evaluation import check_inputs
 from tfrobust.evaluation.record import SCHEMA, Record
 from tfrobust.evaluation.recorder import of_other_code
 from tfrobust.export import export
+from tfrobust.gate import check_inputs
 from tfrobust.models import SavedNetwork, keras_file, load_keras, load_network, model_files
 from tfrobust.provenance import commit
 from tfrobust.registry import UserError, in_memory, require
@@ -160,7 +160,8 @@ def check(stages: Sequence[str], spec: Spec, folder: Folder) -> None:
             if not trains:
                 network, size = _network(spec, folder), spec.evaluation.batch_size
                 with in_memory("evaluation.batch_size", size):
-                    check_inputs(network, few.as_float(), few.labels, spec.threat, size)
+                    images, labels = few.as_float(), few.labels
+                    check_inputs(network, images, labels, spec.threat, size, "channels_last")
         elif stage == "report" and spec.search is None and "attack_eval" not in todo:
             _evaluated(spec, folder)
         elif stage == "export" and not trains:

@@ -47,6 +47,7 @@ def attack_eval(spec: Spec, folder: Folder, network: SavedNetwork, digest: str) 
         save=options.save,
         rerun=options.rerun,
         details=details,
+        layout="channels_last",  # which the data set has been asked for
     )
     folder.write_config()  # only now: what was there belongs to the results that were there
     if spec.trials:

@@ -280,16 +280,25 @@ MISTAKES = {  # images, labels, which is to blame, what the message says
     "one-hot": (X, np.eye(4, dtype=int), "y", "argmax(-1)"),
     "negative": (X, Y - 1, "y", "class numbers 0 to 65535, received -1"),
     "identifier": (X, Y + 70_000, "y", "class numbers 0 to 65535, received 70000"),
-    "float labels": (X, Y.astype(float), "y", "integer class numbers, received 'float64'"),
+    "broken labels": (X, Y + 0.9, "y", "whole class numbers, received 0.9"),
+    "NaN labels": (X, np.where(Y == 2, np.nan, Y), "y", "whole class numbers, received nan"),
+    "words": (X, np.array(list("abcd")), "y", "integer class numbers, received 'str32'"),
     "fewer labels": (X, Y[:3], "y", "one label for each of 4 images, received (3,)"),
     "object labels": (X, Y.astype(object), "y", "received 'object'"),
     "flat images": (X.reshape(4, 9), Y, "x", "shape [N, H, W, C], none of it 0, received (4, 9)"),
     "no images": (X[:0], Y[:0], "x", "received (0, 3, 3, 1)"),
     "int images": (X.astype(np.int64), Y, "x", "received 'int64'"),
     "object images": (X.astype(object), Y, "x", "received 'object'"),
-    "NaN": (ONE_NAN, Y, "x", "received 'nan to nan'"),
-    "0 to 255": (X + np.float32(255), Y, "x", "float images in [0, 1], received '255 to 255'"),
-    "below 0": (X - 0.1, Y, "x", "received '-0.1 to -0.1'"),
+    "0 and 1": (X + np.uint8(1), Y, "x", "received only 0 and 1; give float32 if"),
+    "channels first": (np.zeros((4, 3, 8, 8)), Y, "x", "looks like channels first: np.moveaxis"),
+    "NaN": (ONE_NAN, Y, "x", "finite images, received NaN or infinite values in 1 of 4"),
+    "0 to 255": (
+        X + np.float32(255),
+        Y,
+        "x",
+        "images in [0, 1], received 255 to 255; divide",
+    ),
+    "below 0": (X - 0.1, Y, "x", "received -0.1 to -0.1"),
 }
 
 
@@ -299,6 +308,22 @@ def test_mistaken_arrays(mistake: str) -> None:
     line = fails(lambda: from_arrays(x, y))
     assert line.startswith(f"{blamed}: expected ")
     assert message in line
+
+
+@pytest.mark.parametrize("labels", [Y > 1, Y.astype("float32"), Y.astype("uint64")[:, None]])
+def test_labels_of_any_dtype_that_are_whole(labels: np.ndarray) -> None:
+    np.testing.assert_array_equal(Split.of(X, labels).labels, labels.reshape(-1).astype(int))
+
+
+def test_a_layout_that_is_said() -> None:
+    x = np.arange(4 * 3 * 8 * 8, dtype=np.float32).reshape(4, 3, 8, 8) / 768
+    first = Split.of(x, Y, layout="channels_first")
+    np.testing.assert_array_equal(first.images, x.transpose(0, 2, 3, 1))
+    np.testing.assert_array_equal(Split.of(x, Y, layout="channels_last").images, x)
+    batch = next(iter(from_arrays(x, Y, 4, training=False, layout="channels_first")))
+    np.testing.assert_array_equal(batch["image"], first.images)
+    with pytest.raises(UserError, match="layout: expected one of channels_first, channels_last"):
+        Split.of(x, Y, layout="NCHW")
 
 
 def test_extra_examples_are_a_share_of_every_batch() -> None:

@@ -53,7 +53,7 @@ def test_npz_constructor_reads_no_image(tmp_path: Path, monkeypatch: pytest.Monk
 def test_mistaken_npz(tmp_path: Path, mistake: str, split: str) -> None:
     x, y, blamed, message = MISTAKES[mistake]
     path = saved(tmp_path, **{f"x_{split}": x, f"y_{split}": y})
-    values_of_images = mistake in ("NaN", "0 to 255", "below 0")
+    values_of_images = mistake in ("NaN", "0 to 255", "below 0", "0 and 1")
 
     def call() -> None:
         data = DATASETS["npz"](path=path)
@@ -81,6 +81,16 @@ def test_an_npz_to_evaluate_on(tmp_path: Path) -> None:
     assert (len(train), test.labels.tolist()) == (0, [3, 0])
     line = fails(lambda: DATASETS["npz"](path=path, num_classes=3))
     assert line.startswith("num_classes: expected from 4, the greatest label plus one")
+
+
+def test_npz_of_channels_first(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).integers(0, 256, (4, 3, 6, 5), np.uint8)
+    path = saved(tmp_path, x_train=x, x_test=x[:2])
+    data = DATASETS["npz"](path=path, layout="channels_first")
+    assert data.image_shape == (6, 5, 3)
+    np.testing.assert_array_equal(data.load("test").images, x[:2].transpose(0, 2, 3, 1))
+    data = DATASETS["npz"](path=path, layout="channels_last")
+    assert data.image_shape == data.load("train").images.shape[1:] == (3, 6, 5)
 
 
 def test_npz_of_two_image_shapes(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def test_images_outside_the_box_are_refused(scale: float) -> None:
     model = Adv(small(), threat=THREAT)
     model.compile("sgd")
     x, y = digits()
-    with pytest.raises(UserError, match=r"x: expected values in \[0, 1\], received \["):
+    with pytest.raises(UserError, match=r"x: expected float images in \[0, 1\], received "):
         model.fit(scale * x, y)
 
 
@@ -196,7 +196,11 @@ class NeedsIndex(Adv):
     ("method", "data", "message"),
     [
         (Adv, (X.astype("uint8"), Y), "image: expected float in [0, 1], received 'uint8'"),
-        (Adv, (X, np.eye(3)[Y]), "label: expected class numbers [B], received 'shape (8, 3)'"),
+        (
+            Adv,
+            (X, np.eye(3)[Y]),
+            "label: expected class numbers [B] (of one-hot labels, argmax(-1",
+        ),
         (
             NeedsIndex,
             (X,),
@@ -216,7 +220,7 @@ def test_wrong_data_is_told(network: Any, method: Any, data: Any, message: str) 
 def test_fit_tells_of_uint8_images(network: Any) -> None:
     model = Adv(network, threat=THREAT)
     model.compile("sgd")
-    with pytest.raises(UserError, match="image: expected float"):
+    with pytest.raises(UserError, match="x: expected float images .* 'uint8'; divide them by 255"):
         model.fit(X.astype("uint8"), Y, verbose=0)
 
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tfrobust.data.split import MOST_CLASSES, Dataset, Split, check_form, check_labels, numbered
+from tfrobust.data.split import Dataset, Split, numbered
+from tfrobust.gate import MOST_CLASSES, check_image_form, check_label_form, check_labels
 from tfrobust.io import UNREADABLE
 from tfrobust.registry import UserError, require
 
@@ -19,22 +20,25 @@ class Npz(Dataset):
 
     path: str
     trains: bool = True
+    layout: str | None = None
 
     def load(self, split: str) -> Split:
         """A split; empty for training where the file has test arrays alone. Raises ValueError for
         NaN or float images outside [0, 1]."""
         held = split if self.trains else "test"
         x, y = (_read(self.path, f"{kind}_{held}") for kind in "xy")
-        whole = Split.of(x, y, _names(self.path, held))
+        whole = Split.of(x, y, _names(self.path, held), self.layout)
         return whole if held == split else whole.first(0)
 
 
-def open_npz(path: str, num_classes: int | None = None) -> Npz:
+def open_npz(path: str, num_classes: int | None = None, layout: str | None = None) -> Npz:
     """Checks a file by its headers and labels, reading no image.
 
     x_train, x_test: [N, H, W, C] or [N, H, W], uint8 or float in [0, 1]; y_train, y_test: [N] or
     [N, 1] class numbers from 0. To evaluate a network x_test and y_test are enough. num_classes:
-    None is the greatest label plus one, at least two. Raises ValueError for a missing or
+    None is the greatest label plus one, at least two. layout: "channels_first" for images
+    [N, C, H, W], which are transposed; None asks, by an error, where they look like it, and
+    "channels_last" is the answer that they are not. Raises ValueError for a missing or
     unreadable file, a missing array, a wrong shape or dtype, a label that is negative or beyond
     num_classes, and pickled objects.
     """
@@ -45,20 +49,29 @@ def open_npz(path: str, num_classes: int | None = None) -> Npz:
         for key in (f"x_{split}", f"y_{split}"):
             if key not in headers:
                 raise UserError(f"path: expected {key} in {path}, received {held}")
-        check_form(headers[f"x_{split}"], headers[f"y_{split}"], _names(path, split))
-    shapes = [(headers[f"x_{split}"].shape + (1,))[1:4] for split in splits]
+        images, labels = (headers[f"{kind}_{split}"] for kind in "xy")
+        names = _names(path, split)
+        check_image_form(images, names[0], stored=True, layout=layout)
+        check_label_form(labels, len(images), names[1])
+    shapes = [_image_shape(headers[f"x_{split}"].shape, layout) for split in splits]
     expected = f"images of {shapes[0]} as in x_train"
     require(shapes[0] == shapes[-1], _name(path, "x_test"), expected, shapes[-1])
     greatest = 1
     for split in splits:
         key = f"y_{split}"
-        labels = _read(path, key)
-        check_labels(labels, _name(path, key))
+        labels = check_labels(_read(path, key), where=_name(path, key))
         greatest = max(greatest, int(labels.max()))
     classes = greatest + 1 if num_classes is None else num_classes
     expected = f"from {greatest + 1}, the greatest label plus one, up to {MOST_CLASSES}"
     require(greatest < classes <= MOST_CLASSES, "num_classes", expected, classes)
-    return Npz(shapes[0], numbered(classes), path, trains=len(splits) == 2)
+    return Npz(shapes[0], numbered(classes), path, trains=len(splits) == 2, layout=layout)
+
+
+def _image_shape(shape: tuple[int, ...], layout: str | None) -> tuple[int, int, int]:
+    """(H, W, C) of images [N, H, W], [N, H, W, C] or, with that layout, [N, C, H, W]."""
+    if layout == "channels_first" and len(shape) == 4:
+        return shape[2], shape[3], shape[1]
+    return (*shape[1:], 1)[:3]  # type: ignore[return-value]
 
 
 def _name(path: str, key: str) -> str:

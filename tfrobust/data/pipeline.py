@@ -113,10 +113,12 @@ def from_arrays(
     seed: int = 0,
     training: bool = True,
     augment: str | None = None,
+    layout: str | None = None,
 ) -> tf.data.Dataset:
     """A user's arrays as the batches of `batches`: with the index some methods require.
 
-    x: [N, H, W, C] or [N, H, W], uint8 or float in [0, 1]; y: [N] or [N, 1] class numbers.
+    x: [N, H, W, C] or [N, H, W], uint8 or float in [0, 1]; y: [N] or [N, 1] class numbers; layout:
+    as of `Split.of`.
 
     Made for plain `model.fit(from_arrays(x, y), epochs=...)`: one pass over the data set is one
     epoch, every example once, the last batch as short as it comes, so `steps_per_epoch` is not
@@ -127,7 +129,7 @@ def from_arrays(
     Raises ValueError if the arrays are not images and class numbers, as for `Split.of`, or as
     for `batches`.
     """
-    split = Split.of(x, y)
+    split = Split.of(x, y, layout=layout)
     if not training:
         return batches(split, batch_size, augment=augment)
     _check(split, batch_size, training, augment)

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from tfrobust.gate import check_images, check_labels
 from tfrobust.registry import require
 
 HOLD_OUT = 0x401D  # purpose tag: the hold-out draw shares no stream with other draws of the seed
-MOST_CLASSES = 2**16  # more is an identifier mistaken for a class, and a network of gigabytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,22 +28,23 @@ class Split:
     index: np.ndarray
 
     @classmethod
-    def of(cls, x: np.ndarray, y: np.ndarray, names: tuple[str, str] = ("x", "y")) -> "Split":
+    def of(
+        cls,
+        x: np.ndarray,
+        y: np.ndarray,
+        names: tuple[str, str] = ("x", "y"),
+        layout: str | None = None,
+    ) -> "Split":
         """A checked split of a user's arrays, with index 0..N-1.
 
         x: [N, H, W, C] or [N, H, W], uint8 or float in [0, 1]; y: [N] or [N, 1] class numbers.
-        Raises ValueError naming the array, by `names`, that is not so.
+        layout: "channels_first" for x [N, C, H, W], which is transposed; None asks, by an error,
+        where x looks like it, and "channels_last" is the answer that it is not.
+        Raises UserError naming the array, by `names`, that is not so.
         """
-        x, y = np.asarray(x), np.asarray(y)
-        check_form(x, y, names)
-        check_labels(y, names[1])
-        if x.dtype != np.uint8:
-            low, high = float(x.min()), float(x.max())  # either is NaN if any value is
-            inside = low >= 0 and high <= 1
-            require(inside, names[0], "float images in [0, 1]", f"{low:g} to {high:g}")
-            x = x.astype(np.float32, copy=False)
-        images = x if x.ndim == 4 else x[..., None]
-        return cls(images, y.reshape(-1).astype(np.int32), np.arange(len(x), dtype=np.int64))
+        images = check_images(x, names[0], stored=True, layout=layout)
+        labels = check_labels(y, len(images), where=names[1])
+        return cls(images, labels, np.arange(len(images), dtype=np.int64))
 
     def __len__(self) -> int:
         return len(self.images)
@@ -121,26 +122,3 @@ def hold_out(train: Split, size: int, seed: int) -> tuple[Split, Split]:
     held = np.zeros(len(train), bool)
     held[np.random.default_rng([HOLD_OUT, seed]).permutation(len(train))[:size]] = True
     return train.take(np.flatnonzero(~held)), train.take(np.flatnonzero(held))
-
-
-def check_form(x: np.ndarray, y: np.ndarray, names: tuple[str, str]) -> None:
-    """Raises ValueError unless shapes and dtypes are those of images and class numbers.
-
-    Looks at no value, so it also serves for stand-ins made from a file's headers.
-    """
-    image, label = names
-    sized = x.ndim in (3, 4) and 0 not in x.shape
-    require(sized, image, "images of shape [N, H, W, C], none of it 0", x.shape)
-    valued = x.dtype == np.uint8 or x.dtype.kind == "f"
-    require(valued, image, "uint8 images, or float in [0, 1]", str(x.dtype))
-    one_hot = y.ndim == 2 and y.shape[1] > 1
-    require(not one_hot, label, "class numbers [N] (of one-hot labels, argmax(-1))", y.shape)
-    require(y.dtype.kind in "iu", label, "integer class numbers", str(y.dtype))
-    paired = y.shape in ((len(x),), (len(x), 1))
-    require(paired, label, f"one label for each of {len(x)} images", y.shape)
-
-
-def check_labels(y: np.ndarray, name: str) -> None:
-    """Raises ValueError if a class number is negative, or too great to be one."""
-    for label in (int(y.min()), int(y.max())):
-        require(0 <= label < MOST_CLASSES, name, f"class numbers 0 to {MOST_CLASSES - 1}", label)

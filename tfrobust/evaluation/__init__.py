@@ -5,7 +5,6 @@ from tfrobust.evaluation.checks import checks
 from tfrobust.evaluation.craft import Crafted, adversaries, craft, predictor
 from tfrobust.evaluation.eps_curve import eps_curve, least_eps
 from tfrobust.evaluation.evaluate import evaluate
-from tfrobust.evaluation.inputs import check_inputs
 from tfrobust.evaluation.landscape import Landscape, landscape
 from tfrobust.evaluation.margins import margins
 from tfrobust.evaluation.record import Flags, Record
@@ -28,7 +27,6 @@ __all__ = [
     "Trial",
     "Valley",
     "adversaries",
-    "check_inputs",
     "checks",
     "craft",
     "eps_curve",

@@ -14,10 +14,10 @@ import tensorflow as tf
 from tfrobust.attacks import SavedImages, Transfer, registered_name
 from tfrobust.distribution import gathered
 from tfrobust.evaluation.craft import BATCH_SIZE, LogitsFn, Predict, craft, predictor
-from tfrobust.evaluation.inputs import SOME
 from tfrobust.evaluation.record import Provenance
 from tfrobust.evaluation.results import Result
 from tfrobust.evaluation.trials import Trial
+from tfrobust.gate import SOME, inference
 from tfrobust.provenance import circumstances
 from tfrobust.registry import choose
 from tfrobust.threat import Threat
@@ -48,7 +48,7 @@ def run(
     """
     choose("mode", mode, MODES)
     known = {result.name: result for result in finished}
-    logits = logits_fn(tf.constant(x[:1]))
+    logits = inference(logits_fn)(tf.constant(x[:1]))
     listed = [fitted(trial, logits.shape[-1]) for trial in listed]
     for trial in listed:
         if trial.name not in known:

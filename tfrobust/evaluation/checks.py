@@ -24,10 +24,9 @@ from tfrobust.evaluation.craft import (
     check_adversarial,
 )
 from tfrobust.evaluation.first_order import first_order_distances
-from tfrobust.evaluation.inputs import best_scaled, outputs, right
 from tfrobust.evaluation.results import Check, Result, worst_case
 from tfrobust.evaluation.seen import LONG, Measured, Seen, named
-from tfrobust.models.saved import are_probabilities
+from tfrobust.gate import best_scaled, inference, kind_of_outputs, outputs, right
 from tfrobust.threat import Threat
 
 ONE, SHORT = FGSM(start="none", step_scale=1.0), PGD(steps=10)
@@ -59,7 +58,7 @@ def checks(
     one more for each class; and look at the first `examples` of all, scaled in other ways. A check
     that fails, as where the memory does not suffice, says so, and the others go on.
     """
-    rows = np.flatnonzero(results[0].robust)[:examples]
+    rows, logits_fn = np.flatnonzero(results[0].robust)[:examples], inference(logits_fn)
     if not len(rows):
         return []
     whole = (x[:examples], y[:examples])
@@ -226,7 +225,7 @@ def random_output(seen: Seen) -> Measured:
 def probabilities(seen: Seen) -> Measured:
     """A softmax hides from the attacks how far a loss can rise."""
     sums, least = seen.logits.sum(axis=1), seen.logits.min()
-    found = are_probabilities(seen.logits)
+    found = kind_of_outputs(seen.logits) != "logits"
     kind = "probabilities, not logits" if found else "logits, not probabilities"
     text = (
         f"The outputs of {seen.n} images are at least {least:.3g} and sum to {sums.min():.3g} to "

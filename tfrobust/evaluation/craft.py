@@ -10,9 +10,10 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from tfrobust import noise
+from tfrobust import losses, noise
 from tfrobust.attacks import Attack, Outcome, SavedImages, registered_name
 from tfrobust.distribution import added, local_replicas, strategy, worker
+from tfrobust.gate import inference
 from tfrobust.registry import UserError, require
 from tfrobust.threat import Threat
 
@@ -46,10 +47,10 @@ def predictor(logits_fn: LogitsFn, batch_size: int = BATCH_SIZE) -> Predict:
     """Images [N, H, W, C] -> predicted classes [N], -1 where a logit is not finite; compiled once
     for each shape of image."""
 
+    network = inference(logits_fn)
+
     def predict(images: Any) -> Any:
-        logits = tf.cast(logits_fn(images), tf.float32)
-        finite = tf.reduce_all(tf.math.is_finite(logits), axis=-1)
-        return tf.where(finite, tf.argmax(logits, axis=-1, output_type=tf.int32), -1)
+        return losses.predicted(tf.cast(network(images), tf.float32))
 
     traced: dict[tuple[int, ...], Any] = {}
 
@@ -89,8 +90,10 @@ def craft(
     RuntimeError if the attack left the threat's set: nothing is clipped here.
     """
 
+    network = inference(logits_fn)
+
     def logits(images: Any) -> Any:
-        return tf.cast(logits_fn(images), tf.float32)
+        return tf.cast(network(images), tf.float32)
 
     def run(images: Any, labels: Any, number: Any) -> Outcome:
         numbered = noise.seed_for(seed, number, stream or registered_name(attack))

@@ -7,9 +7,16 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfrobust import noise
+from tfrobust import losses, noise
 from tfrobust.attacks import PGD
-from tfrobust.evaluation.craft import BATCH_SIZE, LogitsFn, batches, compiled
+from tfrobust.evaluation.craft import (
+    BATCH_SIZE,
+    LogitsFn,
+    batches,
+    check_adversarial,
+    compiled,
+)
+from tfrobust.gate import inference
 from tfrobust.threat import Threat
 
 MULTIPLES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)  # of the threat's eps, rising
@@ -34,24 +41,28 @@ def least_eps(
     uniform start and no restarts: alone, an upper bound.
     """
 
-    def broken(images: tf.Tensor, labels: tf.Tensor, eps: tf.Tensor, number: tf.Tensor) -> Any:
-        logits = lambda points: tf.cast(logits_fn(points), tf.float32)  # noqa: E731
+    network = inference(logits_fn)
+
+    def attacked(images: tf.Tensor, labels: tf.Tensor, eps: tf.Tensor, number: tf.Tensor) -> Any:
+        logits = lambda points: tf.cast(network(points), tf.float32)  # noqa: E731
         attack, drawn = PGD(steps=STEPS, step_size=eps / 4), noise.seed_for(seed, number, "eps")
         x_adv = attack(logits, images, labels, threat=threat.at(eps), seed=drawn)
-        return tf.argmax(logits(x_adv), axis=-1, output_type=tf.int32) != labels
+        return x_adv, losses.correct(logits(x_adv), labels)
 
     least = np.where(clean, np.inf, 0.0)
     if not threat.eps:
         return least
     scalars = [tf.TensorSpec([], tf.float32), tf.TensorSpec([], tf.int32)]
-    function = compiled(broken, x.shape[1:], tf.TensorSpec([None], tf.int32), *scalars)
+    function = compiled(attacked, x.shape[1:], tf.TensorSpec([None], tf.int32), *scalars)
     for eps in threat.eps * np.array(MULTIPLES):
         rows = np.flatnonzero(np.isinf(least))
         for number, part in enumerate(batches(len(rows), batch_size)):
             some = rows[part]
             images, labels = tf.constant(x[some]), tf.constant(y[some], tf.int32)
-            found = function(images, labels, tf.constant(eps, tf.float32), tf.constant(number))
-            least[some[found.numpy()]] = eps
+            made = function(images, labels, tf.constant(eps, tf.float32), tf.constant(number))
+            x_adv, right = (part.numpy() for part in made)
+            check_adversarial(PGD(steps=STEPS), threat.at(eps), x_adv, x[some])
+            least[some[~right]] = eps
     return least
 
 

@@ -14,12 +14,12 @@ import numpy as np
 from tfrobust.evaluation.cascade import fitted, run
 from tfrobust.evaluation.closing import Closing
 from tfrobust.evaluation.craft import BATCH_SIZE, LogitsFn, check_traceable, predictor
-from tfrobust.evaluation.inputs import check_inputs, outputs
 from tfrobust.evaluation.record import NetworkRow
 from tfrobust.evaluation.recorder import Details, Recorder
 from tfrobust.evaluation.results import Check, Evaluation
 from tfrobust.evaluation.trials import AttackSpec, trials
-from tfrobust.registry import in_memory
+from tfrobust.gate import check_inputs, inference, outputs
+from tfrobust.registry import in_memory, located
 from tfrobust.threat import Threat
 
 FIRST = 16  # images whose logits tell a network from others
@@ -42,6 +42,7 @@ def evaluate(
     save: str | None = None,
     rerun: bool = False,
     details: Details | None = None,
+    layout: str | None = None,
 ) -> Evaluation:
     """Measure the robust accuracy of a network under a list of attacks.
 
@@ -68,14 +69,18 @@ def evaluate(
         save: "float32" or "uint8" writes the adversarial images to the folder.
         rerun: compute again what the folder has.
         details: what the record says beside the numbers.
+        layout: "channels_last" or "channels_first", for images whose shape is asked about.
 
     Raises:
         UserError: inputs that do not fit; nothing is written then.
     """
-    listed, x, y = trials(attacks, threat), np.asarray(x), np.asarray(y)
-    details = details or Details()
+    listed, details = trials(attacks, threat), details or Details()
     with in_memory("batch_size", batch_size):
-        check_inputs(logits_fn, x, y, threat, batch_size)
+        x, y = check_inputs(logits_fn, x, y, threat, batch_size, layout)
+        for trial in listed:
+            located(trial.name, trial.attack.check, threat, x.shape[1:])
+        digest = None if folder is None else _digest(logits_fn, details)
+        logits_fn = inference(logits_fn)
         check_traceable(logits_fn, x.shape[1:])
         n = min(len(x), max((t.examples or len(x) for t in listed), default=len(x)))
         x, y = x[:n], y[:n]
@@ -84,7 +89,7 @@ def evaluate(
         predict = predictor(logits_fn, batch_size)
         recorder = None
         if folder is not None:
-            network = NetworkRow(logits=logits.tolist(), sha256=_digest(logits_fn, details))
+            network = NetworkRow(logits=logits.tolist(), sha256=digest)
             recorder = Recorder(
                 Path(folder), network, x, y, threat, listed, predict,
                 mode=mode, seed=seed, save=save, details=details, rerun=rerun,

@@ -10,6 +10,7 @@ import tensorflow as tf
 from tfrobust import losses, noise
 from tfrobust.attacks.gradient import input_gradient
 from tfrobust.evaluation.craft import BATCH_SIZE, LogitsFn, batches, compiled
+from tfrobust.gate import inference
 from tfrobust.threat import Threat
 
 AXIS = np.linspace(-1.5, 1.5, 25, dtype=np.float32)  # in units of eps
@@ -36,8 +37,10 @@ def landscape(
     """Around images x [n, H, W, C] in the box: g is the threat's steepest direction for the
     gradient of the cross entropy, r that for noise N(0, 1), so both have norm 1."""
 
+    network = inference(logits_fn)
+
     def logits(points: tf.Tensor) -> tf.Tensor:
-        return tf.cast(logits_fn(points), tf.float32)
+        return tf.cast(network(points), tf.float32)
 
     def directions(images: tf.Tensor, labels: tf.Tensor) -> Any:
         gradient = input_gradient(lambda p: losses.cross_entropy(logits(p), labels), images)

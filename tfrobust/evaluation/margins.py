@@ -10,6 +10,7 @@ import tensorflow as tf
 from tfrobust import losses
 from tfrobust.attacks import PGD
 from tfrobust.evaluation.craft import BATCH_SIZE, LogitsFn, adversaries, batches, compiled
+from tfrobust.gate import inference
 from tfrobust.threat import Threat
 
 ATTACK = PGD(steps=20)
@@ -27,8 +28,10 @@ def margins(
     """z_y - max_{i != y} z_i [n] of the images x, "clean", and under PGD-20, "adversarial":
     negative where the network is wrong."""
 
+    network = inference(logits_fn)
+
     def margin(images: tf.Tensor, labels: tf.Tensor) -> Any:
-        return -losses.margin(tf.cast(logits_fn(images), tf.float32), labels)
+        return -losses.margin(tf.cast(network(images), tf.float32), labels)
 
     function = compiled(margin, x.shape[1:], tf.TensorSpec([None], tf.int32))
     options: Any = {"seed": seed, "batch_size": batch_size}

@@ -10,7 +10,14 @@ import tensorflow as tf
 
 from tfrobust import losses, noise
 from tfrobust.attacks import PGD
-from tfrobust.evaluation.craft import BATCH_SIZE, LogitsFn, batches, compiled
+from tfrobust.evaluation.craft import (
+    BATCH_SIZE,
+    LogitsFn,
+    batches,
+    check_adversarial,
+    compiled,
+)
+from tfrobust.gate import inference
 from tfrobust.methods.squeeze import squeezed
 from tfrobust.threat import Threat
 
@@ -37,16 +44,19 @@ def valley(
 ) -> Valley:
     """The search of squeeze training, on any network; a pass has two images of each of a batch."""
 
+    network = inference(logits_fn)
+
     def run(images: tf.Tensor, labels: tf.Tensor) -> Any:
-        logits = lambda points: tf.cast(logits_fn(points), tf.float32)  # noqa: E731
+        logits = lambda points: tf.cast(network(points), tf.float32)  # noqa: E731
         options: Any = {"threat": threat, "seed": noise.seed_for(seed, 0, "valley")}
         high, low = squeezed(logits, images, labels, attack=ATTACK, **options)
-        return [losses.cross_entropy(logits(points), labels) for points in (images, high, low)]
+        return [(p, losses.cross_entropy(logits(p), labels)) for p in (images, high, low)]
 
     function = compiled(run, x.shape[1:], tf.TensorSpec([None], tf.int32))
-    half = max(1, batch_size // 2)
-    found = [
-        [part.numpy() for part in function(tf.constant(x[rows]), tf.constant(y[rows], tf.int32))]
-        for rows in batches(len(x), half)
-    ]
-    return Valley(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
+    losses_at: list[list[np.ndarray]] = []
+    for rows in batches(len(x), max(1, batch_size // 2)):
+        made = function(tf.constant(x[rows]), tf.constant(y[rows], tf.int32))
+        for points, _ in made:
+            check_adversarial(ATTACK.title, threat, points.numpy(), x[rows])
+        losses_at.append([loss.numpy() for _, loss in made])
+    return Valley(*(np.concatenate(parts) for parts in zip(*losses_at, strict=True)))

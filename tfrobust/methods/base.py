@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,15 @@ import tensorflow as tf
 from tfrobust import losses, noise
 from tfrobust.attacks import FGSM, PGD, Attack
 from tfrobust.attacks.gradient import GradientAttack
+from tfrobust.gate import (
+    SOME,
+    Taken,
+    check_data,
+    check_threat,
+    check_trained,
+    check_validation,
+    refusals,
+)
 from tfrobust.jacobian import squared_jacobian
 from tfrobust.methods.batch import Batch, as_batch, weighed, weighing
 from tfrobust.methods.means import Means
@@ -131,6 +141,7 @@ class RobustModel(keras.Model):
             network.trainable_variables, "network", "one with trainable weights", "a frozen one"
         )
         require(isinstance(threat, Threat), "threat", "a tfrobust.Threat", threat)
+        check_threat(threat)
         attack = self._attack(attack, threat)
         facts = {
             "num_examples": num_examples,
@@ -262,7 +273,8 @@ class RobustModel(keras.Model):
     def train_step(self, data: Any) -> dict[str, Any]:
         batch = weighed(self.as_batch(data, self.requires), self.class_weight)
         logs = self.update(batch) | self.scalars()
-        self.step.assign_add(1)
+        with tf.control_dependencies([batch["image"]]):  # nothing moves where it was refused
+            self.step.assign_add(1)
         return _for_keras(logs)
 
     def update(self, batch: Batch) -> dict[str, Any]:
@@ -351,22 +363,49 @@ class RobustModel(keras.Model):
         super().compile(optimizer, jit_compile=jit_compile, **kwargs)
 
     # Keras casts arrays to the user's `floatx`.
-    evaluate, predict = neutral()(keras.Model.evaluate), neutral()(keras.Model.predict)
+    predict = neutral()(keras.Model.predict)
 
     @neutral()
     def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As Keras; images given as an array must be float in [0, 1]: eps is in these units."""
-        if isinstance(x, np.ndarray) and x.size and x.dtype.kind == "f":
-            low, high = float(x.min()), float(x.max())
-            low_most, high_most = self.threat.box
-            require(
-                low_most <= low and high <= high_most,
-                "x",
-                f"values in [{low_most:g}, {high_most:g}]",
-                [low, high],
-            )
-        with weighing(self, kwargs.pop("class_weight", None)):
-            return super().fit(x, y, *args, **kwargs)
+        """As Keras. What is not fit to train on is a UserError before a weight moves: images
+        outside the threat's box, labels that are no class numbers, a network of probabilities."""
+        given = inspect.signature(super().fit).bind(x, y, *args, **kwargs).arguments
+        weights = given.pop("class_weight", None)
+        given["x"], given["y"] = check_data(x, y, self._taken)
+        if given.get("validation_data") is not None:
+            given["validation_data"] = check_validation(given["validation_data"], self._taken)
+        self._check_network(given["x"])
+        with refusals(), weighing(self, weights):
+            return super().fit(**given)
+
+    @neutral()
+    def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As Keras, for what `fit` takes."""
+        if not kwargs.get("_use_cached_eval_dataset"):  # by which `fit` validates what it checked
+            x, y = check_data(x, y, self._taken)
+        with refusals():
+            return super().evaluate(x, y, *args, **kwargs)
+
+    @property
+    def _taken(self) -> Taken:
+        _, image_shape, classes = self.signature
+        # One class is refused with the network.
+        return Taken(self.threat.box, image_shape, classes if classes > 1 else None)
+
+    def _check_network(self, x: Any) -> None:
+        """Look at what the network gives on the first images, if x holds them, or on noise."""
+        (low, high), size = self.threat.box, self._taken.image_shape
+        images = x.get("image") if isinstance(x, Mapping) else x
+        if not isinstance(images, np.ndarray):
+            shape = (SOME, *(side or 32 for side in size or ()))
+            images = np.random.default_rng(0).uniform(low, high, shape).astype(np.float32)
+        check_threat(self.threat, images.shape[1:])
+
+        def logits(points: tf.Tensor) -> tf.Tensor:
+            named = {name: tf.ones(len(points)) for name in self.network_inputs}
+            return self.run({**named, "image": points} if len(named) > 1 else points, "eval")
+
+        check_trained(self.network, logits, images, self.threat.box)
 
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
         # Keras's own fails on several machines (keras#20585). The network comes built, so that
@@ -383,7 +422,8 @@ class RobustModel(keras.Model):
 
     def as_batch(self, data: Any, requires: Sequence[str] = ()) -> Batch:
         """`tfrobust.methods.batch.as_batch`; a step gives what the method requires."""
-        return as_batch(data, requires, type(self).__name__)
+        name = type(self).__name__
+        return as_batch(data, requires, name, self._taken.classes, self.threat.box)
 
     def get_config(self) -> dict[str, Any]:
         """Every constructor argument is an attribute of the same name."""

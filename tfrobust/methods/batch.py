@@ -11,17 +11,25 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfrobust.gate import check_batch, check_label_spec, demand
 from tfrobust.registry import require
 
 Batch = dict[str, Any]
 MOST = 2**16  # classes that are given a weight
 
 
-def as_batch(data: Any, requires: Sequence[str], method: str) -> Batch:
+def as_batch(
+    data: Any,
+    requires: Sequence[str],
+    method: str,
+    classes: int | None = None,
+    box: tuple[float, float] = (0.0, 1.0),
+) -> Batch:
     """A dict, (x, y) or (x, y, sample_weight), x an array or a dict, as a batch. The "weight" of a
     dict and a sample_weight beside it multiply.
 
-    Raises ValueError for one without what `method` requires, or that is no images and labels.
+    Raises ValueError for one without what `method` requires, or that is no images of the box and
+    labels of the classes; in a compiled step, as `tfrobust.gate.check_batch`.
     """
     x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
     batch = dict(x) if isinstance(x, Mapping) else {"image": x}
@@ -36,17 +44,13 @@ def as_batch(data: Any, requires: Sequence[str], method: str) -> Batch:
         )
     image, label = batch["image"], tf.convert_to_tensor(batch["label"])
     require(image.dtype.is_floating, "image", "float in [0, 1]", image.dtype.name)
-    if label.shape.rank == 2 and label.shape[1] == 1:  # as Keras data sets give them
+    check_label_spec(label, "label")
+    if label.shape.rank == 2:  # as Keras data sets give them
         label = label[:, 0]
-    require(
-        label.shape.rank == 1 and not label.dtype.is_bool,
-        "label",
-        "class numbers [B]",
-        f"shape {label.shape}",
-    )
+    image, label = check_batch(image, label, classes, box)
     if "weight" in batch:
         batch["weight"] = _weight(batch["weight"])
-    return batch | {"image": tf.cast(image, tf.float32), "label": tf.cast(label, tf.int32)}
+    return batch | {"image": image, "label": label}
 
 
 def _weight(weight: Any) -> tf.Tensor:
@@ -64,13 +68,7 @@ def _weight(weight: Any) -> tf.Tensor:
     weight = tf.reshape(tf.cast(weight, tf.float32), [-1])
     fits = tf.reduce_all((weight >= 0) & (weight < np.inf))  # NaN is neither
     line = "sample_weight: expected finite numbers >= 0, received"
-    if tf.executing_eagerly():
-        require(fits, "sample_weight", "finite numbers >= 0", weight.numpy().tolist()[:8])
-    odd = tf.math.count_nonzero(~tf.math.is_finite(weight))
-    seen = (tf.reduce_min(weight), tf.reduce_max(weight), odd)
-    with tf.control_dependencies(
-        [tf.debugging.Assert(fits, [f"tfrobust refuses {line}>>", *seen])]
-    ):
+    with tf.control_dependencies(demand(fits, line, weight)):
         return tf.where(fits, weight, np.nan)  # XLA drops assertions
 
 

@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfrobust.gate import in_unit, kind_of_outputs
 from tfrobust.models.files import EXPORTED, load_keras, model_files, saved_model
 from tfrobust.models.signature import (
     NAME_OUTPUT,
@@ -84,22 +85,13 @@ class SavedNetwork:
         says. where: the name of the network in errors."""
         self.require_images(images.shape[1:], where)
         given = dataclasses.replace(self, outputs="logits")(images)
-        seen = _seen(np.asarray(given, np.float64))
+        values = np.asarray(given, np.float64)
+        seen = kind_of_outputs(values)
+        if seen == "logits" and self.outputs == "sigmoids" and in_unit(values):
+            seen = "sigmoids"
         require(
             seen == self.outputs, where, f"a network of {self.outputs} (or outputs: {seen})", seen
         )
-
-
-def are_probabilities(values: np.ndarray) -> bool:
-    """Whether all rows [B, C] are at least 0 and sum to 1."""
-    return bool(values.min() >= 0 and np.abs(values.sum(axis=1) - 1).max() < 1e-3)
-
-
-def _seen(values: np.ndarray) -> str:
-    """Which of OUTPUTS rows [B, C] look like."""
-    if are_probabilities(values):
-        return "probabilities"
-    return "sigmoids" if values.min() >= 0 and values.max() <= 1 else "logits"
 
 
 def load_network(

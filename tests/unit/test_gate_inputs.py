@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 
 from tfrobust import Threat
-from tfrobust.evaluation.inputs import check_inputs
+from tfrobust.gate import check_inputs
 from tfrobust.registry import UserError
 
 THREAT = Threat("linf", 0.1)
@@ -76,10 +76,10 @@ def test_a_scaling_that_belongs_inside_the_network(scale: str) -> None:
 
 
 def sharp(x: Any) -> Any:
-    """Class 0 wherever the image is more than 0.02 from a middle."""
+    """Class 0 wherever the image is more than 0.02 from a middle; of negative logits too."""
     t = tf.reshape(x, [-1, 1])
     near = tf.abs(t - tf.constant([[1 / 6, 3 / 6, 5 / 6]])) < 0.02
-    return tf.where(near, 1.0, tf.constant([[0.5, 0.0, 0.0]]))
+    return tf.where(near, 1.0, tf.constant([[0.5, -1.0, -1.0]]))
 
 
 def test_chance_is_no_scaling() -> None:
@@ -100,11 +100,10 @@ def test_another_box() -> None:
 
 def test_rows_that_sum_to_one_now_and_then_are_logits() -> None:
     def sometimes(x: Any) -> Any:
-        return tf.nn.softmax(network(x)) + tf.where(tf.reshape(x, [-1, 1]) > 0.7, 1e-2, 0.0)
+        return tf.nn.softmax(network(x)) + tf.where(tf.reshape(x, [-1, 1]) > 0.7, 1.0, 0.0)
 
-    check_inputs(sometimes, X, Y, THREAT)
-    with pytest.raises(UserError, match="received probabilities; attacks need logits: remove the"):
-        check_inputs(sometimes, X[Y < 2], Y[Y < 2], THREAT)
+    for chosen in (Y < 3, Y < 2):  # on the second, images far outside the box tell
+        check_inputs(sometimes, X[chosen], Y[chosen], THREAT)
 
 
 NAN = X.copy()
@@ -120,19 +119,30 @@ def fails(x: Any) -> Any:
     [
         (
             {"y": np.eye(3)[Y]},
-            "y: expected 600 class numbers [N] (of one-hot labels, argmax(-1)), r",
+            "y: expected class numbers [N] (of one-hot labels, argmax(-1)), received (600, 3)",
         ),
-        ({"y": Y[:, None]}, "y: expected 600 class numbers [N], received 'shape (600, 1)'"),
-        ({"y": Y[:5]}, "y: expected 600 class numbers [N], received 'shape (5,)'"),
-        ({"y": Y.astype("float32")}, "y: expected integer class numbers, received 'float32'"),
-        ({"y": Y - 1}, "y: expected class numbers from 0, received -1"),
+        ({"y": Y[:5]}, "y: expected one label for each of 600 images, received (5,)"),
+        (
+            {"y": Y - 1},
+            "y: expected class numbers 0 to 2, as the network has 3 logits, received -",
+        ),
         ({"y": Y + 1}, "y: expected class numbers 0 to 2, as the network has 3 logits, received 3"),
-        ({"x": 255 * X}, "x: expected images in [0, 1], received (42."),
-        ({"x": -X}, "x: expected images in [0, 1], received (-0.8"),
-        ({"x": NAN}, "x: expected finite images, received (nan, nan)"),
-        ({"x": X.astype("float64")}, "x: expected float32 images, received 'float64'"),
-        ({"x": X[:, 0]}, "x: expected images [N, H, W, C], received 'shape (600, 1, 1)'"),
-        ({"x": X[:0], "y": Y[:0]}, "x: expected at least one image, received 'none'"),
+        (
+            {"x": 255 * X},
+            "expected float images in [0, 1], received 42.5 to 212.5; divide them by 255",
+        ),
+        ({"x": -X}, "x: expected float images in [0, 1], received -0.833333 to -0.166667"),
+        ({"x": NAN}, "x: expected finite images, received NaN or infinite values in 1 of 600"),
+        (
+            {"x": X[:, 0]},
+            "x: expected images of shape [N, H, W, C], none of it 0, received (600,",
+        ),
+        ({"x": X[:0], "y": Y[:0]}, "none of it 0, received (0, 1, 1, 1)"),
+        (
+            {"threat": Threat("linf", 8)},
+            "threat.eps: expected at most 1, the linf width of images",
+        ),
+        ({"threat": Threat("l1", 2)}, "in [0, 1], received 2 (did you mean 2/255?)"),
         ({"threat": Threat("linf", 0.0)}, "threat.eps: expected a number > 0, received 0.0"),
         (
             {"logits_fn": fails},
@@ -148,7 +158,10 @@ def fails(x: Any) -> Any:
             "logits_fn: expected a TensorFlow function, a tensor of logits [1, C] for images",
         ),
         ({"batch_size": 0}, "batch_size: expected int >= 1, received 0"),
-        ({"logits_fn": lambda x: network(x)[:, :1]}, "of shape (1, 1)'"),
+        (
+            {"logits_fn": lambda x: network(x)[:, :1]},
+            "two logits, received one logit z; the two",
+        ),
         ({"logits_fn": lambda x: {"z": network(x)}}, "received 'dict of shape ()'"),
     ],
 )

@@ -1,0 +1,58 @@
+"""The gate: what images, labels and networks are fit to use.
+
+`fit`, `evaluate`, the pipelines and the containers of data pass through it; what is refused is one
+line, before anything is computed from it.
+"""
+
+from tfrobust.gate.batches import (
+    Taken,
+    check_batch,
+    check_data,
+    check_label_spec,
+    check_validation,
+    demand,
+    refusals,
+)
+from tfrobust.gate.images import LAYOUTS, check_image_form, check_images, check_threat
+from tfrobust.gate.inputs import check_inputs
+from tfrobust.gate.labels import MOST_CLASSES, check_label_form, check_labels
+from tfrobust.gate.networks import (
+    SOME,
+    Scaled,
+    advice,
+    best_scaled,
+    check_trained,
+    in_unit,
+    inference,
+    kind_of_outputs,
+    outputs,
+    right,
+)
+
+__all__ = [
+    "LAYOUTS",
+    "MOST_CLASSES",
+    "SOME",
+    "Scaled",
+    "Taken",
+    "advice",
+    "best_scaled",
+    "check_batch",
+    "check_data",
+    "check_image_form",
+    "check_images",
+    "check_inputs",
+    "check_label_form",
+    "check_label_spec",
+    "check_labels",
+    "check_threat",
+    "check_trained",
+    "check_validation",
+    "demand",
+    "in_unit",
+    "inference",
+    "kind_of_outputs",
+    "outputs",
+    "refusals",
+    "right",
+]

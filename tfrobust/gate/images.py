@@ -1,0 +1,173 @@
+"""Whether images are fit to use, and whether a threat is meant in their units."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfrobust.registry import UserError, choose, require
+from tfrobust.threat import Threat
+
+Box = tuple[float, float]
+
+LAYOUTS = ("channels_last", "channels_first")
+ROUNDING = 1e-6  # beyond the box, of 1 or of what the box holds: moved into it, not refused
+LEAST_SIDE, MOST_ASPECT = 5, 4  # of what is taken for the height and the width of an image
+
+
+def check_images(
+    images: Any,
+    where: str = "x",
+    box: Box = (0.0, 1.0),
+    *,
+    stored: bool = False,
+    layout: str | None = None,
+) -> np.ndarray:
+    """Return the images as float32 [N, H, W, C] inside the box.
+
+    Args:
+        images: an array or tensor [N, H, W, C], float of any width. Values that rounding put
+            outside the box are clipped.
+        where: the name of the images in errors.
+        box: the range of valid pixels.
+        stored: whether they are as files hold them: uint8, which is returned as it is and stands
+            for n / 255, and [N, H, W] of grey images are fine too.
+        layout: "channels_last", or "channels_first" for [N, C, H, W], which is transposed. None
+            asks, by an error, where the shape looks like the second.
+
+    Raises:
+        UserError: one line, for anything else.
+    """
+    images = as_array(images, where)
+    check_image_form(images, where, box, stored=stored, layout=layout)
+    if images.ndim == 3:
+        images = images[..., None]
+    elif layout == "channels_first":
+        images = np.ascontiguousarray(np.moveaxis(images, 1, -1))
+    if images.dtype == np.uint8:
+        if images.max() == 1:
+            raise UserError(
+                f"{where}: expected uint8 images of 0 to 255, received only 0 and 1; give float32 "
+                "if these are black and white, or 255 times the images"
+            )
+        return images
+    with np.errstate(over="ignore"):
+        images = images.astype(np.float32, copy=False)
+    least, most = float(images.min()), float(images.max())  # either is NaN if any value is
+    if not math.isfinite(least) or not math.isfinite(most):
+        count = int((~np.isfinite(images).reshape(len(images), -1).all(axis=1)).sum())
+        received = f"NaN or infinite values in {count} of {len(images)}"
+        raise UserError(f"{where}: expected finite images, received {received}")
+    low, high = box
+    slack = rounding(box)
+    if least < low - slack or most > high + slack:
+        raise UserError(
+            f"{where}: expected {in_box(box)}, received {least:g} to {most:g}{divide(most, box)}"
+        )
+    return np.clip(images, low, high) if least < low or most > high else images
+
+
+def check_image_form(
+    images: Any,
+    where: str,
+    box: Box = (0.0, 1.0),
+    *,
+    stored: bool = False,
+    layout: str | None = None,
+) -> None:
+    """Raise a UserError unless shape and dtype are those of images, as in `check_images`. Looks at
+    no value, so it serves for stand-ins made from a file's header."""
+    if layout is not None:
+        choose("layout", layout, LAYOUTS)
+    shape, dtype = tuple(images.shape), images.dtype
+    sized = len(shape) == 4 or (stored and len(shape) == 3)
+    require(sized and 0 not in shape, where, "images of shape [N, H, W, C], none of it 0", shape)
+    if not is_float(dtype) and not (stored and dtype == np.uint8):
+        expected = f"uint8 images, or {in_box(box)}" if stored else in_box(box)
+        raise UserError(
+            f"{where}: expected {expected}, received {dtype.name!r}{_convert(dtype, box)}"
+        )
+    if layout is None:
+        ask_layout(shape, where)
+
+
+def ask_layout(shape: tuple[int | None, ...], where: str) -> None:
+    """Raise a UserError where images of this shape look like [N, C, H, W]."""
+    if len(shape) != 4 or None in shape[1:]:
+        return
+    first, *sides = (int(size) for size in shape[1:] if size is not None)
+    image_like = min(sides) >= LEAST_SIDE and max(sides) <= MOST_ASPECT * min(sides)
+    if first in (1, 3) and sides[1] not in (1, 3, 4) and image_like:
+        raise UserError(
+            f"{where}: expected images [N, H, W, C], received shape {shape}, which looks like "
+            "channels first: np.moveaxis(x, 1, -1) moves them; or say layout='channels_first' or "
+            "'channels_last' where there is such an option, as of tfrobust.data.from_arrays"
+        )
+
+
+def check_threat(
+    threat: Threat, image_shape: tuple[int, ...] | None = None, where: str = "threat.eps"
+) -> None:
+    """Raise a UserError for an eps beyond the box: that of 8 where 8/255 is meant.
+
+    image_shape: (H, W, C), without which an L2 or L1 eps is not looked at. where: its name.
+    """
+    low, high = threat.box
+    if tf.is_tensor(threat.eps) or (threat.norm != "linf" and image_shape is None):
+        return
+    pixels = math.prod(image_shape or ())
+    ways = {"linf": 1.0, "l2": math.sqrt(pixels), "l1": float(pixels)}
+    most = (high - low) * ways[threat.norm]
+    if threat.eps > most * (1 + ROUNDING):
+        meant = f" (did you mean {threat.eps:g}/255?)" if threat.box == (0.0, 1.0) else ""
+        raise UserError(
+            f"{where}: expected at most {most:.6g}, the {threat.norm} width of images in [{low:g}, "
+            f"{high:g}], received {threat.eps:g}{meant}"
+        )
+
+
+def check_size(shape: tuple[int | None, ...], taken: tuple[int | None, ...], where: str) -> None:
+    """Raise a UserError unless images of a shape (N, H, W, C) are of the size that a network takes,
+    (H, W, C), in each of which None is any."""
+    sizes = zip(shape[1:], taken, strict=True)
+    fits = all(None in (size, own) or size == own for size, own in sizes)
+    expected = f"images [N, {', '.join('any' if own is None else str(own) for own in taken)}]"
+    require(fits, where, f"{expected}, as the network takes them", shape)
+
+
+def as_array(values: Any, where: str) -> np.ndarray:
+    """Return an array or tensor by value, a NumPy array as it is."""
+    try:
+        return np.asarray(values)
+    except Exception as error:  # of whatever library the values are from
+        line = " ".join(str(error).split())[:200]
+        raise UserError(f"{where}: expected an array, {type(values).__name__}: {line}") from None
+
+
+def is_float(dtype: Any) -> bool:
+    """Tell whether a NumPy dtype is a float of any width, bfloat16 too."""
+    return bool(dtype.kind == "f" or dtype == tf.bfloat16.as_numpy_dtype)
+
+
+def in_box(box: Box) -> str:
+    """Return what images are expected to be, in words."""
+    return f"float images in [{box[0]:g}, {box[1]:g}]"
+
+
+def rounding(box: Box) -> float:
+    """Return how far outside the box is rounding."""
+    return ROUNDING * max(1.0, *map(abs, box))
+
+
+def divide(most: float, box: Box) -> str:
+    """Return the way out where images go up to `most` instead of the box's end, or nothing."""
+    return "; divide them by 255" if box == (0.0, 1.0) and 1.5 < most <= 255 else ""
+
+
+def _convert(dtype: np.dtype, box: Box) -> str:
+    if dtype.kind in "iu":
+        return "; divide them by 255" if box == (0.0, 1.0) else "; cast them to float32"
+    return "; cast them to float32" if dtype.kind == "b" else ""

@@ -1,0 +1,55 @@
+"""Whether labels are fit to use."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tfrobust.gate.images import as_array, is_float
+from tfrobust.registry import UserError, require
+
+MOST_CLASSES = 2**16  # more is an identifier mistaken for a class, and a network of gigabytes
+
+
+def check_labels(
+    labels: Any, count: int | None = None, classes: int | None = None, where: str = "y"
+) -> np.ndarray:
+    """Return class numbers as int32 [N].
+
+    Args:
+        labels: an array or tensor [N] or [N, 1], of any integer dtype or bool; floats where they
+            are whole numbers.
+        count: of the images; None for any.
+        classes: of the network; None for any up to `MOST_CLASSES`.
+        where: the name of the labels in errors.
+
+    Raises:
+        UserError: one line, for anything else.
+    """
+    labels = as_array(labels, where)
+    check_label_form(labels, count, where)
+    if is_float(labels.dtype):
+        labels = labels.reshape(-1).astype(np.float64)
+        wrong = labels[~np.isfinite(labels) | (labels != np.rint(labels))]
+        if wrong.size:
+            raise UserError(f"{where}: expected whole class numbers, received {wrong[0]:g}")
+    expected = f"class numbers 0 to {(classes or MOST_CLASSES) - 1}"
+    if classes is not None:
+        expected += f", as the network has {classes} logits"
+    for label in (int(labels.min()), int(labels.max())):
+        require(0 <= label < (classes or MOST_CLASSES), where, expected, label)
+    return labels.reshape(-1).astype(np.int32)
+
+
+def check_label_form(labels: Any, count: int | None, where: str) -> None:
+    """Raise a UserError unless shape and dtype are those of labels, as in `check_labels`. Looks at
+    no value, so it serves for stand-ins made from a file's header."""
+    shape, dtype = tuple(labels.shape), labels.dtype
+    one_hot = len(shape) == 2 and shape[1] > 1
+    require(not one_hot, where, "class numbers [N] (of one-hot labels, argmax(-1))", shape)
+    valued = dtype.kind in "iub" or is_float(dtype)
+    require(valued, where, "integer class numbers", dtype.name)
+    paired = len(shape) in (1, 2) and shape[0] > 0 and count in (None, shape[0])
+    expected = "class numbers [N]" if count is None else f"one label for each of {count} images"
+    require(paired, where, expected, shape)
