@@ -61,7 +61,7 @@ def least_eps(
             images, labels = tf.constant(x[some]), tf.constant(y[some], tf.int32)
             made = function(images, labels, tf.constant(eps, tf.float32), tf.constant(number))
             x_adv, right = (part.numpy() for part in made)
-            check_adversarial(PGD(steps=STEPS), threat.at(eps), x_adv, x[some])
+            check_adversarial(PGD(steps=STEPS).title, threat.at(eps), x_adv, x[some])
             least[some[~right]] = eps
     return least
 

@@ -24,7 +24,7 @@ SOME = 10  # images whose outputs tell logits from probabilities
 FEWEST = 100  # on fewer, chance alone makes accuracies differ by GAP
 GAP = 0.2
 SUM = 0.01  # a softmax of bfloat16 is off 1 by 0.003
-NEAR = 0.05  # to 0 and to 1, where a sigmoid saturates
+END = 0.01  # from 1, where a sigmoid saturates; a tenth of it from 0
 FAR = (1e2, 1e4)  # sizes of probes, in units of the box, where a logit is far from [0, 1]
 LAST = "network.layers[-1]"
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # of Keras's messages
@@ -121,13 +121,14 @@ def check_trained(
 
 def kind_of_outputs(values: np.ndarray) -> str:
     """Return what finite outputs [n, C] are: "probabilities", rows of numbers >= 0 with sum 1 in
-    the precision of half floats; "sigmoids", numbers in [0, 1] that come near to both ends; else
-    "logits"."""
+    the precision of half floats; "sigmoids", numbers in [0, 1] of which some are all but at an end,
+    as those of saturated sigmoids; else "logits"."""
     if not in_unit(values):
         return "logits"
     if values.shape[1] > 1 and np.abs(values.sum(axis=1) - 1).max() < SUM:
         return "probabilities"
-    return "sigmoids" if values.min() < NEAR and values.max() > 1 - NEAR else "logits"
+    saturated = (values > 1 - END) | ((values > 0) & (values < END / 10))  # 0 is a ReLU's too
+    return "sigmoids" if values.max() <= 1 and saturated.any() else "logits"
 
 
 def in_unit(values: np.ndarray) -> bool:
