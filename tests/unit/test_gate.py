@@ -1,0 +1,219 @@
+"""What images, labels and threats the gate lets pass, whatever brings them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.unit.test_data import fails
+from tfrobust import FGSM, Adv, Threat
+from tfrobust.gate import check_images, check_labels, check_threat
+
+RNG = np.random.default_rng(0)
+X = RNG.random((12, 4, 4, 1)).astype("float32")
+Y = RNG.integers(0, 3, 12)
+
+
+def test_images_of_any_float_width_become_float32() -> None:
+    for dtype in ("float16", "float64", "longdouble", tf.bfloat16.as_numpy_dtype):
+        images = check_images(X.astype(dtype))
+        assert images.dtype == np.float32
+        np.testing.assert_allclose(images, X, atol=5e-3)
+    assert check_images(X) is X
+    np.testing.assert_array_equal(check_images(tf.constant(X)), X)
+
+
+def test_rounding_is_moved_into_the_box_and_no_more_is() -> None:
+    off = np.where(X > 0.5, 1 + 1e-7, -1e-7)
+    np.testing.assert_array_equal(check_images(off), X > 0.5)
+    wide = np.where(X > 0.5, 255 + 1e-4, 0)
+    np.testing.assert_array_equal(check_images(wide, box=(0.0, 255.0)), 255.0 * (X > 0.5))
+    assert "received 0 to 1.0001" in fails(lambda: check_images(np.where(X > 0.5, 1.0001, 0)))
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (X.astype("uint8"), "x: expected float images in [0, 1], received 'uint8'; divide them by"),
+        (X > 0.5, "received 'bool'; cast them to float32"),
+        (X.astype(complex), "received 'complex128'"),
+        (np.full((2, 4, 4, 1), "a"), "received 'str32'"),
+        ([[1], [1, 2]], "x: expected an array, list: "),
+        (np.where(X > 0.9, np.inf, X), "NaN or infinite values in"),
+        (X[..., 0], "of shape [N, H, W, C], none of it 0, received (12, 4, 4)"),
+    ],
+)
+def test_images_that_are_none(images: Any, message: str) -> None:
+    assert message in fails(lambda: check_images(images))
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 28, 28), (3, 224, 160), (1, 5, 20)])
+def test_channels_first_is_asked_about(shape: tuple[int, ...]) -> None:
+    line = fails(lambda: check_images(np.zeros((2, *shape))))
+    assert "which looks like channels first: np.moveaxis(x, 1, -1) moves them" in line
+    moved = check_images(np.zeros((2, *shape)), layout="channels_first")
+    assert moved.shape == (2, *shape[1:], shape[0])
+    assert check_images(np.zeros((2, *shape)), layout="channels_last").shape == (2, *shape)
+
+
+@pytest.mark.parametrize("shape", [(1, 1000, 12), (64, 8, 1), (1, 28, 3), (3, 3, 16), (8, 8, 32)])
+def test_shapes_that_are_no_channels_first(shape: tuple[int, ...]) -> None:
+    assert check_images(np.zeros((2, *shape))).shape == (2, *shape)
+
+
+def test_labels_in_the_classes_of_a_network() -> None:
+    np.testing.assert_array_equal(check_labels(tf.constant(Y)[:, None], 12, 3), Y)
+    assert check_labels(Y.astype("float16")).dtype == np.int32
+    line = fails(lambda: check_labels(Y, 12, 2))
+    assert line == "y: expected class numbers 0 to 1, as the network has 2 logits, received 2"
+
+
+@pytest.mark.parametrize(
+    ("threat", "message"),
+    [
+        (Threat("linf", 8), "at most 1, the linf width of images in [0, 1], received 8 (did you m"),
+        (Threat("l2", 128), "at most 4, the l2 width of images in [0, 1], received 128 (did you"),
+        (Threat("l1", 17), "at most 16, the l1 width of images in [0, 1], received 17 (did you"),
+        (Threat("linf", 300, (0, 255)), "at most 255, the linf width of images in [0, 255], rec"),
+    ],
+)
+def test_an_eps_beyond_the_box(threat: Threat, message: str) -> None:
+    assert message in fails(lambda: check_threat(threat, (4, 4, 1)))
+    if threat.norm == "linf":
+        assert "train.eps: expected" in fails(lambda: check_threat(threat, where="train.eps"))
+        assert "threat.eps: expected" in fails(lambda: Adv(network(), threat=threat))
+
+
+@pytest.mark.parametrize(
+    "threat", [Threat("linf", 1), Threat("l2", 4), Threat("l1", 16), Threat("linf", 8, (0, 255))]
+)
+def test_an_eps_within_the_box(threat: Threat) -> None:
+    check_threat(threat, (4, 4, 1))
+
+
+# What RobustModel.fit is given
+
+
+def network() -> keras.Model:
+    keras.utils.set_random_seed(0)
+    layers = [keras.layers.Flatten(), keras.layers.BatchNormalization(), keras.layers.Dense(3)]
+    return keras.Sequential([keras.Input((4, 4, 1)), *layers])
+
+
+def stream(x: np.ndarray, y: np.ndarray) -> tf.data.Dataset:
+    return tf.data.Dataset.from_tensor_slices((x, y)).batch(4)
+
+
+class Batches(keras.utils.PyDataset):
+    def __init__(self, x: np.ndarray, y: np.ndarray):
+        super().__init__()
+        self.x, self.y = x, y
+
+    def __len__(self) -> int:
+        return len(self.x) // 4
+
+    def __getitem__(self, place: int) -> Any:
+        rows = slice(4 * place, 4 * place + 4)
+        return self.x[rows], self.y[rows]
+
+
+def generator(x: np.ndarray, y: np.ndarray) -> Any:
+    while True:
+        yield x[:4], y[:4]
+
+
+CONTAINERS: dict[str, Callable[[np.ndarray, np.ndarray], dict[str, Any]]] = {
+    "arrays": lambda x, y: {"x": x, "y": y},
+    "tensors": lambda x, y: {"x": tf.constant(x), "y": tf.constant(y)},
+    "dict": lambda x, y: {"x": {"image": x, "label": y}},
+    "tf.data": lambda x, y: {"x": stream(x, y)},
+    "tf.data of dicts": lambda x, y: {
+        "x": tf.data.Dataset.from_tensor_slices({"image": x, "label": y}).batch(4)
+    },
+    "PyDataset": lambda x, y: {"x": Batches(x, y)},
+    "generator": lambda x, y: {"x": generator(x, y), "steps_per_epoch": 2},
+    "validation arrays": lambda x, y: {"x": X, "y": Y, "validation_data": (x, y)},
+    "validation tf.data": lambda x, y: {"x": X, "y": Y, "validation_data": stream(x, y)},
+    "validation PyDataset": lambda x, y: {"x": X, "y": Y, "validation_data": Batches(x, y)},
+}
+MISTAKES = {
+    "0 to 255": (255 * X, Y, "expected float images in [0, 1], received 0."),
+    "NaN": (np.where(X > 0.5, np.nan, X), Y, "received NaN or infinite values"),
+    "uint8": ((255 * X).astype("uint8"), Y, "uint8"),
+    "fractions": (X, Y + 0.9, "expected whole class numbers"),
+    "below 0": (X, Y - 1, "class numbers 0 to 2"),
+    "too great": (X, Y + 1, "class numbers 0 to 2"),
+    "one-hot": (X, np.eye(3)[Y], "(of one-hot labels, argmax(-1))"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_a_mistake_is_one_line_before_a_weight_moves(container: str, mistake: str) -> None:
+    x, y, message = MISTAKES[mistake]
+    model = Adv(network(), threat=Threat("linf", 0.1), attack=FGSM(), validation_attack=FGSM())
+    model.compile("sgd")
+    before = model.get_weights()
+    line = fails(lambda: model.fit(**CONTAINERS[container](x, y), verbose=0))
+    assert message in line
+    for own, earlier in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(own, earlier)
+    if "validation" in container:
+        assert "validation_data" in line
+
+
+@pytest.mark.parametrize("container", ["tf.data", "PyDataset", "arrays"])
+def test_evaluate_refuses_the_same(container: str) -> None:
+    model = Adv(network(), threat=Threat("linf", 0.1), validation_attack=FGSM())
+    model.compile("sgd")
+    given = CONTAINERS[container](255 * X, Y)
+    assert "images in [0, 1]" in fails(lambda: model.evaluate(**given, verbose=0))
+
+
+def test_a_batch_in_the_middle_of_a_stream_is_looked_at() -> None:
+    model = Adv(network(), threat=Threat("linf", 0.1))
+    model.compile("sgd")
+    late = X.copy()
+    late[9] = 2.0
+    line = fails(lambda: model.fit(stream(late, Y), verbose=0))
+    assert line.endswith(" to 2; divide them by 255")
+    assert int(model.step) == 2
+
+
+def test_under_xla_the_loss_is_nan(xla: None) -> None:
+    """Which has no assertions."""
+    model = Adv(network(), threat=Threat("linf", 0.1))
+    model.compile("sgd", jit_compile=True)
+    assert np.isnan(model.fit(stream(255 * X, Y), verbose=0).history["loss"][0])
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (tf.data.Dataset.from_tensor_slices((X, Y)), "batches [B, H, W, C] (batch the data set)"),
+        (stream(np.zeros((4, 3, 8, 8)), Y[:4]), "looks like channels first"),
+        (stream(X[:, :2], Y), "expected images [N, 4, 4, 1], as the network takes them, received"),
+        (stream(X, Y.astype(str)), "y: expected integer class numbers, received 'string'"),
+    ],
+)
+def test_shapes_of_a_stream(data: tf.data.Dataset, message: str) -> None:
+    model = Adv(network(), threat=Threat("linf", 0.1))
+    model.compile("sgd")
+    assert message in fails(lambda: model.fit(data, verbose=0))
+
+
+def test_what_fits_is_trained_on() -> None:
+    """Images off by rounding, and labels of any dtype."""
+    labels = (Y.astype("float32"), Y > 0, Y.astype("uint8")[:, None])
+    containers = [name for name in CONTAINERS if "validation" not in name]
+    for place, container in enumerate(containers):
+        model = Adv(network(), threat=Threat("linf", 0.1))
+        model.compile("sgd")
+        given = CONTAINERS[container](X / X.max() * np.float32(1 + 1e-7), labels[place % 3])
+        losses = model.fit(**given, verbose=0).history["loss"]
+        assert np.isfinite(losses).all(), container
