@@ -11,9 +11,9 @@ import pytest
 from keras import layers
 
 from tfrobust import FGSM, Adv, Atlas, Threat
+from tfrobust.gate import advice
 from tfrobust.methods import METHODS
 from tfrobust.models import with_precision
-from tfrobust.models.advice import advice
 from tfrobust.models.signature import Signature, forward, in_front, signature, takes
 from tfrobust.registry import UserError
 

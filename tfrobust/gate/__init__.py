@@ -4,6 +4,7 @@
 line, before anything is computed from it.
 """
 
+from tfrobust.gate.advice import advice
 from tfrobust.gate.batches import (
     Taken,
     check_batch,
@@ -19,7 +20,6 @@ from tfrobust.gate.labels import MOST_CLASSES, check_label_form, check_labels
 from tfrobust.gate.networks import (
     SOME,
     Scaled,
-    advice,
     best_scaled,
     check_trained,
     in_unit,

@@ -14,6 +14,7 @@ import tensorflow as tf
 from absl import logging
 
 from tfrobust import losses
+from tfrobust.gate.advice import advice, ending
 from tfrobust.gate.images import Box
 from tfrobust.registry import UserError, require
 
@@ -26,7 +27,6 @@ GAP = 0.2
 SUM = 0.01  # a softmax of bfloat16 is off 1 by 0.003
 END = 0.01  # from 1, where a sigmoid saturates; a tenth of it from 0
 FAR = (1e2, 1e4)  # sizes of probes, in units of the box, where a logit is far from [0, 1]
-LAST = "network.layers[-1]"
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # of Keras's messages
 
 
@@ -136,36 +136,6 @@ def in_unit(values: np.ndarray) -> bool:
     return bool(len(values) and values.min() >= 0 and values.max() <= 1 + SUM)
 
 
-def advice(network: Any) -> str:
-    """Return how a network is made one of logits, by what it ends in."""
-    layer, path = _last_activation(network)
-    if layer is None or (isinstance(layer, keras.layers.Softmax) and path != LAST):
-        return "remove the softmax or sigmoid, or give log-probabilities"
-    saved = " (and save it again, where it is from a file)"
-    if isinstance(layer, keras.layers.Softmax):
-        return f"end it before its last layer, keras.Model(network.inputs, {path}.input){saved}"
-    return f"set {path}.activation = keras.activations.linear{saved}"
-
-
-def _last_activation(network: Any, path: str = "network") -> tuple[Any, str]:
-    """Return the softmax or sigmoid that a functional or Sequential network ends in, with where it
-    is found, or (None, "")."""
-    tensors = getattr(network, "outputs", None) if isinstance(network, keras.Model) else None
-    if not tensors:
-        return None, ""
-    last = tensors[0]._keras_history.operation
-    at_end = network.layers[-1] is last
-    path = f"{path}.layers[-1]" if at_end else f"{path}.get_layer({last.name!r})"
-    if isinstance(last, keras.Model):
-        return _last_activation(last, path)
-    ends = isinstance(last, keras.layers.Softmax) or _activation(last) in ("softmax", "sigmoid")
-    return (last, path) if ends else (None, "")
-
-
-def _activation(layer: Any) -> str:
-    return getattr(getattr(layer, "activation", None), "__name__", "")
-
-
 def _check_pass(name: str, logits_fn: LogitsFn, image: np.ndarray) -> None:
     """Raise a UserError unless one image [1, H, W, C] gives a tensor [1, C]."""
     try:
@@ -220,9 +190,8 @@ def _kind(network: Any, run: LogitsFn, images: np.ndarray, values: np.ndarray, b
     """Return the kind of a network's finite outputs [n, C]. The last layer of a Keras network tells
     it; of others the outputs do, if all are in [0, 1], with those of images so far outside the box
     that the logits of any network leave it."""
-    layer, _ = _last_activation(network)
-    if layer is not None:
-        return "sigmoids" if _activation(layer) == "sigmoid" else "probabilities"
+    if (end := ending(network)) is not None:
+        return end.gives
     if not in_unit(values):
         return "logits"
     return kind_of_outputs(np.concatenate([values, *_far_outputs(run, images[:SOME], box)]))

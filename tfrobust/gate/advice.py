@@ -1,0 +1,62 @@
+"""How a network that ends in a softmax or in sigmoids becomes one of logits."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import keras
+
+SQUASHING = {"softmax": "probabilities", "sigmoid": "sigmoids", "hard_sigmoid": "sigmoids"}
+SAVE = "network.save('logits.keras')"
+REBUILT = (
+    "build it again without its softmax or sigmoid, as new; "
+    "new.set_weights(network.get_weights()); new.save('logits.keras')"
+)
+OF_A_FUNCTION = "remove the softmax or sigmoid, or give log-probabilities"
+
+
+class Ending(NamedTuple):
+    """The last layer of a network where it gives probabilities or sigmoids; place: the Python that
+    finds it; depth: the networks that it lies in."""
+
+    layer: keras.Layer
+    place: str
+    depth: int
+
+    @property
+    def gives(self) -> str:
+        """ "probabilities" or "sigmoids"."""
+        return SQUASHING.get(_activation(self.layer), "probabilities")
+
+
+def ending(network: Any) -> Ending | None:
+    """Return what a functional or Sequential network ends in; None where that is no softmax and no
+    sigmoids, or cannot be told."""
+    place, layer, depth = "network", network, 0
+    while isinstance(layer, keras.Model) and isinstance(getattr(layer, "outputs", None), list):
+        names = [inner.name for inner in layer.layers]  # a network may end in a network
+        last = layer.outputs[0]._keras_history.operation.name
+        if last not in names:  # an operation that is no layer
+            return None
+        at = names.index(last)
+        layer, depth = layer.layers[at], depth + 1
+        place += ".layers[-1]" if at == len(names) - 1 else f".layers[{at}]"
+    squashes = _activation(layer) in SQUASHING or isinstance(layer, keras.layers.Softmax)
+    return Ending(layer, place, depth) if depth and squashes else None
+
+
+def advice(network: Any) -> str:
+    """Return the Python line that takes the softmax or the sigmoids off a Keras network and saves
+    it; where that takes more, what to do about the code that builds it."""
+    if not isinstance(network, keras.Model):
+        return OF_A_FUNCTION
+    end = ending(network)
+    if end is not None and _activation(end.layer) in SQUASHING:
+        return f"{end.place}.activation = keras.activations.linear; {SAVE}"
+    if end is not None and end.depth == 1:  # a layer Softmax
+        return f"network = keras.Model(network.inputs, {end.place}.input); {SAVE}"
+    return REBUILT
+
+
+def _activation(layer: Any) -> str:
+    return getattr(getattr(layer, "activation", None), "__name__", "")
