@@ -21,7 +21,7 @@ from tfrobust.registry import build
 
 SEED = noise.seed_for(0, 0, "test")
 WIDE = (-10.0, 10.0)
-LENGTHS = st.one_of(st.integers(1, 12), st.sampled_from([28, 64, 200]))
+LENGTHS = st.one_of(st.integers(1, 12), st.sampled_from([28, 64]))
 
 
 def linear(shape: tuple[int, int, int], classes: int = 4) -> Any:
@@ -30,7 +30,7 @@ def linear(shape: tuple[int, int, int], classes: int = 4) -> Any:
     return lambda x: tf.reshape(x, [-1, size]) @ weights
 
 
-@settings(max_examples=60)
+@settings(max_examples=20)
 @given(
     height=LENGTHS,
     width=LENGTHS,

@@ -10,6 +10,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from tfrobust.evaluation.cascade import fitted, run
 from tfrobust.evaluation.closing import Closing
@@ -80,18 +81,19 @@ def evaluate(
         for trial in listed:
             located(trial.name, trial.attack.check, threat, x.shape[1:])
         digest = None if folder is None else _digest(logits_fn, details)
-        logits_fn = inference(logits_fn)
+        network = inference(logits_fn)
+        logits = outputs(network, x[:FIRST], batch_size)
+        logits_fn = lambda images: tf.ensure_shape(network(images), [None, logits.shape[1]])  # noqa: E731
         check_traceable(logits_fn, x.shape[1:])
         n = min(len(x), max((t.examples or len(x) for t in listed), default=len(x)))
         x, y = x[:n], y[:n]
-        logits = outputs(logits_fn, x[:FIRST], batch_size)
         listed = [fitted(trial, logits.shape[1]) for trial in listed]
         predict = predictor(logits_fn, batch_size)
         recorder = None
         if folder is not None:
-            network = NetworkRow(logits=logits.tolist(), sha256=digest)
+            told = NetworkRow(logits=logits.tolist(), sha256=digest)
             recorder = Recorder(
-                Path(folder), network, x, y, threat, listed, predict,
+                Path(folder), told, x, y, threat, listed, predict,
                 mode=mode, seed=seed, save=save, details=details, rerun=rerun,
             )  # fmt: skip
         options: Any = {"seed": seed, "batch_size": batch_size, "progress": progress}

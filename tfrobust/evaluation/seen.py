@@ -24,8 +24,8 @@ from tfrobust.evaluation.craft import (
     craft,
     predictor,
 )
-from tfrobust.evaluation.inputs import outputs
 from tfrobust.evaluation.results import Check, Result
+from tfrobust.gate import outputs
 from tfrobust.registry import OutOfMemory, UserError
 from tfrobust.threat import Threat
 
