@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from tfrobust.registry import UserError
 
@@ -80,7 +80,9 @@ def load(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
             _override(config, override)
         resolved = _resolved(config)
     except (OmegaConfBaseException, RecursionError) as error:
-        raise UserError(f"{path}: {_first_line(error)}") from None
+        unknown = isinstance(error, InterpolationKeyError)
+        hint = r" (for the characters themselves write \${)" if unknown else ""
+        raise UserError(f"{path}: {_first_line(error)}{hint}") from None
     searches = config.get("search") is not None
     return OmegaConf.to_container(config) if searches else resolved  # type: ignore[return-value]
 

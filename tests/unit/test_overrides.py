@@ -60,6 +60,13 @@ def test_quotes_around_all_of_it_are_yamls_and_nothing_is_null() -> None:
     assert load("data.path=")["data"]["path"] is None
 
 
+def test_references_are_to_keys_everywhere() -> None:
+    assert load("data.path=runs/${data.name}.npz")["data"]["path"] == "runs/digits.npz"
+    with pytest.raises(UserError, match=r"'HOME' not found.*characters themselves write"):
+        load("data.path=${HOME}.npz")
+    assert load(r"data.path=\${HOME}.npz")["data"]["path"] == "${HOME}.npz"
+
+
 def test_other_keys_are_read_as_yaml() -> None:
     config = load("method.alpha=1e-3", "seed=010", "precision=null", "attacks=[{name: pgd}]")
     assert config["method"]["alpha"] == 1e-3 and config["seed"] == 8
