@@ -59,6 +59,11 @@ def evaluated_on_two_devices() -> dict[str, Any]:
     return _on_two_devices("evaluated")
 
 
+@pytest.fixture(scope="session")
+def refused_on_two_devices() -> dict[str, Any]:
+    return _on_two_devices("refused")
+
+
 @pytest.fixture
 def xla() -> Iterator[None]:
     """With op determinism off: another test may have left it on, and XLA has no deterministic

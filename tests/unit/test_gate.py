@@ -185,6 +185,11 @@ def test_a_batch_in_the_middle_of_a_stream_is_looked_at() -> None:
     assert int(model.step) == 2
 
 
+def test_a_batch_on_one_of_two_devices(refused_on_two_devices: dict[str, Any]) -> None:
+    expected = "image: expected float images in [0, 1], received 0.5 to 9; divide them by 255"
+    assert refused_on_two_devices == {"line": expected, "moved": 0.0}
+
+
 def test_under_xla_the_loss_is_nan(xla: None) -> None:
     """Which has no assertions."""
     model = Adv(network(), threat=Threat("linf", 0.1))

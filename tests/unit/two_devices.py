@@ -20,7 +20,7 @@ from tfrobust.data import Split, batches
 from tfrobust.evaluation import craft
 from tfrobust.methods import METHODS
 from tfrobust.models.layers import BatchNorm, Dropout
-from tfrobust.registry import parameters
+from tfrobust.registry import UserError, parameters
 from tfrobust.training import (
     BatchTimer,
     CatastrophicOverfitting,
@@ -164,6 +164,22 @@ def evaluated(strategy: tf.distribute.Strategy) -> dict[str, Any]:
         ]
         out[devices] = [[part.tolist() for part in crafted] for crafted in made]
     return out | {"replicas": strategy.num_replicas_in_sync}
+
+
+def refused(strategy: tf.distribute.Strategy) -> dict[str, Any]:
+    """What `fit` says of a batch whose second half, the second device's, has one bad pixel, and by
+    how much the network has moved."""
+    x = np.full((8, 4, 4, 1), 0.5, np.float32)
+    x[6, 0, 0, 0] = 9.0
+    with strategy.scope():
+        model = model_for("adv")
+    before, line = model.network.get_weights(), ""
+    try:
+        model.fit(tf.data.Dataset.from_tensor_slices((x, np.zeros(8, int))).batch(8), verbose=0)
+    except UserError as error:
+        line = str(error)
+    pairs = zip(before, model.network.get_weights(), strict=True)
+    return {"line": line, "moved": max(float(np.abs(a - b).max()) for a, b in pairs)}
 
 
 if __name__ == "__main__":
