@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from pipelines import config as configs
+from pipelines.spec import parse
 from tests.unit.test_data import fails
 from tfrobust import FGSM, Adv, Threat
 from tfrobust.gate import check_images, check_labels, check_threat
+from tfrobust.registry import UserError
 
 RNG = np.random.default_rng(0)
 X = RNG.random((12, 4, 4, 1)).astype("float32")
@@ -222,3 +225,16 @@ def test_what_fits_is_trained_on() -> None:
         given = CONTAINERS[container](X / X.max() * np.float32(1 + 1e-7), labels[place % 3])
         losses = model.fit(**given, verbose=0).history["loss"]
         assert np.isfinite(losses).all(), container
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("threat.eps=8", "threat.eps: expected at most 1, .* .did you mean 8/255?"),
+        ("train.eps=8", "train.eps: expected at most 1, .* .did you mean 8/255?"),
+        ("threat={norm: l2, eps: 128}", "threat.eps: expected at most 8, the l2 width"),
+    ],
+)
+def test_an_eps_of_a_config(override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        parse("mine", configs.load(configs.find("digits_adv"), [override]))
