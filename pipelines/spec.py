@@ -18,7 +18,7 @@ from tfrobust.data import DATASETS, Dataset
 from tfrobust.evaluation import Trial, trials
 from tfrobust.gate import check_threat
 from tfrobust.methods import METHODS, RobustModel
-from tfrobust.models import MODELS, OUTPUTS, PRECISIONS, keras_file, load_keras, model_files
+from tfrobust.models import MODELS, OUTPUTS, PRECISIONS, load_keras, model_files
 from tfrobust.models.signature import Shape, in_front, signature, takes
 from tfrobust.registry import (
     UserError,
@@ -314,9 +314,9 @@ def _network(
         make = partial(maker, source.image_shape, source.num_classes)
         located("model", make)  # the constructor checks its values: now, not when data are loaded
     if init_from is not None:
-        where = "train.init_from"
-        keras_file(init_from, where)
-        return lambda: _fitting(load_keras(init_from, where, output=output), where, source)
+        read = partial(_read, init_from, output, source)
+        read()  # a file that does not fit is told now; it is read again where it is trained on
+        return read
     return None if make is None else lambda: located("model", make)
 
 
@@ -336,7 +336,10 @@ def _output(top: Mapping[str, Any]) -> str | None:
     return convert("model.output", (top.get("model") or {}).get("output"), str | None)
 
 
-def _fitting(network: keras.Model, where: str, source: Dataset) -> keras.Model:
+def _read(path: str, output: str | None, source: Dataset) -> keras.Model:
+    """The network that is trained on. Raises UserError unless it fits the data."""
+    where = "train.init_from"
+    network = load_keras(path, where, output=output)
     shown = signature(network, where)
     check_fit(where, source, shown.image_shape, shown.classes)
     return network

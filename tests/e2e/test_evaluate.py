@@ -85,6 +85,28 @@ def test_a_saved_model_and_probabilities(mine: list[str], tmp_path: Path) -> Non
     assert plain["robust_accuracy"] <= plain["rounded_robust_accuracy"] < plain["clean_accuracy"]
 
 
+def test_a_network_of_any_size_with_two_outputs(mine: list[str], tmp_path: Path) -> None:
+    """The brightness of an image, whatever its size: the score of the linear network."""
+    image = keras.Input((None, None, 1))
+    bright = keras.layers.GlobalAveragePooling2D()(image)
+    scores = keras.layers.Dense(2, name="scores")
+    network = keras.Model(image, [scores(bright), keras.layers.Dense(3, name="other")(bright)])
+    scores.set_weights([np.array([[-1.0, 1.0]]), np.array([0.5, -0.5])])
+    network.save(tmp_path / "two.h5")
+    few = [*mine[1:], "attacks={name: pgd, steps: 3}", "stages=[attack_eval,export]"]
+    two = [f"model.path={tmp_path / 'two.h5'}", *few]
+    with pytest.raises(UserError, match="model.path: .*other, scores; name that of the logits by"):
+        evaluated(tmp_path, two)
+    with pytest.raises(UserError, match="model.path: output: .*did you mean 'scores'"):
+        evaluated(tmp_path, [*two, "model.output=score"])
+    named = evaluated(tmp_path, [*two, "model.output=scores"])
+    plain = evaluated(tmp_path / "plain", [mine[0], *few])
+    assert named["robust_accuracy"] == plain["robust_accuracy"]
+    exported = tmp_path / "runs" / "evaluate" / "saved_model"
+    again = [f"model.path={exported / 'saved_model.pb'}", *few[:-1], "stages=[attack_eval]"]
+    assert evaluated(tmp_path / "again", again)["robust_accuracy"] == plain["robust_accuracy"]
+
+
 def test_another_reading_of_the_outputs_is_another_evaluation(
     mine: list[str], tmp_path: Path
 ) -> None:

@@ -220,6 +220,33 @@ def test_training_on_from_a_run_folder_and_a_keras_file(
         assert "attack_eval: done before" in capsys.readouterr().out
 
 
+def test_training_on_one_output_of_a_network_of_any_size(tmp_path: Path) -> None:
+    image = keras.Input((None, None, 1))
+    pooled = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(4, 3)(image))
+    heads = [keras.layers.Dense(size, name=name)(pooled) for name, size in (("a", 3), ("b", 10))]
+    keras.Model(image, heads).save(tmp_path / "two.keras")
+    settings = [
+        f"train.init_from={tmp_path / 'two.keras'}",
+        "train.epochs=1",
+        "train.epsilon_ramp_epochs=0",
+        "train.steps_per_epoch=1",
+        "attacks=fgsm",
+    ]
+    with pytest.raises(
+        UserError, match="train.init_from: .* received 2: a, b; name that of the lo"
+    ):
+        run("digits_adv", settings, tmp_path, ["train"], smoke=False)
+    with pytest.raises(UserError, match="train.init_from: .*received ..None, None, 1., 3."):
+        run("digits_adv", [*settings, "model.output=a"], tmp_path, ["train"], smoke=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["two.keras"]  # nothing was begun
+    settings.append("model.output=b")
+    folder = run("digits_adv", settings, tmp_path, ["train", "attack_eval", "export"], smoke=False)
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["digits_adv"]
+    network = keras.saving.load_model(folder / "model.keras", compile=False)
+    assert network.input_shape == (None, None, None, 1) and network.output_shape == (None, 10)
+    assert (folder / "saved_model" / "saved_model.pb").is_file()
+
+
 def test_mixed_precision_trains_and_leaves_a_float32_network(tmp_path: Path) -> None:
     for precision in ("mixed_bfloat16", "mixed_float16"):
         folder = smoke(

@@ -38,7 +38,7 @@ def stepped(model: Any, *data: Any, steps: int = 1) -> np.ndarray:
 
 def test_networks_that_cannot_be_trained_are_refused() -> None:
     network = small_cnn((4, 4, 1), 3, filters=[2], units=2)
-    named = keras.Model(network.input, {"logits": network.output})
+    named = keras.Model(network.input, {"logits": network.output, "twice": 2 * network.output})
     with pytest.raises(UserError, match="network: expected a network with one output"):
         Adv(named, threat=THREAT)
     network.trainable = False

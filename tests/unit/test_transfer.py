@@ -123,9 +123,7 @@ def test_a_surrogate_that_does_not_fit(source: Path, linear: Callable[..., Any])
     assert text == "source: expected a network of images (4, 1, 1), received (2, 2, 1)"
     text = message(attack, linear(three), X)
     assert text == "source: expected a network of 3 classes, received 2"
-    assert message(Transfer("none"), linear(W), X).startswith(
-        "source: expected a .keras or .h5 file"
-    )
+    assert message(Transfer("none"), linear(W), X).startswith("source: expected a .keras or .h5")
 
 
 ROWS = np.array([7, 3, 11], np.int64)
@@ -188,22 +186,3 @@ def test_saved_images_are_no_search(tmp_path: Path) -> None:
     for each in (attack, Transfer("x", PGD(steps=5))):
         config = json.loads(json.dumps(keras.saving.serialize_keras_object(each)))
         assert keras.saving.deserialize_keras_object(config) == each
-
-
-def test_the_files_that_an_attack_reads(source: Path, tmp_path: Path) -> None:
-    saved = tmp_path / "saved.npz"
-    saved.touch()
-    assert PGD().files == []
-    assert SavedImages(str(saved)).files == [saved]
-    assert Transfer(str(source)).files == [source / "model.keras"]
-    other = tmp_path / "other.keras"
-    other.touch()
-    inner = Transfer(str(source / "model.keras"), Transfer(str(other)))
-    assert inner.files == [source / "model.keras", other]
-
-
-def test_files_that_are_not_there(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="^source: expected .*none$|^source: expected .*none'$"):
-        _ = Transfer(str(tmp_path / "none")).files
-    with pytest.raises(UserError, match="^path: expected an .npz file, received .*none.npz'$"):
-        _ = SavedImages(str(tmp_path / "none.npz")).files
