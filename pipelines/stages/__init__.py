@@ -7,6 +7,7 @@ import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from pipelines.fingerprint import fingerprint
 from pipelines.folder import Folder
 from pipelines.sections import TRAINED
 from pipelines.spec import (
+    FACTS,
     STAGES,
     Spec,
     attack_files,
@@ -28,7 +30,7 @@ from tfrobust.distribution import strategy
 from tfrobust.evaluation.record import SCHEMA, Record
 from tfrobust.evaluation.recorder import of_other_code
 from tfrobust.export import export
-from tfrobust.gate import check_inputs
+from tfrobust.gate import SOME, check_inputs
 from tfrobust.models import SavedNetwork, keras_file, load_keras, load_network, model_files
 from tfrobust.provenance import commit
 from tfrobust.registry import UserError, in_memory, require
@@ -151,10 +153,13 @@ def check(stages: Sequence[str], spec: Spec, folder: Folder) -> None:
     trains = "train" in todo
     for stage in todo:
         if stage in ("train", "search"):
-            train.splits(spec)
+            split, *_ = train.splits(spec)
             if spec.train is not None and spec.train.init_from is not None:
-                assert spec.network is not None
-                spec.network()
+                assert spec.network is not None and spec.method is not None
+                facts: dict[str, Any] = dict.fromkeys(FACTS, 1)
+                model = spec.method(spec.network(), ramp_steps=0, **facts)
+                images = split.first(min(SOME, len(split))).as_float()
+                model.check_network(images, "train.init_from")
         elif stage == "attack_eval":
             few = spec.data.test.first(min(FIRST, len(spec.data.test)))
             if not trains:

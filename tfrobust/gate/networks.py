@@ -106,17 +106,21 @@ def check_scaling(
 
 
 def check_trained(
-    network: keras.Model, logits_fn: LogitsFn, images: np.ndarray, box: Box = (0.0, 1.0)
+    network: keras.Model,
+    logits_fn: LogitsFn,
+    images: np.ndarray,
+    box: Box = (0.0, 1.0),
+    where: str = "network",
 ) -> None:
     """Raise a UserError for a network that cannot be trained: of probabilities, of one output, or
     of none that is finite.
 
     logits_fn: images [B, H, W, C] -> what the network gives, in inference mode. images: some, or
-    noise in the box.
+    noise in the box. where: the name of the network in errors.
     """
     few = images[:SOME]
-    _check_pass("network", logits_fn, few[:1])
-    _check_outputs("network", network, logits_fn, few, outputs(logits_fn, few, len(few)), box)
+    _check_pass(where, logits_fn, few[:1])
+    _check_outputs(where, network, logits_fn, few, outputs(logits_fn, few, len(few)), box)
 
 
 def kind_of_outputs(values: np.ndarray) -> str:

@@ -374,7 +374,8 @@ class RobustModel(keras.Model):
         given["x"], given["y"] = check_data(x, y, self._taken)
         if given.get("validation_data") is not None:
             given["validation_data"] = check_validation(given["validation_data"], self._taken)
-        self._check_network(given["x"])
+        images = given["x"].get("image") if isinstance(given["x"], Mapping) else given["x"]
+        self.check_network(images if isinstance(images, np.ndarray) else None)
         with refusals(), weighing(self, weights):
             return super().fit(**given)
 
@@ -392,12 +393,12 @@ class RobustModel(keras.Model):
         # One class is refused with the network.
         return Taken(self.threat.box, image_shape, classes if classes > 1 else None)
 
-    def _check_network(self, x: Any) -> None:
-        """Look at what the network gives on the first images, if x holds them, or on noise."""
-        (low, high), size = self.threat.box, self._taken.image_shape
-        images = x.get("image") if isinstance(x, Mapping) else x
-        if not isinstance(images, np.ndarray):
-            shape = (SOME, *(side or 32 for side in size or ()))
+    def check_network(self, images: np.ndarray | None = None, where: str = "network") -> None:
+        """Raise a one-line UserError, which begins with `where`, unless the network gives logits on
+        the first of the images [N, H, W, C], or on noise, and the eps fits them. `fit` does it."""
+        low, high = self.threat.box
+        if images is None:
+            shape = (SOME, *(side or 32 for side in self.signature.image_shape))
             images = np.random.default_rng(0).uniform(low, high, shape).astype(np.float32)
         check_threat(self.threat, images.shape[1:])
 
@@ -405,7 +406,7 @@ class RobustModel(keras.Model):
             named = {name: tf.ones(len(points)) for name in self.network_inputs}
             return self.run({**named, "image": points} if len(named) > 1 else points, "eval")
 
-        check_trained(self.network, logits, images, self.threat.box)
+        check_trained(self.network, logits, images, self.threat.box, where)
 
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
         # Keras's own fails on several machines (keras#20585). The network comes built, so that
