@@ -168,7 +168,7 @@ def test_weights_that_make_no_sense(
     with pytest.raises(UserError, match=f"^sample_weight: .*{told}"):
         model.as_batch((tf.constant(X), Y, weight))
     for run in (model.fit, model.evaluate):
-        with pytest.raises(Exception, match=f"sample_weight: .*{told}"):
+        with pytest.raises(UserError, match=f"sample_weight: .*{told}"):
             run(streamed(X, Y, weight), verbose=0)
     np.testing.assert_array_equal(model.network.get_weights()[0], W)
 

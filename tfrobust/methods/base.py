@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,28 +14,20 @@ import tensorflow as tf
 from tfrobust import losses, noise
 from tfrobust.attacks import FGSM, PGD, Attack
 from tfrobust.attacks.gradient import GradientAttack
-from tfrobust.gate import (
-    SOME,
-    Taken,
-    check_data,
-    check_threat,
-    check_trained,
-    check_validation,
-    refusals,
-)
+from tfrobust.gate import check_threat
 from tfrobust.jacobian import squared_jacobian
-from tfrobust.methods.batch import Batch, as_batch, weighed, weighing
+from tfrobust.methods.batch import Batch, as_batch, weighed
+from tfrobust.methods.gated import GatedModel
 from tfrobust.methods.means import Means
 from tfrobust.methods.table import Table
-from tfrobust.models.neutral import neutral
 from tfrobust.models.signature import forward, signature
-from tfrobust.registry import choose, parameters, require
+from tfrobust.registry import choose, require
 from tfrobust.threat import Threat
 
 MODES = ("eval", "train", "frozen")
 
 
-class RobustModel(keras.Model):
+class RobustModel(GatedModel):
     """A network trained against a threat. A method overrides only what it changes of five hooks.
 
     Args:
@@ -346,95 +337,10 @@ class RobustModel(keras.Model):
         with contextlib.nullcontext() if training else self._as_evaluated():
             return self.run(self.inputs(batch, batch["image"]), "train" if training else "eval")
 
-    @neutral()
-    def compile(self, optimizer: Any = "sgd", *, jit_compile: bool = False, **kwargs: Any) -> None:
-        """As Keras, without losses and metrics: the method brings its own.
-
-        XLA is off unless asked for: on CPU these steps take 1.5 to 1.8 times as long. A network
-        that computes in float16 gets a LossScaleOptimizer.
-        """
-        for name in ("loss", "metrics", "weighted_metrics", "loss_weights"):
-            require(kwargs.pop(name, None) is None, name, "none (the method brings its own)", "one")
-        optimizer = keras.optimizers.get(optimizer)
-        # Keras looks at the policy of this model, which is float32, not at the network's.
-        half = any(layer.compute_dtype == "float16" for layer in self.network._flatten_layers())
-        if half and not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-            optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-        super().compile(optimizer, jit_compile=jit_compile, **kwargs)
-
-    # Keras casts arrays to the user's `floatx`.
-    predict = neutral()(keras.Model.predict)
-
-    @neutral()
-    def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As Keras. What is not fit to train on is a UserError before a weight moves: images
-        outside the threat's box, labels that are no class numbers, a network of probabilities."""
-        given = inspect.signature(super().fit).bind(x, y, *args, **kwargs).arguments
-        weights = given.pop("class_weight", None)
-        given["x"], given["y"] = check_data(x, y, self._taken)
-        if given.get("validation_data") is not None:
-            given["validation_data"] = check_validation(given["validation_data"], self._taken)
-        images = given["x"].get("image") if isinstance(given["x"], Mapping) else given["x"]
-        self.check_network(images if isinstance(images, np.ndarray) else None)
-        with refusals(), weighing(self, weights):
-            return super().fit(**given)
-
-    @neutral()
-    def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As Keras, for what `fit` takes."""
-        if not kwargs.get("_use_cached_eval_dataset"):  # by which `fit` validates what it checked
-            x, y = check_data(x, y, self._taken)
-        with refusals():
-            return super().evaluate(x, y, *args, **kwargs)
-
-    @property
-    def _taken(self) -> Taken:
-        _, image_shape, classes = self.signature
-        # One class is refused with the network.
-        return Taken(self.threat.box, image_shape, classes if classes > 1 else None)
-
-    def check_network(self, images: np.ndarray | None = None, where: str = "network") -> None:
-        """Raise a one-line UserError, which begins with `where`, unless the network gives logits on
-        the first of the images [N, H, W, C], or on noise, and the eps fits them. `fit` does it."""
-        low, high = self.threat.box
-        if images is None:
-            shape = (SOME, *(side or 32 for side in self.signature.image_shape))
-            images = np.random.default_rng(0).uniform(low, high, shape).astype(np.float32)
-        check_threat(self.threat, images.shape[1:])
-
-        def logits(points: tf.Tensor) -> tf.Tensor:
-            named = {name: tf.ones(len(points)) for name in self.network_inputs}
-            return self.run({**named, "image": points} if len(named) > 1 else points, "eval")
-
-        check_trained(self.network, logits, images, self.threat.box, where)
-
-    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
-        # Keras's own fails on several machines (keras#20585). The network comes built, so that
-        # only the optimizer is left to build.
-        if isinstance(self.distribute_strategy, tf.distribute.MultiWorkerMirroredStrategy):
-            if not self.optimizer.built:
-                self.optimizer.build(self.trainable_variables)
-        else:
-            super()._maybe_symbolic_build(iterator, data_batch)
-
-    def compile_from_config(self, config: dict[str, Any]) -> None:
-        self.compile(**keras.saving.deserialize_keras_object(config))
-        self.optimizer.build(self.trainable_variables)
-
     def as_batch(self, data: Any, requires: Sequence[str] = ()) -> Batch:
         """`tfrobust.methods.batch.as_batch`; a step gives what the method requires."""
         name = type(self).__name__
         return as_batch(data, requires, name, self._taken.classes, self.threat.box)
-
-    def get_config(self) -> dict[str, Any]:
-        """Every constructor argument is an attribute of the same name."""
-        names = parameters(type(self))
-        return {n: keras.saving.serialize_keras_object(getattr(self, n)) for n in names}
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:
-        deserialize = keras.saving.deserialize_keras_object
-        return cls(**{k: deserialize(v, custom_objects) for k, v in config.items()})
 
 
 def _for_keras(logs: dict[str, Any]) -> dict[str, Any]:

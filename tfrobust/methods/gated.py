@@ -1,0 +1,127 @@
+"""What Keras asks of a model that is trained: compile, fit, evaluate, to be saved and loaded.
+
+`fit` and `evaluate` pass the gate.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfrobust.gate import (
+    SOME,
+    Taken,
+    check_data,
+    check_threat,
+    check_trained,
+    check_validation,
+    refusals,
+)
+from tfrobust.methods.batch import weighing
+from tfrobust.models.neutral import neutral
+from tfrobust.models.signature import Signature
+from tfrobust.registry import parameters, require
+from tfrobust.threat import Threat
+
+
+class GatedModel(keras.Model):
+    """A Keras model that trains a network against a threat: `RobustModel`, without its step."""
+
+    network: keras.Model
+    threat: Threat
+    signature: Signature
+    network_inputs: Sequence[str]
+
+    def run(self, inputs: Any, mode: str) -> tf.Tensor:
+        """Return the logits [B, C] of the network in a mode of `RobustModel`."""
+        raise NotImplementedError
+
+    @neutral()
+    def compile(self, optimizer: Any = "sgd", *, jit_compile: bool = False, **kwargs: Any) -> None:
+        """As Keras, without losses and metrics: the method brings its own.
+
+        XLA is off unless asked for: on CPU these steps take 1.5 to 1.8 times as long. A network
+        that computes in float16 gets a LossScaleOptimizer.
+        """
+        for name in ("loss", "metrics", "weighted_metrics", "loss_weights"):
+            require(kwargs.pop(name, None) is None, name, "none (the method brings its own)", "one")
+        optimizer = keras.optimizers.get(optimizer)
+        # Keras looks at the policy of this model, which is float32, not at the network's.
+        half = any(layer.compute_dtype == "float16" for layer in self.network._flatten_layers())
+        if half and not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+            optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+        super().compile(optimizer, jit_compile=jit_compile, **kwargs)
+
+    # Keras casts arrays to the user's `floatx`.
+    predict = neutral()(keras.Model.predict)
+
+    @neutral()
+    def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As Keras. What is not fit to train on is a UserError before a weight moves: images
+        outside the threat's box, labels that are no class numbers, a network of probabilities."""
+        given = inspect.signature(super().fit).bind(x, y, *args, **kwargs).arguments
+        weights = given.pop("class_weight", None)
+        given["x"], given["y"] = check_data(x, y, self._taken)
+        if given.get("validation_data") is not None:
+            given["validation_data"] = check_validation(given["validation_data"], self._taken)
+        images = given["x"].get("image") if isinstance(given["x"], Mapping) else given["x"]
+        self.check_network(images if isinstance(images, np.ndarray) else None)
+        with refusals(), weighing(self, weights):
+            return super().fit(**given)
+
+    @neutral()
+    def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As Keras, for what `fit` takes."""
+        if not kwargs.get("_use_cached_eval_dataset"):  # by which `fit` validates what it checked
+            x, y = check_data(x, y, self._taken)
+        with refusals():
+            return super().evaluate(x, y, *args, **kwargs)
+
+    @property
+    def _taken(self) -> Taken:
+        _, image_shape, classes = self.signature
+        # One class is refused with the network.
+        return Taken(self.threat.box, image_shape, classes if classes > 1 else None)
+
+    def check_network(self, images: np.ndarray | None = None, where: str = "network") -> None:
+        """Raise a one-line UserError, which begins with `where`, unless the network gives logits on
+        the first of the images [N, H, W, C], or on noise, and the eps fits them. `fit` does it."""
+        low, high = self.threat.box
+        if images is None:
+            shape = (SOME, *(side or 32 for side in self.signature.image_shape))
+            images = np.random.default_rng(0).uniform(low, high, shape).astype(np.float32)
+        check_threat(self.threat, images.shape[1:])
+
+        def logits(points: tf.Tensor) -> tf.Tensor:
+            named = {name: tf.ones(len(points)) for name in self.network_inputs}
+            return self.run({**named, "image": points} if len(named) > 1 else points, "eval")
+
+        check_trained(self.network, logits, images, self.threat.box, where)
+
+    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+        # Keras's own fails on several machines (keras#20585). The network comes built, so that
+        # only the optimizer is left to build.
+        if isinstance(self.distribute_strategy, tf.distribute.MultiWorkerMirroredStrategy):
+            if not self.optimizer.built:
+                self.optimizer.build(self.trainable_variables)
+        else:
+            super()._maybe_symbolic_build(iterator, data_batch)
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        self.optimizer.build(self.trainable_variables)
+
+    def get_config(self) -> dict[str, Any]:
+        """Every constructor argument is an attribute of the same name."""
+        names = parameters(type(self))
+        return {n: keras.saving.serialize_keras_object(getattr(self, n)) for n in names}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:
+        deserialize = keras.saving.deserialize_keras_object
+        return cls(**{k: deserialize(v, custom_objects) for k, v in config.items()})
