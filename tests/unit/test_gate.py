@@ -14,6 +14,7 @@ from pipelines import config as configs
 from pipelines.spec import parse
 from tests.unit.test_data import fails
 from tfrobust import FGSM, Adv, Threat
+from tfrobust.data import from_arrays
 from tfrobust.gate import check_images, check_labels, check_threat
 from tfrobust.registry import UserError
 
@@ -225,6 +226,19 @@ def test_what_fits_is_trained_on() -> None:
         given = CONTAINERS[container](X / X.max() * np.float32(1 + 1e-7), labels[place % 3])
         losses = model.fit(**given, verbose=0).history["loss"]
         assert np.isfinite(losses).all(), container
+
+
+def test_a_layout_that_was_said_is_not_asked_about_again() -> None:
+    """[12, 1, 8, 12] are images of height 1, says who gives them."""
+    x = RNG.random((12, 1, 8, 12)).astype("float32")
+    said: Any = {"training": False, "layout": "channels_last"}
+    layers = [keras.layers.Flatten(), keras.layers.Dense(3)]
+    model = Adv(keras.Sequential([keras.Input((1, 8, 12)), *layers]), threat=Threat("linf", 0.1))
+    model.compile("sgd")
+    data = from_arrays(x, Y, 4, **said)
+    model.fit(data, validation_data=data, verbose=0)
+    assert int(model.step) == 3
+    assert "looks like channels first" in fails(lambda: model.fit(x, Y, verbose=0))
 
 
 @pytest.mark.parametrize(

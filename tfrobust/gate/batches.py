@@ -18,6 +18,7 @@ from tfrobust.registry import UserError, require
 
 MARK = "tfrobust refuses"  # opens the message of an assertion that `refusals` reads
 REFUSED = re.compile(rf"{MARK} (.*?)>>\] \[(\S+)\] \[(\S+)\] \[(\d+)\]")
+ASKED = "index"  # an entry of batches that are of a Split, which has asked for the layout
 Names = tuple[str, str]
 
 
@@ -48,17 +49,15 @@ def check_data(x: Any, y: Any, taken: Taken, names: Names = ("x", "y")) -> tuple
         return x, y
     if isinstance(x, Mapping):
         inner = ("image", "label") if names == ("x", "y") else names
-        parts, labels = dict(x), x.get("label", y)
-        images, labels = check_data(x.get("image"), labels, taken, inner)
-        parts |= {"image": images} if "image" in x else {}
-        if "label" in x:
-            return parts | {"label": labels}, y
-        return parts, labels
+        if "image" not in x:
+            return x, y
+        images, labels = _check_arrays(
+            x["image"], x.get("label", y), taken, inner, "channels_last" if ASKED in x else None
+        )
+        parts = {**x, "image": images}
+        return (parts | {"label": labels}, y) if "label" in x else (parts, labels)
     if hasattr(x, "__array__") or isinstance(x, list | tuple):
-        x = check_images(x, names[0], taken.box)
-        if taken.image_shape is not None:
-            check_size(x.shape, taken.image_shape, names[0])
-        return x, y if y is None else check_labels(y, len(x), taken.classes, names[1])
+        return _check_arrays(x, y, taken, names)
     return x, y  # a PyDataset or a generator: the step looks at its batches
 
 
@@ -150,12 +149,20 @@ def _refusal(line: str, least: float, most: float, odd: float) -> str:
     return f"{line} {'NaN or infinite values' if odd else f'{least:g} to {most:g}{hint}'}"
 
 
+def _check_arrays(
+    x: Any, y: Any, taken: Taken, names: Names, layout: str | None = None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    images = check_images(x, names[0], taken.box, layout=layout)
+    if taken.image_shape is not None:
+        check_size(images.shape, taken.image_shape, names[0])
+    return images, y if y is None else check_labels(y, len(images), taken.classes, names[1])
+
+
 def _check_spec(spec: Any, taken: Taken, names: Names) -> None:
     """Raise a UserError unless the batches of a tf.data.Dataset have the shapes and dtypes of
     images and labels, as far as these are known."""
     x, y, _ = keras.utils.unpack_x_y_sample_weight(spec)
-    # Batches with an index are of a Split, which has asked for the layout.
-    indexed = isinstance(x, Mapping) and "index" in x
+    asked = isinstance(x, Mapping) and ASKED in x
     image = x.get("image") if isinstance(x, Mapping) else x
     label = x.get("label", y) if isinstance(x, Mapping) else y
     if isinstance(image, tf.TensorSpec):
@@ -166,7 +173,7 @@ def _check_spec(spec: Any, taken: Taken, names: Names) -> None:
             shape = tuple(image.shape)
             unbatched = " (batch the data set)" if len(shape) == 3 else ""
             require(len(shape) == 4, names[0], f"batches [B, H, W, C]{unbatched}", shape)
-            if not indexed:
+            if not asked:
                 ask_layout(shape, names[0])
             if taken.image_shape is not None:
                 check_size(shape, taken.image_shape, names[0])
