@@ -118,7 +118,7 @@ def test_one_output_is_told_how_to_become_two() -> None:
 
 def broken(x: Any) -> Any:
     """NaN where the first pixel is above one half."""
-    logits = tf.reshape(x, [tf.shape(x)[0], -1])[:, :3]
+    logits = tf.reshape(x, [-1, 36])[:, :3]
     return tf.where(logits[:, :1] > 0.5, np.nan, logits)
 
 
