@@ -12,8 +12,9 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pipelines.network import network_file
 from pipelines.sections import Data, EvaluationOptions, ExtraData, Search, Train
-from pipelines.spec import FACTS, SEARCHING, STAGES, network_file
+from pipelines.spec import FACTS, SEARCHING, STAGES
 from pipelines.suite import Entry, SuiteFile
 from tfrobust.attacks import ATTACKS
 from tfrobust.data import DATASETS

@@ -14,13 +14,13 @@ import numpy as np
 from pipelines import config as configs
 from pipelines.fingerprint import fingerprint
 from pipelines.folder import Folder
+from pipelines.network import check_fit
 from pipelines.sections import TRAINED
 from pipelines.spec import (
     FACTS,
     STAGES,
     Spec,
     attack_files,
-    check_fit,
     listed_attacks,
     training_attacks,
 )

@@ -56,11 +56,11 @@ MISTAKES = {
     ("optimizer={name: adamw, weight_decay: -1}",): "optimizer.weight_decay: expected a number",
     ("method=null", "stages=[attack_eval]"): "model.path: expected the network to evaluate",
     ("method.attack={name: saved_images, path: x.npz}",): "method.attack: expected an attack that",
-    ("method.attack={name: transfer, source: x}",): "method.attack.source: expected a .keras file",
+    ("method.attack={name: transfer, source: x}",): "method.attack.source: expected a .keras",
     ("method.attack=rays", "threat.norm=l2"): "method.attack.threat.norm: expected linf for RayS",
     ("attacks=[pgd, rays]", "threat.norm=l2"): r"attacks\[1\].threat.norm: expected linf for RayS",
     ("optimizer.learning_rate=-1",): "optimizer.learning_rate: expected a number > 0",
-    ("attacks={name: transfer, source: nowhere}",): r"attacks\[0\].source: expected a .keras file",
+    ("attacks={name: transfer, source: nowhere}",): r"attacks\[0\].source: expected a .keras",
     ("attacks={name: saved_images, path: no.npz}",): r"attacks\[0\].path: expected an .npz file",
     ("evaluation.mode=cascad",): "evaluation.mode: .*did you mean 'cascade'",
     ("model.filters=[0]",): "model.filters, kernel, units: expected numbers >= 1",
@@ -135,12 +135,12 @@ def test_tensorflows_greeting_is_left_out_and_nothing_else(
     )
     config = SimpleNamespace(list_physical_devices=lambda: os.write(2, (greeting + kept).encode()))
     monkeypatch.setitem(sys.modules, "tensorflow", SimpleNamespace(config=config))
-    pipelines._load_tensorflow()
+    pipelines._load_quietly()
     assert capfd.readouterr().err == kept
 
     monkeypatch.setitem(sys.modules, "tensorflow", None)  # an import that fails
     with pytest.raises(ImportError):
-        pipelines._load_tensorflow()
+        pipelines._load_quietly()
     os.write(2, b"later")
     assert capfd.readouterr().err == "later"
 
