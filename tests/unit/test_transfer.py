@@ -109,6 +109,10 @@ def test_titles_name_the_surrogate() -> None:
     ):
         assert Transfer(source, pgd).title == f"Transfer PGD-5 from {name}"
     assert Transfer("x", pgd, "probabilities").title == "Transfer PGD-5 from x probabilities"
+    named = Transfer("x", pgd, output="scores", signature="predict")
+    assert named.title == "Transfer PGD-5 from x scores predict"
+    assert named.settings(THREAT)["output"] == "scores"
+    assert not {"output", "signature"} & set(Transfer("x", pgd).settings(THREAT))
     assert SavedImages("runs/a/theirs.npz").title == "Saved images theirs"
 
 
@@ -123,6 +127,12 @@ def test_a_surrogate_that_does_not_fit(source: Path, linear: Callable[..., Any])
     assert text == "source: expected a network of images (4, 1, 1), received (2, 2, 1)"
     text = message(attack, linear(three), X)
     assert text == "source: expected a network of 3 classes, received 2"
+    one = linear(W)
+    both = keras.Model(one.input, {"a": one.output, "b": 2 * one.output})
+    both.save(source / "both.keras")
+    two = str(source / "both.keras")
+    assert "name that of the logits by output" in message(Transfer(two), one, X)
+    np.testing.assert_allclose(Transfer(two, output="b").surrogate(X), 2 * one(X), rtol=1e-6)
     assert message(Transfer("none"), linear(W), X).startswith("source: expected a .keras or .h5")
 
 

@@ -27,14 +27,18 @@ class Transfer(Attack):
     A network whose own gradients are of no use still meets those of its surrogate. The attacked
     network is asked once about each example; the passes of the surrogate do not count.
 
-    source: the surrogate: a run folder, a .keras file or a SavedModel, opened when first used.
+    source: the surrogate: a run folder, a .keras or .h5 file or a SavedModel, opened when first
+    used.
     attack: what is run on it, an Attack or its name and settings as in a config.
-    outputs: what the surrogate gives, "logits" or "probabilities".
+    outputs: what the surrogate gives, "logits", "probabilities" or "sigmoids". output, signature:
+    the names of those that count, where it has several.
     """
 
     source: str
     attack: Any = PGD(steps=1000)
     outputs: str = "logits"
+    output: str | None = None
+    signature: str | None = None
 
     def __post_init__(self) -> None:
         choose("outputs", self.outputs, OUTPUTS)
@@ -49,11 +53,13 @@ class Transfer(Attack):
         name = path.parent.name if path.name in ("model.keras", "saved_model") else path.name
         words = [f"Transfer {self.attack.title} from {name or self.source}"]
         words += [self.outputs] if self.outputs != "logits" else []
+        words += [named for named in (self.output, self.signature) if named is not None]
         return " ".join(words)
 
     def settings(self, threat: Threat) -> dict[str, Any]:
         """As everywhere, with those of the surrogate's attack."""
-        return super().settings(threat) | {"attack": self.attack.settings(threat)}
+        settings = super().settings(threat) | {"attack": self.attack.settings(threat)}
+        return {key: value for key, value in settings.items() if value is not None}
 
     @property
     def files(self) -> list[Path]:
@@ -75,7 +81,9 @@ class Transfer(Attack):
     def surrogate(self) -> SavedNetwork:
         """The surrogate, read once. Raises UserError."""
         with tf.init_scope():  # its weights are no part of the graph that calls it first
-            return load_network(self.source, self.outputs, "source")
+            return load_network(
+                self.source, self.outputs, "source", output=self.output, signature=self.signature
+            )
 
     def run(
         self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, *, threat: Threat, seed: Any
