@@ -1,0 +1,90 @@
+"""The distance of the nearest class to first order: closed forms, and class by class."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.unit.test_checks import BLACK, W, X, checks_module, honest, rounded, seen
+from tfrobust import Threat
+from tfrobust.evaluation import Result
+from tfrobust.evaluation.checks import first_order
+from tfrobust.evaluation.first_order import first_order_distances
+
+
+@pytest.mark.parametrize(("norm", "q"), [("linf", 1), ("l2", 2), ("l1", np.inf)])
+def test_first_order_distance_in_closed_form(norm: str, q: float) -> None:
+    logits = honest(X).numpy()
+    order = np.sort(logits, axis=1)
+    rows = np.arange(len(X))
+    y = logits.argmax(axis=1)
+    margin = logits[rows, y][:, None] - logits
+    between = np.linalg.norm(W.T[y][:, None] - W.T[None], ord=q, axis=2)
+    margin[rows, y], between[rows, y] = np.inf, 1
+    distance = (margin / between).min(axis=1)
+    squares = (np.linalg.norm(W.T, ord=q, axis=1) ** 2).sum()
+    bound = (order[:, 2] - order[:, 1]) / np.sqrt(2 * squares)
+    check = first_order(seen(honest, threat=Threat(norm, 0.05)))
+    assert (bound <= distance + 1e-6).all()
+    assert check.value == pytest.approx(np.median(bound), rel=1e-4)
+    assert f"class is {np.median(distance):.3g} (more" in check.text
+    assert f"more than eps at {(distance > 0.05).sum()} of 60" in check.text
+    assert f"more than eps at {(bound > 0.05).sum()}, of" in check.text
+    assert not check.warns
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_class_by_class_is_the_whole_jacobian(norm: str) -> None:
+    """On a network that is not linear, with classes and images that share no number."""
+    rng = np.random.default_rng(4)
+    a, b = (rng.normal(size=s).astype("float32") for s in ((12, 16), (16, 7)))
+
+    def network(x: Any) -> Any:
+        return tf.tanh(tf.reshape(x, [-1, 12]) @ a) @ b
+
+    x = tf.constant(rng.random((9, 2, 2, 3)), tf.float32)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        logits = network(x)
+    slopes = tape.batch_jacobian(logits, x).numpy().reshape(9, 7, 12)
+    y, rows, q = logits.numpy().argmax(1), np.arange(9), {"linf": 1, "l2": 2, "l1": np.inf}[norm]
+    margin = logits.numpy()[rows, y][:, None] - logits.numpy()
+    between = np.linalg.norm(slopes[rows, y][:, None] - slopes, ord=q, axis=2)
+    margin[rows, y], between[rows, y] = np.inf, 1
+    squares = (np.linalg.norm(slopes, ord=q, axis=2) ** 2).sum(1)
+    for look in (first_order_distances, tf.function(first_order_distances, autograph=False)):
+        bound, distance = look(network, x, tf.constant(y, tf.int32), norm)
+        np.testing.assert_allclose(distance, (margin / between).min(1), rtol=1e-4)
+        np.testing.assert_allclose(bound, margin.min(1) / np.sqrt(2 * squares), rtol=1e-4)
+
+
+def test_first_order_takes_few_images_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block of 3 images of 4 pixels, and no gradient but those of one class at a time."""
+    sizes, networks = [], []
+
+    def counted(x: Any) -> Any:
+        tf.py_function(lambda n: sizes.append(int(n)), [tf.shape(x)[0]], [])
+        networks.append(1)
+        return honest(x)
+
+    expected = first_order(seen(honest))
+    look = seen(counted)
+    sizes.clear()
+    networks.clear()
+    monkeypatch.setattr(checks_module, "PIXELS", 12)
+    found = first_order(look)
+    assert found.value == pytest.approx(expected.value, rel=1e-6) and found.text == expected.text
+    assert sizes == [3] * 20 and networks == [1]
+
+
+def test_images_that_fall_though_their_boundary_is_far_to_first_order() -> None:
+    clean = Result("clean", np.ones(60, bool), 0.0)
+    broken = Result("Square", np.arange(60) >= 7, 0.0, BLACK, 60, 60)
+    check = first_order(seen(rounded, results=[clean, broken]))
+    assert check.warns and "attacks broke 7)" in check.text
+    assert check.value is None  # infinite
+    json.dumps(check.value, allow_nan=False)
