@@ -249,6 +249,16 @@ def test_checks_curves_and_pictures_of_a_folder_and_its_page(tmp_path: Path) -> 
     assert (tmp_path / "valley.npz").stat().st_mtime_ns == seen
 
 
+def test_of_fewer_attacks_the_checks_are_taken_again(tmp_path: Path) -> None:
+    """The first one's row stands; its checks spoke of the second one too."""
+    evaluated(tmp_path, [HALF, {"name": "square", "queries": 3}], check=True)
+    lines = evaluated(tmp_path, [HALF], check=True)
+    assert lines.attacks == [] and (tmp_path / "evaluation.1" / "valley.npz").is_file()
+    record = Record.load(tmp_path)
+    assert [row.name for row in record.attacks] == ["half"] and record.closing is not None
+    assert "Square" not in str(record.checks) and (tmp_path / "valley.npz").is_file()
+
+
 def test_what_follows_the_attacks_cannot_cost_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

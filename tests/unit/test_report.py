@@ -355,6 +355,18 @@ def test_rendering_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     assert write_report(tmp_path / "run").read_bytes() == first
 
 
+def test_a_record_of_today_makes_the_page_of_a_file_of_before(tmp_path: Path) -> None:
+    """Byte for byte, where every attack saw all images."""
+    run = make_run(tmp_path / "run")
+    first = write_report(run).read_bytes()
+    record = Record.load(run)
+    record.schema_version = 1
+    record.threat.box = [0.0, 1.0]
+    record.save(run)
+    assert "schema_version" in (run / "eval.json").read_text()
+    assert write_report(run).read_bytes() == first
+
+
 def test_missing_evaluation_names_the_stage(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     (run / "eval.json").unlink()

@@ -196,7 +196,9 @@ class Recorder:
                 Result(trial.name, right, seconds, trial, *counts, provenance=row.provenance)
             )
             self.former[row.name] = right
-        if [row.name for row in kept] == [trial.name for trial in self.trials]:
+        names = [trial.name for trial in self.trials]
+        if not reason and [row.name for row in rows] == names and len(self.finished) > len(names):
+            # Nothing was moved aside, nothing is new, and the clean result stands too.
             self._keep(before, "checks", "curve", "eps_curve", "closing")
 
     def _difference(self, before: Record, flags: Flags) -> str | None:
