@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
-import tensorflow as tf
 
 from tfrobust.distribution import worker
 from tfrobust.evaluation.cascade import run
@@ -18,6 +17,7 @@ from tfrobust.evaluation.pictures import Pictures
 from tfrobust.evaluation.record import CheckRow, CurveRow, EpsRow, Provenance
 from tfrobust.evaluation.recorder import Recorder
 from tfrobust.evaluation.results import Check, Result, worst_case
+from tfrobust.evaluation.seen import reason
 from tfrobust.evaluation.trials import Trial
 from tfrobust.provenance import circumstances
 from tfrobust.threat import Threat
@@ -67,7 +67,7 @@ class Closing:
             except Exception as error:
                 if worker()[1] > 1:  # the workers go on together, or not at all
                     raise
-                text = f"Not measured: {_reason(error)}"
+                text = f"Not measured: {reason(error)}."
                 record.checks = [*record.checks, CheckRow(name=name, text=text, warns=False)]
                 details.say(f"warning: {name}: {text}")
                 return None
@@ -113,10 +113,3 @@ class Closing:
             row = CurveRow(**point, clean_accuracy=clean, robust_accuracy=robust)
             record.curve = [*record.curve[:place], row]
             recorder.save()
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, tf.errors.ResourceExhaustedError | MemoryError):
-        return "out of memory"
-    line = " ".join(str(error).split())[:200]
-    return line or type(error).__name__

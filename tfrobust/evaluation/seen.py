@@ -110,7 +110,7 @@ def named(name: str) -> Callable[[Callable[[Seen], Measured]], Callable[[Seen], 
             except Exception as error:
                 if worker()[1] > 1:  # the others wait for this one's numbers
                     raise
-                return Check(name, None, f"Not measured: {_reason(error)}.", False)
+                return Check(name, None, f"Not measured: {reason(error)}.", False)
             finite = value is not None and math.isfinite(value)
             return Check(name, float(value) if finite else None, text, bool(warns))
 
@@ -119,7 +119,7 @@ def named(name: str) -> Callable[[Callable[[Seen], Measured]], Callable[[Seen], 
     return decorate
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """An error in one line."""
     if isinstance(error, MemoryError | OutOfMemory | tf.errors.ResourceExhaustedError):
         return "the memory does not suffice; lower the batch size"
