@@ -171,7 +171,7 @@ def _check_outputs(
     if count:
         line = "%s: NaN or infinite logits for %d of %d images, which count as wrong"
         logging.warning(line, name, count, total)
-    kind = _kind(network, run, images, values[finite], box)
+    kind = kind_of_network(network, run, images, values[finite], box)
     if values.shape[1] == 1:
         one, two = "one logit z", "tf.concat([tf.zeros_like(z), z], 1)"
         if kind != "logits":
@@ -190,7 +190,9 @@ def _check_outputs(
     raise UserError(f"{name}: expected logits, received {what}; attacks need logits: {way}")
 
 
-def _kind(network: Any, run: LogitsFn, images: np.ndarray, values: np.ndarray, box: Box) -> str:
+def kind_of_network(
+    network: Any, run: LogitsFn, images: np.ndarray, values: np.ndarray, box: Box = (0.0, 1.0)
+) -> str:
     """Return the kind of a network's finite outputs [n, C]. The last layer of a Keras network tells
     it; of others the outputs do, if all are in [0, 1], with those of images so far outside the box
     that the logits of any network leave it."""

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfrobust.gate import in_unit, kind_of_outputs
+from tfrobust.gate import in_unit, kind_of_network
 from tfrobust.models.files import EXPORTED, load_keras, model_files, saved_model
 from tfrobust.models.signature import (
     NAME_OUTPUT,
@@ -84,9 +84,9 @@ class SavedNetwork:
         """Raise a UserError unless it takes such images and its outputs on them are what `outputs`
         says. where: the name of the network in errors."""
         self.require_images(images.shape[1:], where)
-        given = dataclasses.replace(self, outputs="logits")(images)
-        values = np.asarray(given, np.float64)
-        seen = kind_of_outputs(values)
+        plain = dataclasses.replace(self, outputs="logits")
+        values = np.asarray(plain(images), np.float64)
+        seen = kind_of_network(plain, plain, images, values)
         if seen == "logits" and self.outputs == "sigmoids" and in_unit(values):
             seen = "sigmoids"
         require(
