@@ -54,7 +54,8 @@ def test_every_method_through_every_stage(method: str, tmp_path: Path) -> None:
         together &= flags[attack["name"]]
     assert evaluation["robust_accuracy"] == together.mean()
     assert set(evaluation["versions"]) == {"tfrobust", "tensorflow", "keras", "numpy", "python"}
-    assert evaluation["threat"] == {"norm": "linf", "eps": 0.15} and evaluation["seed"] == 0
+    threat = {"norm": "linf", "eps": 0.15, "box": [0.0, 1.0]}
+    assert evaluation["threat"] == threat and evaluation["seed"] == 0
 
     network = keras.saving.load_model(folder / "model.keras", compile=False)
     served = tf.saved_model.load(str(folder / "saved_model"))

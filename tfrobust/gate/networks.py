@@ -40,16 +40,23 @@ class Scaled(NamedTuple):
 
 def inference(logits_fn: LogitsFn) -> LogitsFn:
     """Return the callable in inference mode: with training=False where it takes `training`, as
-    every Keras network does. One to which `training` is bound already stays as it is."""
+    every Keras network does; of that its one output, whatever container it comes in. One to which
+    `training` is bound already stays as it is."""
     function: Any = logits_fn
     if isinstance(function, partial) and "training" in function.keywords:
         return function
+    if isinstance(function, keras.Layer):
+        return lambda images: _one(function(images, training=False))
     return partial(function, training=False) if _takes_training(function) else function
 
 
+def _one(outputs: Any) -> Any:
+    """The one output of a Keras network; of several the container, which is refused as it is."""
+    flat = keras.tree.flatten(outputs)
+    return flat[0] if len(flat) == 1 else outputs
+
+
 def _takes_training(function: Any) -> bool:
-    if isinstance(function, keras.Layer):
-        return True
     try:
         return "training" in inspect.signature(function).parameters
     except (TypeError, ValueError):  # one that does not tell its parameters
