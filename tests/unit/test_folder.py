@@ -225,6 +225,9 @@ def test_links_are_followed(folder: Path, tmp_path: Path) -> None:
     test = source.load("test")
     np.testing.assert_array_equal(test.labels, [0, 0, 1, 1, 1])
     assert test.take([0, 2]).as_float().shape == (2, 8, 8, 3)
+    (linked / "val" / "loop").symlink_to("loop")  # to itself, as no folder and no image
+    (linked / "val" / "a" / "2.png").symlink_to("2.png")
+    assert len(open_folder(str(linked), image_size=8).load("test")) == 6
     with pytest.raises(UserError, match=f"^{linked}/val/a/1.png: .*no file, or a link to none"):
         test.as_float()
 

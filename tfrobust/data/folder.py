@@ -62,7 +62,7 @@ def images_of(place: Path) -> tuple[dict[str, list[str]], list[str]]:
     else that lies there and in the class folders. Links are followed."""
     classes, left_out = {}, []
     for entry in _entries(place):
-        if not entry.is_dir() or entry.name.startswith(".") or entry.name in NO_CLASSES:
+        if not os.path.isdir(entry) or entry.name.startswith(".") or entry.name in NO_CLASSES:
             left_out.append(entry.path)
             continue
         files = _entries(entry.path)
@@ -77,8 +77,9 @@ def _entries(place: str | Path) -> list[os.DirEntry[str]]:
 
 
 def _is_image(file: os.DirEntry[str]) -> bool:
+    # Not file.is_dir(), which raises for a link that leads to itself.
     named = file.name.lower().endswith(ENDINGS) and not file.name.startswith(".")
-    return named and not file.is_dir()
+    return named and not os.path.isdir(file)
 
 
 @functools.cache
