@@ -61,6 +61,13 @@ def unregistered(d: Path) -> Path:
     return d
 
 
+def unregistered_h5(d: Path) -> Path:
+    layer = keras.saving.register_keras_serializable("mine")(type("Odd", (Unregistered,), {}))
+    keras.Sequential([keras.Input((2, 2, 1)), layer(), keras.layers.Flatten()]).save(d / "m.h5")
+    del keras.saving.get_custom_objects()["mine>Odd"]
+    return d / "m.h5"
+
+
 def empty(d: Path) -> Path:
     (d / "model.keras").touch()
     return d
@@ -129,6 +136,7 @@ def with_code(folder: Path) -> Path:
     ("write", "message"),
     [
         (with_code, "it holds code (Lambda); if you trust it, network = keras.saving.load_model('"),
+        (unregistered_h5, "Odd is not known here; where it is, network.export(FOLDER) makes"),
         (unregistered, "Unregistered is not known here; where it is, network.export(FOLDER) makes"),
         (two_heads, "received 2: features, scores; name that of the logits by output (model.out"),
         (two_inputs, "path: expected a network with one input, received 2: left, right"),

@@ -29,7 +29,7 @@ UNSAFE = (
     "safe_mode=False), and "
 )
 HDF5 = b"\x89HDF\r\n\x1a\n"
-UNKNOWN = re.compile(r"(?:Could not locate (?:class|function)|Unknown [\w ]+:) '(\w+)'")
+UNKNOWN = re.compile(r"(?:Could not locate (?:class|function)|Unknown [\w ]+:) '(?:[^'>]+>)?(\w+)'")
 
 
 def saved_model(path: str | Path) -> Path | None:
