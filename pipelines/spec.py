@@ -102,7 +102,7 @@ def parse(name: str, config: dict[str, Any]) -> Spec:
     for where, attack in training_attacks(method, train).items():
         fits = not isinstance(attack, SavedImages)
         require(fits, where, "an attack that makes its images", "saved_images")
-        located(where, attack.check, _training_threat(threat, train))
+        located(where, attack.check, _training_threat(threat, train), data.source.image_shape)
     attack_files(training_attacks(method, train))
     if method is not None:  # the constructor checks its values: on a small stand-in, at once
         stand_in = _stand_in(top.get("model") or {}, method, train)
@@ -121,6 +121,8 @@ def parse(name: str, config: dict[str, Any]) -> Spec:
     )
     _check_inputs(evaluation, top.get("model") or {})
     listed = trials(top.get("attacks", []), threat)
+    for trial in listed:
+        located("attacks", trial.attack.check, threat, data.source.image_shape)
     attack_files(listed_attacks(listed))
     if "paper" in top:
         config = {**config, "paper": _paper(top["paper"])}

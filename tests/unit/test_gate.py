@@ -13,7 +13,7 @@ import tensorflow as tf
 from pipelines import config as configs
 from pipelines.spec import parse
 from tests.unit.test_data import fails
-from tfrobust import FGSM, Adv, Threat
+from tfrobust import FGSM, PGD, Adv, Threat
 from tfrobust.data import from_arrays
 from tfrobust.gate import check_images, check_labels, check_threat
 from tfrobust.registry import UserError
@@ -44,6 +44,7 @@ def test_rounding_is_moved_into_the_box_and_no_more_is() -> None:
     ("images", "message"),
     [
         (X.astype("uint8"), "x: expected float images in [0, 1], received 'uint8'; divide them by"),
+        (X.astype("uint16"), "received 'uint16'; divide them by the most that they can hold, 655"),
         (X > 0.5, "received 'bool'; cast them to float32"),
         (X.astype(complex), "received 'complex128'"),
         (np.full((2, 4, 4, 1), "a"), "received 'str32'"),
@@ -171,6 +172,22 @@ def test_a_mistake_is_one_line_before_a_weight_moves(container: str, mistake: st
         assert "validation_data" in line
 
 
+@pytest.mark.parametrize("eager", [False, True])
+def test_a_single_batch_is_looked_at(eager: bool) -> None:
+    model = Adv(network(), threat=Threat("linf", 0.1), validation_attack=FGSM())
+    model.compile("sgd", run_eagerly=eager)
+    for step in (model.train_on_batch, model.test_on_batch):
+        assert "x: expected float images in [0, 1]" in fails(lambda s=step: s(255 * X, Y))
+        assert "y: expected class numbers 0 to 2" in fails(lambda s=step: s(X, Y + 1))
+        assert "Adv expected label beside image" in fails(lambda s=step: s(X))
+    assert int(model.step) == 0
+    assert np.isfinite(model.train_on_batch(X, Y)).all()
+    assert int(model.step) == 1
+    assert model.test_on_batch(X, Y, return_dict=True).keys() == model.evaluate(
+        X, Y, verbose=0, return_dict=True
+    ).keys()  # fmt: skip
+
+
 @pytest.mark.parametrize("container", ["tf.data", "PyDataset", "arrays"])
 def test_evaluate_refuses_the_same(container: str) -> None:
     model = Adv(network(), threat=Threat("linf", 0.1), validation_attack=FGSM())
@@ -194,11 +211,38 @@ def test_a_batch_on_one_of_two_devices(refused_on_two_devices: dict[str, Any]) -
     assert refused_on_two_devices == {"line": expected, "moved": 0.0}
 
 
-def test_under_xla_the_loss_is_nan(xla: None) -> None:
-    """Which has no assertions."""
-    model = Adv(network(), threat=Threat("linf", 0.1))
+def test_under_xla_a_data_set_is_looked_at_outside(xla: None) -> None:
+    """XLA has no assertions: of a generator the loss is NaN."""
+    model = Adv(network(), threat=Threat("linf", 0.1), validation_attack=FGSM())
     model.compile("sgd", jit_compile=True)
-    assert np.isnan(model.fit(stream(255 * X, Y), verbose=0).history["loss"][0])
+    late = X.copy()
+    late[9] = 2.0
+    for data in ({"x": stream(late, Y)}, {"x": X, "y": Y, "validation_data": stream(late, Y)}):
+        assert fails(lambda d=data: model.fit(**d, verbose=0)).endswith("to 2; divide them by 255")
+    assert "received 0 to 3" in fails(lambda: model.evaluate(stream(X, Y + (Y > 1)), verbose=0))
+    assert np.isfinite(model.fit(stream(X, Y), verbose=0).history["loss"]).all()
+    history = model.fit(generator(255 * X, Y), steps_per_epoch=1, verbose=0).history
+    assert np.isnan(history["loss"]).all()
+
+
+def unshaped(x: np.ndarray, y: np.ndarray) -> tf.data.Dataset:
+    def read(place: tf.Tensor) -> Any:
+        parts = tf.py_function(lambda i: (x[4 * i : 4 * i + 4], y[4 * i : 4 * i + 4]), [place],
+                               (tf.float32, tf.int64))  # fmt: skip
+        return tuple(parts)
+
+    return tf.data.Dataset.range(len(x) // 4).map(read)
+
+
+def test_a_stream_of_unknown_shapes_is_told_how_to_name_them() -> None:
+    model = Adv(network(), threat=Threat("linf", 0.1))
+    model.compile("sgd")
+    line = fails(lambda: model.fit(unshaped(X, Y), verbose=0))
+    way = "data.map(lambda x, y: (tf.ensure_shape(x, [None, H, W, C]), tf.ensure_shape(y, [None])))"
+    assert line.startswith(f"x: expected batches [B, H, W, C] ({way} gives them), received")
+    named = eval(way, {"tf": tf, "data": unshaped(X, Y), "H": 4, "W": 4, "C": 1})
+    model.fit(named, verbose=0)
+    assert int(model.step) == 3
 
 
 @pytest.mark.parametrize(
@@ -247,8 +291,33 @@ def test_a_layout_that_was_said_is_not_asked_about_again() -> None:
         ("threat.eps=8", "threat.eps: expected at most 1, .* .did you mean 8/255?"),
         ("train.eps=8", "train.eps: expected at most 1, .* .did you mean 8/255?"),
         ("threat={norm: l2, eps: 128}", "threat.eps: expected at most 8, the l2 width"),
+        ("method.attack={name: pgd, step_size: 2}", "method.attack.step_size: .* 2/255"),
+        ("train.validation_attack={name: pgd, step_size: 2}", "train.validation_attack.step_size"),
+        ("attacks=[{name: pgd, step_size: 2}]", r"attacks\[0\].step_size: .* 2/255"),
     ],
 )
-def test_an_eps_of_a_config(override: str, message: str) -> None:
+def test_an_eps_or_a_step_of_a_config(override: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         parse("mine", configs.load(configs.find("digits_adv"), [override]))
+
+
+@pytest.mark.parametrize("section", ["method.attack", "train.validation_attack", "attacks"])
+def test_a_step_of_a_config_longer_than_its_images(section: str) -> None:
+    """8 x 8 x 1 pixels: no way in L2 is longer than 8."""
+    attack = {"name": "pgd", "step_size": 9.0}
+    config = configs.load(configs.find("digits_adv"), ["threat={norm: l2, eps: 1}"])
+    name, _, key = section.partition(".")
+    config[name] = {**config[name], key: attack} if key else [attack]
+    with pytest.raises(UserError, match=f"{section}.step_size: expected a step within"):
+        parse("mine", config)
+
+
+def test_the_steps_of_both_attacks_fit_the_images() -> None:
+    far: Any = PGD(step_size=9.0)
+    for name in ("attack", "validation_attack"):
+        at_once = fails(lambda n=name: Adv(network(), threat=Threat("linf", 0.1), **{n: far}))
+        assert at_once.startswith(f"{name}.step_size: expected a step within the box [0, 1]")
+        model = Adv(network(), threat=Threat("l2", 0.1), **{name: far})  # 4 at most
+        model.compile("sgd")
+        assert fails(lambda m=model: m.fit(X, Y, verbose=0)).startswith(f"{name}.step_size: ")
+        assert int(model.step) == 0

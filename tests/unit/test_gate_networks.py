@@ -97,6 +97,23 @@ def test_training_is_refused_with_advice_that_works(
     model.fit(X, Y, verbose=0)
 
 
+def test_validation_alone_is_refused_too() -> None:
+    model = Adv(network(L.Softmax()), threat=THREAT)
+    model.compile("sgd")
+    for call in (model.evaluate, model.test_on_batch, model.train_on_batch):
+        assert "network: expected logits, received prob" in fails(lambda c=call: c(X, Y))
+
+
+@pytest.mark.parametrize("key", ["'logits'", "0"])
+def test_one_of_several_outputs_is_named(key: str) -> None:
+    made = network()
+    logits = made.outputs[0]
+    several = keras.Model(made.inputs, {"logits": logits} if key == "'logits'" else [logits] * 2)
+    way = f"lambda x: network(x)[{key}]"
+    assert f"(of several, as {way})" in fails(lambda: check_inputs(several, X, Y, THREAT))
+    check_inputs(eval(way, {"network": several}), X, Y, THREAT)
+
+
 def test_one_output_is_told_how_to_become_two() -> None:
     for end, two in (
         (None, "tf.zeros_like(z), z"),

@@ -195,7 +195,7 @@ class NeedsIndex(Adv):
 @pytest.mark.parametrize(
     ("method", "data", "message"),
     [
-        (Adv, (X.astype("uint8"), Y), "image: expected float in [0, 1], received 'uint8'"),
+        (Adv, (X.astype("uint8"), Y), "image: expected float images in [0, 1], received 'uint8'"),
         (
             Adv,
             (X, np.eye(3)[Y]),

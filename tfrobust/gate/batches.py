@@ -12,13 +12,26 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfrobust.gate.images import Box, ask_layout, check_images, check_size, divide, in_box, rounding
+from tfrobust.gate.images import (
+    Box,
+    ask_layout,
+    check_images,
+    check_size,
+    convert,
+    divide,
+    in_box,
+    rounding,
+)
 from tfrobust.gate.labels import check_labels
 from tfrobust.registry import UserError, require
 
 MARK = "tfrobust refuses"  # opens the message of an assertion that `refusals` reads
 REFUSED = re.compile(rf"{MARK} (.*?)>>\] \[(\S+)\] \[(\S+)\] \[(\d+)\]")
 ASKED = "index"  # an entry of batches that are of a Split, which has asked for the layout
+SHAPED = (  # what gives a data set the shapes that it does not know
+    "data.map(lambda x, y: (tf.ensure_shape(x, [None, H, W, C]), tf.ensure_shape(y, [None]))) "
+    "gives them"
+)
 Names = tuple[str, str]
 
 
@@ -166,24 +179,33 @@ def _check_spec(spec: Any, taken: Taken, names: Names) -> None:
     image = x.get("image") if isinstance(x, Mapping) else x
     label = x.get("label", y) if isinstance(x, Mapping) else y
     if isinstance(image, tf.TensorSpec):
-        dtype = image.dtype.name
-        hint = " (divide them by 255)" if image.dtype.is_integer else ""
-        require(image.dtype.is_floating, names[0], f"float images{hint}", dtype)
-        if image.shape.rank is not None:
-            shape = tuple(image.shape)
-            unbatched = " (batch the data set)" if len(shape) == 3 else ""
-            require(len(shape) == 4, names[0], f"batches [B, H, W, C]{unbatched}", shape)
-            if not asked:
-                ask_layout(shape, names[0])
-            if taken.image_shape is not None:
-                check_size(shape, taken.image_shape, names[0])
-    if isinstance(label, tf.TensorSpec) and label.shape.rank is not None:
+        check_image_spec(image, names[0], taken.box)
+        shape = tuple(image.shape)
+        if not asked:
+            ask_layout(shape, names[0])
+        if taken.image_shape is not None:
+            check_size(shape, taken.image_shape, names[0])
+    if isinstance(label, tf.TensorSpec):
         check_label_spec(label, names[1])
+
+
+def check_image_spec(image: Any, name: str, box: Box) -> None:
+    """Raise a UserError unless a tensor or its spec has the shape and dtype of images: float
+    [B, H, W, C]."""
+    dtype, shape = image.dtype, image.shape
+    if not dtype.is_floating:
+        received = f"{dtype.name!r}{convert(np.dtype(dtype.as_numpy_dtype), box)}"
+        raise UserError(f"{name}: expected {in_box(box)}, received {received}")
+    require(shape.rank is not None, name, f"batches [B, H, W, C] ({SHAPED})", "an unknown shape")
+    unbatched = " (batch the data set)" if shape.rank == 3 else ""
+    require(shape.rank == 4, name, f"batches [B, H, W, C]{unbatched}", tuple(shape))
 
 
 def check_label_spec(label: Any, name: str) -> None:
     """Raise a UserError unless a tensor or its spec has the shape and dtype of labels: a number or
     bool, [B] or [B, 1]."""
+    known = label.shape.rank is not None
+    require(known, name, f"class numbers [B] ({SHAPED})", "an unknown shape")
     dtype, shape = label.dtype, tuple(label.shape)
     valued = dtype.is_integer or dtype.is_floating or dtype.is_bool
     require(valued, name, "integer class numbers", dtype.name)

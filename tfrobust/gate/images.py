@@ -88,7 +88,7 @@ def check_image_form(
     if not is_float(dtype) and not (stored and dtype == np.uint8):
         expected = f"uint8 images, or {in_box(box)}" if stored else in_box(box)
         raise UserError(
-            f"{where}: expected {expected}, received {dtype.name!r}{_convert(dtype, box)}"
+            f"{where}: expected {expected}, received {dtype.name!r}{convert(dtype, box)}"
         )
     if layout is None:
         ask_layout(shape, where)
@@ -167,7 +167,10 @@ def divide(most: float, box: Box) -> str:
     return "; divide them by 255" if box == (0.0, 1.0) and 1.5 < most <= 255 else ""
 
 
-def _convert(dtype: np.dtype, box: Box) -> str:
+def convert(dtype: np.dtype, box: Box) -> str:
+    """Return the way out where images are of a dtype that is no float, or nothing."""
+    if dtype == np.uint16 and box == (0.0, 1.0):
+        return "; divide them by the most that they can hold, 65535 or 255"
     if dtype.kind in "iu":
         return "; divide them by 255" if box == (0.0, 1.0) else "; cast them to float32"
     return "; cast them to float32" if dtype.kind == "b" else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -162,6 +162,9 @@ def _check_pass(name: str, logits_fn: LogitsFn, image: np.ndarray) -> None:
     fits = tf.is_tensor(logits) and len(shape) == 2 and shape[0] == 1 and shape[1] >= 1
     received = f"{type(logits).__name__} of shape {shape}"
     expected = f"a TensorFlow function, a tensor of logits [1, C] for images {image.shape}"
+    if isinstance(logits, Mapping | list | tuple) and logits:
+        key = next(iter(logits)) if isinstance(logits, Mapping) else 0
+        expected += f" (of several, as lambda x: network(x)[{key!r}])"
     require(fits, name, expected, received)
 
 

@@ -21,7 +21,7 @@ from tfrobust.methods.gated import GatedModel
 from tfrobust.methods.means import Means
 from tfrobust.methods.table import Table
 from tfrobust.models.signature import forward, signature
-from tfrobust.registry import choose, require
+from tfrobust.registry import choose, located, require
 from tfrobust.threat import Threat
 
 MODES = ("eval", "train", "frozen")
@@ -148,6 +148,7 @@ class RobustModel(GatedModel):
         self.network, self.threat = network, threat
         self.attack = attack
         self.validation_attack = validation_attack or PGD(steps=10)
+        self.check_attacks()
         self.ramp_steps, self.l2, self.ema, self.seed = ramp_steps, l2, ema, seed
         self.num_examples, self.batch_size = num_examples, batch_size
         self.steps_per_epoch = steps_per_epoch
@@ -180,13 +181,17 @@ class RobustModel(GatedModel):
         expected = "an Attack" if kind is Attack else f"an attack that is a {kind.__name__}"
         require(attack is None or isinstance(attack, kind), "attack", expected, attack)
         attack = attack or self.default_attack
-        attack.check(threat)
         if isinstance(attack, GradientAttack) and self.crafting_loss is None:
             expected = f"none ({type(self).__name__} has an objective of its own)"
             require(attack.loss is None, "attack.loss", expected, attack.loss)
         elif isinstance(attack, GradientAttack) and attack.loss is None:
             attack = dataclasses.replace(attack, loss=self.crafting_loss)
         return attack
+
+    def check_attacks(self, image_shape: tuple[int, ...] | None = None) -> None:
+        if self.attack is not None:
+            located("attack", self.attack.check, self.threat, image_shape)
+        located("validation_attack", self.validation_attack.check, self.threat, image_shape)
 
     # ------------------------------------------------------------------------ schedules, noise
     @property

@@ -11,8 +11,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfrobust.gate import check_batch, check_label_spec, demand
-from tfrobust.registry import require
+from tfrobust.gate import check_batch, check_image_spec, check_label_spec, demand
+from tfrobust.registry import UserError, require
 
 Batch = dict[str, Any]
 MOST = 2**16  # classes that are given a weight
@@ -28,7 +28,7 @@ def as_batch(
     """A dict, (x, y) or (x, y, sample_weight), x an array or a dict, as a batch. The "weight" of a
     dict and a sample_weight beside it multiply.
 
-    Raises ValueError for one without what `method` requires, or that is no images of the box and
+    Raises UserError for one without what `method` requires, or that is no images of the box and
     labels of the classes; in a compiled step, as `tfrobust.gate.check_batch`.
     """
     x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
@@ -38,12 +38,12 @@ def as_batch(
     batch |= {k: v for k, v in (("label", y), ("weight", weight)) if v is not None}
     missing = sorted({"image", "label", *requires} - batch.keys())
     if missing:
-        raise ValueError(
+        raise UserError(
             f"batch: {method} expected {', '.join(missing)} beside {', '.join(sorted(batch))}; "
             "tfrobust.data.from_arrays(x, y) makes such batches"
         )
-    image, label = batch["image"], tf.convert_to_tensor(batch["label"])
-    require(image.dtype.is_floating, "image", "float in [0, 1]", image.dtype.name)
+    image, label = (tf.convert_to_tensor(batch[name]) for name in ("image", "label"))
+    check_image_spec(image, "image", box)
     check_label_spec(label, "label")
     if label.shape.rank == 2:  # as Keras data sets give them
         label = label[:, 0]

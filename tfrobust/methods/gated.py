@@ -22,7 +22,7 @@ from tfrobust.gate import (
     check_validation,
     refusals,
 )
-from tfrobust.methods.batch import weighing
+from tfrobust.methods.batch import Batch, weighing
 from tfrobust.models.neutral import neutral
 from tfrobust.models.signature import Signature
 from tfrobust.registry import parameters, require
@@ -39,6 +39,15 @@ class GatedModel(keras.Model):
 
     def run(self, inputs: Any, mode: str) -> tf.Tensor:
         """Return the logits [B, C] of the network in a mode of `RobustModel`."""
+        raise NotImplementedError
+
+    def as_batch(self, data: Any) -> Batch:
+        """Return the batch, checked, that a step is given."""
+        raise NotImplementedError
+
+    def check_attacks(self, image_shape: tuple[int, ...] | None = None) -> None:
+        """Raise a UserError where an attack does not work under the threat, or not on images
+        [H, W, C] of a shape."""
         raise NotImplementedError
 
     @neutral()
@@ -69,8 +78,9 @@ class GatedModel(keras.Model):
         given["x"], given["y"] = check_data(x, y, self._taken)
         if given.get("validation_data") is not None:
             given["validation_data"] = check_validation(given["validation_data"], self._taken)
-        images = given["x"].get("image") if isinstance(given["x"], Mapping) else given["x"]
-        self.check_network(images if isinstance(images, np.ndarray) else None)
+        self.check_network(_images(given["x"]))
+        given["x"] = self._watched(given["x"])
+        given["validation_data"] = self._watched(given.get("validation_data"))
         with refusals(), weighing(self, weights):
             return super().fit(**given)
 
@@ -79,8 +89,36 @@ class GatedModel(keras.Model):
         """As Keras, for what `fit` takes."""
         if not kwargs.get("_use_cached_eval_dataset"):  # by which `fit` validates what it checked
             x, y = check_data(x, y, self._taken)
+            self.check_network(_images(x))
+            x = self._watched(x)
         with refusals():
             return super().evaluate(x, y, *args, **kwargs)
+
+    @neutral()
+    def train_on_batch(self, x: Any, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As Keras, for what `fit` takes; the network is looked at before the first batch."""
+        x, y = check_data(x, y, self._taken)
+        if self.train_function is None:
+            self.check_network(_images(x))
+        with refusals():
+            return super().train_on_batch(x, y, *args, **kwargs)
+
+    @neutral()
+    def test_on_batch(self, x: Any, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As Keras, for what `evaluate` takes; the network is looked at before the first batch."""
+        x, y = check_data(x, y, self._taken)
+        if self.test_function is None:
+            self.check_network(_images(x))
+        with refusals():
+            return super().test_on_batch(x, y, *args, **kwargs)
+
+    def _watched(self, data: Any) -> Any:
+        """Return a data set whose batches are checked as they come, where the step is compiled by
+        XLA, which drops the step's own assertions; anything else as it is."""
+        if not (self.jit_compile and isinstance(data, tf.data.Dataset)):
+            return data
+        check = tf.autograph.experimental.do_not_convert(lambda *batch: self.as_batch(batch))
+        return data.map(check).prefetch(tf.data.AUTOTUNE)
 
     @property
     def _taken(self) -> Taken:
@@ -90,12 +128,14 @@ class GatedModel(keras.Model):
 
     def check_network(self, images: np.ndarray | None = None, where: str = "network") -> None:
         """Raise a one-line UserError, which begins with `where`, unless the network gives logits on
-        the first of the images [N, H, W, C], or on noise, and the eps fits them. `fit` does it."""
+        the first of the images [N, H, W, C], or on noise, and eps and attacks fit them. `fit` does
+        it."""
         low, high = self.threat.box
         if images is None:
             shape = (SOME, *(side or 32 for side in self.signature.image_shape))
             images = np.random.default_rng(0).uniform(low, high, shape).astype(np.float32)
         check_threat(self.threat, images.shape[1:])
+        self.check_attacks(images.shape[1:])
 
         def logits(points: tf.Tensor) -> tf.Tensor:
             named = {name: tf.ones(len(points)) for name in self.network_inputs}
@@ -125,3 +165,9 @@ class GatedModel(keras.Model):
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:
         deserialize = keras.saving.deserialize_keras_object
         return cls(**{k: deserialize(v, custom_objects) for k, v in config.items()})
+
+
+def _images(x: Any) -> np.ndarray | None:
+    """Return the images of what `check_data` returned; None of a stream."""
+    images = x.get("image") if isinstance(x, Mapping) else x
+    return images if isinstance(images, np.ndarray) else None
