@@ -145,6 +145,12 @@ CONTAINERS: dict[str, Callable[[np.ndarray, np.ndarray], dict[str, Any]]] = {
     "validation arrays": lambda x, y: {"x": X, "y": Y, "validation_data": (x, y)},
     "validation tf.data": lambda x, y: {"x": X, "y": Y, "validation_data": stream(x, y)},
     "validation PyDataset": lambda x, y: {"x": X, "y": Y, "validation_data": Batches(x, y)},
+    "validation generator": lambda x, y: {
+        "x": X,
+        "y": Y,
+        "validation_data": generator(x, y),
+        "validation_steps": 1,
+    },
 }
 MISTAKES = {
     "0 to 255": (255 * X, Y, "expected float images in [0, 1], received 0."),
@@ -186,6 +192,17 @@ def test_a_single_batch_is_looked_at(eager: bool) -> None:
     assert model.test_on_batch(X, Y, return_dict=True).keys() == model.evaluate(
         X, Y, verbose=0, return_dict=True
     ).keys()  # fmt: skip
+
+
+def test_a_generator_that_was_looked_at_gives_all_it_has() -> None:
+    """Of 12 images the first 4 are of class 0, the others not: 4 of 12 are right."""
+    model = Adv(network(), threat=Threat("linf", 0.1), validation_attack=FGSM())
+    model.compile(keras.optimizers.SGD(0.0))
+    model.network.layers[-1].set_weights([np.zeros((16, 3)), np.array([2.0, 1.0, 0.0])])
+    labels = np.repeat([0, 1, 2], 4)
+    given = (batch for batch in stream(X, labels).as_numpy_iterator())
+    history = model.fit(X, Y, validation_data=given, verbose=0).history
+    assert history["val_accuracy"] == [pytest.approx(1 / 3)]
 
 
 @pytest.mark.parametrize("container", ["tf.data", "PyDataset", "arrays"])

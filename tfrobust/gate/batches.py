@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator, Mapping
+from types import GeneratorType
 from typing import Any, NamedTuple
 
 import keras
@@ -88,10 +89,19 @@ def check_validation(data: Any, taken: Taken) -> Any:
         first = next(iter(data), None)
     elif isinstance(data, keras.utils.PyDataset):
         first = data[0]
+    elif isinstance(data, GeneratorType):
+        first = next(data, None)
+        data = _rejoined(first, data) if first is not None else data
     if first is not None:
         x, y, _ = keras.utils.unpack_x_y_sample_weight(first)
         check_data(x, y, taken, names)
     return data
+
+
+def _rejoined(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
+    """Yield what was taken off a generator, then the rest; Keras takes no other iterators."""
+    yield first
+    yield from rest
 
 
 def check_batch(
