@@ -261,3 +261,22 @@ def test_what_methods_report_has_a_direction(name: str, linear: Callable[..., An
     for metric in model.means.metrics:
         assert metric._direction == ("up" if metric.name in ("radius", "margin", "alignment")
                                      or metric.name.endswith("accuracy") else "down")  # fmt: skip
+
+
+@pytest.mark.parametrize("given", [np.ones(11), np.ones((12, 2)), ["a"] * 12, 1.0])
+def test_weights_that_are_not_one_for_each_image(linear: Callable[..., Any], given: Any) -> None:
+    model = compiled(linear)
+    for call in (model.fit, model.evaluate):
+        with pytest.raises(UserError, match="^sample_weight: expected one number for each of 12 "):
+            call(X, Y, sample_weight=given, verbose=0)
+    assert int(model.step) == 0
+
+
+def test_a_single_batch_with_class_weights(linear: Callable[..., Any]) -> None:
+    """Of a dict its "weight" does the same."""
+    given, own = compiled(linear), compiled(linear)
+    given.train_on_batch(X, Y, class_weight=CLASSES | {1: 1.0})
+    own.train_on_batch(dictionary(np.array([0.0, 1.0, 3.0], "float32")[Y]))
+    np.testing.assert_allclose(given.network.get_weights()[0], own.network.get_weights()[0], 1e-5)
+    with pytest.raises(UserError, match="class_weight: expected none with a batch that is one di"):
+        given.train_on_batch(dictionary(), class_weight=CLASSES)

@@ -17,7 +17,7 @@ from tfrobust.gate.batches import (
 )
 from tfrobust.gate.images import LAYOUTS, check_image_form, check_images, check_threat
 from tfrobust.gate.inputs import check_inputs
-from tfrobust.gate.labels import MOST_CLASSES, check_label_form, check_labels
+from tfrobust.gate.labels import MOST_CLASSES, check_label_form, check_labels, check_weights
 from tfrobust.gate.networks import (
     SOME,
     Scaled,
@@ -51,6 +51,7 @@ __all__ = [
     "check_threat",
     "check_trained",
     "check_validation",
+    "check_weights",
     "demand",
     "in_unit",
     "inference",

@@ -42,6 +42,15 @@ def check_labels(
     return labels.reshape(-1).astype(np.int32)
 
 
+def check_weights(weights: Any, count: int, where: str = "sample_weight") -> None:
+    """Raise a UserError unless there is one number for each of so many images, [N] or [N, 1]."""
+    weights = as_array(weights, where)
+    valued = weights.dtype.kind in "iub" or is_float(weights.dtype)
+    fits = valued and weights.shape in ((count,), (count, 1))
+    received = f"{weights.dtype.name} of shape {weights.shape}"
+    require(fits, where, f"one number for each of {count} images", received)
+
+
 def check_label_form(labels: Any, count: int | None, where: str) -> None:
     """Raise a UserError unless shape and dtype are those of labels, as in `check_labels`. Looks at
     no value, so it serves for stand-ins made from a file's header."""

@@ -20,6 +20,7 @@ from tfrobust.gate import (
     check_threat,
     check_trained,
     check_validation,
+    check_weights,
     refusals,
 )
 from tfrobust.methods.batch import Batch, weighing
@@ -78,7 +79,9 @@ class GatedModel(keras.Model):
         given["x"], given["y"] = check_data(x, y, self._taken)
         if given.get("validation_data") is not None:
             given["validation_data"] = check_validation(given["validation_data"], self._taken)
-        self.check_network(_images(given["x"]))
+        images = _images(given["x"])
+        _check_weights(given.get("sample_weight"), images)
+        self.check_network(images)
         given["x"] = self._watched(given["x"])
         given["validation_data"] = self._watched(given.get("validation_data"))
         with refusals(), weighing(self, weights):
@@ -89,19 +92,30 @@ class GatedModel(keras.Model):
         """As Keras, for what `fit` takes."""
         if not kwargs.get("_use_cached_eval_dataset"):  # by which `fit` validates what it checked
             x, y = check_data(x, y, self._taken)
-            self.check_network(_images(x))
+            images = _images(x)
+            _check_weights(kwargs.get("sample_weight"), images)
+            self.check_network(images)
             x = self._watched(x)
         with refusals():
             return super().evaluate(x, y, *args, **kwargs)
 
     @neutral()
-    def train_on_batch(self, x: Any, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+    def train_on_batch(
+        self,
+        x: Any,
+        y: Any = None,
+        sample_weight: Any = None,
+        class_weight: Any = None,
+        return_dict: bool = False,
+    ) -> Any:
         """As Keras, for what `fit` takes; the network is looked at before the first batch."""
+        expected = "none with a batch that is one dict, whose 'weight' serves"
+        require(class_weight is None or y is not None, "class_weight", expected, class_weight)
         x, y = check_data(x, y, self._taken)
         if self.train_function is None:
             self.check_network(_images(x))
         with refusals():
-            return super().train_on_batch(x, y, *args, **kwargs)
+            return super().train_on_batch(x, y, sample_weight, class_weight, return_dict)
 
     @neutral()
     def test_on_batch(self, x: Any, y: Any = None, *args: Any, **kwargs: Any) -> Any:
@@ -165,6 +179,11 @@ class GatedModel(keras.Model):
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:
         deserialize = keras.saving.deserialize_keras_object
         return cls(**{k: deserialize(v, custom_objects) for k, v in config.items()})
+
+
+def _check_weights(weights: Any, images: np.ndarray | None) -> None:
+    if weights is not None and images is not None:
+        check_weights(weights, len(images))
 
 
 def _images(x: Any) -> np.ndarray | None:
