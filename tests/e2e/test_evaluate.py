@@ -120,7 +120,8 @@ def test_another_reading_of_the_outputs_is_another_evaluation(
         evaluated(tmp_path, logits)
     surrogate = f"attacks={{name: transfer, source: {folder / 'softmax.keras'}, attack: fgsm}}"
     with pytest.raises(UserError, match="source: expected a network of logits .or outputs: prob"):
-        evaluated(tmp_path, [*mine, surrogate])
+        evaluated(tmp_path / "refused", [*mine, surrogate])
+    assert not (tmp_path / "refused").exists()
 
 
 @pytest.mark.parametrize("kind", ["float32", "uint8"])

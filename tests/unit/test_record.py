@@ -238,7 +238,7 @@ def test_checks_curves_and_pictures_of_a_folder_and_its_page(tmp_path: Path) -> 
     lines = evaluated(tmp_path, [PGD(steps=3), FGSM()], check=True, save="float32")
     names = {file.name for file in tmp_path.iterdir()}
     files = {"eval.json", "flags.npz", "adversarial.npz", "probes.npz", "valley.npz"}
-    assert names == files | {"landscape.npz"}
+    assert names == files | {"landscape.npz", ".lock"}
     record = load_run(tmp_path).evaluation
     assert record.checks and record.eps_curve and record.closing.version
     page = write_report(tmp_path).read_text()

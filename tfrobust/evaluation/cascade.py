@@ -11,15 +11,23 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfrobust.attacks import SavedImages, Transfer, registered_name
+from tfrobust.attacks import Attack, SavedImages, Transfer, registered_name
 from tfrobust.distribution import gathered
-from tfrobust.evaluation.craft import BATCH_SIZE, LogitsFn, Predict, craft, predictor
+from tfrobust.evaluation.craft import (
+    BATCH_SIZE,
+    LogitsFn,
+    Predict,
+    batches,
+    craft,
+    predictor,
+    saved_images,
+)
 from tfrobust.evaluation.record import Provenance
 from tfrobust.evaluation.results import Result
 from tfrobust.evaluation.trials import Trial
 from tfrobust.gate import SOME, inference
 from tfrobust.provenance import circumstances
-from tfrobust.registry import choose
+from tfrobust.registry import choose, require
 from tfrobust.threat import Threat
 
 MODES = ("cascade", "each")
@@ -50,12 +58,16 @@ def run(
     known = {result.name: result for result in finished}
     logits = inference(logits_fn)(tf.constant(x[:1]))
     listed = [fitted(trial, logits.shape[-1]) for trial in listed]
-    for trial in listed:
-        if trial.name not in known:
-            _open(trial, x)
     predict = predict or predictor(logits_fn, batch_size)
     made_with: Any = {"seed": seed, "precision": tf.as_dtype(logits.dtype).name}
     clean = known.get("clean") or _clean(predict, x, y, images, made_with)
+    for place, trial in enumerate(listed):
+        if trial.name not in known:
+            check_files(trial.attack, x, logits.shape[-1])
+            if isinstance(trial.attack, SavedImages) and (mode == "each" or not place):
+                rows = np.flatnonzero(clean.robust[: trial.examples])
+                for some in batches(len(rows), batch_size):
+                    saved_images(trial.attack, rows[some], x[rows[some]], threat)
     yield clean
     standing = clean.robust.copy()  # after the attacks so far, those of the suite in mode each
     suite: list[Result] = []
@@ -113,13 +125,15 @@ def fitted(trial: Trial, classes: int) -> Trial:
     return dataclasses.replace(trial, attack=trial.attack.fitted(classes))
 
 
-def _open(trial: Trial, x: np.ndarray) -> None:
-    """Open what the attack reads. Raises UserError, before the first attack begins, where it is
-    not fit."""
-    if isinstance(trial.attack, Transfer):
-        trial.attack.surrogate.check(x[:SOME], "source")
-    if isinstance(trial.attack, SavedImages):
-        trial.attack.lookup(np.arange(0))
+def check_files(attack: Attack, x: np.ndarray, classes: int) -> None:
+    """Open what an attack reads. Raises UserError where it does not fit images x [N, H, W, C] and
+    a network of so many classes."""
+    if isinstance(attack, Transfer):
+        attack.surrogate.check(x[:SOME], "source")
+        given = attack.surrogate.classes
+        require(given == classes, "source", f"a network of {classes} classes", given)
+    if isinstance(attack, SavedImages):
+        attack.lookup(np.arange(0))
 
 
 def _clean(

@@ -52,8 +52,9 @@ class Closing:
         """
         record, details = recorder.record, recorder.details
         recorder.save()
-        if record.closing is not None:  # taken up: nothing has changed
-            return
+        points = [point for point, _ in details.curve]
+        if record.closing is not None and [row.point for row in record.curve] == points:
+            return  # taken up: nothing has changed
         signs = self.checks()
         record.checks = [CheckRow(**dataclasses.asdict(sign)) for sign in signs]
         recorder.save()
@@ -113,3 +114,4 @@ class Closing:
             row = CurveRow(**point, clean_accuracy=clean, robust_accuracy=robust)
             record.curve = [*record.curve[:place], row]
             recorder.save()
+        record.curve = record.curve[: len(details.curve)]

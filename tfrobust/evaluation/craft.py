@@ -118,12 +118,12 @@ def craft(
             outcomes = function([(x[chosen], y[chosen], number) for number, chosen in group])
         for place, (_, chosen) in enumerate(group):
             if saved is not None:
-                images = saved.lookup(places[chosen])
+                images = saved_images(saved, places[chosen], x[chosen], threat)
             else:
                 outcome = outcomes[place]
                 images = outcome.images.numpy()
                 made.queries[chosen], made.gradients[chosen] = outcome.queries, outcome.gradients
-            check_adversarial(attack.title, threat, images, x[chosen])
+                check_adversarial(attack.title, threat, images, x[chosen])
             right = predict(images) == y[chosen]
             made.images[chosen], made.right[chosen] = images, right
             standing -= int((~right).sum())
@@ -197,6 +197,20 @@ def adversaries(
 def batches(n: int, batch_size: int) -> Iterator[slice]:
     """The rows of each batch, the last one as small as it is."""
     return (slice(start, start + batch_size) for start in range(0, n, batch_size))
+
+
+def saved_images(
+    attack: SavedImages, rows: np.ndarray, x: np.ndarray, threat: Threat
+) -> np.ndarray:
+    """Return the saved images of the rows [n] of the test set, x [n, H, W, C]. Raises UserError
+    where the file has none, or has images outside the threat's set."""
+    images = attack.lookup(rows)
+    try:
+        check_adversarial(attack.title, threat, images, x)
+    except RuntimeError as error:
+        expected = f"images of this threat, received {attack.path}"
+        raise UserError(f"path: expected {expected}: {error}") from None
+    return images
 
 
 def check_adversarial(title: str, threat: Threat, x_adv: np.ndarray, x: np.ndarray) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
+import numbers
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from tfrobust.evaluation.recorder import Details, Recorder
 from tfrobust.evaluation.results import Check, Evaluation
 from tfrobust.evaluation.trials import AttackSpec, trials
 from tfrobust.gate import check_inputs, inference, outputs
-from tfrobust.registry import in_memory, located
+from tfrobust.registry import in_memory, located, require
 from tfrobust.threat import Threat
 
 FIRST = 16  # images whose logits tell a network from others
@@ -59,7 +61,7 @@ def evaluate(
             attack all images that are right when clean.
         seed: of all noise.
         batch_size: images in a pass.
-        images: keep the adversarial images in memory.
+        images: keep the adversarial images in memory; without a folder.
         check: end with `checks` and, in a folder, the curves and pictures of its page: some 200
             forward and backward passes for each of up to 200 images.
         progress: a bar on a terminal.
@@ -76,7 +78,11 @@ def evaluate(
         UserError: inputs that do not fit; nothing is written then.
     """
     listed, details = trials(attacks, threat), details or Details()
-    with in_memory("batch_size", batch_size):
+    require(isinstance(seed, numbers.Integral), "seed", "int", seed)
+    seed = int(seed)
+    expected = "False with a folder (save='float32' keeps them there)"
+    require(folder is None or not images, "images", expected, images)
+    with in_memory("batch_size", batch_size), contextlib.ExitStack() as stack:
         x, y = check_inputs(logits_fn, x, y, threat, batch_size, layout)
         for trial in listed:
             located(trial.name, trial.attack.check, threat, x.shape[1:])
@@ -96,6 +102,7 @@ def evaluate(
                 Path(folder), told, x, y, threat, listed, predict,
                 mode=mode, seed=seed, save=save, details=details, rerun=rerun,
             )  # fmt: skip
+            stack.callback(recorder.close)
         options: Any = {"seed": seed, "batch_size": batch_size, "progress": progress}
         results = []
         for result in run(

@@ -13,6 +13,7 @@ from tfrobust.evaluation.results import Result, merged, worst_case
 from tfrobust.io import UNREADABLE, write_atomically
 from tfrobust.registry import choose, require
 
+IMAGES = "adversarial.npz"
 KINDS = ("float32", "uint8")
 GRID = 1e-4  # of 1/255: float32 rounding
 
@@ -25,7 +26,7 @@ class ImageFile:
     """
 
     def __init__(self, folder: Path, kind: str, clean: np.ndarray):
-        self.path = Path(folder) / "adversarial.npz"
+        self.path = Path(folder) / IMAGES
         self.kind, self.clean = choose("evaluation.save", kind, KINDS), clean
         if kind == "uint8":
             expected = "float32, as the images are no multiples of 1/255"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tfrobust.evaluation.craft import LogitsFn, Predict
-from tfrobust.evaluation.image_file import ImageFile
+from tfrobust.evaluation.image_file import IMAGES, ImageFile
 from tfrobust.evaluation.record import (
     SCHEMA,
     AttackRow,
@@ -27,21 +28,23 @@ from tfrobust.evaluation.record import (
 )
 from tfrobust.evaluation.results import Result, plain, row_of, worst_case
 from tfrobust.evaluation.trials import Trial
+from tfrobust.io import lock, writable
 from tfrobust.provenance import commit, versions
-from tfrobust.registry import UserError
+from tfrobust.registry import UserError, require
 from tfrobust.threat import Threat
 
 # What an evaluation leaves in its folder, and what is made from it.
 FILES = (
     "eval.json",
     "flags.npz",
-    "adversarial.npz",
+    IMAGES,
     "probes.npz",
     "valley.npz",
     "landscape.npz",
     "report",
     "tensorboard/attack_eval",
 )
+LOCK = ".lock"  # held by the evaluation that is at work
 SIMILAR = 1e-4  # of the largest logit: rounding by other threads
 
 
@@ -72,7 +75,9 @@ class Recorder:
 
     What is there of the same network, images, threat, mode and seed is taken up: `finished` holds
     the results that stand, as far as the attacks are the same from the first on. Anything else
-    that is there is moved aside, never overwritten.
+    that is there is moved aside, never overwritten, and only when there is something to save: an
+    evaluation that is refused leaves all as it was. No other evaluation may work in the folder
+    until `close`.
 
     network: what tells the network from others. trials: fitted to it. save: keep the adversarial
     images, as "float32" or "uint8"; predict judges rounded ones. rerun: take up nothing.
@@ -95,7 +100,8 @@ class Recorder:
         rerun: bool = False,
     ):
         self.folder, self.threat, self.trials, self.details = folder, threat, trials, details
-        index = np.arange(len(x), dtype=np.int64) if details.index is None else details.index
+        index = np.arange(len(x)) if details.index is None else np.asarray(details.index)
+        require(len(index) >= len(x), "details.index", f"a place for {len(x)} images", len(index))
         self.flags = Flags(index[: len(x)], y, {}, digests(x, y))
         self.images = None if save is None else ImageFile(folder, save, x)
         self.predict = predict
@@ -116,7 +122,13 @@ class Recorder:
         self.results: list[Result] = []
         self.finished: list[Result] = []
         self.former: dict[str, np.ndarray] = {}  # flags by the names that eval.json has until saved
-        if (folder / "eval.json").is_file():
+        self.aside: tuple[str, Sequence[str]] | None = None  # what `save` moves aside, and why
+        require(writable(folder), "folder", "a folder that can be written to", str(folder))
+        self.lock: int | None = None
+        if (folder / LOCK).exists():
+            self._take_folder()
+        self.seen = self._content()
+        if self.seen is not None:
             self._take_up(rerun)
         self.taken_up = {result.name for result in self.finished}
         self.waiting = set(self.taken_up)
@@ -137,6 +149,7 @@ class Recorder:
 
     def save(self) -> None:
         """Write all that is known, eval.json last."""
+        self._make_room()
         record, attacks = self.record, self.results[1:]
         worst = worst_case(self.results)
         record.clean_accuracy = self.results[0].accuracy
@@ -165,26 +178,61 @@ class Recorder:
         flags.save(self.folder)
         record.save(self.folder)
 
+    def close(self) -> None:
+        """Let other evaluations work in the folder."""
+        if self.lock is not None:
+            os.close(self.lock)
+            self.lock = None
+
     # ------------------------------------------------------------------------ what is there
+    def _make_room(self) -> None:
+        """Take the folder, if that is still to do, and move aside what does not belong to this
+        evaluation."""
+        if self.lock is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._take_folder()
+            expected = "a folder that no other evaluation has written to meanwhile"
+            require(self._content() == self.seen, "folder", expected, str(self.folder))
+        if self.aside is not None:
+            self._move_aside(*self.aside)
+            self.aside = None
+
+    def _take_folder(self) -> None:
+        try:
+            self.lock = lock(self.folder / LOCK)
+        except BlockingIOError:
+            expected = "a folder that no other evaluation is at work in"
+            raise UserError(f"folder: expected {expected}, received {str(self.folder)!r}") from None
+
+    def _content(self) -> bytes | None:
+        path = self.folder / "eval.json"
+        return path.read_bytes() if path.is_file() else None
+
     def _take_up(self, rerun: bool) -> None:
-        """Fill `finished` with the results that stand; move aside what does not."""
+        """Fill `finished` with the results that stand; what does not is moved aside later."""
         try:
             before, flags = Record.load(self.folder), Flags.load(self.folder)
         except UserError as error:
-            self._move_aside(f"damaged: {error}")
+            self.aside = (f"damaged: {error}", FILES)
             return
         rows = [row for row in before.attacks if row.name not in before.suites]
         reason = "computed again" if rerun else self._difference(before, flags)
-        kept = [] if reason else self._same_rows(rows, flags)
-        if not reason and len(kept) < len(rows):
-            reason = f"another list of attacks from {rows[len(kept)].name} on"
-            self._move_aside(reason)
-        elif reason:
-            self._move_aside(reason)
+        if reason is not None:
+            self.aside = (reason, FILES)
             return
+        kept = self._same_rows(rows, flags)
+        if len(kept) < len(rows):
+            reason = f"another list of attacks from {rows[len(kept)].name} on"
+            self.aside = (reason, FILES)
+            if self.images is not None:  # the file may hold images of attacks that are gone
+                return
+        elif self.images is None and len(kept) < len(self.trials):
+            if (self.folder / IMAGES).exists():
+                self.aside = ("images of fewer attacks; evaluation.save adds to them", [IMAGES])
+        else:
+            self._keep(before, "rounded_robust_accuracy")
         if line := of_other_code([before, *kept]):
             self.details.say(line)
-        self._keep(before, "rounded_robust_accuracy")
         if len(flags.label) == len(self.flags.label):
             self._keep(before, "versions", "commit", "provenance", "training_commit")
             right, provenance = flags.right["clean"], before.provenance
@@ -222,13 +270,14 @@ class Recorder:
         suites: tuple[str | None, str | None] = (None, None)
         for row, trial in zip(rows, self.trials, strict=False):
             count = min(trial.examples or self.record.examples, self.record.examples)
+            right = flags.right.get(row.name, np.zeros(0))
             same = (
                 row.config == plain(trial.attack.settings(self.threat)),
                 row.examples == count,
                 bool(row.suite) == bool(trial.suite),
                 (row.suite == suites[0]) == (trial.suite == suites[1]),
                 row.files == self.files[trial.name],
-                row.name in flags.right,
+                len(right) == count and right.mean() == row.robust_accuracy,
             )
             if not all(same):
                 break
@@ -241,12 +290,15 @@ class Recorder:
             if name in before.model_fields_set:
                 setattr(self.record, name, getattr(before, name))
 
-    def _move_aside(self, reason: str) -> None:
-        """Move what an evaluation left to the first free folder evaluation.1, evaluation.2, ..."""
+    def _move_aside(self, reason: str, names: Sequence[str]) -> None:
+        """Move files of an evaluation to the first free folder evaluation.1, evaluation.2, ...
+
+        eval.json is the last: where this is interrupted, what is left is still known for results.
+        """
         number = 1
         while (aside := self.folder / f"evaluation.{number}").exists():
             number += 1
-        for name in FILES:
+        for name in reversed(names):
             if (self.folder / name).exists():
                 (aside / name).parent.mkdir(parents=True, exist_ok=True)
                 (self.folder / name).rename(aside / name)

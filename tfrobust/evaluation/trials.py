@@ -11,7 +11,7 @@ from tfrobust.registry import arguments, build, choose, located, require, resolv
 from tfrobust.threat import Threat
 
 # Names that eval.json, flags.npz and the tables use themselves.
-RESERVED = ("allow_pickle", "clean", "file", "index", "label", "worst case")
+RESERVED = ("allow_pickle", "clean", "digest", "file", "index", "label", "worst case")
 
 
 @dataclasses.dataclass(frozen=True)
