@@ -28,6 +28,8 @@ from pipelines.stages import attack_eval, train
 from tfrobust.data import readable
 from tfrobust.distribution import strategy
 from tfrobust.evaluation.cascade import check_files
+from tfrobust.evaluation.craft import predictor
+from tfrobust.evaluation.image_file import ImageFile
 from tfrobust.evaluation.record import SCHEMA, Record
 from tfrobust.evaluation.recorder import of_other_code
 from tfrobust.export import export
@@ -168,8 +170,12 @@ def check(stages: Sequence[str], spec: Spec, folder: Folder) -> None:
                 with in_memory("evaluation.batch_size", size):
                     images, labels = few.as_float(), few.labels
                     check_inputs(network, images, labels, spec.threat, size, "channels_last")
-                    for trial in spec.trials:
-                        check_files(trial.attack, images, network.classes)
+                    right = predictor(network, size)(images) == labels
+                    whole = spec.trials[: 1 if spec.evaluation.mode == "cascade" else None]
+                    facts = (spec.threat, network.classes, size, whole)
+                    check_files(spec.trials, images, right, *facts)
+                    if spec.evaluation.save is not None:
+                        ImageFile(folder.path, spec.evaluation.save, images)
         elif stage == "report" and spec.search is None and "attack_eval" not in todo:
             _evaluated(spec, folder)
         elif stage == "export" and not trains:

@@ -43,7 +43,8 @@ def test_python_of_a_document_runs(
     code = "\n".join(LANGUAGES["python"][name])
     monkeypatch.chdir(tmp_path)
     for needed in dict.fromkeys(re.findall(r"\bruns/(\w+)", code)):
-        run(needed, [], tmp_path / "runs", None, smoke=True)
+        if needed in configs.available():  # the others are made by the code itself
+            run(needed, [], tmp_path / "runs", None, smoke=True)
     exec(compile(code, name, "exec"), {"__name__": "document"})
     if name == "README.md":
         assert "PGD-20" in capsys.readouterr().out

@@ -135,6 +135,11 @@ def test_saved_images_of_one_evaluation_attack_in_another(
     second = evaluated(tmp_path / "second", [*mine, attacks])
     rounded = first.get("rounded_robust_accuracy", first["robust_accuracy"])
     assert second["robust_accuracy"] == rounded
+    with np.load(images) as arrays:
+        np.savez(images, **{key: arrays[key][:1] for key in ("image", "index")})
+    with pytest.raises(UserError, match="path: expected an image for each of"):
+        evaluated(tmp_path / "refused", [*mine, attacks])
+    assert not (tmp_path / "refused").exists()
 
 
 def test_images_off_the_grid_are_not_rounded(tmp_path: Path, mine: list[str]) -> None:
@@ -143,7 +148,8 @@ def test_images_off_the_grid_are_not_rounded(tmp_path: Path, mine: list[str]) ->
         off = {k: v * np.float32(0.99) if k[0] == "x" else v for k, v in arrays.items()}
     np.savez(tmp_path / "off.npz", **off)
     with pytest.raises(UserError, match="evaluation.save: expected float32, as the images are no"):
-        evaluated(tmp_path, [*sets, "attacks=fgsm", "evaluation.save=uint8"])
+        evaluated(tmp_path / "refused", [*sets, "attacks=fgsm", "evaluation.save=uint8"])
+    assert not (tmp_path / "refused").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])

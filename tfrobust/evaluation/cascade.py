@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfrobust.attacks import Attack, SavedImages, Transfer, registered_name
+from tfrobust.attacks import SavedImages, Transfer, registered_name
 from tfrobust.distribution import gathered
 from tfrobust.evaluation.craft import (
     BATCH_SIZE,
@@ -61,13 +61,9 @@ def run(
     predict = predict or predictor(logits_fn, batch_size)
     made_with: Any = {"seed": seed, "precision": tf.as_dtype(logits.dtype).name}
     clean = known.get("clean") or _clean(predict, x, y, images, made_with)
-    for place, trial in enumerate(listed):
-        if trial.name not in known:
-            check_files(trial.attack, x, logits.shape[-1])
-            if isinstance(trial.attack, SavedImages) and (mode == "each" or not place):
-                rows = np.flatnonzero(clean.robust[: trial.examples])
-                for some in batches(len(rows), batch_size):
-                    saved_images(trial.attack, rows[some], x[rows[some]], threat)
+    waiting = [trial for trial in listed if trial.name not in known]
+    first = listed[:1] if mode == "cascade" else listed
+    check_files(waiting, x, clean.robust, threat, logits.shape[-1], batch_size, first)
     yield clean
     standing = clean.robust.copy()  # after the attacks so far, those of the suite in mode each
     suite: list[Result] = []
@@ -125,15 +121,30 @@ def fitted(trial: Trial, classes: int) -> Trial:
     return dataclasses.replace(trial, attack=trial.attack.fitted(classes))
 
 
-def check_files(attack: Attack, x: np.ndarray, classes: int) -> None:
-    """Open what an attack reads. Raises UserError where it does not fit images x [N, H, W, C] and
-    a network of so many classes."""
-    if isinstance(attack, Transfer):
-        attack.surrogate.check(x[:SOME], "source")
-        given = attack.surrogate.classes
-        require(given == classes, "source", f"a network of {classes} classes", given)
-    if isinstance(attack, SavedImages):
-        attack.lookup(np.arange(0))
+def check_files(
+    waiting: Sequence[Trial],
+    x: np.ndarray,
+    right: np.ndarray,
+    threat: Threat,
+    classes: int,
+    batch_size: int,
+    whole: Sequence[Trial],
+) -> None:
+    """Open what the attacks that are still to run read. Raises UserError where it does not fit
+    images x [N, H, W, C] and a network of so many classes.
+
+    right: bool [N], when clean. whole: the trials that attack all of these images.
+    """
+    for trial in waiting:
+        attack = trial.attack
+        if isinstance(attack, Transfer):
+            attack.surrogate.check(x[:SOME], "source")
+            given = attack.surrogate.classes
+            require(given == classes, "source", f"a network of {classes} classes", given)
+        if isinstance(attack, SavedImages):
+            rows = np.flatnonzero(right[: trial.examples if trial in whole else 0])
+            for some in batches(max(1, len(rows)), batch_size):
+                saved_images(attack, rows[some], x[rows[some]], threat)
 
 
 def _clean(
