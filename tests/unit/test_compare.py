@@ -24,6 +24,7 @@ from tfrobust.report import (
 )
 from tfrobust.report.compare import difference, flat
 from tfrobust.report.summary import pareto
+from tfrobust.report.text import NOTHING
 
 
 def made(path: Path, clean: int, attacked: int, **config: Any) -> Path:
@@ -105,12 +106,23 @@ def test_the_paired_test_is_of_the_same_images_and_labels(tmp_path: Path) -> Non
             differences(measured(named([one, other])))
         page = write_comparison(tmp_path / "page", "x", named([one, other]), {})
         assert not (page.parent / "tables" / "differences.csv").exists()
+        assert not comparison(measured(named([one, other]))).bold
     dataclasses.replace(flags, digest=None).save(other)
     with pytest.raises(UserError, match="other: expected digests of its test images"):
         differences(measured(named([one, other])))
     fewer = {name: right[:4] for name, right in rows[1].flags.right.items()}
     Flags(flags.index[:4], flags.label[:4], fewer, flags.digest[:4]).save(other)
     assert "n=4" in differences(measured(named([one, other]))).rows[0][1]
+
+
+def test_names_of_data_and_of_attacks_are_no_proof(tmp_path: Path) -> None:
+    """The same images of other names compare; an attack of other settings is no shared one."""
+    one, other = made(tmp_path / "one", 10, 9), made(tmp_path / "other", 10, 1)
+    change(other, data={"name": "copied", "split": "test"})
+    assert differences(measured(named([one, other]))).rows[0][2].startswith("+80.0")
+    row = {"name": "PGD-20", "examples": 10, "robust_accuracy": 0.1, "config": {"steps": 1}}
+    change(other, attacks=[row])
+    assert differences(measured(named([one, other]))).rows[0][2] == NOTHING
 
 
 def test_runs_that_cannot_be_compared_are_one_line(tmp_path: Path) -> None:

@@ -78,17 +78,26 @@ def families(runs: Sequence[Measured]) -> dict[str, list[Measured]]:
 
 
 def alike(runs: Sequence[Measured]) -> bool:
-    """Whether all runs have the data and the threat of the first, so that numbers compare."""
-    return all(_of(run, what) == _of(runs[0], what) for run in runs for what in ("data", "threat"))
+    """Whether all runs have the images and the threat of the first, so that numbers compare."""
+    return all(_threat(r) == _threat(runs[0]) and _same_data(r, runs[0]) for r in runs)
 
 
-def _of(run: Measured, what: str) -> tuple[Any, ...]:
-    """The data or the threat of a run, as far as every record tells it."""
-    evaluation = run.record.evaluation
-    if what == "threat":
-        return evaluation.threat.norm, evaluation.threat.eps
-    data = data_of(run.record.config, evaluation)
+def _threat(run: Measured) -> tuple[str, float]:
+    threat = run.record.evaluation.threat
+    return threat.norm, threat.eps
+
+
+def _data(run: Measured) -> tuple[str, str]:
+    data = data_of(run.record.config, run.record.evaluation)
     return data.name, data.split
+
+
+def _same_data(first: Measured, second: Measured) -> bool:
+    """Whether the images are the same; as far as they are named where digests are not known."""
+    one, other = first.flags.digest, second.flags.digest
+    if one is None or other is None:
+        return _data(first) == _data(second)
+    return same_images(one, other)
 
 
 def same_test_images(runs: Sequence[Measured]) -> bool:
@@ -193,8 +202,8 @@ def difference(first: np.ndarray, second: np.ndarray) -> Difference:
 
 
 def differences(runs: Sequence[Measured]) -> Table:
-    """Every pair of runs on the images that both saw: clean, and under all attacks that both met.
-    Bold is what is beyond chance."""
+    """Every pair of runs on the images that both saw: clean, and under all attacks that both met
+    with the same settings. Bold is what is beyond chance."""
     lines: list[list[str]] = []
     bold: set[tuple[int, int]] = set()
     for first, second in combinations(runs, 2):
@@ -219,16 +228,16 @@ def _p(value: float) -> str:
 def _pairs(first: Measured, second: Measured) -> tuple[Difference, Difference | None]:
     names = [name_of(run, [first, second]) for run in (first, second)]
     both = f"{names[0]}, {names[1]}"
-    for what in ("data", "threat"):
-        facts = [_of(run, what) for run in (first, second)]
-        require(facts[0] == facts[1], both, f"the same {what}", facts)
+    threats = [_threat(run) for run in (first, second)]
+    require(threats[0] == threats[1], both, "the same threat", threats)
     for run, name in zip((first, second), names, strict=True):
         expected = "digests of its test images (evaluate it again: evaluation.rerun=true)"
         require(run.flags.digest is not None, name, expected, "a record of before there were any")
     same = same_images(first.flags.digest, second.flags.digest)
-    require(same, both, "the same test images in the same order", "others")
+    require(same, both, "the same test images in the same order", [_data(first), _data(second)])
     one, other = first.flags.right, second.flags.right
-    shared = [key for key in one if key in other and key != "clean"]
+    ours, theirs = _settings(first), _settings(second)
+    shared = [key for key in ours if key in theirs and ours[key] == theirs[key]]
     n = min(len(one["clean"]), len(other["clean"]))
     clean = difference(one["clean"][:n], other["clean"][:n])
     if not shared:
@@ -238,6 +247,13 @@ def _pairs(first: Measured, second: Measured) -> tuple[Difference, Difference | 
         np.logical_and.reduce([flags[key][:n] for key in shared]) for flags in (one, other)
     )
     return clean, difference(left, right)
+
+
+def _settings(run: Measured) -> dict[str, Any]:
+    """The settings of each attack by its name; a suite is known by its attacks."""
+    record = run.record.evaluation
+    rows = [row for row in record.attacks if row.name not in record.suites]
+    return {row.name: row.config for row in rows if row.name in run.flags.right}
 
 
 def name_of(run: Measured, among: Sequence[Measured]) -> str:
