@@ -172,8 +172,8 @@ def check(stages: Sequence[str], spec: Spec, folder: Folder) -> None:
                     check_inputs(network, images, labels, spec.threat, size, "channels_last")
                     right = predictor(network, size)(images) == labels
                     whole = spec.trials[: 1 if spec.evaluation.mode == "cascade" else None]
-                    facts = (spec.threat, network.classes, size, whole)
-                    check_files(spec.trials, images, right, *facts)
+                    limits = (spec.threat, network.classes, size, whole)
+                    check_files(spec.trials, images, right, *limits)
                     if spec.evaluation.save is not None:
                         ImageFile(folder.path, spec.evaluation.save, images)
         elif stage == "report" and spec.search is None and "attack_eval" not in todo:
