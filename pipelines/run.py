@@ -75,15 +75,16 @@ def run(
     stages = [stage for stage in stage_runners.ORDER if stage in (stages or spec.stages)]
     line = command(name, overrides, smoke)
     folder.config_text = configs.dump({"name": spec.name, **spec.config, "command": line})
-    stage_runners.check(stages, spec, folder)  # a run that is refused leaves nothing
+    # A run that is refused leaves nothing.
+    _check_way(folder, spec, smoke, trains=bool({"train", "search"} & set(stages)))
+    stage_runners.check(stages, spec, folder)
     with folder.locked():
-        _run(spec, folder, stages, smoke)
+        _run(spec, folder, stages)
     return folder.path
 
 
-def _run(spec: Spec, folder: Folder, stages: list[str], smoke: bool) -> None:
-    if spec.train is not None:
-        _make_way(folder, spec, smoke, trains=bool({"train", "search"} & set(stages)))
+def _run(spec: Spec, folder: Folder, stages: list[str]) -> None:
+    _make_way(folder, spec)
     for stage in stages:
         print(f"== {spec.name}: {stage}", flush=True)
         done = stage_runners.done(stage, spec, folder)
@@ -96,11 +97,9 @@ def _run(spec: Spec, folder: Folder, stages: list[str], smoke: bool) -> None:
         folder.mark(stage, inputs, done=True, commit=commit())
 
 
-def _make_way(folder: Folder, spec: Spec, smoke: bool, trains: bool) -> None:
-    """A run trained with another config is never mixed with this one: it is moved aside."""
-    if not folder.used() or folder.begun("train") == stage_runners.inputs("train", spec, folder):
-        return
-    if trains and stage_runners.goes_on(spec, folder):
+def _check_way(folder: Folder, spec: Spec, smoke: bool, trains: bool) -> None:
+    """Raise a UserError where another run's folder is in the way and may not be moved aside."""
+    if not _of_another_config(folder, spec):
         return
     if not trains:
         raise UserError(
@@ -112,7 +111,20 @@ def _make_way(folder: Folder, spec: Spec, smoke: bool, trains: bool) -> None:
             f"{folder.path}: expected a folder for the smoke run, received one with a real run; "
             "give another --workdir"
         )
-    print(f"The config has changed; the former run is kept in {folder.move_aside()}")
+
+
+def _make_way(folder: Folder, spec: Spec) -> None:
+    """A run trained with another config is never mixed with this one: it is moved aside, unless
+    this one goes on with it."""
+    if _of_another_config(folder, spec) and not stage_runners.goes_on(spec, folder):
+        print(f"The config has changed; the former run is kept in {folder.move_aside()}")
+
+
+def _of_another_config(folder: Folder, spec: Spec) -> bool:
+    """Whether the folder has a training, of another config than this."""
+    if spec.train is None or not folder.used():
+        return False
+    return folder.begun("train") != stage_runners.inputs("train", spec, folder)
 
 
 def _smoked(folder: Folder) -> bool:

@@ -108,10 +108,12 @@ def test_validation_alone_is_refused_too() -> None:
 def test_one_of_several_outputs_is_named(key: str) -> None:
     made = network()
     logits = made.outputs[0]
-    several = keras.Model(made.inputs, {"logits": logits} if key == "'logits'" else [logits] * 2)
+    named = {"logits": logits, "more": 2 * logits}
+    several = keras.Model(made.inputs, named if key == "'logits'" else [logits] * 2)
     way = f"lambda x: network(x)[{key}]"
     assert f"(of several, as {way})" in fails(lambda: check_inputs(several, X, Y, THREAT))
     check_inputs(eval(way, {"network": several}), X, Y, THREAT)
+    check_inputs(keras.Model(made.inputs, {"logits": logits}), X, Y, THREAT)  # of one it is plain
 
 
 def test_one_output_is_told_how_to_become_two() -> None:
