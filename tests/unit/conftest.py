@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -35,33 +36,22 @@ def linear() -> Callable[..., Any]:
     return build
 
 
-def _on_two_devices(what: str) -> dict[str, Any]:
-    """What two_devices.py prints: TensorFlow splits its CPU only before it is first used."""
-    environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1]), "CUDA_VISIBLE_DEVICES": "-1"}
-    command = [sys.executable, str(HERE / "two_devices.py"), what]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 @pytest.fixture(scope="session")
-def drawn_on_two_devices() -> dict[str, Any]:
-    return _on_two_devices("drawn")
+def on_two_devices() -> Callable[[str], dict[str, Any]]:
+    """What a function of two_devices.py prints, by its name: TensorFlow splits its CPU only before
+    it is first used."""
 
+    @functools.cache
+    def printed(name: str) -> dict[str, Any]:
+        path = {"PYTHONPATH": str(HERE.parents[1]), "CUDA_VISIBLE_DEVICES": "-1"}
+        command = [sys.executable, str(HERE / "two_devices.py"), name]
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=os.environ | path, timeout=300
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        return json.loads(done.stdout.splitlines()[-1])
 
-@pytest.fixture(scope="session")
-def trained_on_two_devices() -> dict[str, Any]:
-    return _on_two_devices("trained")
-
-
-@pytest.fixture(scope="session")
-def evaluated_on_two_devices() -> dict[str, Any]:
-    return _on_two_devices("evaluated")
-
-
-@pytest.fixture(scope="session")
-def refused_on_two_devices() -> dict[str, Any]:
-    return _on_two_devices("refused")
+    return printed
 
 
 @pytest.fixture

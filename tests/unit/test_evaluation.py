@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -343,9 +344,9 @@ def test_an_image_broken_once_is_attacked_no_more() -> None:
     assert int(seen) == 7 * 21 and len(traces) == 2
 
 
-def test_two_devices_find_what_one_finds(evaluated_on_two_devices: dict[str, Any]) -> None:
+def test_two_devices_find_what_one_finds(on_two_devices: Callable[[str], dict[str, Any]]) -> None:
     """Each takes a batch; images, flags, queries and gradients are those of one device."""
-    found = evaluated_on_two_devices
+    found = on_two_devices("evaluated")
     assert found["replicas"] == 2
     for attack, (one, two) in enumerate(zip(found["one"], found["two"], strict=True)):
         np.testing.assert_allclose(two[0], one[0], atol=1e-6, err_msg=str(attack))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -87,8 +88,10 @@ def test_images_are_one_vector_each() -> None:
 
 
 @pytest.mark.parametrize("kind", ["uniform", "normal", "unit_vectors", "ball linf", "ball l2"])
-def test_replicas_share_one_draw(drawn_on_two_devices: dict[str, Any], kind: str) -> None:
+def test_replicas_share_one_draw(
+    on_two_devices: Callable[[str], dict[str, Any]], kind: str
+) -> None:
     """Both replicas' rows, one after the other, are what one device draws for all rows."""
-    whole, joined = drawn_on_two_devices[kind]
+    whole, joined = on_two_devices("drawn")[kind]
     assert np.shape(whole) == (8, 3)
     np.testing.assert_allclose(joined, whole, rtol=1e-6, atol=1e-7)  # graph against eager rounding

@@ -325,9 +325,10 @@ def test_xla_gives_the_same_gradients(xla: None) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("method", [*METHODS, "atlas with BatchNorm"])
 def test_two_devices_train_what_one_trains(
-    trained_on_two_devices: dict[str, Any], method: str
+    on_two_devices: Callable[[str], dict[str, Any]], method: str
 ) -> None:
-    one, two = (trained_on_two_devices[f"{method} {devices}"] for devices in ("one", "two"))
-    assert trained_on_two_devices["replicas"] == 2
+    trained = on_two_devices("trained")
+    one, two = (trained[f"{method} {devices}"] for devices in ("one", "two"))
+    assert trained["replicas"] == 2
     np.testing.assert_allclose(two["weights"], one["weights"], rtol=1e-4, atol=1e-6)
     assert two["logs"] == pytest.approx(one["logs"], rel=1e-4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -210,8 +211,8 @@ def test_history_goes_on_after_the_checkpoint(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_callbacks_work_on_two_devices(trained_on_two_devices: dict[str, Any]) -> None:
-    out = trained_on_two_devices
+def test_callbacks_work_on_two_devices(on_two_devices: Callable[[str], dict[str, Any]]) -> None:
+    out = on_two_devices("trained")
     np.testing.assert_allclose(out["resumed"], out["straight"], rtol=1e-5, atol=1e-7)
     assert len(out["history"].splitlines()) == 3
 

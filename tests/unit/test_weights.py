@@ -49,6 +49,14 @@ def dictionary(weight: Any = None) -> dict[str, Any]:
     return {"image": X, "label": Y} | ({} if weight is None else {"weight": weight})
 
 
+def test_two_devices_measure_what_one_measures(
+    on_two_devices: Callable[[str], dict[str, Any]],
+) -> None:
+    one, two = on_two_devices("weighted")
+    assert two == pytest.approx(one, rel=1e-4)
+    assert {"loss", "accuracy", "robust_accuracy"} <= two.keys()
+
+
 def compiled(linear: Callable[..., Any]) -> Any:
     model = Adv(linear(W), threat=Threat("linf", 0.3), validation_attack=PGD(steps=2))
     model.compile(keras.optimizers.SGD(0.1))

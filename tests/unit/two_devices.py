@@ -166,6 +166,24 @@ def evaluated(strategy: tf.distribute.Strategy) -> dict[str, Any]:
     return out | {"replicas": strategy.num_replicas_in_sync}
 
 
+def weighted(strategy: tf.distribute.Strategy) -> list[dict[str, Any]]:
+    """Logs of training and validation on one device and on two, whose examples weigh unequally and
+    whose last batch is split unequally."""
+    rng = np.random.default_rng(0)
+    x, y = rng.random((13, 4, 4, 1)).astype("float32"), rng.integers(0, 3, 13)
+    weight = rng.random(13).astype("float32") ** 4
+    logs = []
+    for scope in (contextlib.nullcontext(), strategy.scope()):
+        with scope:
+            model = model_for("adv")
+        data = (x[:8], y[:8], weight[:8])
+        history = model.fit(*data[:2], 4, 1, 0, sample_weight=data[2], class_weight={0: 0.1})
+        measured = model.evaluate(x, y, 8, 0, sample_weight=weight, return_dict=True)
+        measured.pop("jacobian")  # its projections are drawn anew for each part of a last batch
+        logs.append({name: float(v[-1]) for name, v in history.history.items()} | measured)
+    return logs
+
+
 def refused(strategy: tf.distribute.Strategy) -> dict[str, Any]:
     """What `fit` says of a batch whose second half, the second device's, has one bad pixel, and by
     how much the network has moved."""

@@ -157,6 +157,12 @@ class GatedModel(keras.Model):
 
         check_trained(self.network, logits, images, self.threat.box, where)
 
+    def _get_metrics_result_or_logs(self, logs: dict[str, Any]) -> dict[str, Any]:
+        """Return the logs of the last step with the metrics of all replicas together: of the
+        replicas' own means Keras takes the mean, wrong where they hold unequal weights."""
+        with self.distribute_strategy.scope():
+            return logs | {k: v for k, v in self.get_metrics_result().items() if k in logs}
+
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
         # Keras's own fails on several machines (keras#20585). The network comes built, so that
         # only the optimizer is left to build.
