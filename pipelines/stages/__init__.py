@@ -25,6 +25,7 @@ from pipelines.spec import (
     training_attacks,
 )
 from pipelines.stages import attack_eval, train
+from tfrobust.attacks import SavedImages
 from tfrobust.data import readable
 from tfrobust.distribution import strategy
 from tfrobust.evaluation.cascade import check_files
@@ -40,7 +41,7 @@ from tfrobust.registry import UserError, in_memory, require
 from tfrobust.report import write_report, write_search_report
 
 ORDER = ("search", *STAGES)
-FIRST = 500  # test images that are looked at before a run begins
+FIRST = 500  # test images that are looked at before a run begins; of saved images all are
 
 
 def inputs(stage: str, spec: Spec, folder: Folder) -> str:
@@ -164,7 +165,9 @@ def check(stages: Sequence[str], spec: Spec, folder: Folder) -> None:
                 images = split.first(min(SOME, len(split))).as_float()
                 model.check_network(images, "train.init_from")
         elif stage == "attack_eval":
-            few = spec.data.test.first(min(FIRST, len(spec.data.test)))
+            test = spec.data.test
+            saved = any(isinstance(trial.attack, SavedImages) for trial in spec.trials)
+            few = test if saved else test.first(min(FIRST, len(test)))
             if not trains:
                 network, size = _network(spec, folder), spec.evaluation.batch_size
                 with in_memory("evaluation.batch_size", size):
