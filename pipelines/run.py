@@ -66,7 +66,7 @@ def run(
     require(alone, "TF_CONFIG", f"one worker (those of a search have {ID} instead)", workers)
     folder = Folder(workdir / (f"{spec.name}.worker{number}" if number else spec.name))
     # With it on Keras takes no XLA.
-    compiled = spec.train is not None and spec.train.jit_compile
+    compiled = spec.train is not None and spec.train.jit_compile is True
     if not (compiled or tf.config.list_physical_devices("GPU")):
         tf.config.experimental.enable_op_determinism()  # in every stage: each may run alone
     if spec.search is not None and role() == "worker":  # the chief has the folder

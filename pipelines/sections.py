@@ -71,11 +71,12 @@ class Train:
 
     eps: of training and validation, None is threat.eps, at which the attacks are in any case.
     epsilon_ramp_epochs: eps grows linearly from 0 over so many epochs. steps_per_epoch: None is
-    the whole training split. jit_compile: the step by XLA, without the determinism that is the
-    default on CPU (docs/performance.md). init_from: a run folder or .keras file whose network is
-    trained on. monitor: the validation accuracy that a guided rate follows and that tells the best
-    epoch. checkpoint_minutes: how often the state is saved within an epoch. rollbacks: how often a
-    loss that is not finite sends the run back to its last checkpoint, at half the rate.
+    the whole training split. jit_compile: whether XLA compiles the step, which then is not
+    deterministic as it is by default on CPU (docs/performance.md); auto is on GPUs. init_from: a
+    run folder or .keras file whose network is trained on. monitor: the validation accuracy that a
+    guided rate follows and that tells the best epoch. checkpoint_minutes: how often the state is
+    saved within an epoch. rollbacks: how often a loss that is not finite sends the run back to its
+    last checkpoint, at half the rate.
     """
 
     epochs: int
@@ -84,7 +85,7 @@ class Train:
     epsilon_ramp_epochs: float = 0
     validation_attack: Attack = PGD(steps=10)
     steps_per_epoch: int | None = None
-    jit_compile: bool = False
+    jit_compile: bool | str = "auto"
     init_from: str | None = None
     monitor: str = MONITOR
     checkpoint_minutes: float = 10.0
@@ -92,6 +93,8 @@ class Train:
 
     def __post_init__(self) -> None:
         choose("monitor", self.monitor, MONITORS)
+        jit = self.jit_compile
+        require(jit in (True, False, "auto"), "jit_compile", "true, false or auto", jit)
         minutes = self.checkpoint_minutes
         require(minutes >= 0, "checkpoint_minutes", "a number >= 0", minutes)
         require(self.rollbacks >= 0, "rollbacks", "int >= 0", self.rollbacks)
@@ -110,7 +113,8 @@ class EvaluationOptions:
 
     mode: "cascade" attacks only what still stands; "each" gives every attack all images. save:
     keep the adversarial images, as float32 or uint8 (rounded to 1/255), in adversarial.npz. rerun:
-    compute again what is done; the former results are kept aside.
+    compute again what is done; the former results are kept aside. craft_precision: float32, or
+    mixed_bfloat16 to let attacks search in it; verdicts are float32 in any case.
     lambdas: where a once-for-all network is evaluated, 1 by default; all that is reported is of the
     first, the others make the trade-off curve. widths: the same of one with widths, which has a
     curve for each.
@@ -120,6 +124,7 @@ class EvaluationOptions:
     batch_size: int = 250
     save: str | None = None
     rerun: bool = False
+    craft_precision: str = "float32"
     lambdas: list[float] | None = None
     widths: list[float] | None = None
 
@@ -129,6 +134,7 @@ class EvaluationOptions:
             inside = listed and all(0 <= value <= 1 for value in listed)
             require(inside, name, "numbers in [0, 1]", listed)
         choose("mode", self.mode, MODES)
+        choose("craft_precision", self.craft_precision, ("float32", "mixed_bfloat16"))
         require(self.batch_size >= 1, "batch_size", "int >= 1", self.batch_size)
         if self.save is not None:
             choose("save", self.save, ("float32", "uint8"))

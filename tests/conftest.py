@@ -8,14 +8,20 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
+import functools
+import json
 import random
+import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import numpy as np
 import pytest
 
+TESTS = Path(__file__).resolve().parent
 SEED = 2026
 
 # The first call of a tf.function is slow, which says nothing about the example it was given.
@@ -40,3 +46,34 @@ def tfds_dir() -> Path:
     if not named or not Path(named).is_dir():
         pytest.skip("no prepared data sets: set TFDS_DATA_DIR to a folder of them")
     return Path(named)
+
+
+@pytest.fixture(scope="session")
+def on_two_devices() -> Callable[[str], dict[str, Any]]:
+    """What a function of two_devices.py prints, by its name: TensorFlow splits its CPU only before
+    it is first used."""
+
+    @functools.cache
+    def printed(name: str) -> dict[str, Any]:
+        path = {"PYTHONPATH": str(TESTS.parent), "CUDA_VISIBLE_DEVICES": "-1"}
+        command = [sys.executable, str(TESTS / "unit" / "two_devices.py"), name]
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=os.environ | path, timeout=300
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        return json.loads(done.stdout.splitlines()[-1])
+
+    return printed
+
+
+@pytest.fixture
+def xla() -> Iterator[None]:
+    """With op determinism off: another test may have left it on, and XLA has no deterministic
+    gradient of pooling."""
+    from tensorflow.python.framework import config
+
+    was_on = config.is_op_determinism_enabled()
+    config.disable_op_determinism()
+    yield
+    if was_on:
+        config.enable_op_determinism()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import math
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,6 +17,8 @@ from typing import Any
 import tensorflow as tf
 
 TINY = 1e-12  # instead of 0 under a logarithm
+LEAST = 1e-7  # the same, of a fraction, which has 23 bits
+MANTISSA = 23  # bits of a float32
 _alone = contextvars.ContextVar("alone", default=False)
 _rows: contextvars.ContextVar[Any] = contextvars.ContextVar("rows", default=None)
 
@@ -51,16 +54,35 @@ def fold(seed: Any, data: Any) -> tf.Tensor:
     return tf.random.experimental.stateless_fold_in(seed, data, alg="philox")
 
 
+def fraction(shape: Any, seed: tf.Tensor) -> tf.Tensor:
+    """U[0, 1) of the given shape, the same on every device and under XLA, whose integers are those
+    of TensorFlow but whose floats are not."""
+    bits = tf.random.stateless_uniform(shape, seed, None, None, tf.uint32, alg="philox")
+    return tf.cast(bits & (2**MANTISSA - 1), tf.float32) / 2**MANTISSA
+
+
+def shuffled(values: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """The rows of values [N, ...] in a random order."""
+    return tf.gather(values, tf.argsort(fraction(tf.shape(values)[:1], seed)))
+
+
 def uniform(shape: Any, seed: tf.Tensor) -> tf.Tensor:
     """U[-1, 1) of the given shape [B, ...]."""
-    return sliced(
-        lambda whole: tf.random.stateless_uniform(whole, seed, -1.0, 1.0, alg="philox"), shape
-    )
+    return sliced(lambda whole: 2.0 * fraction(whole, seed) - 1.0, shape)
 
 
 def normal(shape: Any, seed: tf.Tensor) -> tf.Tensor:
-    """N(0, 1) of the given shape [B, ...]."""
-    return sliced(lambda whole: tf.random.stateless_normal(whole, seed, alg="philox"), shape)
+    """N(0, 1) of the given shape [B, ...], by the transform of Box and Muller."""
+
+    def draw(whole: tf.Tensor) -> tf.Tensor:
+        count = tf.reduce_prod(whole)
+        pairs = fraction([(count + 1) // 2, 2], seed)
+        radius = tf.sqrt(-2.0 * tf.math.log(tf.maximum(pairs[:, 0], LEAST)))
+        angle = 2.0 * math.pi * pairs[:, 1]
+        both = tf.stack([radius * tf.sin(angle), radius * tf.cos(angle)], axis=1)
+        return tf.reshape(tf.reshape(both, [-1])[:count], whole)
+
+    return sliced(draw, shape)
 
 
 def uniform_in_ball(shape: Any, seed: tf.Tensor, p: str) -> tf.Tensor:

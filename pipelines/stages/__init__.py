@@ -35,7 +35,14 @@ from tfrobust.evaluation.record import SCHEMA, Record
 from tfrobust.evaluation.recorder import of_other_code
 from tfrobust.export import export
 from tfrobust.gate import SOME, check_inputs
-from tfrobust.models import SavedNetwork, keras_file, load_keras, load_network, model_files
+from tfrobust.models import (
+    SavedNetwork,
+    in_precision,
+    keras_file,
+    load_keras,
+    load_network,
+    model_files,
+)
 from tfrobust.provenance import commit
 from tfrobust.registry import UserError, in_memory, require
 from tfrobust.report import write_report, write_search_report
@@ -170,6 +177,8 @@ def check(stages: Sequence[str], spec: Spec, folder: Folder) -> None:
             few = test if saved else test.first(min(FIRST, len(test)))
             if not trains:
                 network, size = _network(spec, folder), spec.evaluation.batch_size
+                if (precision := spec.evaluation.craft_precision) != "float32":
+                    in_precision(network, precision, "evaluation.craft_precision")
                 with in_memory("evaluation.batch_size", size):
                     images, labels = few.as_float(), few.labels
                     check_inputs(network, images, labels, spec.threat, size, "channels_last")

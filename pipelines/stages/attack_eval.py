@@ -46,6 +46,7 @@ def attack_eval(spec: Spec, folder: Folder, network: SavedNetwork, digest: str) 
         folder=folder.path,
         save=options.save,
         rerun=options.rerun,
+        craft_precision=options.craft_precision,
         details=details,
         layout="channels_last",  # which the data set has been asked for
     )

@@ -1,13 +1,8 @@
-"""Small networks with closed forms, and one run on two devices."""
+"""Small networks with closed forms."""
 
 from __future__ import annotations
 
-import functools
-import json
-import os
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,34 +29,3 @@ def linear() -> Callable[..., Any]:
         return network
 
     return build
-
-
-@pytest.fixture(scope="session")
-def on_two_devices() -> Callable[[str], dict[str, Any]]:
-    """What a function of two_devices.py prints, by its name: TensorFlow splits its CPU only before
-    it is first used."""
-
-    @functools.cache
-    def printed(name: str) -> dict[str, Any]:
-        path = {"PYTHONPATH": str(HERE.parents[1]), "CUDA_VISIBLE_DEVICES": "-1"}
-        command = [sys.executable, str(HERE / "two_devices.py"), name]
-        done = subprocess.run(
-            command, capture_output=True, text=True, env=os.environ | path, timeout=300
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        return json.loads(done.stdout.splitlines()[-1])
-
-    return printed
-
-
-@pytest.fixture
-def xla() -> Iterator[None]:
-    """With op determinism off: another test may have left it on, and XLA has no deterministic
-    gradient of pooling."""
-    from tensorflow.python.framework import config
-
-    was_on = config.is_op_determinism_enabled()
-    config.disable_op_determinism()
-    yield
-    if was_on:
-        config.enable_op_determinism()

@@ -20,6 +20,8 @@ FLOORS = {
     "tfrobust.overfitting": 0,
     "tfrobust.provenance": 0,
     "tfrobust.registry": 0,
+    "tfrobust.tf32": 0,
+    "tfrobust.xla": 0,
     "tfrobust.threat": 1,
     "tfrobust.gate": 2,
     "tfrobust.data": 3,

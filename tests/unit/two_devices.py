@@ -39,10 +39,11 @@ TERMS = {
 }  # values for what a method asks for
 
 
-def network(normalized: bool) -> keras.Model:
+def network(normalized: str | bool) -> keras.Model:
+    """With statistics of a replica's "own" batch, with those of all replicas (True), without."""
     keras.utils.set_random_seed(1)
     layers: list[Any] = [keras.Input((4, 4, 1))]
-    layers += [BatchNorm(synchronized=True)] if normalized else []
+    layers += [BatchNorm(synchronized=normalized is True)] if normalized else []
     layers += [keras.layers.Flatten(), keras.layers.Dense(8, "tanh"), Dropout(0.2)]
     layers += [keras.layers.Dense(3)]
     return keras.Sequential(layers)
@@ -57,7 +58,7 @@ def conditional() -> keras.Model:
     return keras.Model({"image": image, "strength": strength}, keras.layers.Dense(3)(hidden))
 
 
-def model_for(method: str, normalized: bool = False) -> Any:
+def model_for(method: str, normalized: str | bool = False) -> Any:
     terms = {k: v for k, v in TERMS.items() if k in parameters(METHODS[method])}
     terms |= {"ema": 0.5} if method == "trades" else {"lambdas": [0, 1]} if method == "oat" else {}
     model = METHODS[method](
@@ -78,15 +79,15 @@ def model_for(method: str, normalized: bool = False) -> Any:
     return model
 
 
-def fit(model: Any, **options: Any) -> tuple[np.ndarray, dict[str, float]]:
-    """All weights and the last logs after STEPS steps an epoch, fed as the pipelines do."""
+def fit(model: Any, steps: int = STEPS, **options: Any) -> tuple[np.ndarray, dict[str, float]]:
+    """All weights and the last logs after so many steps an epoch, fed as the pipelines do."""
     rng = np.random.default_rng(0)
     x = rng.random((STEPS * BATCH, 4, 4, 1)).astype("float32")
     split = Split.of(x, rng.integers(0, 3, len(x)))
-    first = STEPS * options.get("initial_epoch", 0)
+    first = steps * options.get("initial_epoch", 0)
     logs = model.fit(
         batches(split, BATCH, training=True, first_step=first),
-        steps_per_epoch=STEPS,
+        steps_per_epoch=steps,
         validation_data=batches(split, BATCH),
         verbose=0,
         **options,
@@ -145,6 +146,22 @@ def trained(strategy: tf.distribute.Strategy) -> dict[str, Any]:
         out["straight"] = fit(model_for("adv"), epochs=2)[0].tolist()
         weights, out["history"] = resumed(Path(folder))
         out["resumed"] = weights.tolist()
+    return out
+
+
+def compiled(strategy: tf.distribute.Strategy) -> dict[str, Any]:
+    """Weights and validation of all methods on two devices after three steps, with XLA and without,
+    with statistics of the batch and without."""
+    out: dict[str, Any] = {}
+    cases = [(method, False) for method in METHODS] + [("atlas", True), ("awp", True)]
+    for method, normalized in cases:
+        name = f"{method} with BatchNorm" if normalized else method
+        for how in (False, True):
+            with strategy.scope():
+                model = model_for(method, normalized and "own")
+                model.compile(keras.optimizers.SGD(0.02, momentum=0.9), jit_compile=how)
+            weights, logs = fit(model, 3)
+            out[f"{name} {how}"] = {"weights": weights.tolist(), "logs": logs}
     return out
 
 

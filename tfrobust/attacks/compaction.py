@@ -7,6 +7,9 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfrobust.norms import rows
+from tfrobust.xla import has_fixed_shapes
+
 State = dict[str, tf.Tensor]
 
 
@@ -15,8 +18,11 @@ def hunt(step: Callable[[tf.Tensor, State], State], state: State, steps: Any) ->
 
     state: tensors whose first axis is the example, "broken" [B] among them. step(i, state) gets
     the rows that stand, with their places in the batch as "row" [B'], and returns the same keys.
-    An example leaves with the state of the call that broke it, in the order it came.
+    An example leaves with the state of the call that broke it, in the order it came. Where shapes
+    are fixed it stays, and its rows are not written any more.
     """
+    if has_fixed_shapes():
+        return _masked(step, state, steps)
     everything = dict(state)
     active = state | {"row": tf.range(tf.shape(state["broken"])[0])}
 
@@ -53,6 +59,23 @@ def hunt(step: Callable[[tf.Tensor, State], State], state: State, steps: Any) ->
         parallel_iterations=1,
     )
     return write(everything, active)
+
+
+def _masked(step: Callable[[tf.Tensor, State], State], state: State, steps: Any) -> State:
+    """What `hunt` returns, every call on all examples."""
+    row = tf.range(tf.shape(state["broken"])[0])
+
+    def body(i: tf.Tensor, before: State) -> tuple[tf.Tensor, State]:
+        after = step(i, before | {"row": row})
+        left = before["broken"]
+        return i + 1, {k: tf.where(rows(left, v), v, after[k]) for k, v in before.items()}
+
+    return tf.while_loop(
+        lambda i, s: (i < steps) & tf.reduce_any(~s["broken"]),
+        body,
+        (tf.constant(0), state),
+        parallel_iterations=1,
+    )[1]
 
 
 def taken(value: Any, row: tf.Tensor) -> Any:

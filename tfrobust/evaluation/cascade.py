@@ -18,6 +18,7 @@ from tfrobust.evaluation.craft import (
     LogitsFn,
     Predict,
     batches,
+    computed_by,
     craft,
     predictor,
     saved_images,
@@ -47,8 +48,11 @@ def run(
     progress: bool = True,
     finished: Iterable[Result] = (),
     predict: Predict | None = None,
+    search: LogitsFn | None = None,
 ) -> Iterator[Result]:
     """The results of `evaluate`, each as soon as it is known.
+
+    search: the network as the attacks search on it, where it is another than logits_fn.
 
     finished: results of an earlier, interrupted run with the same arguments; they are given again
     and not computed again. The noise of an attack is a function of the seed, its registered name
@@ -59,7 +63,11 @@ def run(
     logits = inference(logits_fn)(tf.constant(x[:1]))
     listed = [fitted(trial, logits.shape[-1]) for trial in listed]
     predict = predict or predictor(logits_fn, batch_size)
-    made_with: Any = {"seed": seed, "precision": tf.as_dtype(logits.dtype).name}
+    made_with: Any = {
+        "seed": seed,
+        "precision": tf.as_dtype(logits.dtype).name,
+        **computed_by(),
+    }
     clean = known.get("clean") or _clean(predict, x, y, images, made_with)
     waiting = [trial for trial in listed if trial.name not in known]
     first = listed[:1] if mode == "cascade" else listed
@@ -93,6 +101,7 @@ def run(
                 total=len(robust),
                 predict=predict,
                 stream=stream,
+                search=search,
             )
             robust[rows] = crafted.right
             result = Result(

@@ -11,7 +11,7 @@ import numpy as np
 from tfrobust.distribution import worker
 from tfrobust.evaluation.cascade import run
 from tfrobust.evaluation.checks import checks
-from tfrobust.evaluation.craft import LogitsFn
+from tfrobust.evaluation.craft import LogitsFn, computed_by
 from tfrobust.evaluation.eps_curve import eps_curve, least_eps
 from tfrobust.evaluation.pictures import Pictures
 from tfrobust.evaluation.record import CheckRow, CurveRow, EpsRow, Provenance
@@ -84,7 +84,7 @@ class Closing:
         attempt("images", lambda: pictures.probes(self.trials[0], details.class_names))
         made_with: Any = {"seed": self.seed, "examples": len(self.x), **circumstances()}
         precision = record.provenance.precision if record.provenance else "float32"
-        record.closing = Provenance(**made_with, precision=precision)
+        record.closing = Provenance(**made_with, **computed_by(), precision=precision)
         recorder.save()
 
     @property

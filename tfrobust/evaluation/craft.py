@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from tfrobust import losses, noise
+from tfrobust import losses, noise, tf32
 from tfrobust.attacks import Attack, Outcome, SavedImages, registered_name
 from tfrobust.distribution import added, local_replicas, strategy, worker
 from tfrobust.gate import inference
@@ -21,6 +22,7 @@ LogitsFn = Callable[[Any], Any]
 Predict = Callable[[np.ndarray], np.ndarray]  # images [N, H, W, C] -> classes [N]
 BATCH_SIZE = 250
 PIXELS = 2**22  # of images that are looked at in float64 at once: 32 MiB for each copy
+ROWS = tf.TensorSpec([None], tf.int64)
 TOLERANCE = 1e-6  # of a distance beyond eps: float32 rounding, of 1 or of what is larger
 
 
@@ -45,7 +47,7 @@ class Crafted(NamedTuple):
 
 def predictor(logits_fn: LogitsFn, batch_size: int = BATCH_SIZE) -> Predict:
     """Images [N, H, W, C] -> predicted classes [N], -1 where a logit is not finite; compiled once
-    for each shape of image."""
+    for each shape of image. TensorFloat-32 is off: these predictions are the verdicts."""
 
     network = inference(logits_fn)
 
@@ -59,7 +61,8 @@ def predictor(logits_fn: LogitsFn, batch_size: int = BATCH_SIZE) -> Predict:
         if shape not in traced:
             traced[shape] = compiled(predict, shape)
         function = traced[shape]
-        parts = [function(tf.constant(x[rows])).numpy() for rows in batches(len(x), batch_size)]
+        with tf32.switched_off():
+            parts = [function(tf.constant(x[rows])).numpy() for rows in batches(len(x), batch_size)]
         return np.concatenate([np.zeros(0, np.int32), *parts])
 
     return run
@@ -79,8 +82,13 @@ def craft(
     total: int | None = None,
     predict: Predict | None = None,
     stream: str | None = None,
+    search: LogitsFn | None = None,
 ) -> Crafted:
     """The attack on x [n, H, W, C], in batches, each checked: finite, inside the box, within eps.
+
+    What it makes is judged by the network itself, TensorFloat-32 off. search: the same network in a
+    lower precision, which the attack then searches on. Images that it takes for misclassified but
+    the network classifies rightly are attacked once more, on the network itself.
 
     The noise is a function of (seed, stream, the batch's number); stream: by default the attack's
     registered name, so that no display name changes a number. progress: the label
@@ -90,21 +98,24 @@ def craft(
     RuntimeError if the attack left the threat's set: nothing is clipped here.
     """
 
-    network = inference(logits_fn)
-
-    def logits(images: Any) -> Any:
-        return tf.cast(network(images), tf.float32)
-
-    def run(images: Any, labels: Any, number: Any) -> Outcome:
+    def run(network: LogitsFn, images: Any, labels: Any, number: Any) -> Outcome:
         numbered = noise.seed_for(seed, number, stream or registered_name(attack))
+
+        def logits(images: Any) -> Any:
+            return tf.cast(network(images), tf.float32)
+
         return attack.run(logits, images, labels, threat=threat, seed=numbered)
 
     if not len(x):
         return Crafted.nothing(x)
     if predict is None:
         check_traceable(logits_fn, x.shape[1:])
+    exact, lower = inference(logits_fn), inference(search or logits_fn)
     saved = attack if isinstance(attack, SavedImages) else None
-    function = None if saved else _on_replicas(run, x.shape[1:])
+    function = None if saved else _on_replicas(functools.partial(run, lower), x.shape[1:])
+    again = None
+    if function is not None and (search is not None or tf32.in_use()):
+        again = _of_rows(functools.partial(run, exact), x.shape[1:])
     predict = predict or predictor(logits_fn, batch_size)
     places = np.arange(len(x)) if rows is None else rows
     mine, workers = worker()
@@ -116,15 +127,24 @@ def craft(
     for group in (own[first : first + at_once] for first in range(0, len(own), at_once)):
         if function is not None:
             outcomes = function([(x[chosen], y[chosen], number) for number, chosen in group])
-        for place, (_, chosen) in enumerate(group):
+        for place, (number, chosen) in enumerate(group):
             if saved is not None:
                 images = saved_images(saved, places[chosen], x[chosen], threat)
+                wrong, queries, gradients = (np.zeros(len(images), t) for t in (bool, int, int))
             else:
-                outcome = outcomes[place]
-                images = outcome.images.numpy()
-                made.queries[chosen], made.gradients[chosen] = outcome.queries, outcome.gradients
+                images, wrong, queries, gradients = (np.array(part) for part in outcomes[place])
                 check_adversarial(attack.title, threat, images, x[chosen])
             right = predict(images) == y[chosen]
+            doubtful = np.flatnonzero(wrong & right)
+            if again is not None and len(doubtful):
+                with tf32.switched_off():
+                    outcome = again(x[chosen], y[chosen].astype(np.int32), number, doubtful)
+                images[doubtful] = outcome.images
+                right[doubtful] = predict(images[doubtful]) == y[chosen][doubtful]
+                queries[doubtful] += outcome.queries
+                gradients[doubtful] += outcome.gradients
+                check_adversarial(attack.title, threat, images, x[chosen])
+            made.queries[chosen], made.gradients[chosen] = queries, gradients
             made.images[chosen], made.right[chosen] = images, right
             standing -= int((~right).sum())
             bar.set_postfix_str(f"robust {standing / (total or len(x)):.2%}", refresh=False)
@@ -139,15 +159,36 @@ def craft(
     )
 
 
-def _on_replicas(run: Callable[..., Outcome], image_shape: Any) -> Callable[..., Any]:
-    """[(images, labels, the batch's number), ...] -> [Outcome, ...]: at most one batch a replica,
-    all at once. The noise of a batch is the same on whichever replica."""
-    at_once = local_replicas()
-    specs = [
+def computed_by() -> dict[str, Any]:
+    """Return what a measurement is computed by: the devices, and whether in TensorFloat-32."""
+    return {"replicas": strategy().num_replicas_in_sync, "tf32": tf32.in_use()}
+
+
+def _of_rows(run: Callable[..., Outcome], image_shape: Any) -> Callable[..., Outcome]:
+    """(images, labels, the batch's number, rows [n]) -> what `run` makes of these rows of the
+    batch, with the noise that they have in it."""
+
+    def part(images: tf.Tensor, labels: tf.Tensor, number: tf.Tensor, rows: tf.Tensor) -> Outcome:
+        with noise.of_one_replica(), noise.of_rows(tf.size(labels), rows):
+            return run(tf.gather(images, rows), tf.gather(labels, rows), number)
+
+    return tf.function(part, input_signature=[*_specs(image_shape), ROWS], autograph=False)
+
+
+def _specs(image_shape: Any) -> list[tf.TensorSpec]:
+    """Of images, their labels and the number of the batch."""
+    return [
         tf.TensorSpec([None, *image_shape], tf.float32),
         tf.TensorSpec([None], tf.int32),
         tf.TensorSpec([], tf.int32),
     ]
+
+
+def _on_replicas(run: Callable[..., Outcome], image_shape: Any) -> Callable[..., Any]:
+    """[(images, labels, the batch's number), ...] -> [Outcome, ...]: at most one batch a replica,
+    all at once. The noise of a batch is the same on whichever replica."""
+    at_once = local_replicas()
+    specs = _specs(image_shape)
 
     def everywhere(*values: tf.Tensor) -> Any:
         def replica() -> Outcome:

@@ -22,7 +22,8 @@ from tfrobust.evaluation.recorder import Details, Recorder
 from tfrobust.evaluation.results import Check, Evaluation
 from tfrobust.evaluation.trials import AttackSpec, trials
 from tfrobust.gate import check_inputs, inference, outputs
-from tfrobust.registry import in_memory, located, require
+from tfrobust.models import in_precision
+from tfrobust.registry import choose, in_memory, located, require
 from tfrobust.threat import Threat
 
 FIRST = 16  # images whose logits tell a network from others
@@ -46,6 +47,7 @@ def evaluate(
     rerun: bool = False,
     details: Details | None = None,
     layout: str | None = None,
+    craft_precision: str = "float32",
 ) -> Evaluation:
     """Measure the robust accuracy of a network under a list of attacks.
 
@@ -73,6 +75,9 @@ def evaluate(
         rerun: compute again what the folder has.
         details: what the record says beside the numbers.
         layout: "channels_last" or "channels_first", for images whose shape is asked about.
+        craft_precision: "float32", or "mixed_bfloat16" to let the attacks search on a Keras network
+            in bfloat16; whether an image is misclassified is decided in float32 in any case, and
+            where the search is wrong about it the attack is run again in float32.
 
     Raises:
         UserError: inputs that do not fit; nothing is written then.
@@ -88,6 +93,10 @@ def evaluate(
             located(trial.name, trial.attack.check, threat, x.shape[1:])
         digest = None if folder is None else _digest(logits_fn, details)
         network = inference(logits_fn)
+        search = None
+        choose("craft_precision", craft_precision, ("float32", "mixed_bfloat16"))
+        if craft_precision != "float32":
+            search = in_precision(logits_fn, craft_precision, "craft_precision")
         logits = outputs(network, x[:FIRST], batch_size)
         logits_fn = lambda images: tf.ensure_shape(network(images), [None, logits.shape[1]])  # noqa: E731
         check_traceable(logits_fn, x.shape[1:])
@@ -101,6 +110,7 @@ def evaluate(
             recorder = Recorder(
                 Path(folder), told, x, y, threat, listed, predict,
                 mode=mode, seed=seed, save=save, details=details, rerun=rerun,
+                craft_precision=craft_precision,
             )  # fmt: skip
             stack.callback(recorder.close)
         options: Any = {"seed": seed, "batch_size": batch_size, "progress": progress}
@@ -115,6 +125,7 @@ def evaluate(
             images=images or save is not None,
             finished=recorder.finished if recorder else (),
             predict=predict,
+            search=search,
             **options,
         ):
             if recorder:

@@ -33,8 +33,9 @@ class Provenance(Part):
     """What a number was made with.
 
     precision: of the network. threads: of the CPU, for one operation. examples: the images that
-    were looked at. when: the end of the measurement, UTC. keras: Keras's settings that differ from
-    its defaults.
+    were looked at. when: the end of the measurement, UTC. tf32: whether attacks searched in
+    TensorFloat-32, in which no verdict is computed. xla: whether XLA compiled them. replicas: the
+    devices that computed. keras: Keras's settings that differ from its defaults.
     """
 
     version: str
@@ -45,6 +46,9 @@ class Provenance(Part):
     threads: int
     examples: int
     when: str
+    tf32: bool = False
+    xla: bool = False
+    replicas: int = 1
     keras: dict[str, str] = {}
 
 
@@ -136,7 +140,8 @@ class Record(Part):
 
     examples: the images of the run; clean_accuracy is over them. robust_accuracy: the headline,
     over `worst_case_examples` images, under all attacks that saw so many; subsets: under all
-    attacks that saw at least the first n, for each smaller n. rounded_robust_accuracy: with the
+    attacks that saw at least the first n, for each smaller n. craft_precision: in which the attacks
+    searched; what they found is judged in float32. rounded_robust_accuracy: with the
     saved images rounded to 1/255. pending: attacks that did not run yet. provenance: of the clean
     accuracy, as are `versions` and `commit`; closing: of the checks and curves; training_commit: of
     the network's training.
@@ -150,6 +155,7 @@ class Record(Part):
     subsets: list[SubsetRow] = []
     rounded_robust_accuracy: Share | None = None
     mode: str | None = None
+    craft_precision: str = "float32"
     attacks: list[AttackRow]
     pending: list[str] = []
     checks: list[CheckRow] = []

@@ -98,6 +98,7 @@ class Recorder:
         details: Details,
         save: str | None = None,
         rerun: bool = False,
+        craft_precision: str = "float32",
     ):
         self.folder, self.threat, self.trials, self.details = folder, threat, trials, details
         index = np.arange(len(x)) if details.index is None else np.asarray(details.index)
@@ -114,6 +115,7 @@ class Recorder:
             threat=ThreatRow(norm=threat.norm, eps=threat.eps, box=list(threat.box)),
             seed=seed,
             mode=mode,
+            craft_precision=craft_precision,
             data=DataRow(name=details.data, split=details.split),
             model=details.model,
             network=network,
@@ -257,7 +259,7 @@ class Recorder:
             return "other images"
         if not _same_network(before.network, self.record.network):
             return "another network"
-        for name in ("threat", "mode", "seed"):
+        for name in ("threat", "mode", "seed", "craft_precision"):
             if getattr(before, name) != getattr(self.record, name):
                 return f"another {name}"
         if self.images is not None and not self.images.whole():

@@ -268,14 +268,16 @@ class RobustModel(GatedModel):
     # ---------------------------------------------------------------------- one training batch
     def train_step(self, data: Any) -> dict[str, Any]:
         batch = weighed(self.as_batch(data, self.requires), self.class_weight)
-        logs = self.update(batch) | self.scalars()
+        # What one replica computes is compiled: all of it where there is no other.
+        update = self.update if self.several else self.by_xla(self.update)
+        logs = update(batch) | self.scalars()
         with tf.control_dependencies([batch["image"]]):  # nothing moves where it was refused
             self.step.assign_add(1)
         return _for_keras(logs)
 
     def update(self, batch: Batch) -> dict[str, Any]:
         """One step of the optimizer on the batch; the averages of what `reports` names."""
-        batch = batch | tf.nest.map_structure(tf.stop_gradient, self.perturb(batch))
+        batch = batch | self.computed(self._perturbed, batch)
         terms, gradients, slopes = self.gradients(batch)
         self.optimizer.apply(gradients, self.network.trainable_variables)
         for weight, average in zip(self._averaged, self.averages, strict=False):
@@ -285,12 +287,18 @@ class RobustModel(GatedModel):
         measured = {name: terms[name] for name in told if name in terms}
         return self.means.measure(self._loss_tracker, measured, batch.get("weight", 1.0))
 
+    def _perturbed(self, batch: Batch) -> Batch:
+        return tf.nest.map_structure(tf.stop_gradient, self.perturb(batch))
+
     def gradients(
         self, batch: Batch, penalised: bool = True
     ) -> tuple[Batch, list[tf.Tensor], Batch]:
         """What robust_loss gives; the gradients of the mean of weight * loss over the batch, as in
         Keras (penalised: and of the penalties on the weights), in the weights; and those in the
         entries that `differentiate` names."""
+        return self.computed(self._gradients, batch, penalised)
+
+    def _gradients(self, batch: Batch, penalised: bool) -> tuple[Batch, list[tf.Tensor], Batch]:
         weights = [weight.value for weight in self.network.trainable_variables]
         watched = {f"d_{name}": batch[name] for name in self.differentiate}
         with tf.GradientTape() as tape:
@@ -310,12 +318,15 @@ class RobustModel(GatedModel):
         """Accuracy, robust accuracy by `validation_attack`, and at an FGSM adversary the accuracy
         and the Jacobian estimate, whose jumps show catastrophic overfitting."""
         batch = self.as_batch(data)
-        with self._as_evaluated():  # the metrics' own variables change outside
-            terms = self._validated(batch)
+        terms = self.by_xla(self._validated)(batch)
         logs = self.means.measure(self._loss_tracker, terms, batch.get("weight", 1.0))
         return _for_keras(logs)
 
     def _validated(self, batch: Batch) -> Batch:
+        with self._as_evaluated():
+            return self._measured(batch)
+
+    def _measured(self, batch: Batch) -> Batch:
         x, y, logits_fn = batch["image"], batch["label"], self.logits_fn(batch, "eval")
 
         def attacked(attack: Attack, purpose: str) -> tf.Tensor:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -28,6 +28,7 @@ from tfrobust.models.neutral import neutral
 from tfrobust.models.signature import Signature
 from tfrobust.registry import parameters, require
 from tfrobust.threat import Threat
+from tfrobust.xla import compiled, on_gpus
 
 
 class GatedModel(keras.Model):
@@ -52,11 +53,14 @@ class GatedModel(keras.Model):
         raise NotImplementedError
 
     @neutral()
-    def compile(self, optimizer: Any = "sgd", *, jit_compile: bool = False, **kwargs: Any) -> None:
+    def compile(
+        self, optimizer: Any = "sgd", *, jit_compile: bool | str = "auto", **kwargs: Any
+    ) -> None:
         """As Keras, without losses and metrics: the method brings its own.
 
-        XLA is off unless asked for: on CPU these steps take 1.5 to 1.8 times as long. A network
-        that computes in float16 gets a LossScaleOptimizer.
+        jit_compile: whether XLA compiles the steps; "auto" is on GPUs alone, as on CPU they take
+        1.5 to 1.8 times as long with it. A network that computes in float16 gets a
+        LossScaleOptimizer.
         """
         for name in ("loss", "metrics", "weighted_metrics", "loss_weights"):
             require(kwargs.pop(name, None) is None, name, "none (the method brings its own)", "one")
@@ -66,6 +70,23 @@ class GatedModel(keras.Model):
         if half and not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
         super().compile(optimizer, jit_compile=jit_compile, **kwargs)
+        # Keras would compile all of a step: its assertions too, which XLA drops, and what several
+        # devices do together.
+        self.xla, self._jit_compile = self.jit_compile, False
+        self.compiled_parts: dict[str, Callable[..., Any]] = {}
+        self._asked = jit_compile
+
+    def _resolve_auto_jit_compile(self) -> bool:
+        return on_gpus(self.distribute_strategy)
+
+    def get_compile_config(self) -> dict[str, Any]:
+        return super().get_compile_config() | {"jit_compile": self._asked}
+
+    def by_xla(self, part: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a part of a step as XLA compiles it, where it does."""
+        if not self.xla or self.run_eagerly:
+            return part
+        return self.compiled_parts.setdefault(part.__name__, compiled(part))
 
     # Keras casts arrays to the user's `floatx`.
     predict = neutral()(keras.Model.predict)
@@ -82,8 +103,6 @@ class GatedModel(keras.Model):
         images = _images(given["x"])
         _check_weights(given.get("sample_weight"), images)
         self.check_network(images)
-        given["x"] = self._watched(given["x"])
-        given["validation_data"] = self._watched(given.get("validation_data"))
         with refusals(), weighing(self, weights):
             return super().fit(**given)
 
@@ -95,7 +114,6 @@ class GatedModel(keras.Model):
             images = _images(x)
             _check_weights(kwargs.get("sample_weight"), images)
             self.check_network(images)
-            x = self._watched(x)
         with refusals():
             return super().evaluate(x, y, *args, **kwargs)
 
@@ -126,14 +144,6 @@ class GatedModel(keras.Model):
         with refusals():
             return super().test_on_batch(x, y, *args, **kwargs)
 
-    def _watched(self, data: Any) -> Any:
-        """Return a data set whose batches are checked as they come, where the step is compiled by
-        XLA, which drops the step's own assertions; anything else as it is."""
-        if not (self.jit_compile and isinstance(data, tf.data.Dataset)):
-            return data
-        check = tf.autograph.experimental.do_not_convert(lambda *batch: self.as_batch(batch))
-        return data.map(check).prefetch(tf.data.AUTOTUNE)
-
     @property
     def _taken(self) -> Taken:
         _, image_shape, classes = self.signature
@@ -156,6 +166,42 @@ class GatedModel(keras.Model):
             return self.run({**named, "image": points} if len(named) > 1 else points, "eval")
 
         check_trained(self.network, logits, images, self.threat.box, where)
+
+    @property
+    def several(self) -> bool:
+        """Whether there are several replicas."""
+        return tf.distribute.get_strategy().num_replicas_in_sync > 1
+
+    def computed(self, part: Callable[..., Any], *args: Any) -> Any:
+        """Return part(*args), of what a replica computes by itself, compiled where XLA is on.
+
+        Several replicas change a variable together, which no compiled function does: there it is
+        given the network's variables as they are and returns them as they shall be. Statistics that
+        are summed over the replicas within a pass leave it uncompiled.
+        """
+        layers = self.network._flatten_layers()
+        together = any(getattr(layer, "synchronized", False) for layer in layers)
+        if together or not (self.xla and self.several):
+            return part(*args)
+        values = [tf.convert_to_tensor(v.value) for v in self.network.variables]
+        result, values = self.by_xla(self._stateless(part))(values, *args)
+        for variable, value in zip(self.network.non_trainable_variables, values, strict=True):
+            variable.assign(value)
+        return result
+
+    def _stateless(self, part: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the function (values of the network's variables, *args) -> (part(*args), values of
+        those that are not trained afterwards)."""
+
+        def stateless(values: list[tf.Tensor], *args: Any) -> Any:
+            pairs = zip(self.network.variables, values, strict=True)
+            with keras.StatelessScope(list(pairs)) as scope:
+                result = part(*args)
+            untrained = self.network.non_trainable_variables
+            return result, [scope.get_current_value(variable) for variable in untrained]
+
+        stateless.__name__ = part.__name__
+        return stateless
 
     def _get_metrics_result_or_logs(self, logs: dict[str, Any]) -> dict[str, Any]:
         """Return the logs of the last step with the metrics of all replicas together: of the

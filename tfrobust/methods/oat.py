@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -13,6 +13,7 @@ from tfrobust.attacks import PGD
 from tfrobust.methods.base import Batch, RobustModel
 from tfrobust.models.conditional import Encoding
 from tfrobust.registry import require, serializable
+from tfrobust.xla import has_fixed_shapes
 
 
 @serializable
@@ -73,7 +74,7 @@ class Oat(RobustModel):
         drawn = {"strength": noise.sliced(self._drawn, tf.shape(batch["label"]))}
         if self.widths is not None:
             drawn["width"] = tf.fill(tf.shape(batch["label"]), self._width())
-        attacked = _attacked(drawn["strength"])
+        attacked = self._attacked(drawn["strength"])
         chosen = {key: tf.gather(value, attacked) for key, value in (batch | drawn).items()}
         with noise.of_rows(tf.size(drawn["strength"]), attacked):
             found = self.adversary(chosen)
@@ -83,17 +84,22 @@ class Oat(RobustModel):
     def robust_loss(self, batch: Batch) -> Batch:
         label, strength = batch["label"], batch["strength"]
         clean = self.logits_fn(batch, "train")(batch["image"])
-        attacked = _attacked(strength)
+        attacked = self._attacked(strength)
         names = ("adv", "label", "strength", "width")
         part = {key: tf.gather(batch[key], attacked) for key in names if key in batch}
         with noise.of_rows(tf.size(strength), attacked):  # that of dropout
             adversarial = self.logits_fn(part, "train")(part["adv"])
-        hard = losses.cross_entropy(adversarial, part["label"])
-        hard = tf.scatter_nd(attacked[:, None], hard, tf.shape(label, tf.int64))
+        hard, right = (
+            tf.scatter_nd(attacked[:, None], values, tf.shape(label, tf.int64))
+            for values in (
+                losses.cross_entropy(adversarial, part["label"]),
+                tf.cast(losses.correct(adversarial, part["label"]), tf.float32),
+            )
+        )
         return {
             "loss": (1.0 - strength) * losses.cross_entropy(clean, label) + strength * hard,
             "accuracy": losses.correct(clean, label),
-            "robust_accuracy": _of_attacked(strength, losses.correct(adversarial, part["label"])),
+            "robust_accuracy": (right, tf.cast(strength > 0, tf.float32)),
         }
 
     def _zeros(self, size: tf.Tensor) -> tf.Tensor:
@@ -108,24 +114,25 @@ class Oat(RobustModel):
         )
         drawn = tf.gather(tf.constant(list(self.lambdas), tf.float32), which)
         drawn = tf.where(tf.range(size) < self._zeros(size), 0.0, drawn)
-        order = self.seed_for("lambda's places")
-        return tf.random.experimental.stateless_shuffle(drawn, order, alg="philox")
+        return noise.shuffled(drawn, self.seed_for("lambda's places"))
+
+    def _attacked(self, strength: tf.Tensor) -> tf.Tensor:
+        """The rows of lambda > 0; one at least, whatever its lambda: no convolution takes none."""
+        if has_fixed_shapes():  # of one replica, which has the whole batch, their number is known
+            size = tf.size(strength)
+            count = tf.maximum(size - self._zeros(size), 1)
+            order = tf.argsort(tf.cast(strength == 0, tf.int32), stable=True)
+            return tf.cast(order[:count], tf.int64)
+        alone = (tf.reduce_max(strength) == 0) & (tf.range(tf.size(strength)) == 0)
+        return tf.where((strength > 0) | alone)[:, 0]
+
+    def computed(self, part: Callable[..., Any], *args: Any) -> Any:
+        """Uncompiled on several replicas: how many examples each attacks differs from step to
+        step."""
+        return part(*args)
 
     def _width(self) -> tf.Tensor:
         """That of this step, on every replica."""
         seed, count = self.seed_for("width"), len(self.widths or ())
         which = tf.random.stateless_uniform([], seed, 0, count, tf.int32, alg="philox")
         return tf.gather(tf.constant(self.widths, tf.float32), which)
-
-
-def _attacked(strength: tf.Tensor) -> tf.Tensor:
-    """The rows of lambda > 0; one at least, whatever its lambda: no convolution takes none."""
-    alone = (tf.reduce_max(strength) == 0) & (tf.range(tf.size(strength)) == 0)
-    return tf.where((strength > 0) | alone)[:, 0]
-
-
-def _of_attacked(strength: tf.Tensor, right: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """[B] out of what the attacked rows have, and 1 [B] where lambda > 0."""
-    places = _attacked(strength)[:, None]
-    values = tf.scatter_nd(places, tf.cast(right, tf.float32), tf.shape(strength, tf.int64))
-    return values, tf.cast(strength > 0, tf.float32)

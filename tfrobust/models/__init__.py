@@ -8,7 +8,7 @@ from tfrobust.models.files import keras_file, load_keras, model_files
 from tfrobust.models.narrow import narrow
 from tfrobust.models.precision import PRECISIONS, with_precision
 from tfrobust.models.residual import resnet, small_resnet, wide_resnet
-from tfrobust.models.saved import OUTPUTS, SavedNetwork, load_network
+from tfrobust.models.saved import OUTPUTS, SavedNetwork, in_precision, load_network
 from tfrobust.models.small_cnn import small_cnn
 from tfrobust.models.trades_cnn import trades_cnn
 
@@ -27,6 +27,7 @@ __all__ = [
     "SavedNetwork",
     "keras_file",
     "load_keras",
+    "in_precision",
     "load_network",
     "model_files",
     "narrow",

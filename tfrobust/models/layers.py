@@ -50,8 +50,8 @@ class Dropout(layers.Dropout):
         seed = tf.cast(self.seed_generator.next(), tf.int32)
 
         def mask(shape: Any) -> Any:
-            ones = tf.ones(shape, inputs.dtype)
-            return tf.nn.experimental.stateless_dropout(ones, self.rate, seed)
+            kept = noise.fraction(shape, seed) >= self.rate
+            return tf.where(kept, tf.cast(1.0 / (1.0 - self.rate), inputs.dtype), 0)
 
         return inputs * noise.sliced(mask, tf.shape(inputs))
 

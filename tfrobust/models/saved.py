@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from tfrobust.gate import in_unit, kind_of_network
 from tfrobust.models.files import EXPORTED, load_keras, model_files, saved_model
+from tfrobust.models.precision import with_precision
 from tfrobust.models.signature import (
     NAME_OUTPUT,
     ONE_INPUT,
@@ -24,7 +25,7 @@ from tfrobust.models.signature import (
     signature,
     takes,
 )
-from tfrobust.registry import UserError, choose, require
+from tfrobust.registry import UserError, choose, located, require
 
 OUTPUTS = ("logits", "probabilities", "sigmoids")
 SIGNATURE = "serving_default"
@@ -41,7 +42,8 @@ class SavedNetwork:
     input_shape: (H, W, C), None where any size will do. outputs: "probabilities" where the network
     ends in a softmax: log(p), with p away from 0, serves as logits; "sigmoids" where in one for
     each class: log(p) - log(1 - p), with p away from 0 and 1. strength, width: the lambda and the
-    width that all images get, of a once-for-all network; None for one that takes none.
+    width that all images get, of a once-for-all network; None for one that takes none. network: the
+    Keras network that is called; None of a SavedModel.
     """
 
     forward: Callable[[Any], tf.Tensor]
@@ -50,6 +52,7 @@ class SavedNetwork:
     outputs: str = "logits"
     strength: float | None = None
     width: float | None = None
+    network: keras.Model | None = None
 
     def __call__(self, x: Any) -> tf.Tensor:
         """The logits of images. Raises UserError for those of another shape."""
@@ -111,7 +114,7 @@ def load_network(
     takes something else than float images or does not give [B, classes].
     """
     choose("outputs", outputs, OUTPUTS)
-    hint = ""
+    hint, network = "", None
     if (folder := saved_model(path)) is not None:
         call, taken, given, more = _open_saved_model(folder, where, output, signature)
         hint = "; export it again for float images (H, W, C) and a batch of any size, as Keras does"
@@ -131,7 +134,22 @@ def load_network(
     fits = given.shape.rank == 2 and given.shape[1] and given.dtype.is_floating
     received = f"{given.dtype.name} {given.shape}"
     require(fits, where, "a network with a float output (None, classes)", received)
-    return SavedNetwork(call, tuple(shape[1:]), given.shape[1], outputs, **dict.fromkeys(more, 1.0))
+    others = dict.fromkeys(more, 1.0)
+    return SavedNetwork(call, tuple(shape[1:]), given.shape[1], outputs, network=network, **others)
+
+
+def in_precision(logits_fn: Any, precision: str, where: str) -> Any:
+    """Return a copy of a Keras network, or of one that was loaded, that computes in `precision`.
+
+    Raises UserError, which begins with `where`, for a network that cannot be copied.
+    """
+    network = logits_fn.network if isinstance(logits_fn, SavedNetwork) else logits_fn
+    expected = "float32 (only of a functional or Sequential Keras network a copy is made)"
+    require(isinstance(network, keras.Model), where, expected, precision)
+    copy = located(where, with_precision, network, precision)
+    if isinstance(logits_fn, SavedNetwork):
+        return dataclasses.replace(logits_fn, forward=lambda x: forward(copy, x), network=copy)
+    return copy
 
 
 # (forward, the images that it takes, what it gives, the names of its other inputs)

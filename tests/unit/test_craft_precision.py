@@ -1,0 +1,105 @@
+"""Attacks that search in a lower precision than the one that decides."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfrobust import FGSM, PGD, Adv, Threat, tf32
+from tfrobust.attacks import APGD, Square
+from tfrobust.data.digits import open_digits
+from tfrobust.evaluation import craft, evaluate
+from tfrobust.evaluation.record import Record
+from tfrobust.models import in_precision, load_network, small_cnn
+from tfrobust.registry import UserError
+
+THREAT = Threat("linf", 0.15)
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[keras.Model, np.ndarray, np.ndarray]:
+    """A network trained a little, and 200 test images."""
+    keras.utils.set_random_seed(0)
+    train, test = (open_digits().load(split) for split in ("train", "test"))
+    network = small_cnn((8, 8, 1), 10, filters=[8], pool=False)
+    model = Adv(network, threat=THREAT, validation_attack=FGSM())
+    model.compile(keras.optimizers.Adam(2e-3))
+    model.fit(train.as_float(), train.labels, batch_size=64, epochs=4, verbose=0)
+    return network, test.as_float()[:200], test.labels[:200]
+
+
+def test_what_the_search_is_wrong_about_is_attacked_again(digits: Any) -> None:
+    """A search that takes every image for misclassified at once finds nothing: what is left is
+    what a search on the network itself leaves."""
+    network, x, y = digits
+    attack = PGD(steps=5, success="any")
+    alone = craft(network, x, y, attack, THREAT)
+    again = craft(network, x, y, attack, THREAT, search=lambda images: -network(images))
+    np.testing.assert_array_equal(again.right, alone.right)
+    assert 0 < alone.right.mean() < 1
+    assert (again.queries >= alone.queries).all()
+
+
+def test_bfloat16_leaves_what_float32_leaves(digits: Any) -> None:
+    """Within one of 200 images, under attacks that stop at the first success."""
+    network, x, y = digits
+    attacks = [APGD(steps=20), APGD("targeted_dlr", steps=10, targets=3)]
+    options: dict[str, Any] = {"check": False, "progress": False}
+    plain = evaluate(network, x, y, THREAT, attacks, **options)
+    half = evaluate(network, x, y, THREAT, attacks, craft_precision="mixed_bfloat16", **options)
+    assert abs(plain.robust_accuracy - half.robust_accuracy) <= 1 / 200
+    assert half.clean_accuracy == plain.clean_accuracy
+    for a, b in zip(plain.results[0].robust, half.results[0].robust, strict=True):
+        assert a == b
+
+
+def test_the_record_says_what_was_searched_in(digits: Any, tmp_path: Path) -> None:
+    """And results of one precision are not gone on with in the other."""
+    network, x, y = digits
+    network.save(tmp_path / "model.keras")
+    loaded, options = load_network(tmp_path), {"check": False, "progress": False}
+    for precision in ("float32", "mixed_bfloat16"):
+        evaluate(
+            loaded, x, y, THREAT, "fgsm", folder=tmp_path, craft_precision=precision, **options
+        )
+        record = Record.load(tmp_path)
+        assert record.craft_precision == precision
+        made_with = record.attacks[0].provenance
+        assert made_with is not None and made_with.precision == "float32"
+        assert (made_with.tf32, made_with.xla, made_with.replicas) == (False, False, 1)
+    assert Record.load(tmp_path / "evaluation.1").craft_precision == "float32"
+
+
+def test_only_a_keras_network_is_copied(digits: Any, tmp_path: Path) -> None:
+    network, x, y = digits
+    network.export(str(tmp_path / "exported"), verbose=False)
+    for other in (lambda images: network(images), load_network(tmp_path / "exported")):
+        with pytest.raises(UserError, match="^craft_precision: expected float32 .only of a func"):
+            evaluate(other, x, y, THREAT, "fgsm", craft_precision="mixed_bfloat16")
+    with pytest.raises(UserError, match="^craft_precision: .* received 'mixed_float16'"):
+        evaluate(network, x, y, THREAT, "fgsm", craft_precision="mixed_float16")
+    copy = in_precision(network, "mixed_bfloat16", "network")
+    np.testing.assert_allclose(copy(x[:4]), network(x[:4]), atol=0.1)
+
+
+def test_verdicts_are_computed_without_tensor_float_32(digits: Any) -> None:
+    """The switch is off for them, and as it was afterwards."""
+    network, x, y = digits
+    switch, seen = tf.config.experimental, []
+    assert switch.tensor_float_32_execution_enabled() and not tf32.in_use()  # no GPU
+
+    def look(images: Any) -> Any:
+        seen.append(switch.tensor_float_32_execution_enabled())
+        return images
+
+    def logits_fn(images: tf.Tensor) -> tf.Tensor:
+        return network(tf.ensure_shape(tf.py_function(look, [images], tf.float32), images.shape))
+
+    craft(logits_fn, x[:8], y[:8], Square(queries=5), THREAT)
+    assert set(seen) == {True, False} and not seen[-1]
+    assert switch.tensor_float_32_execution_enabled()
