@@ -19,6 +19,11 @@ TRAINED = ("seed", "precision", "threat", "data", "model", "method", "optimizer"
 TUNERS = ("random", "bayesian", "hyperband")
 
 
+def check_jit(value: bool | str) -> None:
+    """Raise a UserError unless it is what a `jit_compile` may be."""
+    require(value in (True, False, "auto"), "jit_compile", "true, false or auto", value)
+
+
 @dataclasses.dataclass(frozen=True)
 class ExtraData:
     """`data.extra`: another data set, such as a pseudo-labelled one, whose training split is mixed
@@ -93,8 +98,7 @@ class Train:
 
     def __post_init__(self) -> None:
         choose("monitor", self.monitor, MONITORS)
-        jit = self.jit_compile
-        require(jit in (True, False, "auto"), "jit_compile", "true, false or auto", jit)
+        check_jit(self.jit_compile)
         minutes = self.checkpoint_minutes
         require(minutes >= 0, "checkpoint_minutes", "a number >= 0", minutes)
         require(self.rollbacks >= 0, "rollbacks", "int >= 0", self.rollbacks)
@@ -114,7 +118,8 @@ class EvaluationOptions:
     mode: "cascade" attacks only what still stands; "each" gives every attack all images. save:
     keep the adversarial images, as float32 or uint8 (rounded to 1/255), in adversarial.npz. rerun:
     compute again what is done; the former results are kept aside. craft_precision: float32, or
-    mixed_bfloat16 to let attacks search in it; verdicts are float32 in any case.
+    mixed_bfloat16 to let attacks search in it; verdicts are float32 in any case. jit_compile:
+    whether XLA compiles the attacks; auto is on GPUs.
     lambdas: where a once-for-all network is evaluated, 1 by default; all that is reported is of the
     first, the others make the trade-off curve. widths: the same of one with widths, which has a
     curve for each.
@@ -125,6 +130,7 @@ class EvaluationOptions:
     save: str | None = None
     rerun: bool = False
     craft_precision: str = "float32"
+    jit_compile: bool | str = "auto"
     lambdas: list[float] | None = None
     widths: list[float] | None = None
 
@@ -134,6 +140,7 @@ class EvaluationOptions:
             inside = listed and all(0 <= value <= 1 for value in listed)
             require(inside, name, "numbers in [0, 1]", listed)
         choose("mode", self.mode, MODES)
+        check_jit(self.jit_compile)
         choose("craft_precision", self.craft_precision, ("float32", "mixed_bfloat16"))
         require(self.batch_size >= 1, "batch_size", "int >= 1", self.batch_size)
         if self.save is not None:

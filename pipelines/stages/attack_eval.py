@@ -47,6 +47,7 @@ def attack_eval(spec: Spec, folder: Folder, network: SavedNetwork, digest: str) 
         save=options.save,
         rerun=options.rerun,
         craft_precision=options.craft_precision,
+        jit_compile=options.jit_compile,
         details=details,
         layout="channels_last",  # which the data set has been asked for
     )

@@ -11,14 +11,14 @@ import pytest
 import tensorflow as tf
 
 from tests.unit import two_devices
-from tfrobust import PGD, Threat
-from tfrobust.attacks import APGD, ATTACKS, FAB, Attack, RayS, Square
+from tfrobust import PGD, Threat, noise
+from tfrobust.attacks import APGD, ATTACKS, FAB, Attack, Outcome, RayS, Square, Staged
+from tfrobust.evaluation import craft, evaluate
 from tfrobust.methods import METHODS
 from tfrobust.models import small_cnn, with_precision
 from tfrobust.xla import compiled
 
 FAST = ("atlas", "oat")  # of the methods; the others take some seconds each
-QUERIES = {"rays": RayS(queries=30), "square": Square(queries=30)}
 SIZES = {"linf": 0.08, "l2": 0.4, "l1": 1.5}
 
 
@@ -68,18 +68,23 @@ def test_a_compiled_step_on_two_devices(
 
 
 def attacked(attack: Attack, norm: str, run: Callable[..., Any]) -> Any:
+    """What `run` makes of an attack on 13 images, as a function (images, labels, number)."""
     keras.utils.set_random_seed(1)
     layers = [keras.layers.Flatten(), keras.layers.Dense(16, "tanh"), keras.layers.Dense(5)]
     network = keras.Sequential([keras.Input((6, 6, 1)), *layers])
-    x = tf.random.stateless_uniform([16, 6, 6, 1], [1, 2], alg="philox")
-    y, seed = tf.argmax(network(x), 1, tf.int32), tf.constant([1, 2], tf.int64)
+    x = np.random.default_rng(0).random((13, 6, 6, 1), np.float32)
+    y = np.asarray(network(x)).argmax(1).astype(np.int32)
     threat = Threat(norm, SIZES[norm])
     attack.check(threat, (6, 6, 1))
 
     def logits_fn(images: tf.Tensor) -> tf.Tensor:
         return network(images, training=False)
 
-    return run(lambda: attack.run(logits_fn, x, y, threat=threat, seed=seed))()
+    def made(images: tf.Tensor, labels: tf.Tensor, number: tf.Tensor) -> Outcome:
+        seed = noise.seed_for(0, number, "test")
+        return attack.run(logits_fn, images, labels, threat=threat, seed=seed)
+
+    return run(made)(x, y, tf.constant(1))
 
 
 @pytest.mark.parametrize("norm", ["linf", *slow_but(["l2", "l1"], ())])
@@ -104,12 +109,79 @@ def attacked(attack: Attack, norm: str, run: Callable[..., Any]) -> Any:
     ids=lambda attack: getattr(attack, "title", attack),
 )
 def test_a_compiled_attack_finds_what_it_finds(attack: Attack, norm: str, xla: None) -> None:
-    """The same flags at the same cost; broken examples stay in the batch, and nothing changes."""
+    """The same flags at the same cost, where broken examples stay in the batch, and where they
+    leave in stages a batch that is filled up."""
     if isinstance(attack, RayS) and norm != "linf":
         pytest.skip("RayS is for Linf")
     plain = attacked(attack, norm, lambda f: tf.function(f, autograph=False))
-    as_compiled = attacked(attack, norm, compiled)
-    np.testing.assert_allclose(as_compiled.images, plain.images, atol=1e-4)
-    for name in ("success", "queries", "gradients"):
-        np.testing.assert_array_equal(getattr(as_compiled, name), getattr(plain, name))
+    for run in (compiled, lambda made: Staged(made, 16)):
+        as_compiled = attacked(attack, norm, run)
+        np.testing.assert_allclose(as_compiled.images, plain.images, atol=1e-4)
+        for name in ("success", "queries", "gradients"):
+            np.testing.assert_array_equal(getattr(as_compiled, name), getattr(plain, name))
     assert 0 < plain.success.numpy().mean() < 1 or attack.title.startswith("Uniform")
+
+
+def linear() -> tuple[keras.Model, np.ndarray, np.ndarray]:
+    """A network, and images that it classifies as their labels say."""
+    keras.utils.set_random_seed(1)
+    network = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Flatten()])
+    network.add(keras.layers.Dense(3))
+    x = np.random.default_rng(0).random((23, 4, 4, 1), np.float32)
+    return network, x, np.asarray(network(x)).argmax(1).astype(np.int32)
+
+
+def test_few_shapes_are_compiled(xla: None) -> None:
+    """Of batches of 8 whose examples leave those of 8, 4, 2 and 1, once each: the beginning and the
+    end of an attack, and a stage of its loop for each size that a batch has left."""
+    network, x, y = linear()
+    traced: list[Any] = []
+
+    def run(images: tf.Tensor, labels: tf.Tensor, number: tf.Tensor) -> Outcome:
+        traced.append(images.shape)
+        attack = PGD(steps=8, restarts=2, success="any")
+        seed, threat = noise.seed_for(0, number, "test"), Threat("linf", 0.05)
+        return attack.run(network, images, labels, threat=threat, seed=seed)
+
+    staged, batches = Staged(run, 8), [slice(0, 8), slice(8, 16), slice(16, 23), slice(20, 23)]
+    for number, rows in enumerate(batches):
+        staged(x[rows], y[rows], number)
+    assert {shape[0] for shape in traced} == {8, 4}
+    assert len(traced) <= 2 * (1 + 1 + 4)
+    before = len(traced)
+    for number, rows in enumerate(batches):
+        staged(x[rows], y[rows], number)
+    assert len(traced) == before
+
+
+def test_an_evaluation_that_is_compiled(xla: None) -> None:
+    """The flags of the one that is not; the record says which it was."""
+    network, x, y = linear()
+    attacks = [PGD(steps=8, restarts=2, success="any"), Square(queries=20)]
+    options: dict[str, Any] = {"batch_size": 8, "check": False, "progress": False}
+    threat = Threat("linf", 0.05)
+    results = [
+        evaluate(network, x, y, threat, attacks, jit_compile=how, **options).results
+        for how in (False, True)
+    ]
+    for plain, as_compiled in zip(*results, strict=True):
+        np.testing.assert_array_equal(as_compiled.robust, plain.robust)
+    assert [row.provenance.xla for row in results[1][1:]] == [True, True]
+    assert 0 < results[0][-1].robust.mean() < 1
+
+
+def test_what_xla_does_not_take_is_not_compiled_by_default(
+    xla: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    network, x, y = linear()
+
+    def logits_fn(images: tf.Tensor) -> tf.Tensor:
+        found = tf.numpy_function(lambda v: v, [network(images)], tf.float32)
+        return tf.ensure_shape(found, [None, 3])
+
+    monkeypatch.setattr("tfrobust.xla.on_gpus", lambda strategy: True)
+    options: Any = {"attack": Square(queries=5), "threat": Threat("linf", 0.05)}
+    plain = craft(logits_fn, x, y, **options)
+    found = craft(logits_fn, x, y, jit_compile="auto", **options)
+    np.testing.assert_array_equal(found.right, plain.right)
+    assert "Square-5: not compiled: XLA does not take this network" in caplog.text

@@ -8,6 +8,7 @@ from tfrobust.attacks.multi_targeted import MultiTargeted
 from tfrobust.attacks.pgd import PGD
 from tfrobust.attacks.rays import RayS
 from tfrobust.attacks.square import Square
+from tfrobust.attacks.staged import Staged
 from tfrobust.attacks.transfer import SavedImages, Transfer
 from tfrobust.attacks.uniform_noise import UniformNoise
 
@@ -44,6 +45,7 @@ __all__ = [
     "RayS",
     "SavedImages",
     "Square",
+    "Staged",
     "Transfer",
     "UniformNoise",
     "registered_name",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import tensorflow as tf
@@ -11,9 +13,13 @@ from tfrobust.norms import rows
 from tfrobust.xla import has_fixed_shapes
 
 State = dict[str, tf.Tensor]
+Step = Callable[[tf.Tensor, State], State]
+Hunt = Callable[[Step, State, Any], State]
+
+_stand_in: contextvars.ContextVar[Hunt | None] = contextvars.ContextVar("stand_in", default=None)
 
 
-def hunt(step: Callable[[tf.Tensor, State], State], state: State, steps: Any) -> State:
+def hunt(step: Step, state: State, steps: Any) -> State:
     """Up to `steps` calls of `step`, each on the examples not yet broken; all examples in the end.
 
     state: tensors whose first axis is the example, "broken" [B] among them. step(i, state) gets
@@ -21,19 +27,18 @@ def hunt(step: Callable[[tf.Tensor, State], State], state: State, steps: Any) ->
     An example leaves with the state of the call that broke it, in the order it came. Where shapes
     are fixed it stays, and its rows are not written any more.
     """
+    if (stand_in := _stand_in.get()) is not None:
+        return stand_in(step, state, steps)
     if has_fixed_shapes():
-        return _masked(step, state, steps)
+        row = tf.range(tf.shape(state["broken"])[0])
+        return masked(step, state | {"row": row}, 0, steps)
     everything = dict(state)
     active = state | {"row": tf.range(tf.shape(state["broken"])[0])}
-
-    def write(everything: State, active: State) -> State:
-        rows = active["row"][:, None]
-        return {k: tf.tensor_scatter_nd_update(v, rows, active[k]) for k, v in everything.items()}
 
     def compact(everything: State, active: State) -> tuple[State, State]:
         standing = tf.where(~active["broken"])[:, 0]
         left = {k: tf.gather(v, standing) for k, v in active.items()}
-        return write(everything, active), left
+        return written(everything, active), left
 
     def body(i: tf.Tensor, everything: State, active: State) -> Any:
         everything, active = tf.cond(
@@ -58,22 +63,42 @@ def hunt(step: Callable[[tf.Tensor, State], State], state: State, steps: Any) ->
         shape_invariants=invariants,
         parallel_iterations=1,
     )
-    return write(everything, active)
+    return written(everything, active)
 
 
-def _masked(step: Callable[[tf.Tensor, State], State], state: State, steps: Any) -> State:
-    """What `hunt` returns, every call on all examples."""
-    row = tf.range(tf.shape(state["broken"])[0])
+def written(everything: State, active: State) -> State:
+    """Everything, with the rows of the active ones as they are now."""
+    place = active["row"][:, None]
+    return {k: tf.tensor_scatter_nd_update(v, place, active[k]) for k, v in everything.items()}
+
+
+@contextlib.contextmanager
+def standing_in(stand_in: Hunt) -> Iterator[None]:
+    """Inside, what the next `hunt` calls instead; those after it, and those in its steps, hunt."""
+
+    def once(step: Step, state: State, steps: Any) -> State:
+        _stand_in.set(None)
+        return stand_in(step, state, steps)
+
+    token = _stand_in.set(once)
+    try:
+        yield
+    finally:
+        _stand_in.reset(token)
+
+
+def masked(step: Step, state: State, first: Any, last: Any) -> State:
+    """Calls `first` to `last` - 1 of `step`, each on all examples, with their places as "row"; the
+    rows of broken ones are not written."""
 
     def body(i: tf.Tensor, before: State) -> tuple[tf.Tensor, State]:
-        after = step(i, before | {"row": row})
-        left = before["broken"]
+        after, left = step(i, before), before["broken"]
         return i + 1, {k: tf.where(rows(left, v), v, after[k]) for k, v in before.items()}
 
     return tf.while_loop(
-        lambda i, s: (i < steps) & tf.reduce_any(~s["broken"]),
+        lambda i, s: (i < last) & tf.reduce_any(~s["broken"]),
         body,
-        (tf.constant(0), state),
+        (tf.convert_to_tensor(first), state),
         parallel_iterations=1,
     )[1]
 

@@ -18,6 +18,7 @@ from tfrobust.evaluation.craft import (
     LogitsFn,
     Predict,
     batches,
+    by_xla,
     computed_by,
     craft,
     predictor,
@@ -49,10 +50,12 @@ def run(
     finished: Iterable[Result] = (),
     predict: Predict | None = None,
     search: LogitsFn | None = None,
+    jit_compile: bool | str = False,
 ) -> Iterator[Result]:
     """The results of `evaluate`, each as soon as it is known.
 
     search: the network as the attacks search on it, where it is another than logits_fn.
+    jit_compile: that of `craft`.
 
     finished: results of an earlier, interrupted run with the same arguments; they are given again
     and not computed again. The noise of an attack is a function of the seed, its registered name
@@ -102,6 +105,7 @@ def run(
                 predict=predict,
                 stream=stream,
                 search=search,
+                jit_compile=jit_compile,
             )
             robust[rows] = crafted.right
             result = Result(
@@ -113,7 +117,9 @@ def run(
                 int(crafted.queries.sum()),
                 int(crafted.gradients.sum()),
                 _placed(crafted.images, rows, x[: len(robust)]) if images else None,
-                Provenance(**circumstances(), **made_with, examples=len(robust)),
+                Provenance(
+                    **circumstances(), **made_with, examples=len(robust), xla=by_xla(jit_compile)
+                ),
             )
         standing[: len(result.robust)] = result.robust
         yield result

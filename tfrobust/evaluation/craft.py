@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
 from collections.abc import Callable, Iterator
@@ -9,10 +10,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
+from absl import logging
 from tqdm import tqdm
 
-from tfrobust import losses, noise, tf32
-from tfrobust.attacks import Attack, Outcome, SavedImages, registered_name
+from tfrobust import losses, noise, tf32, xla
+from tfrobust.attacks import Attack, Outcome, SavedImages, Staged, registered_name
 from tfrobust.distribution import added, local_replicas, strategy, worker
 from tfrobust.gate import inference
 from tfrobust.registry import UserError, require
@@ -83,12 +85,14 @@ def craft(
     predict: Predict | None = None,
     stream: str | None = None,
     search: LogitsFn | None = None,
+    jit_compile: bool | str = False,
 ) -> Crafted:
     """The attack on x [n, H, W, C], in batches, each checked: finite, inside the box, within eps.
 
     What it makes is judged by the network itself, TensorFloat-32 off. search: the same network in a
     lower precision, which the attack then searches on. Images that it takes for misclassified but
-    the network classifies rightly are attacked once more, on the network itself.
+    the network classifies rightly are attacked once more, on the network itself. jit_compile:
+    whether XLA compiles the attack; "auto" is on GPUs, as far as XLA takes the network.
 
     The noise is a function of (seed, stream, the batch's number); stream: by default the attack's
     registered name, so that no display name changes a number. progress: the label
@@ -112,8 +116,11 @@ def craft(
         check_traceable(logits_fn, x.shape[1:])
     exact, lower = inference(logits_fn), inference(search or logits_fn)
     saved = attack if isinstance(attack, SavedImages) else None
-    function = None if saved else _on_replicas(functools.partial(run, lower), x.shape[1:])
-    again = None
+    run_lower, function, again = functools.partial(run, lower), None, None
+    if saved is None and by_xla(jit_compile):
+        function = _compiled(run_lower, x.shape[1:], batch_size)
+    elif saved is None:
+        function = _on_replicas(run_lower, x.shape[1:])
     if function is not None and (search is not None or tf32.in_use()):
         again = _of_rows(functools.partial(run, exact), x.shape[1:])
     predict = predict or predictor(logits_fn, batch_size)
@@ -126,7 +133,15 @@ def craft(
     at_once = local_replicas()
     for group in (own[first : first + at_once] for first in range(0, len(own), at_once)):
         if function is not None:
-            outcomes = function([(x[chosen], y[chosen], number) for number, chosen in group])
+            given = [(x[chosen], y[chosen], number) for number, chosen in group]
+            try:
+                outcomes = function(given)
+            except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError) as error:
+                if jit_compile != "auto" or "XLA" not in str(error):
+                    raise
+                logging.warning("%s: not compiled: XLA does not take this network", attack.title)
+                function = _on_replicas(run_lower, x.shape[1:])
+                outcomes = function(given)
         for place, (number, chosen) in enumerate(group):
             if saved is not None:
                 images = saved_images(saved, places[chosen], x[chosen], threat)
@@ -162,6 +177,39 @@ def craft(
 def computed_by() -> dict[str, Any]:
     """Return what a measurement is computed by: the devices, and whether in TensorFloat-32."""
     return {"replicas": strategy().num_replicas_in_sync, "tf32": tf32.in_use()}
+
+
+def by_xla(jit_compile: bool | str) -> bool:
+    """Return whether attacks are compiled: as asked for, or ("auto") on GPUs."""
+    return xla.on_gpus(strategy()) if jit_compile == "auto" else bool(jit_compile)
+
+
+def _compiled(run: Callable[..., Outcome], image_shape: Any, batch_size: int) -> Callable[..., Any]:
+    """As `_on_replicas`, compiled by XLA; on one device in stages."""
+    if local_replicas() > 1:
+        return _on_replicas(xla.compiled(run), image_shape)
+    staged = Staged(run, batch_size)
+
+    def call(group: list[tuple[np.ndarray, np.ndarray, int]]) -> list[Outcome]:
+        with _without_gradients():
+            return [staged(images, labels.astype(np.int32), n) for images, labels, n in group]
+
+    return call
+
+
+@contextlib.contextmanager
+def _without_gradients() -> Iterator[None]:
+    """Raise a UserError where an operation has no gradient."""
+    try:
+        yield
+    except LookupError as error:
+        if type(error) is not LookupError:  # a KeyError or an IndexError
+            raise
+        raise UserError(
+            "logits_fn: expected operations that have gradients, received one that has none "
+            f"({' '.join(str(error).split())[:160]}); attacks without gradients need none: "
+            "square, rays, uniform_noise"
+        ) from error
 
 
 def _of_rows(run: Callable[..., Outcome], image_shape: Any) -> Callable[..., Outcome]:
@@ -200,16 +248,8 @@ def _on_replicas(run: Callable[..., Outcome], image_shape: Any) -> Callable[...,
         return strategy().experimental_local_results(strategy().run(replica))
 
     traced = tf.function(everywhere, input_signature=specs * at_once, autograph=False)
-    try:
+    with _without_gradients():
         function = traced.get_concrete_function()
-    except LookupError as error:
-        if type(error) is not LookupError:  # a KeyError or an IndexError
-            raise
-        raise UserError(
-            "logits_fn: expected operations that have gradients, received one that has none "
-            f"({' '.join(str(error).split())[:160]}); attacks without gradients need none: "
-            "square, rays, uniform_noise"
-        ) from error
 
     def call(group: list[tuple[np.ndarray, np.ndarray, int]]) -> list[Outcome]:
         images, labels, number = group[0]

@@ -48,6 +48,7 @@ def evaluate(
     details: Details | None = None,
     layout: str | None = None,
     craft_precision: str = "float32",
+    jit_compile: bool | str = "auto",
 ) -> Evaluation:
     """Measure the robust accuracy of a network under a list of attacks.
 
@@ -78,6 +79,8 @@ def evaluate(
         craft_precision: "float32", or "mixed_bfloat16" to let the attacks search on a Keras network
             in bfloat16; whether an image is misclassified is decided in float32 in any case, and
             where the search is wrong about it the attack is run again in float32.
+        jit_compile: whether XLA compiles the attacks, which takes a while for each and makes a GPU
+            faster; "auto" is on GPUs.
 
     Raises:
         UserError: inputs that do not fit; nothing is written then.
@@ -126,6 +129,7 @@ def evaluate(
             finished=recorder.finished if recorder else (),
             predict=predict,
             search=search,
+            jit_compile=jit_compile,
             **options,
         ):
             if recorder:

@@ -1,0 +1,97 @@
+"""An attack that XLA compiles: its loop in stages, between which broken examples leave."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfrobust.attacks.base import Outcome
+from tfrobust.attacks.compaction import State, Step, masked, standing_in, written
+from tfrobust.xla import compiled
+
+STAGES = 10  # of an attack's loop
+HALVINGS = 3  # of a batch: so many smaller sizes are compiled
+
+
+class _Stopped(Exception):
+    """Ends the tracing of an attack at its loop."""
+
+    def __init__(self, *values: Any):
+        self.values = values
+
+
+class Staged:
+    """run(images, labels, number) -> Outcome, of batches of one size, at most.
+
+    A batch is filled up to that size or to a half, a quarter or an eighth of it, whatever is
+    enough, and goes on at a smaller one as its examples leave, so that few shapes are compiled. A
+    search that is no `hunt` is compiled as a whole. Noise is that of the batch as it was.
+    """
+
+    def __init__(self, run: Callable[..., Outcome], batch_size: int):
+        self.run = run
+        self.sizes = sorted({-(-batch_size // 2**k) for k in range(HALVINGS + 1)})
+        self._begin = compiled(self._traced_begin)
+        self._stage = compiled(self._traced_stage)
+        self._end = compiled(self._traced_end)
+
+    def __call__(self, images: np.ndarray, labels: np.ndarray, number: int) -> Outcome:
+        n = len(images)
+        filled = np.arange(self._size(n)) % n
+        batch = (tf.constant(images[filled]), tf.constant(labels[filled]), tf.constant(number))
+        begun = self._begin(*batch)
+        if isinstance(begun, Outcome):
+            return Outcome(*(part[:n] for part in begun))
+        state, steps = begun
+        everything = state | {"broken": state["broken"] | (tf.range(len(filled)) >= n)}
+        active = everything | {"row": tf.range(len(filled))}
+        steps = int(steps)
+        stage = -(-steps // STAGES)
+        for first in range(0, steps, stage):
+            broken = active["broken"].numpy()
+            if broken.all():
+                break
+            if (size := self._size(int((~broken).sum()))) < len(broken):
+                everything = written(everything, active)
+                kept = np.argsort(broken, kind="stable")[:size]
+                active = {k: tf.gather(v, kept) for k, v in active.items()}
+            last = min(first + stage, steps)
+            active = self._stage(*batch, active, tf.constant(first), tf.constant(last))
+        outcome = self._end(*batch, written(everything, active))
+        return Outcome(*(part[:n] for part in outcome))
+
+    def _size(self, n: int) -> int:
+        """The least size that holds n examples."""
+        return next(size for size in self.sizes if size >= n)
+
+    def _traced_begin(self, *batch: tf.Tensor) -> Any:
+        """The state with which the loop begins, and its steps; or the outcome, where there is no
+        loop."""
+
+        def stop(_: Step, state: State, steps: Any) -> State:
+            raise _Stopped(state, tf.convert_to_tensor(steps))
+
+        return self._until_stopped(stop, *batch)
+
+    def _traced_stage(self, *given: Any) -> Any:
+        *batch, active, first, last = given
+
+        def stop(step: Step, _: State, __: Any) -> State:
+            raise _Stopped(masked(step, active, first, last))
+
+        return self._until_stopped(stop, *batch)[0]
+
+    def _traced_end(self, *given: Any) -> Outcome:
+        *batch, everything = given
+        with standing_in(lambda *_: everything):
+            return self.run(*batch)
+
+    def _until_stopped(self, stand_in: Any, *batch: tf.Tensor) -> Any:
+        try:
+            with standing_in(stand_in):
+                return self.run(*batch)
+        except _Stopped as stopped:
+            return stopped.values
