@@ -5,6 +5,8 @@ import re
 import sys
 import tempfile
 
+from pipelines.xla_cache import keep_programs
+
 LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 # Of oneDNN, and of a machine that has no GPU or hides it.
 GREETING = re.compile(
@@ -37,9 +39,12 @@ def _load_quietly() -> None:
                     os.write(2, line)
 
 
+keep_programs()
 try:
-    # Below 2 one wants to read the log; without stderr there is nowhere to.
-    if os.environ.setdefault(LEVEL, "2") >= "2" and sys.stderr is not None:
+    # Below 3 one wants to read the log; without stderr there is nowhere to. What ends a run is an
+    # exception, whatever the level; what TensorFlow logs as an error beside that is none to users,
+    # such as an optimizer that gives up on a graph.
+    if os.environ.setdefault(LEVEL, "3") >= "2" and sys.stderr is not None:
         _load_quietly()
     else:
         import tfrobust  # noqa: F401

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 
-# TensorFlow reads both when it is first imported. To use a GPU: CUDA_VISIBLE_DEVICES=0 pytest.
+# TensorFlow reads them when it is first imported. To use a GPU: CUDA_VISIBLE_DEVICES=0 pytest.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+os.environ.setdefault("TF_XLA_FLAGS", "")  # compiled programs are not kept
 
 import functools
 import json

@@ -17,14 +17,15 @@ CLUSTER = '{"cluster": {"worker": ["HOST:PORT", ...]}, "task": {"type": "worker"
 @functools.cache
 def strategy() -> tf.distribute.Strategy:
     """MultiWorkerMirroredStrategy where TF_CONFIG names several workers, MirroredStrategy over the
-    visible GPUs where there are any, else the default, one device.
+    visible GPUs where there are several, else the default, one device, whose steps XLA compiles as
+    a whole.
 
     With several workers the first call waits for all of them, and must come before TensorFlow
     computes anything. Raises UserError for a TF_CONFIG that is none.
     """
     if worker()[1] > 1:
         return tf.distribute.MultiWorkerMirroredStrategy()
-    if tf.config.list_logical_devices("GPU"):
+    if len(tf.config.list_logical_devices("GPU")) > 1:
         return tf.distribute.MirroredStrategy()
     return tf.distribute.get_strategy()
 

@@ -10,6 +10,7 @@ from pipelines.sections import EvaluationOptions
 from pipelines.spec import Spec
 from pipelines.stages.board import write_board
 from tfrobust.evaluation import Details, evaluate, margins
+from tfrobust.evaluation.craft import by_xla
 from tfrobust.evaluation.pictures import VALLEY
 from tfrobust.models import SavedNetwork
 from tfrobust.report import load_run
@@ -34,6 +35,8 @@ def attack_eval(spec: Spec, folder: Folder, network: SavedNetwork, digest: str) 
         curve=[(point, _at(network, point)) for point in _points(options)],
         say=functools.partial(print, flush=True),
     )
+    if by_xla(options.jit_compile):
+        print("attack_eval: XLA compiles each attack first", flush=True)
     evaluate(
         network,
         x,

@@ -34,6 +34,7 @@ from tfrobust.training import (
 
 VALIDATION_BATCH = 500
 EXTREMES = 8  # images at each end of a table
+STEPS_AT_ONCE = 20  # of a compiled step, at most
 ROLLBACK = 0.5  # of the learning rate, each time
 
 
@@ -106,6 +107,8 @@ def _trained(
         rate = plan.schedule.learning_rate(base, updates, plan.epochs)
         model.compile(spec.optimizer(learning_rate=rate), jit_compile=plan.jit_compile)
         model.optimizer.build(model.network.trainable_variables)
+    if model.xla:
+        print("train: XLA compiles the step first; a later start finds it compiled", flush=True)
 
     before = checkpoints.note
     history = History(folder.history, before.get("history", []), folder.tensorboard)
@@ -133,6 +136,8 @@ def _trained(
 
     def fit(last: int) -> None:
         first = resume.step
+        if model.xla and everywhere.num_replicas_in_sync == 1:  # Keras fails on several
+            model.steps_per_execution = _steps_at_once(steps, first)
         model.fit(
             batches(
                 split,
@@ -161,6 +166,13 @@ def _trained(
     best.restore()
     _extremes(folder.extremes, model, split)
     return model.network
+
+
+def _steps_at_once(steps: int, first: int) -> int:
+    """How many steps follow each other without the host, of epochs of `steps`, the first of which
+    goes on at step `first`: as many as end with each epoch."""
+    common = math.gcd(steps, first)
+    return max(n for n in range(1, STEPS_AT_ONCE + 1) if common % n == 0)
 
 
 def _extremes(path: Path, model: RobustModel, split: Split) -> None:

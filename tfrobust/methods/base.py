@@ -268,8 +268,8 @@ class RobustModel(GatedModel):
     # ---------------------------------------------------------------------- one training batch
     def train_step(self, data: Any) -> dict[str, Any]:
         batch = weighed(self.as_batch(data, self.requires), self.class_weight)
-        # What one replica computes is compiled: all of it where there is no other.
-        update = self.update if self.several else self.by_xla(self.update)
+        # Of a replica only what it computes by itself is compiled (`computed`), else all.
+        update = self.update if self.distributed else self.by_xla(self.update)
         logs = update(batch) | self.scalars()
         with tf.control_dependencies([batch["image"]]):  # nothing moves where it was refused
             self.step.assign_add(1)

@@ -80,7 +80,8 @@ class GatedModel(keras.Model):
         return on_gpus(self.distribute_strategy)
 
     def get_compile_config(self) -> dict[str, Any]:
-        return super().get_compile_config() | {"jit_compile": self._asked}
+        config = super().get_compile_config()
+        return config | {"jit_compile": self._asked} if config else config  # none if not compiled
 
     def by_xla(self, part: Callable[..., Any]) -> Callable[..., Any]:
         """Return a part of a step as XLA compiles it, where it does."""
@@ -168,20 +169,20 @@ class GatedModel(keras.Model):
         check_trained(self.network, logits, images, self.threat.box, where)
 
     @property
-    def several(self) -> bool:
-        """Whether there are several replicas."""
-        return tf.distribute.get_strategy().num_replicas_in_sync > 1
+    def distributed(self) -> bool:
+        """Whether the step is that of a replica."""
+        return tf.distribute.has_strategy()
 
     def computed(self, part: Callable[..., Any], *args: Any) -> Any:
         """Return part(*args), of what a replica computes by itself, compiled where XLA is on.
 
-        Several replicas change a variable together, which no compiled function does: there it is
-        given the network's variables as they are and returns them as they shall be. Statistics that
-        are summed over the replicas within a pass leave it uncompiled.
+        Replicas change a variable together, which no compiled function does: there it is given the
+        network's variables as they are and returns them as they shall be. Statistics that are
+        summed over the replicas within a pass leave it uncompiled.
         """
         layers = self.network._flatten_layers()
         together = any(getattr(layer, "synchronized", False) for layer in layers)
-        if together or not (self.xla and self.several):
+        if together or not (self.xla and self.distributed):
             return part(*args)
         values = [tf.convert_to_tensor(v.value) for v in self.network.variables]
         result, values = self.by_xla(self._stateless(part))(values, *args)

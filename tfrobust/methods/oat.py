@@ -129,7 +129,8 @@ class Oat(RobustModel):
     def computed(self, part: Callable[..., Any], *args: Any) -> Any:
         """Uncompiled on several replicas: how many examples each attacks differs from step to
         step."""
-        return part(*args)
+        alone = tf.distribute.get_strategy().num_replicas_in_sync == 1
+        return super().computed(part, *args) if alone else part(*args)
 
     def _width(self) -> tf.Tensor:
         """That of this step, on every replica."""

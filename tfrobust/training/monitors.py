@@ -42,10 +42,11 @@ class BatchTimer(Kept, keras.callbacks.Callback):
         self.validated += time.perf_counter()
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        self.begun = time.perf_counter()
+        self.first, self.begun = batch, time.perf_counter()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        self.seconds.append(time.perf_counter() - self.begun)
+        took = time.perf_counter() - self.begun
+        self.seconds.append(took / (batch - self.first + 1))  # of `steps_per_execution` batches
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         if logs is not None:

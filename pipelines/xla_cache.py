@@ -1,0 +1,35 @@
+"""The programs that XLA compiles, kept in the user's cache folder for the next start."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+FLAGS = "TF_XLA_FLAGS"  # read by TensorFlow when it first compiles
+MOST = 2 * 2**30  # bytes that are kept, the newest
+
+
+def keep_programs() -> None:
+    """Have TensorFlow keep them, unless the user has flags of their own for XLA, or the folder
+    cannot be written to."""
+    if FLAGS in os.environ:
+        return
+    try:
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folder = Path(home) / "tfrobust" / "xla"
+        folder.mkdir(parents=True, exist_ok=True)
+        forget_old(folder)
+    except (OSError, RuntimeError):  # no folder, no home
+        return
+    if os.access(folder, os.W_OK) and " " not in str(folder):  # TensorFlow splits there
+        os.environ[FLAGS] = f"--tf_xla_persistent_cache_directory={folder}"
+
+
+def forget_old(folder: Path, most: int = MOST) -> None:
+    """Delete the oldest files of a folder, so that at most so many bytes are left."""
+    files = [(file, file.stat()) for file in folder.iterdir() if file.is_file()]
+    left = most
+    for file, stat in sorted(files, key=lambda pair: pair[1].st_mtime, reverse=True):
+        left -= stat.st_size
+        if left < 0:
+            file.unlink(missing_ok=True)
