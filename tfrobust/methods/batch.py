@@ -15,7 +15,6 @@ from tfrobust.gate import check_batch, check_image_spec, check_label_spec, deman
 from tfrobust.registry import UserError, require
 
 Batch = dict[str, Any]
-MOST = 2**16  # classes that are given a weight
 
 
 def as_batch(
@@ -81,7 +80,10 @@ def weighing(model: keras.Model, class_weight: Any) -> Iterator[None]:
     if class_weight is None:
         yield
         return
-    model.class_weight, model.train_function = _of_classes(class_weight), None
+    model.class_weight, model.train_function = (
+        _of_classes(class_weight, model.signature.classes),
+        None,
+    )
     try:
         yield
     finally:
@@ -92,21 +94,23 @@ def weighed(batch: Batch, of_classes: np.ndarray | None) -> Batch:
     """Return the batch with the weights of its classes multiplied into those of its examples."""
     if of_classes is None:
         return batch
-    row = tf.minimum(batch["label"], len(of_classes) - 1)
-    return batch | {"weight": batch.get("weight", 1.0) * tf.gather(of_classes, row)}
+    own = tf.gather(of_classes, batch["label"])
+    return batch | {"weight": batch.get("weight", 1.0) * own}
 
 
-def _of_classes(class_weight: Any) -> np.ndarray:
-    """Return the weights by class, float32, and behind them 1, that of all higher classes as of any
-    that is not named. Raises UserError for what is no mapping of classes to weights."""
-    expected = "a mapping of classes to numbers >= 0, such as {0: 1.0, 3: 2.5}"
+def _of_classes(class_weight: Any, classes: int) -> np.ndarray:
+    """Return the weight of each class, float32 [classes], 1 of one that is not named. Raises
+    UserError for what is no mapping of classes to weights."""
+    expected = (
+        f"a mapping of classes 0 to {classes - 1} to numbers >= 0, such as {{0: 1.0, 1: 2.5}}"
+    )
     fits = isinstance(class_weight, Mapping) and bool(class_weight)
     require(fits, "class_weight", expected, class_weight)
     for name, weight in class_weight.items():
-        whole = isinstance(name, numbers.Integral) and 0 <= int(name) < MOST
+        whole = isinstance(name, numbers.Integral) and 0 <= int(name) < classes
         real = isinstance(weight, numbers.Real) and 0 <= float(weight) < np.inf
         require(whole and real, "class_weight", expected, {name: weight})
-    table = np.ones(max(class_weight) + 2, np.float32)
+    table = np.ones(classes, np.float32)
     for name, weight in class_weight.items():
         table[name] = weight
     return table
