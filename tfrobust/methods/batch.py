@@ -80,10 +80,8 @@ def weighing(model: keras.Model, class_weight: Any) -> Iterator[None]:
     if class_weight is None:
         yield
         return
-    model.class_weight, model.train_function = (
-        _of_classes(class_weight, model.signature.classes),
-        None,
-    )
+    model.class_weight = _of_classes(class_weight, model.signature.classes)
+    model.train_function = None
     try:
         yield
     finally:
@@ -101,9 +99,7 @@ def weighed(batch: Batch, of_classes: np.ndarray | None) -> Batch:
 def _of_classes(class_weight: Any, classes: int) -> np.ndarray:
     """Return the weight of each class, float32 [classes], 1 of one that is not named. Raises
     UserError for what is no mapping of classes to weights."""
-    expected = (
-        f"a mapping of classes 0 to {classes - 1} to numbers >= 0, such as {{0: 1.0, 1: 2.5}}"
-    )
+    expected = f"a mapping of classes 0 to {classes - 1} to numbers >= 0, as {{0: 1.0, 1: 2.5}}"
     fits = isinstance(class_weight, Mapping) and bool(class_weight)
     require(fits, "class_weight", expected, class_weight)
     for name, weight in class_weight.items():
