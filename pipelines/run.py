@@ -66,12 +66,12 @@ def run(
     require(alone, "TF_CONFIG", f"one worker (those of a search have {ID} instead)", workers)
     folder = Folder(workdir / (f"{spec.name}.worker{number}" if number else spec.name))
     # With determinism on Keras takes no XLA.
-    compiled = [part.jit_compile is True for part in (spec.train, spec.evaluation) if part]
+    compiled = {part.jit_compile for part in (spec.train, spec.evaluation) if part}
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:
         # It gives up on the loops of attacks, each time with lines of its own, and XLA needs none.
         tf.config.optimizer.set_experimental_options({"layout_optimizer": False})
-    elif not any(compiled):
+    elif True not in compiled:
         tf.config.experimental.enable_op_determinism()  # in every stage: each may run alone
     if spec.search is not None and role() == "worker":  # the chief has the folder
         stage_runners.work(spec, folder)

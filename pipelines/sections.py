@@ -13,15 +13,11 @@ from tfrobust.data import AUGMENTATIONS, Dataset, Extra, Split
 from tfrobust.evaluation import MODES
 from tfrobust.registry import choose, located, require
 from tfrobust.training import MONITOR, MONITORS, Schedule
+from tfrobust.xla import is_choice
 
 # The sections that a training depends on.
 TRAINED = ("seed", "precision", "threat", "data", "model", "method", "optimizer", "train")
 TUNERS = ("random", "bayesian", "hyperband")
-
-
-def check_jit(value: bool | str) -> None:
-    """Raise a UserError unless it is what a `jit_compile` may be."""
-    require(value in (True, False, "auto"), "jit_compile", "true, false or auto", value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,8 +72,9 @@ class Train:
 
     eps: of training and validation, None is threat.eps, at which the attacks are in any case.
     epsilon_ramp_epochs: eps grows linearly from 0 over so many epochs. steps_per_epoch: None is
-    the whole training split. jit_compile: whether XLA compiles the step, which then is not
-    deterministic as it is by default on CPU (docs/performance.md); auto is on GPUs. init_from: a
+    the whole training split. jit_compile: whether XLA compiles the step: true, false,
+    or auto, only on GPUs; compiled steps are not deterministic, as others are on CPU
+    (docs/performance.md). init_from: a
     run folder or .keras file whose network is trained on. monitor: the validation accuracy that a
     guided rate follows and that tells the best epoch. checkpoint_minutes: how often the state is
     saved within an epoch. rollbacks: how often a loss that is not finite sends the run back to its
@@ -98,7 +95,8 @@ class Train:
 
     def __post_init__(self) -> None:
         choose("monitor", self.monitor, MONITORS)
-        check_jit(self.jit_compile)
+        jit = self.jit_compile
+        require(is_choice(jit), "jit_compile", "true, false or auto", jit)
         minutes = self.checkpoint_minutes
         require(minutes >= 0, "checkpoint_minutes", "a number >= 0", minutes)
         require(self.rollbacks >= 0, "rollbacks", "int >= 0", self.rollbacks)
@@ -119,7 +117,7 @@ class EvaluationOptions:
     keep the adversarial images, as float32 or uint8 (rounded to 1/255), in adversarial.npz. rerun:
     compute again what is done; the former results are kept aside. craft_precision: float32, or
     mixed_bfloat16 to let attacks search in it; verdicts are float32 in any case. jit_compile:
-    whether XLA compiles the attacks; auto is on GPUs.
+    whether XLA compiles the attacks; auto: only on GPUs.
     lambdas: where a once-for-all network is evaluated, 1 by default; all that is reported is of the
     first, the others make the trade-off curve. widths: the same of one with widths, which has a
     curve for each.
@@ -140,7 +138,8 @@ class EvaluationOptions:
             inside = listed and all(0 <= value <= 1 for value in listed)
             require(inside, name, "numbers in [0, 1]", listed)
         choose("mode", self.mode, MODES)
-        check_jit(self.jit_compile)
+        jit = self.jit_compile
+        require(is_choice(jit), "jit_compile", "true, false or auto", jit)
         choose("craft_precision", self.craft_precision, ("float32", "mixed_bfloat16"))
         require(self.batch_size >= 1, "batch_size", "int >= 1", self.batch_size)
         if self.save is not None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import platform
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
 FLAGS = "TF_XLA_FLAGS"  # read by TensorFlow when it first compiles
@@ -16,7 +19,7 @@ def keep_programs() -> None:
         return
     try:
         home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        folder = Path(home) / "tfrobust" / "xla"
+        folder = Path(home) / "tfrobust" / "xla" / _made_by()
         folder.mkdir(parents=True, exist_ok=True)
         forget_old(folder)
     except (OSError, RuntimeError):  # no folder, no home
@@ -25,9 +28,20 @@ def keep_programs() -> None:
         os.environ[FLAGS] = f"--tf_xla_persistent_cache_directory={folder}"
 
 
+def _made_by() -> str:
+    """Return what tells programs of one TensorFlow on one machine from others: their names do
+    not."""
+    distributions = packages_distributions().get("tensorflow", ["none"])
+    found = "none" if distributions == ["none"] else version(distributions[0])
+    return f"{found}-{platform.node() or 'unnamed'}"
+
+
 def forget_old(folder: Path, most: int = MOST) -> None:
     """Delete the oldest files of a folder, so that at most so many bytes are left."""
-    files = [(file, file.stat()) for file in folder.iterdir() if file.is_file()]
+    files = []
+    for file in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # another start deletes too
+            files.append((file, file.stat()))
     left = most
     for file, stat in sorted(files, key=lambda pair: pair[1].st_mtime, reverse=True):
         left -= stat.st_size

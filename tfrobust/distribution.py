@@ -17,8 +17,8 @@ CLUSTER = '{"cluster": {"worker": ["HOST:PORT", ...]}, "task": {"type": "worker"
 @functools.cache
 def strategy() -> tf.distribute.Strategy:
     """MultiWorkerMirroredStrategy where TF_CONFIG names several workers, MirroredStrategy over the
-    visible GPUs where there are several, else the default, one device, whose steps XLA compiles as
-    a whole.
+    visible GPUs where there are several, else the default: one device, for which XLA can compile
+    steps as a whole.
 
     With several workers the first call waits for all of them, and must come before TensorFlow
     computes anything. Raises UserError for a TF_CONFIG that is none.

@@ -63,7 +63,7 @@ def fraction(shape: Any, seed: tf.Tensor) -> tf.Tensor:
 
 def shuffled(values: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     """The rows of values [N, ...] in a random order."""
-    return tf.gather(values, tf.argsort(fraction(tf.shape(values)[:1], seed)))
+    return tf.gather(values, tf.argsort(fraction(tf.shape(values)[:1], seed), stable=True))
 
 
 def uniform(shape: Any, seed: tf.Tensor) -> tf.Tensor:
@@ -117,7 +117,8 @@ def unit_vectors(shape: Any, seed: tf.Tensor) -> tf.Tensor:
 
 def sliced(draw: Callable[[tf.Tensor], tf.Tensor], shape: Any) -> tf.Tensor:
     """This replica's rows of draw(the shape of the global batch)."""
-    if (part := _rows.get()) is not None:
+    part = _rows.get()
+    if part is not None:
         size, rows = part
         whole = tf.concat([[size], tf.convert_to_tensor(shape)[1:]], axis=0)
         return tf.gather(_of_replica(draw, whole), rows)

@@ -39,8 +39,13 @@ def has_fixed_shapes() -> bool:
     return _fixed.get()
 
 
+def is_choice(value: object) -> bool:
+    """Return whether it is what a `jit_compile` may be: true, false or "auto"."""
+    return isinstance(value, bool) or value == "auto"
+
+
 def on_gpus(strategy: tf.distribute.Strategy) -> bool:
-    """Return whether a strategy computes on GPUs alone."""
+    """Return whether a strategy computes on GPUs alone; the default one does where there is one."""
     try:
         devices = strategy.extended.worker_devices
     except RuntimeError:  # the default strategy names none

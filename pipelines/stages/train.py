@@ -107,8 +107,8 @@ def _trained(
         rate = plan.schedule.learning_rate(base, updates, plan.epochs)
         model.compile(spec.optimizer(learning_rate=rate), jit_compile=plan.jit_compile)
         model.optimizer.build(model.network.trainable_variables)
-    if model.xla:
-        print("train: XLA compiles the step first; a later start finds it compiled", flush=True)
+    if model.jit_compile:
+        print("train: XLA compiles the step first", flush=True)
 
     before = checkpoints.note
     history = History(folder.history, before.get("history", []), folder.tensorboard)
@@ -136,7 +136,7 @@ def _trained(
 
     def fit(last: int) -> None:
         first = resume.step
-        if model.xla and everywhere.num_replicas_in_sync == 1:  # Keras fails on several
+        if model.jit_compile and everywhere.num_replicas_in_sync == 1:  # Keras fails on several
             model.steps_per_execution = _steps_at_once(steps, first)
         model.fit(
             batches(

@@ -11,11 +11,12 @@ import pytest
 import tensorflow as tf
 
 from tests.unit import two_devices
-from tfrobust import PGD, Threat, noise
+from tfrobust import FGSM, PGD, Adv, Threat, noise
 from tfrobust.attacks import APGD, ATTACKS, FAB, Attack, Outcome, RayS, Square, Staged
 from tfrobust.evaluation import craft, evaluate
-from tfrobust.methods import METHODS
+from tfrobust.methods import METHODS, Iaat
 from tfrobust.models import small_cnn, with_precision
+from tfrobust.registry import UserError
 from tfrobust.xla import compiled
 
 FAST = ("atlas", "oat")  # of the methods; the others take some seconds each
@@ -58,7 +59,9 @@ def test_a_compiled_step_in_half_precision(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", [*METHODS, "atlas with BatchNorm", "awp with BatchNorm"])
+@pytest.mark.parametrize(
+    "method", [*METHODS, "awp over oat", "atlas with BatchNorm", "awp with BatchNorm"]
+)
 def test_a_compiled_step_on_two_devices(
     on_two_devices: Callable[[str], dict[str, Any]], method: str
 ) -> None:
@@ -185,3 +188,60 @@ def test_what_xla_does_not_take_is_not_compiled_by_default(
     found = craft(logits_fn, x, y, jit_compile="auto", **options)
     np.testing.assert_array_equal(found.right, plain.right)
     assert "Square-5: not compiled: XLA does not take this network" in caplog.text
+    assert not found.xla
+    for other in ("false", 1):
+        with pytest.raises(UserError, match="^jit_compile: expected true, false or auto"):
+            craft(logits_fn, x, y, jit_compile=other, **options)
+
+
+def fitted(steps: int, rows: int = 4, **settings: Any) -> Adv:
+    network, x, y = linear()
+    model = Adv(network, threat=Threat("linf", 0.1), validation_attack=FGSM(), **settings)
+    model.compile("sgd", jit_compile=True)
+    model.steps_per_execution = steps
+    model.fit(x[: 5 * rows], y[: 5 * rows], batch_size=rows, verbose=0)
+    return model
+
+
+def test_steps_that_follow_each_other_are_all_done(xla: None) -> None:
+    """Also where their number changes between two calls of `fit`, as where a run goes on."""
+    _, x, y = linear()
+    model = fitted(1)
+    assert int(model.step) == 5 and model.jit_compile
+    model.steps_per_execution = 5
+    history = model.fit(x[:20], y[:20], batch_size=4, verbose=0, validation_data=(x[:12], y[:12]))
+    assert int(model.step) == 10
+    alone = model.evaluate(x[:12], y[:12], batch_size=4, verbose=0, return_dict=True)
+    assert history.history["val_loss"][0] == pytest.approx(alone["loss"], rel=1e-5)
+
+
+def test_what_is_traced_anew_is_compiled_anew(xla: None) -> None:
+    """As without XLA, a setting counts once Keras makes its function again."""
+    _, x, y = linear()
+    model = fitted(1)
+    before = model.evaluate(x, y, verbose=0, return_dict=True)["robust_accuracy"]
+    model.validation_attack = PGD(steps=5, step_size=1.0)
+    model.threat = Threat("linf", 0.9)
+    assert model.evaluate(x, y, verbose=0, return_dict=True)["robust_accuracy"] == before
+    model.make_test_function(force=True)
+    assert model.evaluate(x, y, verbose=0, return_dict=True)["robust_accuracy"] < before
+    weights = model.network.get_weights()[0]
+    model.l2 = 100.0
+    model.make_train_function(force=True)
+    model.fit(x[:4], y[:4], batch_size=4, verbose=0)
+    assert np.abs(model.network.get_weights()[0] - weights).max() > 0.1
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_rows_and_strings_beside_the_images(jit_compile: bool, xla: None) -> None:
+    """XLA reads a table at whatever row, and takes no strings."""
+    network, x, y = linear()
+    facts = {"num_examples": 8, "steps_per_epoch": 1, "warmup_epochs": 0}
+    model = Iaat(network, threat=Threat("linf", 0.1), validation_attack=FGSM(), **facts)
+    model.compile("sgd", jit_compile=jit_compile)
+    batch = {"image": x[:8], "label": y[:8], "file": np.array(["a.png"] * 8)}
+    data = [tf.data.Dataset.from_tensor_slices(batch | {"index": rows}).batch(4)
+            for rows in (np.arange(8), np.arange(8) + 1)]  # fmt: skip
+    assert np.isfinite(model.fit(data[0], verbose=0).history["loss"]).all()
+    with pytest.raises(UserError, match=r"^index: expected rows 0 to 7 .num_examples is 8., rec"):
+        model.fit(data[1], verbose=0)

@@ -59,10 +59,13 @@ def conditional() -> keras.Model:
 
 
 def model_for(method: str, normalized: str | bool = False) -> Any:
-    terms = {k: v for k, v in TERMS.items() if k in parameters(METHODS[method])}
+    name = method.split()[0]
+    terms = {k: v for k, v in TERMS.items() if k in parameters(METHODS[name])}
     terms |= {"ema": 0.5} if method == "trades" else {"lambdas": [0, 1]} if method == "oat" else {}
-    model = METHODS[method](
-        conditional() if method == "oat" else network(normalized),
+    if method == "awp over oat":
+        terms["method"] = {"name": "oat", "lambdas": [0, 1]}
+    model = METHODS[name](
+        conditional() if method.endswith("oat") else network(normalized),
         threat=Threat("linf", 0.1),
         validation_attack=PGD(steps=2),
         ramp_steps=2,
@@ -153,8 +156,8 @@ def compiled(strategy: tf.distribute.Strategy) -> dict[str, Any]:
     """Weights and validation of all methods on two devices after three steps, with XLA and without,
     with statistics of the batch and without."""
     out: dict[str, Any] = {}
-    cases = [(method, False) for method in METHODS] + [("atlas", True), ("awp", True)]
-    for method, normalized in cases:
+    cases = [(method, False) for method in [*METHODS, "awp over oat"]]
+    for method, normalized in [*cases, ("atlas", True), ("awp", True)]:
         name = f"{method} with BatchNorm" if normalized else method
         for how in (False, True):
             with strategy.scope():

@@ -27,7 +27,8 @@ def hunt(step: Step, state: State, steps: Any) -> State:
     An example leaves with the state of the call that broke it, in the order it came. Where shapes
     are fixed it stays, and its rows are not written any more.
     """
-    if (stand_in := _stand_in.get()) is not None:
+    stand_in = _stand_in.get()
+    if stand_in is not None:
         return stand_in(step, state, steps)
     if has_fixed_shapes():
         row = tf.range(tf.shape(state["broken"])[0])

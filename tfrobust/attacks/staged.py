@@ -27,8 +27,10 @@ class Staged:
     """run(images, labels, number) -> Outcome, of batches of one size, at most.
 
     A batch is filled up to that size or to a half, a quarter or an eighth of it, whatever is
-    enough, and goes on at a smaller one as its examples leave, so that few shapes are compiled. A
-    search that is no `hunt` is compiled as a whole. Noise is that of the batch as it was.
+    enough, and goes on at a smaller one as its examples leave, so that few shapes are compiled.
+    They leave between calls of the outermost loop: after steps of PGD and FAB, after a restart or
+    a target of APGD, after a restart of Square. A search that is no `hunt` is compiled as a whole.
+    Noise is that of the batch as it was.
     """
 
     def __init__(self, run: Callable[..., Outcome], batch_size: int):
@@ -49,7 +51,7 @@ class Staged:
         everything = state | {"broken": state["broken"] | (tf.range(len(filled)) >= n)}
         active = everything | {"row": tf.range(len(filled))}
         steps = int(steps)
-        stage = -(-steps // STAGES)
+        stage = max(1, -(-steps // STAGES))
         for first in range(0, steps, stage):
             broken = active["broken"].numpy()
             if broken.all():

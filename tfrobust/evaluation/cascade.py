@@ -18,7 +18,6 @@ from tfrobust.evaluation.craft import (
     LogitsFn,
     Predict,
     batches,
-    by_xla,
     computed_by,
     craft,
     predictor,
@@ -51,11 +50,13 @@ def run(
     predict: Predict | None = None,
     search: LogitsFn | None = None,
     jit_compile: bool | str = False,
+    precision: str | None = None,
 ) -> Iterator[Result]:
     """The results of `evaluate`, each as soon as it is known.
 
     search: the network as the attacks search on it, where it is another than logits_fn.
-    jit_compile: that of `craft`.
+    jit_compile: that of `craft`. precision: in which the network computes; that of its logits where
+    none is given.
 
     finished: results of an earlier, interrupted run with the same arguments; they are given again
     and not computed again. The noise of an attack is a function of the seed, its registered name
@@ -68,7 +69,7 @@ def run(
     predict = predict or predictor(logits_fn, batch_size)
     made_with: Any = {
         "seed": seed,
-        "precision": tf.as_dtype(logits.dtype).name,
+        "precision": precision or tf.as_dtype(logits.dtype).name,
         **computed_by(),
     }
     clean = known.get("clean") or _clean(predict, x, y, images, made_with)
@@ -117,9 +118,7 @@ def run(
                 int(crafted.queries.sum()),
                 int(crafted.gradients.sum()),
                 _placed(crafted.images, rows, x[: len(robust)]) if images else None,
-                Provenance(
-                    **circumstances(), **made_with, examples=len(robust), xla=by_xla(jit_compile)
-                ),
+                Provenance(**circumstances(), **made_with, examples=len(robust), xla=crafted.xla),
             )
         standing[: len(result.robust)] = result.robust
         yield result

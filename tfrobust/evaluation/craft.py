@@ -32,13 +32,15 @@ class Crafted(NamedTuple):
     """What an attack made of some images.
 
     images: float32 [n, H, W, C]. right: bool [n], the network still says the label. queries,
-    gradients: int32 [n], the forward and backward passes that the attack spent on each.
+    gradients: int32 [n], the forward and backward passes that the attack spent on each. xla:
+    whether XLA compiled the attack.
     """
 
     images: np.ndarray
     right: np.ndarray
     queries: np.ndarray
     gradients: np.ndarray
+    xla: bool = False
 
     @classmethod
     def nothing(cls, x: np.ndarray) -> Crafted:
@@ -117,11 +119,12 @@ def craft(
     exact, lower = inference(logits_fn), inference(search or logits_fn)
     saved = attack if isinstance(attack, SavedImages) else None
     run_lower, function, again = functools.partial(run, lower), None, None
-    if saved is None and by_xla(jit_compile):
+    compiled_by_xla = saved is None and by_xla(jit_compile)
+    if compiled_by_xla:
         function = _compiled(run_lower, x.shape[1:], batch_size)
     elif saved is None:
         function = _on_replicas(run_lower, x.shape[1:])
-    if function is not None and (search is not None or tf32.in_use()):
+    if compiled_by_xla or (saved is None and (search is not None or tf32.in_use())):
         again = _of_rows(functools.partial(run, exact), x.shape[1:])
     predict = predict or predictor(logits_fn, batch_size)
     places = np.arange(len(x)) if rows is None else rows
@@ -140,7 +143,7 @@ def craft(
                 if jit_compile != "auto" or "XLA" not in str(error):
                     raise
                 logging.warning("%s: not compiled: XLA does not take this network", attack.title)
-                function = _on_replicas(run_lower, x.shape[1:])
+                compiled_by_xla, function = False, _on_replicas(run_lower, x.shape[1:])
                 outcomes = function(given)
         for place, (number, chosen) in enumerate(group):
             if saved is not None:
@@ -171,6 +174,7 @@ def craft(
         added(made.right.astype(np.int32)).astype(bool),
         added(made.queries),
         added(made.gradients),
+        compiled_by_xla,
     )
 
 
@@ -180,7 +184,9 @@ def computed_by() -> dict[str, Any]:
 
 
 def by_xla(jit_compile: bool | str) -> bool:
-    """Return whether attacks are compiled: as asked for, or ("auto") on GPUs."""
+    """Return whether attacks are compiled: as asked for, or ("auto") on GPUs. Raises UserError for
+    any other choice."""
+    require(xla.is_choice(jit_compile), "jit_compile", "true, false or auto", jit_compile)
     return xla.on_gpus(strategy()) if jit_compile == "auto" else bool(jit_compile)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfrobust import losses, noise
+from tfrobust import losses, noise, tf32
 from tfrobust.attacks import PGD
 from tfrobust.evaluation.craft import (
     BATCH_SIZE,
@@ -23,6 +23,7 @@ MULTIPLES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)  # of the threat's eps, risin
 STEPS = 20
 
 
+@tf32.switched_off()
 def least_eps(
     logits_fn: LogitsFn,
     x: np.ndarray,

@@ -16,13 +16,13 @@ import tensorflow as tf
 
 from tfrobust.evaluation.cascade import fitted, run
 from tfrobust.evaluation.closing import Closing
-from tfrobust.evaluation.craft import BATCH_SIZE, LogitsFn, check_traceable, predictor
+from tfrobust.evaluation.craft import BATCH_SIZE, LogitsFn, by_xla, check_traceable, predictor
 from tfrobust.evaluation.record import NetworkRow
 from tfrobust.evaluation.recorder import Details, Recorder
 from tfrobust.evaluation.results import Check, Evaluation
 from tfrobust.evaluation.trials import AttackSpec, trials
 from tfrobust.gate import check_inputs, inference, outputs
-from tfrobust.models import in_precision
+from tfrobust.models import SavedNetwork, in_precision
 from tfrobust.registry import choose, in_memory, located, require
 from tfrobust.threat import Threat
 
@@ -96,7 +96,8 @@ def evaluate(
             located(trial.name, trial.attack.check, threat, x.shape[1:])
         digest = None if folder is None else _digest(logits_fn, details)
         network = inference(logits_fn)
-        search = None
+        precision, search = _precision(logits_fn), None
+        by_xla(jit_compile)
         choose("craft_precision", craft_precision, ("float32", "mixed_bfloat16"))
         if craft_precision != "float32":
             search = in_precision(logits_fn, craft_precision, "craft_precision")
@@ -130,6 +131,7 @@ def evaluate(
             predict=predict,
             search=search,
             jit_compile=jit_compile,
+            precision=precision,
             **options,
         ):
             if recorder:
@@ -144,6 +146,15 @@ def evaluate(
             recorder.save()
         found = [Check(c.name, c.value, c.text, c.warns) for c in recorder.record.checks]
         return Evaluation(results, found)
+
+
+def _precision(logits_fn: LogitsFn) -> str | None:
+    """Return the lowest precision in which a layer of a Keras network computes; None of others."""
+    network = logits_fn.network if isinstance(logits_fn, SavedNetwork) else logits_fn
+    if not isinstance(network, keras.Model):
+        return None
+    used = {tf.as_dtype(layer.compute_dtype or "float32") for layer in network._flatten_layers()}
+    return min(used, key=lambda dtype: (dtype.size, dtype.name), default=tf.float32).name
 
 
 def _digest(logits_fn: LogitsFn, details: Details) -> str | None:

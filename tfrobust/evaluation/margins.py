@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfrobust import losses
+from tfrobust import losses, tf32
 from tfrobust.attacks import PGD
 from tfrobust.evaluation.craft import BATCH_SIZE, LogitsFn, adversaries, batches, compiled
 from tfrobust.gate import inference
@@ -16,6 +16,7 @@ from tfrobust.threat import Threat
 ATTACK = PGD(steps=20)
 
 
+@tf32.switched_off()
 def margins(
     logits_fn: LogitsFn,
     x: np.ndarray,

@@ -40,7 +40,14 @@ class Awp(RobustModel):
         maker = resolve(others, method, "method", tuple(parameters(RobustModel)))
         inner = located("method", maker, network, **kwargs | {"ema": 0.0})
         self.method, self.gamma, self.warmup_epochs = method, gamma, warmup_epochs
-        for name in ("reports", "requires", "needs", "network_inputs", "crafting_loss"):
+        for name in (
+            "reports",
+            "requires",
+            "needs",
+            "network_inputs",
+            "crafting_loss",
+            "sizes_vary",
+        ):
             setattr(self, name, getattr(inner, name))
         if inner.attack is None:
             self.default_attack = None

@@ -16,7 +16,7 @@ from tfrobust.attacks import FGSM, PGD, Attack
 from tfrobust.attacks.gradient import GradientAttack
 from tfrobust.gate import check_threat
 from tfrobust.jacobian import squared_jacobian
-from tfrobust.methods.batch import Batch, as_batch, weighed
+from tfrobust.methods.batch import Batch, as_batch, weighed, without_strings
 from tfrobust.methods.gated import GatedModel
 from tfrobust.methods.means import Means
 from tfrobust.methods.table import Table
@@ -355,8 +355,9 @@ class RobustModel(GatedModel):
 
     def as_batch(self, data: Any, requires: Sequence[str] = ()) -> Batch:
         """`tfrobust.methods.batch.as_batch`; a step gives what the method requires."""
-        name = type(self).__name__
-        return as_batch(data, requires, name, self._taken.classes, self.threat.box)
+        name, taken = type(self).__name__, self._taken
+        batch = as_batch(data, requires, name, taken.classes, taken.box, self.num_examples)
+        return without_strings(batch) if self.jit_compile else batch
 
 
 def _for_keras(logs: dict[str, Any]) -> dict[str, Any]:

@@ -23,12 +23,14 @@ def as_batch(
     method: str,
     classes: int | None = None,
     box: tuple[float, float] = (0.0, 1.0),
+    examples: int | None = None,
 ) -> Batch:
     """A dict, (x, y) or (x, y, sample_weight), x an array or a dict, as a batch. The "weight" of a
     dict and a sample_weight beside it multiply.
 
-    Raises UserError for one without what `method` requires, or that is no images of the box and
-    labels of the classes; in a compiled step, as `tfrobust.gate.check_batch`.
+    Raises UserError for one without what `method` requires, with an index that is not below
+    `examples`, or that is no images of the box and labels of the classes; in a compiled step, as
+    `tfrobust.gate.check_batch`.
     """
     x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
     batch = dict(x) if isinstance(x, Mapping) else {"image": x}
@@ -49,7 +51,23 @@ def as_batch(
     image, label = check_batch(image, label, classes, box)
     if "weight" in batch:
         batch["weight"] = _weight(batch["weight"])
+    if "index" in requires and examples is not None:
+        batch["index"] = _index(batch["index"], examples)
     return batch | {"image": image, "label": label}
+
+
+def without_strings(batch: Batch) -> Batch:
+    """Return the entries of a batch that XLA takes."""
+    return {k: v for k, v in batch.items() if tf.convert_to_tensor(v).dtype != tf.string}
+
+
+def _index(index: Any, examples: int) -> tf.Tensor:
+    """Return the rows of the examples, each below their number. Errors are as of `_weight`."""
+    index = tf.convert_to_tensor(index)
+    fits = tf.reduce_all((index >= 0) & (index < examples))
+    line = f"index: expected rows 0 to {examples - 1} (num_examples is {examples}), received"
+    with tf.control_dependencies(demand(fits, line, index)):
+        return tf.identity(index)
 
 
 def _weight(weight: Any) -> tf.Tensor:

@@ -38,6 +38,9 @@ class GatedModel(keras.Model):
     threat: Threat
     signature: Signature
     network_inputs: Sequence[str]
+    # Whether a replica computes with another number of examples in each step.
+    sizes_vary = False
+    _jit_compile: bool | None  # Keras's
 
     def run(self, inputs: Any, mode: str) -> tf.Tensor:
         """Return the logits [B, C] of the network in a mode of `RobustModel`."""
@@ -70,9 +73,6 @@ class GatedModel(keras.Model):
         if half and not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
         super().compile(optimizer, jit_compile=jit_compile, **kwargs)
-        # Keras would compile all of a step: its assertions too, which XLA drops, and what several
-        # devices do together.
-        self.xla, self._jit_compile = self.jit_compile, False
         self.compiled_parts: dict[str, Callable[..., Any]] = {}
         self._asked = jit_compile
 
@@ -83,9 +83,43 @@ class GatedModel(keras.Model):
         config = super().get_compile_config()
         return config | {"jit_compile": self._asked} if config else config  # none if not compiled
 
+    @property
+    def steps_per_execution(self) -> int:
+        """How many steps follow each other without the host."""
+        return self._steps_per_execution
+
+    @steps_per_execution.setter
+    def steps_per_execution(self, value: int) -> None:
+        self._steps_per_execution = value
+        self.train_function = self.test_function = None  # which hold it
+
+    def _make_function(self, step_function: Callable[..., Any]) -> Callable[..., Any]:
+        # Keras would compile all of a step: its assertions too, which XLA drops, and what several
+        # devices do together.
+        asked, self._jit_compile = self._jit_compile, False
+        try:
+            return super()._make_function(step_function)
+        finally:
+            self._jit_compile = asked
+
+    def make_train_function(self, force: bool = False) -> Any:
+        if self.train_function is None or force:
+            self._forget(lambda name: name != "_validated")
+        return super().make_train_function(force)
+
+    def make_test_function(self, force: bool = False) -> Any:
+        if self.test_function is None or force:
+            self._forget(lambda name: name == "_validated")
+        return super().make_test_function(force)
+
+    def _forget(self, chosen: Callable[[str], bool]) -> None:
+        """Have these parts traced anew, as Keras does the step that they are of."""
+        for name in filter(chosen, list(self.compiled_parts)):
+            del self.compiled_parts[name]
+
     def by_xla(self, part: Callable[..., Any]) -> Callable[..., Any]:
         """Return a part of a step as XLA compiles it, where it does."""
-        if not self.xla or self.run_eagerly:
+        if not self.jit_compile or self.run_eagerly:
             return part
         return self.compiled_parts.setdefault(part.__name__, compiled(part))
 
@@ -177,12 +211,14 @@ class GatedModel(keras.Model):
         """Return part(*args), of what a replica computes by itself, compiled where XLA is on.
 
         Replicas change a variable together, which no compiled function does: there it is given the
-        network's variables as they are and returns them as they shall be. Statistics that are
-        summed over the replicas within a pass leave it uncompiled.
+        network's variables as they are and returns them as they shall be. Of several replicas it
+        stays uncompiled where they sum statistics within a pass, and where `sizes_vary`.
         """
         layers = self.network._flatten_layers()
         together = any(getattr(layer, "synchronized", False) for layer in layers)
-        if together or not (self.xla and self.distributed):
+        several = tf.distribute.get_strategy().num_replicas_in_sync > 1
+        fixed = not (several and (together or self.sizes_vary))
+        if not (self.jit_compile and self.distributed and fixed):
             return part(*args)
         values = [tf.convert_to_tensor(v.value) for v in self.network.variables]
         result, values = self.by_xla(self._stateless(part))(values, *args)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -35,6 +35,7 @@ class Oat(RobustModel):
 
     default_attack = PGD(steps=7)
     network_inputs: Sequence[str] = ("image", "strength")
+    sizes_vary = True  # of several replicas: where the zeros of a global batch fall differs
 
     def __init__(
         self,
@@ -125,12 +126,6 @@ class Oat(RobustModel):
             return tf.cast(order[:count], tf.int64)
         alone = (tf.reduce_max(strength) == 0) & (tf.range(tf.size(strength)) == 0)
         return tf.where((strength > 0) | alone)[:, 0]
-
-    def computed(self, part: Callable[..., Any], *args: Any) -> Any:
-        """Uncompiled on several replicas: how many examples each attacks differs from step to
-        step."""
-        alone = tf.distribute.get_strategy().num_replicas_in_sync == 1
-        return super().computed(part, *args) if alone else part(*args)
 
     def _width(self) -> tf.Tensor:
         """That of this step, on every replica."""

@@ -275,6 +275,11 @@ class Resume(keras.callbacks.Callback):
         self.interruption.heed(epoch + 1, 0)
 
     def _save(self, step: int) -> None:
+        counted = getattr(self.model, "step", None)  # other models than ours have none
+        trained = step if counted is None else int(keras.ops.convert_to_numpy(counted))
+        if trained != step:  # Keras takes some errors, as of a damaged program, for the data's end
+            hint = "an emptied folder of compiled programs (docs/performance.md) may help"
+            raise UserError(f"train: expected {step} steps behind it, received {trained}; {hint}")
         states = {name: callback.get_state() for name, callback in self.stateful.items()}
         if not all(np.isfinite(weight).all() for weight in self.model.get_weights()):
             raise NotFinite(f"the weights after step {step}", self.step)
