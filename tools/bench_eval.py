@@ -3,10 +3,10 @@
     python tools/bench_eval.py RUN --autoattack DIR --data mnist --eps 0.3 --examples 1000
 
 RUN: a run folder or .keras file of one of our networks. DIR:
-a checkout of github.com/fra31/auto-attack (a392200). --adapter runs the checkout's TensorFlow
-adapter instead of its torch form; its `.cuda()` calls have to be taken out of the checkout first.
-Both sides get the same weights, images and batches of 250, one after the other in this process, on
-all cores.
+a checkout of github.com/fra31/auto-attack (a392200); without it ours is timed alone. --adapter runs
+the checkout's TensorFlow adapter instead of its torch form; on a CPU its `.cuda()` calls have to be
+taken out of the checkout first. Both sides get the same weights, images and batches of 250, one
+after the other in this process, on a GPU or on all cores; ours is compiled by XLA on a GPU.
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ from typing import Any
 
 import keras
 import numpy as np
-import torch
-from torch_network import TorchNetwork
+from device import has_torch, name_of, torch_device, use, versions
 
 from tfrobust import Threat
-from tfrobust.data import DATASETS
+from tfrobust.data import DATASETS, Split
 from tfrobust.evaluation import Trial, run, trials
 from tfrobust.models import load_keras
 
@@ -34,43 +33,54 @@ BATCH_SIZE = 250
 
 
 def theirs(
-    network: keras.Model, x: np.ndarray, y: np.ndarray, threat: Threat, seed: int, adapter: bool
+    network: keras.Model,
+    x: np.ndarray,
+    y: np.ndarray,
+    threat: Threat,
+    args: argparse.Namespace,
 ) -> list[dict[str, Any]]:
     """The public AutoAttack, each attack on what the ones before have left standing."""
+    import torch
+    import torch_step
     from autoattack import AutoAttack
+    from torch_network import TorchNetwork
 
-    options = {"norm": NORMS[threat.norm], "eps": threat.eps, "seed": seed, "device": "cpu"}
-    if adapter:
+    device = torch_device(args.device)
+    torch_step.prepare(device)
+    options = {"norm": NORMS[threat.norm], "eps": threat.eps, "seed": args.seed, "device": device}
+    if args.adapter:
         from autoattack.utils_tf2 import ModelAdapter
 
         model = ModelAdapter(network)
         predict = model.predict
     else:
-        model = predict = TorchNetwork(network).eval()
-    adversary = AutoAttack(model, verbose=False, is_tf_model=adapter, **options)
-    images = torch.from_numpy(x).permute(0, 3, 1, 2).contiguous()
-    labels = torch.from_numpy(y).long()
+        model = predict = TorchNetwork(network).eval().to(device)
+    adversary = AutoAttack(model, verbose=False, is_tf_model=args.adapter, **options)
+    images = torch.from_numpy(x).permute(0, 3, 1, 2).contiguous().to(device)
+    labels = torch.from_numpy(y).long().to(device)
     with torch.no_grad():
         right = torch.cat([predict(part).argmax(1) for part in images.split(BATCH_SIZE)]) == labels
     rows = []
-    for name in THEIRS:
+    for name in THEIRS[: args.attacks]:
         adversary.attacks_to_run = [name]
         begun = time.perf_counter()
         standing = torch.where(right)[0]
         found = adversary.run_standard_evaluation(images[standing], labels[standing], BATCH_SIZE)
+        found = found.to(device)
         with torch.no_grad():
             logits = torch.cat([predict(part) for part in found.split(BATCH_SIZE)])
-        seconds = time.perf_counter() - begun
         right[standing] = logits.argmax(1) == labels[standing]
-        rows.append({"attack": name, "seconds": seconds, "robust": float(right.float().mean())})
+        robust = float(right.float().mean())  # waits for the device
+        seconds = time.perf_counter() - begun
+        rows.append(_row(name, seconds, robust, len(x)))
         _tell("theirs", rows[-1])
     return rows
 
 
 def ours(
-    network: keras.Model, x: np.ndarray, y: np.ndarray, threat: Threat, seed: int
+    network: keras.Model, x: np.ndarray, y: np.ndarray, threat: Threat, args: argparse.Namespace
 ) -> list[dict[str, Any]]:
-    """tfrobust's AutoAttack; tracing counts."""
+    """tfrobust's AutoAttack; tracing and compiling count."""
     listed: list[Trial] = trials("autoattack", threat)
     rows = []
     for result in run(
@@ -78,53 +88,87 @@ def ours(
         x,
         y,
         threat,
-        listed,
-        seed=seed,
+        listed[: args.attacks],
+        seed=args.seed,
         batch_size=BATCH_SIZE,
         progress=False,
+        jit_compile="auto",
     ):
         if result.trial is not None:
             name = result.trial.attack.title
-            rows.append({"attack": name, "seconds": result.seconds, "robust": result.accuracy})
+            rows.append(_row(name, result.seconds, result.accuracy, len(x)))
             _tell("ours", rows[-1])
     return rows
 
 
+def _row(attack: str, seconds: float, robust: float, images: int) -> dict[str, Any]:
+    rate = images / seconds
+    return {"attack": attack, "seconds": seconds, "robust": robust, "images_per_second": rate}
+
+
 def _tell(side: str, row: dict[str, Any]) -> None:
-    print(f"{side:7} {row['attack']:8} {row['seconds']:8.1f} s  {row['robust']:.2%}", flush=True)
+    print(
+        f"{side:7} {row['attack']:8} {row['seconds']:8.1f} s  {row['robust']:.2%}"
+        f"  {row['images_per_second']:.1f} images/s",
+        flush=True,
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", help="a run folder or .keras file")
-    parser.add_argument("--autoattack", type=Path, required=True, help="the checkout")
+    parser.add_argument("--autoattack", type=Path, help="the checkout; none: ours alone")
     parser.add_argument("--adapter", action="store_true", help="their TensorFlow adapter")
+    parser.add_argument(
+        "--device", choices=["cpu", "gpu"], help="by default a GPU where there is one"
+    )
     parser.add_argument("--data", default="mnist", choices=sorted(DATASETS))
     parser.add_argument("--norm", default="linf", choices=sorted(NORMS))
     parser.add_argument("--eps", type=float, default=0.3)
     parser.add_argument("--examples", type=int, default=1000)
+    parser.add_argument("--attacks", type=int, default=4, help="the first so many of the four")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="where to write the rows")
     args = parser.parse_args()
-    sys.path.insert(0, str(args.autoattack))
+    args.device = use(args.device)
     network, threat = load_keras(args.run), Threat(args.norm, args.eps)
-    test = DATASETS[args.data]().load("test")
-    x, y = test.as_float()[: args.examples], test.labels[: args.examples]
-    forward = TorchNetwork(network).eval()
-    gap = np.abs(
-        forward(torch.from_numpy(x[:100]).permute(0, 3, 1, 2)).detach().numpy()
-        - network(x[:100]).numpy()
-    ).max()
-    print(f"largest difference of a logit between the two networks: {gap:.1e}")
-    rows = {
-        "theirs": theirs(network, x, y, threat, args.seed, args.adapter),
-        "ours": ours(network, x, y, threat, args.seed),
-    }
+    test = images_of(args.data, args.examples)
+    x, y = test.as_float(), test.labels
+    rows = {}
+    if args.autoattack:
+        if not has_torch(args.device):
+            raise SystemExit("--autoattack: expected a torch that computes on this device")
+        sys.path.insert(0, str(args.autoattack))
+        print(f"largest difference of a logit between the two networks: {gap(network, x):.1e}")
+        rows["theirs"] = theirs(network, x, y, threat, args)
+    rows["ours"] = ours(network, x, y, threat, args)
     for side, listed in rows.items():
-        total = {"attack": "all", "seconds": sum(r["seconds"] for r in listed)}
-        _tell(side, total | {"robust": listed[-1]["robust"]})
+        seconds = sum(row["seconds"] for row in listed)
+        _tell(side, _row("all", seconds, listed[-1]["robust"], len(x)))
     if args.json:
-        args.json.write_text(json.dumps(rows, indent=2) + "\n")
+        about = {
+            "device": name_of(args.device),
+            "images": len(x),
+            "versions": versions(args.device),
+        }
+        args.json.write_text(json.dumps(rows | about, indent=2) + "\n")
+
+
+def images_of(name: str, count: int) -> Split:
+    """Return the first test images of a data set; "synthetic" are such as CIFAR-10's."""
+    given = {"like": "cifar10", "test": count} if name == "synthetic" else {}
+    test = DATASETS[name](**given).load("test")
+    return test.first(min(count, len(test)))
+
+
+def gap(network: keras.Model, x: np.ndarray) -> float:
+    """Return the largest difference of a logit between the network and its torch form."""
+    import torch
+    from torch_network import TorchNetwork
+
+    forward = TorchNetwork(network).eval()
+    logits = forward(torch.from_numpy(x[:100]).permute(0, 3, 1, 2)).detach().numpy()
+    return float(np.abs(logits - network(x[:100]).numpy()).max())
 
 
 if __name__ == "__main__":

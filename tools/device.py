@@ -1,0 +1,101 @@
+"""The device that a benchmark runs on: chosen, waited for, and what it can do at most."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from tfrobust import provenance
+
+SIZES = {"cpu": 4096, "gpu": 8192}  # of the matrices whose product is the peak
+# Steps between two waits for the device: on a GPU one is a few ms.
+TOGETHER = {"cpu": 1, "gpu": 5}
+
+
+class Side(NamedTuple):
+    """Who takes a step: `run` begins it, `wait` returns when the steps begun are done."""
+
+    run: Callable[[], Any]
+    wait: Callable[[Any], Any] = lambda result: None
+    xla: bool = False
+
+    def seconds(self, times: int) -> float:
+        """Return the seconds of one of so many steps."""
+        begun = time.perf_counter()
+        for _ in range(times):
+            result = self.run()
+        self.wait(result)
+        return (time.perf_counter() - begun) / times
+
+
+def use(device: str | None) -> str:
+    """Have TensorFlow compute on "cpu" or "gpu", by default on a GPU where it sees one.
+
+    Raises SystemExit where there is none.
+    """
+    seen = bool(tf.config.list_physical_devices("GPU"))
+    if device == "gpu" and not seen:
+        raise SystemExit("--device gpu: expected a GPU that TensorFlow sees, found none")
+    device = device or ("gpu" if seen else "cpu")
+    if device == "cpu":
+        tf.config.set_visible_devices([], "GPU")
+    # TensorFlow takes all of a GPU's memory unless told not to, before torch has any.
+    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+    return device
+
+
+@functools.cache
+def has_torch(device: str) -> bool:
+    """Return whether torch is installed and computes on "cpu" or "gpu"."""
+    if importlib.util.find_spec("torch") is None:
+        return False
+    import torch
+
+    return device == "cpu" or torch.cuda.is_available()
+
+
+def name_of(device: str) -> str:
+    """Return the name of the GPU, or that it is a CPU."""
+    return provenance.device() if device == "gpu" else "CPU"
+
+
+def torch_device(device: str) -> str:
+    """Return torch's name of "cpu" or "gpu"."""
+    return "cuda" if device == "gpu" else "cpu"
+
+
+def peaks(dtype: str, device: str) -> dict[str, float]:
+    """FLOP/s of a large matrix product, in TensorFlow and, where it is there, in torch."""
+    size = SIZES[device]
+    a = tf.cast(tf.random.normal([size, size]), dtype)
+    sides = {"tensorflow": Side(lambda: tf.matmul(a, a), lambda made: made[0, 0].numpy())}
+    if has_torch(device):
+        import torch_step
+
+        where = torch_device(device)
+        torch_step.prepare(where)
+        multiply = torch_step.product(where, dtype, size)
+        sides["torch"] = Side(multiply, lambda _: torch_step.wait(where))
+    found = {}
+    for name, side in sides.items():
+        side.seconds(1)
+        seconds = [side.seconds(TOGETHER[device]) for _ in range(5)]
+        found[name] = 2 * size**3 / statistics.median(seconds)
+    return found
+
+
+def versions(device: str) -> dict[str, str]:
+    """Return those of TensorFlow and, where it is there, torch."""
+    found = {"tensorflow": tf.__version__}
+    if has_torch(device):
+        import torch
+
+        found["torch"] = torch.__version__
+    return found

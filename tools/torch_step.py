@@ -1,0 +1,113 @@
+"""A training step in torch, as tools/bench_train.py sets it beside ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import torch
+from torch.nn import functional as F
+from torch_network import TorchNetwork
+
+RECOMPILES = 64  # one for each mode and each kind of input
+
+
+def prepare(device: str) -> None:
+    """Have torch compute as fast as it does: TensorFloat-32, which TensorFlow has on by default,
+    and the fastest of cuDNN's convolutions."""
+    if device == "cuda":
+        torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+
+
+def wait(device: str) -> None:
+    """Wait until all that was asked of the device is done."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def product(device: str, dtype: str, size: int) -> Callable[[], None]:
+    """Return what multiplies two matrices of this size once."""
+    a = torch.randn(size, size, device=device).to(getattr(torch, dtype))
+
+    def multiply() -> None:
+        torch.mm(a, a)
+
+    return multiply
+
+
+def step(
+    network: keras.Model,
+    row: tuple,
+    x: np.ndarray,
+    y: np.ndarray,
+    *,
+    eps: float,
+    rate: float,
+    momentum: float,
+    device: str = "cpu",
+    channels_last: bool = False,
+    autocast: bool = False,
+    compiled: bool = False,
+) -> Callable[[], None]:
+    """Return the step of a row of bench_train.ROWS, from the weights of the network."""
+    _, name, steps, alpha, beta, _ = row
+    classes = network.output.shape[-1]
+    model: Any = TorchNetwork(network).to(device)
+    images = torch.from_numpy(x).permute(0, 3, 1, 2).contiguous().to(device)
+    labels = torch.from_numpy(y).long().to(device)
+    if channels_last:
+        model = model.to(memory_format=torch.channels_last)
+        images = images.contiguous(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(model.parameters(), rate, momentum)
+    size = 1.25 * eps if steps == 1 else eps / 4
+    if compiled:
+        torch._dynamo.config.recompile_limit = RECOMPILES
+        model = torch.compile(model)
+
+    def logits(images: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(device, torch.bfloat16, enabled=autocast):
+            return model(images).float()
+
+    def crafted() -> torch.Tensor:
+        model.eval()
+        clean = logits(images).detach().log_softmax(1) if name == "trades" else None
+        found = (images + eps * (2 * torch.rand_like(images) - 1)).clamp(0, 1)
+        for _ in range(steps):
+            found.requires_grad_(True)
+            out = logits(found)
+            loss = (
+                F.cross_entropy(out, labels, reduction="sum") if clean is None else _kl(out, clean)
+            )
+            (gradient,) = torch.autograd.grad(loss, found)
+            found = found.detach() + size * gradient.sign()
+            found = (images + (found - images).clamp(-eps, eps)).clamp(0, 1)
+        return found
+
+    def run() -> None:
+        adversarial = crafted() if steps else images
+        model.train()
+        optimizer.zero_grad(set_to_none=True)
+        centre = adversarial if name in ("adv", "atlas") else images
+        if alpha:
+            centre = centre.detach().requires_grad_(True)
+        out = logits(centre)
+        loss = F.cross_entropy(out, labels)
+        if alpha:
+            along = F.normalize(torch.randn_like(out), dim=1)
+            (jacobian,) = torch.autograd.grad((along * out).sum(), centre, create_graph=True)
+            loss = loss + alpha * classes * jacobian.square().sum() / len(images)
+        if beta:
+            other = logits(images if name == "atlas" else adversarial)
+            loss = loss + beta * _kl(other, out.log_softmax(1)) / len(images)
+        loss.backward()
+        optimizer.step()
+
+    return run
+
+
+def _kl(logits: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """The sum over the batch of KL(softmax of the reference || softmax(logits))."""
+    return F.kl_div(logits.log_softmax(1), reference, reduction="sum", log_target=True)
