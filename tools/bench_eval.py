@@ -41,12 +41,10 @@ def theirs(
 ) -> list[dict[str, Any]]:
     """The public AutoAttack, each attack on what the ones before have left standing."""
     import torch
-    import torch_step
     from autoattack import AutoAttack
     from torch_network import TorchNetwork
 
     device = torch_device(args.device)
-    torch_step.prepare(device)
     options = {"norm": NORMS[threat.norm], "eps": threat.eps, "seed": args.seed, "device": device}
     if args.adapter:
         from autoattack.utils_tf2 import ModelAdapter

@@ -1,0 +1,233 @@
+"""The parts of tools/check_gpu.py that need a TensorFlow of their own, one a process.
+
+    python tools/gpu_parts.py methods --json FILE [--quick]
+
+FILE is written after each finding, so that a process which is ended leaves what it has found.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from device import has_torch, use, versions
+from passes import settings
+
+from tfrobust import FGSM, Threat, provenance, tf32
+from tfrobust.data import DATASETS, Split, batches
+from tfrobust.methods import METHODS
+from tfrobust.models import resnet
+from tfrobust.models.layers import BatchNorm, MaxPool
+
+IMAGE, CLASSES, BATCH, STEPS, RATE = (8, 8, 3), 5, 16, 3, 0.02
+ON_TWO = ("natural", "atlas", "awp", "gkl", "iaat", "oat")
+MEMORY = 4096  # MiB of each of two logical devices
+EPS = 8 / 255
+
+Say = Callable[[str, Any], None]  # a finding, by its name
+
+
+# ------------------------------------------------------------------------- versions and device
+def device(say: Say, quick: bool) -> None:
+    """What computes, and what TensorFlow was built for."""
+    build = tf.sysconfig.get_build_info()
+    gpus = tf.config.list_physical_devices("GPU")
+    kind = "gpu" if gpus else "cpu"
+    say("gpu", bool(gpus))
+    say("device", provenance.device())
+    details = tf.config.experimental.get_device_details(gpus[0]) if gpus else {}
+    capability = details.get("compute_capability")
+    say("compute capability", ".".join(map(str, capability)) if capability else "none")
+    say("commit", provenance.commit())
+    say("CUDA", build.get("cuda_version", "none"))
+    say("cuDNN", build.get("cudnn_version", "none"))
+    for name, version in (provenance.versions() | versions(kind)).items():
+        say(name, version)
+    say("TensorFloat-32", tf32.in_use())
+
+
+# ------------------------------------------------- all methods, compiled against not compiled
+def methods(say: Say, quick: bool) -> None:
+    """A few steps of every method, compiled by XLA and not."""
+    for name in METHODS:
+        _guarded(say, name, lambda name=name: _compared(name))
+
+
+def _compared(name: str) -> dict[str, float]:
+    begin = _weights(network(name, normalized=True))
+    plain, plain_first = trained(name, normalized=True, jit_compile=False)
+    compiled, first = trained(name, normalized=True, jit_compile=True)
+    found = {"difference": _relative(compiled, plain, begin)}
+    return found | {"first_seconds": first, "first_seconds_uncompiled": plain_first}
+
+
+# --------------------------------------------------------- two logical devices of the one card
+def replicas(say: Say, quick: bool) -> None:
+    """Methods on two logical devices of the one card, with XLA, against one of them."""
+    gpus = tf.config.list_physical_devices("GPU")
+    kind = "GPU" if gpus else "CPU"
+    card = tf.config.list_physical_devices(kind)[0]
+    half = tf.config.LogicalDeviceConfiguration(memory_limit=MEMORY if gpus else None)
+    if gpus:
+        tf.config.set_visible_devices(card, "GPU")
+    tf.config.set_logical_device_configuration(card, [half] * 2)
+    both = tf.distribute.MirroredStrategy(
+        [f"{kind}:0", f"{kind}:1"],
+        # NCCL joins no two devices of one card.
+        cross_device_ops=tf.distribute.ReductionToOneDevice(),
+    )
+    for name in ON_TWO[:3] if quick else ON_TWO:
+        _guarded(say, name, lambda name=name: _on_two(name, both))
+
+
+def _on_two(name: str, both: tf.distribute.Strategy) -> dict[str, float]:
+    # BatchNorm has the statistics of each replica, which are others than those of a whole batch.
+    begin = _weights(network(name, normalized=False))
+    one, _ = trained(name, normalized=False, jit_compile=True)
+    two, first = trained(name, normalized=False, jit_compile=True, scope=both.scope())
+    return {"difference": _relative(two, one, begin), "first_seconds": first}
+
+
+def network(name: str, normalized: bool) -> keras.Model:
+    """A small, smooth network of every kind of layer that ours have; with a strength for OAT."""
+    keras.utils.set_random_seed(1)
+    layers = keras.layers
+    image, strength = keras.Input(IMAGE, name="image"), keras.Input((), name="strength")
+    x = layers.Conv2D(8, 3, padding="same", activation="tanh")(image)
+    x = MaxPool()(BatchNorm()(x) if normalized else x)
+    x = layers.Flatten()(x)
+    if name == "oat":
+        x = layers.Concatenate()([x, layers.Reshape((1,))(strength)])
+    logits = layers.Dense(CLASSES)(layers.Dense(16, "tanh")(x))
+    inputs = {"image": image, "strength": strength} if name == "oat" else image
+    return keras.Model(inputs, logits)
+
+
+def trained(
+    name: str,
+    *,
+    normalized: bool,
+    jit_compile: bool,
+    scope: contextlib.AbstractContextManager[Any] | None = None,
+) -> tuple[np.ndarray, float]:
+    """(the weights after a few steps in float32, seconds to the end of the first)."""
+    rng = np.random.default_rng(0)
+    count = STEPS * BATCH
+    images, labels = rng.random((count, *IMAGE), np.float32), rng.integers(0, CLASSES, count)
+    data = batches(Split.of(images, labels), BATCH, training=True)
+    facts: dict[str, Any] = {"num_examples": count, "batch_size": BATCH, "steps_per_epoch": STEPS}
+    lambdas: dict[str, Any] = {"lambdas": [0.0, 1.0]} if name == "oat" else {}
+    timer = FirstStep()
+    with tf32.switched_off():
+        with scope or contextlib.nullcontext():
+            model = METHODS[name](
+                network(name, normalized),
+                threat=Threat("linf", 0.05),
+                **facts,
+                **settings(name, 2),
+                **lambdas,
+            )
+            model.compile(keras.optimizers.SGD(RATE, momentum=0.9), jit_compile=jit_compile)
+        model.fit(data, steps_per_epoch=STEPS, verbose=0, callbacks=[timer])
+    return _weights(model.network), timer.seconds
+
+
+class FirstStep(keras.callbacks.Callback):
+    """Seconds from the beginning of training to the end of the first step."""
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self.begun, self.seconds = time.perf_counter(), 0.0
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.seconds = self.seconds or time.perf_counter() - self.begun
+
+
+def _weights(model: keras.Model) -> np.ndarray:
+    return np.concatenate([weight.ravel() for weight in model.get_weights()])
+
+
+def _relative(found: np.ndarray, expected: np.ndarray, begin: np.ndarray) -> float:
+    """The largest difference of a weight by the largest way that one has gone."""
+    return float(np.abs(found - expected).max() / np.abs(expected - begin).max())
+
+
+# -------------------------------------------------------------- a network to attack
+def fitted(say: Say, quick: bool) -> None:
+    """A ResNet-18 trained a little, by one-step ADV in bfloat16, to attack: FILE.keras."""
+    has_cifar = (Path(os.environ.get("TFDS_DATA_DIR", "")) / "cifar10").is_dir()
+    real = has_cifar and not quick
+    given = {} if real else {"like": "cifar10", "train": 512 if quick else 20_000}
+    split = DATASETS["cifar10" if real else "synthetic"](**given).load("train")
+    size, epochs = (16, 1) if quick else (128, 3)
+    split = split.first(4 * size) if quick else split
+    steps = len(split) // size
+    keras.utils.set_random_seed(0)
+    chosen = resnet((32, 32, 3), 10, width=4 if quick else 64)
+    model = METHODS["adv"](chosen, threat=Threat("linf", EPS), attack=FGSM())
+    decay = keras.optimizers.schedules.CosineDecay(0.1, steps * epochs)
+    model.compile(keras.optimizers.SGD(decay, momentum=0.9))
+    data = batches(split, size, training=True, augment="crop_flip")
+    timer = FirstStep()
+    begun = time.perf_counter()
+    told = model.fit(data, steps_per_epoch=steps, epochs=epochs, verbose=0, callbacks=[timer])
+    say("data", "cifar10" if real else "synthetic")
+    say("training_seconds", time.perf_counter() - begun)
+    say("first_seconds", timer.seconds)
+    say("loss", told.history["loss"][-1])
+    chosen.save(say.path.with_suffix(".keras"))  # type: ignore[attr-defined]
+
+
+def _guarded(say: Say, name: str, find: Callable[[], Any]) -> None:
+    """Say what is found, or why it is not."""
+    try:
+        say(name, find())
+    except Exception as error:
+        say(name, {"failed": one_line(error)})
+
+
+def one_line(error: BaseException) -> str:
+    """Return the kind of an error and the beginning of what it says."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+PARTS: dict[str, Callable[[Say, bool], None]] = {
+    "device": device,
+    "methods": methods,
+    "replicas": replicas,
+    "fitted": fitted,
+}
+
+
+class Findings:
+    """What is said, in a file."""
+
+    def __init__(self, path: Path):
+        self.path, self.found = path, {}
+
+    def __call__(self, name: str, found: Any) -> None:
+        self.found[name] = found
+        self.path.write_text(json.dumps(self.found, indent=2) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("--json", type=Path, required=True, help="where to write the findings")
+    parser.add_argument("--quick", action="store_true", help="as little as shows that it works")
+    args = parser.parse_args()
+    if args.part != "replicas":
+        use(None)
+    PARTS[args.part](Findings(args.json), args.quick)
+
+
+if __name__ == "__main__":
+    main()
