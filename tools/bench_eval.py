@@ -15,6 +15,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def theirs(
     y: np.ndarray,
     threat: Threat,
     args: argparse.Namespace,
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """The public AutoAttack, each attack on what the ones before have left standing."""
     import torch
     from autoattack import AutoAttack
@@ -58,11 +59,12 @@ def theirs(
     labels = torch.from_numpy(y).long().to(device)
     with torch.no_grad():
         right = torch.cat([predict(part).argmax(1) for part in images.split(BATCH_SIZE)]) == labels
-    rows = []
     for name in THEIRS[: args.attacks]:
         adversary.attacks_to_run = [name]
         begun = time.perf_counter()
         standing = torch.where(right)[0]
+        if not len(standing):
+            break
         found = adversary.run_standard_evaluation(images[standing], labels[standing], BATCH_SIZE)
         found = found.to(device)
         with torch.no_grad():
@@ -70,17 +72,14 @@ def theirs(
         right[standing] = logits.argmax(1) == labels[standing]
         robust = float(right.float().mean())  # waits for the device
         seconds = time.perf_counter() - begun
-        rows.append(_row(name, seconds, robust, len(x)))
-        _tell("theirs", rows[-1])
-    return rows
+        yield _row(name, seconds, robust, len(x))
 
 
 def ours(
     network: keras.Model, x: np.ndarray, y: np.ndarray, threat: Threat, args: argparse.Namespace
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """tfrobust's AutoAttack; tracing and compiling count."""
     listed: list[Trial] = trials("autoattack", threat)
-    rows = []
     for result in run(
         lambda images: network(images, training=False),
         x,
@@ -94,9 +93,7 @@ def ours(
     ):
         if result.trial is not None:
             name = result.trial.attack.title
-            rows.append(_row(name, result.seconds, result.accuracy, len(x)))
-            _tell("ours", rows[-1])
-    return rows
+            yield _row(name, result.seconds, result.accuracy, len(x))
 
 
 def _row(attack: str, seconds: float, robust: float, images: int) -> dict[str, Any]:
@@ -132,24 +129,27 @@ def main() -> None:
     network, threat = load_keras(args.run), Threat(args.norm, args.eps)
     test = images_of(args.data, args.examples)
     x, y = test.as_float(), test.labels
-    rows = {}
+    sides = {"ours": ours(network, x, y, threat, args)}
     if args.autoattack:
         if not has_torch(args.device):
             raise SystemExit("--autoattack: expected a torch that computes on this device")
         sys.path.insert(0, str(args.autoattack))
         print(f"largest difference of a logit between the two networks: {gap(network, x):.1e}")
-        rows["theirs"] = theirs(network, x, y, threat, args)
-    rows["ours"] = ours(network, x, y, threat, args)
-    for side, listed in rows.items():
-        seconds = sum(row["seconds"] for row in listed)
-        _tell(side, _row("all", seconds, listed[-1]["robust"], len(x)))
-    if args.json:
-        about = {
-            "device": name_of(args.device),
-            "images": len(x),
-            "versions": versions(args.device),
-        }
-        args.json.write_text(json.dumps(rows | about, indent=2) + "\n")
+        sides["theirs"] = theirs(network, x, y, threat, args)
+    record: dict[str, Any] = {
+        "device": name_of(args.device),
+        "images": len(x),
+        "versions": versions(args.device),
+    }
+    for side, rows in sides.items():
+        record[side] = []
+        for row in rows:
+            record[side].append(row)
+            _tell(side, row)
+            if args.json:  # after each attack: a run that is ended has those before
+                args.json.write_text(json.dumps(record, indent=2) + "\n")
+        seconds = sum(row["seconds"] for row in record[side])
+        _tell(side, _row("all", seconds, record[side][-1]["robust"], len(x)))
 
 
 def images_of(name: str, count: int) -> Split:

@@ -173,7 +173,7 @@ def theirs(
     network: keras.Model, row: tuple, x: np.ndarray, y: np.ndarray, args: argparse.Namespace
 ) -> dict[str, Side]:
     """The same step in torch, in each of its forms; none without torch."""
-    if not has_torch(args.device):
+    if args.ours_only or not has_torch(args.device):
         return {}
     import torch_step
 
@@ -265,6 +265,7 @@ def main() -> None:
         "--rows", nargs="*", default=[""], help="titles that contain one of these; all by default"
     )
     parser.add_argument("--compile", action="store_true", help="torch.compile, too")
+    parser.add_argument("--ours-only", action="store_true", help="without torch")
     parser.add_argument("--plain", action="store_true", help="ours on Keras's layers, too")
     parser.add_argument("--art", action="store_true", help="the toolbox's trainer, too (ADV)")
     parser.add_argument("--json", type=Path, help="where to write the figures")

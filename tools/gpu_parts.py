@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import time
@@ -19,7 +20,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from device import has_torch, use, versions
+from device import use, versions
 from passes import settings
 
 from tfrobust import FGSM, Threat, provenance, tf32
@@ -33,11 +34,21 @@ ON_TWO = ("natural", "atlas", "awp", "gkl", "iaat", "oat")
 MEMORY = 4096  # MiB of each of two logical devices
 EPS = 8 / 255
 
-Say = Callable[[str, Any], None]  # a finding, by its name
+
+class Findings:
+    """What is said, in a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.found: dict[str, Any] = {}
+
+    def __call__(self, name: str, found: Any) -> None:
+        self.found[name] = found
+        self.path.write_text(json.dumps(self.found, indent=2) + "\n")
 
 
 # ------------------------------------------------------------------------- versions and device
-def device(say: Say, quick: bool) -> None:
+def device(say: Findings, args: argparse.Namespace) -> None:
     """What computes, and what TensorFlow was built for."""
     build = tf.sysconfig.get_build_info()
     gpus = tf.config.list_physical_devices("GPU")
@@ -56,10 +67,10 @@ def device(say: Say, quick: bool) -> None:
 
 
 # ------------------------------------------------- all methods, compiled against not compiled
-def methods(say: Say, quick: bool) -> None:
+def methods(say: Findings, args: argparse.Namespace) -> None:
     """A few steps of every method, compiled by XLA and not."""
-    for name in METHODS:
-        _guarded(say, name, lambda name=name: _compared(name))
+    for name in list(METHODS)[args.share :: args.shares]:
+        _guarded(say, name, functools.partial(_compared, name))
 
 
 def _compared(name: str) -> dict[str, float]:
@@ -71,7 +82,7 @@ def _compared(name: str) -> dict[str, float]:
 
 
 # --------------------------------------------------------- two logical devices of the one card
-def replicas(say: Say, quick: bool) -> None:
+def replicas(say: Findings, args: argparse.Namespace) -> None:
     """Methods on two logical devices of the one card, with XLA, against one of them."""
     gpus = tf.config.list_physical_devices("GPU")
     kind = "GPU" if gpus else "CPU"
@@ -85,8 +96,8 @@ def replicas(say: Say, quick: bool) -> None:
         # NCCL joins no two devices of one card.
         cross_device_ops=tf.distribute.ReductionToOneDevice(),
     )
-    for name in ON_TWO[:3] if quick else ON_TWO:
-        _guarded(say, name, lambda name=name: _on_two(name, both))
+    for name in ON_TWO[:3] if args.quick else ON_TWO:
+        _guarded(say, name, functools.partial(_on_two, name, both))
 
 
 def _on_two(name: str, both: tf.distribute.Strategy) -> dict[str, float]:
@@ -161,17 +172,17 @@ def _relative(found: np.ndarray, expected: np.ndarray, begin: np.ndarray) -> flo
 
 
 # -------------------------------------------------------------- a network to attack
-def fitted(say: Say, quick: bool) -> None:
+def fitted(say: Findings, args: argparse.Namespace) -> None:
     """A ResNet-18 trained a little, by one-step ADV in bfloat16, to attack: FILE.keras."""
     has_cifar = (Path(os.environ.get("TFDS_DATA_DIR", "")) / "cifar10").is_dir()
-    real = has_cifar and not quick
-    given = {} if real else {"like": "cifar10", "train": 512 if quick else 20_000}
+    real = has_cifar and not args.quick
+    given = {} if real else {"like": "cifar10", "train": 512 if args.quick else 20_000}
     split = DATASETS["cifar10" if real else "synthetic"](**given).load("train")
-    size, epochs = (16, 1) if quick else (128, 3)
-    split = split.first(4 * size) if quick else split
+    size, epochs = (16, 1) if args.quick else (128, 3)
+    split = split.first(4 * size) if args.quick else split
     steps = len(split) // size
     keras.utils.set_random_seed(0)
-    chosen = resnet((32, 32, 3), 10, width=4 if quick else 64)
+    chosen = resnet((32, 32, 3), 10, width=4 if args.quick else 64)
     model = METHODS["adv"](chosen, threat=Threat("linf", EPS), attack=FGSM())
     decay = keras.optimizers.schedules.CosineDecay(0.1, steps * epochs)
     model.compile(keras.optimizers.SGD(decay, momentum=0.9))
@@ -183,10 +194,10 @@ def fitted(say: Say, quick: bool) -> None:
     say("training_seconds", time.perf_counter() - begun)
     say("first_seconds", timer.seconds)
     say("loss", told.history["loss"][-1])
-    chosen.save(say.path.with_suffix(".keras"))  # type: ignore[attr-defined]
+    chosen.save(say.path.with_suffix(".keras"))
 
 
-def _guarded(say: Say, name: str, find: Callable[[], Any]) -> None:
+def _guarded(say: Findings, name: str, find: Callable[[], Any]) -> None:
     """Say what is found, or why it is not."""
     try:
         say(name, find())
@@ -199,7 +210,7 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
-PARTS: dict[str, Callable[[Say, bool], None]] = {
+PARTS: dict[str, Callable[[Findings, argparse.Namespace], None]] = {
     "device": device,
     "methods": methods,
     "replicas": replicas,
@@ -207,26 +218,18 @@ PARTS: dict[str, Callable[[Say, bool], None]] = {
 }
 
 
-class Findings:
-    """What is said, in a file."""
-
-    def __init__(self, path: Path):
-        self.path, self.found = path, {}
-
-    def __call__(self, name: str, found: Any) -> None:
-        self.found[name] = found
-        self.path.write_text(json.dumps(self.found, indent=2) + "\n")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("--json", type=Path, required=True, help="where to write the findings")
     parser.add_argument("--quick", action="store_true", help="as little as shows that it works")
+    parser.add_argument("--share", type=int, default=0, help="of the methods, from 0")
+    parser.add_argument("--shares", type=int, default=1, help="in how many the methods are dealt")
     args = parser.parse_args()
+    tf.get_logger().setLevel("ERROR")  # its words on retracing: each model is a new one
     if args.part != "replicas":
         use(None)
-    PARTS[args.part](Findings(args.json), args.quick)
+    PARTS[args.part](Findings(args.json), args)
 
 
 if __name__ == "__main__":

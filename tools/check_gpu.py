@@ -1,0 +1,334 @@
+"""What this project does on a GPU, in one command, for who has one: a JSON file and Markdown tables.
+
+    python tools/check_gpu.py --out docs/performance --autoattack DIR
+
+Run from a checkout, on one card with nothing else on it. The sections, each in processes of its own:
+versions and device; `digits_atlas`, all stages, started twice with one folder of compiled programs;
+every method, compiled by XLA against not compiled; training steps beside torch, where torch is
+installed (tools/bench_train.py); AutoAttack, with --autoattack beside the public code
+(tools/bench_eval.py); methods on two logical devices of the card; our layers beside Keras's own.
+All of it ends within --minutes: a section has at most its own share of them and what is left, what
+it has found by then counts, and sections that nothing is left for are named. OUT/check_gpu.json and
+OUT/check_gpu.md are written after each.
+
+Without a GPU, or with --quick, everything is as small as shows that the command works.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from gpu_table import markdown
+
+ROOT = Path(__file__).resolve().parents[1]
+TOOLS = ROOT / "tools"
+LEAST = 10.0  # seconds that a section is begun with
+ALL_ROWS = ("natural", "ADV, 10 steps", "ATLAS, 1 step")
+ONE_STEP = ("ADV, 1 step", "ATLAS, 1 step")
+EPOCH = re.compile(r"\d+/\d+ - ")  # how Keras ends the line of an epoch
+STAGE = re.compile(r"== \S+: (\w+)")
+# A line of TensorFlow's log, which no user of the command should see.
+LOGGED = re.compile(
+    r"[IWEF]\d{4} \d\d:|WARNING: All log|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+: [IWEF] |WARNING:tensor"
+    r"|.*(tensorflow/|external/.*xla|XLA service|cuDNN version)"
+)
+
+Found = dict[str, Any]
+
+
+class Check:
+    """What sections have in common: the options, a folder for what is temporary."""
+
+    def __init__(self, args: argparse.Namespace, folder: Path):
+        self.quick, self.autoattack, self.compile = args.quick, args.autoattack, args.compile
+        self.folder, self.gpu = folder, False
+
+    def small(self) -> list[str]:
+        return ["--quick"] if self.quick else []
+
+    def tool(self, name: str, *options: str, seconds: float) -> Found:
+        """Return what a tool writes to its --json, as far as it comes in so many seconds."""
+        return self.tools([(name, *options)], seconds)[0]
+
+    def tools(self, commands: Sequence[Sequence[str]], seconds: float) -> list[Found]:
+        """Return what each of several tools, at the same time, writes to its --json."""
+        with contextlib.ExitStack() as stack:
+            begun = [
+                stack.enter_context(Process(self.folder, [str(TOOLS / name), *options]))
+                for name, *options in commands
+            ]
+            end = time.monotonic() + seconds
+            return [process.findings(max(0.0, end - time.monotonic())) for process in begun]
+
+
+class Process:
+    """A Python process in a session of its own, which ends with the context."""
+
+    def __init__(self, folder: Path, command: Sequence[str], environment: Mapping[str, str] = {}):  # noqa: B006
+        self.own = Path(tempfile.mkdtemp(dir=folder))
+        self.json = self.own / "found.json"
+        is_tool = command[0].endswith(".py")
+        self.command = [sys.executable, *command, *(["--json", str(self.json)] if is_tool else [])]
+        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        self.environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(paths),
+            "PYTHONUNBUFFERED": "1",
+            # Several processes share the card, and torch is one of them.
+            "TF_FORCE_GPU_ALLOW_GROWTH": "true",
+            **environment,
+        }
+
+    def __enter__(self) -> Process:
+        self.errors = self.own / "stderr"
+        with self.errors.open("w") as errors:
+            self.begun = time.monotonic()
+            self.process = subprocess.Popen(
+                self.command,
+                cwd=ROOT,
+                env=self.environment,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                errors="replace",
+                start_new_session=True,
+            )
+        self.lines: list[tuple[float, str]] = []  # seconds after the start, what is said
+        assert self.process.stdout is not None
+        self.reader = threading.Thread(target=self._read, args=(self.process.stdout,), daemon=True)
+        self.reader.start()
+        return self
+
+    def _read(self, stream: IO[str]) -> None:
+        for line in stream:
+            self.lines.append((time.monotonic() - self.begun, line.rstrip()))
+
+    def __exit__(self, *_: Any) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self.reader.join(5)
+
+    def ended(self, seconds: float) -> bool:
+        """Return whether it ends within so many seconds."""
+        try:
+            self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        self.reader.join(5)
+        return True
+
+    def findings(self, seconds: float) -> Found:
+        """Return what it has written, and why no more where it failed or had to be ended."""
+        ended = self.ended(seconds)
+        found = json.loads(self.json.read_text()) if self.json.exists() else {}
+        if not ended:
+            found["ended"] = f"after {time.monotonic() - self.begun:.0f} s, unfinished"
+        elif self.process.returncode:
+            said = self.errors.read_text(errors="replace").splitlines()
+            last = next((line for line in reversed(said) if line.strip()), "nothing said")
+            found["failed"] = f"exit code {self.process.returncode}: {last[:300]}"
+        return found
+
+
+class Section(NamedTuple):
+    """title: in the tables. seconds: at most. find: what there is to find in so many seconds."""
+
+    title: str
+    seconds: float
+    find: Callable[[Check, float], Found]
+
+
+# ---------------------------------------------------------------------------------- the sections
+def device(check: Check, seconds: float) -> Found:
+    found = check.tool("gpu_parts.py", "device", seconds=seconds)
+    check.gpu = bool(found.get("gpu"))
+    check.quick = check.quick or not check.gpu
+    command = ["nvidia-smi", "--query-gpu=driver_version,memory.total", "--format=csv,noheader"]
+    if check.gpu and shutil.which(command[0]):
+        said = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
+        found["driver, memory"] = said.stdout.splitlines()[0] if said.stdout else "unknown"
+    return found
+
+
+def pipeline(check: Check, seconds: float) -> Found:
+    """Two starts of `digits_atlas` that share the folder of compiled programs."""
+    end, cache, found = time.monotonic() + seconds, check.folder / "cache", {}
+    for number, name in enumerate(("first start", "second start")):
+        command = ["-m", "pipelines.run", "digits_atlas", "--workdir", str(check.folder / name[:5])]
+        command += ["--smoke"] if check.quick else []
+        # As a user has it: the log at its usual level, no flags of XLA's.
+        with (
+            without("TF_CPP_MIN_LOG_LEVEL", "TF_XLA_FLAGS"),
+            Process(check.folder, command, {"XDG_CACHE_HOME": str(cache)}) as process,
+        ):
+            # Half of the time is the second one's.
+            ended = process.ended((end - time.monotonic()) / (2 - number))
+            found[name] = started(process, ended)
+    kept = [file.stat().st_size for file in cache.rglob("*") if file.is_file()]
+    return found | {"programs kept": len(kept), "bytes kept": sum(kept)}
+
+
+def started(process: Process, ended: bool) -> Found:
+    """Return what a start of the pipeline did."""
+    said = process.errors.read_text(errors="replace").splitlines()
+    stages = [match[1] for _, line in process.lines if (match := STAGE.match(line))]
+    done = any(line.startswith("Done: ") for _, line in process.lines)
+    found: Found = {
+        "exit_code": process.process.returncode if ended else None,
+        "seconds": time.monotonic() - process.begun,
+        "first_epoch_seconds": next((s for s, line in process.lines if EPOCH.match(line)), None),
+        "stages": stages if done else stages[:-1],
+        "tensorflow_said": [line[:300] for line in said if LOGGED.match(line)][:20],
+    }
+    if ended and process.process.returncode:
+        found["failed"] = said[-1][:300] if said else "nothing said"
+    return found if ended else found | {"ended": f"after {found['seconds']:.0f} s, unfinished"}
+
+
+@contextlib.contextmanager
+def without(*names: str) -> Any:
+    """Leave variables out of the environment."""
+    kept = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
+
+
+def methods(check: Check, seconds: float) -> Found:
+    """Dealt to processes, as most of the time is one core's that compiles."""
+    shares = max(1, min(4, (os.cpu_count() or 1) // 4))
+    command = ["gpu_parts.py", "methods", *check.small(), "--shares", str(shares)]
+    found: Found = {}
+    for part in check.tools([[*command, "--share", str(k)] for k in range(shares)], seconds):
+        for name in ("ended", "failed"):
+            if name in part and name in found:
+                part[name] = f"{found[name]}; {part[name]}"
+        found |= part
+    return found
+
+
+def steps(network: str, rows: Sequence[str], *options: str) -> Callable[[Check, float], Found]:
+    """Return the section of rows of tools/bench_train.py."""
+
+    def find(check: Check, seconds: float) -> Found:
+        chosen = ["--network", "wrn_10_1" if check.quick else network, "--rows", *rows]
+        chosen += ["--precision", "mixed_bfloat16", "--rounds", "1" if check.quick else "3"]
+        chosen += ["--device", "gpu" if check.gpu else "cpu"]
+        chosen += ["--compile"] if check.compile and "--ours-only" not in options else []
+        return check.tool("bench_train.py", *chosen, *options, seconds=seconds)
+
+    return find
+
+
+def autoattack(check: Check, seconds: float) -> Found:
+    """On 1,000 test images of CIFAR-10, or such as these, and a ResNet-18 trained a little."""
+    end = time.monotonic() + seconds
+    with Process(check.folder, [str(TOOLS / "gpu_parts.py"), "fitted", *check.small()]) as process:
+        trained = process.findings(seconds)
+        if "ended" in trained or "failed" in trained:
+            return {"training": trained} | {k: trained[k] for k in trained if k in STOPS}
+        file = process.json.with_suffix(".keras")
+    options = ["--data", trained["data"], "--eps", str(8 / 255)]
+    options += ["--device", "gpu" if check.gpu else "cpu"]
+    options += ["--examples", "16", "--attacks", "1"] if check.quick else []
+    options += ["--autoattack", str(check.autoattack.resolve())] if check.autoattack else []
+    left = end - time.monotonic()
+    found = check.tool("bench_eval.py", str(file), *options, seconds=left)
+    return {"training": trained} | found
+
+
+def replicas(check: Check, seconds: float) -> Found:
+    return check.tool("gpu_parts.py", "replicas", *check.small(), seconds=seconds)
+
+
+STOPS = ("ended", "failed", "skipped")
+# The most valuable first, as later ones may find no time.
+SECTIONS = {
+    "device": Section("Versions and device", 60, device),
+    "pipeline": Section("`digits_atlas`, all stages, started twice", 150, pipeline),
+    "methods": Section("Three steps of every method, compiled against not", 120, methods),
+    "wrn_16_2": Section("Steps of WRN-16-2, batch 64", 100, steps("wrn_16_2", ONE_STEP)),
+    "wrn_28_10": Section("Steps of WRN-28-10, batch 128", 150, steps("wrn_28_10", ALL_ROWS)),
+    "autoattack": Section("AutoAttack on a ResNet-18, 1,000 images", 240, autoattack),
+    "replicas": Section("Two logical devices of the card against one", 80, replicas),
+    "layers": Section(
+        "Our layers beside Keras's own, WRN-16-2",
+        80,
+        steps("wrn_16_2", ONE_STEP, "--ours-only", "--plain"),
+    ),
+}
+
+
+# ------------------------------------------------------------------------------------ the command
+def run(
+    sections: Mapping[str, Section],
+    check: Check,
+    seconds: float,
+    write: Callable[[Mapping[str, Found]], None],
+) -> dict[str, Found]:
+    """Find what each section finds, within so many seconds in all; one that fails is a line.
+
+    write: is called with what there is after each section.
+    """
+    end, results = time.monotonic() + seconds, {}
+    for name, section in sections.items():
+        begun = time.monotonic()
+        left = min(section.seconds, end - begun)
+        found: Found
+        if left < LEAST:
+            found = {"skipped": f"no time was left of {seconds / 60:g} minutes"}
+        else:
+            try:
+                found = section.find(check, left)
+            except Exception as error:
+                text = " ".join(str(error).split())[:300]
+                found = {"failed": f"{type(error).__name__}: {text}"}
+        results[name] = {"title": section.title} | found | {"took": time.monotonic() - begun}
+        write(results)
+    return results
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "performance")
+    parser.add_argument("--minutes", type=float, default=8.0, help="that all takes at most")
+    parser.add_argument("--sections", nargs="*", choices=SECTIONS, default=list(SECTIONS))
+    parser.add_argument("--autoattack", type=Path, help="a checkout of the public AutoAttack")
+    parser.add_argument("--compile", action="store_true", help="torch.compile, too")
+    parser.add_argument("--quick", action="store_true", help="as little as shows that it works")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    chosen = {name: SECTIONS[name] for name in SECTIONS if name in {"device", *args.sections}}
+    with tempfile.TemporaryDirectory() as folder:
+        check = Check(args, Path(folder))
+
+        def write(results: Mapping[str, Found]) -> None:
+            about = {"minutes": args.minutes, "quick": check.quick, "sections": results}
+            (args.out / "check_gpu.json").write_text(json.dumps(about, indent=2) + "\n")
+            (args.out / "check_gpu.md").write_text(markdown(about))
+            last = list(results)[-1]
+            stop = "; ".join(f"{k}: {results[last][k]}" for k in STOPS if k in results[last])
+            print(f"{last}: {results[last]['took']:.0f} s {stop}", flush=True)
+
+        run(chosen, check, 60 * args.minutes, write)
+    print((args.out / "check_gpu.md").read_text())
+
+
+if __name__ == "__main__":
+    main()

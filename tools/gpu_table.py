@@ -1,0 +1,166 @@
+"""The figures of tools/check_gpu.py as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tfrobust.report.text import markdown_table
+
+SMALL = 0.01  # of the way that weights go: what rounding makes of a few steps
+STOPS = ("skipped", "failed", "ended")
+SIDES = {"ours": "ours", "theirs": "public"}
+
+Found = Mapping[str, Any]
+
+
+def markdown(about: Found) -> str:
+    """Return the page: a table a section, and what was skipped, failed or ended early."""
+    sections: Mapping[str, Found] = about["sections"]
+    device = sections.get("device", {})
+    parts = [f"# On {device.get('device', 'an unknown device')}", _about(about, sections)]
+    for name, found in sections.items():
+        parts.append(f"## {found['title']}")
+        parts += [f"{stop}: {found[stop]}" for stop in STOPS if stop in found]
+        parts += filter(None, [TABLES[name](found)])
+    return "\n\n".join(parts) + "\n"
+
+
+def _about(about: Found, sections: Mapping[str, Found]) -> str:
+    seconds = sum(found["took"] for found in sections.values())
+    line = f"`python tools/check_gpu.py`, {seconds:.0f} s of at most {60 * about['minutes']:.0f}."
+    if not sections.get("device", {}).get("gpu"):
+        line += " **No GPU was found: these are figures of a CPU.**"
+    if about["quick"]:
+        line += " **Quick: tiny networks and few images, to try the command; no measurement.**"
+    lacking = [name for name, found in sections.items() if any(s in found for s in STOPS)]
+    return f"{line} Not finished: {', '.join(lacking)}." if lacking else line
+
+
+def _device(found: Found) -> str:
+    told = {k: v for k, v in found.items() if k not in ("title", "took", "gpu", *STOPS)}
+    return markdown_table(["what", "is"], list(told.items())) if told else ""
+
+
+def _pipeline(found: Found) -> str:
+    starts = {name: row for name, row in found.items() if name.endswith(" start")}
+    rows = [
+        [
+            name,
+            _or_dash(row["exit_code"]),
+            f"{row['seconds']:.0f}",
+            _number(row["first_epoch_seconds"], "{:.1f}"),
+            ", ".join(row["stages"]),
+            len(row["tensorflow_said"]),
+            "; ".join(str(row[stop]) for stop in STOPS if stop in row),
+        ]
+        for name, row in starts.items()
+    ]
+    if not rows:
+        return ""
+    header = ["", "exit code", "s", "s to the first epoch", "stages done", "lines of TensorFlow's"]
+    parts = [markdown_table([*header, "failure"], rows)]
+    if "programs kept" in found:
+        size = found["bytes kept"] / 1e6
+        parts.append(f"Compiled programs kept: {found['programs kept']} files, {size:.1f} MB.")
+    said = dict.fromkeys(line for row in starts.values() for line in row["tensorflow_said"])
+    if said:
+        parts.append("What TensorFlow said:\n\n```\n" + "\n".join(said) + "\n```")
+    return "\n\n".join(parts)
+
+
+def _differences(found: Found) -> str:
+    """Of the sections whose weights are held against others."""
+    rows = []
+    for name, row in _named(found).items():
+        if "failed" in row:
+            rows.append([name, "–", "–", "–", row["failed"]])
+            continue
+        verdict = "as without" if row["difference"] < SMALL else "OTHERS"
+        firsts = [_number(row.get(f"first_seconds{k}"), "{:.1f}") for k in ("", "_uncompiled")]
+        rows.append([name, f"{row['difference']:.1e}", *firsts, verdict])
+    if not rows:
+        return ""
+    header = ["method", "difference", "first step, s", "first step uncompiled, s", "weights"]
+    text = "The largest difference of a weight by the largest way that one has gone, float32."
+    return f"{text}\n\n{markdown_table(header, rows)}"
+
+
+def _named(found: Found) -> dict[str, Any]:
+    return {name: row for name, row in found.items() if isinstance(row, Mapping)}
+
+
+def _steps(found: Found) -> str:
+    rows = found.get("rows", [])
+    if not rows:
+        return ""
+    sides = list(dict.fromkeys(side for row in rows for side in row["seconds"]))
+    sides.sort(key=lambda side: side != "ours")  # ours first
+    cells = []
+    for row in rows:
+        seconds, ours = row["seconds"], row["seconds"]["ours"]
+        theirs = [value for side, value in seconds.items() if not side.startswith("ours")]
+        cells.append(
+            [
+                row["row"],
+                *(_number(seconds.get(side), "{:.1f}", 1000) for side in sides),
+                f"{min(theirs) / ours:.2f}" if theirs else "–",
+                f"{row['first_seconds']['ours']:.1f}",
+                f"{row['flops'] / ours / 1e12:.1f}",
+                f"{row['flops'] / ours / found['peak']:.0%}",
+            ]
+        )
+    header = ["step, ms", *sides, "fastest of torch's / ours", "our first step, s"]
+    peaks = ", ".join(f"{k} {value / 1e12:.1f}" for k, value in found["peaks"].items())
+    text = (
+        f"{found['network']}, batch {found['batch']}, {found['precision']}, "
+        f"{'compiled by XLA' if found.get('xla') else 'not compiled'}; peak of a product: {peaks} "
+        f"TFLOP/s; input pipeline {found['input_batches_per_second']:.0f} batches/s."
+    )
+    if "torch" not in found["versions"]:
+        text += " No torch that computes on this device: ours alone."
+    return f"{text}\n\n{markdown_table([*header, 'TFLOP/s', 'of the peak'], cells)}"
+
+
+def _autoattack(found: Found) -> str:
+    trained, rows = found.get("training", {}), []
+    for side, shown in SIDES.items():
+        attacks = found.get(side, [])
+        total = sum(row["seconds"] for row in attacks)
+        for row in attacks:
+            rows.append(_attack(shown, row["attack"], row["seconds"], row["robust"], found))
+        if len(attacks) > 1:
+            rows.append(_attack(shown, "all", total, attacks[-1]["robust"], found))
+    if not rows:
+        return ""
+    text = (
+        f"{found['images']} images, {trained['data']}; the network was trained in "
+        f"{trained['training_seconds']:.0f} s, {trained['first_seconds']:.0f} of them to the end of "
+        "the first step."
+    )
+    return f"{text}\n\n{markdown_table(['side', 'attack', 's', 'images/s', 'robust'], rows)}"
+
+
+def _attack(side: str, attack: str, seconds: float, robust: float, found: Found) -> list[str]:
+    rate = found["images"] / seconds
+    return [side, attack, f"{seconds:.1f}", f"{rate:.1f}", f"{robust:.2%}"]
+
+
+def _or_dash(value: Any) -> str:
+    return "–" if value is None else str(value)
+
+
+def _number(value: float | None, shape: str, times: float = 1.0) -> str:
+    return "–" if value is None else shape.format(times * value)
+
+
+TABLES: dict[str, Callable[[Found], str]] = {
+    "device": _device,
+    "pipeline": _pipeline,
+    "methods": _differences,
+    "wrn_16_2": _steps,
+    "wrn_28_10": _steps,
+    "autoattack": _autoattack,
+    "replicas": _differences,
+    "layers": _steps,
+}
