@@ -1,11 +1,11 @@
-"""What this project does on a GPU, in one command, for who has one: a JSON file and Markdown tables.
+"""What the project does on a GPU, by one command: a JSON file and a page of tables.
 
     python tools/check_gpu.py --out docs/performance --autoattack DIR
 
-Run from a checkout, on one card with nothing else on it. The sections, each in processes of its own:
-versions and device; `digits_atlas`, all stages, started twice with one folder of compiled programs;
-every method, compiled by XLA against not compiled; training steps beside torch, where torch is
-installed (tools/bench_train.py); AutoAttack, with --autoattack beside the public code
+Run from a checkout, on one card with nothing else on it. The sections, each in processes of its
+own: versions and device; `digits_atlas`, all stages, started twice with one folder of compiled
+programs; every method, compiled by XLA against not compiled; training steps beside torch, where
+torch is installed (tools/bench_train.py); AutoAttack, with --autoattack beside the public code
 (tools/bench_eval.py); methods on two logical devices of the card; our layers beside Keras's own.
 All of it ends within --minutes: a section has at most its own share of them and what is left, what
 it has found by then counts, and sections that nothing is left for are named. OUT/check_gpu.json and
@@ -32,7 +32,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from gpu_table import markdown
+from gpu_table import STOPS, TABLES, markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ROOT / "tools"
@@ -43,7 +43,8 @@ EPOCH = re.compile(r"\d+/\d+ - ")  # how Keras ends the line of an epoch
 STAGE = re.compile(r"== \S+: (\w+)")
 # A line of TensorFlow's log, which no user of the command should see.
 LOGGED = re.compile(
-    r"[IWEF]\d{4} \d\d:|WARNING: All log|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+: [IWEF] |WARNING:tensor"
+    r"[IWEF]\d{4} \d\d:|WARNING: All log|WARNING:tensorflow"
+    r"|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+: [IWEF] "
     r"|.*(tensorflow/|external/.*xla|XLA service|cuDNN version)"
 )
 
@@ -257,7 +258,6 @@ def replicas(check: Check, seconds: float) -> Found:
     return check.tool("gpu_parts.py", "replicas", *check.small(), seconds=seconds)
 
 
-STOPS = ("ended", "failed", "skipped")
 # The most valuable first, as later ones may find no time.
 SECTIONS = {
     "device": Section("Versions and device", 60, device),

@@ -69,7 +69,8 @@ def device(say: Findings, args: argparse.Namespace) -> None:
 # ------------------------------------------------- all methods, compiled against not compiled
 def methods(say: Findings, args: argparse.Namespace) -> None:
     """A few steps of every method, compiled by XLA and not."""
-    for name in list(METHODS)[args.share :: args.shares]:
+    names = ON_TWO[:2] if args.quick else list(METHODS)
+    for name in names[args.share :: args.shares]:
         _guarded(say, name, functools.partial(_compared, name))
 
 
@@ -96,7 +97,7 @@ def replicas(say: Findings, args: argparse.Namespace) -> None:
         # NCCL joins no two devices of one card.
         cross_device_ops=tf.distribute.ReductionToOneDevice(),
     )
-    for name in ON_TWO[:3] if args.quick else ON_TWO:
+    for name in ON_TWO[:2] if args.quick else ON_TWO:
         _guarded(say, name, functools.partial(_on_two, name, both))
 
 

@@ -135,8 +135,8 @@ def _autoattack(found: Found) -> str:
         return ""
     text = (
         f"{found['images']} images, {trained['data']}; the network was trained in "
-        f"{trained['training_seconds']:.0f} s, {trained['first_seconds']:.0f} of them to the end of "
-        "the first step."
+        f"{trained['training_seconds']:.0f} s, "
+        f"{trained['first_seconds']:.0f} of them to the end of the first step."
     )
     return f"{text}\n\n{markdown_table(['side', 'attack', 's', 'images/s', 'robust'], rows)}"
 
