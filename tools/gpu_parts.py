@@ -26,7 +26,7 @@ from passes import settings
 from tfrobust import FGSM, Threat, provenance, tf32
 from tfrobust.data import DATASETS, Split, batches
 from tfrobust.methods import METHODS
-from tfrobust.models import resnet
+from tfrobust.models import resnet, with_precision
 from tfrobust.models.layers import BatchNorm, MaxPool
 
 IMAGE, CLASSES, BATCH, STEPS, RATE = (8, 8, 3), 5, 16, 3, 0.02
@@ -183,7 +183,8 @@ def fitted(say: Findings, args: argparse.Namespace) -> None:
     split = split.first(4 * size) if args.quick else split
     steps = len(split) // size
     keras.utils.set_random_seed(0)
-    chosen = resnet((32, 32, 3), 10, width=4 if args.quick else 64)
+    plain = resnet((32, 32, 3), 10, width=4 if args.quick else 64)
+    chosen = with_precision(plain, "mixed_bfloat16")
     model = METHODS["adv"](chosen, threat=Threat("linf", EPS), attack=FGSM())
     decay = keras.optimizers.schedules.CosineDecay(0.1, steps * epochs)
     model.compile(keras.optimizers.SGD(decay, momentum=0.9))
@@ -195,7 +196,7 @@ def fitted(say: Findings, args: argparse.Namespace) -> None:
     say("training_seconds", time.perf_counter() - begun)
     say("first_seconds", timer.seconds)
     say("loss", told.history["loss"][-1])
-    chosen.save(say.path.with_suffix(".keras"))
+    with_precision(chosen, "float32").save(say.path.with_suffix(".keras"))
 
 
 def _guarded(say: Findings, name: str, find: Callable[[], Any]) -> None:

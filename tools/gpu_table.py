@@ -76,7 +76,7 @@ def _differences(found: Found) -> str:
         if "failed" in row:
             rows.append([name, "–", "–", "–", row["failed"]])
             continue
-        verdict = "as without" if row["difference"] < SMALL else "OTHERS"
+        verdict = "agree" if row["difference"] < SMALL else "DIFFER"
         firsts = [_number(row.get(f"first_seconds{k}"), "{:.1f}") for k in ("", "_uncompiled")]
         rows.append([name, f"{row['difference']:.1e}", *firsts, verdict])
     if not rows:
@@ -111,7 +111,7 @@ def _steps(found: Found) -> str:
             ]
         )
     header = ["step, ms", *sides, "fastest of torch's / ours", "our first step, s"]
-    peaks = ", ".join(f"{k} {value / 1e12:.1f}" for k, value in found["peaks"].items())
+    peaks = ", ".join(f"{k} {value / 1e12:.3g}" for k, value in found["peaks"].items())
     text = (
         f"{found['network']}, batch {found['batch']}, {found['precision']}, "
         f"{'compiled by XLA' if found.get('xla') else 'not compiled'}; peak of a product: {peaks} "

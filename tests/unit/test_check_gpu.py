@@ -13,7 +13,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
 import check_gpu
-from gpu_table import markdown
+from gpu_table import TABLES, markdown
 
 STEPS = {
     "title": "Steps",
@@ -82,7 +82,7 @@ def test_the_page_tells_weights_that_differ_and_what_failed() -> None:
         autoattack={"title": "AutoAttack", "took": 1.0, "failed": "ValueError: odd"},
     )
     lines = {line.split("|")[1].strip(): line for line in text.splitlines() if line[:1] == "|"}
-    assert "as without" in lines["adv"] and "OTHERS" in lines["free"] and "E: no" in lines["llr"]
+    assert "agree" in lines["adv"] and "DIFFER" in lines["free"] and "E: no" in lines["llr"]
     assert "Not finished: methods, layers, autoattack." in text
     for line in ("ended: after 9 s, unfinished", "failed: ValueError: odd", "skipped: no time"):
         assert line in text
@@ -95,7 +95,7 @@ def test_a_page_of_a_cpu_says_so() -> None:
 
 
 def test_every_section_has_a_table() -> None:
-    assert set(check_gpu.SECTIONS) == set(check_gpu.TABLES)
+    assert set(check_gpu.SECTIONS) == set(TABLES)
 
 
 def test_a_section_that_fails_is_a_line(check: check_gpu.Check) -> None:
