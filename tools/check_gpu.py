@@ -3,10 +3,11 @@
     python tools/check_gpu.py --out docs/performance --autoattack DIR
 
 Run from a checkout, on a card with nothing else on it (the first, unless CUDA_VISIBLE_DEVICES says
-another). The sections, each in processes of its own: versions and device; `digits_atlas`, all stages, started twice with one folder of compiled
-programs; every method, compiled by XLA against not compiled; training steps beside torch, where
-torch is installed (tools/bench_train.py); AutoAttack, with --autoattack beside the public code
-(tools/bench_eval.py); methods on two logical devices of the card; our layers beside Keras's own.
+another). The sections, each in processes of its own: versions and device; `digits_atlas`, all
+stages, started twice with one folder of compiled programs; every method, compiled by XLA against
+not compiled; training steps beside torch, where torch is installed (tools/bench_train.py);
+AutoAttack, with --autoattack beside the public code (tools/bench_eval.py); methods on two logical
+devices of the card; our layers beside Keras's own.
 All of it ends within --minutes: a section has at most its own share of them and what is left, what
 it has found by then counts, and sections that nothing is left for are named. OUT/check_gpu.json and
 OUT/check_gpu.md are written after each.
