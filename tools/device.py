@@ -71,12 +71,12 @@ def torch_device(device: str) -> str:
     return "cuda" if device == "gpu" else "cpu"
 
 
-def peaks(dtype: str, device: str) -> dict[str, float]:
-    """FLOP/s of a large matrix product, in TensorFlow and, where it is there, in torch."""
+def peaks(dtype: str, device: str, torch: bool) -> dict[str, float]:
+    """Return the FLOP/s of a large matrix product, in TensorFlow and, if asked, in torch."""
     size = SIZES[device]
     a = tf.cast(tf.random.normal([size, size]), dtype)
     sides = {"tensorflow": Side(lambda: tf.matmul(a, a), lambda made: made[0, 0].numpy())}
-    if has_torch(device):
+    if torch:
         import torch_step
 
         where = torch_device(device)
