@@ -95,7 +95,7 @@ def _compiled(
     data = ({"image": x, "index": np.arange(len(x))}, y)
     # Of no fixed length, as the pipeline's own: with one, TensorFlow leaves ReLUs unfused.
     batch = iter(tf.data.Dataset.from_tensor_slices(data).batch(len(x)).cache().repeat())
-    return Side(lambda: model.train_function(batch)["loss"], float, bool(model.xla))
+    return Side(lambda: model.train_function(batch)["loss"], float, bool(model.jit_compile))
 
 
 def plain(network: keras.Model) -> keras.Model:
