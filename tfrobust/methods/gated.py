@@ -40,7 +40,10 @@ class GatedModel(keras.Model):
     network_inputs: Sequence[str]
     # Whether a replica computes with another number of examples in each step.
     sizes_vary = False
-    _jit_compile: bool | None  # Keras's
+    # Keras's.
+    train_function: Any
+    test_function: Any
+    _jit_compile: bool | None
 
     def run(self, inputs: Any, mode: str) -> tf.Tensor:
         """Return the logits [B, C] of the network in a mode of `RobustModel`."""
