@@ -207,8 +207,9 @@ class GatedModel(keras.Model):
 
     @property
     def distributed(self) -> bool:
-        """Whether the step is that of a replica."""
-        return tf.distribute.has_strategy()
+        """Whether the step is that of a replica, in a strategy that is made for several."""
+        one = isinstance(tf.distribute.get_strategy(), tf.distribute.OneDeviceStrategy)
+        return tf.distribute.has_strategy() and not one
 
     def computed(self, part: Callable[..., Any], *args: Any) -> Any:
         """Return part(*args), of what a replica computes by itself, compiled where XLA is on.
