@@ -38,6 +38,10 @@ class Folder:
         self.report = path / "report" / "index.html"
         self._stages = path / "stages.json"
 
+    @property
+    def lock(self) -> Path:
+        return self.path.with_name(f".{self.path.name}.lock")
+
     @contextlib.contextmanager
     def locked(self, wait: bool = False) -> Iterator[None]:
         """Within, no other process works here. Raises UserError where one does, or waits for it.
@@ -45,7 +49,7 @@ class Folder:
         The lock lies beside the folder, which may be moved aside, and goes with the process.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.with_name(f".{self.path.name}.lock").open("w") as lock:
+        with self.lock.open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -20,21 +22,33 @@ from pipelines.suite import SURROGATE, Member, Suite, load_suite
 from tfrobust.registry import UserError, require
 from tfrobust.report import Row, duration, headline, load_run, write_comparison
 
+REFUSED = 2  # the exit status of a run that is refused
+
 
 def run_suite(
     name: str, overrides: Sequence[str], workdir: Path, smoke: bool
 ) -> tuple[Path, list[Row]]:
     """Trains, attacks and reports all runs of a suite that are not done; its folder, and a row for
     each run, with a reason for those that failed. Raises UserError for a mistake in the file,
-    before anything is run."""
+    before anything is run, and where every run is refused, which then leaves nothing."""
     suite = load_suite(configs.find(name), overrides, workdir)
     folder = Folder(workdir / suite.name)
     for member in {member.label: member for member in reversed(suite.members)}.values():
         check(member, suite, folder.path, smoke)
+    new = not folder.path.exists()
+    reasons: dict[str, str | None] = {}
+    refused: set[str] = set()
     with folder.locked():
         if suite.surrogate is not None:
-            _run_all(suite, [suite.surrogate], folder.path, smoke, ["train"])
-        reasons = _run_all(suite, suite.members, folder.path, smoke)
+            reasons |= _run_all(suite, [suite.surrogate], folder.path, smoke, refused, ["train"])
+        reasons |= _run_all(suite, suite.members, folder.path, smoke, refused)
+        if new and refused >= reasons.keys():
+            shutil.rmtree(folder.path)  # logs, which hold what the terminal was told
+            folder.lock.unlink()
+            with contextlib.suppress(OSError):  # others' runs are in it
+                workdir.rmdir()
+            first = next(iter(reasons))
+            raise UserError(f"{suite.name}: every run is refused; {first}: {reasons[first]}")
         rows = [
             Row(member.label, folder.path / member.name, member.varied, reasons[member.name])
             for member in suite.members
@@ -69,10 +83,11 @@ def _run_all(
     members: Sequence[Member],
     folder: Path,
     smoke: bool,
+    refused: set[str],
     stages: Sequence[str] | None = None,
 ) -> dict[str, str | None]:
     """Runs the members that are not done, `jobs` of them at a time: name -> None, or why it
-    failed."""
+    failed. refused: takes the names of those that were refused."""
     reasons: dict[str, str | None] = {}
     todo: dict[str, list[str]] = {}
     for member in members:
@@ -80,6 +95,7 @@ def _run_all(
             line = _line(member, folder, smoke, stages)
         except UserError as error:  # such as a surrogate that was not trained
             reasons[member.name] = str(error)
+            refused.add(member.name)
             print(f"{member.name}: failed: {error}", flush=True)
             continue
         if line:
@@ -101,8 +117,11 @@ def _run_all(
             }
             with tqdm(total=len(todo), desc=suite.name, unit="run", disable=None) as bar:
                 for finished in as_completed(waiting):
-                    reasons[waiting[finished]], told = finished.result()
-                    bar.write(f"{waiting[finished]}: {told}")
+                    name = waiting[finished]
+                    reasons[name], told, status = finished.result()
+                    if status == REFUSED:
+                        refused.add(name)
+                    bar.write(f"{name}: {told}")
                     bar.update()
         except BaseException:
             children.stop()
@@ -124,20 +143,20 @@ def _line(
 
 def _run(
     line: list[str], folder: Path, name: str, environment: Mapping[str, str], children: Children
-) -> tuple[str | None, str]:
-    """None, or why the run failed; and what to tell."""
+) -> tuple[str | None, str, int | None]:
+    """None, or why the run failed; what to tell; the exit status."""
     begun, log = time.perf_counter(), folder / "logs" / f"{name}.log"
     status = children.run(line, log, environment)
     if status is None:
-        return "not begun", "not begun"
+        return "not begun", "not begun", None
     took = duration(time.perf_counter() - begun)
     if status:
         reason = _reason(log, status)
-        return reason, f"failed after {took}: {reason} ({log})"
+        return reason, f"failed after {took}: {reason} ({log})", status
     if not (folder / name / "eval.json").is_file():  # the surrogate has none
-        return None, f"done in {took}"
+        return None, f"done in {took}", status
     record = load_run(folder / name)
-    return None, f"{headline(record.config, record.evaluation)}; {took}"
+    return None, f"{headline(record.config, record.evaluation)}; {took}", status
 
 
 def _reason(log: Path, status: int) -> str:

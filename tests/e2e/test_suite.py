@@ -68,3 +68,17 @@ def test_a_mistake_in_a_run_of_a_suite_is_told_before_anything_is_run(
     done = command(str(path))
     assert done.returncode == 2 and "stages: expected attack_eval among them" in done.stderr
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_suite_whose_runs_are_all_refused_writes_nothing(
+    command: Command, tmp_path: Path
+) -> None:
+    """More images in a batch than there are is known once the data are read, by each run."""
+    path = tmp_path / "mine.yaml"
+    path.write_text("set: {data.batch_size: 5000}\nruns: [digits_adv, digits_natural]")
+    done = command(str(path))
+    assert done.returncode == 2
+    told = done.stderr.splitlines()[-1]
+    assert told.startswith("error: mine: every run is refused; digits_adv: ")
+    assert "data.batch_size: expected at most the" in told
+    assert not (tmp_path / "runs").exists()
