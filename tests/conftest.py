@@ -59,7 +59,7 @@ def on_two_devices() -> Callable[[str], dict[str, Any]]:
         path = {"PYTHONPATH": str(TESTS.parent), "CUDA_VISIBLE_DEVICES": "-1"}
         command = [sys.executable, str(TESTS / "unit" / "two_devices.py"), name]
         done = subprocess.run(
-            command, capture_output=True, text=True, env=os.environ | path, timeout=300
+            command, capture_output=True, text=True, env=os.environ | path, timeout=900
         )
         assert done.returncode == 0, done.stderr[-3000:]
         return json.loads(done.stdout.splitlines()[-1])

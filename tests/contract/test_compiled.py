@@ -59,6 +59,7 @@ def test_a_compiled_step_in_half_precision(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1000)
 @pytest.mark.parametrize(
     "method", [*METHODS, "awp over oat", "atlas with BatchNorm", "awp with BatchNorm"]
 )
