@@ -49,7 +49,7 @@ suite = SimpleNamespace(name="suite", file=SimpleNamespace(jobs=2))
 members = [SimpleNamespace(name=name) for name in ("a", "b", "c")]
 try:
     with Folder(folder / "suite").locked():
-        pool._run_all(suite, members, folder, False)
+        pool._run_all(suite, members, folder, False, set())
 except Interrupted as error:
     print(error)
     sys.exit(128 + error.number)
