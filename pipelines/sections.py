@@ -72,10 +72,9 @@ class Train:
 
     eps: of training and validation, None is threat.eps, at which the attacks are in any case.
     epsilon_ramp_epochs: eps grows linearly from 0 over so many epochs. steps_per_epoch: None is
-    the whole training split. jit_compile: whether XLA compiles the step: true, false,
-    or auto, only on GPUs; compiled steps are not deterministic, as others are on CPU
-    (docs/performance.md). init_from: a
-    run folder or .keras file whose network is trained on. monitor: the validation accuracy that a
+    the whole training split. jit_compile: whether XLA compiles the step (docs/performance.md); auto:
+    only on GPUs. Steps that are not compiled are deterministic on CPU. init_from: a run folder or
+    .keras file whose network is trained on. monitor: the validation accuracy that a
     guided rate follows and that tells the best epoch. checkpoint_minutes: how often the state is
     saved within an epoch. rollbacks: how often a loss that is not finite sends the run back to its
     last checkpoint, at half the rate.
@@ -116,8 +115,8 @@ class EvaluationOptions:
     mode: "cascade" attacks only what still stands; "each" gives every attack all images. save:
     keep the adversarial images, as float32 or uint8 (rounded to 1/255), in adversarial.npz. rerun:
     compute again what is done; the former results are kept aside. craft_precision: float32, or
-    mixed_bfloat16 to let attacks search in it; verdicts are float32 in any case. jit_compile:
-    whether XLA compiles the attacks; auto: only on GPUs.
+    mixed_bfloat16 to let attacks search in it; the network itself judges what they find.
+    jit_compile: whether XLA compiles the attacks; auto: only on GPUs.
     lambdas: where a once-for-all network is evaluated, 1 by default; all that is reported is of the
     first, the others make the trade-off curve. widths: the same of one with widths, which has a
     curve for each.

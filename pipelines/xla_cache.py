@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-from importlib.metadata import packages_distributions, version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 FLAGS = "TF_XLA_FLAGS"  # read by TensorFlow when it first compiles
@@ -31,8 +31,11 @@ def keep_programs() -> None:
 def _made_by() -> str:
     """Return what tells programs of one TensorFlow on one machine from others: their names do
     not."""
-    distributions = packages_distributions().get("tensorflow", ["none"])
-    found = "none" if distributions == ["none"] else version(distributions[0])
+    found = "unknown"
+    for name in ("tensorflow", "tensorflow-cpu"):
+        with contextlib.suppress(PackageNotFoundError):
+            found = version(name)
+            break
     return f"{found}-{platform.node() or 'unnamed'}"
 
 

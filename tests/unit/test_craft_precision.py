@@ -17,6 +17,7 @@ from tfrobust.evaluation import craft, evaluate
 from tfrobust.evaluation.record import Record
 from tfrobust.models import in_precision, load_network, small_cnn
 from tfrobust.registry import UserError
+from tfrobust.report.summary import how_counted
 
 THREAT = Threat("linf", 0.15)
 
@@ -72,6 +73,7 @@ def test_the_record_says_what_was_searched_in(digits: Any, tmp_path: Path) -> No
         made_with = record.attacks[0].provenance
         assert made_with is not None and made_with.precision == "float32"
         assert (made_with.tf32, made_with.replicas) == (tf32.in_use(), 1)
+        assert ("searched on the network in" in how_counted(record)) == (precision != "float32")
     assert Record.load(tmp_path / "evaluation.1").craft_precision == "float32"
 
 

@@ -77,10 +77,10 @@ def evaluate(
         details: what the record says beside the numbers.
         layout: "channels_last" or "channels_first", for images whose shape is asked about.
         craft_precision: "float32", or "mixed_bfloat16" to let the attacks search on a Keras network
-            in bfloat16; whether an image is misclassified is decided in float32 in any case, and
-            where the search is wrong about it the attack is run again in float32.
+            in bfloat16. The network itself decides whether an image is misclassified, and where the
+            search is wrong about it the attack is run again on the network itself.
         jit_compile: whether XLA compiles the attacks, which takes a while for each and makes a GPU
-            faster; "auto" is on GPUs.
+            faster; "auto": only on GPUs.
 
     Raises:
         UserError: inputs that do not fit; nothing is written then.

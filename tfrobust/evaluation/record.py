@@ -141,7 +141,7 @@ class Record(Part):
     examples: the images of the run; clean_accuracy is over them. robust_accuracy: the headline,
     over `worst_case_examples` images, under all attacks that saw so many; subsets: under all
     attacks that saw at least the first n, for each smaller n. craft_precision: in which the attacks
-    searched; what they found is judged in float32. rounded_robust_accuracy: with the
+    searched; the network itself judged what they found. rounded_robust_accuracy: with the
     saved images rounded to 1/255. pending: attacks that did not run yet. provenance: of the clean
     accuracy, as are `versions` and `commit`; closing: of the checks and curves; training_commit: of
     the network's training.

@@ -170,6 +170,7 @@ class RobustModel(GatedModel):
             setattr(self, f"average_{k}", average)
         names = dict.fromkeys((*RobustModel.reports, *self.reports, "fgsm_accuracy"))
         self.means = Means(names)
+        self.compiled_parts = {}
         self.built = True
 
     def _attack(self, attack: Attack | None, threat: Threat) -> Attack | None:

@@ -40,6 +40,7 @@ class GatedModel(keras.Model):
     network_inputs: Sequence[str]
     # Whether a replica computes with another number of examples in each step.
     sizes_vary = False
+    compiled_parts: dict[str, Callable[..., Any]]  # of a step, by name
     # Keras's.
     train_function: Any
     test_function: Any
@@ -64,9 +65,8 @@ class GatedModel(keras.Model):
     ) -> None:
         """As Keras, without losses and metrics: the method brings its own.
 
-        jit_compile: whether XLA compiles the steps; "auto" is on GPUs alone, as on CPU they take
-        1.5 to 1.8 times as long with it. A network that computes in float16 gets a
-        LossScaleOptimizer.
+        jit_compile: whether XLA compiles the steps; "auto": only on GPUs, as on CPU they take 1.5
+        to 1.8 times as long with it. A network that computes in float16 gets a LossScaleOptimizer.
         """
         for name in ("loss", "metrics", "weighted_metrics", "loss_weights"):
             require(kwargs.pop(name, None) is None, name, "none (the method brings its own)", "one")
@@ -76,7 +76,7 @@ class GatedModel(keras.Model):
         if half and not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
         super().compile(optimizer, jit_compile=jit_compile, **kwargs)
-        self.compiled_parts: dict[str, Callable[..., Any]] = {}
+        self.compiled_parts.clear()
         self._asked = jit_compile
 
     def _resolve_auto_jit_compile(self) -> bool:

@@ -172,6 +172,11 @@ def how_counted(evaluation: Record) -> str:
         told = "Each attack ran on all images that are right when clean: its accuracy is its own."
         if evaluation.suites:
             told += " Only within a suite did each run on what those before it had left."
+    if evaluation.craft_precision != "float32":
+        told += (
+            f" The attacks searched on the network in {evaluation.craft_precision}; the network "
+            "itself judged what they found."
+        )
     rounded = evaluation.rounded_robust_accuracy
     if rounded is not None:
         told += (
