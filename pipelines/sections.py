@@ -71,13 +71,13 @@ class Train:
     """The `train` section.
 
     eps: of training and validation, None is threat.eps, at which the attacks are in any case.
-    epsilon_ramp_epochs: eps grows linearly from 0 over so many epochs. steps_per_epoch: None is
-    the whole training split. jit_compile: whether XLA compiles the step (docs/performance.md); auto:
+    epsilon_ramp_epochs: eps grows linearly from 0 over so many epochs. steps_per_epoch: None is the
+    whole training split. jit_compile: whether XLA compiles the step (docs/performance.md); auto:
     only on GPUs. Steps that are not compiled are deterministic on CPU. init_from: a run folder or
-    .keras file whose network is trained on. monitor: the validation accuracy that a
-    guided rate follows and that tells the best epoch. checkpoint_minutes: how often the state is
-    saved within an epoch. rollbacks: how often a loss that is not finite sends the run back to its
-    last checkpoint, at half the rate.
+    .keras file whose network is trained on. monitor: the validation accuracy that a guided rate
+    follows and that tells the best epoch. checkpoint_minutes: how often the state is saved within
+    an epoch. rollbacks: how often a loss that is not finite sends the run back to its last
+    checkpoint, at half the rate.
     """
 
     epochs: int
