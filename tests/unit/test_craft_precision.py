@@ -49,7 +49,9 @@ def test_what_the_search_is_wrong_about_is_attacked_again(digits: Any) -> None:
 def test_bfloat16_leaves_what_float32_leaves(digits: Any) -> None:
     """Within one of 200 images, under attacks that stop at the first success."""
     network, x, y = digits
-    attacks = [APGD(steps=20), APGD("targeted_dlr", steps=10, targets=3)]
+    # Of the standard length: shorter attacks leave more to chance, and differ by as much from one
+    # seed to the next.
+    attacks = [APGD(), APGD("targeted_dlr")]
     options: dict[str, Any] = {"check": False, "progress": False}
     plain = evaluate(network, x, y, THREAT, attacks, **options)
     half = evaluate(network, x, y, THREAT, attacks, craft_precision="mixed_bfloat16", **options)
