@@ -8,7 +8,7 @@ from pathlib import Path
 from absl import app, flags
 
 from pipelines.command import fail, parse_flags, show
-from tfrobust.registry import UserError, require
+from tfrobust.errors import UserError, require
 from tfrobust.report import (
     comparison,
     differences,

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from tfrobust.errors import UserError
 from tfrobust.io import write_text
-from tfrobust.registry import UserError
 
 
 class Folder:

@@ -9,9 +9,10 @@ from typing import Any
 import keras
 
 from tfrobust.data import Dataset
+from tfrobust.errors import UserError, choose, require
 from tfrobust.models import MODELS, OUTPUTS, load_keras, model_files
-from tfrobust.models.signature import Shape, in_front, signature, takes
-from tfrobust.registry import UserError, arguments, choose, convert, located, require, resolve
+from tfrobust.models.signatures import Shape, in_front, signature, takes
+from tfrobust.registry import arguments, convert, located, resolve
 
 
 def made(

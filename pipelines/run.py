@@ -14,17 +14,17 @@ from absl import app, flags, logging
 
 from pipelines import config as configs
 from pipelines import stages as stage_runners
-from pipelines.chief import ID, role
 from pipelines.command import fail, parse_flags, show
 from pipelines.folder import Folder
-from pipelines.load import command, load_spec
-from pipelines.pool import run_suite
+from pipelines.resolve import command, load_spec
+from pipelines.search_cluster import ID, role
 from pipelines.spec import Spec
 from pipelines.suite import is_suite, load_suite
+from pipelines.suite_runner import run_suite
 from tfrobust.distribution import gathered, strategy, worker
-from tfrobust.models.neutral import neutral
+from tfrobust.errors import UserError, choose, require
+from tfrobust.models.keras_defaults import neutral
 from tfrobust.provenance import commit
-from tfrobust.registry import UserError, choose, require
 from tfrobust.report import comparison, measured
 from tfrobust.training import Interrupted
 

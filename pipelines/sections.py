@@ -10,8 +10,9 @@ import numpy as np
 from pipelines.space import Range
 from tfrobust.attacks import PGD, Attack
 from tfrobust.data import AUGMENTATIONS, Dataset, Extra, Split
+from tfrobust.errors import choose, require
 from tfrobust.evaluation import MODES
-from tfrobust.registry import choose, located, require
+from tfrobust.registry import located
 from tfrobust.training import MONITOR, MONITORS, Schedule
 from tfrobust.xla import is_choice
 

@@ -7,7 +7,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tfrobust.registry import choose, located, number, require
+from tfrobust.errors import choose, number, require
+from tfrobust.registry import located
 
 KINDS = ("choice", "int", "linear", "log")
 SUCH = "a range such as {log: [1e-6, 1e-3]}, {linear: [0, 10]}, {int: [1, 4]} or {choice: [a, b]}"

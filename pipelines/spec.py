@@ -16,21 +16,12 @@ from pipelines.sections import Data, EvaluationOptions, ExtraData, Search, Train
 from pipelines.space import ranges
 from tfrobust.attacks import ATTACKS, Attack, SavedImages
 from tfrobust.data import DATASETS, Dataset
+from tfrobust.errors import UserError, choose, number, require
 from tfrobust.evaluation import Trial, trials
 from tfrobust.gate import check_threat
 from tfrobust.methods import METHODS, RobustModel
 from tfrobust.models import MODELS, PRECISIONS
-from tfrobust.registry import (
-    UserError,
-    arguments,
-    build,
-    choose,
-    convert,
-    located,
-    number,
-    require,
-    resolve,
-)
+from tfrobust.registry import arguments, build, convert, located, resolve
 from tfrobust.threat import Threat
 from tfrobust.training import OPTIMIZERS, SCHEDULES, Guided
 

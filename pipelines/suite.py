@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import config as configs
-from tfrobust.registry import UserError, arguments, choose, require
+from tfrobust.errors import UserError, choose, require
+from tfrobust.registry import arguments
 
 SURROGATE = "surrogate"  # the key, and the name of its run
 

@@ -7,86 +7,19 @@ expected, what came, and the nearest valid name.
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import difflib
-import errno
 import inspect
-import math
-import numbers
 import re
 import typing
-from collections.abc import Callable, Collection, Iterator, Mapping
-from fractions import Fraction
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
-import keras
 import pydantic
-import tensorflow as tf
+
+from tfrobust.errors import FRACTION, UserError, choose, exhausted, number, require
 
 T = TypeVar("T")
 STRICT = pydantic.ConfigDict(arbitrary_types_allowed=True, strict=True, allow_inf_nan=False)
-FRACTION = re.compile(r"\s*[+-]?\d{1,18}(\.\d{1,18})?\s*/\s*\d{1,18}(\.\d{1,18})?\s*")
-
-
-class UserError(ValueError):
-    """A mistake of the user, told in one line, whatever lines the mistake had."""
-
-    def __init__(self, text: str):
-        super().__init__(" ".join(text.splitlines()))
-
-
-class OutOfMemory(UserError):
-    """TensorFlow ran out of memory."""
-
-
-def require(ok: Any, argument: str, expected: str, received: object) -> None:
-    """Raise the one-line UserError unless ok."""
-    if not ok:
-        raise UserError(f"{argument}: expected {expected}, received {received!r}")
-
-
-@contextlib.contextmanager
-def in_memory(argument: str, batch_size: int) -> Iterator[None]:
-    """Raises the OutOfMemory that names the batch size where TensorFlow runs out of memory."""
-    try:
-        yield
-    except tf.errors.ResourceExhaustedError as error:
-        if "No space left" in str(error):  # TensorFlow's name for a full disk too
-            raise OSError(errno.ENOSPC, "No space left on device") from None
-        expected = "batches that fit into memory"
-        raise OutOfMemory(
-            f"{argument}: expected {expected}, received {batch_size}; lower it"
-        ) from None
-
-
-def choose(argument: str, value: Any, options: Collection[str]) -> Any:
-    """value, which must be one of the options; the error names the nearest one."""
-    if not isinstance(value, str) or value not in options:
-        near = difflib.get_close_matches(str(value), list(options), n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        known = ", ".join(sorted(set(options)))
-        raise UserError(f"{argument}: expected one of {known}, received {value!r}{hint}")
-    return value
-
-
-def number(argument: str, value: Any) -> float:
-    """A float from a number or a fraction such as "8/255"."""
-    if isinstance(value, str) and FRACTION.fullmatch(value):
-        above, below = (Fraction(part.strip()) for part in value.split("/"))
-        require(below != 0, argument, "a fraction with a denominator other than 0", value)
-        value = float(above / below)
-    try:
-        if isinstance(value, numbers.Real) and not isinstance(value, bool):
-            value = float(value)
-            if math.isfinite(value):
-                return value
-    except OverflowError:  # an int of more than 308 digits
-        value = math.inf
-    raise UserError(
-        f"{argument}: expected a number or a fraction such as 8/255, received {value!r}"
-    )
 
 
 def parameters(constructor: Callable[..., Any]) -> dict[str, inspect.Parameter]:
@@ -168,8 +101,10 @@ def located(where: str, function: Callable[..., T], *args: Any, **kwargs: Any) -
         raise UserError(f"{where}.{error}") from error
     except ValueError as error:
         raise UserError(f"{where}: {' '.join(str(error).split())[:300]}") from error
-    except tf.errors.ResourceExhaustedError:
-        raise UserError(f"{where}: expected sizes that fit into memory") from None
+    except Exception as error:
+        if exhausted(error):
+            raise UserError(f"{where}: expected sizes that fit into memory") from None
+        raise
 
 
 def convert(where: str, value: Any, annotation: Any) -> Any:
@@ -187,22 +122,3 @@ def convert(where: str, value: Any, annotation: Any) -> Any:
     except pydantic.ValidationError as error:
         expected = re.sub(r"^Input should be ", "", error.errors()[0]["msg"])
         raise UserError(f"{where}: expected {expected}, received {value!r}") from None
-
-
-def serializable(cls: type[T]) -> type[T]:
-    """Let Keras save and load instances of the class."""
-    return keras.saving.register_keras_serializable("tfrobust")(cls)
-
-
-class Configurable:
-    """A frozen dataclass that Keras can save: its fields are its config."""
-
-    def get_config(self) -> dict[str, Any]:
-        return {
-            field.name: keras.saving.serialize_keras_object(getattr(self, field.name))
-            for field in dataclasses.fields(self)  # type: ignore[arg-type]
-        }
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Any:
-        return cls(**{k: keras.saving.deserialize_keras_object(v) for k, v in config.items()})

@@ -8,7 +8,8 @@ from typing import Any
 import tensorflow as tf
 
 from tfrobust import noise, norms
-from tfrobust.registry import Configurable, choose, number, require, serializable
+from tfrobust.errors import choose, number, require
+from tfrobust.serialization import Configurable, serializable
 
 L1_MARGIN = 1e-6  # of the radius: rounding adds up over the pixels
 

@@ -18,7 +18,7 @@ from pipelines.spec import FACTS, SEARCHING, STAGES
 from pipelines.suite import Entry, SuiteFile
 from tfrobust.attacks import ATTACKS
 from tfrobust.data import DATASETS
-from tfrobust.evaluation.trials import SUITES
+from tfrobust.evaluation.attack_list import SUITES
 from tfrobust.io import write_text
 from tfrobust.methods import METHODS, RobustModel
 from tfrobust.models import MODELS, PRECISIONS

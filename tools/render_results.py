@@ -24,9 +24,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from pipelines import config as configs
+from tfrobust.errors import UserError
 from tfrobust.evaluation import Record
 from tfrobust.io import write_atomically, write_text
-from tfrobust.registry import UserError
 from tfrobust.report import (
     NOTHING,
     AccuracyRow,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pipelines import config as configs
-from pipelines.fingerprint import fingerprint
+from pipelines.fingerprints import fingerprint
 from pipelines.folder import Folder
 from pipelines.network import check_fit
 from pipelines.sections import TRAINED
@@ -28,12 +28,13 @@ from pipelines.stages import attack_eval, train
 from tfrobust.attacks import SavedImages
 from tfrobust.data import readable
 from tfrobust.distribution import strategy
+from tfrobust.errors import UserError, in_memory, require
 from tfrobust.evaluation.cascade import check_files
-from tfrobust.evaluation.craft import predictor
+from tfrobust.evaluation.crafting import predictor
 from tfrobust.evaluation.image_file import ImageFile
 from tfrobust.evaluation.record import SCHEMA, Record
 from tfrobust.evaluation.recorder import of_other_code
-from tfrobust.export import export
+from tfrobust.exporting import export
 from tfrobust.gate import SOME, check_inputs
 from tfrobust.models import (
     SavedNetwork,
@@ -44,7 +45,6 @@ from tfrobust.models import (
     model_files,
 )
 from tfrobust.provenance import commit
-from tfrobust.registry import UserError, in_memory, require
 from tfrobust.report import write_report, write_search_report
 
 ORDER = ("search", *STAGES)

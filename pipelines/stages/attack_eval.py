@@ -8,9 +8,9 @@ import functools
 from pipelines.folder import Folder
 from pipelines.sections import EvaluationOptions
 from pipelines.spec import Spec
-from pipelines.stages.board import write_board
+from pipelines.stages.tensorboard_logs import write_board
 from tfrobust.evaluation import Details, evaluate, margins
-from tfrobust.evaluation.craft import by_xla
+from tfrobust.evaluation.crafting import by_xla
 from tfrobust.evaluation.pictures import VALLEY
 from tfrobust.models import SavedNetwork
 from tfrobust.report import load_run

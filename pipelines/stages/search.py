@@ -22,14 +22,14 @@ import numpy as np
 import tensorflow as tf
 from tensorboard.plugins.hparams import api as hparams
 
-from pipelines import chief
 from pipelines import config as configs
+from pipelines import search_cluster
 from pipelines.folder import Folder
 from pipelines.sections import Search
 from pipelines.spec import STAGES, Spec, trial_spec
 from pipelines.stages.train import Diverged, splits, train
+from tfrobust.errors import OutOfMemory, UserError, in_memory
 from tfrobust.io import write_text
-from tfrobust.registry import OutOfMemory, UserError, in_memory
 from tfrobust.report import (
     SearchTrial,
     best_epoch,
@@ -62,9 +62,11 @@ def search(spec: Spec, folder: Folder) -> None:
     splits(spec)  # a mistake that only the data tell is no trial's
     tuner = _Tuner(spec, folder)
     with _reasons():
-        if chief.role() == "chief":
-            chief.check_free()
-            print(f"search: the chief at {chief.address()}, waiting for workers", flush=True)
+        if search_cluster.role() == "chief":
+            search_cluster.check_free()
+            print(
+                f"search: the chief at {search_cluster.address()}, waiting for workers", flush=True
+            )
         tuner.search()
     trials = tuner.trials()
     least = tuner.plan.min_clean
@@ -85,7 +87,9 @@ def work(spec: Spec, folder: Folder) -> None:
     """Run trials for the chief until it has no more. The folder must be the chief's, by a shared
     file system where it is another machine."""
     tuner = _Tuner(spec, folder)
-    print(f"search: {tuner.tuner_id}, a worker of the chief at {chief.address()}", flush=True)
+    print(
+        f"search: {tuner.tuner_id}, a worker of the chief at {search_cluster.address()}", flush=True
+    )
     with _reasons():
         tuner.search()
 
@@ -99,8 +103,9 @@ def _reasons() -> Any:
         raise error.__cause__ or error from None
     except grpc.RpcError as error:
         raise UserError(
-            f"{chief.IP}, {chief.PORT}: expected the chief at {chief.address()}, it has stopped or "
-            f"is out of reach ({error.code().name}); start all again: what is saved is kept"
+            f"{search_cluster.IP}, {search_cluster.PORT}: expected the chief at "
+            f"{search_cluster.address()}, it has stopped or is out of reach "
+            f"({error.code().name}); start all again: what is saved is kept"
         ) from None
 
 
@@ -113,7 +118,9 @@ class _Tuner(kt.engine.base_tuner.BaseTuner):
         self.state = oracle = _oracle(self.plan, spec.seed, spec.train.epochs, self._ended)
         super().__init__(oracle, directory=str(folder.path), project_name=folder.search.name)
         oracle.verbose = 0
-        self.owner = chief.role() != "worker"  # of the folder; a worker's oracle is a client
+        self.owner = (
+            search_cluster.role() != "worker"
+        )  # of the folder; a worker's oracle is a client
         if self.owner and folder.oracle.is_file():
             _reload(oracle, folder.oracle)
         if self.owner:

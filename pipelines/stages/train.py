@@ -16,10 +16,11 @@ from pipelines.sections import Train
 from pipelines.spec import Spec
 from tfrobust.data import Extra, Split, batches, hold_out
 from tfrobust.distribution import gathered, strategy, worker
+from tfrobust.errors import UserError, require
 from tfrobust.io import write_atomically
 from tfrobust.methods import RobustModel
 from tfrobust.models import with_precision
-from tfrobust.registry import UserError, located, require
+from tfrobust.registry import located
 from tfrobust.training import (
     BatchTimer,
     Best,

@@ -23,10 +23,10 @@ from tfrobust.attacks import (
     Staged,
     UniformNoise,
 )
+from tfrobust.errors import UserError
 from tfrobust.evaluation import craft, evaluate
 from tfrobust.methods import METHODS, Iaat
 from tfrobust.models import small_cnn, with_precision
-from tfrobust.registry import UserError
 from tfrobust.xla import compiled
 
 FAST = ("atlas", "oat")  # of the methods; the others take some seconds each

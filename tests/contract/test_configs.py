@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from pipelines import config as configs
-from pipelines import pool
-from pipelines.smoke import smoke
+from pipelines import suite_runner
+from pipelines.smoke_runs import smoke
 from pipelines.spec import Spec, parse
 from pipelines.suite import load_suite
 from tfrobust.methods import METHODS
@@ -67,7 +67,7 @@ def test_every_suite_is_one_of_runs_that_build(name: str) -> None:
             tiny = ["model={name: small_cnn, filters: [2], units: 2}"]
             thin = THIN.get(model["name"], []) if "lambdas" in model else tiny
             member = dataclasses.replace(member, overrides=(*member.overrides, *thin))
-            pool.check(member, suite, runs / suite.name, smoke=False)
+            suite_runner.check(member, suite, runs / suite.name, smoke=False)
 
 
 def test_every_method_has_its_configs() -> None:

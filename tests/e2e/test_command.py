@@ -13,7 +13,7 @@ import pipelines
 from pipelines import config as configs
 from pipelines.run import run
 from tests.e2e.conftest import Command
-from tfrobust.registry import UserError
+from tfrobust.errors import UserError
 
 MISTAKES = {
     ("method.alhpa=1",): "method.alhpa: unknown key: .*did you mean 'alpha'",

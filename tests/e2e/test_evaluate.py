@@ -16,7 +16,7 @@ import pytest
 from pipelines import stages
 from pipelines.run import run
 from tests.e2e.conftest import ROOT, Command
-from tfrobust.registry import UserError
+from tfrobust.errors import UserError
 
 ATTACKS = "attacks=[{name: pgd, steps: 3}, {name: apgd, steps: 6}, {name: square, queries: 40}]"
 

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from pipelines import config as configs
 from pipelines.folder import Folder
-from pipelines.load import load_spec
+from pipelines.resolve import load_spec
 from pipelines.run import run
 from pipelines.suite import is_suite, load_suite
+from tfrobust.errors import UserError
 from tfrobust.models import load_network
-from tfrobust.registry import UserError
 from tfrobust.report import write_report
 
 MANY = settings(

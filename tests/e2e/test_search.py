@@ -21,8 +21,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from pipelines import config as configs
 from pipelines.run import run
 from tests.e2e.conftest import ROOT
+from tfrobust.errors import UserError
 from tfrobust.models import load_keras
-from tfrobust.registry import UserError
 
 NAME = "digits_atlas_search"
 SMALL = [

@@ -14,8 +14,8 @@ import tensorflow as tf
 
 from pipelines import config as configs
 from pipelines.run import run
+from tfrobust.errors import UserError
 from tfrobust.methods import METHODS
-from tfrobust.registry import UserError
 from tfrobust.training import checkpoint
 
 

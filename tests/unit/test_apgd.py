@@ -18,7 +18,7 @@ from absl import logging
 from tfrobust import Threat, losses, noise
 from tfrobust.attacks import APGD
 from tfrobust.attacks.apgd_steps import Halving, Sparse, intervals, sparse_sign
-from tfrobust.registry import UserError
+from tfrobust.errors import UserError
 
 SEED = noise.seed_for(0, 0, "test")
 WIDE = (-1000.0, 1000.0)

@@ -15,8 +15,8 @@ import tensorflow as tf
 
 from tfrobust import FGSM, PGD, Threat, losses, noise
 from tfrobust.attacks import MultiTargeted, Transfer
+from tfrobust.errors import UserError
 from tfrobust.evaluation import trials
-from tfrobust.registry import UserError
 
 SEED = noise.seed_for(0, 0, "test")
 WIDE = (-10.0, 10.0)

@@ -19,8 +19,8 @@ from tensorflow.core.util import event_pb2
 
 from tfrobust import PGD, Atlas, Natural, Threat
 from tfrobust.data import Split, batches
+from tfrobust.errors import UserError
 from tfrobust.methods import Awp, Free, Gkl, Iaat, Mma, RobustModel
-from tfrobust.registry import UserError
 from tfrobust.training import (
     MONITOR,
     SCHEDULES,

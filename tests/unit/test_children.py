@@ -34,7 +34,7 @@ SUITE = """
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from pipelines import pool
+from pipelines import suite_runner
 from pipelines.folder import Folder
 from tfrobust.training import Interrupted
 
@@ -49,7 +49,7 @@ suite = SimpleNamespace(name="suite", file=SimpleNamespace(jobs=2))
 members = [SimpleNamespace(name=name) for name in ("a", "b", "c")]
 try:
     with Folder(folder / "suite").locked():
-        pool._run_all(suite, members, folder, False, set())
+        suite_runner._run_all(suite, members, folder, False, set())
 except Interrupted as error:
     print(error)
     sys.exit(128 + error.number)
@@ -102,7 +102,7 @@ def test_the_lock_is_held_until_all_have_ended(
     begun: Callable[[float], subprocess.Popen[str]], tmp_path: Path
 ) -> None:
     from pipelines.folder import Folder
-    from tfrobust.registry import UserError
+    from tfrobust.errors import UserError
 
     suite = begun(1.5)
     for _ in range(2):

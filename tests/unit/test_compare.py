@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from tests.unit.test_report import change, make_run
+from tfrobust.errors import UserError
 from tfrobust.evaluation.record import Flags, digests
-from tfrobust.registry import UserError
 from tfrobust.report import (
     Row,
     comparison,

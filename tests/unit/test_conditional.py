@@ -13,11 +13,11 @@ import pytest
 import tensorflow as tf
 
 from tfrobust import PGD, Adv, Natural, Threat
-from tfrobust.export import export
+from tfrobust.errors import UserError
+from tfrobust.exporting import export
 from tfrobust.methods import Oat
 from tfrobust.models import MODELS, PRECISIONS, load_network, small_cnn, with_precision
 from tfrobust.models.conditional import DualBatchNorm, Encoding, FiLM
-from tfrobust.registry import UserError
 
 RNG = np.random.default_rng(0)
 LAMBDAS = [0.0, 0.2, 1.0]

@@ -13,10 +13,10 @@ import tensorflow as tf
 from tfrobust import FGSM, PGD, Adv, Threat, tf32
 from tfrobust.attacks import APGD, Square
 from tfrobust.data.digits import open_digits
+from tfrobust.errors import UserError
 from tfrobust.evaluation import craft, evaluate
 from tfrobust.evaluation.record import Record
 from tfrobust.models import in_precision, load_network, small_cnn
-from tfrobust.registry import UserError
 from tfrobust.report.summary import how_counted
 
 THREAT = Threat("linf", 0.15)

@@ -17,7 +17,7 @@ from tfrobust.data import (
     from_arrays,
     hold_out,
 )
-from tfrobust.registry import UserError
+from tfrobust.errors import UserError
 
 CLASSES = {"mnist": 10, "cifar10": 10, "cifar100": 100, "svhn_cropped": 10, "stl10": 10}
 

@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from tfrobust import FGSM, PGD, Attack, Threat
 from tfrobust.attacks import APGD, Outcome
+from tfrobust.errors import UserError
 from tfrobust.evaluation import (
     Evaluation,
     Trial,
@@ -32,7 +33,6 @@ from tfrobust.evaluation import (
     valley,
     worst_case,
 )
-from tfrobust.registry import UserError
 
 # Distances 0.4, 0.3, 0.2, 0.1 below and above 0.5.
 T = np.array([0.1, 0.2, 0.3, 0.4, 0.6, 0.7, 0.8], np.float32)

@@ -17,7 +17,7 @@ from tfrobust import Threat, noise
 from tfrobust.attacks import FAB
 from tfrobust.attacks.fab import nearest_boundary
 from tfrobust.attacks.fab_projections import to_zero
-from tfrobust.registry import UserError
+from tfrobust.errors import UserError
 
 SEED = noise.seed_for(0, 0, "test")
 WIDE = (-100.0, 100.0)

@@ -13,7 +13,7 @@ import tensorflow as tf
 from PIL import Image
 
 from tfrobust.data.files import Files
-from tfrobust.registry import UserError
+from tfrobust.errors import UserError
 
 RNG = np.random.default_rng(0)
 # Four quarters in colours of a palette, so that a turned or mirrored image is another one.

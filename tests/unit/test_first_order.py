@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.unit.test_checks import BLACK, W, X, checks_module, honest, rounded, seen
+from tests.unit.test_sanity_checks import BLACK, W, X, checks_module, honest, rounded, seen
 from tfrobust import Threat
 from tfrobust.evaluation import Result
-from tfrobust.evaluation.checks import first_order
 from tfrobust.evaluation.first_order import first_order_distances
+from tfrobust.evaluation.sanity_checks import first_order
 
 
 @pytest.mark.parametrize(("norm", "q"), [("linf", 1), ("l2", 2), ("l1", np.inf)])

@@ -13,7 +13,7 @@ from matplotlib.image import imsave
 
 from pipelines.run import run
 from tfrobust.data import Split, batches, open_folder, readable
-from tfrobust.registry import UserError
+from tfrobust.errors import UserError
 
 SHADES = {"a": 40, "b": 200}
 

@@ -15,8 +15,8 @@ from pipelines.spec import parse
 from tests.unit.test_data import fails
 from tfrobust import FGSM, PGD, Adv, Threat
 from tfrobust.data import from_arrays
+from tfrobust.errors import UserError
 from tfrobust.gate import check_images, check_labels, check_threat
-from tfrobust.registry import UserError
 
 RNG = np.random.default_rng(0)
 X = RNG.random((12, 4, 4, 1)).astype("float32")

@@ -14,8 +14,8 @@ import pytest
 import tensorflow as tf
 
 from tfrobust import Threat
+from tfrobust.errors import UserError
 from tfrobust.gate import check_inputs
-from tfrobust.registry import UserError
 
 THREAT = Threat("linf", 0.1)
 Y = np.arange(600, dtype=np.int32) % 3

@@ -16,7 +16,7 @@ import tensorflow as tf
 from tests.unit.test_data import fails
 from tfrobust import FGSM, PGD, Adv, Threat
 from tfrobust.evaluation import craft, eps_curve, evaluate, least_eps, margins, predictor, valley
-from tfrobust.export import export
+from tfrobust.exporting import export
 from tfrobust.gate import advice, check_inputs, inference, kind_of_outputs
 from tfrobust.models.saved import open_saved_model
 

@@ -17,7 +17,7 @@ import pytest
 from tfrobust import FGSM, PGD, Adv, Atlas, RobustModel, Threat, load_network
 from tfrobust.methods import METHODS
 from tfrobust.models import MODELS, narrow, small_cnn, small_resnet
-from tfrobust.models.neutral import neutral
+from tfrobust.models.keras_defaults import neutral
 
 ROOT = Path(__file__).resolve().parents[2]
 RNG = np.random.default_rng(0)

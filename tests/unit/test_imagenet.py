@@ -12,7 +12,7 @@ import tensorflow as tf
 from tests.unit.test_data import fails
 from tfrobust.data import DATASETS, Split, batches
 from tfrobust.data.imagenet import ARCHIVES, URL, Records, _listed
-from tfrobust.registry import UserError
+from tfrobust.errors import UserError
 
 SIZES = np.random.default_rng(0).integers(9, 30, (14, 2))
 

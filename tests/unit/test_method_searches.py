@@ -15,8 +15,8 @@ import pytest
 import tensorflow as tf
 
 from tfrobust import FGSM, PGD, Adv, Threat
+from tfrobust.errors import UserError
 from tfrobust.methods import Awp, Fat, Free, Gkl, Iaat, Llr, Mma, Natural, Nfgsm, Squeeze
-from tfrobust.registry import UserError
 
 RNG = np.random.default_rng(1)
 W = np.array([[1.0, -1.0], [-0.5, 1.0], [0.25, 0.5], [-1.0, -0.75]], np.float32)

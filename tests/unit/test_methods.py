@@ -15,6 +15,7 @@ import pytest
 import tensorflow as tf
 
 from tfrobust import FGSM, PGD, Adv, Atlas, Jac, Natural, Threat, Trades, TradesJac
+from tfrobust.errors import UserError
 from tfrobust.methods import (
     METHODS,
     Alp,
@@ -33,7 +34,6 @@ from tfrobust.methods import (
     Squeeze,
     local_global,
 )
-from tfrobust.registry import UserError
 
 RNG = np.random.default_rng(0)
 W = RNG.normal(size=(4, 3)).astype("float32")

@@ -13,8 +13,8 @@ import tensorflow as tf
 
 from tests.unit.test_saved import Exotic, W, X, Z, save_exotic
 from tfrobust import load_network
+from tfrobust.errors import UserError
 from tfrobust.models import keras_file, load_keras
-from tfrobust.registry import UserError
 
 
 def two_heads(d: Path) -> Path:

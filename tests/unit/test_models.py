@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tfrobust.errors import UserError
 from tfrobust.models import small_cnn, small_resnet, wide_resnet, with_precision
 from tfrobust.models.layers import BatchNorm, Dropout, MaxPool
-from tfrobust.registry import UserError
 
 RNG = np.random.default_rng(0)
 

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from tfrobust import PGD, Threat, noise
 from tfrobust.attacks import ATTACKS, MultiTargeted
-from tfrobust.registry import UserError
+from tfrobust.errors import UserError
 
 SEED = noise.seed_for(0, 0, "test")
 WIDE = (-100.0, 100.0)

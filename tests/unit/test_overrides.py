@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines import config as configs
-from pipelines.load import load_spec
+from pipelines.resolve import load_spec
 from pipelines.suite import load_suite
-from tfrobust.registry import UserError
+from tfrobust.errors import UserError
 
 DIGITS = configs.find("digits_adv")
 NAMES = ["2024_01_01", "2024-01-01", "1e5", "1.5e5", "yes", "null", "0x10", "010", "1.10", "12:30",

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tfrobust import Threat, noise
 from tfrobust.attacks import RayS
-from tfrobust.registry import UserError
+from tfrobust.errors import UserError
 
 SEED = noise.seed_for(0, 0, "test")
 WIDE = (-10.0, 10.0)

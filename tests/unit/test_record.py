@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from tests.unit.test_evaluation import X, Y, network
 from tfrobust import PGD, Threat
 from tfrobust.attacks import FGSM
+from tfrobust.errors import UserError
 from tfrobust.evaluation import Details, Evaluation, Flags, Record, Result, evaluate
 from tfrobust.evaluation import recorder as recorders
 from tfrobust.evaluation.record import digests
-from tfrobust.registry import UserError
 from tfrobust.report import load_run, write_report
 
 THREAT = Threat("linf", 0.25)

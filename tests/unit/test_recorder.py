@@ -15,8 +15,8 @@ import pytest
 
 from tests.unit.test_evaluation import X, Y, network
 from tests.unit.test_record import HALF, NOISY, THREAT, WHOLE, evaluated
+from tfrobust.errors import UserError
 from tfrobust.evaluation import Details, Flags, Record, cascade, evaluate
-from tfrobust.registry import UserError
 
 SHIFTED = lambda images: network(images) + [0.0, 0.1]  # noqa: E731
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfrobust import registry
-from tfrobust.registry import UserError, build, located, number, parameters, resolve
+from tfrobust import errors, registry, serialization
+from tfrobust.errors import UserError, number
+from tfrobust.registry import build, located, parameters, resolve
 
 
 @dataclasses.dataclass
@@ -23,7 +24,7 @@ class Walk:
     loss: str = "ce"
 
     def __post_init__(self) -> None:
-        registry.require(self.steps >= 1, "steps", "int >= 1", self.steps)
+        errors.require(self.steps >= 1, "steps", "int >= 1", self.steps)
 
 
 class Base:
@@ -103,14 +104,14 @@ def test_an_argument_that_the_caller_gives_is_refused() -> None:
 
 def test_choose_names_the_nearest() -> None:
     with pytest.raises(UserError) as caught:
-        registry.choose("norm", "linff", ("linf", "l2"))
+        errors.choose("norm", "linff", ("linf", "l2"))
     assert str(caught.value) == (
         "norm: expected one of l2, linf, received 'linff' (did you mean 'linf'?)"
     )
-    assert registry.choose("norm", "l2", ("linf", "l2")) == "l2"
+    assert errors.choose("norm", "l2", ("linf", "l2")) == "l2"
 
 
-@registry.serializable
+@serialization.serializable
 @dataclasses.dataclass(frozen=True)
 class Saved(registry.Configurable):
     size: float = 1.0

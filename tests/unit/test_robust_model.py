@@ -13,9 +13,9 @@ import tensorflow as tf
 
 from tfrobust import PGD, Adv, Atlas, Natural, Threat
 from tfrobust.data import from_arrays
+from tfrobust.errors import UserError
 from tfrobust.methods import METHODS
 from tfrobust.models import small_cnn, with_precision
-from tfrobust.registry import UserError
 
 RNG = np.random.default_rng(0)
 W = RNG.normal(size=(4, 3)).astype("float32")

@@ -14,11 +14,11 @@ import pytest
 import tensorflow as tf
 
 from tfrobust import Adv, Threat, load_network
-from tfrobust.export import export
+from tfrobust.errors import UserError
+from tfrobust.exporting import export
 from tfrobust.models import load_keras
 from tfrobust.models.layers import MaxPool
-from tfrobust.models.signature import forward
-from tfrobust.registry import UserError
+from tfrobust.models.signatures import forward
 
 ROOT = Path(__file__).resolve().parents[2]
 W = np.random.default_rng(0).normal(size=(4, 3)).astype("float32")
@@ -203,7 +203,7 @@ def test_a_failed_export_leaves_the_former_one(
 ) -> None:
     folder = tmp_path / "saved_model"
     export(linear(W), folder, X)
-    monkeypatch.setattr("tfrobust.export.APART", {"float32": -1.0})
+    monkeypatch.setattr("tfrobust.exporting.APART", {"float32": -1.0})
     with pytest.raises(
         UserError, match="saved_model: expected a SavedModel with the network's own"
     ):

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from pipelines import chief
 from pipelines import config as configs
-from pipelines.load import load_spec
+from pipelines import search_cluster
+from pipelines.resolve import load_spec
 from pipelines.space import Range, ranges
 from pipelines.spec import trial_spec
-from tfrobust.registry import UserError
+from tfrobust.errors import UserError
 from tfrobust.report import SearchTrial, best_trial, read_trials, unbeaten, write_trials
 
 NAME = "digits_atlas_search"
@@ -189,17 +189,17 @@ def test_the_table_of_trials_comes_back(tmp_path: Path) -> None:
 
 
 def test_a_chief_is_on_loopback_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (chief.ID, chief.IP, chief.PORT):
+    for name in (search_cluster.ID, search_cluster.IP, search_cluster.PORT):
         monkeypatch.delenv(name, raising=False)
-    assert chief.role() == "alone"
-    monkeypatch.setenv(chief.ID, "chief")
+    assert search_cluster.role() == "alone"
+    monkeypatch.setenv(search_cluster.ID, "chief")
     with pytest.raises(UserError, match="KERASTUNER_ORACLE_PORT: expected a port"):
-        chief.role()
-    monkeypatch.setenv(chief.PORT, "5001")
-    assert chief.role() == "chief" and chief.address() == "127.0.0.1:5001"
-    monkeypatch.setenv(chief.IP, "10.0.0.7")
-    monkeypatch.setenv(chief.ID, "worker1")
-    assert chief.role() == "worker" and chief.address() == "10.0.0.7:5001"
-    monkeypatch.delenv(chief.ID)
+        search_cluster.role()
+    monkeypatch.setenv(search_cluster.PORT, "5001")
+    assert search_cluster.role() == "chief" and search_cluster.address() == "127.0.0.1:5001"
+    monkeypatch.setenv(search_cluster.IP, "10.0.0.7")
+    monkeypatch.setenv(search_cluster.ID, "worker1")
+    assert search_cluster.role() == "worker" and search_cluster.address() == "10.0.0.7:5001"
+    monkeypatch.delenv(search_cluster.ID)
     with pytest.raises(UserError, match="KERASTUNER_TUNER_ID: expected chief, or a name"):
-        chief.role()
+        search_cluster.role()

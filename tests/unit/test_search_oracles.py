@@ -13,7 +13,7 @@ import pytest
 from pipelines.sections import Search
 from pipelines.space import ranges
 from pipelines.stages.search import CLEAN, ROBUST, SCORE, _oracle, _reload
-from tfrobust.registry import UserError
+from tfrobust.errors import UserError
 
 SPACE = ranges(
     {

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tfrobust.registry import UserError
+from tfrobust.errors import UserError
 from tfrobust.report import SearchTrial, write_search_report, write_trials
 
 

@@ -16,7 +16,7 @@ import tensorflow as tf
 from tfrobust import Threat, losses, noise
 from tfrobust.attacks import Square
 from tfrobust.attacks.square_moves import Pyramids, Squares, pattern
-from tfrobust.registry import UserError
+from tfrobust.errors import UserError
 
 SEED = noise.seed_for(0, 0, "test")
 WIDE = (-10.0, 10.0)

@@ -8,7 +8,7 @@ import pytest
 
 from pipelines import config as configs
 from pipelines.suite import Suite, is_suite, load_suite
-from tfrobust.registry import UserError
+from tfrobust.errors import UserError
 
 
 def suite(tmp_path: Path, text: str, *overrides: str) -> Suite:

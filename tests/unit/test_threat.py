@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from tfrobust import Threat, noise, norms
-from tfrobust.registry import UserError
+from tfrobust.errors import UserError
 
 X = np.random.default_rng(0).random((6, 3, 3, 2)).astype("float32")
 EPS = {"scalar": 0.2, "each": np.array([0.0, 0.05, 0.1, 0.2, 0.4, 3.0], "float32")}

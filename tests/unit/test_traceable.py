@@ -12,9 +12,9 @@ import tensorflow as tf
 
 from tfrobust import PGD, Threat
 from tfrobust.attacks import Square
+from tfrobust.errors import UserError
 from tfrobust.evaluation import craft, evaluate
-from tfrobust.evaluation.craft import check_traceable
-from tfrobust.registry import UserError
+from tfrobust.evaluation.crafting import check_traceable
 
 X = np.random.default_rng(0).random((6, 2, 2, 1)).astype("float32")
 W = np.random.default_rng(1).normal(size=(4, 3)).astype("float32")

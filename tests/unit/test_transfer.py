@@ -14,7 +14,8 @@ import tensorflow as tf
 
 from tfrobust import PGD, Threat, noise
 from tfrobust.attacks import ATTACKS, SavedImages, Transfer
-from tfrobust.registry import UserError, build
+from tfrobust.errors import UserError
+from tfrobust.registry import build
 
 SEED = noise.seed_for(0, 0, "test")
 THREAT = Threat("linf", 0.5, (-10.0, 10.0))

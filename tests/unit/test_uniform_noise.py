@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tfrobust import Threat, losses, noise
 from tfrobust.attacks import UniformNoise
-from tfrobust.registry import UserError
+from tfrobust.errors import UserError
 
 SEED = noise.seed_for(0, 0, "test")
 X = np.random.default_rng(0).random((30, 4, 4, 1)).astype("float32")

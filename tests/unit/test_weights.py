@@ -12,9 +12,10 @@ import pytest
 import tensorflow as tf
 
 from tfrobust import PGD, Adv, Natural, Threat
+from tfrobust.errors import UserError
 from tfrobust.methods import METHODS, Gkl, Oat
 from tfrobust.models import small_cnn
-from tfrobust.registry import UserError, parameters
+from tfrobust.registry import parameters
 
 RNG = np.random.default_rng(1)
 W = RNG.normal(size=(4, 3)).astype("float32")

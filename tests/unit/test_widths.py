@@ -14,11 +14,11 @@ import tensorflow as tf
 from pipelines.config import find, load
 from pipelines.spec import parse
 from tfrobust import PGD, Threat
-from tfrobust.export import export
+from tfrobust.errors import UserError
+from tfrobust.exporting import export
 from tfrobust.methods import Oat
 from tfrobust.models import MODELS, PRECISIONS, load_network, narrow, small_cnn, with_precision
 from tfrobust.models.conditional import DualBatchNorm, FiLM, Slim
-from tfrobust.registry import UserError
 
 RNG = np.random.default_rng(0)
 LAMBDAS, WIDTHS = [0.0, 0.2, 1.0], [0.5, 0.75, 1.0]

@@ -17,10 +17,11 @@ import tensorflow as tf
 from tfrobust import FGSM, PGD, Threat, distribution, noise
 from tfrobust.attacks import RayS, Square
 from tfrobust.data import Split, batches
+from tfrobust.errors import UserError
 from tfrobust.evaluation import craft
 from tfrobust.methods import METHODS
 from tfrobust.models.layers import BatchNorm, Dropout
-from tfrobust.registry import UserError, parameters
+from tfrobust.registry import parameters
 from tfrobust.training import (
     BatchTimer,
     CatastrophicOverfitting,
@@ -175,7 +176,7 @@ def evaluated(strategy: tf.distribute.Strategy) -> dict[str, Any]:
     attacks = [FGSM(), PGD(steps=3, success="any", restarts=2), Square(queries=20), RayS(queries=9)]
     out: dict[str, Any] = {}
     for devices, used in (("one", tf.distribute.get_strategy()), ("two", strategy)):
-        for module in (importlib.import_module("tfrobust.evaluation.craft"), distribution):
+        for module in (importlib.import_module("tfrobust.evaluation.crafting"), distribution):
             module.strategy = lambda used=used: used  # type: ignore[attr-defined]
         with used.scope():
             logits_fn = network(normalized=False)

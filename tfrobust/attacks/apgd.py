@@ -14,8 +14,9 @@ from tfrobust.attacks.apgd_steps import Halving, Sparse
 from tfrobust.attacks.base import Attack, LogitsFn, Outcome
 from tfrobust.attacks.compaction import State, hunt
 from tfrobust.attacks.gradient import Evaluate, differentiated
+from tfrobust.errors import choose, number, require
 from tfrobust.norms import norm, per_example, rows
-from tfrobust.registry import choose, number, require, serializable
+from tfrobust.serialization import serializable
 from tfrobust.threat import Threat
 
 TITLES = {

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tfrobust.registry import Configurable, UserError
+from tfrobust.errors import UserError
+from tfrobust.serialization import Configurable
 from tfrobust.threat import Threat
 
 LogitsFn = Callable[[tf.Tensor], tf.Tensor]

@@ -12,8 +12,9 @@ from tfrobust.attacks.base import Attack, LogitsFn, Outcome
 from tfrobust.attacks.compaction import State, hunt, taken
 from tfrobust.attacks.fab_projections import to_zero
 from tfrobust.attacks.gradient import pullback
+from tfrobust.errors import number, require
 from tfrobust.norms import rows
-from tfrobust.registry import number, require, serializable
+from tfrobust.serialization import serializable
 from tfrobust.threat import Threat
 
 

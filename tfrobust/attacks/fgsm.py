@@ -6,7 +6,8 @@ import dataclasses
 from typing import Any
 
 from tfrobust.attacks.gradient import GradientAttack
-from tfrobust.registry import require, serializable
+from tfrobust.errors import require
+from tfrobust.serialization import serializable
 
 
 @serializable

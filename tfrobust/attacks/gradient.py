@@ -11,8 +11,8 @@ import tensorflow as tf
 from tfrobust import losses, noise
 from tfrobust.attacks.base import Attack, LogitsFn, Outcome
 from tfrobust.attacks.compaction import State, hunt, taken
+from tfrobust.errors import choose, require
 from tfrobust.norms import per_example, rows
-from tfrobust.registry import choose, require
 from tfrobust.threat import Threat
 
 LOSSES = ("cross_entropy", "kl", "margin")

@@ -10,7 +10,8 @@ import tensorflow as tf
 from tfrobust import losses
 from tfrobust.attacks.base import Attack, LogitsFn, Outcome
 from tfrobust.attacks.pgd import PGD
-from tfrobust.registry import require, serializable
+from tfrobust.errors import require
+from tfrobust.serialization import serializable
 from tfrobust.threat import Threat
 
 

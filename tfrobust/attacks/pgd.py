@@ -8,7 +8,8 @@ from typing import Any
 import tensorflow as tf
 
 from tfrobust.attacks.gradient import GradientAttack
-from tfrobust.registry import choose, number, require, serializable
+from tfrobust.errors import choose, number, require
+from tfrobust.serialization import serializable
 
 DEFAULT_SCALE = 2.5  # step_size = 2.5 eps / steps lets the attack cross the ball, as Madry et al.
 

@@ -11,8 +11,9 @@ import tensorflow as tf
 from tfrobust import losses
 from tfrobust.attacks.base import Attack, LogitsFn, Outcome
 from tfrobust.attacks.compaction import State, hunt
+from tfrobust.errors import require
 from tfrobust.norms import rows
-from tfrobust.registry import require, serializable
+from tfrobust.serialization import serializable
 from tfrobust.threat import Threat
 
 TOLERANCE = 1e-3  # a bisection ends at a gap of this L2 length, as in the public implementation

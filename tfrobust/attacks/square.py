@@ -12,8 +12,9 @@ from tfrobust import losses, noise
 from tfrobust.attacks.base import Attack, LogitsFn, Outcome
 from tfrobust.attacks.compaction import State, hunt
 from tfrobust.attacks.square_moves import Pyramids, Squares
+from tfrobust.errors import require
 from tfrobust.norms import rows
-from tfrobust.registry import require, serializable
+from tfrobust.serialization import serializable
 from tfrobust.threat import Threat
 
 HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)

@@ -13,9 +13,11 @@ import tensorflow as tf
 from tfrobust import losses
 from tfrobust.attacks.base import Attack, LogitsFn, Outcome
 from tfrobust.attacks.pgd import PGD
+from tfrobust.errors import UserError, choose, require
 from tfrobust.io import UNREADABLE
 from tfrobust.models import OUTPUTS, SavedNetwork, load_network, model_files
-from tfrobust.registry import UserError, build, choose, located, require, serializable
+from tfrobust.registry import build, located
+from tfrobust.serialization import serializable
 from tfrobust.threat import Threat
 
 

@@ -10,8 +10,9 @@ import tensorflow as tf
 from tfrobust import losses, noise
 from tfrobust.attacks.base import Attack, LogitsFn, Outcome
 from tfrobust.attacks.compaction import State, hunt
+from tfrobust.errors import require
 from tfrobust.norms import rows
-from tfrobust.registry import require, serializable
+from tfrobust.serialization import serializable
 from tfrobust.threat import Threat
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from tfrobust.registry import UserError, require
+from tfrobust.errors import UserError, require
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # for others Pillow may start programs
 # Of each rule the length to which the shorter side is resized, in units of what is cut out.

@@ -14,7 +14,7 @@ from absl import logging
 
 from tfrobust.data.files import RESIZES, Files, printable
 from tfrobust.data.split import Dataset, Split
-from tfrobust.registry import UserError, choose, require
+from tfrobust.errors import UserError, choose, require
 
 ENDINGS = (".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 # Made by systems and archivers beside the folders of classes, as are all that are hidden.

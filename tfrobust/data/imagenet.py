@@ -13,7 +13,7 @@ from tfrobust.data.files import BROKEN, RESIZES, Files
 from tfrobust.data.folder import drawn
 from tfrobust.data.split import Split, numbered
 from tfrobust.data.tfds import Tfds
-from tfrobust.registry import require
+from tfrobust.errors import require
 
 FRAME = 16  # bytes that a TFRecord file adds to each record: its length and two checksums
 URL = "https://image-net.org/download-images"

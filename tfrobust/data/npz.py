@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from tfrobust.data.split import Dataset, Split, numbered
+from tfrobust.errors import UserError, require
 from tfrobust.gate import MOST_CLASSES, check_image_form, check_label_form, check_labels
 from tfrobust.io import UNREADABLE
-from tfrobust.registry import UserError, require
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 

@@ -10,8 +10,8 @@ import tensorflow as tf
 from tfrobust.data.augment import AUGMENTATIONS
 from tfrobust.data.files import Files
 from tfrobust.data.split import Split
+from tfrobust.errors import choose, require
 from tfrobust.noise import seed_for
-from tfrobust.registry import choose, require
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from tfrobust.errors import require
 from tfrobust.gate import check_images, check_labels
-from tfrobust.registry import require
 
 HOLD_OUT = 0x401D  # purpose tag: the hold-out draw shares no stream with other draws of the seed
 

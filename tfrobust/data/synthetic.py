@@ -8,7 +8,7 @@ import numpy as np
 from tfrobust.data.digits import open_digits
 from tfrobust.data.split import Dataset, Split, numbered
 from tfrobust.data.tfds import TFDS
-from tfrobust.registry import UserError, choose, require
+from tfrobust.errors import UserError, choose, require
 
 WAVES = 4  # frequencies a direction: smooth even at 8 pixels
 

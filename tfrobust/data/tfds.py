@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tfrobust.data.split import Dataset, Split, numbered
-from tfrobust.registry import UserError
+from tfrobust.errors import UserError
 
 PROBE_SECONDS = 5.0
 READ_BATCH = 1024  # examples decoded at a time

@@ -1,17 +1,17 @@
 """Evaluation: a cascade of attacks over a test set, flags per example, the worst case."""
 
+from tfrobust.evaluation.api import evaluate
+from tfrobust.evaluation.attack_list import SUITES, Trial, trials
 from tfrobust.evaluation.cascade import MODES, run
-from tfrobust.evaluation.checks import checks
-from tfrobust.evaluation.craft import Crafted, adversaries, craft, predictor
-from tfrobust.evaluation.eps_curve import eps_curve, least_eps
-from tfrobust.evaluation.evaluate import evaluate
-from tfrobust.evaluation.landscape import Landscape, landscape
-from tfrobust.evaluation.margins import margins
+from tfrobust.evaluation.crafting import Crafted, adversaries, craft, predictor
+from tfrobust.evaluation.eps_curves import eps_curve, least_eps
+from tfrobust.evaluation.loss_landscape import Landscape, landscape
+from tfrobust.evaluation.loss_valley import Valley, valley
+from tfrobust.evaluation.margin_estimates import margins
 from tfrobust.evaluation.record import Flags, Record
 from tfrobust.evaluation.recorder import Details
 from tfrobust.evaluation.results import Check, Evaluation, Result, merged, worst_case
-from tfrobust.evaluation.trials import SUITES, Trial, trials
-from tfrobust.evaluation.valley import Valley, valley
+from tfrobust.evaluation.sanity_checks import checks
 
 __all__ = [
     "MODES",

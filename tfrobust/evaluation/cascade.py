@@ -13,7 +13,9 @@ import tensorflow as tf
 
 from tfrobust.attacks import SavedImages, Transfer, registered_name
 from tfrobust.distribution import gathered
-from tfrobust.evaluation.craft import (
+from tfrobust.errors import choose, require
+from tfrobust.evaluation.attack_list import Trial
+from tfrobust.evaluation.crafting import (
     BATCH_SIZE,
     LogitsFn,
     Predict,
@@ -25,10 +27,8 @@ from tfrobust.evaluation.craft import (
 )
 from tfrobust.evaluation.record import Provenance
 from tfrobust.evaluation.results import Result
-from tfrobust.evaluation.trials import Trial
 from tfrobust.gate import SOME, inference
 from tfrobust.provenance import circumstances
-from tfrobust.registry import choose, require
 from tfrobust.threat import Threat
 
 MODES = ("cascade", "each")

@@ -9,16 +9,16 @@ from typing import Any, TypeVar
 import numpy as np
 
 from tfrobust.distribution import worker
+from tfrobust.evaluation.attack_list import Trial
 from tfrobust.evaluation.cascade import run
-from tfrobust.evaluation.checks import checks
-from tfrobust.evaluation.craft import LogitsFn, computed_by
-from tfrobust.evaluation.eps_curve import eps_curve, least_eps
+from tfrobust.evaluation.crafting import LogitsFn, computed_by
+from tfrobust.evaluation.eps_curves import eps_curve, least_eps
 from tfrobust.evaluation.pictures import Pictures
 from tfrobust.evaluation.record import CheckRow, CurveRow, EpsRow, Provenance
 from tfrobust.evaluation.recorder import Recorder
 from tfrobust.evaluation.results import Check, Result, worst_case
+from tfrobust.evaluation.sanity_checks import checks
 from tfrobust.evaluation.seen import reason
-from tfrobust.evaluation.trials import Trial
 from tfrobust.provenance import circumstances
 from tfrobust.threat import Threat
 

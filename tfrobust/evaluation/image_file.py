@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from tfrobust.evaluation.craft import Predict
+from tfrobust.errors import choose, require
+from tfrobust.evaluation.crafting import Predict
 from tfrobust.evaluation.record import Flags
 from tfrobust.evaluation.results import Result, merged, worst_case
 from tfrobust.io import UNREADABLE, write_atomically
-from tfrobust.registry import choose, require
 
 IMAGES = "adversarial.npz"
 KINDS = ("float32", "uint8")

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tfrobust.evaluation.craft import LogitsFn, adversaries, predictor
-from tfrobust.evaluation.landscape import landscape
+from tfrobust.evaluation.attack_list import Trial
+from tfrobust.evaluation.crafting import LogitsFn, adversaries, predictor
+from tfrobust.evaluation.loss_landscape import landscape
+from tfrobust.evaluation.loss_valley import valley
 from tfrobust.evaluation.record import Flags
 from tfrobust.evaluation.results import Result, worst_case
-from tfrobust.evaluation.trials import Trial
-from tfrobust.evaluation.valley import valley
 from tfrobust.io import write_atomically
 from tfrobust.threat import Threat
 

@@ -12,8 +12,8 @@ from typing import Annotated, Any
 import numpy as np
 import pydantic
 
+from tfrobust.errors import UserError
 from tfrobust.io import UNREADABLE, write_atomically, write_text
-from tfrobust.registry import UserError
 
 # Raised whenever rows of before must not stand beside new ones, such as when the noise of the
 # attacks changes. 0 is a file without a version.

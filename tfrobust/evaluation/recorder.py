@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from tfrobust.evaluation.craft import LogitsFn, Predict
+from tfrobust.errors import UserError, require
+from tfrobust.evaluation.attack_list import Trial
+from tfrobust.evaluation.crafting import LogitsFn, Predict
 from tfrobust.evaluation.image_file import IMAGES, ImageFile
 from tfrobust.evaluation.record import (
     SCHEMA,
@@ -27,10 +29,8 @@ from tfrobust.evaluation.record import (
     subsets,
 )
 from tfrobust.evaluation.results import Result, plain, row_of, worst_case
-from tfrobust.evaluation.trials import Trial
 from tfrobust.io import lock, writable
 from tfrobust.provenance import commit, versions
-from tfrobust.registry import UserError, require
 from tfrobust.threat import Threat
 
 # What an evaluation leaves in its folder, and what is made from it.

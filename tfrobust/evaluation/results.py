@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from tfrobust.evaluation.attack_list import Trial
 from tfrobust.evaluation.record import AttackRow, Provenance, headline, subsets
-from tfrobust.evaluation.trials import Trial
 from tfrobust.threat import Threat
 
 

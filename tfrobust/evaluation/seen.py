@@ -15,7 +15,8 @@ import tensorflow as tf
 from tfrobust import losses
 from tfrobust.attacks import PGD, Attack
 from tfrobust.distribution import worker
-from tfrobust.evaluation.craft import (
+from tfrobust.errors import OutOfMemory, UserError
+from tfrobust.evaluation.crafting import (
     Crafted,
     LogitsFn,
     Predict,
@@ -26,7 +27,6 @@ from tfrobust.evaluation.craft import (
 )
 from tfrobust.evaluation.results import Check, Result
 from tfrobust.gate import outputs
-from tfrobust.registry import OutOfMemory, UserError
 from tfrobust.threat import Threat
 
 LONG = PGD(steps=50)

@@ -4,7 +4,6 @@
 line, before anything is computed from it.
 """
 
-from tfrobust.gate.advice import advice
 from tfrobust.gate.batches import (
     Taken,
     check_batch,
@@ -18,6 +17,7 @@ from tfrobust.gate.batches import (
 from tfrobust.gate.images import LAYOUTS, check_image_form, check_images, check_threat
 from tfrobust.gate.inputs import check_inputs
 from tfrobust.gate.labels import MOST_CLASSES, check_label_form, check_labels, check_weights
+from tfrobust.gate.logit_advice import advice
 from tfrobust.gate.networks import (
     SOME,
     Scaled,

@@ -13,6 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfrobust.errors import UserError, require
 from tfrobust.gate.images import (
     Box,
     ask_layout,
@@ -24,7 +25,6 @@ from tfrobust.gate.images import (
     rounding,
 )
 from tfrobust.gate.labels import check_labels
-from tfrobust.registry import UserError, require
 
 MARK = "tfrobust refuses"  # opens the message of an assertion that `refusals` reads
 REFUSED = re.compile(rf"{MARK} (.*?)>>\] \[(\S+)\] \[(\S+)\] \[(\d+)\]")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfrobust.registry import UserError, choose, require
+from tfrobust.errors import UserError, choose, require
 from tfrobust.threat import Threat
 
 Box = tuple[float, float]

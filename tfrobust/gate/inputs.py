@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from tfrobust.errors import require
 from tfrobust.gate.images import check_images, check_threat
 from tfrobust.gate.labels import check_labels
 from tfrobust.gate.networks import LogitsFn, check_network, check_scaling
-from tfrobust.registry import require
 from tfrobust.threat import Threat
 
 

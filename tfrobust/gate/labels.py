@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from tfrobust.errors import UserError, require
 from tfrobust.gate.images import as_array, is_float
-from tfrobust.registry import UserError, require
 
 MOST_CLASSES = 2**16  # more is an identifier mistaken for a class, and a network of gigabytes
 

@@ -14,9 +14,9 @@ import tensorflow as tf
 from absl import logging
 
 from tfrobust import losses
-from tfrobust.gate.advice import advice, ending
+from tfrobust.errors import UserError, require
 from tfrobust.gate.images import Box
-from tfrobust.registry import UserError, require
+from tfrobust.gate.logit_advice import advice, ending
 
 LogitsFn = Callable[[Any], Any]
 

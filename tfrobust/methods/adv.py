@@ -6,8 +6,9 @@ from typing import Any
 
 import keras
 
+from tfrobust.errors import require
 from tfrobust.methods.local_global import LocalGlobal
-from tfrobust.registry import require, serializable
+from tfrobust.serialization import serializable
 
 
 @serializable

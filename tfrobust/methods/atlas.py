@@ -7,7 +7,7 @@ from typing import Any
 import keras
 
 from tfrobust.methods.local_global import LocalGlobal
-from tfrobust.registry import serializable
+from tfrobust.serialization import serializable
 
 
 @serializable

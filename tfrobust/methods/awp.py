@@ -7,9 +7,11 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfrobust.errors import require
 from tfrobust.methods.base import Batch, RobustModel
 from tfrobust.methods.table import Table
-from tfrobust.registry import located, parameters, require, resolve, serializable
+from tfrobust.registry import located, parameters, resolve
+from tfrobust.serialization import serializable
 
 
 @serializable

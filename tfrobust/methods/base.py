@@ -14,14 +14,15 @@ import tensorflow as tf
 from tfrobust import losses, noise
 from tfrobust.attacks import FGSM, PGD, Attack
 from tfrobust.attacks.gradient import GradientAttack
+from tfrobust.errors import choose, require
 from tfrobust.gate import check_threat
 from tfrobust.jacobian import squared_jacobian
 from tfrobust.methods.batch import Batch, as_batch, weighed, without_strings
 from tfrobust.methods.gated import GatedModel
 from tfrobust.methods.means import Means
 from tfrobust.methods.table import Table
-from tfrobust.models.signature import forward, signature
-from tfrobust.registry import choose, located, require
+from tfrobust.models.signatures import forward, signature
+from tfrobust.registry import located
 from tfrobust.threat import Threat
 
 MODES = ("eval", "train", "frozen")

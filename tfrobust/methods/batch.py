@@ -11,8 +11,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfrobust.errors import UserError, require
 from tfrobust.gate import check_batch, check_image_spec, check_label_spec, demand
-from tfrobust.registry import UserError, require
 
 Batch = dict[str, Any]
 

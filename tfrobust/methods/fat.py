@@ -10,10 +10,11 @@ import tensorflow as tf
 from tfrobust import losses, noise
 from tfrobust.attacks import PGD
 from tfrobust.attacks.gradient import GradientAttack, differentiated
+from tfrobust.errors import require
 from tfrobust.methods.adv import Adv
 from tfrobust.methods.base import Batch
 from tfrobust.norms import per_example, rows
-from tfrobust.registry import require, serializable
+from tfrobust.serialization import serializable
 
 
 @serializable

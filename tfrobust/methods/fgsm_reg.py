@@ -8,7 +8,7 @@ import keras
 
 from tfrobust.attacks import FGSM
 from tfrobust.methods.adv import Adv
-from tfrobust.registry import serializable
+from tfrobust.serialization import serializable
 
 
 @serializable

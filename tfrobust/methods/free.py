@@ -8,10 +8,11 @@ import keras
 import tensorflow as tf
 
 from tfrobust import norms
+from tfrobust.errors import require
 from tfrobust.methods.adv import Adv
 from tfrobust.methods.base import Batch
 from tfrobust.methods.table import Table
-from tfrobust.registry import require, serializable
+from tfrobust.serialization import serializable
 
 
 @serializable

@@ -13,6 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfrobust.errors import require
 from tfrobust.gate import (
     SOME,
     Taken,
@@ -24,9 +25,9 @@ from tfrobust.gate import (
     refusals,
 )
 from tfrobust.methods.batch import Batch, weighing
-from tfrobust.models.neutral import neutral
-from tfrobust.models.signature import Signature
-from tfrobust.registry import parameters, require
+from tfrobust.models.keras_defaults import neutral
+from tfrobust.models.signatures import Signature
+from tfrobust.registry import parameters
 from tfrobust.threat import Threat
 from tfrobust.xla import compiled, on_gpus
 

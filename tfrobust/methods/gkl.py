@@ -9,8 +9,9 @@ import tensorflow as tf
 
 from tfrobust import losses
 from tfrobust.attacks import PGD
+from tfrobust.errors import require
 from tfrobust.methods.base import Batch, RobustModel
-from tfrobust.registry import require, serializable
+from tfrobust.serialization import serializable
 
 
 @serializable

@@ -10,11 +10,12 @@ import tensorflow as tf
 
 from tfrobust import losses
 from tfrobust.attacks import PGD
+from tfrobust.errors import choose, number, require
 from tfrobust.methods.adv import Adv
 from tfrobust.methods.base import Batch
 from tfrobust.methods.table import Table
 from tfrobust.norms import rows
-from tfrobust.registry import choose, number, require, serializable
+from tfrobust.serialization import serializable
 
 
 @serializable

@@ -10,8 +10,9 @@ import tensorflow as tf
 from tfrobust import losses
 from tfrobust.attacks import PGD
 from tfrobust.attacks.gradient import GradientAttack, differentiated
+from tfrobust.errors import require
 from tfrobust.methods.base import Batch, RobustModel
-from tfrobust.registry import require, serializable
+from tfrobust.serialization import serializable
 
 
 @serializable

@@ -7,9 +7,9 @@ from typing import Any
 import keras
 
 from tfrobust import losses
+from tfrobust.errors import require
 from tfrobust.jacobian import squared_jacobian
 from tfrobust.methods.base import Batch, RobustModel
-from tfrobust.registry import require
 
 
 class LocalGlobal(RobustModel):

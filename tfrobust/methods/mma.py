@@ -10,10 +10,11 @@ import tensorflow as tf
 from tfrobust import losses
 from tfrobust.attacks import PGD
 from tfrobust.attacks.gradient import GradientAttack
+from tfrobust.errors import number, require
 from tfrobust.methods.base import Batch, RobustModel
 from tfrobust.methods.table import Table
 from tfrobust.norms import per_example
-from tfrobust.registry import number, require, serializable
+from tfrobust.serialization import serializable
 
 HALVINGS = 10
 BEYOND = 1.05  # of max_margin: how far the boundary is looked for

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tfrobust.methods.local_global import LocalGlobal
-from tfrobust.registry import serializable
+from tfrobust.serialization import serializable
 
 
 @serializable

@@ -9,9 +9,10 @@ import tensorflow as tf
 
 from tfrobust import losses
 from tfrobust.attacks.gradient import input_gradient
+from tfrobust.errors import require
 from tfrobust.methods.adv import Adv
 from tfrobust.methods.base import Batch
-from tfrobust.registry import require, serializable
+from tfrobust.serialization import serializable
 
 
 @serializable

@@ -10,9 +10,10 @@ import tensorflow as tf
 
 from tfrobust import losses, noise
 from tfrobust.attacks import PGD
+from tfrobust.errors import require
 from tfrobust.methods.base import Batch, RobustModel
 from tfrobust.models.conditional import Encoding
-from tfrobust.registry import require, serializable
+from tfrobust.serialization import serializable
 from tfrobust.xla import has_fixed_shapes
 
 

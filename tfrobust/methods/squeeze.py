@@ -11,9 +11,10 @@ import tensorflow as tf
 from tfrobust import losses, noise
 from tfrobust.attacks import PGD
 from tfrobust.attacks.gradient import GradientAttack
+from tfrobust.errors import choose, require
 from tfrobust.methods.base import Batch, RobustModel
 from tfrobust.norms import per_example
-from tfrobust.registry import choose, require, serializable
+from tfrobust.serialization import serializable
 
 
 def symmetric_kl(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:

@@ -4,13 +4,12 @@ from collections.abc import Callable
 
 import keras
 
+from tfrobust.models.cnn import small_cnn, trades_cnn
 from tfrobust.models.files import keras_file, load_keras, model_files
-from tfrobust.models.narrow import narrow
+from tfrobust.models.narrowing import narrow
 from tfrobust.models.precision import PRECISIONS, with_precision
 from tfrobust.models.residual import resnet, small_resnet, wide_resnet
 from tfrobust.models.saved import OUTPUTS, SavedNetwork, in_precision, load_network
-from tfrobust.models.small_cnn import small_cnn
-from tfrobust.models.trades_cnn import trades_cnn
 
 MODELS: dict[str, Callable[..., keras.Model]] = {
     "resnet": resnet,

@@ -1,7 +1,7 @@
 """Layers of once-for-all networks, whose second input is lambda (Wang et al., 2020,
 arXiv:2010.11828): one network, steered between clean and robust accuracy when it is used. With
 `widths` (their OATS) a third input is the share of the channels in use: an example's others are 0,
-so that one batch may hold several widths (`tfrobust.models.narrow` cuts one out)."""
+so that one batch may hold several widths (`tfrobust.models.narrowing` cuts one out)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from tfrobust.registry import choose, require, serializable
+from tfrobust.errors import choose, require
+from tfrobust.serialization import serializable
 
 WIDTH = 128
 ENCODINGS = ("random", "dct", "onehot", "none")

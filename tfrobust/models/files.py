@@ -11,9 +11,9 @@ from typing import NoReturn
 
 import keras
 
-from tfrobust.models.neutral import neutral
-from tfrobust.models.signature import cut
-from tfrobust.registry import UserError, require
+from tfrobust.errors import UserError, require
+from tfrobust.models.keras_defaults import neutral
+from tfrobust.models.signatures import cut
 
 KERAS = "a .keras or .h5 file, or a run folder with model.keras"
 SUFFIXES = (".keras", ".h5", ".hdf5")

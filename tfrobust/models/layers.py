@@ -10,7 +10,8 @@ import tensorflow as tf
 from keras import layers
 
 from tfrobust import noise
-from tfrobust.registry import require, serializable
+from tfrobust.errors import require
+from tfrobust.serialization import serializable
 
 LEAST_EPSILON = 1e-5  # that the fused kernels of all devices take
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import keras
 
-from tfrobust.models.neutral import neutral
-from tfrobust.registry import UserError, choose
+from tfrobust.errors import UserError, choose
+from tfrobust.models.keras_defaults import neutral
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 

@@ -7,10 +7,10 @@ from typing import Any
 import keras
 from keras import layers
 
+from tfrobust.errors import require
 from tfrobust.models.conditional import Condition, DualBatchNorm, FiLM, condition, slim
+from tfrobust.models.keras_defaults import neutral
 from tfrobust.models.layers import Dropout, batch_norm, conv, input_image, logits, normalize
-from tfrobust.models.neutral import neutral
-from tfrobust.registry import require
 
 
 def norm(x: Any, under: Condition | None, film: bool = True) -> Any:

@@ -12,10 +12,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfrobust.errors import UserError, choose, require
 from tfrobust.gate import in_unit, kind_of_network
 from tfrobust.models.files import EXPORTED, load_keras, model_files, saved_model
 from tfrobust.models.precision import with_precision
-from tfrobust.models.signature import (
+from tfrobust.models.signatures import (
     NAME_OUTPUT,
     ONE_INPUT,
     Shape,
@@ -25,7 +26,7 @@ from tfrobust.models.signature import (
     signature,
     takes,
 )
-from tfrobust.registry import UserError, choose, located, require
+from tfrobust.registry import located
 
 OUTPUTS = ("logits", "probabilities", "sigmoids")
 SIGNATURE = "serving_default"

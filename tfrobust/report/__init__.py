@@ -6,8 +6,9 @@
 from tfrobust.report.compare import Row, comparison, differences, measured, named
 from tfrobust.report.compare_page import write_comparison
 from tfrobust.report.figures import amplification
-from tfrobust.report.page import Table, write_page
+from tfrobust.report.html import Table, write_page
 from tfrobust.report.record import Probes, RunRecord, load_run
+from tfrobust.report.run_page import write_report
 from tfrobust.report.search import write_search_report
 from tfrobust.report.summary import (
     AccuracyRow,
@@ -41,7 +42,6 @@ from tfrobust.report.trials import (
     unbeaten,
     write_trials,
 )
-from tfrobust.report.write import write_report
 
 __all__ = [
     "NOTHING",

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest
 
+from tfrobust.errors import UserError, require
 from tfrobust.evaluation.record import Flags, same_images
-from tfrobust.registry import UserError, require
-from tfrobust.report.page import Table
+from tfrobust.report.html import Table
 from tfrobust.report.record import RunRecord, load_run
 from tfrobust.report.summary import (
     AccuracyRow,

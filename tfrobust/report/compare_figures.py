@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from tfrobust.report.compare import Measured, alike, families
 from tfrobust.report.figures import PANELS, plain_axes
-from tfrobust.report.page import INK
+from tfrobust.report.html import INK
 from tfrobust.report.summary import class_rows, pareto
 
 MARKERS = "osD^vP*X<>"

@@ -22,7 +22,7 @@ from tfrobust.report.compare import (
     same_test_images,
 )
 from tfrobust.report.compare_figures import classes, over_eps, overlays, scatter, sweeps
-from tfrobust.report.page import Table, write_page
+from tfrobust.report.html import Table, write_page
 from tfrobust.report.summary import overfitting
 
 EXPLAINED = (

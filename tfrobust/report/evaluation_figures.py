@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from tfrobust.evaluation.record import CurveRow, EpsRow
 from tfrobust.report.figures import COLOURS, plain_axes
-from tfrobust.report.page import INK
+from tfrobust.report.html import INK
 from tfrobust.report.summary import ClassRow
 from tfrobust.report.text import number
 

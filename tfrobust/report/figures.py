@@ -13,7 +13,7 @@ from matplotlib.image import imsave
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from tfrobust.overfitting import ROBUST, overfitted
-from tfrobust.report.page import INK
+from tfrobust.report.html import INK
 from tfrobust.report.record import Probes, RunRecord
 
 COLOURS = ("#2f7ed8", "#e07b39", "#2fa36b")  # readable on white and on near-black

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 import numpy as np
 import yaml
 
+from tfrobust.errors import UserError
 from tfrobust.evaluation.record import Flags, Record
-from tfrobust.registry import UserError
 from tfrobust.report.text import NOTHING
 
 T = TypeVar("T")

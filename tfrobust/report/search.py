@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from scipy.interpolate import NearestNDInterpolator
 
-from tfrobust.registry import UserError
+from tfrobust.errors import UserError
 from tfrobust.report.figures import COLOURS, plain_axes
-from tfrobust.report.page import INK, Table, write_page
+from tfrobust.report.html import INK, Table, write_page
 from tfrobust.report.text import NOTHING, number, percent
 from tfrobust.report.trials import SearchTrial, best_trial, completed, read_trials, unbeaten
 

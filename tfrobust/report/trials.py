@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tfrobust.errors import UserError
 from tfrobust.io import write_text
-from tfrobust.registry import UserError
 from tfrobust.report.summary import pareto
 
 RESULTS = ("epochs", "val_accuracy", "val_robust_accuracy", "status", "pareto", "reason")

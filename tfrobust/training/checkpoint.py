@@ -16,9 +16,9 @@ import tensorflow as tf
 from absl import logging
 
 from tfrobust.distribution import worker
+from tfrobust.errors import UserError, require
 from tfrobust.io import write_text
 from tfrobust.methods import RobustModel
-from tfrobust.registry import UserError, require
 from tfrobust.training.interrupt import Interruption, NotFinite
 from tfrobust.training.monitors import History
 from tfrobust.training.state import Kept

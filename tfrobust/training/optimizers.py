@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import keras
 
-from tfrobust.registry import require
+from tfrobust.errors import require
 
 
 def sgd(

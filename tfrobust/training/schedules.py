@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 
 import keras
 
-from tfrobust.registry import require, serializable
+from tfrobust.errors import require
+from tfrobust.serialization import serializable
 from tfrobust.training.state import Kept
 
 MONITOR = "val_robust_accuracy"

@@ -7,9 +7,9 @@ import shlex
 from collections.abc import Sequence
 
 from pipelines import config as configs
-from pipelines.smoke import smoke as cut_down
+from pipelines.smoke_runs import smoke as cut_down
 from pipelines.spec import Spec, parse
-from tfrobust.registry import UserError
+from tfrobust.errors import UserError
 
 FOLDER = re.compile(r"\w([\w .:-]*[\w.:-])?")
 

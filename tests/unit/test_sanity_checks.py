@@ -17,7 +17,8 @@ import tensorflow as tf
 from tfrobust import FGSM, PGD, Threat
 from tfrobust.attacks import Square
 from tfrobust.evaluation import Result, evaluate
-from tfrobust.evaluation.checks import (
+from tfrobust.evaluation.attack_list import Trial
+from tfrobust.evaluation.sanity_checks import (
     CHECKS,
     _more,
     black_box,
@@ -33,10 +34,9 @@ from tfrobust.evaluation.checks import (
     zero_gradients,
 )
 from tfrobust.evaluation.seen import Seen
-from tfrobust.evaluation.trials import Trial
 from tfrobust.training.interrupt import Interrupted
 
-checks_module = importlib.import_module("tfrobust.evaluation.checks")  # not the function
+checks_module = importlib.import_module("tfrobust.evaluation.sanity_checks")  # not the function
 W = np.array([[3, -1, 0], [1, 2, -2], [-2, 0, 3], [-1, 1, 2]], np.float32)
 X = np.random.default_rng(0).uniform(0.2, 0.8, (60, 2, 2, 1)).astype(np.float32)
 THREAT = Threat("linf", 0.05)

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tfrobust import losses, noise, tf32
 from tfrobust.attacks import PGD
-from tfrobust.evaluation.craft import (
+from tfrobust.evaluation.crafting import (
     BATCH_SIZE,
     LogitsFn,
     batches,

@@ -25,7 +25,7 @@ from tfrobust.report.figures import (
     probe_cards,
     spread,
 )
-from tfrobust.report.page import Table, write_page
+from tfrobust.report.html import Table, write_page
 from tfrobust.report.record import RunRecord, load_run
 from tfrobust.report.summary import (
     AccuracyRow,

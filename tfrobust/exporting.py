@@ -11,10 +11,10 @@ import numpy as np
 import tensorflow as tf
 
 from tfrobust import tf32
-from tfrobust.models.neutral import neutral
+from tfrobust.errors import UserError
+from tfrobust.models.keras_defaults import neutral
 from tfrobust.models.saved import open_saved_model
-from tfrobust.models.signature import alone, forward, signature
-from tfrobust.registry import UserError
+from tfrobust.models.signatures import alone, forward, signature
 
 # How far two ways to compute the same network may be apart, of the greatest logit.
 APART = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 1e-1}

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import fingerprint as module
-from pipelines.fingerprint import fingerprint
+from pipelines import fingerprints as module
+from pipelines.fingerprints import fingerprint
 from tfrobust.models import model_files
 
 CONFIG = {"data": {"name": "folder", "path": "anywhere"}}

@@ -11,7 +11,7 @@ import tensorflow as tf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata
 
-from pipelines.stages.board import write_board
+from pipelines.stages.tensorboard_logs import write_board
 from tests.unit.test_report import make_run
 from tests.unit.test_training import written
 from tfrobust.report import load_run

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tfrobust import losses, tf32
 from tfrobust.attacks import PGD
-from tfrobust.evaluation.craft import BATCH_SIZE, LogitsFn, adversaries, batches, compiled
+from tfrobust.evaluation.crafting import BATCH_SIZE, LogitsFn, adversaries, batches, compiled
 from tfrobust.gate import inference
 from tfrobust.threat import Threat
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tfrobust.attacks import APGD, ATTACKS, FAB, PGD, Attack, MultiTargeted, RayS, Square
-from tfrobust.registry import arguments, build, choose, located, require, resolve
+from tfrobust.errors import choose, require
+from tfrobust.registry import arguments, build, located, resolve
 from tfrobust.threat import Threat
 
 # Names that eval.json, flags.npz and the tables use themselves.

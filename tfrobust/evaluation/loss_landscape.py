@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tfrobust import losses, noise
 from tfrobust.attacks.gradient import input_gradient
-from tfrobust.evaluation.craft import BATCH_SIZE, LogitsFn, batches, compiled
+from tfrobust.evaluation.crafting import BATCH_SIZE, LogitsFn, batches, compiled
 from tfrobust.gate import inference
 from tfrobust.threat import Threat
 

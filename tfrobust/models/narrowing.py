@@ -9,9 +9,9 @@ import keras
 import numpy as np
 from keras import layers
 
+from tfrobust.errors import require
 from tfrobust.models.conditional import DualBatchNorm, Encoding, FiLM, Slim, channels
-from tfrobust.models.neutral import neutral
-from tfrobust.registry import require
+from tfrobust.models.keras_defaults import neutral
 
 
 @neutral()

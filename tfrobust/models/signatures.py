@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from tfrobust.registry import UserError, choose, require
+from tfrobust.errors import UserError, choose, require
 
 Shape = tuple[int | None, ...]
 CALL_ONCE = "a network that was called once, on a batch of images"

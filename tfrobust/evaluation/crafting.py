@@ -16,8 +16,8 @@ from tqdm import tqdm
 from tfrobust import losses, noise, tf32, xla
 from tfrobust.attacks import Attack, Outcome, SavedImages, Staged, registered_name
 from tfrobust.distribution import added, local_replicas, strategy, worker
+from tfrobust.errors import UserError, require
 from tfrobust.gate import inference
-from tfrobust.registry import UserError, require
 from tfrobust.threat import Threat
 
 LogitsFn = Callable[[Any], Any]

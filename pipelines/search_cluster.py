@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 
-from tfrobust.registry import UserError, require
+from tfrobust.errors import UserError, require
 
 ID, IP, PORT = "KERASTUNER_TUNER_ID", "KERASTUNER_ORACLE_IP", "KERASTUNER_ORACLE_PORT"
 LOOPBACK = "127.0.0.1"

@@ -11,11 +11,11 @@ import pytest
 from keras import layers
 
 from tfrobust import FGSM, Adv, Atlas, Threat
+from tfrobust.errors import UserError
 from tfrobust.gate import advice
 from tfrobust.methods import METHODS
 from tfrobust.models import with_precision
-from tfrobust.models.signature import Signature, forward, in_front, signature, takes
-from tfrobust.registry import UserError
+from tfrobust.models.signatures import Signature, forward, in_front, signature, takes
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.random((6, 4, 4, 1)).astype("float32"), RNG.integers(0, 3, 6)

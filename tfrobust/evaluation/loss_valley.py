@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tfrobust import losses, noise
 from tfrobust.attacks import PGD
-from tfrobust.evaluation.craft import (
+from tfrobust.evaluation.crafting import (
     BATCH_SIZE,
     LogitsFn,
     batches,

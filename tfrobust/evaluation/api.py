@@ -14,16 +14,17 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfrobust.errors import choose, in_memory, require
+from tfrobust.evaluation.attack_list import AttackSpec, trials
 from tfrobust.evaluation.cascade import fitted, run
 from tfrobust.evaluation.closing import Closing
-from tfrobust.evaluation.craft import BATCH_SIZE, LogitsFn, by_xla, check_traceable, predictor
+from tfrobust.evaluation.crafting import BATCH_SIZE, LogitsFn, by_xla, check_traceable, predictor
 from tfrobust.evaluation.record import NetworkRow
 from tfrobust.evaluation.recorder import Details, Recorder
 from tfrobust.evaluation.results import Check, Evaluation
-from tfrobust.evaluation.trials import AttackSpec, trials
 from tfrobust.gate import check_inputs, inference, outputs
 from tfrobust.models import SavedNetwork, in_precision
-from tfrobust.registry import choose, in_memory, located, require
+from tfrobust.registry import located
 from tfrobust.threat import Threat
 
 FIRST = 16  # images whose logits tell a network from others

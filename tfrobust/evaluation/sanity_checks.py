@@ -17,7 +17,7 @@ from scipy.stats import binomtest
 from tfrobust import losses, noise
 from tfrobust.attacks import APGD, FGSM, PGD
 from tfrobust.attacks.gradient import differentiated
-from tfrobust.evaluation.craft import (
+from tfrobust.evaluation.crafting import (
     BATCH_SIZE,
     LogitsFn,
     batches,

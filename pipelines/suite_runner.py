@@ -17,9 +17,9 @@ from pipelines import config as configs
 from pipelines import stages as stage_runners
 from pipelines.children import Children
 from pipelines.folder import Folder
-from pipelines.load import arguments_of, command, load_spec
+from pipelines.resolve import arguments_of, command, load_spec
 from pipelines.suite import SURROGATE, Member, Suite, load_suite
-from tfrobust.registry import UserError, require
+from tfrobust.errors import UserError, require
 from tfrobust.report import Row, duration, headline, load_run, write_comparison
 
 REFUSED = 2  # the exit status of a run that is refused

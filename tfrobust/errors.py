@@ -1,0 +1,85 @@
+"""Errors of the user's, one line each, and the checks that raise them.
+
+Imports neither TensorFlow nor Keras.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import errno
+import math
+import numbers
+import re
+from collections.abc import Collection, Iterator
+from fractions import Fraction
+from typing import Any
+
+FRACTION = re.compile(r"\s*[+-]?\d{1,18}(\.\d{1,18})?\s*/\s*\d{1,18}(\.\d{1,18})?\s*")
+
+
+class UserError(ValueError):
+    """A mistake of the user, told in one line, whatever lines the mistake had."""
+
+    def __init__(self, text: str):
+        super().__init__(" ".join(text.splitlines()))
+
+
+class OutOfMemory(UserError):
+    """TensorFlow ran out of memory."""
+
+
+def require(ok: Any, argument: str, expected: str, received: object) -> None:
+    """Raise the one-line UserError unless ok."""
+    if not ok:
+        raise UserError(f"{argument}: expected {expected}, received {received!r}")
+
+
+def exhausted(error: Exception) -> bool:
+    """Return whether the error is TensorFlow's of memory that is used up, which is known by its
+    name: nothing here imports TensorFlow."""
+    return type(error).__name__ == "ResourceExhaustedError"
+
+
+@contextlib.contextmanager
+def in_memory(argument: str, batch_size: int) -> Iterator[None]:
+    """Raises the OutOfMemory that names the batch size where TensorFlow runs out of memory."""
+    try:
+        yield
+    except Exception as error:
+        if not exhausted(error):
+            raise
+        if "No space left" in str(error):  # TensorFlow's name for a full disk too
+            raise OSError(errno.ENOSPC, "No space left on device") from None
+        expected = "batches that fit into memory"
+        raise OutOfMemory(
+            f"{argument}: expected {expected}, received {batch_size}; lower it"
+        ) from None
+
+
+def choose(argument: str, value: Any, options: Collection[str]) -> Any:
+    """value, which must be one of the options; the error names the nearest one."""
+    if not isinstance(value, str) or value not in options:
+        near = difflib.get_close_matches(str(value), list(options), n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        known = ", ".join(sorted(set(options)))
+        raise UserError(f"{argument}: expected one of {known}, received {value!r}{hint}")
+    return value
+
+
+def number(argument: str, value: Any) -> float:
+    """A float from a number or a fraction such as "8/255"."""
+    if isinstance(value, str) and FRACTION.fullmatch(value):
+        above, below = (Fraction(part.strip()) for part in value.split("/"))
+        require(below != 0, argument, "a fraction with a denominator other than 0", value)
+        value = float(above / below)
+    try:
+        if isinstance(value, numbers.Real) and not isinstance(value, bool):
+            value = float(value)
+            if math.isfinite(value):
+                return value
+    except OverflowError:  # an int of more than 308 digits
+        value = math.inf
+    raise UserError(
+        f"{argument}: expected a number or a fraction such as 8/255, received {value!r}"
+    )
