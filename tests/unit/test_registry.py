@@ -113,7 +113,7 @@ def test_choose_names_the_nearest() -> None:
 
 @serialization.serializable
 @dataclasses.dataclass(frozen=True)
-class Saved(registry.Configurable):
+class Saved(serialization.Configurable):
     size: float = 1.0
     inner: Any = None
 
