@@ -30,8 +30,22 @@ TESTS = Path(__file__).resolve().parent
 SEED = 2026
 
 # The first call of a tf.function is slow, which says nothing about the example it was given.
-hypothesis.settings.register_profile("tfrobust", deadline=None, derandomize=True)
-hypothesis.settings.load_profile("tfrobust")
+# Each run of the fast suite tries the same examples; the nightly run tries new ones.
+hypothesis.settings.register_profile("fast", deadline=None, derandomize=True)
+hypothesis.settings.register_profile("nightly", deadline=None, print_blob=True)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give a whole module to one worker of pytest-xdist, and so what its tests share.
+
+    The tests of two devices share runs of a process across modules, so they are one group.
+    """
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            shares_devices = "on_two_devices" in getattr(item, "fixturenames", ())
+            group = "two devices" if shares_devices else str(item.path)
+            item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(autouse=True)

@@ -31,20 +31,23 @@ sys.exit(143)
 
 # A suite of three runs, two at a time, in a locked folder.
 SUITE = """
-import sys
+import signal, sys
 from pathlib import Path
 from types import SimpleNamespace
 from pipelines import suite_runner
 from pipelines.folder import Folder
 from tfrobust.training import Interrupted
 
+# A process under nohup, or in the background of a script, is started with these ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 folder, seconds = Path(sys.argv[1]), sys.argv[2]
 
 def line(member, *_):
     (folder / member.name).mkdir()
     return [sys.executable, folder / "child.py", folder / member.name, seconds]
 
-pool._line = line
+suite_runner._line = line
 suite = SimpleNamespace(name="suite", file=SimpleNamespace(jobs=2))
 members = [SimpleNamespace(name=name) for name in ("a", "b", "c")]
 try:
