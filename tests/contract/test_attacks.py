@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.products import slow_but
 from tfrobust import Threat, losses, noise
 from tfrobust.attacks import ATTACKS, FAB, RayS
 from tfrobust.models import small_cnn, with_precision
@@ -52,11 +53,15 @@ def attack(request: pytest.FixtureRequest, network: keras.Model, tmp_path: Path)
     return build(ATTACKS, spec, "attack")
 
 
-@pytest.fixture(params=[("linf", 0.3), ("l2", 2.0), ("l1", 6.0)], ids=["linf", "l2", "l1"])
+SIZES = {"linf": 0.3, "l2": 2.0, "l1": 6.0}
+LINF = pytest.mark.parametrize("threat", slow_but(SIZES, ["linf"]), indirect=True)
+
+
+@pytest.fixture(params=SIZES)
 def threat(request: pytest.FixtureRequest, attack: Any) -> Threat:
-    if isinstance(attack, RayS) and request.param[0] != "linf":
+    if isinstance(attack, RayS) and request.param != "linf":
         pytest.skip("RayS searches in Linf alone")
-    return Threat(*request.param)
+    return Threat(request.param, SIZES[request.param])
 
 
 def labels(network: keras.Model) -> Any:
@@ -81,6 +86,7 @@ def test_eps_zero_is_the_image(attack: Any, threat: Threat, network: keras.Model
     np.testing.assert_array_equal(x_adv, X)
 
 
+@LINF
 def test_the_seed_decides(attack: Any, threat: Threat, network: keras.Model) -> None:
     @tf.function(autograph=False)
     def craft(seed: Any) -> Any:
@@ -93,6 +99,7 @@ def test_the_seed_decides(attack: Any, threat: Threat, network: keras.Model) -> 
     assert changed == (not isinstance(attack, DETERMINISTIC))
 
 
+@LINF
 def test_no_gradient_flows_back(attack: Any, threat: Threat, network: keras.Model) -> None:
     x, y = tf.constant(X), labels(network)
     with tf.GradientTape() as tape:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.products import slow_but
 from tests.unit import two_devices
 from tfrobust import FGSM, PGD, Adv, Threat, noise
 from tfrobust.attacks import (
@@ -29,12 +30,8 @@ from tfrobust.methods import METHODS, Iaat
 from tfrobust.models import small_cnn, with_precision
 from tfrobust.xla import compiled
 
-FAST = ("atlas", "oat")  # of the methods; the others take some seconds each
+FAST = ("atlas",)  # of the methods; the others take some seconds each
 SIZES = {"linf": 0.08, "l2": 0.4, "l1": 1.5}
-
-
-def slow_but(names: Any, fast: Any) -> list[Any]:
-    return [n if n in fast else pytest.param(n, marks=pytest.mark.slow) for n in names]
 
 
 def trained(method: str, jit_compile: bool) -> tuple[np.ndarray, dict[str, float]]:
@@ -215,6 +212,7 @@ def fitted(steps: int, rows: int = 4, **settings: Any) -> Adv:
     return model
 
 
+@pytest.mark.slow
 def test_steps_that_follow_each_other_are_all_done(xla: None) -> None:
     """Also where their number changes between two calls of `fit`, as where a run goes on."""
     _, x, y = linear()

@@ -13,6 +13,7 @@ from pipelines import suite_runner
 from pipelines.smoke_runs import smoke
 from pipelines.spec import Spec, parse
 from pipelines.suite import load_suite
+from tests.products import slow_but
 from tfrobust.methods import METHODS
 
 # What a user has to give: here, any images of the right form.
@@ -21,6 +22,8 @@ GIVEN = {
 }
 
 
+# The smallest, a grid with budgets, and one of conditional networks.
+FAST_SUITES = ("digits_table", "cifar10_table1", "stl10_oat_frontier")
 THIN = {
     "wide_resnet": ["model.depth=10", "model.width=1"],
     "resnet": ["model.depth=18", "model.width=1"],
@@ -35,10 +38,17 @@ def spec_of(name: str) -> Spec:
     return parse(name, configs.load(path, overrides))
 
 
-@pytest.mark.parametrize("name", [n for n in configs.available() if n != "evaluate"])
-def test_every_config_builds(name: str) -> None:
-    # As it stands: this builds its network.
+RUNS = [name for name in configs.available() if name != "evaluate"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
+def test_every_config_builds_its_network_in_full_size(name: str) -> None:
     parse(name, configs.load(configs.find(name), GIVEN.get(name, [])))
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_every_config_builds(name: str) -> None:
     spec = spec_of(name)
     assert spec.method is not None and spec.train is not None and spec.trials
     facts = {"num_examples": 9, "batch_size": 3, "steps_per_epoch": 3}
@@ -51,7 +61,7 @@ def test_every_config_builds(name: str) -> None:
     assert smoke(spec).config["data"]["name"] == "synthetic"
 
 
-@pytest.mark.parametrize("name", configs.suites())
+@pytest.mark.parametrize("name", slow_but(configs.suites(), FAST_SUITES))
 def test_every_suite_is_one_of_runs_that_build(name: str) -> None:
     runs = Path("runs")
     small = load_suite(configs.find(name), [], runs)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.products import slow_but
 from tfrobust import PGD, Threat
 from tfrobust.methods import METHODS
 from tfrobust.models import small_cnn, with_precision
@@ -19,6 +20,9 @@ RNG = np.random.default_rng(0)
 X = RNG.random((16, 8, 8, 1)).astype("float32")
 Y = RNG.integers(0, 3, 16)
 DATA = {"image": X, "index": np.arange(16)}
+# One method of each kind; the others of a test that takes seconds are slow: an attack alone,
+# a penalty, several updates a batch, weights that are perturbed.
+FAST = ("adv", "atlas", "free", "awp")
 TERMS = {"alpha": 0.01, "beta": 1.0, "max_margin": 0.1}  # values for what a method asks for
 
 
@@ -82,6 +86,7 @@ def test_fits_saves_and_loads(name: str, tmp_path: Path) -> None:
             assert getattr(loaded, argument) == getattr(model, argument), argument
 
 
+@pytest.mark.parametrize("name", slow_but(METHODS, FAST))
 def test_the_loss_falls_in_one_trace(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sixteen images by heart, in bfloat16: forty steps at a small eps are enough for every
     method. A step traced anew as eps grows would be slow."""

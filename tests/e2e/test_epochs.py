@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from pipelines.run import run
+from tests.products import slow_but
 from tfrobust.models import load_keras
 
 SETTINGS = [
@@ -36,7 +37,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
         return [{k: v for k, v in row.items() if k not in skip} for row in csv.DictReader(file)]
 
 
-@pytest.mark.parametrize("schedule", [CONSTANT, GUIDED, PIECEWISE])
+@pytest.mark.parametrize("schedule", slow_but([CONSTANT, GUIDED, PIECEWISE], [GUIDED]))
 def test_more_epochs_are_those_of_a_run_that_was_asked_for_them(
     tmp_path: Path, schedule: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -61,7 +62,12 @@ def test_more_epochs_are_those_of_a_run_that_was_asked_for_them(
     ("schedule", "epochs", "told"),
     [
         ("train.schedule=cosine", 3, "the rates of cosine depend on how many epochs there are"),
-        ("train.schedule=cyclic", 3, "the rates of cyclic depend on how many epochs there are"),
+        pytest.param(
+            "train.schedule=cyclic",
+            3,
+            "the rates of cyclic depend on how many epochs there are",
+            marks=pytest.mark.slow,
+        ),
         (CONSTANT, 1, "more than 1 are trained: 1 begin anew"),
     ],
 )

@@ -16,6 +16,7 @@ import pytest
 from pipelines import stages
 from pipelines.run import run
 from tests.e2e.conftest import ROOT, Command
+from tests.products import slow_but
 from tfrobust.errors import UserError
 
 ATTACKS = "attacks=[{name: pgd, steps: 3}, {name: apgd, steps: 6}, {name: square, queries: 40}]"
@@ -155,7 +156,10 @@ def test_images_off_the_grid_are_not_rounded(tmp_path: Path, mine: list[str]) ->
     assert not (tmp_path / "refused").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+SIGNALS = [signal.SIGKILL, signal.SIGTERM]
+
+
+@pytest.mark.parametrize("number", slow_but(SIGNALS, [signal.SIGTERM]))
 def test_killed_and_started_again(mine: list[str], tmp_path: Path, number: int) -> None:
     """A signal once the first attack is in eval.json: the flags are those of a straight run."""
     straight = run("evaluate", [*mine, ATTACKS], tmp_path / "straight", None, smoke=False)

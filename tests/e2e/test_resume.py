@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import re
 import signal
 import subprocess
@@ -12,7 +11,9 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+from tests.products import slow_but
 from tfrobust.models import load_keras
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,14 +66,16 @@ def gone_on_after(out: str) -> int:
     return int(found[1]) * STEPS + int(found[2])
 
 
-def test_killed_and_started_again_is_the_uninterrupted_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", slow_but([1, 3], [1]))
+def test_killed_and_started_again_is_the_uninterrupted_run(tmp_path: Path, kills: int) -> None:
+    """So often killed, then stopped by SIGTERM."""
     straight, cut = tmp_path / "straight", tmp_path / "cut"
     out, err = (process := start(straight)).communicate()
     assert process.returncode == 0, err[-2000:]
 
     history, cuts, rows = cut / "digits_atlas" / "history.csv", [], b""
-    moments = np.random.default_rng().integers(1, EPOCHS * STEPS - 40, 4)
-    signals = (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM)
+    moments = np.random.default_rng().integers(1, EPOCHS * STEPS - 40, kills + 1)
+    signals = [signal.SIGKILL] * kills + [signal.SIGTERM]
     for moment, number in zip(sorted(moments.tolist()), signals, strict=True):
         out, err, code = stopped(cut, max(moment, *cuts, 0) + 1, number)
         assert code == (128 + number if number == signal.SIGTERM else -number), err[-2000:]
@@ -116,7 +119,7 @@ def test_a_second_run_on_the_same_folder_is_refused(tmp_path: Path) -> None:
     _, err = second.communicate()
     assert second.returncode == 2 and "Traceback" not in err
     assert "expected a folder that no other run is at work in" in err.splitlines()[-1]
-    out, err = first.communicate()
-    assert first.returncode == 0, err[-2000:]
-    evaluation = json.loads((tmp_path / "digits_atlas" / "eval.json").read_text())
-    assert evaluation["examples"] == 360
+    # The first runs on, undisturbed; its end is not waited for.
+    first.send_signal(signal.SIGTERM)
+    _, err = first.communicate()
+    assert first.returncode in (0, 128 + signal.SIGTERM) and "Traceback" not in err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import tensorflow as tf
 
 from pipelines import config as configs
 from pipelines.run import run
+from tests.products import slow_but
 from tfrobust.errors import UserError
 from tfrobust.methods import METHODS
 from tfrobust.training import checkpoint
@@ -23,7 +25,11 @@ def smoke(name: str, workdir: Path, *overrides: str, stages: list[str] | None = 
     return run(name, list(overrides), workdir, stages, smoke=True)
 
 
-@pytest.mark.parametrize("method", METHODS)
+# A penalty, a table for each example, and a conditional network.
+FAST = ("atlas", "iaat", "oat")
+
+
+@pytest.mark.parametrize("method", slow_but(METHODS, FAST))
 def test_every_method_through_every_stage(method: str, tmp_path: Path) -> None:
     folder = smoke(f"digits_{method}", tmp_path)
 
@@ -96,9 +102,9 @@ def test_a_network_with_widths_through_every_stage(tmp_path: Path) -> None:
 
 
 def test_finished_stages_are_skipped_and_changed_ones_run(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    smoke_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = smoke("digits_adv", tmp_path)
+    folder = shutil.copytree(smoke_run, tmp_path / "digits_adv")
     weights = (folder / "model.keras").read_bytes()
     capsys.readouterr()
 
@@ -111,7 +117,7 @@ def test_finished_stages_are_skipped_and_changed_ones_run(
     assert [attack["name"] for attack in evaluation["attacks"]] == ["FGSM"]
     assert (folder / "model.keras").read_bytes() == weights
 
-    smoke("digits_adv", tmp_path, "seed=1")
+    smoke("digits_adv", tmp_path, "seed=1", stages=["train"])
     assert "the former run is kept in" in capsys.readouterr().out
     assert (tmp_path / "digits_adv.1" / "model.keras").read_bytes() == weights
     assert (folder / "model.keras").read_bytes() != weights
@@ -135,7 +141,7 @@ def test_a_loss_that_is_not_finite(tmp_path: Path, capsys: pytest.CaptureFixture
         assert capsys.readouterr().out.count("going on from there") == told
 
 
-@pytest.mark.parametrize("schedule", ["guided", "cosine"])
+@pytest.mark.parametrize("schedule", slow_but(["guided", "cosine"], ["guided"]))
 def test_each_rollback_halves_the_rate_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, schedule: str
 ) -> None:
@@ -171,8 +177,8 @@ def test_each_rollback_halves_the_rate_once(
     assert rates == pytest.approx([0.04, 0.005 if schedule == "cosine" else 0.01])
 
 
-def test_what_is_deleted_is_made_again(tmp_path: Path) -> None:
-    folder = smoke("digits_adv", tmp_path)
+def test_what_is_deleted_is_made_again(smoke_run: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(smoke_run, tmp_path / "digits_adv")
     (folder / "eval.json").unlink()
     (folder / "saved_model" / "saved_model.pb").unlink()
     (folder / "saved_model").rename(folder / "elsewhere")
@@ -208,7 +214,8 @@ def test_training_on_from_a_run_folder_and_a_keras_file(
             "optimizer.learning_rate=1e-9",
             "attacks=fgsm",
         ]
-        hardened = run("digits_adv", settings, tmp_path / str(number), None, smoke=False)
+        stages = ["train", "attack_eval"]
+        hardened = run("digits_adv", settings, tmp_path / str(number), stages, smoke=False)
         before, after = (
             keras.saving.load_model(f / "model.keras", compile=False) for f in (first, hardened)
         )
@@ -248,13 +255,15 @@ def test_training_on_one_output_of_a_network_of_any_size(tmp_path: Path) -> None
     assert (folder / "saved_model" / "saved_model.pb").is_file()
 
 
-def test_mixed_precision_trains_and_leaves_a_float32_network(tmp_path: Path) -> None:
-    for precision in ("mixed_bfloat16", "mixed_float16"):
-        folder = smoke(
-            "digits_atlas", tmp_path / precision, f"precision={precision}", stages=["train"]
-        )
-        network = keras.saving.load_model(folder / "model.keras", compile=False)
-        assert {layer.dtype_policy.name for layer in network.layers} == {"float32"}
+@pytest.mark.parametrize(
+    "precision", slow_but(["mixed_bfloat16", "mixed_float16"], ["mixed_bfloat16"])
+)
+def test_mixed_precision_trains_and_leaves_a_float32_network(
+    tmp_path: Path, precision: str
+) -> None:
+    folder = smoke("digits_atlas", tmp_path, f"precision={precision}", stages=["train"])
+    network = keras.saving.load_model(folder / "model.keras", compile=False)
+    assert {layer.dtype_policy.name for layer in network.layers} == {"float32"}
 
 
 def test_arrays_to_evaluate_on_are_not_trained_on(tmp_path: Path) -> None:
@@ -275,6 +284,7 @@ def test_a_users_own_arrays(tmp_path: Path) -> None:
             f"data={{name: npz, path: {path}, batch_size: 16, validation: 16}}",
             "train.epochs=1",
             "train.epsilon_ramp_epochs=1",
+            "attacks=fgsm",
         ],
         tmp_path,
         None,

@@ -101,7 +101,7 @@ def test_iaat_on_a_folder(folder: Path, tmp_path: Path) -> None:
         "digits_iaat",
         [
             f"data={{name: folder, path: {folder}, image_size: 16, batch_size: 4, validation: 4}}",
-            "model={name: resnet, width: 2, stem: imagenet}",
+            "model={name: small_cnn, filters: [2], units: 4}", "attacks=fgsm",
             "train.epochs=2", "train.epsilon_ramp_epochs=0", "method.warmup_epochs=1",
             "train.schedule={name: constant}",
         ],

@@ -283,9 +283,9 @@ def test_what_fits_is_trained_on() -> None:
     """Images off by rounding, and labels of any dtype."""
     labels = (Y.astype("float32"), Y > 0, Y.astype("uint8")[:, None])
     containers = [name for name in CONTAINERS if "validation" not in name]
+    model = Adv(network(), threat=Threat("linf", 0.1), attack=FGSM(), validation_attack=FGSM())
+    model.compile("sgd")
     for place, container in enumerate(containers):
-        model = Adv(network(), threat=Threat("linf", 0.1))
-        model.compile("sgd")
         given = CONTAINERS[container](X / X.max() * np.float32(1 + 1e-7), labels[place % 3])
         losses = model.fit(**given, verbose=0).history["loss"]
         assert np.isfinite(losses).all(), container
