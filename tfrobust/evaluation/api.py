@@ -164,5 +164,5 @@ def _digest(logits_fn: LogitsFn, details: Details) -> str | None:
         return details.digest
     content = hashlib.sha256()
     for weight in logits_fn.get_weights():
-        content.update(np.ascontiguousarray(weight))
+        content.update(np.ascontiguousarray(weight).data)
     return content.hexdigest()

@@ -45,8 +45,8 @@ class Crafted(NamedTuple):
     @classmethod
     def nothing(cls, x: np.ndarray) -> Crafted:
         """Zeros for images x [n, H, W, C]."""
-        zeros = [np.zeros(len(x), dtype) for dtype in (bool, np.int32, np.int32)]
-        return cls(np.zeros_like(x), *zeros)
+        right, counts = np.zeros(len(x), bool), np.zeros(len(x), np.int32)
+        return cls(np.zeros_like(x), right, counts, counts.copy())
 
 
 def predictor(logits_fn: LogitsFn, batch_size: int = BATCH_SIZE) -> Predict:

@@ -67,7 +67,7 @@ def least_eps(
     return least
 
 
-def eps_curve(least: np.ndarray, threat: Threat) -> list[dict[str, float]]:
+def eps_curve(least: np.ndarray, threat: Threat) -> list[dict[str, Any]]:
     """The rows of eval.json: the accuracy of the n images at 0 and at each of MULTIPLES times the
     threat's eps; none at eps 0."""
     radii = threat.eps * np.array([0.0, *MULTIPLES]) if threat.eps else ()

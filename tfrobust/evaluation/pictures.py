@@ -71,6 +71,6 @@ class Pictures(NamedTuple):
         }
         self._write("probes.npz", arrays)
 
-    def _write(self, name: str, arrays: dict[str, np.ndarray]) -> None:
+    def _write(self, name: str, arrays: dict[str, Any]) -> None:
         write: Callable[[Path], object] = lambda path: np.savez(path, **arrays)  # noqa: E731
         write_atomically(self.folder / name, write)

@@ -281,7 +281,7 @@ class Flags:
 
     def save(self, folder: Path) -> None:
         """Write flags.npz atomically."""
-        arrays = {"index": self.index, "label": self.label, **self.right}
+        arrays: dict[str, Any] = {"index": self.index, "label": self.label, **self.right}
         if self.digest is not None:
             arrays[DIGEST] = self.digest
         write_atomically(Path(folder) / "flags.npz", lambda path: np.savez(path, **arrays))
@@ -294,7 +294,7 @@ def digests(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Return a digest, uint64 [N], of each image of x [N, H, W, C] float32 with its label."""
 
     def digest(image: np.ndarray, label: int) -> bytes:
-        content = hashlib.blake2b(np.ascontiguousarray(image), digest_size=8)
+        content = hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=8)
         content.update(str((image.shape, label)).encode())
         return content.digest()
 

@@ -116,9 +116,9 @@ def trade_off(curve: Sequence[CurveRow]) -> Figure:
         clean, robust = [row.clean_accuracy for row in rows], [row.robust_accuracy for row in rows]
         label = None if width is None else f"width {width:g}"
         axes.plot(clean, robust, marker="o", ls="-", ms=4, lw=1.2, color=colour, label=label)
-        for row, *place in zip(rows, clean, robust, strict=True):
+        for row, x, y in zip(rows, clean, robust, strict=True):
             text = f"{row.strength:g}"
-            axes.annotate(text, place, (4, 4), textcoords="offset points", color=INK, fontsize=8)
+            axes.annotate(text, (x, y), (4, 4), textcoords="offset points", color=INK, fontsize=8)
     if widths != [None]:
         axes.legend(frameon=False, fontsize=9, labelcolor=INK)
     for axis in (axes.xaxis, axes.yaxis):
