@@ -1,30 +1,62 @@
 """Adversarially robust training and honest robustness evaluation for Keras 3 on TensorFlow.
 
-model = tfrobust.Atlas(network, threat=tfrobust.Threat("linf", "8/255"), alpha=2e-4, beta=5.0)
-model.compile("sgd")
-model.fit(x, y)
+    model = tfrobust.Atlas(network, threat=tfrobust.Threat("linf", "8/255"), alpha=2e-4, beta=5.0)
+    model.compile("sgd")
+    model.fit(x, y)
+
+Every training method and every attack is here by the name of its class, beside `Threat`,
+`evaluate`, `load_network` and `UserError`; the subpackages are attributes. Names are imported when
+they are first asked for: `import tfrobust` alone imports neither TensorFlow nor Keras.
 """
+
+import importlib
+import pkgutil
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-import tfrobust.backend  # noqa: F401, refuses another one than TensorFlow
-from tfrobust.attacks import FGSM, PGD, Attack
-from tfrobust.methods import Adv, Atlas, Jac, Natural, RobustModel, Trades, TradesJac
-from tfrobust.models import load_network  # Keras learns our layers here
-from tfrobust.threat import Threat
+from tfrobust import backend, keras_import
 
-__all__ = [
-    "FGSM",
-    "PGD",
-    "Adv",
-    "Atlas",
-    "Attack",
-    "Jac",
-    "Natural",
-    "RobustModel",
-    "Threat",
-    "Trades",
-    "TradesJac",
-    "__version__",
-    "load_network",
-]
+if TYPE_CHECKING:
+    from tfrobust.attacks import *  # noqa: F403
+    from tfrobust.errors import UserError as UserError
+    from tfrobust.evaluation import evaluate as evaluate
+    from tfrobust.methods import *  # noqa: F403
+    from tfrobust.models import load_network as load_network
+    from tfrobust.threat import Threat as Threat
+
+_HOMES = {
+    "Threat": "tfrobust.threat",
+    "UserError": "tfrobust.errors",
+    "evaluate": "tfrobust.evaluation",
+    "load_network": "tfrobust.models",
+}
+_MODULES = {module.name for module in pkgutil.iter_modules(__path__)}  # noqa: F405
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"tfrobust.{name}")
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    if name == "__all__":
+        exported = [module.__all__ for module in _registries()]
+        return sorted({"__version__", *_HOMES}.union(*exported))
+    if not name.startswith("_"):
+        for module in _registries():
+            if name in module.__all__:
+                return getattr(module, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _registries() -> list[Any]:
+    """Import the modules of ATTACKS and METHODS, whose every exported name is ours too."""
+    return [importlib.import_module(f"tfrobust.{name}") for name in ("attacks", "methods")]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES, *__getattr__("__all__")})
+
+
+backend.check()
+keras_import.watch()

@@ -1,5 +1,4 @@
-"""Keras's backend, looked at before Keras is imported: one that is not installed ends its import in
-a traceback."""
+"""Checks Keras's backend before Keras is imported, whose own error would be a traceback."""
 
 from __future__ import annotations
 
@@ -12,23 +11,25 @@ NEEDED = "tensorflow"
 
 
 def chosen() -> tuple[str, str]:
-    """The backend that Keras has, or takes when it is imported; and what chose it."""
+    """Return the backend that Keras has, or will have when it is imported, and what set it."""
     if (keras := sys.modules.get("keras")) is not None:
         return keras.config.backend(), "the Keras that is imported already"
-    if named := os.environ.get("KERAS_BACKEND"):
-        return named, "KERAS_BACKEND"
+    if name := os.environ.get("KERAS_BACKEND"):
+        return name, "KERAS_BACKEND"
     home = Path.home() if os.access(Path.home(), os.W_OK) else Path("/tmp")
     file = Path(os.environ.get("KERAS_HOME", home / ".keras")).expanduser() / "keras.json"
     try:
         return json.loads(file.read_text(encoding="utf-8")).get("backend", NEEDED), str(file)
-    except (OSError, ValueError):  # none, or not one that Keras reads either
+    except (OSError, ValueError):  # no file, or one that Keras cannot read either
         return NEEDED, str(file)
 
 
-_name, _by = chosen()
-if _name != NEEDED:
-    raise ImportError(
-        f"Keras's backend: expected {NEEDED}, received {_name} from {_by}; set KERAS_BACKEND="
-        f"{NEEDED} before Keras is imported",
-        name=__name__,
-    )
+def check() -> None:
+    """Raise an ImportError of one line unless Keras's backend is TensorFlow."""
+    name, source = chosen()
+    if name != NEEDED:
+        raise ImportError(
+            f"Keras's backend: expected {NEEDED}, received {name} from {source}; set "
+            f"KERAS_BACKEND={NEEDED} before Keras is imported",
+            name=__name__,
+        )

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfrobust import errors, registry, serialization
+from tfrobust import errors, serialization
 from tfrobust.errors import UserError, number
 from tfrobust.registry import build, located, parameters, resolve
 

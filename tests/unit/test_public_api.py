@@ -1,0 +1,104 @@
+"""`import tfrobust`: what it gives, when TensorFlow is imported, and what Keras then knows."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import pytest
+
+import tfrobust
+from tfrobust.attacks import ATTACKS
+from tfrobust.keras_import import REGISTERED
+from tfrobust.methods import METHODS, RobustModel
+
+ROOT = Path(__file__).resolve().parents[2]
+NO_TENSORFLOW = "import sys; assert not {'tensorflow', 'keras'} & sys.modules.keys()"
+LOAD = "m = keras.saving.load_model(sys.argv[1], compile=False); assert type(m).__name__ == 'Adv'"
+
+
+def python(*lines: str, argument: str = "") -> subprocess.CompletedProcess[str]:
+    environment = {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "-1"}
+    return subprocess.run(
+        [sys.executable, "-c", "\n".join(lines), argument],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_every_method_and_attack_is_a_name_of_the_package() -> None:
+    classes = {*METHODS.values(), *ATTACKS.values(), RobustModel}
+    assert {cls.__name__ for cls in classes} <= set(tfrobust.__all__)
+    assert all(getattr(tfrobust, cls.__name__) is cls for cls in classes)
+
+
+def test_all_names_are_there() -> None:
+    others = {"Threat", "UserError", "evaluate", "load_network", "METHODS", "ATTACKS"}
+    assert others <= set(tfrobust.__all__) <= set(dir(tfrobust))
+    for name in tfrobust.__all__:
+        assert getattr(tfrobust, name) is not None
+    assert {"attacks", "data", "evaluation", "methods", "models", "report"} <= set(dir(tfrobust))
+    names: dict[str, object] = {}
+    exec("from tfrobust import *", names)
+    assert names["Atlas"] is tfrobust.Atlas
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'tfrobust' has no attribute 'Atlass'"):
+        _ = tfrobust.Atlass
+
+
+def test_names_that_need_no_tensorflow_import_none() -> None:
+    done = python("import tfrobust", "tfrobust.UserError, tfrobust.__version__", NO_TENSORFLOW)
+    assert done.returncode == 0, done.stderr
+    done = python("import tfrobust.errors, tfrobust.registry", NO_TENSORFLOW)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The file of a saved training model: its class, its attack, its threat and its network's
+    layers are ours."""
+    network = tfrobust.models.small_cnn((8, 8, 1), 4, filters=[2], units=2)
+    file = tmp_path_factory.mktemp("saved") / "model.keras"
+    tfrobust.Adv(network, threat=tfrobust.Threat("linf", 0.1), attack=tfrobust.PGD()).save(file)
+    return str(file)
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import tfrobust; import keras",
+        "import keras; import tfrobust",
+        "import tfrobust; import tensorflow; import keras",
+        "import tfrobust.threat; import keras",
+        "from tfrobust.evaluation import evaluate; import keras",
+    ],
+)
+def test_keras_loads_our_classes_in_any_order_of_imports(imports: str, saved: str) -> None:
+    done = python("import sys", imports, LOAD, argument=saved)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_registered_class_is_found() -> None:
+    """Those of the modules that `keras_import` imports are all that there are."""
+    lines = ["import tfrobust, keras", "names = set(keras.saving.get_custom_objects())"]
+    lines += ["import importlib, pkgutil"]
+    lines += ["for m in pkgutil.walk_packages(tfrobust.__path__, 'tfrobust.'):"]
+    lines += ["    importlib.import_module(m.name)"]
+    lines += ["assert names == set(keras.saving.get_custom_objects()), names"]
+    lines += ["assert 'tfrobust>BatchNorm' in names"]
+    done = python(*lines)
+    assert done.returncode == 0, done.stderr
+    assert all(name in sys.modules for name in REGISTERED) and keras.saving.get_custom_objects()
+
+
+def test_a_module_keeps_its_own_loader() -> None:
+    code = "import inspect, tfrobust.threat as t; assert 'class Threat' in inspect.getsource(t)"
+    done = python(code, "assert type(t.__spec__.loader).__name__ == 'SourceFileLoader'")
+    assert done.returncode == 0, done.stderr
