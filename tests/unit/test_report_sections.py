@@ -29,7 +29,7 @@ def test_the_trade_off_of_a_once_for_all_network(tmp_path: Path) -> None:
     change(run, curve=widths)
     html = write_report(run).read_text()
     assert "<th scope=row>0.5</th><td>0.2</td><td>95.0 %</td><td>50.0 %</td>" in html
-    assert "One network at every width and lambda" in html and ">width 0.5<" in html
+    assert "One network at several values of width and lambda" in html and ">width 0.5<" in html
     change(run, curve=[{"lambda": 2.0, "clean_accuracy": 0.9, "robust_accuracy": 0.6}])
     with pytest.raises(ValueError, match=r"eval\.json.*curve\.0\.lambda: 2\.0"):
         load_run(run)
@@ -162,7 +162,7 @@ def test_the_valley_of_the_loss(tmp_path: Path) -> None:
     np.savez(run / "valley.npz", **{key: np.array(part) for key, part in losses.items()})
     html = write_report(run).read_text()
     assert html.count("<svg") == 7 and 'id="valley-' in html
-    assert "Cross entropy of 2 test images: mean 0.3, 1.2 at the highest" in html
+    assert "Mean cross entropy of 2 test images: 0.3 at the images, 1.2 at the highest" in html
     np.savez(run / "valley.npz", clean=np.zeros(2), highest=np.zeros(2), lowest=np.zeros(3))
     with pytest.raises(ValueError, match=r"valley\.npz: expected a readable file"):
         load_run(run)

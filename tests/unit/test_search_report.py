@@ -75,7 +75,7 @@ def test_a_key_that_changes_the_measure_is_told(tmp_path: Path) -> None:
     space = {"threat.eps": {"linear": [0.0, 0.1]}, "train.epochs": {"int": [1, 3]}}
     trials = [SearchTrial("0", {"threat.eps": 0.1, "train.epochs": 2}, "completed", 2, 0.9, 0.5)]
     page = write_search_report(made(tmp_path / "run", space, trials)).read_text()
-    assert "threat.eps changed how accuracy was measured" in page
+    assert "threat.eps changes how accuracy is measured" in page
 
 
 def test_missing_and_damaged_files_are_one_line(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
-"""Report: eval.json and history -> tables, figures, HTML. Reads files only, loads no model.
+"""Reports: tables, figures and HTML pages from the files of runs. No model is loaded.
 
-`write_report(run)` is the entry; the rest are the pure helpers that `tools/` reuses.
+`write_report(run)` is the entry; the other names are helpers that `tools/` uses too.
 """
 
 from tfrobust.report.compare import Row, comparison, differences, measured, named

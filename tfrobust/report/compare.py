@@ -1,4 +1,4 @@
-"""Several runs side by side: one table, and which differences are more than chance."""
+"""A comparison of several runs: one table, and tests of which differences are beyond chance."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,8 +29,14 @@ CHANCE = 0.05
 
 @dataclass(frozen=True)
 class Row:
-    """A run of a comparison: its row's label, its folder, the keys in which it differs from others
-    of a grid, and why it failed, if it did. Runs of one label are the seeds of one row."""
+    """A run to compare. Runs with the same label are the seeds of one row of the table.
+
+    Attributes:
+        label: the name of the row.
+        run: the run folder.
+        varied: key -> value of the keys in which the runs of a grid differ.
+        reason: why the run failed; None if it did not.
+    """
 
     label: str
     run: Path
@@ -40,7 +46,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Measured:
-    """A finished run."""
+    """A finished run with its files read."""
 
     row: Row
     record: RunRecord
@@ -57,28 +63,28 @@ class Measured:
 
 
 def measured(rows: Sequence[Row]) -> list[Measured]:
-    """The runs that did not fail, read from their folders. Raises UserError as `load_run` does."""
-    found = []
+    """Read the runs that did not fail. Raises UserError as `load_run` does, and without flags."""
+    runs = []
     for row in rows:
         if row.reason is not None:
             continue
         record = load_run(row.run)
         if record.flags is None:
             raise UserError(f"{row.run / 'flags.npz'}: expected flags, received no such file")
-        found.append(Measured(row, record, record.flags))
-    return found
+        runs.append(Measured(row, record, record.flags))
+    return runs
 
 
 def families(runs: Sequence[Measured]) -> dict[str, list[Measured]]:
-    """Label -> the runs of its seeds."""
-    found: dict[str, list[Measured]] = {}
+    """Group the runs by label: label -> the runs of its seeds."""
+    groups: dict[str, list[Measured]] = {}
     for run in runs:
-        found.setdefault(run.row.label, []).append(run)
-    return found
+        groups.setdefault(run.row.label, []).append(run)
+    return groups
 
 
 def alike(runs: Sequence[Measured]) -> bool:
-    """Whether all runs have the images and the threat of the first, so that numbers compare."""
+    """Return whether all runs share one set of images and one threat, so that numbers compare."""
     return all(_threat(r) == _threat(runs[0]) and _same_data(r, runs[0]) for r in runs)
 
 
@@ -93,56 +99,68 @@ def _data(run: Measured) -> tuple[str, str]:
 
 
 def _same_data(first: Measured, second: Measured) -> bool:
-    """Whether the images are the same; as far as they are named where digests are not known."""
-    one, other = first.flags.digest, second.flags.digest
-    if one is None or other is None:
+    """Compare the digests of the images, or the names of the data if a digest is missing."""
+    if first.flags.digest is None or second.flags.digest is None:
         return _data(first) == _data(second)
-    return same_images(one, other)
+    return same_images(first.flags.digest, second.flags.digest)
 
 
 def same_test_images(runs: Sequence[Measured]) -> bool:
-    """Whether all runs saw the images of the first, by their digests."""
+    """Return whether all runs saw the same images, by their digests."""
     return all(same_images(runs[0].flags.digest, run.flags.digest) for run in runs)
 
 
 def columns(runs: Sequence[Measured]) -> list[str]:
-    """clean, every attack in order of appearance, and last the worst case over all images and over
-    fewer."""
+    """Return the names of the accuracies of all runs, in the order of `in_order`."""
     return in_order(name for run in runs for name in run.accuracies)
 
 
 def comparison(runs: Sequence[Measured]) -> Table:
-    """A row a label: mean accuracies with their standard deviation over the seeds, the paper's and
-    the difference to it where it is known, the cost of training. The best of a column is bold,
-    where the runs are `alike`."""
-    kinds = columns(runs)
-    sizes = {
-        kind: sorted({run.accuracies[kind].examples for run in runs if kind in run.accuracies})
-        for kind in kinds
-    }
-    heads = [f"{kind}\nn={'/'.join(map(str, sizes[kind]))}" for kind in kinds]
+    """Return the table with one row per label.
+
+    A cell has the mean accuracy over the seeds with its standard deviation and, where it is known,
+    the paper's figure with the difference to it. The best of a column is bold if the runs are
+    `alike`.
+    """
+    names = columns(runs)
     lines, means = [], []
     for label, family in families(runs).items():
         cells, values = [], []
-        for kind in kinds:
-            found = [run.accuracies[kind] for run in family if kind in run.accuracies]
-            cells.append(_cell(found))
-            values.append(mean(row.accuracy for row in found) if found else -1.0)
-        told = [summarise_training(run.record.history, run.record.config) for run in family]
-        times = [t.seconds_per_batch for t in told if t.seconds_per_batch is not None]
-        epochs = sorted({t.epochs for t in told})
-        line = [label, ", ".join(str(run.seed) for run in family), *cells]
-        lines.append(
-            [*line, milliseconds(mean(times) if times else None), "/".join(map(str, epochs))]
-        )
+        for name in names:
+            rows = [run.accuracies[name] for run in family if name in run.accuracies]
+            cells.append(_cell(rows))
+            values.append(mean(row.accuracy for row in rows) if rows else -1.0)
+        seeds = ", ".join(str(run.seed) for run in family)
+        lines.append([label, seeds, *cells, *_costs(family)])
         means.append(values)
-    best = {
-        (place, 2 + column)
-        for column in range(len(kinds))
-        for place, values in enumerate(means)
-        if len(means) > 1 and alike(runs) and values[column] == max(v[column] for v in means) >= 0
-    }
-    return Table(["method", "seeds", *heads, "time per batch", "epochs"], lines, frozenset(best))
+    header = ["method", "seeds", *(_head(name, runs) for name in names)]
+    best = _highest(means, first_column=2) if len(means) > 1 and alike(runs) else frozenset()
+    return Table([*header, "time per batch", "epochs"], lines, best)
+
+
+def _head(name: str, runs: Sequence[Measured]) -> str:
+    """Return the header of a column: the accuracy's name and its numbers of images."""
+    sizes = {run.accuracies[name].examples for run in runs if name in run.accuracies}
+    return f"{name}\nn={'/'.join(map(str, sorted(sizes)))}"
+
+
+def _costs(family: Sequence[Measured]) -> list[str]:
+    """Return the mean time per batch and the epochs of a label's runs."""
+    costs = [summarise_training(run.record.history, run.record.config) for run in family]
+    times = [cost.seconds_per_batch for cost in costs if cost.seconds_per_batch is not None]
+    epochs = sorted({cost.epochs for cost in costs})
+    return [milliseconds(mean(times) if times else None), "/".join(map(str, epochs))]
+
+
+def _highest(means: Sequence[Sequence[float]], first_column: int) -> frozenset[tuple[int, int]]:
+    """Return the cells (row, column) with the highest mean of each column; -1 is no mean."""
+    cells = set()
+    for column, values in enumerate(zip(*means, strict=True)):
+        highest = max(values)
+        if highest >= 0:
+            rows = [row for row, value in enumerate(values) if value == highest]
+            cells |= {(row, first_column + column) for row in rows}
+    return frozenset(cells)
 
 
 def _cell(rows: Sequence[AccuracyRow]) -> str:
@@ -150,31 +168,36 @@ def _cell(rows: Sequence[AccuracyRow]) -> str:
         return NOTHING
     values = [row.accuracy for row in rows]
     spread = f" ± {100 * stdev(values):.1f}" if len(values) > 1 else ""
-    told = f"{100 * mean(values):.1f}{spread} %"
+    text = f"{100 * mean(values):.1f}{spread} %"
     paper = rows[0].paper
-    return (
-        told if paper is None else f"{told}\npaper {percent(paper)}, {points(mean(values) - paper)}"
-    )
+    if paper is None:
+        return text
+    return f"{text}\npaper {percent(paper)}, {points(mean(values) - paper)}"
 
 
 def flat(runs: Sequence[Measured]) -> Table:
-    """A row a run, accuracies as fractions: what a program reads."""
-    kinds = [kind for kind in columns(runs) if kind != "clean" and not is_worst_case(kind)]
+    """Return a table for programs: one row per run, accuracies as fractions."""
+    names = [name for name in columns(runs) if name != "clean" and not is_worst_case(name)]
     lines = []
     for run in runs:
-        known = run.accuracies
-        cells = [f"{known[kind].accuracy:.6g}" if kind in known else "" for kind in kinds]
-        clean = known["clean"]
+        rows = run.accuracies
+        clean = rows["clean"]
+        cells = [f"{rows[name].accuracy:.6g}" if name in rows else "" for name in names]
         lines.append(
             [run.row.label, str(run.seed), str(clean.examples), f"{clean.accuracy:.6g}", *cells]
         )
-    return Table(["method", "seed", "examples", "clean", *kinds], lines)
+    return Table(["method", "seed", "examples", "clean", *names], lines)
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One run against another on the same n images: `gained` are right in the first alone, `lost`
-    in the second alone. p: of McNemar's test, exact."""
+    """The difference between two runs on the same images.
+
+    Attributes:
+        n: the number of images.
+        gained: how many of them only the first run gets right.
+        lost: how many of them only the second run gets right.
+    """
 
     n: int
     gained: int
@@ -182,11 +205,12 @@ class Difference:
 
     @property
     def points(self) -> float:
-        """A fraction: the first's accuracy minus the second's."""
+        """The first run's accuracy minus the second's, a fraction."""
         return (self.gained - self.lost) / self.n
 
     @property
     def p(self) -> float:
+        """The p-value of McNemar's exact test."""
         differ = self.gained + self.lost
         return float(binomtest(self.gained, differ).pvalue) if differ else 1.0
 
@@ -196,14 +220,20 @@ class Difference:
 
 
 def difference(first: np.ndarray, second: np.ndarray) -> Difference:
-    """Of two arrays of flags, bool [n], of the same images. (McNemar, 1947, "Note on the sampling
-    error of the difference between correlated proportions or percentages".)"""
+    """Compare two arrays of flags, bool [n], of the same images.
+
+    (McNemar, 1947, "Note on the sampling error of the difference between correlated proportions or
+    percentages".)
+    """
     return Difference(len(first), int((first & ~second).sum()), int((second & ~first).sum()))
 
 
 def differences(runs: Sequence[Measured]) -> Table:
-    """Every pair of runs on the images that both saw: clean, and under all attacks that both met
-    with the same settings. Bold is what is beyond chance."""
+    """Return a table of the differences between every two runs, on the images that both saw.
+
+    The columns are clean accuracy, and accuracy under all attacks that ran on both with the same
+    settings. Differences beyond chance are bold.
+    """
     lines: list[list[str]] = []
     bold: set[tuple[int, int]] = set()
     for first, second in combinations(runs, 2):
@@ -235,40 +265,45 @@ def _pairs(first: Measured, second: Measured) -> tuple[Difference, Difference | 
         require(run.flags.digest is not None, name, expected, "a record of before there were any")
     same = same_images(first.flags.digest, second.flags.digest)
     require(same, both, "the same test images in the same order", [_data(first), _data(second)])
-    one, other = first.flags.right, second.flags.right
-    ours, theirs = _settings(first), _settings(second)
-    shared = [key for key in ours if key in theirs and ours[key] == theirs[key]]
-    n = min(len(one["clean"]), len(other["clean"]))
-    clean = difference(one["clean"][:n], other["clean"][:n])
-    if not shared:
-        return clean, None
-    n = min(len(right[key]) for right in (one, other) for key in shared)
-    left, right = (
-        np.logical_and.reduce([flags[key][:n] for key in shared]) for flags in (one, other)
-    )
-    return clean, difference(left, right)
+    clean = _difference(first, second, ["clean"])
+    settings, others = _settings(first), _settings(second)
+    shared = [name for name in settings if name in others and settings[name] == others[name]]
+    return clean, _difference(first, second, shared) if shared else None
+
+
+def _difference(first: Measured, second: Measured, names: Sequence[str]) -> Difference:
+    """Return the difference of what is right under all these, on the images that all saw."""
+    flags = [[run.flags.right[name] for name in names] for run in (first, second)]
+    n = min(len(right) for columns in flags for right in columns)
+    one, other = (np.logical_and.reduce([right[:n] for right in columns]) for columns in flags)
+    return difference(one, other)
 
 
 def _settings(run: Measured) -> dict[str, Any]:
-    """The settings of each attack by its name; a suite is known by its attacks."""
+    """Return the settings of each attack, attack -> config; a suite stands as its attacks."""
     record = run.record.evaluation
     rows = [row for row in record.attacks if row.name not in record.suites]
     return {row.name: row.config for row in rows if row.name in run.flags.right}
 
 
 def name_of(run: Measured, among: Sequence[Measured]) -> str:
-    """The label, with the seed where another run shares it."""
-    twins = [other for other in among if other.row.label == run.row.label]
-    return f"{run.row.label} seed {run.seed}" if len(twins) > 1 else run.row.label
+    """Return the run's label, with its seed if another of the runs has the same label."""
+    labels = [other.row.label for other in among]
+    label = run.row.label
+    return f"{label} seed {run.seed}" if labels.count(label) > 1 else label
 
 
 def named(runs: Sequence[Path]) -> list[Row]:
-    """A row for each folder, labelled by its name, or by its path where two share that. Raises
-    UserError for a folder that is given twice."""
+    """Return a row for each run folder, labelled by its name, or by its path if two share a name.
+
+    Raises UserError if a folder comes twice.
+    """
     paths = [Path(run) for run in runs]
-    twice = sorted({str(p) for p in paths if sum(p.resolve() == o.resolve() for o in paths) > 1})
+    resolved = [path.resolve() for path in paths]
+    twice = {str(path) for path in paths if resolved.count(path.resolve()) > 1}
     if twice:
-        raise UserError(f"{', '.join(twice)}: expected different runs, received one more than once")
+        names = ", ".join(sorted(twice))
+        raise UserError(f"{names}: expected different runs, received one more than once")
     labels = [path.resolve().name for path in paths]
     return [
         Row(label if labels.count(label) == 1 else str(path), path)

@@ -1,4 +1,4 @@
-"""Figures of several runs: the trade-off, training curves, robustness over eps and parameters."""
+"""Figures of a comparison: the trade-off, training curves, accuracy over eps and parameters."""
 
 import math
 from collections.abc import Sequence
@@ -13,21 +13,23 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from tfrobust.report.compare import Measured, alike, families
 from tfrobust.report.figures import PANELS, plain_axes
 from tfrobust.report.html import INK
-from tfrobust.report.summary import class_rows, pareto
+from tfrobust.report.summary import ClassRow, class_rows, pareto
 
 MARKERS = "osD^vP*X<>"
-MOST = 20  # classes that a figure has room for
-DECADES = 10.0  # values further apart than so many times are drawn on a logarithmic axis
+MOST_CLASSES = 20  # in one figure
+WIDE = 10.0  # the ratio of the largest to the smallest value above which an axis is logarithmic
 
 
 def scatter(runs: Sequence[Measured]) -> Figure:
-    """Clean against worst-case accuracy, a point a run; the Pareto front of the labels' means. A
-    once-for-all network is a line over its lambdas."""
+    """Draw worst-case against clean accuracy, a point for each run.
+
+    The dashed line is the Pareto front of the labels' means. A once-for-all network is a line over
+    its lambdas.
+    """
     figure, axes = _axes("clean accuracy", "worst-case accuracy")
     middles = []
     for place, (label, family) in enumerate(families(runs).items()):
-        found = [_both(run) for run in family]
-        clean, robust = zip(*found, strict=True)
+        clean, robust = zip(*(_both(run) for run in family), strict=True)
         style = {"color": _colour(place), "marker": MARKERS[place % len(MARKERS)]}
         axes.plot(clean, robust, ls="", ms=6, alpha=0.85, label=_text(label), **style)
         middles.append((mean(clean), mean(robust)))
@@ -49,8 +51,11 @@ def scatter(runs: Sequence[Measured]) -> Figure:
 
 
 def overlays(runs: Sequence[Measured]) -> dict[str, Figure]:
-    """Name -> training curves of all runs over each other, the seeds of a label in one colour."""
-    found = {}
+    """Draw the training curves of all runs in one figure per panel, one colour per label.
+
+    Panels that fewer than two runs have are left out.
+    """
+    figures = {}
     for panel in PANELS[:4]:
         column = next(iter(panel.lines))
         if sum(any(column in row for row in run.record.history) for run in runs) < 2:
@@ -69,20 +74,20 @@ def overlays(runs: Sequence[Measured]) -> dict[str, Figure]:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if panel.is_percent:
             axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
-        found[panel.name] = _legend(figure, axes)
-    return found
+        figures[panel.name] = _legend(figure, axes)
+    return figures
 
 
 def over_eps(runs: Sequence[Measured]) -> Figure | None:
-    """Robust accuracy over eps, the mean of the seeds; None where fewer than two runs have it."""
-    known: dict[str, list[Any]] = {}
+    """Draw robust accuracy over eps, the mean over the seeds; None unless two labels have it."""
+    by_label: dict[str, list[Any]] = {}
     for label, family in families(runs).items():
         curves = [run.record.evaluation.eps_curve for run in family]
-        known[label] = [curve for curve in curves if curve]
-    if sum(bool(curves) for curves in known.values()) < 2:
+        by_label[label] = [curve for curve in curves if curve]
+    if sum(bool(curves) for curves in by_label.values()) < 2:
         return None
     figure, axes = _axes("eps", "robust accuracy")
-    for place, (label, curves) in enumerate(known.items()):
+    for place, (label, curves) in enumerate(by_label.items()):
         if curves:
             eps = [row.eps for row in curves[0]]
             values = [mean(c[i].robust_accuracy for c in curves) for i in range(len(eps))]
@@ -94,22 +99,31 @@ def over_eps(runs: Sequence[Measured]) -> Figure | None:
 
 
 def classes(runs: Sequence[Measured]) -> Figure | None:
-    """Worst-case accuracy of each class, a row a label, the mean of its seeds; None where fewer
-    than two labels have them or there are more than `MOST` classes."""
-    known = {
-        label: [rows for run in family if (rows := class_rows(run.record))]
-        for label, family in families(runs).items()
+    """Draw worst-case accuracy of each class, a row for each label, the mean over its seeds.
+
+    None unless at least two labels have accuracies for the same, at most `MOST_CLASSES` classes.
+    """
+    by_label: dict[str, list[list[ClassRow]]] = {}
+    for label, family in families(runs).items():
+        rows_of_runs = [class_rows(run.record) for run in family]
+        if any(rows_of_runs):
+            by_label[label] = [rows for rows in rows_of_runs if rows]
+    class_names = {
+        tuple(row.name for row in rows)
+        for rows_of_runs in by_label.values()
+        for rows in rows_of_runs
     }
-    known = {label: found for label, found in known.items() if found}
-    names = [row.name for row in next(iter(known.values()))[0]] if known else []
-    alike = all([row.name for row in rows] == names for found in known.values() for rows in found)
-    if len(known) < 2 or not alike or len(names) > MOST:
+    if len(by_label) < 2 or len(class_names) > 1:
+        return None
+    names = class_names.pop()
+    if len(names) > MOST_CLASSES:
         return None
     cells = [
-        [mean(rows[place].robust for rows in found) for place in range(len(names))]
-        for found in known.values()
+        [mean(row.robust for row in of_class) for of_class in zip(*rows_of_runs, strict=True)]
+        for rows_of_runs in by_label.values()
     ]
-    figure = Figure(figsize=(1.6 + 0.5 * len(names), 1.2 + 0.32 * len(known)), layout="constrained")
+    size = (1.6 + 0.5 * len(names), 1.2 + 0.32 * len(by_label))
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.add_subplot()
     axes.imshow(cells, cmap="viridis", vmin=0, vmax=1, aspect="auto")
     for y, row in enumerate(cells):
@@ -117,17 +131,19 @@ def classes(runs: Sequence[Measured]) -> Figure | None:
             ink = "black" if value > 0.5 else "white"
             axes.text(x, y, f"{100 * value:.0f}", ha="center", va="center", color=ink, fontsize=8)
     axes.set_xticks(range(len(names)), [_text(name) for name in names])
-    axes.set_yticks(range(len(known)), [_text(label) for label in known])
+    axes.set_yticks(range(len(by_label)), [_text(label) for label in by_label])
     plain_axes(axes)
     axes.grid(False)
     return figure
 
 
 def sweeps(runs: Sequence[Measured]) -> dict[str, Figure]:
-    """Name -> clean (open) and worst-case accuracy (filled) over each number in which runs of a
-    grid differ; a line for each combination of the others."""
+    """Draw clean (open marks) and worst-case accuracy (filled) over each number that a grid varies.
+
+    Each combination of the other keys has a line of its own.
+    """
     keys = dict.fromkeys(key for run in runs for key in run.row.varied if key != "seed")
-    found = {}
+    figures = {}
     for key in keys:
         having = [run for run in runs if _number(run.row.varied.get(key)) is not None]
         values = sorted({_number(run.row.varied[key]) or 0.0 for run in having})
@@ -149,29 +165,30 @@ def sweeps(runs: Sequence[Measured]) -> dict[str, Figure]:
                 axes.plot(
                     places, middle, "o-", color=_colour(place), ms=5, lw=1.3, label=legend, **face
                 )
-        above = [value for value in values if value > 0]
-        if above and above[-1] > DECADES * above[0]:
-            axes.set_xscale("symlog" if values[0] <= 0 else "log", **_linear(values[0], above[0]))
+        positive = [value for value in values if value > 0]
+        if positive and positive[-1] > WIDE * positive[0]:
+            if values[0] > 0:
+                axes.set_xscale("log")
+            else:
+                axes.set_xscale("symlog", linthresh=positive[0])
         axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
-        found[f"over-{key}"] = _legend(figure, axes)
-    return found
-
-
-def _linear(least: float, above: float) -> dict[str, float]:
-    return {"linthresh": above} if least <= 0 else {}
+        figures[f"over-{key}"] = _legend(figure, axes)
+    return figures
 
 
 def _others(run: Measured, key: str) -> str:
-    """The label without the key that the axis shows."""
-    own = f"{key.rpartition('.')[2]}={run.row.varied[key]}"
-    return " ".join(part for part in run.row.label.split(" ") if part != own)
+    """Return the run's label without the part of the key that the axis shows."""
+    shown = f"{key.rpartition('.')[2]}={run.row.varied[key]}"
+    return " ".join(part for part in run.row.label.split(" ") if part != shown)
 
 
 def _number(value: Any) -> float | None:
+    """Return a number as a float; None for anything else."""
     return float(value) if isinstance(value, Real) and not isinstance(value, bool) else None
 
 
 def _both(run: Measured) -> tuple[float, float]:
+    """Return the clean and the worst-case accuracy of a run."""
     rows = run.accuracies
     return rows["clean"].accuracy, rows.get("worst case", rows["clean"]).accuracy
 
@@ -202,5 +219,5 @@ def _colour(place: int) -> Any:
 
 
 def _text(label: str) -> str:
-    """A name as it is: a dollar sign would begin a formula."""
+    """Return a label for matplotlib, to which a bare dollar sign would begin a formula."""
     return label.replace("$", r"\$")

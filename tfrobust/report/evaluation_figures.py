@@ -13,12 +13,11 @@ from tfrobust.report.html import INK
 from tfrobust.report.summary import ClassRow
 from tfrobust.report.text import number
 
-BARS = 20  # classes
+BARS = 20  # the most classes that are drawn
 
 
 def class_bars(rows: Sequence[ClassRow]) -> Figure:
-    """Clean and worst-case accuracy of each class, the most robust at the top; of many classes
-    those at the bottom."""
+    """Draw clean and worst-case accuracy of the least robust classes, the most robust on top."""
     some = sorted(rows, key=lambda row: row.robust)[:BARS]
     figure = Figure(figsize=(4.0, 0.8 + 0.26 * len(some)), layout="constrained")
     axes = figure.add_subplot()
@@ -36,8 +35,8 @@ def class_bars(rows: Sequence[ClassRow]) -> Figure:
 
 
 def valley(losses: Mapping[str, np.ndarray]) -> Figure:
-    """The loss at test images, in rising order, between the lowest and the highest
-    found around each."""
+    """Draw the loss at test images, in rising order, in the band between the lowest and the highest
+    loss found around each."""
     figure = Figure(figsize=(4.0, 2.6), layout="constrained")
     axes = figure.add_subplot()
     order = np.argsort(losses["clean"], kind="stable")
@@ -56,8 +55,11 @@ def valley(losses: Mapping[str, np.ndarray]) -> Figure:
 
 
 def landscapes(around: Mapping[str, np.ndarray]) -> list[Figure]:
-    """The loss around each image, all on one scale; the line is where the prediction becomes
-    wrong, the points are the image and eps along the steepest direction."""
+    """Draw the loss around each image, all on one scale.
+
+    The line is where the prediction becomes wrong; the two points are the image, and the point at
+    eps in the steepest direction.
+    """
     axis, finite = around["axis"], np.isfinite(around["loss"])
     low, high = (float(end(around["loss"][finite], initial=0)) for end in (np.min, np.max))
     levels = np.linspace(low, max(high, low + 1e-6), 13)
@@ -88,7 +90,7 @@ def _landscape(
 
 
 def eps_curve(curve: Sequence[EpsRow], eps: float) -> Figure:
-    """Robust accuracy against eps; the dashed vertical line is the threat's eps."""
+    """Draw robust accuracy over eps, with a dashed line at the threat's eps."""
     figure = Figure(figsize=(4.0, 2.6), layout="constrained")
     axes = figure.add_subplot()
     radii, accuracy = [row.eps for row in curve], [row.robust_accuracy for row in curve]
@@ -106,7 +108,7 @@ def eps_curve(curve: Sequence[EpsRow], eps: float) -> Figure:
 
 
 def trade_off(curve: Sequence[CurveRow]) -> Figure:
-    """Robust against clean accuracy, a point for each lambda and a line for each width."""
+    """Draw robust against clean accuracy, a point for each lambda and a line for each width."""
     figure = Figure(figsize=(4.0, 2.6), layout="constrained")
     axes = figure.add_subplot()
     widths = list(dict.fromkeys(row.width for row in curve))

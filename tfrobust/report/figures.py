@@ -1,4 +1,4 @@
-"""Figures of a training, and images as PNG data URIs that a page can hold."""
+"""Figures of a training, and images as PNG data URIs for a page."""
 
 import base64
 import io
@@ -22,7 +22,14 @@ ALARM = "#d6453a"
 
 @dataclass(frozen=True)
 class Panel:
-    """One small plot: its file, its title and its lines, history column -> legend."""
+    """One small plot of the training history.
+
+    Attributes:
+        name: the name of its file.
+        title: the title.
+        lines: column of the history -> legend.
+        is_percent: whether the vertical axis is in percent.
+    """
 
     name: str
     title: str
@@ -30,7 +37,7 @@ class Panel:
     is_percent: bool = False
 
     def measured(self, history: Sequence[Mapping[str, float]]) -> bool:
-        """Whether the history has one of its columns."""
+        """Return whether the history has one of the panel's columns."""
         return any(column in row for column in self.lines for row in history)
 
 
@@ -56,8 +63,7 @@ PANELS = (
 
 
 def curves(history: Sequence[Mapping[str, float]], best: int | None) -> list[tuple[Panel, Figure]]:
-    """Every panel that the history has a column for. The dashed vertical line is the epoch
-    `best`."""
+    """Draw every panel that the history has a column for, with a dashed line at the best epoch."""
     return [(panel, _panel(panel, history, best)) for panel in PANELS if panel.measured(history)]
 
 
@@ -89,8 +95,10 @@ def _panel(panel: Panel, history: Sequence[Mapping[str, float]], best: int | Non
 
 
 def spread(history: Sequence[Mapping[str, float]], name: str) -> Figure:
-    """The quantiles of a method's table over the epochs: a line for the median, bands
-    for the middle half and for nine tenths of the training images."""
+    """Draw the quantiles of a per-example table over the epochs.
+
+    The line is the median; the bands hold the middle 50 % and 90 % of the training images.
+    """
     figure = Figure(figsize=(4.0, 2.6), layout="constrained")
     axes = figure.add_subplot()
     epochs = [row["epoch"] for row in history]
@@ -110,7 +118,7 @@ def spread(history: Sequence[Mapping[str, float]], name: str) -> Figure:
 
 
 def histogram(values: np.ndarray) -> Figure:
-    """How many training images have which number."""
+    """Draw the histogram of the values of all training images."""
     figure = Figure(figsize=(4.0, 2.6), layout="constrained")
     axes = figure.add_subplot()
     axes.hist(values, bins=30, color=COLOURS[0])
@@ -123,7 +131,7 @@ def histogram(values: np.ndarray) -> Figure:
 
 @dataclass(frozen=True)
 class ExtremeCard:
-    """A training image as a PNG data URI, its class and its number."""
+    """A training image as a PNG data URI, its class, and its value in the per-example table."""
 
     image: str
     label: str
@@ -131,7 +139,7 @@ class ExtremeCard:
 
 
 def extreme_cards(record: RunRecord) -> list[ExtremeCard]:
-    """The images at both ends of a table, in their order."""
+    """Return a card for each image of `Extremes`, in its order."""
     extremes = record.extremes
     if extremes is None:
         return []
@@ -144,7 +152,7 @@ def extreme_cards(record: RunRecord) -> list[ExtremeCard]:
 
 
 def plain_axes(axes: Any, grid: str = "y") -> None:
-    """In the page's colours, two spines, a light grid along one axis."""
+    """Style axes: the page's colours, two spines, and a light grid along one axis."""
     axes.tick_params(colors=INK, labelsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(INK)
@@ -154,7 +162,8 @@ def plain_axes(axes: Any, grid: str = "y") -> None:
 
 @dataclass(frozen=True)
 class ProbeCard:
-    """One image, its attacked copy and their difference: PNG data URIs, with what was predicted."""
+    """One image, its adversarial copy and their difference, as PNG data URIs, and what the network
+    predicts for both."""
 
     index: int
     label: str
@@ -168,13 +177,14 @@ class ProbeCard:
 
 
 def amplification(probes: Probes) -> int:
-    """The factor that makes the largest change of a pixel fill the grey scale; at least 1."""
+    """Return the factor, at least 1, that spreads the largest change over the grey scale."""
     largest = float(np.abs(probes.adversarial - probes.image).max(initial=0))
     return max(1, int(0.5 / largest + 1e-6)) if largest > 0 else 1
 
 
 def probe_cards(record: RunRecord) -> list[ProbeCard]:
-    """A card an image; the difference is drawn around mid-grey, times `amplification(probes)`."""
+    """Return a card for each probe. The difference, times `amplification(probes)`, is drawn around
+    mid-grey."""
     probes, name, cards = record.probes, record.class_name, []
     if probes is None:
         return []
@@ -202,7 +212,7 @@ def probe_cards(record: RunRecord) -> list[ProbeCard]:
 
 
 def _png(image: np.ndarray) -> str:
-    """An image [H, W, C] in colour where C is 3, else in grey: the mean of its channels."""
+    """Return an image [H, W, C] as a PNG: in colour if C is 3, else the mean of its channels."""
     if image.shape[-1] != 3:
         image = image.mean(axis=-1, keepdims=True)
     pixels = np.clip(np.broadcast_to(image, (*image.shape[:2], 3)), 0, 1)

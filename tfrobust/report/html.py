@@ -1,4 +1,4 @@
-"""One self-contained HTML page; beside it each figure as SVG and each table as CSV and LaTeX."""
+"""Self-contained HTML pages; beside them each figure as SVG, each table as CSV and LaTeX."""
 
 import csv
 import io
@@ -16,36 +16,36 @@ from matplotlib.figure import Figure
 from tfrobust.io import write_text
 from tfrobust.report.text import latex_escape, markdown_escape, markdown_table
 
-INK = "#010203"  # stands for the page's text colour, so that one figure suits light and dark
-BLACK = "#1b1f24"  # that of a figure on its own
+INK = "#010203"  # replaced by the page's text colour, so that a figure suits light and dark pages
+BLACK = "#1b1f24"  # replaces it in a figure's own file
 
 
 @dataclass(frozen=True)
 class Table:
-    """A header and rows of as many cells, each the text that people read. bold: (row, column) of
-    the cells that stand out."""
+    """A table of text.
+
+    Attributes:
+        header: the names of the columns.
+        rows: each as many cells as the header.
+        bold: (row, column) of the cells in bold type.
+    """
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     bold: frozenset[tuple[int, int]] = frozenset()
 
     def csv(self) -> str:
-        """The table as comma-separated values, each cell in one line."""
+        """Return the table as comma-separated values, each cell in one line."""
         buffer = io.StringIO()
         lines = [[" ".join(cell.split()) for cell in row] for row in [self.header, *self.rows]]
         csv.writer(buffer, lineterminator="\n").writerows(lines)
         return buffer.getvalue()
 
     def latex(self) -> str:
-        """The table as a LaTeX tabular with the rules of the package booktabs."""
-        cells = [
-            [
-                rf"\textbf{{{latex_escape(cell)}}}" if (y, x) in self.bold else latex_escape(cell)
-                for x, cell in enumerate(row)
-            ]
-            for y, row in enumerate(self.rows)
-        ]
-        rows = [list(map(latex_escape, self.header)), *cells]
+        """Return the table as a LaTeX tabular with the rules of the package booktabs."""
+        rows = [[latex_escape(cell) for cell in row] for row in [self.header, *self.rows]]
+        for row, column in self.bold:
+            rows[1 + row][column] = rf"\textbf{{{rows[1 + row][column]}}}"
         head, *body = (" & ".join(row) + r" \\" for row in rows)
         columns = "l" * len(self.header)
         lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *body]
@@ -59,10 +59,20 @@ def write_page(
     figures: Mapping[str, Figure],
     tables: Mapping[str, Table],
 ) -> Path:
-    """Writes `folder`/index.html, report.md where the template has one, figures/ and tables/.
+    """Write `folder`/index.html, figures/, tables/, and report.md if the template has one.
 
-    template: the name in `templates/`, of which NAME.html sees the figures as inline SVG and both
-    see the tables. Returns the path of the page. The same input gives the same bytes.
+    The same input gives the same bytes.
+
+    Args:
+        folder: where to write.
+        template: NAME of NAME.html, and perhaps NAME.md, in `templates/`. Both see the tables,
+            NAME.html sees the figures as inline SVG.
+        values: further variables of the template.
+        figures: name -> figure.
+        tables: name -> table.
+
+    Returns:
+        The path of the page.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
@@ -79,7 +89,7 @@ def write_page(
     for name, table in tables.items():
         write_text(folder / "tables" / f"{name}.csv", table.csv())
         write_text(folder / "tables" / f"{name}.tex", table.latex())
-    # Figures hold no text but ours, which matplotlib has escaped.
+    # Safe as markup: matplotlib has escaped the text of figures.
     drawn = {name: Markup(inline(figure, name)) for name, figure in figures.items()}
     values = {**values, "tables": tables}
     if f"{template}.md" in environment.list_templates():
@@ -90,17 +100,19 @@ def write_page(
 
 
 def svg(figure: Figure) -> str:
-    """The figure as an SVG file's text, the same bytes each time."""
+    """Return the figure as the text of an SVG file."""
     buffer = io.StringIO()
-    # A fixed salt and no date.
+    # With a fixed salt and no date, the same figure gives the same bytes.
     with matplotlib.rc_context({"svg.hashsalt": "tfrobust", "svg.fonttype": "none"}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     return re.sub(r"<metadata>.*?</metadata>", "", buffer.getvalue(), flags=re.DOTALL)
 
 
 def inline(figure: Figure, prefix: str) -> str:
-    """The figure as a part of a page, in its text colour. Several share the page, so their ids
-    begin with different names."""
+    """Return the figure as an SVG element of a page, drawn in the page's text colour.
+
+    The ids within begin with `prefix`, as the figures of a page share one name space.
+    """
     text = svg(figure)
     text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", text[text.index("<svg") :])
     return text.replace(INK, "currentColor")

@@ -1,4 +1,4 @@
-"""A finished run as its folder tells it: config.yaml, history.csv, eval.json, probes.npz."""
+"""The files of a finished run, read and checked: config.yaml, history.csv, eval.json and others."""
 
 import csv
 from collections.abc import Callable, Mapping
@@ -20,11 +20,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Probes:
-    """A few evaluated images, clean and attacked.
+    """A few evaluated images, clean and attacked (probes.npz).
 
-    image, adversarial: float32 [n, H, W, C] in [0, 1].
-    label, clean_prediction, adversarial_prediction, index: integers [n]; `index` is the image's
-    place in the evaluated split. attack: the label of the attack. class_names: strings [K].
+    Attributes:
+        image, adversarial: float32 [n, H, W, C] in [0, 1].
+        label, clean_prediction, adversarial_prediction: integers [n].
+        index: integers [n], each image's position in the evaluated split.
+        attack: the label of the attack.
+        class_names: strings [K].
     """
 
     image: np.ndarray
@@ -39,10 +42,14 @@ class Probes:
 
 @dataclass(frozen=True)
 class Extremes:
-    """Training images at both ends of a method's table, those of least value first.
+    """The training images with the smallest and the largest values of a per-example table.
 
-    name: of the number, such as radius. image: float32 [2 n, H, W, C] in [0, 1]. label [2 n].
-    value: float32 [2 n]. values: float32 [N], those of all training images.
+    Attributes:
+        name: what the values are, such as "radius".
+        image: float32 [2 n, H, W, C] in [0, 1], by rising value.
+        label: integers [2 n].
+        value: float32 [2 n], the values of these images.
+        values: float32 [N], the values of all training images.
     """
 
     name: str
@@ -54,15 +61,20 @@ class Extremes:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a run left behind.
+    """The contents of a run folder.
 
-    config: the resolved config; of an evaluation without one, its name and its data's. history: one
-    mapping an epoch, column -> number, an empty cell is an absent key, `finished_at` in seconds;
-    empty when nothing was trained. evaluation: eval.json. probes: None when the run stored no
-    images. extremes: None where the method has no table. valley: the losses "clean", "highest" and
-    "lowest" [n] around test images. flags: flags.npz. landscape: `axis` [S], `loss` and `margin`
-    [n, S, S] of the images with these `index` and `label` [n], and whether each `stands` under
-    every attack.
+    Attributes:
+        config: the resolved config. An evaluation without config.yaml gets the names of its folder
+            and of its data.
+        history: one mapping per epoch, column -> number. An empty cell is an absent key, and
+            `finished_at` is in seconds. Empty if nothing was trained.
+        evaluation: eval.json.
+        probes: None if the run stored no images.
+        extremes: None if the method has no per-example table.
+        valley: the losses "clean", "highest" and "lowest", each [n], around test images.
+        flags: flags.npz.
+        landscape: `axis` [S]; `loss` and `margin` [n, S, S] around n images; their `index` and
+            `label` [n]; and `stands` [n], true for an image that withstands every attack.
     """
 
     config: dict[str, Any]
@@ -75,16 +87,16 @@ class RunRecord:
     landscape: dict[str, np.ndarray] | None = None
 
     def class_name(self, label: int) -> str:
-        """The label itself where probes.npz does not name it."""
+        """Return the name of a class, or its number if probes.npz does not name it."""
         names = self.probes.class_names if self.probes else []
         return names[label] if 0 <= label < len(names) else str(label)
 
 
 def load_run(run: Path) -> RunRecord:
-    """Reads the files of one run folder.
+    """Read the files of one run folder.
 
-    Raises UserError, in one line that names the file, when eval.json is missing or when any of the
-    files is damaged.
+    Raises:
+        UserError: eval.json is missing, or one of the files is damaged. The line names the file.
     """
     run = Path(run)
     config_file = run / "config.yaml"
@@ -192,13 +204,14 @@ def _valley(path: Path) -> dict[str, np.ndarray]:
 
 def _landscape(path: Path) -> dict[str, np.ndarray]:
     with np.load(path, allow_pickle=False) as arrays:
-        found = {key: arrays[key] for key in ("axis", "loss", "margin", "index", "label", "stands")}
-    (size,), (n,) = found["axis"].shape, found["label"].shape
+        names = ("axis", "loss", "margin", "index", "label", "stands")
+        landscape = {name: arrays[name] for name in names}
+    (size,), (n,) = landscape["axis"].shape, landscape["label"].shape
     shapes = {"loss": (n, size, size), "margin": (n, size, size), "index": (n,), "stands": (n,)}
-    for key, shape in shapes.items():
-        if found[key].shape != shape:
-            raise ValueError(f"{key} of shape {found[key].shape}, expected {shape}")
-    return found
+    for name, shape in shapes.items():
+        if landscape[name].shape != shape:
+            raise ValueError(f"{name} of shape {landscape[name].shape}, expected {shape}")
+    return landscape
 
 
 def _fields(value: Any, fields: Mapping[str, Any], where: str) -> None:

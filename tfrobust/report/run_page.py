@@ -1,4 +1,4 @@
-"""Writes report/index.html and report/report.md of a run."""
+"""The page of a run: report/index.html and report/report.md."""
 
 from pathlib import Path
 from typing import Any
@@ -54,38 +54,47 @@ from tfrobust.report.text import (
 )
 
 CHECKS_NOTE = (
-    "The checks look for signs that the attacks were stopped by useless gradients and not by the "
-    "network. Those on the network itself attack its first images that are right when clean. A "
-    "warning is a sign, no proof."
+    "The checks look for signs that useless gradients stopped the attacks, rather than a robust "
+    "network. Those on the network itself attack the first images that are right when clean. A "
+    "warning is a sign, not a proof."
 )
 FEWER = (
-    "The worst case is over the attacks that saw the most images; where others saw fewer, it is "
-    "given for the first of them too, over all attacks that saw these. An image counts as right "
-    "only if no attack succeeded."
+    "The worst case is over the attacks that saw the most images. Where other attacks saw only the "
+    "first of them, a second one is over all attacks on those. An image counts as right only if no "
+    "attack succeeded."
 )
 EPS_NOTE = (
     "PGD-20 alone (step eps / 4, uniform start, no restarts) at rising eps, on the first {} test "
-    "images: an upper bound. An image counts as broken at every eps above one that broke it."
+    "images: an upper bound. An image that is broken at one eps counts as broken at every larger "
+    "one."
 )
 CURVE_NOTE = (
-    "clean accuracy against the worst case over the attacks. All else on this page is at the first."
+    "clean accuracy and the worst case over the attacks. The rest of this page is at the first "
+    "setting."
 )
 
 
 def write_report(run: Path) -> Path:
-    """Writes `report/index.html`, one self-contained page, and `report/report.md`, its text; beside
-    them its figures and tables as files.
+    """Write the report of a run.
 
-    run: the folder with config.yaml and eval.json, and history.csv and probes.npz where the run
-    has them. Returns the path of the page. The same files give the same bytes. Raises ValueError
-    as `load_run` does.
+    `report/index.html` is one self-contained page and `report/report.md` its text; the figures and
+    tables lie beside them as files. The same run gives the same bytes.
+
+    Args:
+        run: the run folder, with eval.json and whatever else `RunRecord` describes.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        UserError: as of `load_run`.
     """
     record = load_run(run)
     classes = class_rows(record)
     values, tables, figures = _values(record), _tables(record), _figures(record)
     if classes:
         figures["classes"], tables["classes"] = class_bars(classes), _classes(classes)
-        some = f" The figure shows the {BARS} classes of the lowest." if len(classes) > BARS else ""
+        some = f" The figure shows the {BARS} least robust classes." if len(classes) > BARS else ""
         values["classes_note"] = f"The worst case is over the images that every attack saw.{some}"
     return write_page(Path(run) / "report", "index", values, figures, tables)
 
@@ -151,9 +160,9 @@ def _valley_note(losses: dict[str, np.ndarray] | None) -> str:
         return ""
     clean, high, low = (float(losses[key].mean()) for key in ("clean", "highest", "lowest"))
     return (
-        f"Cross entropy of {len(losses['clean'])} test images: mean {clean:.3g}, {high:.3g} at the "
-        f"highest point found in the ball of each and {low:.3g} at the lowest, the collaborative "
-        "example. Robust networks have a shallow valley."
+        f"Mean cross entropy of {len(losses['clean'])} test images: {clean:.3g} at the images, "
+        f"{high:.3g} at the highest points found in their balls and {low:.3g} at the lowest, the "
+        "collaborative examples. Robust networks have a shallow valley."
     )
 
 
@@ -240,24 +249,23 @@ def _mark(check: CheckRow) -> str:
 def _training(record: RunRecord) -> list[tuple[str, str]]:
     if not record.history:
         return []
-    told = summarise_training(record.history, record.config)
-    share = NOTHING if told.validation_share is None else percent(told.validation_share)
+    cost = summarise_training(record.history, record.config)
     return [
-        ("epochs run", str(told.epochs)),
-        ("best epoch (from 0)", NOTHING if told.best_epoch is None else str(told.best_epoch)),
-        ("median time per batch", milliseconds(told.seconds_per_batch)),
-        ("validation, of an epoch's time", share),
-        ("wall time, pauses included", duration(told.wall_seconds)),
+        ("epochs run", str(cost.epochs)),
+        ("best epoch (from 0)", NOTHING if cost.best_epoch is None else str(cost.best_epoch)),
+        ("median time per batch", milliseconds(cost.seconds_per_batch)),
+        ("validation, of an epoch's time", percent(cost.validation_share)),
+        ("wall time, pauses included", duration(cost.wall_seconds)),
     ]
 
 
 def _facts(config: dict[str, Any], evaluation: Record) -> list[tuple[str, str]]:
     data, threat = data_of(config, evaluation), evaluation.threat
     versions, model = evaluation.versions or {}, config.get("model") or evaluation.model or {}
-    own = (config.get("train") or {}).get("eps")
+    training_eps = (config.get("train") or {}).get("eps")
     return [
         ("threat", f"{threat.norm}, eps {number(threat.eps)}"),
-        *([] if own is None else [("trained at", f"eps {number(own)}")]),
+        *([] if training_eps is None else [("trained at", f"eps {number(training_eps)}")]),
         ("data", f"{data.name}, {data.split} split"),
         ("model", str(model.get("name") or model.get("path", NOTHING))),
         ("method", _method(config.get("method"))),
@@ -269,7 +277,7 @@ def _facts(config: dict[str, Any], evaluation: Record) -> list[tuple[str, str]]:
 
 
 def _commits(evaluation: Record) -> str:
-    """The commit of the evaluation, and of the rows that were made with another."""
+    """Return the commit of the evaluation, and that of each row made with another one."""
     rows = [row for row in evaluation.attacks if row.provenance]
     others = [
         f"{row.name}: {row.provenance.commit}"

@@ -1,4 +1,4 @@
-"""Writes report/index.html of a search: accuracy over each searched key, the trade-off, the trials.
+"""The page of a search: accuracy over each searched key, the trade-off, the trials.
 
 The figures are those of the ATLAS paper's appendix F (Figures 12 to 17), on validation data.
 """
@@ -20,12 +20,12 @@ from tfrobust.report.html import INK, Table, write_page
 from tfrobust.report.text import NOTHING, number, percent
 from tfrobust.report.trials import SearchTrial, best_trial, completed, read_trials, unbeaten
 
-CELLS = 120  # of a heat map, each way
-MAPPED = 3  # of more keys than these, only the first have heat maps
+CELLS = 120  # of a heat map, in each direction
+MAPPED = 3  # keys, the first ones, that have heat maps
 WHERE_MEASURED = (
-    "All accuracies are on {} validation images, at the epoch that a trial keeps. No trial has "
-    "seen the test split. The best of several is chosen by its luck too: expect less of it on "
-    "others."
+    "All accuracies are on {} validation images, at the epoch whose weights a trial keeps. No "
+    "trial has seen the test split. The best of many trials owes something to luck: expect less of "
+    "it on other images."
 )
 MEASURED_BY = (
     "threat", "train.eps", "train.validation_attack", "data.name", "data.validation", "seed",
@@ -33,28 +33,34 @@ MEASURED_BY = (
 
 
 def write_search_report(run: Path) -> Path:
-    """Writes `report/index.html` and `report/report.md` of a search, its figures and tables.
+    """Write the report of a search: `report/index.html`, `report/report.md`, figures and tables.
 
-    run: the folder with config.yaml and search/trials.csv. Returns the path of the page. Raises
-    UserError, in one line that names the file, where one of them is missing or damaged.
+    Args:
+        run: the folder with config.yaml and search/trials.csv.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        UserError: one of the files is missing or damaged. The line names the file.
     """
     config = _config(Path(run) / "config.yaml")
     keys, trials = read_trials(Path(run) / "search" / "trials.csv")
     search = config["search"]
     logarithmic = {key for key in keys if "log" in search["space"].get(key, {})}
-    top, done = best_trial(trials, search.get("min_clean")), completed(trials)
+    top, drawn = best_trial(trials, search.get("min_clean")), completed(trials)
     figures: dict[str, Figure] = {}
-    for key in keys if done else ():
-        figures[f"over-{key}"] = over(key, done, top, key in logarithmic, len(keys) == 1)
-    for pair in combinations(keys[:MAPPED], 2) if done else ():
-        figures[f"map-{pair[0]}-{pair[1]}"] = heat_map(pair, done, top, logarithmic)
-    if done:
-        figures["front"] = front(done, top, search.get("min_clean"))
+    if drawn:
+        for key in keys:
+            figures[f"over-{key}"] = over(key, drawn, top, key in logarithmic, len(keys) == 1)
+        for pair in combinations(keys[:MAPPED], 2):
+            figures[f"map-{pair[0]}-{pair[1]}"] = heat_map(pair, drawn, top, logarithmic)
+        figures["front"] = front(drawn, top, search.get("min_clean"))
     values = {
         "name": config["name"],
         "headline": _headline(trials, top, search, config),
         "note": config.get("note"),
-        "over": [(key, f"over-{key}") for key in keys if done],
+        "over": [(key, f"over-{key}") for key in keys if drawn],
         "maps": [name for name in figures if name.startswith("map-")],
         "others": len(keys) > 2,
         "best": None if top is None else top.name,
@@ -69,8 +75,15 @@ def write_search_report(run: Path) -> Path:
 def over(
     key: str, trials: Sequence[SearchTrial], top: SearchTrial | None, log: bool, alone: bool
 ) -> Figure:
-    """Clean and robust accuracy over the values of a key; where no other key was searched, joined
-    by lines. The ring is the best trial."""
+    """Draw clean and robust accuracy over the values of a key, with a ring around the best trial.
+
+    Args:
+        key: the searched key.
+        trials: the completed trials.
+        top: the best trial.
+        log: whether the axis of the key is logarithmic.
+        alone: whether it is the only searched key, so that lines may join the trials.
+    """
     figure = Figure(figsize=(4.6, 3.0), layout="constrained")
     axes = figure.add_subplot()
     places, names = _places(key, trials)
@@ -99,7 +112,7 @@ def heat_map(
     top: SearchTrial | None,
     logarithmic: set[str],
 ) -> Figure:
-    """Clean and robust accuracy over two keys: each place in the colour of its nearest trial."""
+    """Draw clean and robust accuracy over two keys, each point coloured by its nearest trial."""
     figure = Figure(figsize=(9.2, 3.4), layout="constrained")
     grids, spots, labels = [], [], []
     for key in pair:
@@ -135,7 +148,7 @@ def heat_map(
 def front(
     trials: Sequence[SearchTrial], top: SearchTrial | None, min_clean: float | None
 ) -> Figure:
-    """Robust against clean accuracy, a point a trial; those that none beats in both are joined."""
+    """Draw robust against clean accuracy, a point for each trial, with the Pareto front."""
     figure = Figure(figsize=(4.6, 3.2), layout="constrained")
     axes = figure.add_subplot()
     clean, robust = ([getattr(trial, name) for trial in trials] for name in ("clean", "robust"))
@@ -166,16 +179,20 @@ def front(
 
 
 def _places(key: str, trials: Sequence[SearchTrial]) -> tuple[np.ndarray, list[str] | None]:
-    """(where each trial lies, None) for numbers; (0, 1, ..., the names there) for other values."""
+    """Return each trial's position on the axis of a key, and the names of the positions.
+
+    Numbers are their own positions, without names. Other values get the positions 0, 1, ...
+    """
     values = [trial.values[key] for trial in trials]
     if all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
         return np.array(values, float), None
-    names = sorted({_short(value) for value in values})
-    return np.array([names.index(_short(value)) for value in values], float), names
+    texts = [_short(value) for value in values]
+    names = sorted(set(texts))
+    return np.array([names.index(text) for text in texts], float), names
 
 
 def _scale(axes: Any, way: str, key: str, names: list[str] | None, log: bool) -> None:
-    """The axis `way`, x or y, for the values of a key."""
+    """Prepare an axis, x or y, for the values of a key."""
     if log and names is None:
         axes.set(**{f"{way}scale": "log"})
     axis = getattr(axes, f"{way}axis")
@@ -185,13 +202,10 @@ def _scale(axes: Any, way: str, key: str, names: list[str] | None, log: bool) ->
 
 
 def _short(value: Any) -> str:
+    """Return a value in short: a number, a name, or 'key value, key value' of a mapping."""
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {_short(inner)}" for key, inner in value.items())
     return number(value)
-
-
-def _told(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {_short(value)}" for key, value in values.items())
 
 
 def _headline(
@@ -200,25 +214,25 @@ def _headline(
     search: Mapping[str, Any],
     config: Mapping[str, Any],
 ) -> str:
-    threat, own = config["threat"], (config.get("train") or {}).get("eps")
-    eps = number(threat["eps"] if own is None else own)
+    threat, training_eps = config["threat"], (config.get("train") or {}).get("eps")
+    eps = number(threat["eps"] if training_eps is None else training_eps)
     total, failed = len(trials), sum(trial.status == "failed" for trial in trials)
     tuner = str(search.get("tuner", "random")).capitalize()
-    told = f"{tuner} search, {total} trial{'s' if total > 1 else ''}"
-    told += f", {failed} of them failed" if failed else ""
-    least = search.get("min_clean")
-    bound = "" if least is None else f" of at least {percent(float(least))} clean"
+    text = f"{tuner} search, {total} trial{'s' if total > 1 else ''}"
+    text += f", {failed} of them failed" if failed else ""
+    min_clean = search.get("min_clean")
+    bound = "" if min_clean is None else f" of at least {percent(float(min_clean))} clean"
     if top is None:
-        return f"{told}: none{bound} that is complete"
+        return f"{text}: none{bound} that is complete"
     return (
-        f"{told}: the best{bound} has {percent(top.robust)} robust and {percent(top.clean)} clean "
+        f"{text}: the best{bound} has {percent(top.robust)} robust and {percent(top.clean)} clean "
         f"validation accuracy ({threat['norm']}, eps {eps}) at "
-        f"{_told(top.values)}"
+        f"{_short(top.values)}"
     )
 
 
 def _measured(keys: Sequence[str]) -> str:
-    """The searched keys that change what the accuracies mean."""
+    """Return the searched keys that change what the accuracies mean."""
     return ", ".join(k for k in keys if any(f"{k}.".startswith(f"{m}.") for m in MEASURED_BY))
 
 
@@ -226,20 +240,14 @@ def _table(keys: Sequence[str], trials: Sequence[SearchTrial], top: SearchTrial 
     joined = unbeaten(trials)
     rows = []
     for trial in trials:
-        done = trial.status == "completed"
         marks = ["best"] if trial is top else []
         marks += ["on the front"] if trial in joined else []
-        rows.append(
-            [
-                trial.name,
-                *(_short(trial.values[key]) for key in keys),
-                str(trial.epochs) if done else NOTHING,
-                percent(trial.clean) if done else NOTHING,
-                percent(trial.robust) if done else NOTHING,
-                trial.status,
-                ", ".join(marks) or trial.reason or NOTHING,
-            ]
-        )
+        results = [NOTHING] * 3
+        if trial.status == "completed":
+            results = [str(trial.epochs), percent(trial.clean), percent(trial.robust)]
+        values = [_short(trial.values[key]) for key in keys]
+        mark = ", ".join(marks) or trial.reason or NOTHING
+        rows.append([trial.name, *values, *results, trial.status, mark])
     return Table(["trial", *keys, "epochs", "clean", "robust", "status", "mark"], rows)
 
 

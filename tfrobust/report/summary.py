@@ -1,4 +1,4 @@
-"""A run in rows and sentences: accuracies with intervals, attack settings, training facts."""
+"""Rows and sentences of a report: accuracies with intervals, attack settings, training costs."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,9 +15,9 @@ from tfrobust.overfitting import ONE_STEP, ROBUST, overfitted
 from tfrobust.report.record import RunRecord
 from tfrobust.report.text import interval, number, percent
 
-WORST, FEWER = "worst case", "worst case, first "  # rows that are over several attacks
+WORST, FEWER = "worst case", "worst case, first "  # names of rows over several attacks
 
-# How a known setting reads; every other one reads 'key value', so nothing stays hidden.
+# How a common setting is written. Every other one becomes 'key value', so that none is left out.
 SETTINGS = {
     "steps": "{} steps",
     "step_size": "step size {}",
@@ -30,9 +30,17 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class AccuracyRow:
-    """One measured accuracy: fractions in [0, 1], seconds, and the paper's figure if it has one.
+    """One measured accuracy.
 
-    `low` and `high` bound the 95 % interval. cost: as in `attack_cost`.
+    Attributes:
+        name: "clean", the label of an attack, or a name of the worst case.
+        accuracy: a fraction in [0, 1].
+        low, high: the 95 % interval of the accuracy.
+        examples: the number of images.
+        seconds: the time that the attack took.
+        settings: the attack's settings in short.
+        cost: the text of `attack_cost`.
+        paper: the paper's figure, if it has one.
     """
 
     name: str
@@ -47,14 +55,21 @@ class AccuracyRow:
 
     @property
     def difference(self) -> float | None:
-        """Measured minus the paper's, a fraction."""
+        """The measured accuracy minus the paper's, a fraction."""
         return None if self.paper is None else self.accuracy - self.paper
 
 
 @dataclass(frozen=True)
 class ClassRow:
-    """The images of one class: how many, how many of them every attack saw, and the fraction
-    right of all when clean, and of the attacked under every attack."""
+    """The accuracies of one class.
+
+    Attributes:
+        name: the class.
+        examples: the number of its images.
+        clean: the fraction of them that is right when clean.
+        attacked: the number of them that every attack saw.
+        robust: the fraction of those that is right under every attack.
+    """
 
     name: str
     examples: int
@@ -65,8 +80,15 @@ class ClassRow:
 
 @dataclass(frozen=True)
 class TrainingSummary:
-    """epochs run; best epoch counted from 0; median seconds a batch; median share of an epoch that
-    validation took; wall time in seconds."""
+    """The cost of a training.
+
+    Attributes:
+        epochs: the number of epochs.
+        best_epoch: the epoch whose weights are kept, from 0.
+        seconds_per_batch: the median.
+        validation_share: the median share of an epoch's time that validation took.
+        wall_seconds: the time from the first epoch's start to the last one's end.
+    """
 
     epochs: int
     best_epoch: int | None
@@ -76,8 +98,11 @@ class TrainingSummary:
 
 
 def accuracy_rows(config: Mapping[str, Any], evaluation: Record) -> list[AccuracyRow]:
-    """Clean accuracy, one row an attack, and when there is any the worst case: over the attacks
-    that saw the most images, then on the first images that more of the attacks saw."""
+    """Return the rows of an evaluation: clean, one per attack, and last the worst cases.
+
+    The first worst case is over the attacks that saw the most images. Where other attacks saw
+    fewer, a further one is over all attacks that saw those.
+    """
     paper = config.get("paper") or {}
 
     def row(name: str, accuracy: float, total: int, key: str | None, **more: Any) -> AccuracyRow:
@@ -106,13 +131,15 @@ def accuracy_rows(config: Mapping[str, Any], evaluation: Record) -> list[Accurac
 
 
 def is_worst_case(name: str) -> bool:
-    """Return whether a row of `accuracy_rows` is over several attacks, not one or a suite."""
+    """Return whether a row of `accuracy_rows` with this name is a worst case over attacks."""
     return name == WORST or name.startswith(FEWER)
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Return the names of rows, each once: attacks in order of appearance, then the worst case over
-    all images, then those over fewer, the most images first."""
+    """Return the names of rows, each once and in the order of a table.
+
+    Attacks come in order of appearance, then the worst cases, from the most images to the fewest.
+    """
 
     def images(name: str) -> float:
         return float(name.removeprefix(FEWER)) if name != WORST else math.inf
@@ -123,8 +150,10 @@ def in_order(names: Iterable[str]) -> list[str]:
 
 
 def class_rows(record: RunRecord) -> list[ClassRow]:
-    """One row a class that has attacked images; none without the flags of every attack. Attacked
-    are the images of the headline."""
+    """Return one row for each class among the images of the headline.
+
+    Empty if the flags of an attack are missing.
+    """
     flags, names = record.flags, [attack.name for attack in record.evaluation.attacks]
     if flags is None or not names or not set(names) <= flags.right.keys():
         return []
@@ -132,62 +161,67 @@ def class_rows(record: RunRecord) -> list[ClassRow]:
     n = len(worst)
     rows = []
     for label in np.unique(flags.label[:n]).tolist():
-        own = flags.label == label
+        members = flags.label == label
         rows.append(
             ClassRow(
                 record.class_name(label),
-                int(own.sum()),
-                float(flags.right["clean"][own].mean()),
-                int(own[:n].sum()),
-                float(worst[own[:n]].mean()),
+                int(members.sum()),
+                float(flags.right["clean"][members].mean()),
+                int(members[:n].sum()),
+                float(worst[members[:n]].mean()),
             )
         )
     return rows
 
 
 def attack_cost(attack: AttackRow) -> str:
-    """'80 attacked, 61 + 60 passes each, 12.3 a second', or less where less is known: forward and
-    backward passes and speed, per attacked image."""
+    """Return the cost of an attack: '80 attacked, 61 + 60 passes each, 12.3 a second'.
+
+    The passes are forward and backward passes per attacked image. What is not recorded is left out.
+    """
     attacked = attack.attacked
     if attacked is None:
         return ""
-    told = f"{attacked} attacked"
+    parts = [f"{attacked} attacked"]
     if attacked:
-        told += f", {attack.queries / attacked:.4g} + {attack.gradients / attacked:.4g} "
-        told += "passes each"
+        forward, backward = attack.queries / attacked, attack.gradients / attacked
+        parts.append(f"{forward:.4g} + {backward:.4g} passes each")
         if attack.seconds:
-            told += f", {attacked / attack.seconds:.3g} a second"
-    return told
+            parts.append(f"{attacked / attack.seconds:.3g} a second")
+    return ", ".join(parts)
 
 
 def how_counted(evaluation: Record) -> str:
-    """What the accuracy of an attack counts, in plain words; empty where it is not recorded."""
-    told = ""
+    """Return the sentences that say which images an attack's accuracy counts.
+
+    Empty if the mode of the evaluation is not recorded.
+    """
+    text = ""
     if evaluation.mode == "cascade":
-        told = (
+        text = (
             "Each attack ran only on the images that those above it had left right: its accuracy "
             "is what was left after all of them."
         )
     elif evaluation.mode == "each":
-        told = "Each attack ran on all images that are right when clean: its accuracy is its own."
+        text = "Each attack ran on all images that are right when clean: its accuracy is its own."
         if evaluation.suites:
-            told += " Only within a suite did each run on what those before it had left."
+            text += " Only within a suite did each run on what those before it had left."
     if evaluation.craft_precision != "float32":
-        told += (
+        text += (
             f" The attacks searched on the network in {evaluation.craft_precision}; the network "
             "itself judged what they found."
         )
     rounded = evaluation.rounded_robust_accuracy
     if rounded is not None:
-        told += (
+        text += (
             " With the adversarial images rounded to multiples of 1/255, as they are saved, the "
             f"accuracy is {percent(rounded)}."
         )
-    return told.strip()
+    return text.strip()
 
 
 def warnings(evaluation: Record) -> str:
-    """The checks that warn, in one line; empty if none does."""
+    """Return one line that names the checks that warn; empty if none does."""
     checks = evaluation.checks
     names = [check.name for check in checks if check.warns]
     if not names:
@@ -197,8 +231,7 @@ def warnings(evaluation: Record) -> str:
 
 
 def overfitting(history: Sequence[Mapping[str, float]], config: Mapping[str, Any]) -> str:
-    """Catastrophic overfitting in a sentence, with the epoch whose weights are kept; empty where
-    no epoch shows it."""
+    """Return a warning of catastrophic overfitting; empty if no epoch shows it."""
     epochs = overfitted(history)
     if not epochs:
         return ""
@@ -214,14 +247,14 @@ def overfitting(history: Sequence[Mapping[str, float]], config: Mapping[str, Any
 
 
 def missing_from_paper(config: Mapping[str, Any], evaluation: Record) -> dict[str, float]:
-    """The paper's figures for which this run has no measurement, label -> fraction."""
+    """Return the paper's figures that this run did not measure, label -> fraction."""
     measured = {"source", "clean"} | {attack.name for attack in evaluation.attacks}
     paper = config.get("paper") or {}
     return {key: value for key, value in paper.items() if key not in measured}
 
 
 def attack_settings(config: Mapping[str, Any]) -> str:
-    """An attack's settings in short: '20 steps, step size 2/255 = 0.007843, loss dlr'."""
+    """Return an attack's settings: '20 steps, step size 2/255 = 0.007843, loss dlr'."""
     ordered = [key for key in SETTINGS if key in config]
     ordered += [key for key in config if key not in SETTINGS and key != "name"]
     return ", ".join(
@@ -232,15 +265,16 @@ def attack_settings(config: Mapping[str, Any]) -> str:
 
 
 def method_name(config: Mapping[str, Any]) -> str:
-    """The training method; the run's own name when a finished model was only evaluated."""
+    """Return the training method, or the run's name if a finished model was only evaluated."""
     return str((config.get("method") or config)["name"])
 
 
 def headline(config: Mapping[str, Any], evaluation: Record) -> str:
-    """The run in one sentence: method, data, clean and worst-case accuracy, threat, examples."""
+    """Return the run in one sentence: method, data, clean and worst-case accuracy, threat and
+    number of examples."""
     clean, *_ = accuracy_rows(config, evaluation)
     threat, data = evaluation.threat, data_of(config, evaluation)
-    told = f"{method_name(config)} on {data.name}: {percent(clean.accuracy)} clean"
+    text = f"{method_name(config)} on {data.name}: {percent(clean.accuracy)} clean"
     total = f"{clean.examples} {data.split} images"
     worst, n = evaluation.robust_accuracy, evaluation.worst_case_examples
     attacks = [attack for attack in evaluation.attacks if attack.name not in evaluation.suites]
@@ -248,24 +282,27 @@ def headline(config: Mapping[str, Any], evaluation: Record) -> str:
     if attacks and worst is not None:
         names = {attack.suite or attack.name for attack in attacks}
         under = names.pop() if len(names) == 1 else f"the worst of {len(attacks)} attacks"
-        told += f", {percent(worst)} under {under}"
+        text += f", {percent(worst)} under {under}"
         if n != clean.examples:
             total += f", {n} of them attacked"
-    told += f" ({threat.norm}, eps {number(threat.eps)}, {total})"
+    text += f" ({threat.norm}, eps {number(threat.eps)}, {total})"
     for subset in evaluation.subsets:
-        told += f"; {percent(subset.robust_accuracy)} on the first {subset.examples} images, "
-        told += "under all attacks"
-    return told
+        text += f"; {percent(subset.robust_accuracy)} on the first {subset.examples} images, "
+        text += "under all attacks"
+    return text
 
 
 def data_of(config: Mapping[str, Any], evaluation: Record) -> DataRow:
-    """The images of an evaluation; those of the config where it does not say."""
+    """Return the data of an evaluation, or else the config's."""
     return evaluation.data or DataRow(name=config["data"]["name"])
 
 
 def best_epoch(history: Sequence[Mapping[str, float]], config: Mapping[str, Any]) -> int | None:
-    """The epoch, from 0, of the highest validation accuracy, robust unless the config says
-    otherwise; the last of equals."""
+    """Return the epoch, from 0, with the highest value of `train.monitor`.
+
+    The default monitor is robust validation accuracy. Of equal epochs the last counts; None if no
+    epoch has a value.
+    """
     monitor = (config.get("train") or {}).get("monitor", "val_robust_accuracy")
     scores = [(row["epoch"], row.get(monitor, math.nan)) for row in history]
     known = [(epoch, score) for epoch, score in scores if math.isfinite(score)]
@@ -275,7 +312,7 @@ def best_epoch(history: Sequence[Mapping[str, float]], config: Mapping[str, Any]
 def summarise_training(
     history: Sequence[Mapping[str, float]], config: Mapping[str, Any]
 ) -> TrainingSummary:
-    """What the history says about the cost of training; None where it does not say."""
+    """Return the cost of training; an entry is None if the history does not record it."""
 
     def middle(column: str) -> float | None:
         values = [row[column] for row in history if column in row]
@@ -296,7 +333,8 @@ def summarise_training(
 
 
 def pareto(pairs: Sequence[tuple[float, float]]) -> list[int]:
-    """The places of those that no other one beats in one number without losing in the other."""
+    """Return the positions of the pairs on the Pareto front: no other pair is at least as high in
+    both numbers and higher in one."""
     return [
         place
         for place, (a, b) in enumerate(pairs)

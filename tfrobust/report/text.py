@@ -1,4 +1,4 @@
-"""Numbers as people read them, and the two things Markdown needs: escaping and tables."""
+"""Numbers in the form that people read, and text and tables for Markdown and LaTeX."""
 
 import html
 import re
@@ -11,39 +11,39 @@ NOTHING = "–"
 
 
 def interval(successes: int, total: int) -> tuple[float, float]:
-    """The Wilson 95 % interval of a proportion: (low, high) as fractions.
+    """Return the Wilson 95 % interval of a proportion, (low, high) as fractions.
 
-    interval(8, 10) is (0.4902, 0.9433). Raises ValueError unless 0 <= successes <= total and
-    total >= 1. (Wilson, "Probable inference, the law of succession", 1927.)
+    interval(8, 10) is (0.4902, 0.9433). (Wilson, "Probable inference, the law of succession",
+    1927.) Raises ValueError unless 0 <= successes <= total and total >= 1.
     """
     if total < 1 or not 0 <= successes <= total:
         raise ValueError(
             f"interval: expected 0 <= successes <= total and total >= 1, "
             f"received successes={successes}, total={total}"
         )
-    found = binomtest(successes, total).proportion_ci(confidence_level=0.95, method="wilson")
-    return float(found.low), float(found.high)
+    bounds = binomtest(successes, total).proportion_ci(confidence_level=0.95, method="wilson")
+    return float(bounds.low), float(bounds.high)
 
 
 def percent(fraction: float | None) -> str:
-    """0.853 -> '85.3 %'."""
+    """Return a fraction in percent: 0.853 -> '85.3 %'."""
     return NOTHING if fraction is None else f"{100 * fraction:.1f} %"
 
 
 def between(low: float, high: float) -> str:
-    """An interval of fractions in percent: '82.0 to 89.4'."""
+    """Return an interval of fractions in percent: '82.0 to 89.4'."""
     return f"{100 * low:.1f} to {100 * high:.1f}"
 
 
 def points(difference: float | None) -> str:
-    """A difference of two fractions in percentage points: 0.012 -> '+1.2'."""
+    """Return a difference of two fractions in percentage points: 0.012 -> '+1.2'."""
     return NOTHING if difference is None else f"{100 * difference:+.1f}"
 
 
 def number(value: Any) -> str:
-    """A setting in short; a multiple of 1/255 also as the fraction: '8/255 = 0.03137'.
+    """Return a setting in short, a multiple of 1/255 with its fraction: '8/255 = 0.03137'.
 
-    A short decimal stays as it was written: 0.2 is also 51/255, but nobody meant that.
+    A short decimal stays alone: 0.2 equals 51/255, but whoever wrote 0.2 meant 0.2.
     """
     if isinstance(value, bool) or not isinstance(value, float):
         return str(value)
@@ -55,7 +55,7 @@ def number(value: Any) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds in the unit that fits: '3.1 s', '4 min 05 s', '2 h 07 min'."""
+    """Return a time in a unit that suits it: '3.1 s', '4 min 05 s', '2 h 07 min'."""
     if seconds is None:
         return NOTHING
     if seconds < 60:
@@ -68,14 +68,14 @@ def duration(seconds: float | None) -> str:
 
 
 def milliseconds(seconds: float | None) -> str:
-    """0.0421 -> '42.1 ms'."""
+    """Return a time in milliseconds: 0.0421 -> '42.1 ms'."""
     return NOTHING if seconds is None else f"{1000 * seconds:.1f} ms"
 
 
 def markdown_escape(text: Any) -> str:
-    """Text that stays text, on one line, inside a Markdown table."""
+    """Return the text in one line, escaped for a cell of a Markdown table."""
     line = html.escape(" ".join(str(text).split()), quote=False)
-    # An underscore inside a word (digits_atlas) is no emphasis; at its edge it would be.
+    # Markdown takes an underscore for emphasis at the edge of a word, not within (digits_atlas).
     return re.sub(r"([\\`*|\[\]]|(?<!\w)_|_(?!\w))", r"\\\1", line)
 
 
@@ -89,16 +89,15 @@ LATEX = {
 
 
 def latex_escape(text: Any) -> str:
-    """`text` in one line, each sign that LaTeX would take for its own after a backslash."""
+    """Return the text in one line, with LaTeX's special characters escaped."""
     return "".join(LATEX.get(sign, sign) for sign in " ".join(str(text).split()))
 
 
 def markdown_table(header: Sequence[Any], rows: Sequence[Sequence[Any]], lines: str = " ") -> str:
-    """A Markdown table with every cell escaped; `lines` stands for a line break in a cell."""
-    table = [header, ["---"] * len(header), *rows]
-    return "\n".join(
-        "| "
-        + " | ".join(lines.join(map(markdown_escape, str(cell).split("\n"))) for cell in row)
-        + " |"
-        for row in table
-    )
+    """Return a Markdown table with every cell escaped; `lines` replaces line breaks in cells."""
+
+    def line(row: Sequence[Any]) -> str:
+        cells = (lines.join(map(markdown_escape, str(cell).split("\n"))) for cell in row)
+        return f"| {' | '.join(cells)} |"
+
+    return "\n".join(map(line, [header, ["---"] * len(header), *rows]))

@@ -1,5 +1,4 @@
-"""The trials of a search: their table, the best of them, and those that none beats in both
-accuracies."""
+"""The trials of a search: trials.csv, the best trial and the Pareto front."""
 
 import csv
 import io
@@ -19,10 +18,16 @@ RESULTS = ("epochs", "val_accuracy", "val_robust_accuracy", "status", "pareto", 
 
 @dataclass(frozen=True)
 class SearchTrial:
-    """One trial: its values by their keys; running, completed or failed, and then for what reason.
+    """One trial of a search.
 
-    epochs trained; clean, robust: validation accuracies in [0, 1] at the epoch that was kept, NaN
-    where there is none.
+    Attributes:
+        name: the trial's folder.
+        values: searched key -> the trial's value.
+        status: "running", "completed" or "failed".
+        epochs: the number of epochs trained.
+        clean, robust: validation accuracies in [0, 1] at the epoch whose weights are kept; NaN
+            unless completed.
+        reason: why it failed.
     """
 
     name: str
@@ -35,46 +40,52 @@ class SearchTrial:
 
 
 def completed(trials: Sequence[SearchTrial]) -> list[SearchTrial]:
-    """The trials that have accuracies."""
+    """Return the completed trials."""
     return [trial for trial in trials if trial.status == "completed"]
 
 
 def unbeaten(trials: Sequence[SearchTrial]) -> list[SearchTrial]:
-    """The Pareto front of clean and robust accuracy, by rising clean accuracy."""
-    done = completed(trials)
-    front = [done[place] for place in pareto([(trial.clean, trial.robust) for trial in done])]
+    """Return the Pareto front of clean and robust accuracy, by rising clean accuracy."""
+    candidates = completed(trials)
+    accuracies = [(trial.clean, trial.robust) for trial in candidates]
+    front = [candidates[position] for position in pareto(accuracies)]
     return sorted(front, key=lambda trial: (trial.clean, trial.name))
 
 
 def best_trial(trials: Sequence[SearchTrial], min_clean: float | None) -> SearchTrial | None:
-    """The trial of highest robust accuracy among those of at least this clean accuracy; of equals
-    that of the higher clean accuracy, then the first."""
-    fit = [trial for trial in completed(trials) if trial.clean >= (min_clean or 0.0)]
-    return max(fit, key=lambda trial: (trial.robust, trial.clean), default=None)
+    """Return the trial with the highest robust accuracy among those with enough clean accuracy.
+
+    Of equal trials the one with the higher clean accuracy counts, then the first. None if no
+    completed trial reaches `min_clean`.
+    """
+    candidates = [trial for trial in completed(trials) if trial.clean >= (min_clean or 0.0)]
+    return max(candidates, key=lambda trial: (trial.robust, trial.clean), default=None)
 
 
 def write_trials(path: Path, keys: Sequence[str], trials: Sequence[SearchTrial]) -> None:
-    """Writes trials.csv: a row a trial, in the order of their start."""
+    """Write trials.csv: one row per trial, in the order of their start."""
     front, buffer = unbeaten(trials), io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["trial", *keys, *RESULTS])
     for trial in trials:
-        done = trial.status == "completed"
-        writer.writerow(
-            [
-                trial.name,
-                *(_text(trial.values[key]) for key in keys),
-                *((trial.epochs, trial.clean, trial.robust) if done else ("", "", "")),
-                trial.status,
-                "yes" if trial in front else "",
-                trial.reason,
-            ]
-        )
+        values = [_text(trial.values[key]) for key in keys]
+        results: list[Any] = ["", "", ""]
+        if trial.status == "completed":
+            results = [trial.epochs, trial.clean, trial.robust]
+        marks = ["yes" if trial in front else "", trial.reason]
+        writer.writerow([trial.name, *values, *results, trial.status, *marks])
     write_text(path, buffer.getvalue())
 
 
 def read_trials(path: Path) -> tuple[list[str], list[SearchTrial]]:
-    """(keys, trials) of trials.csv. Raises UserError naming the file if it is damaged."""
+    """Read trials.csv.
+
+    Returns:
+        The searched keys, and the trials.
+
+    Raises:
+        UserError: the file is damaged.
+    """
     try:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file, strict=True)
@@ -89,13 +100,14 @@ def read_trials(path: Path) -> tuple[list[str], list[SearchTrial]]:
 
 def _trial(row: Mapping[str, str], keys: Sequence[str]) -> SearchTrial:
     values = {key: _value(row[key]) for key in keys}
-    found = SearchTrial(row["trial"], values, row["status"], reason=row["reason"])
-    if found.status != "completed":
-        return found
-    clean, robust = (float(row[name]) for name in RESULTS[1:3])
+    name, status = row["trial"], row["status"]
+    if status != "completed":
+        return SearchTrial(name, values, status, reason=row["reason"])
+    clean, robust = (float(row[column]) for column in RESULTS[1:3])
     if not (0 <= clean <= 1 and 0 <= robust <= 1):
         raise ValueError
-    return SearchTrial(found.name, values, found.status, int(row["epochs"]), clean, robust)
+    reason = row["reason"]
+    return SearchTrial(name, values, status, int(row["epochs"]), clean, robust, reason)
 
 
 def _text(value: Any) -> str:
