@@ -15,11 +15,14 @@ from pipelines import config as configs
 from pipelines.run import run
 from tests.e2e.conftest import ROOT
 
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = {"README.md": ROOT / "README.md"} | {
+    path.relative_to(ROOT / "docs").as_posix(): path
+    for path in sorted((ROOT / "docs").rglob("*.md"))
+}
 LANGUAGES = {
     kind: {
-        path.name: blocks
-        for path in DOCUMENTS
+        name: blocks
+        for name, path in DOCUMENTS.items()
         if (
             blocks := re.findall(
                 rf"^```{kind}\n(.*?)^```", path.read_text(encoding="utf-8"), re.M | re.S
