@@ -13,7 +13,6 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     for variable in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS"):
         os.environ.setdefault(variable, "1")
 
-import functools
 import json
 import random
 import subprocess
@@ -28,24 +27,24 @@ import pytest
 
 TESTS = Path(__file__).resolve().parent
 SEED = 2026
+SHARED_RUNS = {"on_two_devices", "smoke_run"}
+QUICK_ON_TWO_DEVICES = ("drawn", "weighted", "refused", "evaluated")
 
 # The first call of a tf.function is slow, which says nothing about the example it was given.
 # Each run of the fast suite tries the same examples; the nightly run tries new ones.
-hypothesis.settings.register_profile("fast", deadline=None, derandomize=True)
+hypothesis.settings.register_profile("fast", deadline=None, derandomize=True, max_examples=20)
 hypothesis.settings.register_profile("nightly", deadline=None, print_blob=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give a whole module to one worker of pytest-xdist, and so what its tests share.
+    """Give what shares a costly fixture to one worker of pytest-xdist.
 
-    The tests of two devices share runs of a process across modules, so they are one group.
+    The tests of a module are a group, and so are all that use a run of the whole session.
     """
     for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            shares_devices = "on_two_devices" in getattr(item, "fixturenames", ())
-            group = "two devices" if shares_devices else str(item.path)
-            item.add_marker(pytest.mark.xdist_group(group))
+        shared = SHARED_RUNS.intersection(getattr(item, "fixturenames", ()))
+        item.add_marker(pytest.mark.xdist_group(min(shared, default=str(item.path))))
 
 
 @pytest.fixture(autouse=True)
@@ -68,21 +67,27 @@ def tfds_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
-def on_two_devices() -> Callable[[str], dict[str, Any]]:
-    """What a function of two_devices.py prints, by its name: TensorFlow splits its CPU only before
-    it is first used."""
+def on_two_devices() -> Callable[[str], Any]:
+    """Return a function that gives what a function of two_devices.py returns, by its name.
 
-    @functools.cache
-    def printed(name: str) -> dict[str, Any]:
-        path = {"PYTHONPATH": str(TESTS.parent), "CUDA_VISIBLE_DEVICES": "-1"}
-        command = [sys.executable, str(TESTS / "unit" / "two_devices.py"), name]
-        done = subprocess.run(
-            command, capture_output=True, text=True, env=os.environ | path, timeout=900
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        return json.loads(done.stdout.splitlines()[-1])
+    TensorFlow splits its CPU only before it is first used, so they run in a process of their own:
+    one for the quick ones together, and one for each of the others.
+    """
+    results: dict[str, Any] = {}
 
-    return printed
+    def result(name: str) -> Any:
+        if name not in results:
+            names = QUICK_ON_TWO_DEVICES if name in QUICK_ON_TWO_DEVICES else (name,)
+            command = [sys.executable, str(TESTS / "unit" / "two_devices.py"), *names]
+            environment = {"PYTHONPATH": str(TESTS.parent), "CUDA_VISIBLE_DEVICES": "-1"}
+            process = subprocess.run(
+                command, capture_output=True, text=True, env=os.environ | environment, timeout=900
+            )
+            assert process.returncode == 0, process.stderr[-3000:]
+            results.update(json.loads(process.stdout.splitlines()[-1]))
+        return results[name]
+
+    return result
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import pytest
 from pipelines import config as configs
 from pipelines.run import run
 from tests.e2e.conftest import ROOT
+from tests.products import slow_but
 
 DOCUMENTS = {"README.md": ROOT / "README.md"} | {
     path.relative_to(ROOT / "docs").as_posix(): path
@@ -39,7 +40,10 @@ def test_there_are_some() -> None:
     )
 
 
-@pytest.mark.parametrize("name", LANGUAGES["python"])
+FAST = ("README.md", "quickstart.md", "add_a_method.md")
+
+
+@pytest.mark.parametrize("name", slow_but(LANGUAGES["python"], FAST))
 def test_python_of_a_document_runs(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -93,6 +93,7 @@ def test_without_checkpoints_nothing_is_written_over(
     assert (tmp_path / "digits_adv.1" / "model.keras").is_file()
 
 
+@pytest.mark.usefixtures("short_closing")
 def test_a_run_that_its_schedule_ended_stays_as_it_is(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -107,6 +108,7 @@ def test_a_run_that_its_schedule_ended_stays_as_it_is(
     assert [(folder / name).read_bytes() for name in ("model.keras", "eval.json")] == made
 
 
+@pytest.mark.usefixtures("short_closing")
 def test_more_epochs_are_not_evaluated_before_they_are_trained(tmp_path: Path) -> None:
     trained(tmp_path, 1, CONSTANT)
     with pytest.raises(ValueError, match="one that was trained with another; add the stage train"):

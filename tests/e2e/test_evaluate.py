@@ -68,6 +68,7 @@ def test_the_worst_case_of_a_cascade(mine: list[str], tmp_path: Path) -> None:
     assert {check["name"] for check in result["checks"]}
 
 
+@pytest.mark.usefixtures("short_closing")
 def test_a_saved_model_and_probabilities(mine: list[str], tmp_path: Path) -> None:
     folder = Path(mine[0].partition("=")[2]).parent
     few = ["attacks={name: pgd, steps: 3}", "evaluation.save=uint8"]
@@ -87,6 +88,7 @@ def test_a_saved_model_and_probabilities(mine: list[str], tmp_path: Path) -> Non
     assert plain["robust_accuracy"] <= plain["rounded_robust_accuracy"] < plain["clean_accuracy"]
 
 
+@pytest.mark.usefixtures("short_closing")
 def test_a_network_of_any_size_with_two_outputs(mine: list[str], tmp_path: Path) -> None:
     """The brightness of an image, whatever its size: the score of the linear network."""
     image = keras.Input((None, None, 1))
@@ -109,6 +111,7 @@ def test_a_network_of_any_size_with_two_outputs(mine: list[str], tmp_path: Path)
     assert evaluated(tmp_path / "again", again)["robust_accuracy"] == plain["robust_accuracy"]
 
 
+@pytest.mark.usefixtures("short_closing")
 def test_another_reading_of_the_outputs_is_another_evaluation(
     mine: list[str], tmp_path: Path
 ) -> None:
@@ -126,7 +129,8 @@ def test_another_reading_of_the_outputs_is_another_evaluation(
     assert not (tmp_path / "refused").exists()
 
 
-@pytest.mark.parametrize("kind", ["float32", "uint8"])
+@pytest.mark.usefixtures("short_closing")
+@pytest.mark.parametrize("kind", slow_but(["float32", "uint8"], ["uint8"]))
 def test_saved_images_of_one_evaluation_attack_in_another(
     mine: list[str], tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,6 +163,7 @@ def test_images_off_the_grid_are_not_rounded(tmp_path: Path, mine: list[str]) ->
 SIGNALS = [signal.SIGKILL, signal.SIGTERM]
 
 
+@pytest.mark.usefixtures("short_closing")
 @pytest.mark.parametrize("number", slow_but(SIGNALS, [signal.SIGTERM]))
 def test_killed_and_started_again(mine: list[str], tmp_path: Path, number: int) -> None:
     """A signal once the first attack is in eval.json: the flags are those of a straight run."""
@@ -190,6 +195,7 @@ def test_killed_and_started_again(mine: list[str], tmp_path: Path, number: int) 
         np.testing.assert_array_equal(ours[name], theirs[name])
 
 
+@pytest.mark.usefixtures("short_closing")
 def test_a_suite_in_small(mine: list[str], tmp_path: Path) -> None:
     """And the precision, which is that of a training."""
     overrides = [*mine, "attacks=autoattack"]
@@ -202,6 +208,7 @@ def test_a_suite_in_small(mine: list[str], tmp_path: Path) -> None:
         run("evaluate", [*overrides, "precision=mixed_bfloat16"], tmp_path, None, smoke=True)
 
 
+@pytest.mark.usefixtures("short_closing")
 def test_two_networks_have_two_results(mine: list[str], tmp_path: Path) -> None:
     """The first is kept aside with its page; one that is refused touches nothing."""
     folder = Path(mine[0].partition("=")[2]).parent
@@ -225,6 +232,7 @@ def test_two_networks_have_two_results(mine: list[str], tmp_path: Path) -> None:
     assert second["network"]["sha256"] != first["network"]["sha256"]
 
 
+@pytest.mark.usefixtures("short_closing")
 def test_more_attacks_other_labels_and_a_smaller_batch(
     mine: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -243,6 +251,7 @@ def test_more_attacks_other_labels_and_a_smaller_batch(
     assert (tmp_path / "runs" / "evaluate" / "evaluation.1" / "eval.json").is_file()
 
 
+@pytest.mark.usefixtures("short_closing")
 def test_results_of_other_code_are_kept_and_named(
     mine: list[str],
     tmp_path: Path,

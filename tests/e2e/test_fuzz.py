@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,18 +16,17 @@ from hypothesis import strategies as st
 from pipelines import config as configs
 from pipelines.folder import Folder
 from pipelines.resolve import load_spec
-from pipelines.run import run
 from pipelines.suite import is_suite, load_suite
 from tfrobust.errors import UserError
 from tfrobust.models import load_network
 from tfrobust.report import write_report
 
 MANY = settings(
-    max_examples=500,
+    max_examples=5 * settings.default.max_examples,
     phases=[Phase.explicit, Phase.generate],  # a failure is told as it is found
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-FEWER = settings(MANY, max_examples=100)
+FEWER = settings(MANY, max_examples=settings.default.max_examples)
 TINY = ["model={name: small_cnn, filters: [2], units: 2}"]  # each is built
 NAMES = ("digits_atlas", "digits_atlas_search", "mnist_adv_20step", "cifar10_trades")
 CONFIGS = [configs.load(configs.find(name), TINY) for name in NAMES]
@@ -148,9 +148,8 @@ def damaged(draw: st.DrawFn, content: bytes) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    workdir = tmp_path_factory.mktemp("runs")
-    return run("digits_adv", ["attacks=fgsm"], workdir, None, smoke=True)
+def finished(smoke_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return shutil.copytree(smoke_run, tmp_path_factory.mktemp("runs") / "digits_adv")
 
 
 FILES = ["config.yaml", "eval.json", "history.csv", "stages.json", "flags.npz", "probes.npz"]

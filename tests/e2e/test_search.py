@@ -107,6 +107,7 @@ def test_what_a_search_leaves(finished: Path) -> None:
             )
 
 
+@pytest.mark.usefixtures("short_closing")
 def test_the_best_is_a_config_that_trains_to_the_same_network(
     finished: Path, tmp_path: Path
 ) -> None:
@@ -136,6 +137,7 @@ def saved(folder: Path) -> int:
     return max((int(p.name[5:]) for p in (folder / "checkpoints").glob("step-*")), default=0)
 
 
+@pytest.mark.usefixtures("short_closing")
 def test_killed_and_started_again_it_goes_on(
     finished: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -201,6 +203,7 @@ def test_a_least_clean_accuracy_that_no_trial_has(tmp_path: Path) -> None:
     assert "none of at least 100.0 % clean that is complete" in page
 
 
+@pytest.mark.slow
 def test_hyperband_goes_on_with_the_best_of_a_bracket(tmp_path: Path) -> None:
     """Three epochs: three trials of one, the best of them to three, and two of three at once."""
     folder = small(tmp_path, "search.tuner=hyperband", "search.trials=null")

@@ -25,8 +25,8 @@ def smoke(name: str, workdir: Path, *overrides: str, stages: list[str] | None = 
     return run(name, list(overrides), workdir, stages, smoke=True)
 
 
-# A penalty, a table for each example, and a conditional network.
-FAST = ("atlas", "iaat", "oat")
+# A penalty, and a table for each example; of conditional networks, the one with widths below.
+FAST = ("atlas", "iaat")
 
 
 @pytest.mark.parametrize("method", slow_but(METHODS, FAST))
@@ -101,6 +101,7 @@ def test_a_network_with_widths_through_every_stage(tmp_path: Path) -> None:
     np.testing.assert_allclose(served.serve(given), network(given), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.usefixtures("short_closing")
 def test_finished_stages_are_skipped_and_changed_ones_run(
     smoke_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -108,13 +109,13 @@ def test_finished_stages_are_skipped_and_changed_ones_run(
     weights = (folder / "model.keras").read_bytes()
     capsys.readouterr()
 
-    smoke("digits_adv", tmp_path)
+    smoke("digits_adv", tmp_path, "attacks=fgsm")
     assert capsys.readouterr().out.count("done before, skipped") == 4
 
-    smoke("digits_adv", tmp_path, "attacks=fgsm")
+    smoke("digits_adv", tmp_path, "attacks={name: pgd, steps: 2}")
     assert capsys.readouterr().out.count("done before, skipped") == 2  # train, export
     evaluation = json.loads((folder / "eval.json").read_text())
-    assert [attack["name"] for attack in evaluation["attacks"]] == ["FGSM"]
+    assert [attack["name"] for attack in evaluation["attacks"]] == ["PGD-2"]
     assert (folder / "model.keras").read_bytes() == weights
 
     smoke("digits_adv", tmp_path, "seed=1", stages=["train"])
@@ -177,12 +178,13 @@ def test_each_rollback_halves_the_rate_once(
     assert rates == pytest.approx([0.04, 0.005 if schedule == "cosine" else 0.01])
 
 
+@pytest.mark.usefixtures("short_closing")
 def test_what_is_deleted_is_made_again(smoke_run: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(smoke_run, tmp_path / "digits_adv")
     (folder / "eval.json").unlink()
     (folder / "saved_model" / "saved_model.pb").unlink()
     (folder / "saved_model").rename(folder / "elsewhere")
-    smoke("digits_adv", tmp_path)
+    smoke("digits_adv", tmp_path, "attacks=fgsm")
     assert (folder / "eval.json").is_file()
     assert (folder / "saved_model" / "saved_model.pb").is_file()
 
@@ -201,6 +203,7 @@ def test_runs_are_never_mixed(tmp_path: Path) -> None:
         smoke("digits_adv", tmp_path)
 
 
+@pytest.mark.usefixtures("short_closing")
 def test_training_on_from_a_run_folder_and_a_keras_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -228,6 +231,7 @@ def test_training_on_from_a_run_folder_and_a_keras_file(
         assert "attack_eval: done before" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("short_closing")
 def test_training_on_one_output_of_a_network_of_any_size(tmp_path: Path) -> None:
     image = keras.Input((None, None, 1))
     pooled = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(4, 3)(image))
@@ -273,6 +277,7 @@ def test_arrays_to_evaluate_on_are_not_trained_on(tmp_path: Path) -> None:
         run("digits_adv", [data, "train.schedule=constant"], tmp_path, ["train"], smoke=False)
 
 
+@pytest.mark.usefixtures("short_closing")
 def test_a_users_own_arrays(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     x, y = rng.integers(0, 256, (96, 10, 12, 2), np.uint8), rng.integers(0, 5, 96)

@@ -12,7 +12,7 @@ import pytest
 HERE = Path(__file__).resolve().parent
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def linear() -> Callable[..., Any]:
     """linear(W, power=1): the network z = (x W)^power of images [2, 2, 1] seen as vectors [4].
 

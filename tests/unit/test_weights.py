@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.products import slow_but
 from tfrobust import PGD, Adv, Natural, Threat
 from tfrobust.errors import UserError
 from tfrobust.methods import METHODS, Gkl, Oat
@@ -127,22 +128,32 @@ FORMS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_class_weights_are_those_of_the_labels(linear: Callable[..., Any], form: str) -> None:
-    def trained(fit: Callable[[Any], Any]) -> tuple[np.ndarray, list[float]]:
-        model = compiled(linear)
-        weighted = fit(
-            lambda *data, **options: model.fit(*data, **options, shuffle=False, verbose=0)
-        )
-        plain = model.fit(X, Y, batch_size=6, shuffle=False, verbose=0)  # without any again
-        losses = [*weighted.history["loss"], *plain.history["loss"]]
-        return model.network.get_weights()[0], losses
+Trained = tuple[np.ndarray, list[float]]
 
-    of_labels = np.array([0.0, 1.0, 3.0])[Y]
-    expected, losses = trained(lambda fit: fit(X, Y, batch_size=6, sample_weight=of_labels))
-    found, found_losses = trained(FORMS[form])
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
-    assert found_losses == pytest.approx(losses, rel=1e-5)
+
+def trained_with(model: Any, fit: Callable[[Any], Any]) -> Trained:
+    """Return the weights and the losses of a fit with weights and of one without any after it."""
+    weighted = fit(lambda *data, **options: model.fit(*data, **options, shuffle=False, verbose=0))
+    plain = model.fit(X, Y, batch_size=6, shuffle=False, verbose=0)
+    losses = [*weighted.history["loss"], *plain.history["loss"]]
+    return model.network.get_weights()[0], losses
+
+
+@pytest.fixture(scope="module")
+def weights_of_labels(linear: Callable[..., Any]) -> Trained:
+    """Train with the weight of its class as the weight of each example."""
+    weight = np.array([0.0, 1.0, 3.0])[Y]
+    return trained_with(compiled(linear), lambda fit: fit(X, Y, batch_size=6, sample_weight=weight))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_class_weights_are_those_of_the_labels(
+    linear: Callable[..., Any], weights_of_labels: Trained, form: str
+) -> None:
+    expected, losses = weights_of_labels
+    weights, received = trained_with(compiled(linear), FORMS[form])
+    np.testing.assert_allclose(weights, expected, rtol=1e-5, atol=1e-7)
+    assert received == pytest.approx(losses, rel=1e-5)
 
 
 def test_weights_of_classes_and_of_examples_multiply(linear: Callable[..., Any]) -> None:
@@ -190,7 +201,11 @@ def test_class_weights_that_make_no_sense(linear: Callable[..., Any], given: Any
         compiled(linear).fit(X, Y, class_weight=given, verbose=0)
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name != "oat"])
+# A penalty, updates of the images, class means, and a table for each example.
+FAST = ("atlas", "free", "gkl", "iaat")
+
+
+@pytest.mark.parametrize("name", slow_but([name for name in METHODS if name != "oat"], FAST))
 def test_an_example_without_weight_leaves_no_trace(name: str) -> None:
     """In the steps of every method: four of them, so that tables and averages are read again."""
 
@@ -242,26 +257,29 @@ MONITORED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("monitor", MONITORED)
 def test_kerass_callbacks_find_the_direction_by_name(
-    linear: Callable[..., Any], monitor: str, tmp_path: Path
+    linear: Callable[..., Any], tmp_path: Path
 ) -> None:
-    better = np.greater if MONITORED[monitor] is max else np.less
-    callbacks = [
-        keras.callbacks.EarlyStopping(monitor),
-        keras.callbacks.ReduceLROnPlateau(monitor),
-        keras.callbacks.ModelCheckpoint(
-            tmp_path / "best.keras", monitor=monitor, save_best_only=True
-        ),
-    ]
+    callbacks: dict[str, list[Any]] = {
+        monitor: [
+            keras.callbacks.EarlyStopping(monitor, patience=3),
+            keras.callbacks.ReduceLROnPlateau(monitor),
+            keras.callbacks.ModelCheckpoint(
+                tmp_path / f"{monitor}.keras", monitor=monitor, save_best_only=True
+            ),
+        ]
+        for monitor in MONITORED
+    }
     model = METHODS["trades"](linear(W), threat=Threat("linf", 0.1), beta=1.0)
     model.compile(keras.optimizers.SGD(1.0))
     options = {"epochs": 3, "validation_data": (X, Y), "verbose": 0}
-    history = model.fit(X, Y, callbacks=callbacks, **options).history
-    for callback in callbacks:
-        assert bool(callback.monitor_op(1.0, 0.0)) == bool(better(1.0, 0.0))
-        assert callback.best == pytest.approx(MONITORED[monitor](history[monitor]))
-    assert (tmp_path / "best.keras").is_file()
+    history = model.fit(X, Y, callbacks=sum(callbacks.values(), []), **options).history
+    for monitor, best in MONITORED.items():
+        better = np.greater if best is max else np.less
+        for callback in callbacks[monitor]:
+            assert bool(callback.monitor_op(1.0, 0.0)) == bool(better(1.0, 0.0)), monitor
+            assert callback.best == pytest.approx(best(history[monitor])), monitor
+        assert (tmp_path / f"{monitor}.keras").is_file()
 
 
 @pytest.mark.parametrize("name", ["iaat", "mma", "gradalign", "llr", "squeeze"])

@@ -1,4 +1,4 @@
-"""Run by conftest.py with the name of a function below: one device against two, as JSON."""
+"""Run by conftest.py with names of functions below: one device against two, as JSON."""
 
 from __future__ import annotations
 
@@ -225,4 +225,4 @@ if __name__ == "__main__":
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
     mirrored = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-    print(json.dumps(globals()[sys.argv[1]](mirrored)))
+    print(json.dumps({name: globals()[name](mirrored) for name in sys.argv[1:]}))
