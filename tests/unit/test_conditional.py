@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.products import slow_but
 from tfrobust import PGD, Adv, Natural, Threat
 from tfrobust.errors import UserError
 from tfrobust.exporting import export
@@ -83,7 +84,7 @@ def test_encoding_tells_the_lambdas_apart(encoding: str) -> None:
     np.testing.assert_allclose(products / np.diag(products), np.eye(3), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", slow_but(SMALL, ["small_cnn"]))
 def test_networks_take_lambda(name: str, tmp_path: Path) -> None:
     keras.utils.set_random_seed(0)
     network = MODELS[name]((16, 16, 1), 3, lambdas=LAMBDAS, **SMALL[name])

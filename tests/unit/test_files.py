@@ -12,6 +12,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from tests.products import slow_but
 from tfrobust.data.files import Files
 from tfrobust.errors import UserError
 
@@ -175,7 +176,7 @@ def test_what_cannot_be_read(tmp_path: Path, make: Callable[[Path], None], reaso
     assert "\n" not in str(caught.value) and str(path) not in str(caught.value)[len(line) :]
 
 
-@pytest.mark.parametrize("ending", ["sys.exit(3)", "raise OSError"])
+@pytest.mark.parametrize("ending", slow_but(["sys.exit(3)", "raise OSError"], ["sys.exit(3)"]))
 def test_a_process_ends_in_the_midst_of_a_stream(tmp_path: Path, ending: str) -> None:
     """While threads still read ahead."""
     Image.fromarray(np.zeros((999, 999, 3), np.uint8)).save(tmp_path / "a.jpg")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ import tensorflow as tf
 
 from pipelines import config as configs
 from pipelines.spec import parse
+from tests.products import slow_but
 from tests.unit.test_data import fails
 from tfrobust import FGSM, PGD, Adv, Threat
 from tfrobust.data import from_arrays
@@ -163,9 +165,14 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
-@pytest.mark.parametrize("container", CONTAINERS)
-def test_a_mistake_is_one_line_before_a_weight_moves(container: str, mistake: str) -> None:
+# Every mistake in arrays and in a stream, and one mistake in every container.
+PAIRS = list(itertools.product(CONTAINERS, MISTAKES))
+FAST = [pair for pair in PAIRS if pair[0] in ("arrays", "tf.data") or pair[1] == "too great"]
+
+
+@pytest.mark.parametrize("pair", slow_but(PAIRS, FAST), ids=" ".join)
+def test_a_mistake_is_one_line_before_a_weight_moves(pair: tuple[str, str]) -> None:
+    container, mistake = pair
     x, y, message = MISTAKES[mistake]
     model = Adv(network(), threat=Threat("linf", 0.1), attack=FGSM(), validation_attack=FGSM())
     model.compile("sgd")

@@ -87,7 +87,7 @@ awkward = st.sampled_from(
 texts = st.one_of(plain, awkward)
 
 
-@settings(max_examples=200)
+@settings(max_examples=2 * settings.default.max_examples)
 @given(text=texts, key=st.sampled_from(KEYS))
 def test_any_text_is_kept(text: str, key: str) -> None:
     def value(override: str) -> Any:
@@ -110,13 +110,12 @@ nested = st.recursive(
 )
 
 
-@settings(max_examples=200)
+@settings(max_examples=2 * settings.default.max_examples)
 @given(value=nested)
 def test_values_in_one_line_are_read_back(value: Any) -> None:
     assert load(f"key={configs.flow(value)}").get("key") == value
 
 
-@settings(max_examples=100)
 @given(value=st.dictionaries(st.sampled_from(["a", "b"]), nested))
 def test_a_written_config_is_read_back(value: dict[str, Any], tmp_path_factory: Any) -> None:
     path = tmp_path_factory.mktemp("dump") / "config.yaml"

@@ -52,7 +52,7 @@ def evaluated(
 
 
 @given(st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=3 * settings.default.max_examples)
 def test_the_headline_is_never_above_a_row_that_saw_as_many_images(data: st.DataObject) -> None:
     """Over random lists of attacks; nor is that of fewer images above the rows that saw these."""
     n = data.draw(st.integers(1, 12))

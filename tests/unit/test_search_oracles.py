@@ -13,6 +13,7 @@ import pytest
 from pipelines.sections import Search
 from pipelines.space import ranges
 from pipelines.stages.search import CLEAN, ROBUST, SCORE, _oracle, _reload
+from tests.products import slow_but
 from tfrobust.errors import UserError
 
 SPACE = ranges(
@@ -59,7 +60,9 @@ def search(oracle: Any) -> list[dict[str, Any]]:
     return found
 
 
-@pytest.mark.parametrize("tuner", ["random", "bayesian", "hyperband"])
+@pytest.mark.parametrize(
+    "tuner", slow_but(["random", "bayesian", "hyperband"], ["random", "hyperband"])
+)
 def test_every_tuner_stays_in_the_space_and_ends(tuner: str, tmp_path: Path) -> None:
     told: list[str] = []
     found = search(made(tmp_path, Search(SPACE, tuner, 14), told.append))
