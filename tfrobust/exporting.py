@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfrobust import tf32
+from tfrobust._compat import layers_of
 from tfrobust.errors import UserError
 from tfrobust.models.keras_defaults import neutral
 from tfrobust.models.saved import open_saved_model
@@ -53,7 +54,7 @@ def export(network: keras.Model, folder: Path, images: np.ndarray) -> None:
 
 def _compare(served: np.ndarray, own: np.ndarray, network: keras.Model, folder: Path) -> None:
     """Raise a UserError unless the logits [N, C] are the same but for rounding."""
-    computed = {layer.compute_dtype for layer in network._flatten_layers()}
+    computed = {layer.compute_dtype for layer in layers_of(network)}
     most = max(APART.get(dtype, APART["float32"]) for dtype in computed)
     gap, scale = np.abs(served - own).max(), np.abs(own).max()
     if not gap <= most * max(scale, 1.0):  # NaN is no agreement

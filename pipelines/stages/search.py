@@ -28,6 +28,7 @@ from pipelines.folder import Folder
 from pipelines.sections import Search
 from pipelines.spec import STAGES, Spec, trial_spec
 from pipelines.stages.train import Diverged, splits, train
+from tfrobust._compat import with_whole_files
 from tfrobust.errors import OutOfMemory, UserError, in_memory
 from tfrobust.io import write_text
 from tfrobust.report import (
@@ -223,16 +224,9 @@ class _Tuner(kt.engine.base_tuner.BaseTuner):
 def _oracle(plan: Search, seed: int, epochs: int, ended: Callable[[str], None]) -> Any:
     """KerasTuner's oracle of the plan, that writes its files whole and tells of ended trials."""
 
-    kind: Any = ORACLES[plan.tuner]
+    kind: Any = with_whole_files(ORACLES[plan.tuner])
 
     class Oracle(kind):
-        def save(self) -> None:
-            write_text(Path(self._project_dir) / "oracle.json", json.dumps(self.get_state()))
-
-        def _save_trial(self, trial: Any) -> None:
-            path = Path(self._get_trial_dir(trial.trial_id)) / "trial.json"
-            write_text(path, json.dumps(trial.get_state()))
-
         def end_trial(self, trial: Any) -> None:
             super().end_trial(trial)
             self.save()  # KerasTuner's own comes before the trial is taken from those that run

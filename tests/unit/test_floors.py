@@ -25,6 +25,7 @@ FLOORS = {
     "tfrobust.serialization": 0,
     "tfrobust.tf32": 0,
     "tfrobust.xla": 0,
+    "tfrobust._compat": 1,
     "tfrobust.threat": 1,
     "tfrobust.gate": 2,
     "tfrobust.data": 3,

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from tfrobust import FGSM, PGD, Adv, Atlas, RobustModel, Threat, load_network
+from tfrobust._compat import layers_of
 from tfrobust.methods import METHODS
 from tfrobust.models import MODELS, narrow, small_cnn, small_resnet
 from tfrobust.models.keras_defaults import neutral
@@ -97,7 +98,7 @@ def test_every_network_is_float32_and_channels_last(name: str) -> None:
     with neutral():
         all_at_once()
         network = MODELS[name]((16, 16, 3), 4)
-    assert {layer.compute_dtype for layer in network._flatten_layers()} == {"float32"}
+    assert {layer.compute_dtype for layer in layers_of(network)} == {"float32"}
     formats = {getattr(layer, "data_format", "channels_last") for layer in network.layers}
     assert formats == {"channels_last"} and network.input.dtype == "float32"
 

@@ -14,6 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfrobust._compat import layers_of
 from tfrobust.errors import choose, in_memory, require
 from tfrobust.evaluation.attack_list import AttackSpec, trials
 from tfrobust.evaluation.cascade import fitted, run
@@ -154,7 +155,7 @@ def _precision(logits_fn: LogitsFn) -> str | None:
     network = logits_fn.network if isinstance(logits_fn, SavedNetwork) else logits_fn
     if not isinstance(network, keras.Model):
         return None
-    used = {tf.as_dtype(layer.compute_dtype or "float32") for layer in network._flatten_layers()}
+    used = {tf.as_dtype(layer.compute_dtype or "float32") for layer in layers_of(network)}
     return min(used, key=lambda dtype: (dtype.size, dtype.name), default=tf.float32).name
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfrobust import losses, noise
+from tfrobust._compat import loss_mean
 from tfrobust.attacks import FGSM, PGD, Attack
 from tfrobust.attacks.gradient import GradientAttack
 from tfrobust.errors import choose, require
@@ -287,7 +288,7 @@ class RobustModel(GatedModel):
         self.after_update(batch | terms | slopes)
         told = ("loss", *RobustModel.reports, *self.reports)
         measured = {name: terms[name] for name in told if name in terms}
-        return self.means.measure(self._loss_tracker, measured, batch.get("weight", 1.0))
+        return self.means.measure(loss_mean(self), measured, batch.get("weight", 1.0))
 
     def _perturbed(self, batch: Batch) -> Batch:
         return tf.nest.map_structure(tf.stop_gradient, self.perturb(batch))
@@ -321,7 +322,7 @@ class RobustModel(GatedModel):
         and the Jacobian estimate, whose jumps show catastrophic overfitting."""
         batch = self.as_batch(data)
         terms = self.by_xla(self._validated)(batch)
-        logs = self.means.measure(self._loss_tracker, terms, batch.get("weight", 1.0))
+        logs = self.means.measure(loss_mean(self), terms, batch.get("weight", 1.0))
         return _for_keras(logs)
 
     def _validated(self, batch: Batch) -> Batch:

@@ -13,6 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfrobust._compat import HookedModel, layers_of, validates_in_fit
 from tfrobust.errors import require
 from tfrobust.gate import (
     SOME,
@@ -29,10 +30,10 @@ from tfrobust.models.keras_defaults import neutral
 from tfrobust.models.signatures import Signature
 from tfrobust.registry import parameters
 from tfrobust.threat import Threat
-from tfrobust.xla import compiled, on_gpus
+from tfrobust.xla import compiled
 
 
-class GatedModel(keras.Model):
+class GatedModel(HookedModel):
     """A Keras model that trains a network against a threat: `RobustModel`, without its step."""
 
     network: keras.Model
@@ -45,7 +46,6 @@ class GatedModel(keras.Model):
     # Keras's.
     train_function: Any
     test_function: Any
-    _jit_compile: bool | None
 
     def run(self, inputs: Any, mode: str) -> tf.Tensor:
         """Return the logits [B, C] of the network in a mode of `RobustModel`."""
@@ -73,15 +73,12 @@ class GatedModel(keras.Model):
             require(kwargs.pop(name, None) is None, name, "none (the method brings its own)", "one")
         optimizer = keras.optimizers.get(optimizer)
         # Keras looks at the policy of this model, which is float32, not at the network's.
-        half = any(layer.compute_dtype == "float16" for layer in self.network._flatten_layers())
+        half = any(layer.compute_dtype == "float16" for layer in layers_of(self.network))
         if half and not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
         super().compile(optimizer, jit_compile=jit_compile, **kwargs)
         self.compiled_parts.clear()
         self._asked = jit_compile
-
-    def _resolve_auto_jit_compile(self) -> bool:
-        return on_gpus(self.distribute_strategy)
 
     def get_compile_config(self) -> dict[str, Any]:
         config = super().get_compile_config()
@@ -96,15 +93,6 @@ class GatedModel(keras.Model):
     def steps_per_execution(self, value: int) -> None:
         self._steps_per_execution = value
         self.train_function = self.test_function = None  # which hold it
-
-    def _make_function(self, step_function: Callable[..., Any]) -> Callable[..., Any]:
-        # Keras would compile all of a step: its assertions too, which XLA drops, and what several
-        # devices do together.
-        asked, self._jit_compile = self._jit_compile, False
-        try:
-            return super()._make_function(step_function)
-        finally:
-            self._jit_compile = asked
 
     def make_train_function(self, force: bool = False) -> Any:
         if self.train_function is None or force:
@@ -148,7 +136,7 @@ class GatedModel(keras.Model):
     @neutral()
     def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As Keras, for what `fit` takes."""
-        if not kwargs.get("_use_cached_eval_dataset"):  # by which `fit` validates what it checked
+        if not validates_in_fit(kwargs):  # `fit` has checked its validation data
             x, y = check_data(x, y, self._taken)
             images = _images(x)
             _check_weights(kwargs.get("sample_weight"), images)
@@ -219,7 +207,7 @@ class GatedModel(keras.Model):
         network's variables as they are and returns them as they shall be. Of several replicas it
         stays uncompiled where they sum statistics within a pass, and where `sizes_vary`.
         """
-        layers = self.network._flatten_layers()
+        layers = layers_of(self.network)
         together = any(getattr(layer, "synchronized", False) for layer in layers)
         several = tf.distribute.get_strategy().num_replicas_in_sync > 1
         fixed = not (several and (together or self.sizes_vary))
@@ -244,21 +232,6 @@ class GatedModel(keras.Model):
 
         stateless.__name__ = part.__name__
         return stateless
-
-    def _get_metrics_result_or_logs(self, logs: dict[str, Any]) -> dict[str, Any]:
-        """Return the logs of the last step with the metrics of all replicas together: of the
-        replicas' own means Keras takes the mean, wrong where they hold unequal weights."""
-        with self.distribute_strategy.scope():
-            return logs | {k: v for k, v in self.get_metrics_result().items() if k in logs}
-
-    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
-        # Keras's own fails on several machines (keras#20585). The network comes built, so that
-        # only the optimizer is left to build.
-        if isinstance(self.distribute_strategy, tf.distribute.MultiWorkerMirroredStrategy):
-            if not self.optimizer.built:
-                self.optimizer.build(self.trainable_variables)
-        else:
-            super()._maybe_symbolic_build(iterator, data_batch)
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         self.compile(**keras.saving.deserialize_keras_object(config))

@@ -7,7 +7,8 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from keras.src.trainers.compile_utils import CompileMetrics
+
+from tfrobust._compat import CompileMetrics, set_direction
 
 # Keras's EarlyStopping, ModelCheckpoint and ReduceLROnPlateau ask a metric for its direction;
 # of one that is named nowhere here they ask for a `mode`.
@@ -28,7 +29,7 @@ class Means(CompileMetrics):
         self.means = {name: keras.metrics.Mean(name=name, dtype="float32") for name in names}
         for direction, better in DIRECTIONS.items():
             for name in self.means.keys() & set(better):
-                self.means[name]._direction = direction
+                set_direction(self.means[name], direction)
         self.built = True
 
     @property

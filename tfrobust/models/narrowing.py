@@ -9,6 +9,7 @@ import keras
 import numpy as np
 from keras import layers
 
+from tfrobust._compat import operation_of
 from tfrobust.errors import require
 from tfrobust.models.conditional import DualBatchNorm, Encoding, FiLM, Slim, channels
 from tfrobust.models.keras_defaults import neutral
@@ -76,7 +77,7 @@ def _parts(layer: Any) -> list[tuple[int, ...]]:
         return [(1, 2), (2,), (2, 2), (2,)]
     plain = [(1,) * len(weight.shape) for weight in layer.weights]
     if isinstance(layer, layers.Dense):
-        before = layer.input._keras_history.operation
+        before = operation_of(layer.input)
         if isinstance(before, layers.Flatten):  # all channels at each place
             plain[0] = (math.prod(before.input.shape[1:-1]), 1)
     return plain

@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 
+from tfrobust._compat import layers_of, operation_of
 from tfrobust.errors import UserError, choose
 from tfrobust.models.keras_defaults import neutral
 
@@ -21,7 +22,7 @@ def with_precision(network: keras.Model, precision: str) -> keras.Model:
     UserError for a network that cannot be copied.
     """
     choose("precision", precision, PRECISIONS)
-    policies = {layer.dtype_policy.name for layer in network._flatten_layers()}
+    policies = {layer.dtype_policy.name for layer in layers_of(network)}
     if policies == {precision}:  # all of it, as only float32 can be
         return network
     symbolic = isinstance(getattr(network, "outputs", None), list)
@@ -43,7 +44,7 @@ def with_precision(network: keras.Model, precision: str) -> keras.Model:
 
 
 def _output_layers(network: keras.Model) -> list[keras.Layer]:
-    return [tensor._keras_history.operation for tensor in network.outputs]
+    return [operation_of(tensor) for tensor in network.outputs]
 
 
 def _replace_policy(config: Any, policy: str) -> Any:
