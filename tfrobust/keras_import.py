@@ -29,7 +29,7 @@ def register() -> None:
 
 def watch() -> None:
     """Register our classes now if Keras is imported, else after the import that brings it."""
-    if "keras" in sys.modules:
+    if sys.modules.get("keras") is not None:
         register()
     else:
         sys.meta_path.insert(0, _Watch())
@@ -77,7 +77,7 @@ class _Followed(Loader):
         self.watch.inside = True
         try:
             self.loader.exec_module(module)
-            if "keras" not in sys.modules:
+            if sys.modules.get("keras") is None:
                 return
             if self.watch in sys.meta_path:
                 sys.meta_path.remove(self.watch)

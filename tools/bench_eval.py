@@ -1,11 +1,11 @@
-"""AutoAttack on one network, ours against the public implementation: wall time and accuracy.
+"""Compare AutoAttack with its public implementation on one network: wall time and accuracy.
 
     python tools/bench_eval.py RUN --autoattack DIR --data mnist --eps 0.3 --examples 1000
 
-RUN: a run folder or .keras file of one of our networks. DIR:
-a checkout of github.com/fra31/auto-attack (a392200); without it ours is timed alone. --adapter runs
-the checkout's TensorFlow adapter instead of its torch form; on a CPU its `.cuda()` calls have to be
-taken out of the checkout first. Both sides get the same weights, images and batches of 250, one
+RUN is a run folder or a .keras file of one of our networks. DIR is a checkout of
+github.com/fra31/auto-attack (a392200); without it only our AutoAttack is timed. --adapter runs the
+checkout's TensorFlow adapter instead of its torch form; on a CPU the `.cuda()` calls have to be
+removed from the checkout first. Both sides get the same weights, images and batches of 250, one
 after the other in this process, on a GPU or on all cores; ours is compiled by XLA on a GPU.
 """
 
@@ -40,7 +40,8 @@ def theirs(
     threat: Threat,
     args: argparse.Namespace,
 ) -> Iterator[dict[str, Any]]:
-    """The public AutoAttack, each attack on what the ones before have left standing."""
+    """Yield a row for each attack of the public AutoAttack, run on the images that the attacks
+    before it left correctly classified."""
     import torch
     from autoattack import AutoAttack
     from torch_network import TorchNetwork
@@ -58,27 +59,28 @@ def theirs(
     images = torch.from_numpy(x).permute(0, 3, 1, 2).contiguous().to(device)
     labels = torch.from_numpy(y).long().to(device)
     with torch.no_grad():
-        right = torch.cat([predict(part).argmax(1) for part in images.split(BATCH_SIZE)]) == labels
+        classes = torch.cat([predict(part).argmax(1) for part in images.split(BATCH_SIZE)])
+        correct = classes == labels
     for name in THEIRS[: args.attacks]:
         adversary.attacks_to_run = [name]
-        begun = time.perf_counter()
-        standing = torch.where(right)[0]
-        if not len(standing):
+        start = time.perf_counter()
+        rest = torch.where(correct)[0]
+        if not len(rest):
             break
-        found = adversary.run_standard_evaluation(images[standing], labels[standing], BATCH_SIZE)
-        found = found.to(device)
+        adversarial = adversary.run_standard_evaluation(images[rest], labels[rest], BATCH_SIZE)
+        adversarial = adversarial.to(device)
         with torch.no_grad():
-            logits = torch.cat([predict(part) for part in found.split(BATCH_SIZE)])
-        right[standing] = logits.argmax(1) == labels[standing]
-        robust = float(right.float().mean())  # waits for the device
-        seconds = time.perf_counter() - begun
+            logits = torch.cat([predict(part) for part in adversarial.split(BATCH_SIZE)])
+        correct[rest] = logits.argmax(1) == labels[rest]
+        robust = float(correct.float().mean())  # waits for the device
+        seconds = time.perf_counter() - start
         yield _row(name, seconds, robust, len(x))
 
 
 def ours(
     network: keras.Model, x: np.ndarray, y: np.ndarray, threat: Threat, args: argparse.Namespace
 ) -> Iterator[dict[str, Any]]:
-    """tfrobust's AutoAttack; tracing and compiling count."""
+    """Yield a row for each attack of tfrobust's AutoAttack; tracing and compiling count."""
     listed: list[Trial] = trials("autoattack", threat)
     for result in run(
         lambda images: network(images, training=False),
@@ -101,7 +103,7 @@ def _row(attack: str, seconds: float, robust: float, images: int) -> dict[str, A
     return {"attack": attack, "seconds": seconds, "robust": robust, "images_per_second": rate}
 
 
-def _tell(side: str, row: dict[str, Any]) -> None:
+def _print(side: str, row: dict[str, Any]) -> None:
     print(
         f"{side:7} {row['attack']:8} {row['seconds']:8.1f} s  {row['robust']:.2%}"
         f"  {row['images_per_second']:.1f} images/s",
@@ -112,7 +114,7 @@ def _tell(side: str, row: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", help="a run folder or .keras file")
-    parser.add_argument("--autoattack", type=Path, help="the checkout; none: ours alone")
+    parser.add_argument("--autoattack", type=Path, help="the checkout; without it ours runs alone")
     parser.add_argument("--adapter", action="store_true", help="their TensorFlow adapter")
     parser.add_argument(
         "--device", choices=["cpu", "gpu"], help="by default a GPU where there is one"
@@ -121,7 +123,9 @@ def main() -> None:
     parser.add_argument("--norm", default="linf", choices=sorted(NORMS))
     parser.add_argument("--eps", type=float, default=0.3)
     parser.add_argument("--examples", type=int, default=1000)
-    parser.add_argument("--attacks", type=int, default=4, help="the first so many of the four")
+    parser.add_argument(
+        "--attacks", type=int, default=4, help="how many of the four attacks, from the first"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="where to write the rows")
     args = parser.parse_args()
@@ -134,7 +138,7 @@ def main() -> None:
         if not has_torch(args.device):
             raise SystemExit("--autoattack: expected a torch that computes on this device")
         sys.path.insert(0, str(args.autoattack))
-        print(f"largest difference of a logit between the two networks: {gap(network, x):.1e}")
+        print(f"largest difference of any logit between the two networks: {gap(network, x):.1e}")
         sides["theirs"] = theirs(network, x, y, threat, args)
     record: dict[str, Any] = {
         "device": name_of(args.device),
@@ -145,22 +149,22 @@ def main() -> None:
         record[side] = []
         for row in rows:
             record[side].append(row)
-            _tell(side, row)
-            if args.json:  # after each attack: a run that is ended has those before
+            _print(side, row)
+            if args.json:  # after each attack, so that a run that is stopped keeps its rows
                 args.json.write_text(json.dumps(record, indent=2) + "\n")
         seconds = sum(row["seconds"] for row in record[side])
-        _tell(side, _row("all", seconds, record[side][-1]["robust"], len(x)))
+        _print(side, _row("all", seconds, record[side][-1]["robust"], len(x)))
 
 
 def images_of(name: str, count: int) -> Split:
-    """Return the first test images of a data set; "synthetic" are such as CIFAR-10's."""
-    given = {"like": "cifar10", "test": count} if name == "synthetic" else {}
-    test = DATASETS[name](**given).load("test")
+    """Return the first test images of a data set; "synthetic" has the shape of CIFAR-10."""
+    options = {"like": "cifar10", "test": count} if name == "synthetic" else {}
+    test = DATASETS[name](**options).load("test")
     return test.first(min(count, len(test)))
 
 
 def gap(network: keras.Model, x: np.ndarray) -> float:
-    """Return the largest difference of a logit between the network and its torch form."""
+    """Return the largest difference of any logit between the network and its torch form."""
     import torch
     from torch_network import TorchNetwork
 

@@ -1,21 +1,23 @@
-"""Time of one training step, ours against the same step in torch, in one run.
+"""Time one training step of ours beside the same step in torch.
 
     python tools/bench_train.py --network wrn_16_2 --precision float32 --rounds 5 --json FILE
 
-For each method the sides take turns, two steps each, of which the second counts, after warming up;
-the table has the medians. On a GPU a turn is ten steps, the last five of which count, between two
-waits for the device. Ours is compiled by XLA there. The torch side has the same weights, batch and
-passes: eager, eager on channels-last tensors, and with --compile torch.compile where it can (it has
-no double backward); in bfloat16 under autocast. Without torch ours is timed alone. --plain adds our
-step on Keras's own BatchNormalization and MaxPooling2D, --art adversarial-robustness-toolbox's
-trainer on TensorFlow (ADV only). FLOPs are those of a forward pass times the counted passes; the
-peak is the best of TensorFlow and torch at a product of two matrices, measured in the same run, and
-so is the rate of the input pipeline, which must be above that of the steps.
+After a warm-up the sides take turns, for each method. A turn has two steps, of which the second
+counts; on a GPU it has ten, of which the last five count, between two waits for the device. The
+table shows medians. On a GPU our step is compiled by XLA. The torch side has the same weights,
+batch and passes, in several forms: eager, eager on channels-last tensors, and with --compile
+torch.compile where that works (it has no double backward); bfloat16 is autocast. Without torch only
+our step is timed. --plain adds our step on Keras's own BatchNormalization and MaxPooling2D, --art
+the trainer of adversarial-robustness-toolbox on TensorFlow (ADV only).
+
+FLOPs are those of a forward pass times the counted passes. The peak is the best rate of TensorFlow
+and torch at the product of two matrices, measured in the same process. So is the rate of the input
+pipeline, which must be above that of the steps.
 
     python tools/bench_train.py --methods --network wrn_16_2 --steps 1
 
-times every method of ours instead, each in turns with natural training and ADV under the same
-attack, beside the passes that it takes (tools/passes.py).
+times every method of ours instead, in turns with natural training and ADV under the same attack,
+and shows the passes that each takes (tools/passes.py).
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ def _wide(depth: int, width: int) -> Callable[..., keras.Model]:
     return functools.partial(wide_resnet, depth=depth, width=width)
 
 
-# name: (image, batch, network); wrn_10_1 is for trying this out
+# name: (image shape, batch size, network); wrn_10_1 is small enough to try the tool with.
 NETWORKS: dict[str, tuple[tuple[int, int, int], int, Callable[..., keras.Model]]] = {
     "mnist": ((28, 28, 1), 128, trades_cnn),
     "wrn_10_1": (COLOUR, 16, _wide(10, 1)),
@@ -58,9 +60,9 @@ NETWORKS: dict[str, tuple[tuple[int, int, int], int, Callable[..., keras.Model]]
     "wrn_28_8": (COLOUR, 128, _wide(28, 8)),
     "wrn_28_10": (COLOUR, 128, _wide(28, 10)),
 }
-# (title, method, steps of the attack, alpha, beta, passes). Passes are forward ones: a gradient in
-# the image costs one more, in the weights too two more, and that of the Jacobian term's two passes
-# four.
+# (title, method, steps of the attack, alpha, beta, passes). The unit of passes is a forward pass: a
+# gradient with respect to the image costs one more, one with respect to the weights as well two
+# more, and the gradient through the two passes of the Jacobian term four.
 ROWS = (
     ("natural", "natural", 0, 0.0, 0.0, 3),
     ("ADV, 1 step", "adv", 1, 0.0, 0.0, 2 + 3),
@@ -73,7 +75,7 @@ EPS, CLASSES, RATE, MOMENTUM = 8 / 255, 10, 0.01, 0.9
 
 
 def ours(network: keras.Model, row: tuple, x: np.ndarray, y: np.ndarray) -> Side:
-    """Keras's own compiled train function on a data set that repeats the batch."""
+    """Return our step: Keras's own train function on a data set that repeats the batch."""
     _, name, steps, alpha, beta, _ = row
     settings: dict[str, Any] = {"alpha": alpha} if alpha else {}
     if beta:
@@ -93,7 +95,7 @@ def _compiled(
     model.optimizer.build(network.trainable_variables)
     model.make_train_function()
     data = ({"image": x, "index": np.arange(len(x))}, y)
-    # Of no fixed length, as the pipeline's own: with one, TensorFlow leaves ReLUs unfused.
+    # The data set has no fixed length, as in a run: with one, TensorFlow leaves ReLUs unfused.
     batch = iter(tf.data.Dataset.from_tensor_slices(data).batch(len(x)).cache().repeat())
     return Side(lambda: model.train_function(batch)["loss"], float, bool(model.jit_compile))
 
@@ -113,7 +115,7 @@ def plain(network: keras.Model) -> keras.Model:
 
 
 def methods(args: argparse.Namespace, x: np.ndarray, y: np.ndarray) -> None:
-    """A table of all methods beside natural training and ADV."""
+    """Print a table of all methods beside natural training and ADV."""
     shape, _, make = NETWORKS[args.network]
 
     def step(name: str) -> Side:
@@ -122,7 +124,7 @@ def methods(args: argparse.Namespace, x: np.ndarray, y: np.ndarray) -> None:
         return _compiled(name, network, settings_of(name, args.steps), x, y)
 
     beside, cells = {name: step(name) for name in ("natural", "adv")}, []
-    for name in tqdm([n for n in METHODS if _asked(args, n)], disable=None):
+    for name in tqdm([n for n in METHODS if _is_chosen(args, n)], disable=None):
         if name == "oat" and args.network == "mnist":
             continue  # this network takes no lambda
         sides = {**beside, "own": step(name)}
@@ -141,7 +143,7 @@ def methods(args: argparse.Namespace, x: np.ndarray, y: np.ndarray) -> None:
 
 
 def art(network: keras.Model, row: tuple, x: np.ndarray, y: np.ndarray) -> Side:
-    """adversarial-robustness-toolbox's trainer on its TensorFlow classifier: a batch a call."""
+    """Return one batch of adversarial-robustness-toolbox's trainer on its TensorFlow classifier."""
     from art.attacks.evasion import ProjectedGradientDescent
     from art.defences.trainer import AdversarialTrainer
     from art.estimators.classification import TensorFlowV2Classifier
@@ -172,7 +174,7 @@ def art(network: keras.Model, row: tuple, x: np.ndarray, y: np.ndarray) -> Side:
 def theirs(
     network: keras.Model, row: tuple, x: np.ndarray, y: np.ndarray, args: argparse.Namespace
 ) -> dict[str, Side]:
-    """The same step in torch, in each of its forms; none without torch."""
+    """Return the same step in torch, in each of its forms; no step without torch."""
     if args.ours_only:
         return {}
     import torch_step
@@ -197,8 +199,8 @@ def theirs(
 
 
 def flops(network: keras.Model, size: int) -> int:
-    """Of a forward pass of so many images: a multiplication and an addition of the matrix products
-    and convolutions are two."""
+    """Return the FLOPs of a forward pass of `size` images in matrix products and convolutions, in
+    which a multiplication and an addition are two."""
     total = 0
     for layer in network.layers:
         if isinstance(layer, keras.layers.Conv2D | keras.layers.Dense):
@@ -208,7 +210,7 @@ def flops(network: keras.Model, size: int) -> int:
 
 
 def fed(shape: tuple[int, int, int], size: int) -> float:
-    """Batches a second of the input pipeline alone, images cropped and flipped."""
+    """Return the batches per second of the input pipeline alone, with crops and flips."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (20 * size, *shape), np.uint8)
     split = Split.of(images, rng.integers(0, CLASSES, len(images)))
@@ -219,21 +221,21 @@ def fed(shape: tuple[int, int, int], size: int) -> float:
 
 
 def _turn(side: Side, device: str) -> float:
-    """Return the seconds of a step, after as many steps: the first in a turn is slowed down by the
-    threads of the side before."""
+    """Return the seconds of a step, measured in the second half of a turn: the threads of the side
+    before slow down the first half."""
     side.seconds(TOGETHER[device])
     return side.seconds(TOGETHER[device])
 
 
-def _asked(args: argparse.Namespace, title: str) -> bool:
+def _is_chosen(args: argparse.Namespace, title: str) -> bool:
     return any(part in title for part in args.rows)
 
 
 def measured(
     row: tuple, args: argparse.Namespace, x: np.ndarray, y: np.ndarray
 ) -> tuple[dict[str, float], dict[str, float], bool]:
-    """(seconds of a step, seconds to the end of the first one, by side; whether XLA compiles
-    ours)."""
+    """Return the seconds of a step and those of the first step, both by side, and whether XLA
+    compiles our step."""
     shape, _, make = NETWORKS[args.network]
     network = make(shape, CLASSES)
     sides = theirs(network, row, x, y, args)
@@ -262,15 +264,15 @@ def main() -> None:
     parser.add_argument("--device", choices=TOGETHER, help="by default a GPU where there is one")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each side")
     parser.add_argument(
-        "--rows", nargs="*", default=[""], help="titles that contain one of these; all by default"
+        "--rows", nargs="*", default=[""], help="parts of the titles to run (default: all)"
     )
-    parser.add_argument("--compile", action="store_true", help="torch.compile, too")
-    parser.add_argument("--ours-only", action="store_true", help="without torch")
-    parser.add_argument("--plain", action="store_true", help="ours on Keras's layers, too")
-    parser.add_argument("--art", action="store_true", help="the toolbox's trainer, too (ADV)")
+    parser.add_argument("--compile", action="store_true", help="add torch.compile")
+    parser.add_argument("--ours-only", action="store_true", help="leave torch out")
+    parser.add_argument("--plain", action="store_true", help="add our step on Keras's layers")
+    parser.add_argument("--art", action="store_true", help="add the toolbox's trainer (ADV)")
     parser.add_argument("--json", type=Path, help="where to write the figures")
-    parser.add_argument("--methods", action="store_true", help="all methods of ours instead")
-    parser.add_argument("--steps", type=int, default=1, help="of the attack, with --methods")
+    parser.add_argument("--methods", action="store_true", help="time all our methods instead")
+    parser.add_argument("--steps", type=int, default=1, help="steps of the attack, with --methods")
     args = parser.parse_args()
 
     args.device = use(args.device)
@@ -283,14 +285,14 @@ def main() -> None:
         return
     dtype = "bfloat16" if args.precision == "mixed_bfloat16" else "float32"
     args.ours_only = args.ours_only or not has_torch(args.device)
-    found = peaks(dtype, args.device, torch=not args.ours_only)
-    top = max(found.values())
-    told = ", ".join(f"{name} {value / 1e12:.3f}" for name, value in found.items())
-    print(f"peak in {dtype}: {told} TFLOP/s", flush=True)
+    measured_peaks = peaks(dtype, args.device, torch=not args.ours_only)
+    peak = max(measured_peaks.values())
+    values = ", ".join(f"{name} {value / 1e12:.3f}" for name, value in measured_peaks.items())
+    print(f"peak in {dtype}: {values} TFLOP/s", flush=True)
     rate = fed(shape, size)
     print(f"input pipeline: {rate:.0f} batches/s, {rate * size:.0f} images/s", flush=True)
     if args.ours_only:
-        print("ours alone: so asked for, or no torch that computes on this device", flush=True)
+        print("torch is left out: --ours-only, or none that computes on this device", flush=True)
     forward = flops(make(shape, CLASSES), size)
     rows: list[dict[str, Any]] = []
     record: dict[str, Any] = {
@@ -299,31 +301,32 @@ def main() -> None:
         "batch": size,
         "rounds": args.rounds,
         "device": name_of(args.device),
-        "peak": top,
-        "peaks": found,
+        "peak": peak,
+        "peaks": measured_peaks,
         "input_batches_per_second": rate,
         "rows": rows,
         "versions": versions(args.device),
     }
-    for row in (row for row in ROWS if _asked(args, row[0])):
+    for row in (row for row in ROWS if _is_chosen(args, row[0])):
         medians, first, xla = measured(row, args, x, y)
         counted = row[-1] * forward
         record["xla"] = xla
         rows.append({"row": row[0], "flops": counted, "seconds": medians, "first_seconds": first})
-        told = "  ".join(f"{side} {1000 * s:.1f} ms" for side, s in medians.items())
-        share = counted / medians["ours"] / top
-        print(f"{row[0]:16} {told}  {share:.0%} of the peak", flush=True)
-        if args.json:  # after each row: a run that is ended has the rows before
+        times = "  ".join(f"{side} {1000 * s:.1f} ms" for side, s in medians.items())
+        share = counted / medians["ours"] / peak
+        print(f"{row[0]:16} {times}  {share:.0%} of the peak", flush=True)
+        if args.json:  # after each row, so that a run that is stopped keeps its rows
             args.json.write_text(json.dumps(record, indent=2) + "\n")
     print(table(record))
 
 
 def table(record: dict[str, Any]) -> str:
     """Return the Markdown table of the figures."""
-    found = record["rows"]
-    others = [s for s in dict.fromkeys(s for r in found for s in r["seconds"]) if s != "ours"]
+    rows = record["rows"]
+    sides = dict.fromkeys(side for row in rows for side in row["seconds"])
+    others = [side for side in sides if side != "ours"]
     cells = []
-    for row in found:
+    for row in rows:
         seconds = row["seconds"]
         rivals = [s for side, s in seconds.items() if not side.startswith("ours")]
         cells.append(

@@ -1,4 +1,4 @@
-"""The device that a benchmark runs on: chosen, waited for, and what it can do at most."""
+"""The device that a benchmark runs on: how it is chosen and waited for, and its peak."""
 
 from __future__ import annotations
 
@@ -14,36 +14,37 @@ import tensorflow as tf
 
 from tfrobust import provenance
 
-SIZES = {"cpu": 4096, "gpu": 8192}  # of the matrices whose product is the peak
-# Steps between two waits for the device: on a GPU one is a few ms.
+SIZES = {"cpu": 4096, "gpu": 8192}  # rows of the matrices whose product measures the peak
+# Steps between two waits for the device: on a GPU a step takes a few ms.
 TOGETHER = {"cpu": 1, "gpu": 5}
 
 
 class Side(NamedTuple):
-    """Who takes a step: `run` begins it, `wait` returns when the steps begun are done."""
+    """One side of a comparison: `run` starts a step, `wait` returns when all steps are done."""
 
     run: Callable[[], Any]
     wait: Callable[[Any], Any] = lambda result: None
     xla: bool = False
 
     def seconds(self, times: int) -> float:
-        """Return the seconds of one of so many steps."""
-        begun = time.perf_counter()
+        """Return the mean seconds of a step, over so many steps."""
+        start = time.perf_counter()
         for _ in range(times):
             result = self.run()
         self.wait(result)
-        return (time.perf_counter() - begun) / times
+        return (time.perf_counter() - start) / times
 
 
 def use(device: str | None) -> str:
-    """Have TensorFlow compute on "cpu" or "gpu", by default on a GPU where it sees one.
+    """Let TensorFlow compute on "cpu" or "gpu", by default on a GPU if it sees one.
 
-    Raises SystemExit where there is none.
+    Raises:
+        SystemExit: If a GPU is asked for and there is none.
     """
-    seen = bool(tf.config.list_physical_devices("GPU"))
-    if device == "gpu" and not seen:
+    has_gpu = bool(tf.config.list_physical_devices("GPU"))
+    if device == "gpu" and not has_gpu:
         raise SystemExit("--device gpu: expected a GPU that TensorFlow sees, found none")
-    device = device or ("gpu" if seen else "cpu")
+    device = device or ("gpu" if has_gpu else "cpu")
     if device == "cpu":
         tf.config.set_visible_devices([], "GPU")
     # TensorFlow takes all of a GPU's memory unless told not to, before torch has any.
@@ -62,12 +63,12 @@ def has_torch(device: str) -> bool:
 
 
 def name_of(device: str) -> str:
-    """Return the name of the GPU, or that it is a CPU."""
+    """Return the name of the GPU, or "CPU"."""
     return provenance.device() if device == "gpu" else "CPU"
 
 
 def torch_device(device: str) -> str:
-    """Return torch's name of "cpu" or "gpu"."""
+    """Return torch's name for "cpu" or "gpu"."""
     return "cuda" if device == "gpu" else "cpu"
 
 
@@ -83,19 +84,19 @@ def peaks(dtype: str, device: str, torch: bool) -> dict[str, float]:
         torch_step.prepare(where)
         multiply = torch_step.product(where, dtype, size)
         sides["torch"] = Side(multiply, lambda _: torch_step.wait(where))
-    found = {}
+    rates = {}
     for name, side in sides.items():
         side.seconds(1)
         seconds = [side.seconds(TOGETHER[device]) for _ in range(5)]
-        found[name] = 2 * size**3 / statistics.median(seconds)
-    return found
+        rates[name] = 2 * size**3 / statistics.median(seconds)
+    return rates
 
 
 def versions(device: str) -> dict[str, str]:
-    """Return those of TensorFlow and, where it is there, torch."""
-    found = {"tensorflow": tf.__version__}
+    """Return the versions of TensorFlow and, where it is installed, of torch."""
+    numbers = {"tensorflow": tf.__version__}
     if has_torch(device):
         import torch
 
-        found["torch"] = torch.__version__
-    return found
+        numbers["torch"] = torch.__version__
+    return numbers

@@ -1,9 +1,9 @@
-"""How many passes through the network one training step of a method takes, by running one.
+"""Count the passes through the network that one training step of each method takes.
 
     python tools/passes.py --steps 10
 
-steps: of the training attack. A backward pass is one from the logits of a forward pass; those of
-the second derivatives of JAC, ATLAS, TradesJac, GradAlign and LLR go twice as deep.
+--steps is that of the training attack. A backward pass starts at the logits of a forward pass; for
+the second derivatives of JAC, ATLAS, TradesJac, GradAlign and LLR it goes twice as deep.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tfrobust.methods import METHODS, RobustModel
 from tfrobust.registry import parameters
 from tfrobust.report.text import markdown_table
 
-# What a method asks for, and what keeps its attack from ending early or warming up.
+# Arguments that a method needs, or that keep its attack from ending early or warming up.
 SETTINGS: dict[str, Any] = {
     "alpha": 0.1,
     "beta": 1.0,
@@ -35,15 +35,15 @@ SIZE = 6
 
 
 def settings(name: str, steps: int) -> dict[str, Any]:
-    """The arguments of a method under an attack of so many steps."""
-    takes, found = parameters(METHODS[name]), {}
+    """Return the arguments of a method under an attack of so many steps."""
+    known, arguments = parameters(METHODS[name]), {}
     if METHODS[name].default_attack is not None and name not in ("natural", "jac", "fgsm_reg"):
-        found["attack"] = PGD(steps=steps)
-    return found | {key: value for key, value in SETTINGS.items() if key in takes}
+        arguments["attack"] = PGD(steps=steps)
+    return arguments | {key: value for key, value in SETTINGS.items() if key in known}
 
 
 def passes(name: str, steps: int) -> tuple[int, int]:
-    """(forward, backward) passes of one training step."""
+    """Return the numbers of forward and of backward passes of one training step."""
     counted: Counter[str] = Counter()
 
     @tf.custom_gradient
@@ -79,7 +79,7 @@ def _network(name: str) -> keras.Model:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=1, help="of the training attack")
+    parser.add_argument("--steps", type=int, default=1, help="steps of the training attack")
     steps = parser.parse_args().steps
     rows = [[name, *map(str, passes(name, steps))] for name in METHODS]
     print(markdown_table(["method", "forward", "backward"], rows))

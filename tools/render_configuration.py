@@ -1,19 +1,26 @@
-"""Writes docs/configuration.md, the keys of a config, from the constructors that they are for.
+"""Render the keys of a config from the constructors that take them.
 
-python tools/render_configuration.py            # writes it
-python tools/render_configuration.py --check    # exit 1 when it is stale
+    python tools/render_configuration.py            # writes the two files
+    python tools/render_configuration.py --check    # exits with 1 when one of them is stale
+
+docs/configuration.md is for readers; pipelines/schema.json is what a typing mistake is found with
+before TensorFlow is imported (pipelines/early_check.py).
 """
 
 import argparse
+import dataclasses
 import inspect
+import json
 import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pipelines import spec
+from pipelines.early_check import SCHEMA
 from pipelines.network import network_file
-from pipelines.sections import Data, EvaluationOptions, ExtraData, Search, Train
+from pipelines.sections import TRAINED, Data, EvaluationOptions, ExtraData, Search, Train
 from pipelines.spec import FACTS, SEARCHING, STAGES
 from pipelines.suite import Entry, SuiteFile
 from tfrobust.attacks import ATTACKS
@@ -28,7 +35,7 @@ from tfrobust.threat import Threat
 from tfrobust.training import OPTIMIZERS, SCHEDULES
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "configuration.md"
-# What the pipeline fills in.
+# Parameters that the pipeline fills in.
 OF_METHODS = {"network", "threat", "validation_attack", "ramp_steps", "seed", *FACTS}
 OF_MODELS = {"image_shape", "num_classes"}
 INTRO = f"""# Configuration
@@ -51,8 +58,56 @@ and how many test images it gets.
 """
 
 
+def schema() -> str:
+    """Return the text of pipelines/schema.json, which `pipelines.early_check.schema` describes."""
+    data, extra = ({field.name for field in dataclasses.fields(kind)} for kind in (Data, ExtraData))
+    attacks = _keys(ATTACKS)
+    content = {
+        "keys": {
+            "": sorted(parameters(spec._schema)),
+            "threat": sorted(parameters(Threat)),
+            "train": sorted(parameters(Train)),
+            "model": sorted(parameters(network_file)),
+            "evaluation": sorted(parameters(EvaluationOptions)),
+            "search": sorted(parameters(Search)),
+        },
+        "names": {
+            "data": _keys(DATASETS, also=data - {"source"}),
+            "data.extra": _keys(DATASETS, also=extra - {"source"}),
+            "model": _keys(MODELS, filled=OF_MODELS, also={"path"}),
+            "method": _keys(METHODS, filled=OF_METHODS | {"attack"}, also={"attack"}),
+            "method.attack": attacks,
+            "optimizer": _keys(OPTIMIZERS),
+            "train.schedule": _keys(SCHEDULES),
+            "train.validation_attack": attacks,
+            "attacks": {
+                **_keys(ATTACKS, also={"label", "examples"}),
+                **_keys(SUITES, filled={"threat"}, also={"label", "examples"}),
+            },
+        },
+        "stages": {"run": list(STAGES), "search": list(SEARCHING)},
+        "searched": list(TRAINED),
+    }
+    return json.dumps(content, indent=1) + "\n"
+
+
+def _keys(
+    registry: Mapping[str, Callable[..., Any]],
+    filled: Collection[str] = (),
+    also: Collection[str] = (),
+) -> dict[str, list[str]]:
+    """Return the keys that a section may have with each name of a registry.
+
+    filled: parameters that the pipeline fills in. also: keys beside the constructor's parameters.
+    """
+    return {
+        name: sorted({"name", *also} | (set(parameters(constructor)) - set(filled)))
+        for name, constructor in registry.items()
+    }
+
+
 def render() -> str:
-    """The page."""
+    """Return the text of docs/configuration.md."""
     parts = [INTRO]
     for title, constructor in (
         ("threat", Threat),
@@ -85,7 +140,7 @@ def render() -> str:
 
 
 def _about(constructor: Callable[..., Any], hidden: Collection[str] = ()) -> Iterator[str]:
-    """Its docstring, and a table of its parameters."""
+    """Yield a constructor's docstring and a table of its parameters, but for the hidden ones."""
     yield "```text\n" + (inspect.getdoc(constructor) or "") + "\n```"
     rows = [
         ["name" if name == "source" else name, _type(p.annotation), _default(p.default)]
@@ -110,15 +165,17 @@ def _default(value: Any) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="exit 1 when the page is stale")
-    if parser.parse_args().check:
-        if PAGE.is_file() and PAGE.read_text(encoding="utf-8") == render():
-            return 0
-        print(f"{PAGE}: stale; run python tools/render_configuration.py", file=sys.stderr)
-        return 1
-    write_text(PAGE, render())
-    return 0
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="exit with 1 when a file is stale")
+    check = parser.parse_args().check
+    status = 0
+    for path, text in ((PAGE, render()), (SCHEMA, schema())):
+        if not check:
+            write_text(path, text)
+        elif not path.is_file() or path.read_text(encoding="utf-8") != text:
+            print(f"{path}: stale; run python tools/render_configuration.py", file=sys.stderr)
+            status = 1
+    return status
 
 
 if __name__ == "__main__":

@@ -12,9 +12,10 @@ from torch.nn import functional as F
 
 
 class TorchNetwork(nn.Module):
-    """The function of a network of ours on [B, C, H, W], layer by layer.
+    """A network of ours on images [B, C, H, W], layer by layer.
 
-    Raises SystemExit for a layer that none of ours has.
+    Raises:
+        SystemExit: For a layer that none of our networks has.
     """
 
     def __init__(self, network: keras.Model):
@@ -69,7 +70,7 @@ class TorchNetwork(nn.Module):
 def _convolution(layer: keras.layers.Conv2D, weights: list[torch.Tensor]) -> nn.Module:
     size, stride = layer.kernel_size[0], layer.strides[0]
     same = layer.padding == "same"
-    # With a stride, "same" pads more at the end, as long as the stride divides the image.
+    # With a stride that divides the image, "same" pads more at the end than at the start.
     before, after = (max(0, size - stride) // 2, -(-max(0, size - stride) // 2))
     even = before == after
     made = nn.Conv2d(

@@ -1,4 +1,4 @@
-"""A training step in torch, as tools/bench_train.py sets it beside ours."""
+"""The training step in torch with which tools/bench_train.py compares ours."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ import torch
 from torch.nn import functional as F
 from torch_network import TorchNetwork
 
-RECOMPILES = 64  # one for each mode and each kind of input
+RECOMPILES = 64  # at most, for each mode and each kind of input
 
 
 def prepare(device: str) -> None:
-    """Have torch compute as fast as it does: TensorFloat-32, which TensorFlow has on by default,
-    and the fastest of cuDNN's convolutions."""
+    """Let torch compute as fast as it can: in TensorFloat-32, TensorFlow's default, and with the
+    fastest of cuDNN's convolutions."""
     if device == "cuda":
         torch.backends.cudnn.benchmark = True
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
 
 
 def wait(device: str) -> None:
-    """Wait until all that was asked of the device is done."""
+    """Wait until the device has finished its work."""
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 def product(device: str, dtype: str, size: int) -> Callable[[], None]:
-    """Return what multiplies two matrices of this size once."""
+    """Return a function that multiplies two matrices of this size."""
     a = torch.randn(size, size, device=device).to(getattr(torch, dtype))
 
     def multiply() -> None:
@@ -109,5 +109,5 @@ def step(
 
 
 def _kl(logits: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """The sum over the batch of KL(softmax of the reference || softmax(logits))."""
+    """Return the sum over the batch of KL(softmax of the reference || softmax(logits))."""
     return F.kl_div(logits.log_softmax(1), reference, reduction="sum", log_target=True)

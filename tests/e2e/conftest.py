@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.run import run
+from pipelines.runner import run
 from tfrobust.evaluation.closing import Closing
 from tfrobust.evaluation.pictures import Pictures
 

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
-import pipelines
 from pipelines import config as configs
-from pipelines.run import run
+from pipelines import quiet
+from pipelines.runner import run
 from tests.e2e.conftest import Command
 from tfrobust.errors import UserError
 
@@ -135,12 +135,12 @@ def test_tensorflows_greeting_is_left_out_and_nothing_else(
     )
     config = SimpleNamespace(list_physical_devices=lambda: os.write(2, (greeting + kept).encode()))
     monkeypatch.setitem(sys.modules, "tensorflow", SimpleNamespace(config=config))
-    pipelines._load_quietly()
+    quiet.import_quietly()
     assert capfd.readouterr().err == kept
 
     monkeypatch.setitem(sys.modules, "tensorflow", None)  # an import that fails
     with pytest.raises(ImportError):
-        pipelines._load_quietly()
+        quiet.import_quietly()
     os.write(2, b"later")
     assert capfd.readouterr().err == "later"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import config as configs
-from pipelines.run import run
+from pipelines.runner import run
 from tests.e2e.conftest import ROOT
 from tests.products import slow_but
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.run import run
+from pipelines.runner import run
 from tests.products import slow_but
 from tfrobust.models import load_keras
 

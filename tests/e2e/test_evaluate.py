@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from pipelines import stages
-from pipelines.run import run
+from pipelines.runner import run
 from tests.e2e.conftest import ROOT, Command
 from tests.products import slow_but
 from tfrobust.errors import UserError

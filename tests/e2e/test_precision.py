@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.run import run
+from pipelines.runner import run
 from tfrobust.report.text import interval
 
 

@@ -19,7 +19,7 @@ import tensorflow as tf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipelines import config as configs
-from pipelines.run import run
+from pipelines.runner import run
 from tests.e2e.conftest import ROOT
 from tfrobust.errors import UserError
 from tfrobust.models import load_keras

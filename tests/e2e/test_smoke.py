@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 
 from pipelines import config as configs
-from pipelines.run import run
+from pipelines.runner import run
 from tests.products import slow_but
 from tfrobust.errors import UserError
 from tfrobust.methods import METHODS

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imsave
 
-from pipelines.run import run
+from pipelines.runner import run
 from tfrobust.data import Split, batches, open_folder, readable
 from tfrobust.errors import UserError
 

@@ -1,0 +1,206 @@
+"""The command `tfrobust`; `python -m pipelines.run` and `python -m pipelines.compare` are parts.
+
+Only the standard library is imported at first, and TensorFlow after the arguments and the config's
+keys have been checked: a typing mistake is answered at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+ABOUT = {
+    "run": "Run a config or a suite: its name, or the path of a .yaml file.",
+    "evaluate": "Evaluate a network: a run folder, a .keras or .h5 file or a SavedModel folder.",
+    "compare": "Compare the evaluations of two run folders or more.",
+}
+USAGE = {"run": "NAME|PATH", "evaluate": "[MODEL]", "compare": "RUN RUN ..."}
+EXAMPLES = {
+    "run": "example: {} digits_atlas --set method.alpha=1e-4",
+    "evaluate": "example: {} model.keras --set data.name=mnist --set threat.eps=0.3",
+    "compare": "example: {} runs/digits_adv runs/digits_atlas --out compared",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command `tfrobust`. argv: its arguments, those of the process by default."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments and not arguments[0].startswith("-"):
+        run_command(arguments[0], arguments[1:], f"tfrobust {arguments[0]}")
+        return
+    _check_backend()
+    parser = _Parser(
+        prog="tfrobust",
+        usage="tfrobust COMMAND ...",
+        description="\n".join(f"  {name:<10}{about}" for name, about in ABOUT.items()),
+        epilog="tfrobust COMMAND --help says more.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    _parse(parser, arguments)
+    fail(f"COMMAND: expected one of {', '.join(ABOUT)}, received none")
+
+
+def run_command(command: str, argv: Sequence[str], program: str) -> None:
+    """Run one command of `tfrobust`.
+
+    Args:
+        command: "run", "evaluate" or "compare".
+        argv: The arguments that follow it.
+        program: What was typed before them, for the help.
+    """
+    _check_backend()
+    _choose("COMMAND", command, ABOUT)
+    parser = _parser(command, program)
+    options, names = _parse(parser, argv)
+    if command == "compare":
+        _compare(names, options)
+    elif command == "evaluate":
+        if len(names) > 1:
+            fail(f"MODEL: expected one network at most, received {', '.join(names)}")
+        options.overrides = [*(f"model.path={name}" for name in names), *options.overrides]
+        _run("evaluate", options)
+    else:
+        if len(names) != 1:
+            received = ", ".join(names) or "none"
+            fail(f"expected one config, received {received}; usage: {parser.usage}")
+        _run(names[0], options)
+
+
+def fail(line: str, status: int = 2) -> NoReturn:
+    """Print an error of one line and exit."""
+    print(f"error: {line}", file=sys.stderr)
+    sys.exit(status)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Answers a mistake in one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        fail(message.removeprefix("argument "))
+
+
+class _Version(argparse.Action):
+    """Prints the version, for which nothing but `tfrobust` is imported."""
+
+    def __call__(self, *_: object) -> NoReturn:
+        from tfrobust import __version__
+
+        print(f"tfrobust {__version__}")
+        sys.exit(0)
+
+
+def _parser(command: str, program: str) -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog=program,
+        usage=f"{program} {USAGE[command]} [OPTIONS]",
+        description=ABOUT[command],
+        epilog=EXAMPLES[command].format(program),
+        allow_abbrev=False,
+    )
+    if command == "compare":
+        parser.add_argument(
+            "--out", type=Path, metavar="DIR", help="also write a page with figures and tables here"
+        )
+        return parser
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override one key, such as method.alpha=1e-4; may be given several times",
+    )
+    parser.add_argument(
+        "--workdir",
+        type=Path,
+        default=Path("runs"),
+        metavar="DIR",
+        help="the folder in which run folders are made (default: runs)",
+    )
+    parser.add_argument(
+        "--stages",
+        type=_listed,
+        metavar="A,B",
+        help="the stages to run now, of those that the config has (default: all)",
+    )
+    parser.add_argument(
+        "--smoke",
+        action="store_true",
+        help="run every stage in seconds: few steps, a tiny network, made-up images",
+    )
+    parser.add_argument(
+        "--print_config", action="store_true", help="print the resolved config and stop"
+    )
+    return parser
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _parse(
+    parser: argparse.ArgumentParser, argv: Sequence[str]
+) -> tuple[argparse.Namespace, list[str]]:
+    """Return the options, and the arguments that are none, wherever they stand between them."""
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and stop")
+    options, rest = parser.parse_known_args(list(argv))
+    known = re.findall(r"--\w+", parser.format_help())
+    for argument in rest:
+        if argument.startswith("-"):
+            _choose("option", argument.partition("=")[0], known)
+    return options, rest
+
+
+def _choose(argument: str, value: str, options: Collection[str]) -> None:
+    from tfrobust.errors import UserError, choose
+
+    try:
+        choose(argument, value, options)
+    except UserError as error:
+        fail(str(error))
+
+
+def _check_backend() -> None:
+    """End in one line where Keras has another backend than TensorFlow."""
+    try:
+        import tfrobust  # noqa: F401
+    except ImportError as error:
+        if error.name != "tfrobust.backend":
+            raise
+        fail(str(error))
+
+
+def _run(name: str, options: argparse.Namespace) -> None:
+    from pipelines.early_check import check
+    from pipelines.quiet import start_tensorflow
+    from tfrobust.errors import UserError
+
+    try:
+        check(name, options.overrides, options.workdir, options.stages)
+    except UserError as error:
+        fail(str(error))
+    except OSError:
+        pass  # a file that cannot be read: the full check says which
+    start_tensorflow()
+    from pipelines import runner
+
+    runner.main(name, options)
+
+
+def _compare(names: Sequence[str], options: argparse.Namespace) -> None:
+    from pipelines.quiet import start_tensorflow
+    from tfrobust.errors import UserError, require
+
+    try:
+        require(len(names) > 1, "runs", "two run folders or more", list(names))
+        start_tensorflow()
+        from pipelines.comparison import compare
+
+        compare([Path(name) for name in names], options.out)
+    except UserError as error:
+        fail(str(error))

@@ -1,0 +1,53 @@
+"""Compares runs in the terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table as Grid
+from rich.text import Text
+
+from tfrobust.report import (
+    Table,
+    comparison,
+    differences,
+    measured,
+    named,
+    write_comparison,
+)
+
+WIDTH = 200  # columns of a table that goes into a file
+
+
+def compare(folders: Sequence[Path], out: Path | None) -> None:
+    """Print the table of runs, and which of their differences are beyond chance.
+
+    Args:
+        folders: Two run folders or more.
+        out: A folder for a page with the same tables and with figures; None for no page.
+
+    Raises:
+        UserError: For a folder without an evaluation.
+    """
+    rows = named(folders)
+    runs = measured(rows)
+    tested = differences(runs)
+    show(comparison(runs))
+    show(tested)
+    print("p: McNemar's exact test on the same images; bold: p < 0.05.")
+    if out is not None:
+        print(f"Page: {write_comparison(out, 'Comparison', rows, {})}")
+
+
+def show(table: Table) -> None:
+    """Print a table in the terminal, its bold cells in bold."""
+    grid = Grid()
+    for column, title in enumerate(table.header):
+        grid.add_column(title, no_wrap=column == 0)
+    for y, row in enumerate(table.rows):
+        styles = ["bold" if (y, x) in table.bold else "" for x in range(len(row))]
+        grid.add_row(*(Text(cell, style) for cell, style in zip(row, styles, strict=True)))
+    Console(width=None if sys.stdout.isatty() else WIDTH).print(grid)

@@ -1,0 +1,180 @@
+"""Runs the stages of a config, or the runs of a suite, and ends every mistake in one line."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import signal
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import tensorflow as tf
+
+from pipelines import config as configs
+from pipelines import stages as stage_runners
+from pipelines.command_line import fail
+from pipelines.comparison import show
+from pipelines.folder import Folder
+from pipelines.resolve import command, load_spec
+from pipelines.search_cluster import ID, role
+from pipelines.spec import Spec
+from pipelines.suite import is_suite, load_suite
+from pipelines.suite_runner import run_suite
+from tfrobust.distribution import gathered, strategy, worker
+from tfrobust.errors import UserError, choose, require
+from tfrobust.models.keras_defaults import neutral
+from tfrobust.provenance import commit
+from tfrobust.report import comparison, measured
+from tfrobust.training import Interrupted
+
+AGAIN = 1.0  # seconds until an interruption that got lost is raised again
+# The errors of a place that cannot be written to; TensorFlow's have only their texts.
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+GO_ON = "the same command goes on from what is saved"
+
+
+@neutral()  # of a user's keras.json
+def run(
+    name: str, overrides: list[str], workdir: Path, stages: list[str] | None, smoke: bool
+) -> Path:
+    """Run the stages of a config that are not done yet; the folder of the run."""
+    commit()  # later the checkout may have moved on
+    strategy()  # several workers have to meet before TensorFlow computes anything
+    spec = load_spec(name, overrides, smoke)
+    for stage in stages or []:
+        choose("--stages", stage, spec.stages)
+    number, workers = worker()
+    alone = spec.search is None or workers == 1
+    require(alone, "TF_CONFIG", f"one worker (those of a search have {ID} instead)", workers)
+    folder = Folder(workdir / (f"{spec.name}.worker{number}" if number else spec.name))
+    # With determinism on Keras takes no XLA.
+    compiled = {part.jit_compile for part in (spec.train, spec.evaluation) if part}
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        # It gives up on the loops of attacks, each time with lines of its own, and XLA needs none.
+        tf.config.optimizer.set_experimental_options({"layout_optimizer": False})
+    elif True not in compiled:
+        tf.config.experimental.enable_op_determinism()  # in every stage: each may run alone
+    if spec.search is not None and role() == "worker":  # the chief has the folder
+        stage_runners.work(spec, folder)
+        return folder.path
+    stages = [stage for stage in stage_runners.ORDER if stage in (stages or spec.stages)]
+    line = command(name, overrides, smoke)
+    folder.config_text = configs.dump({"name": spec.name, **spec.config, "command": line})
+    # A run that is refused leaves nothing.
+    _check_way(folder, spec, smoke, trains=bool({"train", "search"} & set(stages)))
+    stage_runners.check(stages, spec, folder)
+    with folder.locked():
+        _run(spec, folder, stages)
+    return folder.path
+
+
+def _run(spec: Spec, folder: Folder, stages: list[str]) -> None:
+    _make_way(folder, spec)
+    for stage in stages:
+        print(f"== {spec.name}: {stage}", flush=True)
+        done = stage_runners.done(stage, spec, folder)
+        if gathered(np.array(int(done))).all():  # several workers go through a stage together
+            stage_runners.tell(stage, folder)
+            continue
+        inputs = stage_runners.inputs(stage, spec, folder)
+        folder.mark(stage, inputs, done=False, commit=commit())
+        stage_runners.run(stage, spec, folder)
+        folder.mark(stage, inputs, done=True, commit=commit())
+
+
+def _check_way(folder: Folder, spec: Spec, smoke: bool, trains: bool) -> None:
+    """Raise a UserError where another run's folder is in the way and may not be moved aside."""
+    if not _of_another_config(folder, spec):
+        return
+    if not trains:
+        raise UserError(
+            f"{folder.path}: expected a run with this config, received one that was trained with "
+            "another; add the stage train or give another --workdir"
+        )
+    if smoke and not _smoked(folder):
+        raise UserError(
+            f"{folder.path}: expected a folder for the smoke run, received one with a real run; "
+            "give another --workdir"
+        )
+
+
+def _make_way(folder: Folder, spec: Spec) -> None:
+    """A run trained with another config is never mixed with this one: it is moved aside, unless
+    this one goes on with it."""
+    if _of_another_config(folder, spec) and not stage_runners.goes_on(spec, folder):
+        print(f"The config has changed; the former run is kept in {folder.move_aside()}")
+
+
+def _of_another_config(folder: Folder, spec: Spec) -> bool:
+    """Whether the folder has a training, of another config than this."""
+    if spec.train is None or not folder.used():
+        return False
+    return folder.begun("train") != stage_runners.inputs("train", spec, folder)
+
+
+def _smoked(folder: Folder) -> bool:
+    return str(configs.read(folder.config).get("command")).endswith(" --smoke")
+
+
+def main(name: str, options: argparse.Namespace) -> None:
+    """Run a config or a suite, and exit with one line where that fails.
+
+    Args:
+        name: The config's name or path.
+        options: The options of `tfrobust run`: overrides, workdir, stages, smoke, print_config.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):  # training saves first, then raises the same
+        signal.signal(number, _stop)
+    workdir = options.workdir
+    try:
+        if is_suite(configs.find(name)):
+            _suite(name, options)
+        elif options.print_config:
+            spec = load_spec(name, options.overrides, options.smoke)
+            print(configs.dump(spec.config), end="")
+        else:
+            folder = run(name, options.overrides, workdir, options.stages, options.smoke)
+            print(f"Done: {folder}")
+    except UserError as error:
+        fail(str(error))
+    except Interrupted as error:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        fail(f"{error}; {GO_ON}", 128 + error.number)
+    except tf.errors.OpError as error:
+        if any(os.strerror(number) in str(error) for number in UNWRITABLE):
+            fail(f"{workdir}: expected a place to read or write: {_line(error)}")
+        if worker()[1] == 1:
+            raise
+        fail(f"a worker has stopped or is out of reach ({_line(error)}); start all again: {GO_ON}")
+    except OSError as error:
+        place = error.filename or workdir
+        fail(f"{place}: expected a place to read or write: {error.strerror or _line(error)}")
+
+
+def _suite(name: str, options: argparse.Namespace) -> None:
+    if options.print_config:
+        suite = load_suite(configs.find(name), options.overrides, options.workdir)
+        for member in suite.members:
+            print(command(member.config, member.overrides, options.smoke))
+        return
+    folder, rows = run_suite(name, options.overrides, options.workdir, options.smoke)
+    if runs := measured(rows):
+        show(comparison(runs))
+    failed = [f"{row.run.name} ({row.reason})" for row in rows if row.reason is not None]
+    print(f"Done: {folder}")
+    if failed:
+        fail(f"{len(failed)} of {len(rows)} runs failed: {'; '.join(failed)}; {GO_ON}", 1)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:150]
+
+
+def _stop(number: int, _: Any) -> NoReturn:
+    # What is raised while an object is deleted gets lost: then it is raised again.
+    signal.signal(signal.SIGALRM, lambda *_: _stop(number, None))
+    signal.setitimer(signal.ITIMER_REAL, AGAIN)
+    raise Interrupted(number)

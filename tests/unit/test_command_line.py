@@ -1,0 +1,157 @@
+"""The commands: what is answered before TensorFlow is imported, and what importing them changes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from pipelines import config as configs
+from pipelines import early_check
+from pipelines.resolve import load_spec
+from tfrobust import __version__
+from tfrobust.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+# An import of TensorFlow ends in a traceback.
+BLOCKED = "import runpy, sys; sys.modules['tensorflow'] = None; sys.argv[0] = 'python'; "
+COMMANDS = {
+    "tfrobust": "from pipelines.command_line import main; main()",
+    "run": "runpy.run_module('pipelines.run', run_name='__main__')",
+    "compare": "runpy.run_module('pipelines.compare', run_name='__main__')",
+}
+SEARCH = "search={trials: 1, space: %s}"
+# Overrides of digits_atlas with one typing mistake each.
+MISTAKES: list[list[str]] = [
+    ["methd.alpha=1"],
+    ["method.alhpa=1"],
+    ["method.name=atlsa"],
+    ["method.attack={name: pgdd}"],
+    ["method.attack={name: pgd, step: 3}"],
+    ["method.attack.steps=3"],
+    ["data.name=mnits"],
+    ["data.bacth_size=3"],
+    ["data.extra={name: digits, shar: 0.5}"],
+    ["threat.epsilon=0.1"],
+    ["model.depth=3"],
+    ["model={name: small_cnn, unit: 3}"],
+    ["model={path: x.keras, output_name: y}", "method=null", "stages=[attack_eval]"],
+    ["train.epoch=3"],
+    ["train.schedule.name=guide"],
+    ["train.schedule={name: guided, facto: 2}"],
+    ["train.validation_attack=pdg"],
+    ["optimizer.momentm=0.9"],
+    ["evaluation.mod=each"],
+    ["attacks=pgdd"],
+    ["attacks=[pgd, {name: autoattack, versio: rand}]"],
+    ["attacks=[{name: fgsm, exmples: 3}]"],
+    ["name=a/b"],
+    ["seed=1", "trian=2"],
+    [SEARCH % "{method.alhpa: {log: [1e-6, 1e-3]}}", "stages=[search]"],
+    [SEARCH % "{methd.alpha: {log: [1e-6, 1e-3]}}"],
+    [SEARCH % "{optimizer.name: {choice: [sgdd]}}", "stages=[search]"],
+    ["search={trial: 1}"],
+]
+
+
+def python(command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "-1"}
+    return subprocess.run(
+        [sys.executable, "-c", BLOCKED + COMMANDS[command], *arguments],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize("overrides", MISTAKES, ids="+".join)
+def test_the_early_check_says_what_the_full_check_says(
+    overrides: list[str], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError) as full:
+        load_spec("digits_atlas", overrides, smoke=False)
+    with pytest.raises(UserError) as early:
+        early_check.check("digits_atlas", overrides, tmp_path)
+    assert str(early.value) == str(full.value)
+
+
+def test_every_config_and_suite_passes_the_early_check(tmp_path: Path) -> None:
+    for name in [*configs.available(), *configs.suites()]:
+        early_check.check(name, [], tmp_path)
+
+
+def test_values_are_left_to_the_full_check(tmp_path: Path) -> None:
+    for override in ("method=3", "attacks=3", "threat=[1]", "model={name: [1]}", "train=x"):
+        early_check.check("digits_atlas", [override], tmp_path)
+
+
+def test_a_member_of_a_suite_is_checked_too(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=": --set trian.epochs=1: trian: unknown key: .*'train'"):
+        early_check.check("digits_table", ["trian.epochs=1"], tmp_path)
+    with pytest.raises(UserError, match="--stages: expected none, for a suite"):
+        early_check.check("digits_table", [], tmp_path, ["train"])
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "line"),
+    [
+        ("run", ["digits_atlass"], "did you mean 'digits_atlas'"),
+        ("run", ["digits_atlas", "--smok"], "did you mean '--smoke'"),
+        ("run", ["--smoke", "digits_atlas", "--set", "method.alhpa=1"], "did you mean 'alpha'"),
+        ("run", ["digits_atlas", "--stages", "train,reprot"], "did you mean 'report'"),
+        ("run", ["a", "--smoke", "b"], "expected one config, received a, b; usage: python -m"),
+        ("run", [], "expected one config, received none"),
+        ("run", ["digits_atlas", "--set"], "--set: expected one argument"),
+        ("compare", ["runs/a"], "expected two run folders or more, received ['runs/a']"),
+        ("compare", ["runs/a", "runs/b", "--outt", "x"], "did you mean '--out'"),
+        ("tfrobust", ["run", "digits_atlas", "--set", "trian.epochs=1"], "did you mean 'train'"),
+        (
+            "tfrobust",
+            ["evaluate", "x.keras", "--set", "evaluation.mod=each"],
+            "did you mean 'mode'",
+        ),
+        ("tfrobust", ["evaluate", "x.keras", "y.keras"], "expected one network at most"),
+        ("tfrobust", ["evalute"], "did you mean 'evaluate'"),
+        ("tfrobust", [], "COMMAND: expected one of run, evaluate, compare, received none"),
+    ],
+)
+def test_a_typing_mistake_is_one_line_without_tensorflow(
+    command: str, arguments: list[str], line: str
+) -> None:
+    done = python(command, *arguments)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert line in done.stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_and_version(command: str) -> None:
+    shown = python(command, "--help")
+    assert (shown.returncode, shown.stderr) == (0, "") and shown.stdout.startswith("usage: ")
+    version = python(command, "--version")
+    assert (version.returncode, version.stdout) == (0, f"tfrobust {__version__}\n")
+
+
+def test_the_script_is_the_same_code() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["scripts"] == {"tfrobust": "pipelines.command_line:main"}
+
+
+def test_importing_pipelines_changes_nothing() -> None:
+    code = (
+        "import os, sys; before = dict(os.environ), os.fstat(2).st_ino, sys.stderr;"
+        "import pipelines, pipelines.run, pipelines.command_line, pipelines.early_check;"
+        "import pipelines.runner, absl.flags;"
+        "assert before == (dict(os.environ), os.fstat(2).st_ino, sys.stderr);"
+        "assert not {'smoke', 'workdir', 'out'} & set(absl.flags.FLAGS)"
+    )
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("TF_")}
+    environment |= {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "-1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
