@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.products import slow_but
 from tfrobust import FGSM, PGD, Attack, Threat
 from tfrobust.attacks import APGD, Outcome
 from tfrobust.errors import UserError
@@ -219,9 +219,8 @@ def test_the_images_are_those_that_broke_first() -> None:
 
 def test_evaluate_in_one_call() -> None:
     threat = Threat("linf", 0.25)
-    result = evaluate(
-        network, X, Y, threat, {"name": "fgsm", "start": "none", "label": "FGSM"}, check=False
-    )
+    attack = {"name": "fgsm", "start": "none", "label": "FGSM"}
+    result = evaluate(network, X, Y, threat, attack, check=False)
     assert result.clean_accuracy == pytest.approx(6 / 7)
     assert result.robust_accuracy == pytest.approx(2 / 7)
     assert str(result) == "clean: 85.71% of 7\nFGSM: 28.57% of 7\nworst case: 28.57% of 7"
@@ -281,7 +280,7 @@ def test_a_batch_that_does_not_fit_into_memory_is_one_line() -> None:
     assert str(caught.value) == expected
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float64"])
+@pytest.mark.parametrize("dtype", slow_but(["float16", "float64"], ["float16"]))
 def test_networks_of_other_dtypes(dtype: str) -> None:
     x = np.random.default_rng(0).random((20, 2, 2, 1)).astype("float32")
     weights = tf.constant(np.random.default_rng(1).normal(size=(4, 5)), dtype)
@@ -344,9 +343,10 @@ def test_an_image_broken_once_is_attacked_no_more() -> None:
     assert int(seen) == 7 * 21 and len(traces) == 2
 
 
-def test_two_devices_find_what_one_finds(on_two_devices: Callable[[str], dict[str, Any]]) -> None:
+@pytest.mark.parametrize("name", slow_but(["evaluated", "evaluated_by_others"], ["evaluated"]))
+def test_two_devices_find_what_one_finds(on_two_devices: Any, name: str) -> None:
     """Each takes a batch; images, flags, queries and gradients are those of one device."""
-    found = on_two_devices("evaluated")
+    found = on_two_devices(name)
     assert found["replicas"] == 2
     for attack, (one, two) in enumerate(zip(found["one"], found["two"], strict=True)):
         np.testing.assert_allclose(two[0], one[0], atol=1e-6, err_msg=str(attack))

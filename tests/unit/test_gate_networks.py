@@ -218,7 +218,8 @@ def test_random_layers_are_off_wherever_a_network_is_evaluated(tmp_path: Path) -
     exact = lambda x: model(x, training=False)  # noqa: E731
     y = np.argmax(exact(X), axis=1)
     options: Any = {"attacks": [FGSM(), PGD(steps=3)], "progress": False}
-    ours, theirs = (evaluate(f, X, y, THREAT, **options) for f in (model, exact))
+    ours = evaluate(model, X, y, THREAT, **options)
+    theirs = evaluate(exact, X, y, THREAT, check=False, **options)
     assert ours.clean_accuracy == 1.0
     for mine, other in zip(ours.results, theirs.results, strict=True):
         np.testing.assert_array_equal(mine.robust, other.robust)

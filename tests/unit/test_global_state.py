@@ -14,6 +14,7 @@ import keras
 import numpy as np
 import pytest
 
+from tests.products import slow_but
 from tfrobust import FGSM, PGD, Adv, Atlas, RobustModel, Threat, load_network
 from tfrobust._compat import layers_of
 from tfrobust.methods import METHODS
@@ -81,7 +82,7 @@ def plain(request: pytest.FixtureRequest) -> tuple[str, list[Any]]:
     return request.param, trained(request.param, None)
 
 
-@pytest.mark.parametrize("switch", STATES)
+@pytest.mark.parametrize("switch", slow_but(STATES, ["channels_first", "mixed_float16"]))
 def test_training_is_bit_identical(plain: tuple[str, list[Any]], switch: str) -> None:
     name, expected = plain
     for ours, theirs in zip(trained(name, switch), expected, strict=True):

@@ -170,10 +170,17 @@ def compiled(strategy: tf.distribute.Strategy) -> dict[str, Any]:
 
 
 def evaluated(strategy: tf.distribute.Strategy) -> dict[str, Any]:
+    return evaluated_by([PGD(steps=3, success="any", restarts=2), Square(queries=20)], strategy)
+
+
+def evaluated_by_others(strategy: tf.distribute.Strategy) -> dict[str, Any]:
+    return evaluated_by([FGSM(), RayS(queries=9)], strategy)
+
+
+def evaluated_by(attacks: list[Any], strategy: tf.distribute.Strategy) -> dict[str, Any]:
     """Flags and queries of attacks with noise, in batches of 3, on one device and on two."""
     rng = np.random.default_rng(0)
     x, y = rng.random((14, 4, 4, 1)).astype("float32"), rng.integers(0, 3, 14)
-    attacks = [FGSM(), PGD(steps=3, success="any", restarts=2), Square(queries=20), RayS(queries=9)]
     out: dict[str, Any] = {}
     for devices, used in (("one", tf.distribute.get_strategy()), ("two", strategy)):
         for module in (importlib.import_module("tfrobust.evaluation.crafting"), distribution):
