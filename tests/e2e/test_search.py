@@ -137,7 +137,7 @@ def saved(folder: Path) -> int:
     return max((int(p.name[5:]) for p in (folder / "checkpoints").glob("step-*")), default=0)
 
 
-@pytest.mark.usefixtures("short_closing")
+@pytest.mark.slow
 def test_killed_and_started_again_it_goes_on(
     finished: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -25,11 +25,7 @@ def smoke(name: str, workdir: Path, *overrides: str, stages: list[str] | None = 
     return run(name, list(overrides), workdir, stages, smoke=True)
 
 
-# A penalty, and a table for each example; of conditional networks, the one with widths below.
-FAST = ("atlas", "iaat")
-
-
-@pytest.mark.parametrize("method", slow_but(METHODS, FAST))
+@pytest.mark.parametrize("method", slow_but(METHODS, ["atlas"]))
 def test_every_method_through_every_stage(method: str, tmp_path: Path) -> None:
     folder = smoke(f"digits_{method}", tmp_path)
 
@@ -84,6 +80,7 @@ def test_every_method_through_every_stage(method: str, tmp_path: Path) -> None:
     assert [row["examples"] for row in evaluation["eps_curve"]] == [32] * 8
 
 
+@pytest.mark.usefixtures("short_closing")
 def test_a_network_with_widths_through_every_stage(tmp_path: Path) -> None:
     """Evaluated at each, from the first on; and served at any."""
     points = ["evaluation.lambdas=[1.0, 0.0]", "evaluation.widths=[0.5, 1.0]", "attacks=fgsm"]
