@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import tensorflow as tf
 
 from tests.parity.networks import EPS, REFERENCES, digits_network, images
+from tests.products import slow_but
 from tfrobust import Threat, losses, noise
 from tfrobust.attacks import APGD
 from tfrobust.attacks.apgd_steps import Halving, Sparse
@@ -55,10 +57,16 @@ def test_one_run_from_the_same_start(
     assert same.sum() >= 39
 
 
-@pytest.mark.parametrize("loss", NAMES)
-@pytest.mark.parametrize("p", EPS)
-def test_robust_accuracy(p: str, loss: str, network: Any, reference: dict[str, np.ndarray]) -> None:
+CASES = list(itertools.product(EPS, NAMES))
+FAST = [("linf", "targeted_dlr"), ("l2", "dlr"), ("l1", "cross_entropy")]
+
+
+@pytest.mark.parametrize("case", slow_but(CASES, FAST), ids="-".join)
+def test_robust_accuracy(
+    case: tuple[str, str], network: Any, reference: dict[str, np.ndarray]
+) -> None:
     """Of 200 images as many stay right as under the reference's seeds, or one more or fewer."""
+    p, loss = case
     attack, (x, y) = APGD(loss=loss), images()
     craft = tf.function(attack.run, autograph=False)
     seed = noise.seed_for(0, 0, "test")

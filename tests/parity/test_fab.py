@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 from tests.parity.networks import EPS, REFERENCES, digits_network, images
+from tests.products import slow_but
 from tfrobust import Threat, noise
 from tfrobust.attacks import FAB
 from tfrobust.attacks.fab_projections import to_zero
@@ -35,13 +36,14 @@ def test_projections(reference: dict[str, np.ndarray], norm: str) -> None:
     assert (np.abs((slope * step).sum(1) + value) > 1e-4).sum() == 5
 
 
-@pytest.mark.parametrize(("steps", "targets"), [(20, 9), (100, 2), (20, None)])
+@pytest.mark.parametrize("settings", slow_but([(20, 9), (100, 2), (20, None)], [(20, 9)]), ids=str)
 @pytest.mark.parametrize("norm", EPS)
 def test_least_distances(
-    reference: dict[str, np.ndarray], norm: str, steps: int, targets: int | None
+    reference: dict[str, np.ndarray], norm: str, settings: tuple[int, int | None]
 ) -> None:
     """Within 0.01 % of the reference's for 98 % of the images: rounding sends a few paths
     elsewhere, which changes the mean by less than 0.2 %."""
+    steps, targets = settings
     end = search(FAB(steps=steps, targets=targets), Threat(norm, 0.0))
     each = reference[f"{norm}_distance_{steps}" if targets else f"{norm}_untargeted"][:targets]
     least = np.where(each == 0, np.inf, each).min(axis=0)  # 0: nothing found
@@ -52,7 +54,7 @@ def test_least_distances(
     assert ours.mean() == pytest.approx(least.mean(), rel=2e-3)
 
 
-@pytest.mark.parametrize("norm", EPS)
+@pytest.mark.parametrize("norm", slow_but(EPS, ["linf"]))
 def test_who_is_broken(reference: dict[str, np.ndarray], norm: str) -> None:
     """The whole attack, 100 steps towards each of nine classes."""
     end = search(FAB(), Threat(norm, EPS[norm]))

@@ -46,6 +46,7 @@ def test_what_the_search_is_wrong_about_is_attacked_again(digits: Any) -> None:
     assert (again.queries >= alone.queries).all()
 
 
+@pytest.mark.slow
 def test_bfloat16_leaves_what_float32_leaves(digits: Any) -> None:
     """Within one of 200 images, under attacks that stop at the first success."""
     network, x, y = digits

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.products import slow_but
 from tfrobust import Adv, Threat, load_network
 from tfrobust.errors import UserError
 from tfrobust.exporting import export
@@ -102,7 +103,7 @@ CONTAINERS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@pytest.mark.parametrize("container", CONTAINERS)
+@pytest.mark.parametrize("container", slow_but(CONTAINERS, ["one of two", "any size"]))
 @pytest.mark.filterwarnings("error:The structure of `inputs`")
 def test_containers(container: str, linear: Callable[..., Any], tmp_path: Path) -> None:
     """As an evaluation loads it, and as a training does and exports it."""
