@@ -68,7 +68,7 @@ def test_more_epochs_are_those_of_a_run_that_was_asked_for_them(
             "the rates of cyclic depend on how many epochs there are",
             marks=pytest.mark.slow,
         ),
-        (CONSTANT, 1, "more than 1 are trained: 1 begin anew"),
+        pytest.param(CONSTANT, 1, "more than 1 are trained: 1 begin anew", marks=pytest.mark.slow),
     ],
 )
 def test_others_begin_anew_and_say_why(

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.e2e.conftest import ROOT, Command
 
 SUITE = """
@@ -70,6 +72,7 @@ def test_a_mistake_in_a_run_of_a_suite_is_told_before_anything_is_run(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_suite_whose_runs_are_all_refused_writes_nothing(
     command: Command, tmp_path: Path
 ) -> None:

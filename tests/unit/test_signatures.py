@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from keras import layers
 
+from tests.products import slow_but
 from tfrobust import FGSM, Adv, Atlas, Threat
 from tfrobust.errors import UserError
 from tfrobust.gate import advice
@@ -67,7 +68,7 @@ KINDS: dict[str, Callable[[], keras.Model]] = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", slow_but(KINDS, ["Sequential", "dicts", "subclassed, dicts"]))
 @pytest.mark.filterwarnings("error:The structure of `inputs`")
 def test_every_kind_trains_and_validates(kind: str) -> None:
     """As the plain functional network, to the bit."""

@@ -201,8 +201,8 @@ def test_class_weights_that_make_no_sense(linear: Callable[..., Any], given: Any
         compiled(linear).fit(X, Y, class_weight=given, verbose=0)
 
 
-# A penalty, updates of the images, class means, and a table for each example.
-FAST = ("atlas", "free", "gkl", "iaat")
+# Class means, and a table for each example.
+FAST = ("gkl", "iaat")
 
 
 @pytest.mark.parametrize("name", slow_but([name for name in METHODS if name != "oat"], FAST))
