@@ -1,4 +1,4 @@
-"""Where a run computes: on one device, on the GPUs of a machine, or on several machines."""
+"""The devices of a run: one device, the GPUs of a machine, or several machines."""
 
 from __future__ import annotations
 
@@ -16,12 +16,16 @@ CLUSTER = '{"cluster": {"worker": ["HOST:PORT", ...]}, "task": {"type": "worker"
 
 @functools.cache
 def strategy() -> tf.distribute.Strategy:
-    """MultiWorkerMirroredStrategy where TF_CONFIG names several workers, MirroredStrategy over the
-    visible GPUs where there are several, OneDeviceStrategy on a single one, which brings batches to
-    it ahead of time; else the default.
+    """Return the distribution strategy of this process.
 
-    With several workers the first call waits for all of them, and must come before TensorFlow
-    computes anything. Raises UserError for a TF_CONFIG that is none.
+    - Several workers in TF_CONFIG: MultiWorkerMirroredStrategy. The first call waits for all of
+      them, and must come before TensorFlow computes anything.
+    - Several visible GPUs: MirroredStrategy.
+    - One GPU: OneDeviceStrategy, which copies batches to it ahead of time.
+    - Else the default strategy.
+
+    Raises:
+        UserError: TF_CONFIG is not valid.
     """
     if worker()[1] > 1:
         return tf.distribute.MultiWorkerMirroredStrategy()
@@ -35,7 +39,10 @@ def strategy() -> tf.distribute.Strategy:
 
 @functools.cache
 def worker() -> tuple[int, int]:
-    """(this process's number, how many there are) in the cluster of TF_CONFIG; (0, 1) without."""
+    """Return (number of this worker, number of workers) by TF_CONFIG; (0, 1) without it.
+
+    Raises UserError if TF_CONFIG is not valid.
+    """
     if not os.environ.get("TF_CONFIG"):
         return 0, 1
     try:
@@ -51,12 +58,12 @@ def worker() -> tuple[int, int]:
 
 
 def local_replicas() -> int:
-    """How many devices this process computes on."""
+    """Return the number of devices of this process."""
     return strategy().num_replicas_in_sync // worker()[1]
 
 
 def added(values: np.ndarray) -> np.ndarray:
-    """The sum over the workers of their numbers. All must call it, with one shape."""
+    """Return the sum of the workers' arrays. All workers must call it, with arrays of one shape."""
     if worker()[1] == 1:
         return values
     total = _sum(tf.as_dtype(values.dtype))(tf.constant(values.ravel()))
@@ -67,20 +74,23 @@ def added(values: np.ndarray) -> np.ndarray:
 def _sum(dtype: tf.DType) -> Any:
     everywhere, local = strategy(), local_replicas()
 
-    def replica(own: tf.Tensor) -> tf.Tensor:
+    def replica(values: tf.Tensor) -> tf.Tensor:
         context = tf.distribute.get_replica_context()
         first = tf.equal(context.replica_id_in_sync_group % local, 0)
-        return context.all_reduce("SUM", tf.where(first, own, tf.zeros_like(own)))
+        return context.all_reduce("SUM", tf.where(first, values, tf.zeros_like(values)))
 
     return tf.function(
-        lambda own: everywhere.run(replica, args=(own,)),
+        lambda values: everywhere.run(replica, args=(values,)),
         input_signature=[tf.TensorSpec([None], dtype)],
         autograph=False,
     )
 
 
 def gathered(values: np.ndarray) -> np.ndarray:
-    """[workers, ...]: the numbers of each worker, in order. All must call it, with one shape."""
+    """Return the arrays of all workers, [workers, ...], in order.
+
+    All workers must call it, with arrays of one shape.
+    """
     number, workers = worker()
     slots = np.zeros((workers, *values.shape), values.dtype)
     slots[number] = values

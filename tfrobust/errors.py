@@ -1,6 +1,6 @@
-"""Errors of the user's, one line each, and the checks that raise them.
+"""Errors for users, one line each, and the checks that raise them.
 
-Imports neither TensorFlow nor Keras.
+This module imports neither TensorFlow nor Keras.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ FRACTION = re.compile(r"\s*[+-]?\d{1,18}(\.\d{1,18})?\s*/\s*\d{1,18}(\.\d{1,18})
 
 
 class UserError(ValueError):
-    """A mistake of the user, told in one line, whatever lines the mistake had."""
+    """A mistake of the user. The message is one line: line breaks become spaces."""
 
     def __init__(self, text: str):
         super().__init__(" ".join(text.splitlines()))
@@ -30,20 +30,29 @@ class OutOfMemory(UserError):
 
 
 def require(ok: Any, argument: str, expected: str, received: object) -> None:
-    """Raise the one-line UserError unless ok."""
+    """Raise a UserError unless a condition holds.
+
+    Args:
+        ok: the condition.
+        argument: the name of what was wrong, such as "eps".
+        expected: what is valid, such as "a number >= 0".
+        received: what came instead.
+    """
     if not ok:
         raise UserError(f"{argument}: expected {expected}, received {received!r}")
 
 
 def exhausted(error: Exception) -> bool:
-    """Return whether the error is TensorFlow's of memory that is used up, which is known by its
-    name: nothing here imports TensorFlow."""
+    """Return whether TensorFlow ran out of memory.
+
+    The error is recognised by its name, as this module does not import TensorFlow.
+    """
     return type(error).__name__ == "ResourceExhaustedError"
 
 
 @contextlib.contextmanager
 def in_memory(argument: str, batch_size: int) -> Iterator[None]:
-    """Raises the OutOfMemory that names the batch size where TensorFlow runs out of memory."""
+    """Raise an OutOfMemory that names the batch size if TensorFlow runs out of memory inside."""
     try:
         yield
     except Exception as error:
@@ -58,17 +67,17 @@ def in_memory(argument: str, batch_size: int) -> Iterator[None]:
 
 
 def choose(argument: str, value: Any, options: Collection[str]) -> Any:
-    """value, which must be one of the options; the error names the nearest one."""
+    """Return the value if it is one of the options, else raise a UserError with the nearest one."""
     if not isinstance(value, str) or value not in options:
         near = difflib.get_close_matches(str(value), list(options), n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
-        known = ", ".join(sorted(set(options)))
-        raise UserError(f"{argument}: expected one of {known}, received {value!r}{hint}")
+        names = ", ".join(sorted(set(options)))
+        raise UserError(f"{argument}: expected one of {names}, received {value!r}{hint}")
     return value
 
 
 def number(argument: str, value: Any) -> float:
-    """A float from a number or a fraction such as "8/255"."""
+    """Return a number, or a fraction such as "8/255", as a float; else raise a UserError."""
     if isinstance(value, str) and FRACTION.fullmatch(value):
         above, below = (Fraction(part.strip()) for part in value.split("/"))
         require(below != 0, argument, "a fraction with a denominator other than 0", value)

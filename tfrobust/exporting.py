@@ -1,4 +1,4 @@
-"""The network alone as a SavedModel, reloaded and checked before it is called done."""
+"""The export of a network as a SavedModel, which is reloaded and checked."""
 
 from __future__ import annotations
 
@@ -17,17 +17,23 @@ from tfrobust.models.keras_defaults import neutral
 from tfrobust.models.saved import open_saved_model
 from tfrobust.models.signatures import alone, forward, signature
 
-# How far two ways to compute the same network may be apart, of the greatest logit.
-APART = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 1e-1}
+# The largest difference of a logit, relative to the largest logit, that rounding may make.
+ROUNDING = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 1e-1}
 
 
 def export(network: keras.Model, folder: Path, images: np.ndarray) -> None:
-    """Write a SavedModel: [None, H, W, C] float32 in [0, 1] -> logits [None, C]; of a once-for-all
-    network {"image", "strength": [None]} -> logits, and of one with widths "width": [None] as well.
+    """Write a network as a SavedModel with the endpoints "serve" and "serving_default".
 
-    Endpoints "serve" and "serving_default". images: a few [N, H, W, C]. Raises UserError where the
-    reloaded model does not give the network's own logits on them; only a valid one replaces what
-    was in the folder.
+    They map images [None, H, W, C], float32 in [0, 1], to logits [None, C]. A once-for-all network
+    takes a dict of "image", "strength" [None] and, if it has widths, "width" [None].
+
+    Args:
+        network: the network.
+        folder: where to write. Its contents are replaced only by a valid SavedModel.
+        images: a few images [N, H, W, C], on which the reloaded model is compared.
+
+    Raises:
+        UserError: the reloaded model does not give the network's logits.
     """
     inputs: Any = tf.constant(images)
     names = signature(network).inputs
@@ -41,8 +47,8 @@ def export(network: keras.Model, folder: Path, images: np.ndarray) -> None:
             alone(network).export(str(new), verbose=False)
         loaded = open_saved_model(new)
         with tf32.switched_off():  # in which a GPU moves a logit by a thousandth
-            served, own = loaded.serve(inputs).numpy(), forward(network, inputs).numpy()
-        _compare(served, own, network, folder)
+            served, expected = loaded.serve(inputs).numpy(), forward(network, inputs).numpy()
+        _compare(served, expected, network, folder)
         shutil.rmtree(former, ignore_errors=True)
         if folder.exists():
             folder.rename(former)
@@ -52,14 +58,14 @@ def export(network: keras.Model, folder: Path, images: np.ndarray) -> None:
         shutil.rmtree(new, ignore_errors=True)
 
 
-def _compare(served: np.ndarray, own: np.ndarray, network: keras.Model, folder: Path) -> None:
-    """Raise a UserError unless the logits [N, C] are the same but for rounding."""
+def _compare(served: np.ndarray, expected: np.ndarray, network: keras.Model, folder: Path) -> None:
+    """Raise a UserError unless the logits [N, C] are equal within rounding."""
     computed = {layer.compute_dtype for layer in layers_of(network)}
-    most = max(APART.get(dtype, APART["float32"]) for dtype in computed)
-    gap, scale = np.abs(served - own).max(), np.abs(own).max()
-    if not gap <= most * max(scale, 1.0):  # NaN is no agreement
+    tolerance = max(ROUNDING.get(dtype, ROUNDING["float32"]) for dtype in computed)
+    gap, scale = np.abs(served - expected).max(), np.abs(expected).max()
+    if not gap <= tolerance * max(scale, 1.0):  # NaN is no agreement
         raise UserError(
-            f"{folder}: expected a SavedModel with the network's own logits, received one that "
-            f"differs by up to {gap:.3g} in a logit, of at most {scale:.3g}; {most:g} of that is "
-            f"rounding in {', '.join(sorted(computed))}"
+            f"{folder}: expected a SavedModel with the network's own logits, received one in which "
+            f"a logit differs by {gap:.3g}, where the largest logit is {scale:.3g} and rounding in "
+            f"{', '.join(sorted(computed))} explains {tolerance:g} of it"
         )

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written aside, then renamed."""
+"""Files that are either complete or absent: each is written under another name, then renamed."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-# What reading an .npz file or an entry of it raises where it is damaged, or something else.
+# Errors of reading a damaged .npz file, or a file of another kind.
 UNREADABLE = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error)
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a file beside `path`, its name ending alike, then put it in its place."""
+    """Write a file by `write`, to a temporary file beside `path` that then replaces it.
+
+    The temporary name has the same suffix, as writers may choose a format by it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{os.getpid()}-{path.name}")
     try:
@@ -30,16 +33,16 @@ def write_text(path: Path, text: str) -> None:
 
 
 def writable(folder: Path) -> bool:
-    """Return whether a folder can be written to or, where there is none yet, be made."""
+    """Return whether a folder can be written to or, if it does not exist, be created."""
     place = Path(folder).absolute()
     place = next(path for path in (place, *place.parents) if path.exists())
     return place.is_dir() and os.access(place, os.W_OK | os.X_OK)
 
 
 def lock(path: Path) -> int:
-    """Return the descriptor of a file, made if need be, that no other holds until it is closed.
+    """Lock a file, created if need be, and return its descriptor; closing it releases the lock.
 
-    Raises BlockingIOError where another does.
+    Raises BlockingIOError if another process holds the lock.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:

@@ -8,58 +8,67 @@ TINY = 1e-12  # keeps the ratios finite where the largest logits are equal
 
 
 def cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-    """-log softmax(logits)[label]."""
+    """Return the cross entropy, -log softmax(logits)[label]."""
     return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
 
 
 def kl(logits: tf.Tensor, reference: tf.Tensor) -> tf.Tensor:
-    """KL(softmax(reference) || softmax(logits)); the gradient flows through both."""
+    """Return KL(softmax(reference) || softmax(logits)). The gradient flows through both."""
     log_p, log_q = tf.nn.log_softmax(reference), tf.nn.log_softmax(logits)
     return tf.reduce_sum(tf.exp(log_p) * (log_p - log_q), axis=-1)
 
 
 def margin(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-    """max_{i != y} z_i - z_y (Carlini and Wagner, 2017): positive where misclassified."""
+    """Return the margin, max_{i != y} z_i - z_y (Carlini and Wagner, 2017).
+
+    It is positive where the example is misclassified.
+    """
     truth = tf.one_hot(labels, logits.shape[-1], on_value=True, off_value=False)
     rival = tf.reduce_max(tf.where(truth, logits.dtype.min, logits), axis=-1)
     return rival - tf.gather(logits, labels, axis=-1, batch_dims=1)
 
 
 def log_rival(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-    """max_{i != y} log softmax(logits)_i."""
+    """Return the log probability of the most likely wrong class, max_{i != y} log softmax_i."""
     return margin(logits, labels) - cross_entropy(logits, labels)
 
 
 def soft_margin(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-    """log sum_{i != y} exp z_i - z_y: `margin` made smooth, and never below it."""
+    """Return log sum_{i != y} exp z_i - z_y, a smooth upper bound of `margin`."""
     truth = tf.one_hot(labels, logits.shape[-1], on_value=True, off_value=False)
     rivals = tf.reduce_logsumexp(tf.where(truth, logits.dtype.min, logits), axis=-1)
     return rivals - tf.gather(logits, labels, axis=-1, batch_dims=1)
 
 
 def dlr(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-    """Difference of logits ratio: (max_{i != y} z_i - z_y) / (z_(1) - z_(3)).
+    """Return the difference of logits ratio, (max_{i != y} z_i - z_y) / (z_(1) - z_(3)).
 
-    z_(k) is the k-th largest logit: C >= 3. Neither a shift nor a scale of the logits changes it
-    (Croce and Hein, 2020, arXiv:2003.01690).
+    z_(k) is the k-th largest logit, so at least three classes are needed. The ratio does not change
+    when the logits are shifted or scaled (Croce and Hein, 2020, arXiv:2003.01690).
     """
     top = tf.math.top_k(logits, 3).values
     return margin(logits, labels) / (top[:, 0] - top[:, 2] + TINY)
 
 
 def targeted_dlr(logits: tf.Tensor, labels: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
-    """(z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2): towards the class t, C >= 4 (the same paper)."""
+    """Return the targeted DLR loss, (z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2).
+
+    t is the target, int [B]. At least four classes are needed (Croce and Hein, 2020).
+    """
     top = tf.math.top_k(logits, 4).values
     towards, away = (tf.gather(logits, i, axis=-1, batch_dims=1) for i in (targets, labels))
     return (towards - away) / (top[:, 0] - 0.5 * (top[:, 2] + top[:, 3]) + TINY)
 
 
 def predicted(logits: tf.Tensor) -> tf.Tensor:
-    """int32 [B]: the argmax, or -1 where a logit is not finite."""
+    """Return the predicted classes, int32 [B]: the argmax, or -1 if a logit is not finite."""
     finite = tf.reduce_all(tf.math.is_finite(logits), axis=-1)
     return tf.where(finite, tf.argmax(logits, axis=-1, output_type=tf.int32), -1)
 
 
 def correct(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-    """bool [B]: the label is `predicted`; so NaN logits count as wrong, never as robust."""
+    """Return whether each label is predicted, bool [B].
+
+    An example with a logit that is not finite counts as wrong, so never as robust.
+    """
     return tf.equal(predicted(logits), tf.cast(labels, tf.int32))

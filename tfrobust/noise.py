@@ -1,8 +1,8 @@
 """Noise without state: a function of (run seed, step, purpose).
 
-Under a distribution strategy noise is drawn for the global batch and every replica takes its own
-rows, so that the number of replicas does not change what is drawn; inside `of_one_replica` a
-replica's batch is its own, and so is its noise.
+Under a distribution strategy, noise is drawn for the global batch and every replica takes the rows
+of its examples, so that the number of replicas does not change the noise. Inside `of_one_replica`
+a replica draws for its own batch alone.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import tensorflow as tf
 
 TINY = 1e-12  # instead of 0 under a logarithm
-LEAST = 1e-7  # the same, of a fraction, which has 23 bits
+LEAST = 1e-7  # instead of 0 under the logarithm of a fraction, which has 23 bits
 MANTISSA = 23  # bits of a float32
 _alone = contextvars.ContextVar("alone", default=False)
 _rows: contextvars.ContextVar[Any] = contextvars.ContextVar("rows", default=None)
@@ -25,7 +25,7 @@ _rows: contextvars.ContextVar[Any] = contextvars.ContextVar("rows", default=None
 
 @contextlib.contextmanager
 def of_one_replica() -> Iterator[None]:
-    """Inside, a replica's batch is no part of a global one; its noise is that of one device."""
+    """Draw the noise inside as on one device: the replica's batch is not part of a global one."""
     token = _alone.set(True)
     try:
         yield
@@ -35,7 +35,7 @@ def of_one_replica() -> Iterator[None]:
 
 @contextlib.contextmanager
 def of_rows(size: tf.Tensor, rows: tf.Tensor) -> Iterator[None]:
-    """Inside, what is drawn for [n] examples is what the rows [n] of a batch of `size` get."""
+    """Draw the noise inside as for these rows [n] of a batch of `size` examples."""
     token = _rows.set((size, rows))
     try:
         yield
@@ -44,35 +44,43 @@ def of_rows(size: tf.Tensor, rows: tf.Tensor) -> Iterator[None]:
 
 
 def seed_for(seed: Any, step: Any, purpose: str) -> tf.Tensor:
-    """The int64 [2] seed of one random act: `purpose` at training step `step` of run `seed`."""
+    """Return the seed, int64 [2], of one random draw.
+
+    Args:
+        seed: the seed of the run.
+        step: the training step.
+        purpose: the purpose of the draw; different purposes get independent noise.
+    """
     base = tf.stack([tf.cast(seed, tf.int64), tf.cast(step, tf.int64)])
     return fold(base, zlib.crc32(purpose.encode()) & 0x7FFFFFFF)
 
 
 def fold(seed: Any, data: Any) -> tf.Tensor:
-    """A new seed from a [2] seed and an integer, such as the number of a restart."""
+    """Derive a seed [2] from a seed [2] and an integer, such as the number of a restart."""
     return tf.random.experimental.stateless_fold_in(seed, data, alg="philox")
 
 
 def fraction(shape: Any, seed: tf.Tensor) -> tf.Tensor:
-    """U[0, 1) of the given shape, the same on every device and under XLA, whose integers are those
-    of TensorFlow but whose floats are not."""
+    """Draw from U[0, 1), with the same result on every device and under XLA.
+
+    XLA draws the same integers as TensorFlow but other floats, so the floats are made of integers.
+    """
     bits = tf.random.stateless_uniform(shape, seed, None, None, tf.uint32, alg="philox")
     return tf.cast(bits & (2**MANTISSA - 1), tf.float32) / 2**MANTISSA
 
 
 def shuffled(values: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """The rows of values [N, ...] in a random order."""
+    """Return the rows of values [N, ...] in a random order."""
     return tf.gather(values, tf.argsort(fraction(tf.shape(values)[:1], seed), stable=True))
 
 
 def uniform(shape: Any, seed: tf.Tensor) -> tf.Tensor:
-    """U[-1, 1) of the given shape [B, ...]."""
+    """Draw from U[-1, 1), of shape [B, ...]."""
     return sliced(lambda whole: 2.0 * fraction(whole, seed) - 1.0, shape)
 
 
 def normal(shape: Any, seed: tf.Tensor) -> tf.Tensor:
-    """N(0, 1) of the given shape [B, ...], by the transform of Box and Muller."""
+    """Draw from N(0, 1), of shape [B, ...], by the Box-Muller transform."""
 
     def draw(whole: tf.Tensor) -> tf.Tensor:
         count = tf.reduce_prod(whole)
@@ -86,7 +94,7 @@ def normal(shape: Any, seed: tf.Tensor) -> tf.Tensor:
 
 
 def uniform_in_ball(shape: Any, seed: tf.Tensor, p: str) -> tf.Tensor:
-    """Uniform in the unit Lp ball, one draw an example: shape [B, ...]."""
+    """Draw a point of the unit Lp ball uniformly for each example; shape [B, ...]."""
     if p == "linf":
         return uniform(shape, seed)
     if p == "l1":
@@ -99,7 +107,7 @@ def uniform_in_ball(shape: Any, seed: tf.Tensor, p: str) -> tf.Tensor:
 
 
 def _uniform_in_l1_ball(shape: Any, seed: tf.Tensor) -> tf.Tensor:
-    """Exponential lengths with random signs, over their sum and one length more."""
+    """Draw exponential lengths with random signs, divided by their sum and one more length."""
     signed = uniform(shape, seed)
     length = -tf.math.log(tf.maximum(tf.abs(signed), TINY))
     more = 0.5 * (uniform([tf.shape(signed)[0]], fold(seed, 1)) + 1.0)
@@ -110,13 +118,18 @@ def _uniform_in_l1_ball(shape: Any, seed: tf.Tensor) -> tf.Tensor:
 
 
 def unit_vectors(shape: Any, seed: tf.Tensor) -> tf.Tensor:
-    """Uniform on the unit L2 sphere, one draw an example: shape [B, ...]."""
+    """Draw a point of the unit L2 sphere uniformly for each example; shape [B, ...]."""
     draw = normal(shape, seed)
     return tf.math.l2_normalize(draw, axis=list(range(1, len(draw.shape))))
 
 
 def sliced(draw: Callable[[tf.Tensor], tf.Tensor], shape: Any) -> tf.Tensor:
-    """This replica's rows of draw(the shape of the global batch)."""
+    """Draw for the global batch and return this replica's rows.
+
+    Args:
+        draw: shape -> noise of that shape.
+        shape: the shape of the replica's noise, [B, ...].
+    """
     part = _rows.get()
     if part is not None:
         size, rows = part

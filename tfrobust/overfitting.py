@@ -1,4 +1,4 @@
-"""Catastrophic overfitting, seen in the accuracies that a training logs (Wong et al., 2020)."""
+"""Detection of catastrophic overfitting in the logs of a training (Wong et al., 2020)."""
 
 from __future__ import annotations
 
@@ -8,14 +8,18 @@ ROBUST, ONE_STEP = "val_robust_accuracy", "val_fgsm_accuracy"
 
 
 class Overfitting:
-    """Whether robust accuracy is more than `drop` below its best, and FGSM's gap wider by more than
-    that, for the second epoch running.
+    """A detector of catastrophic overfitting, epoch by epoch.
 
-    The gap is FGSM accuracy minus multi-step accuracy on validation data: a network that has
-    learnt to fool one-step attacks keeps the first and loses the second, and does not come back
-    within an epoch; a single low epoch is the noise of few validation examples or of a high rate.
-    An epoch in which eps still grows shows nothing: there the accuracies waver. best, gap_at_best:
-    the highest robust accuracy so far and the gap there. fallen: whether the last epoch was low.
+    The gap is FGSM accuracy minus multi-step robust accuracy on validation data. A network that
+    has learnt to fool one-step attacks keeps the first, loses the second, and does not recover
+    within an epoch. So an epoch is low if robust accuracy is more than `drop` below its best and
+    the gap has widened by more than `drop` since then; two low epochs in a row are overfitting. One
+    alone may be the noise of few validation examples or of a high learning rate. Epochs in which
+    eps still grows do not count, as accuracies waver there.
+
+    Attributes:
+        best, gap_at_best: the highest robust accuracy so far, and the gap there.
+        fallen: whether the last epoch was low.
     """
 
     def __init__(self, drop: float = 0.10):
@@ -25,7 +29,10 @@ class Overfitting:
         self.fallen = False
 
     def shown_by(self, epoch: Mapping[str, float]) -> bool:
-        """Of the next epoch, by its logs; one without validation shows nothing."""
+        """Return whether the next epoch shows overfitting, by its logs.
+
+        An epoch without validation does not.
+        """
         if ROBUST not in epoch or ONE_STEP not in epoch:
             return False
         robust = float(epoch[ROBUST])
@@ -39,6 +46,6 @@ class Overfitting:
 
 
 def overfitted(history: Iterable[Mapping[str, float]]) -> list[int]:
-    """The epochs of a history that show it."""
+    """Return the epochs of a history that show catastrophic overfitting."""
     sign = Overfitting()
     return [int(row["epoch"]) for row in history if sign.shown_by(row)]

@@ -1,4 +1,4 @@
-"""What a number was made with: versions, commit, device."""
+"""The provenance of a number: versions, commit, device."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tfrobust import __version__
 
 
 def versions() -> dict[str, str]:
-    """Return the versions that a result may depend on, by the name of the package."""
+    """Return the versions that a result may depend on, package -> version."""
     modules = {"tensorflow": tf, "keras": keras, "numpy": np}
     others = {name: module.__version__ for name, module in modules.items()}
     return {"tfrobust": __version__, **others, "python": platform.python_version()}
@@ -26,9 +26,9 @@ def versions() -> dict[str, str]:
 
 @functools.cache
 def commit() -> str | None:
-    """Return the git commit of the code when first asked, which is as a run starts.
+    """Return the git commit of the code; None outside a checkout.
 
-    It ends in "-dirty" where files differ from the commit; it is None outside a checkout.
+    It ends in "-dirty" if files differ from the commit. It is read once, when a run starts.
     """
     root = Path(__file__).resolve().parents[1]
     if not (root / ".git").exists():
@@ -47,8 +47,8 @@ def commit() -> str | None:
 
 
 def circumstances() -> dict[str, Any]:
-    """Return what a measurement is made with, now: version, commit, device, threads, when (UTC),
-    and `keras`, the settings of Keras that differ from its defaults."""
+    """Return the circumstances of a measurement made now: version, commit, device, threads, time
+    (UTC), and the settings of Keras that differ from its defaults."""
     settings = {
         "floatx": (keras.config.floatx(), "float32"),
         "image_data_format": (keras.config.image_data_format(), "channels_last"),
@@ -66,7 +66,7 @@ def circumstances() -> dict[str, Any]:
 
 @functools.cache
 def device() -> str:
-    """Return the name of the GPU that computes, with how many of it there are, or of the CPU."""
+    """Return the name of the CPU, or of the GPU with the number of them."""
     gpus = tf.config.list_physical_devices("GPU")
     if not gpus:
         return f"CPU {platform.machine()}"

@@ -23,21 +23,24 @@ STRICT = pydantic.ConfigDict(arbitrary_types_allowed=True, strict=True, allow_in
 
 
 def parameters(constructor: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """The keyword parameters of a constructor, through the **kwargs that it hands to its bases."""
+    """Return the keyword parameters of a constructor, name -> parameter.
+
+    A class that takes **kwargs has the parameters of its base class too.
+    """
     if not inspect.isclass(constructor):
         return dict(inspect.signature(constructor, eval_str=True).parameters)
-    found: dict[str, inspect.Parameter] = {}
+    keywords: dict[str, inspect.Parameter] = {}
     for base in constructor.__mro__:
         if "__init__" not in vars(base):
             continue
         signature = inspect.signature(vars(base)["__init__"], eval_str=True)
-        own = list(signature.parameters.values())[1:]
-        for p in own:
+        _, *parameters_of_base = signature.parameters.values()
+        for p in parameters_of_base:
             if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY):
-                found.setdefault(p.name, p)
-        if not any(p.kind is p.VAR_KEYWORD for p in own):
+                keywords.setdefault(p.name, p)
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters_of_base):
             break
-    return found
+    return keywords
 
 
 def arguments(
@@ -47,19 +50,29 @@ def arguments(
     given: Collection[str] = (),
     also: Collection[str] = (),
 ) -> dict[str, Any]:
-    """`values` checked against the constructor's parameters, names and types.
+    """Check values against the names and types of a constructor's parameters.
 
-    given: parameters that the caller fills in, which `values` may not set. also: further keys
-    valid at this place, for the error's list of names.
+    Args:
+        constructor: a class or a function.
+        values: parameter -> value.
+        where: the place of the values in a config, for errors.
+        given: parameters that the caller fills in, so that `values` may not set them.
+        also: further keys that are valid in this place, for the list of names in an error.
+
+    Returns:
+        Parameter -> converted value.
+
+    Raises:
+        UserError: a name is unknown, a type is wrong, or a value is missing.
     """
     dot = f"{where}." if where else ""
-    known = {k: p for k, p in parameters(constructor).items() if k not in given}
+    accepted = {k: p for k, p in parameters(constructor).items() if k not in given}
     checked = {}
     for key, value in values.items():
-        if key not in known:
-            choose(f"{dot}{key}: unknown key", key, [*known, *also])
-        checked[key] = convert(f"{dot}{key}", value, known[key].annotation)
-    missing = [k for k, p in known.items() if p.default is p.empty and k not in checked]
+        if key not in accepted:
+            choose(f"{dot}{key}: unknown key", key, [*accepted, *also])
+        checked[key] = convert(f"{dot}{key}", value, accepted[key].annotation)
+    missing = [k for k, p in accepted.items() if p.default is p.empty and k not in checked]
     require(not missing, where or "config", f"a value for {', '.join(missing)}", dict(values))
     return checked
 
@@ -71,9 +84,12 @@ def resolve(
     given: Collection[str] = (),
     also: Collection[str] = (),
 ) -> partial[T]:
-    """The constructor that `spec` names with its checked arguments.
+    """Return the constructor that a spec names, with its checked arguments bound.
 
-    spec: a name, or a mapping with "name" and keyword arguments; given, also: as in `arguments`.
+    Args:
+        registry: name -> constructor.
+        spec: a name, or a mapping with "name" and keyword arguments.
+        where, given, also: as of `arguments`.
     """
     spec = {"name": spec} if isinstance(spec, str) else spec
     require(isinstance(spec, Mapping), where, "a name or a mapping with 'name'", spec)
@@ -89,12 +105,12 @@ def build(
     where: str,
     also: Collection[str] = (),
 ) -> T:
-    """`resolve`, then call; errors of the constructor name the place."""
+    """Build what a spec names: `resolve` and a call. Errors of the constructor name the place."""
     return located(where, resolve(registry, spec, where, (), also))
 
 
 def located(where: str, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-    """Call a constructor; its ValueError becomes one line that begins with the place `where`."""
+    """Call a function; its ValueError becomes a UserError that begins with the place `where`."""
     try:
         return function(*args, **kwargs)
     except UserError as error:
@@ -108,7 +124,11 @@ def located(where: str, function: Callable[..., T], *args: Any, **kwargs: Any) -
 
 
 def convert(where: str, value: Any, annotation: Any) -> Any:
-    """value as the annotated type; fractions become floats; never a silent change of kind."""
+    """Return a value checked against a type annotation.
+
+    A fraction such as "8/255" becomes a float and a list a tuple where the annotation asks for one;
+    nothing else is converted. Raises UserError for a value of another type.
+    """
     if annotation is inspect.Parameter.empty or annotation is Any:
         return value
     accepts = {annotation, *typing.get_args(annotation)}

@@ -1,4 +1,4 @@
-"""Objects that Keras saves and loads."""
+"""Classes that Keras can save and load."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ T = TypeVar("T")
 
 
 def serializable(cls: type[T]) -> type[T]:
-    """Let Keras save and load instances of the class."""
+    """Register a class with Keras, which can then save and load its instances."""
     return keras.saving.register_keras_serializable("tfrobust")(cls)
 
 
 class Configurable:
-    """A frozen dataclass that Keras can save: its fields are its config."""
+    """A base for dataclasses that Keras can save, with their fields as the config."""
 
     def get_config(self) -> dict[str, Any]:
         return {

@@ -11,15 +11,15 @@ _experimental = tf.config.experimental
 
 
 def in_use() -> bool:
-    """Return whether float32 products are computed in TensorFloat-32: on a GPU, unless it is
-    switched off."""
+    """Return whether float32 products are computed in TensorFloat-32: on GPUs, unless switched
+    off."""
     gpus = tf.config.list_physical_devices("GPU")
     return bool(gpus) and _experimental.tensor_float_32_execution_enabled()
 
 
 @contextlib.contextmanager
 def switched_off() -> Iterator[None]:
-    """Compute in float32 inside: what decides whether an image is classified rightly."""
+    """Compute in full float32 inside, as for the verdict on an image."""
     was_on = _experimental.tensor_float_32_execution_enabled()
     _experimental.enable_tensor_float_32_execution(False)
     try:

@@ -1,4 +1,4 @@
-"""The threat model: which perturbed images an adversary may choose."""
+"""The threat model: the perturbed images that an adversary may choose from."""
 
 from __future__ import annotations
 
@@ -17,11 +17,16 @@ L1_MARGIN = 1e-6  # of the radius: rounding adds up over the pixels
 @serializable
 @dataclasses.dataclass(frozen=True)
 class Threat(Configurable):
-    """All x' with ||x' - x||_p <= eps inside the box.
+    """The set of all images x' in the box with ||x' - x||_p <= eps.
 
-    norm: "linf", "l2" or "l1". eps: radius in image units, a number or a fraction such as "8/255";
-    a scalar tensor or one of shape [B] gives every example its own (see `at`). box: the range of
-    valid pixels.
+    Args:
+        norm: "linf", "l2" or "l1".
+        eps: the radius in image units, a number or a fraction such as "8/255". A tensor may be a
+            scalar, or of shape [B] with one radius per example (see `at`).
+        box: the range of valid pixels, (low, high).
+
+    Raises:
+        UserError: an argument is not as described.
     """
 
     norm: str = "linf"
@@ -37,35 +42,44 @@ class Threat(Configurable):
         require(len(self.box) == 2 and self.box[0] < self.box[1], "box", "(low, high)", self.box)
 
     def at(self, eps: Any) -> Threat:
-        """The same threat with another eps: a number, a scalar tensor or one of shape [B]."""
+        """Return this threat with another eps: a number, a scalar tensor or one of shape [B]."""
         return dataclasses.replace(self, eps=eps)
 
     def project(self, x_adv: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-        """x_adv moved into the ball around x, then into the box; x must lie in the box.
+        """Move images into the threat set.
 
-        The second step only brings coordinates nearer to x, so the result is inside both. For L1
-        ball and box count at once: the nearest point in both (Croce and Hein, 2021).
+        For Linf and L2, x_adv is projected onto the ball, then onto the box. The second step only
+        brings coordinates nearer to x, so the result lies in both. For L1, the result is the point
+        nearest to x_adv in the intersection of ball and box (Croce and Hein, 2021).
+
+        Args:
+            x_adv: the images to move, [B, ...].
+            x: the clean images, [B, ...], inside the box.
+
+        Returns:
+            Images of the same shape.
         """
         delta, (low, high) = x_adv - x, self.box
         if self.norm == "l1":
             room = tf.where(delta > 0, high - x, x - low)
             moved = norms.project_l1(delta, (1 - L1_MARGIN) * self.eps, room)
-            # Towards x: shorter by less than half a float, many coordinates would round back.
+            # Rounded towards x: a coordinate that is shorter by less than half the distance of two
+            # floats would round back, and many of them would leave the ball.
             near = tf.clip_by_value(x + moved, low, high)
             return tf.where(tf.abs(near - x) > tf.abs(moved), tf.math.nextafter(near, x), near)
         moved = norms.project(delta, self.eps, self.norm)
         return tf.clip_by_value(x + moved, low, high)
 
     def random_start(self, x: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        """Uniform in the ball around x, clipped to the box."""
+        """Draw an image uniformly from the ball around each x, clipped to the box."""
         draw = noise.uniform_in_ball(tf.shape(x), seed, self.norm)
         draw = tf.ensure_shape(draw, x.shape)
         return tf.clip_by_value(x + norms.per_example(self.eps, x) * draw, *self.box)
 
     def steepest(self, gradient: tf.Tensor) -> tf.Tensor:
-        """The direction of unit norm in which a linear function with this gradient grows most."""
+        """Return the unit direction in which a linear function with this gradient grows fastest."""
         return norms.steepest(gradient, self.norm)
 
     def distance(self, x_adv: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-        """||x_adv - x||_p [B]."""
+        """Return ||x_adv - x||_p of each example, [B]."""
         return norms.norm(x_adv - x, self.norm)

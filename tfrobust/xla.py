@@ -1,4 +1,4 @@
-"""Functions that XLA compiles: all their shapes are fixed."""
+"""Functions compiled by XLA, in which all shapes are fixed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextlib.contextmanager
 def fixed_shapes() -> Iterator[None]:
-    """Have what is computed inside keep the shapes that XLA needs: no examples leave a batch."""
+    """Keep all shapes fixed inside, as XLA needs them: no example leaves its batch."""
     token = _fixed.set(True)
     try:
         yield
@@ -35,17 +35,20 @@ def fixed_shapes() -> Iterator[None]:
 
 
 def has_fixed_shapes() -> bool:
-    """Return whether what is being traced has to keep its shapes."""
+    """Return whether the code being traced has to keep all shapes fixed."""
     return _fixed.get()
 
 
 def is_choice(value: object) -> bool:
-    """Return whether it is what a `jit_compile` may be: true, false or "auto"."""
+    """Return whether the value is valid for `jit_compile`: True, False or "auto"."""
     return isinstance(value, bool) or value == "auto"
 
 
 def on_gpus(strategy: tf.distribute.Strategy) -> bool:
-    """Return whether a strategy computes on GPUs alone; the default one does where there is one."""
+    """Return whether all devices of a strategy are GPUs.
+
+    The default strategy computes on a GPU if the machine has one.
+    """
     try:
         devices = strategy.extended.worker_devices
     except RuntimeError:  # the default strategy names none

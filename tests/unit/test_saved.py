@@ -204,7 +204,7 @@ def test_a_failed_export_leaves_the_former_one(
 ) -> None:
     folder = tmp_path / "saved_model"
     export(linear(W), folder, X)
-    monkeypatch.setattr("tfrobust.exporting.APART", {"float32": -1.0})
+    monkeypatch.setattr("tfrobust.exporting.ROUNDING", {"float32": -1.0})
     with pytest.raises(
         UserError, match="saved_model: expected a SavedModel with the network's own"
     ):

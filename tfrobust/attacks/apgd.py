@@ -25,27 +25,33 @@ TITLES = {
     "margin": "APGD-margin",
     "targeted_dlr": "APGD-T",
 }
-CLASSES = {"dlr": 3, "targeted_dlr": 4}  # how many classes a loss needs
-# A run goes in stages: (radius in units of eps, tenths of the steps); success is what the last one
-# finds, at eps itself.
+CLASSES = {"dlr": 3, "targeted_dlr": 4}  # the least number of classes of a loss
+# The stages of a search: (radius in units of eps, tenths of the steps). Only the last one, at eps
+# itself, counts as success.
 STAGES = {"linf": ((1, 10),), "l2": ((1, 10),), "l1": ((3, 3), (2, 3), (1, 4))}
 
 
 @serializable
 @dataclasses.dataclass(frozen=True)
 class APGD(Attack):
-    """Projected ascent with momentum whose step size adapts itself to each example.
+    """Projected ascent with momentum and a step size that adapts to each example.
 
-    Linf and L2 begin with steps of 2 eps, halved for an example at checkpoints when its loss rose
-    in at most `rho` of the steps since the last one or has come to a stop. L1 moves the few pixels
-    of largest gradient; how many follows how many the best image has changed.
+    Under Linf and L2 the first steps are 2 eps long. At checkpoints, an example's step is halved if
+    its loss rose in at most `rho` of the steps since the last checkpoint, or stopped rising. Under
+    L1 a step moves only the pixels of largest gradient; their number follows from the number of
+    pixels that the best image has changed.
 
-    loss: what is ascended: "cross_entropy", "dlr", "margin" or "targeted_dlr" (APGD-T). With too
-        few classes (3 and 4 are needed) DLR is replaced by the margin, with a warning.
-    restarts: runs from random starts. targets: of targeted_dlr, the most likely wrong classes at
-        the clean image, `restarts` runs each; all of them where there are fewer.
-    eot: draws of a randomised network over which every gradient is averaged; loss and success are
-        the last draw's.
+    Args:
+        loss: the loss to maximise: "cross_entropy", "dlr", "margin" or "targeted_dlr" (APGD-T).
+            With fewer than 3 classes for DLR, or 4 for the targeted DLR, the margin is used
+            instead, with a warning.
+        steps: the number of steps of each restart.
+        restarts: the number of random starts, for each target if there are any.
+        targets: the number of target classes of the targeted DLR, the most likely wrong ones at
+            the clean image; all of them if there are fewer.
+        eot: the number of draws of a randomised network over which each gradient is averaged. Loss
+            and success are those of the last draw.
+        rho: the share of rising steps below which a step size is halved.
     """
 
     loss: str = "cross_entropy"
@@ -74,8 +80,8 @@ class APGD(Attack):
         return " ".join(words)
 
     def settings(self, threat: Threat) -> dict[str, Any]:
-        """As everywhere, with the first step size (image units); only what this norm and this
-        loss use."""
+        """Return the settings that this norm and loss use, with the first step size (image
+        units)."""
         stated = super().settings(threat)
         if not self._targeted:
             del stated["targets"]
@@ -85,7 +91,8 @@ class APGD(Attack):
         return stated | {"step_size": 2 * threat.eps}
 
     def fitted(self, classes: int) -> APGD:
-        """At most all targets; the margin, with a warning, where the loss needs more classes."""
+        """Return this attack with at most all wrong classes as targets, and with the margin, after
+        a warning, if its loss needs more classes."""
         loss, needed = self.loss, CLASSES.get(self.loss, 2)
         if classes < needed:
             logging.warning(
@@ -102,7 +109,7 @@ class APGD(Attack):
         return self.loss == "targeted_dlr"
 
     def _stages(self, threat: Threat) -> list[tuple[Any, int]]:
-        """(eps, steps) of each stage of a run; the last takes the steps that rounding leaves."""
+        """Return (eps, steps) of each stage of a search; the last one takes the remaining steps."""
         *first, (_, _) = STAGES[threat.norm]
         stages = [(radius * threat.eps, share * self.steps // 10) for radius, share in first]
         return [*stages, (threat.eps, self.steps - sum(steps for _, steps in stages))]
@@ -132,7 +139,7 @@ class APGD(Attack):
         stages, l1 = self._stages(threat), threat.norm == "l1"
 
         def tick(i: tf.Tensor, s: State) -> State:
-            """One stage of one run."""
+            """Climb through one stage of one restart."""
             run, stage = i // len(stages), i % len(stages)
             last = tf.equal(stage, len(stages) - 1)
             here = threat.at(tf.gather([eps for eps, _ in stages], stage))
@@ -173,12 +180,22 @@ class APGD(Attack):
         rule: Halving | Sparse,
         leave: Any = True,
     ) -> State:
-        """rule.steps steps from `start`: the "best" image and its "value", or the misclassified
-        image if "broken". leave: whether a misclassified example leaves."""
+        """Take rule.steps steps from a start.
+
+        Args:
+            look: evaluates the loss and misclassification of images.
+            start: the first iterates [B, H, W, C].
+            x: the clean images.
+            rule: how to move and to adapt the step size.
+            leave: whether a misclassified example stops.
+
+        Returns:
+            The "best" image with its "value", or the misclassified image if "broken".
+        """
         nothing = tf.zeros(tf.shape(x)[:1])
 
         def tick(k: tf.Tensor, s: State) -> State:
-            """Looks at iterate k and moves on from it."""
+            """Evaluate iterate k and move on from it."""
             value, wrong, gradient = self._averaged(look, s["x_adv"], s["row"])
             broken, better = wrong & leave, value > s["value"]
             s = s | {
@@ -205,7 +222,7 @@ class APGD(Attack):
     def _averaged(
         self, look: Evaluate, x_adv: tf.Tensor, row: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Value and success of the last of `eot` draws, and the gradient's mean over them."""
+        """Return value and success of the last of `eot` draws, and the mean of their gradients."""
         if self.eot == 1:
             return differentiated(look, x_adv, row)
 
@@ -222,7 +239,7 @@ class APGD(Attack):
 
 
 def begin(x: tf.Tensor, threat: Threat, seed: Any) -> tf.Tensor:
-    """A random start before it is projected: a direction of norm eps; for L1 the noise itself."""
+    """Return a random start before projection: x plus a direction of norm eps, or noise for L1."""
     draw = (noise.uniform if threat.norm == "linf" else noise.normal)(tf.shape(x), seed)
     draw = tf.ensure_shape(draw, x.shape)
     if threat.norm == "l1":

@@ -1,4 +1,4 @@
-"""What every attack is."""
+"""The base class of attacks, and the outcome of one."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ LogitsFn = Callable[[tf.Tensor], tf.Tensor]
 
 
 class Outcome(NamedTuple):
-    """Adversarial images and what they cost.
+    """Adversarial images and their cost.
 
-    images: [B, H, W, C], inside the threat's set. success: bool [B], misclassified there.
-    queries, gradients: int32 [B], the forward and the backward passes spent on each example.
+    Attributes:
+        images: [B, H, W, C], inside the threat set.
+        success: bool [B], true where the image is misclassified.
+        queries, gradients: int32 [B], the forward and backward passes spent on each example.
     """
 
     images: tf.Tensor
@@ -32,10 +34,10 @@ class Outcome(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Attack(Configurable):
-    """A search for adversarial images; its fields are its hyper-parameters, it has no state.
+    """A search for adversarial images. Its fields are its hyper-parameters; it has no state.
 
-    The attack says how to search, the threat where, so one attack serves every eps: training with
-    a growing eps, with one eps per example, and evaluation.
+    The attack says how to search and the threat says where. So one attack serves every eps: in
+    training with a growing eps or one eps per example, and in evaluation.
     """
 
     @property
@@ -44,19 +46,24 @@ class Attack(Configurable):
         raise NotImplementedError
 
     def settings(self, threat: Threat) -> dict[str, Any]:
-        """What a number made with this attack must state: its name and every hyper-parameter."""
+        """Return the attack's name and every hyper-parameter, as a result must state them."""
         return {"name": type(self).__name__.lower(), **dataclasses.asdict(self)}
 
     @property
     def files(self) -> list[Path]:
-        """The files that it reads, as a surrogate or saved images. Raises UserError where there are
-        none to read."""
+        """The files that the attack reads, such as a surrogate. Raises UserError if absent."""
         return []
 
     def check(self, threat: Threat, image_shape: tuple[int, ...] | None = None) -> None:
-        """Raise a UserError where it does not work under this threat, or its step is longer than
-        any way inside the box. image_shape: [H, W, C], which L2 and L1 lengths depend on; without
-        it only steps in Linf are measured."""
+        """Raise a UserError if the attack does not work under a threat.
+
+        A step size that exceeds every distance within the box is refused too.
+
+        Args:
+            threat: the threat.
+            image_shape: (H, W, C), on which L2 and L1 distances depend. Without it, only steps
+                under Linf are checked.
+        """
         step = getattr(self, "step_size", None)
         if not isinstance(step, float) or (image_shape is None and threat.norm != "linf"):
             return
@@ -70,22 +77,31 @@ class Attack(Configurable):
             )
 
     def fitted(self, classes: int) -> Attack:
-        """This attack on a network of so many classes: with another loss or fewer targets where
-        its own do not fit. Raises UserError where it cannot run."""
+        """Return this attack adapted to a number of classes, such as with fewer targets.
+
+        Raises UserError if it cannot run on so few classes.
+        """
         return self
 
     def run(
         self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, *, threat: Threat, seed: Any
     ) -> Outcome:
-        """Adversarial images with their record.
+        """Search for adversarial images.
 
-        logits_fn: x [B, H, W, C] in the box -> logits [B, C], for any B. y: int labels [B]. seed:
-        int [2]; the same seed gives the same images.
+        Args:
+            logits_fn: images [B, H, W, C] in the box -> logits [B, C], for any B.
+            x: clean images [B, H, W, C].
+            y: labels, int [B].
+            threat: the set to search in.
+            seed: int [2]. The same seed gives the same images.
+
+        Returns:
+            The images with their success and cost.
         """
         raise NotImplementedError
 
     def __call__(
         self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, *, threat: Threat, seed: Any
     ) -> tf.Tensor:
-        """The images alone [B, H, W, C]: what training needs."""
+        """Return the images of `run` alone, [B, H, W, C], as training needs them."""
         return self.run(logits_fn, x, y, threat=threat, seed=seed).images

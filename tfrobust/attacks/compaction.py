@@ -20,12 +20,19 @@ _stand_in: contextvars.ContextVar[Hunt | None] = contextvars.ContextVar("stand_i
 
 
 def hunt(step: Step, state: State, steps: Any) -> State:
-    """Up to `steps` calls of `step`, each on the examples not yet broken; all examples in the end.
+    """Call `step` up to `steps` times, each time on the examples that are not broken yet.
 
-    state: tensors whose first axis is the example, "broken" [B] among them. step(i, state) gets
-    the rows that stand, with their places in the batch as "row" [B'], and returns the same keys.
-    An example leaves with the state of the call that broke it, in the order it came. Where shapes
-    are fixed it stays, and its rows are not written any more.
+    An example leaves with the state of the call that broke it. Where shapes are fixed it stays in
+    the batch, and its rows are not written any more.
+
+    Args:
+        step: (number of the call, state of the remaining examples) -> their new state. The state
+            has each example's position in the batch as "row" [B'].
+        state: tensors whose first axis is the example, "broken" [B] among them.
+        steps: the number of calls, an integer or a scalar tensor.
+
+    Returns:
+        The final state of all examples, in their order.
     """
     stand_in = _stand_in.get()
     if stand_in is not None:
@@ -38,8 +45,8 @@ def hunt(step: Step, state: State, steps: Any) -> State:
 
     def compact(everything: State, active: State) -> tuple[State, State]:
         standing = tf.where(~active["broken"])[:, 0]
-        left = {k: tf.gather(v, standing) for k, v in active.items()}
-        return written(everything, active), left
+        remaining = {k: tf.gather(v, standing) for k, v in active.items()}
+        return written(everything, active), remaining
 
     def body(i: tf.Tensor, everything: State, active: State) -> Any:
         everything, active = tf.cond(
@@ -68,14 +75,14 @@ def hunt(step: Step, state: State, steps: Any) -> State:
 
 
 def written(everything: State, active: State) -> State:
-    """Everything, with the rows of the active ones as they are now."""
-    place = active["row"][:, None]
-    return {k: tf.tensor_scatter_nd_update(v, place, active[k]) for k, v in everything.items()}
+    """Return the state of all examples, with the rows of the active ones written into it."""
+    row = active["row"][:, None]
+    return {k: tf.tensor_scatter_nd_update(v, row, active[k]) for k, v in everything.items()}
 
 
 @contextlib.contextmanager
 def standing_in(stand_in: Hunt) -> Iterator[None]:
-    """Inside, what the next `hunt` calls instead; those after it, and those in its steps, hunt."""
+    """Replace the next `hunt` inside by another function. Later and inner hunts are not."""
 
     def once(step: Step, state: State, steps: Any) -> State:
         _stand_in.set(None)
@@ -89,8 +96,10 @@ def standing_in(stand_in: Hunt) -> Iterator[None]:
 
 
 def masked(step: Step, state: State, first: Any, last: Any) -> State:
-    """Calls `first` to `last` - 1 of `step`, each on all examples, with their places as "row"; the
-    rows of broken ones are not written."""
+    """Make the calls `first` to `last` - 1 of `step` on all examples, as of `hunt`.
+
+    The rows of broken examples are not written.
+    """
 
     def body(i: tf.Tensor, before: State) -> tuple[tf.Tensor, State]:
         after, left = step(i, before), before["broken"]
@@ -105,5 +114,5 @@ def masked(step: Step, state: State, first: Any, last: Any) -> State:
 
 
 def taken(value: Any, row: tf.Tensor) -> Any:
-    """The rows of a tensor with one value per example; a scalar or a number as it is."""
+    """Return these rows of a tensor with one value per example, and any other value unchanged."""
     return tf.gather(value, row) if tf.is_tensor(value) and value.shape.rank else value

@@ -23,20 +23,25 @@ from tfrobust.threat import Threat
 class FAB(Attack):
     """A search for the nearest misclassified image along the boundaries between classes.
 
-    At iterate x_k the difference z_t - z_y between a class and the label is taken as linear. With
-    d_k and d the least steps, within the box, from x_k and from the image x to where it is zero,
+    At iterate x_k, the difference z_t - z_y between a class and the label is approximated as
+    linear. With d_k and d the smallest steps within the box, from x_k and from the clean image x,
+    to where the approximation is zero,
 
         x_{k+1} = (1 - a) (x_k + eta d_k) + a (x + eta d),
         a = min(||d_k|| / (||d_k|| + ||d||), alpha_max).
 
-    An x_{k+1} that is misclassified is a find, and the search goes on at x + beta (x_{k+1} - x).
-    An example is broken, and leaves, at its first find within eps; the nearest find of the others
-    is projected into the ball, where it may be misclassified still.
+    A misclassified x_{k+1} is a find, from which the search goes on at x + beta (x_{k+1} - x). An
+    example stops at its first find within eps. The nearest find of any other example is projected
+    into the ball, where it may still be misclassified.
 
-    targets: FAB-T: the most likely wrong classes t at the clean image, `restarts` runs of `steps`
-        each; all of them where there are fewer. None: FAB: in every step the class whose boundary
-        is nearest, at a backward pass for each class; `restarts` runs in all.
-    restarts: the first run begins at x, others at eps / 2 in a random direction from it.
+    Args:
+        steps: the number of steps of each search.
+        targets: for FAB-T, the number of target classes t, the most likely wrong ones at the clean
+            image, each with `restarts` searches; all of them if there are fewer. None is FAB, which
+            in every step takes the class whose boundary is nearest, at one backward pass per class.
+        restarts: the number of searches. The first begins at x, the others at a distance of eps / 2
+            from it in random directions.
+        alpha_max, eta, beta: the constants above.
     """
 
     steps: int = 100
@@ -69,7 +74,7 @@ class FAB(Attack):
         return " ".join(words)
 
     def fitted(self, classes: int) -> FAB:
-        """With at most all targets."""
+        """Return this attack with at most all wrong classes as targets."""
         targets = None if self.targets is None else min(self.targets, classes - 1)
         return dataclasses.replace(self, targets=targets)
 
@@ -91,10 +96,10 @@ class FAB(Attack):
     def search(
         self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, *, threat: Threat, seed: Any
     ) -> State:
-        """The nearest "find" of each example, its "distance" [B], and what it cost.
+        """Return the nearest "find" of each example, its "distance" [B], and its cost.
 
-        Without a find: the image itself, at distance inf. An example that is "broken" left at its
-        first find within eps; with eps 0 all finds are made.
+        An example without a find has the clean image, at distance inf. An example that is "broken"
+        stopped at its first find within eps; with eps 0 none stops.
         """
         x, y = tf.convert_to_tensor(x), tf.cast(y, tf.int32)
         logits = logits_fn(x)
@@ -140,7 +145,7 @@ class FAB(Attack):
         return hunt(tick, state, targets * self.restarts * self.steps)
 
     def _begin(self, x: tf.Tensor, threat: Threat, seed: Any, run: tf.Tensor) -> tf.Tensor:
-        """Where a run begins: at the image, or at a restart eps / 2 from it."""
+        """Return the start of a search: the clean image, or a random one at eps / 2 from it."""
         if self.restarts == 1:
             return x
 
@@ -156,7 +161,7 @@ class FAB(Attack):
     def _moved(
         self, here: tf.Tensor, image: tf.Tensor, value: tf.Tensor, slope: tf.Tensor, threat: Threat
     ) -> tf.Tensor:
-        """x_{k+1} from the linear function with this value and slope at x_k."""
+        """Return x_{k+1} by the linear function with this value and slope at x_k."""
         # What is not finite gives no step: the iterates must stay images.
         value, slope = (tf.where(tf.math.is_finite(t), t, 0.0) for t in (value, slope))
         shape = tf.shape(here)
@@ -175,7 +180,7 @@ class FAB(Attack):
 def boundary(
     logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, target: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """z_t - z_y [B] and its gradient, shaped as x."""
+    """Return z_t - z_y [B] and its gradient, shaped as x."""
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(x)
         logits = logits_fn(x)
@@ -188,8 +193,10 @@ def boundary(
 def nearest_boundary(
     logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, p: str
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """z_t - z_y [B] and its gradient for the class t whose boundary, taken as linear and without
-    the box, is nearest to x in the Lp norm."""
+    """Return z_t - z_y [B] and its gradient for the class t whose boundary is nearest.
+
+    Nearest is meant in the Lp norm, with the boundaries approximated as linear, without the box.
+    """
 
     def above(x: tf.Tensor) -> tf.Tensor:
         logits = logits_fn(x)

@@ -13,10 +13,11 @@ from tfrobust.serialization import serializable
 @serializable
 @dataclasses.dataclass(frozen=True)
 class FGSM(GradientAttack):
-    """One step of `step_scale` * eps from a random start: the ATLAS paper's weak adversary.
+    """One step of `step_scale` * eps from a random start: the weak adversary of the ATLAS paper.
 
-    step_scale: step in units of eps; 1.25 by default, as ATLAS, appendix B.1. start="none" with
-    step_scale=1 is the plain FGSM of Goodfellow et al. (2015).
+    Args:
+        step_scale: the step size in units of eps. The default, 1.25, is that of ATLAS, appendix
+            B.1. With start="none", 1 gives the plain FGSM of Goodfellow et al. (2015).
     """
 
     step_scale: float = 1.25

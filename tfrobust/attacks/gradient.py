@@ -1,4 +1,4 @@
-"""The one core of the gradient attacks: projected steepest ascent with restarts."""
+"""The common core of gradient attacks: projected steepest ascent with restarts."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ from tfrobust.threat import Threat
 
 LOSSES = ("cross_entropy", "kl", "margin")
 STARTS = ("uniform", "normal", "none")
-# (x_adv, the rows of the batch it holds, the number of the run) -> loss [B], misclassified [B].
+# (images, their rows in the batch, number of the restart) -> loss [B], misclassified [B].
 Evaluate = Callable[..., tuple[tf.Tensor, tf.Tensor]]
 
 
 @dataclasses.dataclass(frozen=True)
 class GradientAttack(Attack):
-    """x_{k+1} = project(x_k + step * steepest(grad objective(x_k))).
+    """Projected steepest ascent, x_{k+1} = project(x_k + step * steepest(grad objective(x_k))).
 
-    loss: what is ascended: "cross_entropy", "kl" (divergence from the clean prediction) or
-        "margin"; None is cross entropy, or in training the method's own crafting loss.
-    start: "uniform" in the ball, "normal" (0.001 * N(0, 1), as TRADES), or "none".
+    Args:
+        loss: the loss to maximise: "cross_entropy", "kl" (divergence from the clean prediction) or
+            "margin". None is cross entropy, or in training the method's own crafting loss.
+        start: "uniform" in the ball, "normal" (0.001 * N(0, 1), as TRADES), or "none".
     """
 
     loss: str | None = None
@@ -44,28 +45,27 @@ class GradientAttack(Attack):
             self.start,
         )
 
-    # What a subclass says, as fields or properties.
     @property
     def schedule(self) -> tuple[int, int, bool]:
-        """(steps, restarts, whether an example is kept at its first misclassified iterate)."""
+        """Steps, restarts, and whether an example stops at its first misclassified iterate."""
         raise NotImplementedError
 
     @property
     def _loss_word(self) -> list[str]:
-        """Of a title."""
+        """The loss in a title; empty for the default."""
         return [self.loss] if self.loss not in (None, "cross_entropy") else []
 
     @property
     def _start_word(self) -> list[str]:
-        """Of a title."""
+        """The start in a title; empty for the default."""
         return [f"start {self.start}"] if self.start != "uniform" else []
 
     def step(self, eps: Any) -> Any:
-        """Step size in image units, for a scalar or [B] eps."""
+        """Return the step size in image units, for a scalar or [B] eps."""
         raise NotImplementedError
 
     def settings(self, threat: Threat) -> dict[str, Any]:
-        """As everywhere, with the loss and the step size (image units) that defaults stand for."""
+        """Return the settings, with the loss and the step size (image units) behind defaults."""
         used = {"loss": self.loss or "cross_entropy", "step_size": self.step(threat.eps)}
         return super().settings(threat) | used
 
@@ -93,7 +93,12 @@ class GradientAttack(Attack):
         threat: Threat,
         seed: Any,
     ) -> tf.Tensor:
-        """Images that maximise `objective`: [B, H, W, C] -> [B]; success plays no part."""
+        """Return images that maximise an objective, whether they are misclassified or not.
+
+        Args:
+            objective: images [B, H, W, C] -> values [B].
+            x, threat, seed: as of `run`.
+        """
 
         def evaluate(x_adv: tf.Tensor, row: tf.Tensor, run: Any) -> tuple[tf.Tensor, tf.Tensor]:
             value = objective(x_adv)
@@ -103,12 +108,13 @@ class GradientAttack(Attack):
 
     @property
     def _single_path(self) -> bool:
-        """One path to its end, the same for every example: no need to know who is broken."""
+        """Whether every example takes one path to its end, so that success does not matter."""
         _, restarts, keep_broken = self.schedule
         return restarts == 1 and not keep_broken
 
     def check_single_path(self) -> None:
-        """Raise a UserError unless it is: for what walks that path in its own way."""
+        """Raise a UserError unless the attack is a single path, for methods that follow the path
+        themselves."""
         expected = "one of one restart whose last iterate counts"
         require(self._single_path, "attack", expected, self.title)
 
@@ -118,7 +124,7 @@ class GradientAttack(Attack):
         return self.search(evaluate, x, threat=threat, seed=seed).images
 
     def _classified(self, logits_fn: LogitsFn, x: Any, y: Any) -> tuple[tf.Tensor, Evaluate]:
-        """x as a tensor; and the loss with whether the example is misclassified."""
+        """Return x as a tensor, and the function that evaluates the loss and misclassification."""
         name = self.loss or "cross_entropy"
         x, y = tf.convert_to_tensor(x), tf.cast(y, tf.int32)
         target = tf.stop_gradient(logits_fn(x)) if name == "kl" else y
@@ -154,24 +160,29 @@ class GradientAttack(Attack):
         seed: Any,
         broken: tf.Tensor | None = None,
     ) -> Outcome:
-        """Restarts for the examples that stand; of those that always stand, the end of highest
-        loss.
+        """Search with restarts for the examples that are not broken yet.
 
-        evaluate(x_adv, row, run) -> loss [B'], misclassified [B'] of the rows that are left; the
-        runs are numbered from 0 and each may ascend a loss of its own. broken [B]: the examples
-        that need no run; they keep their images and cost nothing.
+        An example that is never broken gets the end of highest loss.
+
+        Args:
+            evaluate: (images, rows, number of the restart) -> loss [B'], misclassified [B'], for
+                the rows that are left. Each restart may have a loss of its own.
+            x: clean images [B, H, W, C].
+            threat, seed: as of `run`.
+            broken: bool [B], the examples that need no search. They keep their images at no cost.
         """
         steps, restarts, keep_broken = self.schedule
         size, zeros = self.step(threat.eps), tf.zeros(tf.shape(x)[:1], tf.int32)
 
         def tick(i: tf.Tensor, s: State) -> State:
-            # Iterate k of this run is looked at.
-            row, run, k = s["row"], i // (steps + 1), i % (steps + 1)
-            start = lambda: tf.gather(  # noqa: E731
-                self.begin(x, threat, noise.fold(seed, run)), row
-            )
+            """Evaluate iterate k of a restart and move on."""
+            row, restart, k = s["row"], i // (steps + 1), i % (steps + 1)
+
+            def start() -> tf.Tensor:
+                return tf.gather(self.begin(x, threat, noise.fold(seed, restart)), row)
+
             x_adv = tf.cond(k == 0, start, lambda: s["x_adv"])
-            value, wrong, gradient = differentiated(evaluate, x_adv, row, run)
+            value, wrong, gradient = differentiated(evaluate, x_adv, row, restart)
             broken = wrong & (keep_broken | (k == steps))
             best = broken | ((k == steps) & (value > s["value"]))
             here, step = threat.at(taken(threat.eps, row)), per_example(taken(size, row), x)
@@ -210,26 +221,29 @@ class GradientAttack(Attack):
 def differentiated(
     evaluate: Evaluate, x_adv: tf.Tensor, *which: Any
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """evaluate(x_adv, *which), and the gradient of each example's value at its image."""
+    """Return evaluate(x_adv, *which) and the gradient of each example's value at its image."""
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(x_adv)
         value, wrong = evaluate(x_adv, *which)
         total = tf.reduce_sum(value)
-    # Zero, not None, behind rounding and the like, which has no gradient.
+    # Zero, not None, where a network has no gradient, such as behind rounding.
     gradient = tape.gradient(total, x_adv, unconnected_gradients="zero")
     return value, wrong, gradient
 
 
 def input_gradient(objective: Callable[[tf.Tensor], tf.Tensor], x: tf.Tensor) -> tf.Tensor:
-    """The gradient of each example's objective, [B, H, W, C] -> [B], at its image."""
+    """Return the gradient of an objective, images -> [B], at each image: [B, H, W, C]."""
     return differentiated(lambda images: (objective(images), None), x)[2]
 
 
 def pullback(
     function: Callable[[tf.Tensor], tf.Tensor], x: tf.Tensor
 ) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
-    """function(x) [B, C], and for v [B, C] the gradient of sum(v * function(x)), shaped as x: one
-    backward pass each. A Jacobian is taken class by class with it, and never held as a whole."""
+    """Return function(x) [B, C] and its pullback, v [B, C] -> gradient of sum(v * function(x)).
+
+    Each call of the pullback is one backward pass. With it a Jacobian is computed class by class,
+    without holding the whole of it in memory.
+    """
     with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
         tape.watch(x)
         value = function(x)

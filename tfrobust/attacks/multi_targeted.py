@@ -18,16 +18,17 @@ from tfrobust.threat import Threat
 @serializable
 @dataclasses.dataclass(frozen=True)
 class MultiTargeted(Attack):
-    """Projected steepest ascent on z_i - z_y, one run for every class i != y.
+    """Projected steepest ascent on z_i - z_y, for every wrong class i in turn.
 
-    An untargeted loss follows the rival that is nearest where it stands; here every rival has its
-    turn, the likeliest at the clean image first. An example is broken by the first iterate of any
-    run, its random start included, that is misclassified, as whatever class, and leaves.
+    An untargeted loss follows the wrong class that is nearest at each iterate. Here every wrong
+    class has its turn, the most likely one at the clean image first. An example stops at its first
+    misclassified iterate, a random start included, whatever the predicted class.
 
-    steps, step_size: of each run, as in PGD; None is 2.5 * eps / steps.
-    restarts: runs for each class, all from random starts.
-    top: only so many rivals, those of the largest clean logits; None is all. Raises UserError
-        where the network has fewer.
+    Args:
+        steps, step_size: of each ascent, as in PGD. None is a step of 2.5 * eps / steps.
+        restarts: the number of random starts for each class.
+        top: the number of wrong classes, those of the largest clean logits; None is all of them. It
+            is a UserError if the network has fewer.
     """
 
     steps: int = 50
@@ -52,7 +53,7 @@ class MultiTargeted(Attack):
         return " ".join(words)
 
     def settings(self, threat: Threat) -> dict[str, Any]:
-        """As everywhere, with the loss, the start and the step size (image units) in use."""
+        """Return the settings, with the loss, the start and the step size (image units) in use."""
         return super().settings(threat) | {
             "name": "multi_targeted",
             "loss": "targeted_margin",

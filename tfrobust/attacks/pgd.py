@@ -17,12 +17,15 @@ DEFAULT_SCALE = 2.5  # step_size = 2.5 eps / steps lets the attack cross the bal
 @serializable
 @dataclasses.dataclass(frozen=True)
 class PGD(GradientAttack):
-    """`steps` projected steps of steepest ascent, the best of `restarts` random starts.
+    """Projected gradient descent: `steps` projected steps from each of `restarts` random starts.
 
-    step_size: in image units, a number, a fraction such as "2/255", or a tensor (scalar or [B]);
-        None is 2.5 * eps / steps.
-    success: "last" returns the last iterate; "any" stops an example at the first iterate, from the
-        start on, that is misclassified, so that an attack that passes through success keeps it.
+    Args:
+        steps: the number of steps.
+        step_size: in image units: a number, a fraction such as "2/255", or a tensor (scalar or
+            [B]). None is 2.5 * eps / steps.
+        restarts: the number of starts, of which the best end counts.
+        success: "last" returns the last iterate; "any" stops an example at its first misclassified
+            iterate, the start included, so that a success on the way is not lost.
     """
 
     steps: int = 10

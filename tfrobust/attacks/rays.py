@@ -16,14 +16,17 @@ from tfrobust.norms import rows
 from tfrobust.serialization import serializable
 from tfrobust.threat import Threat
 
-TOLERANCE = 1e-3  # a bisection ends at a gap of this L2 length, as in the public implementation
+TOLERANCE = 1e-3  # the L2 length at which a bisection ends, as in the public implementation
 
 
 class Nearest(NamedTuple):
-    """The nearest misclassified images that a search met, inside the box but in no ball.
+    """The nearest misclassified images of a search inside the box, at any distance.
 
-    images: [B, H, W, C]; where none was met, the image itself. distance: float32 [B], Linf; inf
-    where none was met; 0 where the image itself is misclassified. queries: int32 [B].
+    Attributes:
+        images: [B, H, W, C]; the clean image if no misclassified one was found.
+        distance: float32 [B], the Linf distance; inf if none was found, 0 if the clean image is
+            misclassified.
+        queries: int32 [B].
     """
 
     images: tf.Tensor
@@ -34,18 +37,20 @@ class Nearest(NamedTuple):
 @serializable
 @dataclasses.dataclass(frozen=True)
 class RayS(Attack):
-    """Search of a sign vector v whose ray x + d v, cut by the box, meets the boundary soonest.
+    """A search for the sign vector v whose ray x + d v, cut by the box, meets the boundary soonest.
 
-    Blocks of v, first all of it, then halves, quarters, ... of the flattened image, change their
-    sign in turn. If the image at the smallest d so far is then misclassified too, bisection finds
-    the boundary on the new ray; if that is nearer, the change stays. Only predicted classes are
-    used. An image leaves at the first misclassified one within eps. Linf only.
+    Blocks of v change their sign in turn: first all of it, then halves, quarters, ... of the
+    flattened image. If the image at the smallest d so far is then misclassified too, bisection
+    finds the boundary on the new ray, and if that is nearer, the change is kept. Only predicted
+    classes are used. An example stops at the first misclassified image within eps. Linf only.
 
-    Images are flattened with the channels last (the public implementation has them first, so the
-    blocks are the same for one channel only).
+    Images are flattened with the channels last. The public implementation has them first, so the
+    blocks agree for one channel only.
 
-    queries: spent on each image besides the look at the image itself. The last one looks at the
-        edge of the ball in the best direction, and that image is returned if none was found.
+    Args:
+        queries: the number of queries for each image, besides that of the clean image. The last
+            one is at the edge of the ball in the best direction; its image is returned if no
+            misclassified one was found.
     """
 
     queries: int = 10000
@@ -59,14 +64,14 @@ class RayS(Attack):
         return f"RayS-{self.queries}"
 
     def check(self, threat: Threat, image_shape: tuple[int, ...] | None = None) -> None:
-        """As everywhere; it works in Linf."""
+        """Raise a UserError unless the norm is Linf."""
         super().check(threat, image_shape)
         require(threat.norm == "linf", "threat.norm", "linf for RayS", threat.norm)
 
     def run(
         self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, *, threat: Threat, seed: Any
     ) -> Outcome:
-        """As everywhere; the search has no noise: the seed does not matter."""
+        """Search as of `Attack.run`. There is no noise, so the seed does not matter."""
         end = self._search(logits_fn, x, y, threat, at_the_edge=True)
         images = _along(end["x"], end["sign"], tf.minimum(end["d"], threat.eps), threat.box)
         gradients = tf.zeros_like(end["queries"])
@@ -75,8 +80,14 @@ class RayS(Attack):
     def nearest(
         self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, box: tuple[float, float] = (0.0, 1.0)
     ) -> Nearest:
-        """The search to its last query, with no eps at which to stop; the mean of the distances
-        over correctly classified images is the ADBD of the paper. box: (low, high)."""
+        """Search to the last query, without an eps at which to stop.
+
+        The mean distance over correctly classified images is the ADBD of the paper.
+
+        Args:
+            logits_fn, x, y: as of `run`.
+            box: the range of valid pixels, (low, high).
+        """
         threat = Threat("linf", 0.0, box)
         end = self._search(logits_fn, x, y, threat, at_the_edge=False)
         found = tf.math.is_finite(end["d"])
@@ -87,11 +98,11 @@ class RayS(Attack):
     def _search(
         self, logits_fn: LogitsFn, x: Any, y: Any, threat: Threat, *, at_the_edge: bool
     ) -> State:
-        """x + d * sign, cut by the box, is the nearest misclassified image of each example.
+        """Return the end of the search: x + d * sign, cut by the box, is the nearest image found.
 
-        d is the Linf length before the cut. An example stands in one of two phases, so that those
-        in different ones share a pass: it tries a block at the length d, or it bisects, between
-        `low`, where the image is classified rightly, and d. Both end with the next block.
+        d is the Linf length before the cut. Each example is in one of two phases, and examples in
+        different phases share a pass: it tries a block at length d, or it bisects between `low`,
+        where the image is classified correctly, and d. Both end with the next block.
         """
         self.check(threat)
         x, y = tf.convert_to_tensor(x), tf.cast(y, tf.int32)

@@ -23,15 +23,18 @@ HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 @serializable
 @dataclasses.dataclass(frozen=True)
 class Square(Attack):
-    """Windows at random places get a new perturbation, kept if max_{i != y} z_i - z_y grows.
+    """Random search: new perturbations of random windows, kept if max_{i != y} z_i - z_y grows.
 
-    Linf: from vertical stripes of +-eps, each window moves by +-2 eps a channel. L2 and L1: see
-    square_moves.py. An example is done at its first misclassified image. No gradients are used.
+    Under Linf, the search begins with vertical stripes of +-eps, and each window moves by +-2 eps
+    per channel. For L2 and L1, see square_moves.py. An example stops at its first misclassified
+    image. No gradients are used.
 
-    queries: windows tried in each restart. Besides those an example costs one look at the image
-        itself and one at each restart's start: at most 1 + restarts * (1 + queries) passes.
-    p_init: the part of the image that the first windows cover; halved after windows 10, 50, 200,
-        500, 1000, 2000 and 4000, whatever `queries` is.
+    Args:
+        queries: the number of windows in each restart. The clean image and the start of each
+            restart cost one query more: at most 1 + restarts * (1 + queries) in all.
+        p_init: the share of the image that the first windows cover. It is halved after windows 10,
+            50, 200, 500, 1000, 2000 and 4000, whatever `queries` is.
+        restarts: the number of random starts.
     """
 
     queries: int = 5000
@@ -51,11 +54,11 @@ class Square(Attack):
         return " ".join(words)
 
     def share(self, i: int) -> float:
-        """The part of the image that window i = 0, 1, ... covers."""
+        """Return the share of the image that window i = 0, 1, ... covers."""
         return self.p_init / 2 ** bisect.bisect_left(HALVED_AFTER, i)
 
     def side(self, i: int, height: int, width: int, norm: str) -> int:
-        """Pixels on a side of window i: sqrt(share * area), within the image."""
+        """Return the side of window i in pixels: sqrt(share * area), at most the image's."""
         side = max(round((self.share(i) * height * width) ** 0.5), 1)
         if norm != "linf":  # a pyramid has a middle
             side = max(side, 3) | 1

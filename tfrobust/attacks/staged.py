@@ -1,4 +1,4 @@
-"""An attack that XLA compiles: its loop in stages, between which broken examples leave."""
+"""Attacks compiled by XLA: their loop runs in stages, between which broken examples leave."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from tfrobust.attacks.base import Outcome
 from tfrobust.attacks.compaction import State, Step, masked, standing_in, written
 from tfrobust.xla import compiled
 
-STAGES = 10  # of an attack's loop
-HALVINGS = 3  # of a batch: so many smaller sizes are compiled
+STAGES = 10  # into which an attack's loop is cut
+HALVINGS = 3  # of the batch size: the number of smaller sizes that are compiled
 
 
 class _Stopped(Exception):
@@ -24,13 +24,12 @@ class _Stopped(Exception):
 
 
 class Staged:
-    """run(images, labels, number) -> Outcome, of batches of one size, at most.
+    """A compiled function (images, labels, number) -> Outcome, for batches up to one size.
 
-    A batch is filled up to that size or to a half, a quarter or an eighth of it, whatever is
-    enough, and goes on at a smaller one as its examples leave, so that few shapes are compiled.
-    They leave between calls of the outermost loop: after steps of PGD and FAB, after a restart or
-    a target of APGD, after a restart of Square. A search that is no `hunt` is compiled as a whole.
-    Noise is that of the batch as it was.
+    Few shapes are compiled: a batch is filled up to the batch size, a half, a quarter or an eighth
+    of it, and shrinks to a smaller one of these as examples leave. They leave between calls of the
+    outermost loop: after steps of PGD and FAB, after a restart or a target of APGD, after a restart
+    of Square. An attack without `hunt` is compiled as a whole. The noise is that of the full batch.
     """
 
     def __init__(self, run: Callable[..., Outcome], batch_size: int):
@@ -66,12 +65,12 @@ class Staged:
         return Outcome(*(part[:n] for part in outcome))
 
     def _size(self, n: int) -> int:
-        """The least size that holds n examples."""
+        """Return the smallest size that holds n examples."""
         return next(size for size in self.sizes if size >= n)
 
     def _traced_begin(self, *batch: tf.Tensor) -> Any:
-        """The state with which the loop begins, and its steps; or the outcome, where there is no
-        loop."""
+        """Return the initial state of the loop and its number of steps, or the outcome if there is
+        no loop."""
 
         def stop(_: Step, state: State, steps: Any) -> State:
             raise _Stopped(state, tf.convert_to_tensor(steps))

@@ -1,4 +1,4 @@
-"""Images from elsewhere: made on another network, or saved by another evaluation."""
+"""Adversarial images made on another network, or saved by another evaluation."""
 
 from __future__ import annotations
 
@@ -24,16 +24,17 @@ from tfrobust.threat import Threat
 @serializable
 @dataclasses.dataclass(frozen=True)
 class Transfer(Attack):
-    """The images of an attack on another network, the surrogate, shown to the attacked one.
+    """A transfer attack: adversarial images of a surrogate network, shown to the attacked one.
 
-    A network whose own gradients are of no use still meets those of its surrogate. The attacked
-    network is asked once about each example; the passes of the surrogate do not count.
+    It does not use the gradients of the attacked network, which may be useless. That network is
+    queried once for each example; passes of the surrogate are not counted.
 
-    source: the surrogate: a run folder, a .keras or .h5 file or a SavedModel, opened when first
-    used.
-    attack: what is run on it, an Attack or its name and settings as in a config.
-    outputs: what the surrogate gives, "logits", "probabilities" or "sigmoids". output, signature:
-    the names of those that count, where it has several.
+    Args:
+        source: the surrogate: a run folder, a .keras or .h5 file, or a SavedModel. It is opened at
+            first use.
+        attack: the attack on the surrogate, an Attack, or its name and settings as in a config.
+        outputs: the kind of the surrogate's outputs, "logits", "probabilities" or "sigmoids".
+        output, signature: the names of the output and the signature to use, if it has several.
     """
 
     source: str
@@ -59,21 +60,21 @@ class Transfer(Attack):
         return " ".join(words)
 
     def settings(self, threat: Threat) -> dict[str, Any]:
-        """As everywhere, with those of the surrogate's attack."""
+        """Return the settings, with those of the surrogate's attack."""
         settings = super().settings(threat) | {"attack": self.attack.settings(threat)}
         return {key: value for key, value in settings.items() if value is not None}
 
     @property
     def files(self) -> list[Path]:
-        """Those of the surrogate, and of the attack that is run on it."""
+        """The files of the surrogate, and of the attack on it."""
         return [*model_files(self.source, "source"), *self.attack.files]
 
     def check(self, threat: Threat, image_shape: tuple[int, ...] | None = None) -> None:
-        """What the attack that is run on the surrogate says."""
+        """Check the attack on the surrogate."""
         located("attack", self.attack.check, threat, image_shape)
 
     def fitted(self, classes: int) -> Transfer:
-        """Its attack fitted; the surrogate that is open already stays so."""
+        """Return this attack with the surrogate's attack fitted. An open surrogate stays open."""
         fitted = dataclasses.replace(self, attack=self.attack.fitted(classes))
         if "surrogate" in vars(self):
             vars(fitted)["surrogate"] = self.surrogate
@@ -81,8 +82,8 @@ class Transfer(Attack):
 
     @cached_property
     def surrogate(self) -> SavedNetwork:
-        """The surrogate, read once. Raises UserError."""
-        with tf.init_scope():  # its weights are no part of the graph that calls it first
+        """The surrogate, loaded once. Raises UserError if it cannot be loaded."""
+        with tf.init_scope():  # its weights do not belong to the graph that calls it first
             return load_network(
                 self.source, self.outputs, "source", output=self.output, signature=self.signature
             )
@@ -105,12 +106,13 @@ class Transfer(Attack):
 class SavedImages(Attack):
     """Adversarial images that another evaluation saved, perhaps of another network.
 
-    Which image belongs to which example is known only by its place in the test split. The
-    evaluation therefore does not run this attack: it asks `lookup` for the images of its rows,
-    and checks and judges them as those of any attack.
+    An image belongs to the example with its position in the test split. The evaluation therefore
+    does not run this attack: it gets the images of its rows from `lookup`, and checks and judges
+    them as those of any attack.
 
-    path: an .npz file with `image` [N, H, W, C], float32 in the box or uint8 (divided by 255), and
-        `index` [N], each image's place in the test split.
+    Args:
+        path: an .npz file with `image` [N, H, W, C], float32 in the box or uint8 (divided by 255),
+            and `index` [N], each image's position in the test split.
     """
 
     path: str
@@ -124,14 +126,16 @@ class SavedImages(Attack):
 
     @property
     def files(self) -> list[Path]:
-        """The one at `path`."""
+        """The file at `path`."""
         file = Path(self.path).expanduser()
         require(file.is_file(), "path", "an .npz file", self.path)
         return [file]
 
     def lookup(self, rows: np.ndarray) -> np.ndarray:
-        """The images [B, H, W, C] float32 of these places in the test split, rows int [B]. Raises
-        UserError for a place that the file has no image of."""
+        """Return the images, float32 [B, H, W, C], of these positions in the test split, int [B].
+
+        Raises UserError if the file lacks one of them.
+        """
         images, places = self._content
         at = np.array([places.get(int(row), -1) for row in rows], np.int64)
         absent = np.asarray(rows)[at < 0]
@@ -147,7 +151,7 @@ class SavedImages(Attack):
 
     @cached_property
     def _content(self) -> tuple[np.ndarray, dict[int, int]]:
-        """The images, and which of them belongs to a place in the test split."""
+        """The images, and position in the test split -> number of the image."""
         try:
             with np.load(Path(self.path).expanduser(), allow_pickle=False) as arrays:
                 images, index = arrays["image"], arrays["index"]
@@ -171,7 +175,7 @@ class SavedImages(Attack):
     def run(
         self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, *, threat: Threat, seed: Any
     ) -> NoReturn:
-        """Raises UserError: the images are looked up by row, which an attack is not told."""
+        """Raise a UserError: images are looked up by row, which an attack does not know."""
         raise UserError(
             "saved_images: expected an evaluation, which looks its images up by row, received a "
             "call of the attack"

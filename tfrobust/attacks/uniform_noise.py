@@ -19,12 +19,13 @@ from tfrobust.threat import Threat
 @serializable
 @dataclasses.dataclass(frozen=True)
 class UniformNoise(Attack):
-    """Uniform draws in the ball, cut by the box: the first that is misclassified.
+    """The first misclassified of several uniform draws from the ball, clipped to the box.
 
-    An example that none of them breaks gets the one of highest cross entropy, or keeps its image
-    if no draw raised that.
+    An example that no draw breaks gets the draw of highest cross entropy, or keeps its image if no
+    draw raised the cross entropy.
 
-    draws: each costs a pass, besides the look at the image itself.
+    Args:
+        draws: the number of draws. Each costs one query, besides that of the clean image.
     """
 
     draws: int = 1
