@@ -1,4 +1,4 @@
-"""YAML to a plain mapping: includes, references, overrides."""
+"""Reads a YAML file into a plain mapping: includes, references, overrides."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from tfrobust.errors import UserError
 HERE = Path(__file__).resolve().parent
 CONFIGS = HERE / "configs" if (HERE / "configs").is_dir() else HERE.parent / "configs"
 
-# What OmegaConf and YAML raise for a value that fits nowhere.
+# The errors of OmegaConf and YAML for a value that does not fit its place.
 MISFIT = (
     OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, IndexError, RecursionError,
 )  # fmt: skip
 REFERENCE = re.compile(r"\$\{[^{}:]*\}")
 CALL = re.compile(r"\$\{[^{}]*:")  # ${oc.env:HOME}
-BITS = 64  # of an int
-# Keys, the last of a path, whose values are names and places: text, even where YAML sees a number.
+BITS = 64  # an int in a config has fewer
+# Last parts of keys whose values are names and places: text, even where YAML reads a number.
 TEXT = {"budget", "dir", "folder", "init_from", "label", "name", "path", "source"}
-RANGES = {"grid", "space"}  # under which a value is a list or a range of them
+RANGES = {"grid", "space"}  # below them a value is a list or a range of values
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes text that OmegaConf reads as a number, where YAML 1.1 sees none: 1e5."""
+    """Quotes text that OmegaConf would read as a number although YAML 1.1 does not, as 1e5."""
 
 
 _Dumper.add_implicit_resolver(
@@ -42,15 +42,18 @@ _Dumper.add_implicit_resolver(
 
 
 def find(name: str) -> Path:
-    """The file of a config: a path to a .yaml file, or the name of one of ours."""
-    given = Path(name)
-    if given.suffix in (".yaml", ".yml"):
-        if not given.is_file():
+    """Return the file of a config.
+
+    name: The path of a .yaml file, or the name of a config or a suite that comes with the library.
+    """
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
             raise UserError(f"{name}: expected a config file, found none there")
-        return given
-    for own in (CONFIGS / f"{name}.yaml", CONFIGS / "suites" / f"{name}.yaml"):
-        if own.is_file() and given.name == name:
-            return own
+        return path
+    for file in (CONFIGS / f"{name}.yaml", CONFIGS / "suites" / f"{name}.yaml"):
+        if file.is_file() and path.name == name:
+            return file
     names = [*available(), *suites()]
     near = difflib.get_close_matches(name, names, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else f"; there are {', '.join(names)}"
@@ -58,21 +61,28 @@ def find(name: str) -> Path:
 
 
 def available() -> list[str]:
-    """The names of the configs that come with the library."""
+    """Return the names of the configs that come with the library."""
     return sorted(path.stem for path in CONFIGS.glob("*.yaml"))
 
 
 def suites() -> list[str]:
-    """The names of the suites that come with the library."""
+    """Return the names of the suites that come with the library."""
     return sorted(path.stem for path in (CONFIGS / "suites").glob("*.yaml"))
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The resolved mapping of a config file with `key.path=value` overrides.
+    """Return a config file as a resolved mapping.
 
-    `include: base/file.yaml` (relative to the file) is merged below; `${threat.eps}` refers to
-    another key. Raises UserError, one line. Of a search the references stay as they are: its trials
-    change the keys that they refer to.
+    `include: base/file.yaml` (relative to the file) puts another file below this one, and
+    `${threat.eps}` refers to another key. References of a search are not resolved, because its
+    trials change the keys that they refer to.
+
+    Args:
+        path: The file.
+        overrides: `key.path=value` each, as for `--set`.
+
+    Raises:
+        UserError: For a file that cannot be read, an override or a reference that does not fit.
     """
     try:
         config = _merged(path)
@@ -88,12 +98,12 @@ def load(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def keys(path: Path) -> set[str]:
-    """The top-level keys of a config file and of what it includes."""
+    """Return the top-level keys of a config file and of the files that it includes."""
     return {str(key) for key in _merged(path)}
 
 
 def changed(config: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """A config with other values at some keys, put there as `--set` puts them, then resolved."""
+    """Return a config, resolved, in which some keys have other values, as `--set` sets them."""
     new = OmegaConf.create(dict(config))
     for key, value in values.items():
         try:
@@ -107,8 +117,11 @@ def changed(config: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, A
 
 
 def _resolved(config: DictConfig) -> dict[str, Any]:
-    """The mapping with its references resolved. A config is data: they are to keys, never calls of
-    OmegaConf's resolvers, which read the environment."""
+    """Return the mapping with its references resolved.
+
+    A config is data: a reference is to a key, and never calls one of OmegaConf's resolvers, which
+    can read the environment.
+    """
     _check(OmegaConf.to_container(config))
     return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
 
@@ -118,10 +131,10 @@ def _check(node: Any, key: str = "") -> None:
         for name, value in node.items() if isinstance(node, dict) else enumerate(node):
             _check(value, f"{key}.{name}" if key else str(name))
     elif isinstance(node, str):
-        rest = node
-        while REFERENCE.search(rest):  # from the innermost outwards
-            rest = REFERENCE.sub("", rest)
-        if CALL.search(rest):
+        text = node
+        while REFERENCE.search(text):  # references within references, from the innermost
+            text = REFERENCE.sub("", text)
+        if CALL.search(text):
             expected = "references to keys, such as ${threat.eps}"
             raise UserError(f"{key}: expected {expected}, received {node!r}")
     elif isinstance(node, int) and node.bit_length() >= BITS:
@@ -129,17 +142,17 @@ def _check(node: Any, key: str = "") -> None:
 
 
 def related(key: str, other: str) -> bool:
-    """Whether one key's path begins with the other's."""
+    """Return whether one key's path begins with the other's."""
     return f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")
 
 
 def dump(config: dict[str, Any]) -> str:
-    """A mapping as YAML, in its own order."""
+    """Return a mapping as YAML, its keys in their order."""
     return yaml.dump(config, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def flow(value: Any) -> str:
-    """A value as an override takes it, of any key: nothing for None."""
+    """Return the text of a value in an override, for any key: the empty text for None."""
     if value is None:
         return ""
     text = yaml.dump(
@@ -149,7 +162,7 @@ def flow(value: Any) -> str:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A written config. Raises UserError naming the file if it is damaged."""
+    """Return the config of a run folder. Raises a UserError if the file is damaged."""
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, *MISFIT) as error:
@@ -186,7 +199,7 @@ def _merged(path: Path, above: tuple[Path, ...] = ()) -> DictConfig:
 
 
 def _drop_replaced(below: Any, above: dict[Any, Any]) -> None:
-    """A section that names another constructor replaces the one below, arguments and all."""
+    """Drop the sections of `below` for which `above` names another constructor, with their keys."""
     for key, new in above.items():
         old = below.get(key)
         if isinstance(new, dict) and isinstance(old, dict):
@@ -211,22 +224,24 @@ def _put(config: DictConfig, key: str, value: Any) -> None:
 
 
 def _parse(key: str, text: str) -> Any:
-    """Return the value of an override: None for no text; of a name or a place the text as it is
-    typed, without the quotes around all of it; else what the YAML of the files reads (1e-3 is a
-    number)."""
+    """Return the value of an override.
+
+    No text is None. The value of a key in TEXT is the text as it is typed, without quotes around
+    it. Any other value is read as YAML, in which, as in the files, 1e-3 is a number.
+    """
     if not text:
         return None
     *above, last = re.split(r"[.\[\]]+", key.rstrip("]"))
-    typed = last in TEXT and not RANGES & set(above)
-    if typed and text[0] not in "'\"":
+    is_text = last in TEXT and not RANGES & set(above)
+    if is_text and text[0] not in "'\"":
         return text
     try:
-        read = OmegaConf.to_container(OmegaConf.create(f"value: {text}"))["value"]  # type: ignore[index, call-overload]
+        value = OmegaConf.to_container(OmegaConf.create(f"value: {text}"))["value"]  # type: ignore[index, call-overload]
     except MISFIT:
-        if not typed:
+        if not is_text:
             raise
         return text
-    return text if typed and not isinstance(read, str) else read
+    return text if is_text and not isinstance(value, str) else value
 
 
 def _first_line(error: BaseException) -> str:

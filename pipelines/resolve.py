@@ -1,4 +1,4 @@
-"""A config's name and overrides to its checked spec, and the command that says the same."""
+"""Turns a config's name and overrides into its checked spec, and into a command line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs the stages of a config, or the runs of a suite, and ends every mistake in one line."""
+"""Runs a config or a suite; every mistake ends in one line."""
 
 from __future__ import annotations
 
@@ -35,12 +35,26 @@ UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 GO_ON = "the same command goes on from what is saved"
 
 
-@neutral()  # of a user's keras.json
+@neutral()  # a user's keras.json changes nothing
 def run(
     name: str, overrides: list[str], workdir: Path, stages: list[str] | None, smoke: bool
 ) -> Path:
-    """Run the stages of a config that are not done yet; the folder of the run."""
-    commit()  # later the checkout may have moved on
+    """Run the stages of a config that are not done yet.
+
+    Args:
+        name: The config's name or path.
+        overrides: `key=value` each, as for `--set`.
+        workdir: The folder in which the run's folder is made.
+        stages: The stages to run now, of those that the config has; None for all.
+        smoke: Whether to cut the config down to a run of seconds.
+
+    Returns:
+        The run's folder.
+
+    Raises:
+        UserError: For a mistake in the config or its data; nothing is written then.
+    """
+    commit()  # now: the checkout may change during the run
     strategy()  # several workers have to meet before TensorFlow computes anything
     spec = load_spec(name, overrides, smoke)
     for stage in stages or []:
@@ -49,22 +63,23 @@ def run(
     alone = spec.search is None or workers == 1
     require(alone, "TF_CONFIG", f"one worker (those of a search have {ID} instead)", workers)
     folder = Folder(workdir / (f"{spec.name}.worker{number}" if number else spec.name))
-    # With determinism on Keras takes no XLA.
+    # Keras compiles nothing with XLA while op determinism is on.
     compiled = {part.jit_compile for part in (spec.train, spec.evaluation) if part}
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:
-        # It gives up on the loops of attacks, each time with lines of its own, and XLA needs none.
+        # This optimizer gives up on the loops of attacks, which it logs each time; XLA chooses its
+        # own layout.
         tf.config.optimizer.set_experimental_options({"layout_optimizer": False})
     elif True not in compiled:
         tf.config.experimental.enable_op_determinism()  # in every stage: each may run alone
-    if spec.search is not None and role() == "worker":  # the chief has the folder
+    if spec.search is not None and role() == "worker":  # the chief writes the folder
         stage_runners.work(spec, folder)
         return folder.path
     stages = [stage for stage in stage_runners.ORDER if stage in (stages or spec.stages)]
     line = command(name, overrides, smoke)
     folder.config_text = configs.dump({"name": spec.name, **spec.config, "command": line})
-    # A run that is refused leaves nothing.
-    _check_way(folder, spec, smoke, trains=bool({"train", "search"} & set(stages)))
+    # These checks come before the folder is made: a run that is refused leaves nothing.
+    _check_folder(folder, spec, smoke, trains=bool({"train", "search"} & set(stages)))
     stage_runners.check(stages, spec, folder)
     with folder.locked():
         _run(spec, folder, stages)
@@ -72,7 +87,7 @@ def run(
 
 
 def _run(spec: Spec, folder: Folder, stages: list[str]) -> None:
-    _make_way(folder, spec)
+    _move_other_aside(folder, spec)
     for stage in stages:
         print(f"== {spec.name}: {stage}", flush=True)
         done = stage_runners.done(stage, spec, folder)
@@ -85,8 +100,8 @@ def _run(spec: Spec, folder: Folder, stages: list[str]) -> None:
         folder.mark(stage, inputs, done=True, commit=commit())
 
 
-def _check_way(folder: Folder, spec: Spec, smoke: bool, trains: bool) -> None:
-    """Raise a UserError where another run's folder is in the way and may not be moved aside."""
+def _check_folder(folder: Folder, spec: Spec, smoke: bool, trains: bool) -> None:
+    """Raise a UserError if another run's folder has this name and may not be moved aside."""
     if not _of_another_config(folder, spec):
         return
     if not trains:
@@ -101,15 +116,17 @@ def _check_way(folder: Folder, spec: Spec, smoke: bool, trains: bool) -> None:
         )
 
 
-def _make_way(folder: Folder, spec: Spec) -> None:
-    """A run trained with another config is never mixed with this one: it is moved aside, unless
-    this one goes on with it."""
+def _move_other_aside(folder: Folder, spec: Spec) -> None:
+    """Move a run aside that was trained with another config, unless this run continues it.
+
+    Results of two configs are never mixed in one folder.
+    """
     if _of_another_config(folder, spec) and not stage_runners.goes_on(spec, folder):
         print(f"The config has changed; the former run is kept in {folder.move_aside()}")
 
 
 def _of_another_config(folder: Folder, spec: Spec) -> bool:
-    """Whether the folder has a training, of another config than this."""
+    """Return whether the folder has a training with another config than this one."""
     if spec.train is None or not folder.used():
         return False
     return folder.begun("train") != stage_runners.inputs("train", spec, folder)
@@ -120,7 +137,7 @@ def _smoked(folder: Folder) -> bool:
 
 
 def main(name: str, options: argparse.Namespace) -> None:
-    """Run a config or a suite, and exit with one line where that fails.
+    """Run a config or a suite, and exit with one line if that fails.
 
     Args:
         name: The config's name or path.
@@ -174,7 +191,7 @@ def _line(error: Exception) -> str:
 
 
 def _stop(number: int, _: Any) -> NoReturn:
-    # What is raised while an object is deleted gets lost: then it is raised again.
+    # An exception that is raised while an object is deleted gets lost, so it is raised again.
     signal.signal(signal.SIGALRM, lambda *_: _stop(number, None))
     signal.setitimer(signal.ITIMER_REAL, AGAIN)
     raise Interrupted(number)

@@ -1,18 +1,24 @@
-"""What the project does on a GPU, by one command: a JSON file and a page of tables.
+"""Check and measure the project on a GPU with one command: a JSON file and a page of tables.
 
     python tools/check_gpu.py --out docs/performance --autoattack DIR
 
-Run from a checkout, on a card with nothing else on it (the first, unless CUDA_VISIBLE_DEVICES says
-another). The sections, each in processes of its own: versions and device; `digits_atlas`, all
-stages, started twice with one folder of compiled programs; every method, compiled by XLA against
-not compiled; training steps beside torch, where torch is installed (tools/bench_train.py);
-AutoAttack, with --autoattack beside the public code (tools/bench_eval.py); methods on two logical
-devices of the card; our layers beside Keras's own.
-All of it ends within --minutes: a section has at most its own share of them and what is left, what
-it has found by then counts, and sections that nothing is left for are named. OUT/check_gpu.json and
-OUT/check_gpu.md are written after each.
+Run it from a checkout, on a card that nothing else uses: the first, unless CUDA_VISIBLE_DEVICES
+names another. Each section has processes of its own:
 
-Without a GPU, or with --quick, everything is as small as shows that the command works.
+- versions and device;
+- `digits_atlas`, all stages, started twice with one folder of compiled programs;
+- every method, compiled by XLA and not compiled;
+- training steps beside torch, if torch is installed (tools/bench_train.py);
+- AutoAttack, with --autoattack beside the public code (tools/bench_eval.py);
+- methods on two logical devices of the card;
+- our layers beside Keras's own.
+
+Everything ends within --minutes. A section has its own limit and the time that is left; when that
+is over, its results so far count. Sections for which no time is left are named. OUT/check_gpu.json
+and OUT/check_gpu.md are written after each section.
+
+Without a GPU, or with --quick, everything is as small as it can be and still show that the command
+works.
 """
 
 from __future__ import annotations
@@ -37,12 +43,12 @@ from gpu_table import STOPS, markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ROOT / "tools"
-LEAST = 10.0  # seconds that a section is begun with
+LEAST = 10.0  # seconds that must be left to start a section
 ALL_ROWS = ("natural", "ADV, 10 steps", "ATLAS, 1 step")
 ONE_STEP = ("ADV, 1 step", "ATLAS, 1 step")
-EPOCH = re.compile(r"\d+/\d+ - ")  # how Keras ends the line of an epoch
+EPOCH = re.compile(r"\d+/\d+ - ")  # the line that Keras prints at the end of an epoch
 STAGE = re.compile(r"== \S+: (\w+)")
-# A line of TensorFlow's log, which no user of the command should see.
+# A line of TensorFlow's log, which users of the command should not see.
 LOGGED = re.compile(
     r"[IWEF]\d{4} \d\d:|WARNING: All log|WARNING:tensorflow"
     r"|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+: [IWEF] "
@@ -53,7 +59,7 @@ Found = dict[str, Any]
 
 
 class Check:
-    """What sections have in common: the options, a folder for what is temporary."""
+    """The state that all sections share: the options and a temporary folder."""
 
     def __init__(self, args: argparse.Namespace, folder: Path):
         self.quick, self.autoattack, self.compile = args.quick, args.autoattack, args.compile
@@ -63,24 +69,29 @@ class Check:
         return ["--quick"] if self.quick else []
 
     def tool(self, name: str, *options: str, seconds: float) -> Found:
-        """Return what a tool writes to its --json, as far as it comes in so many seconds."""
+        """Return what a tool writes to its --json within so many seconds."""
         return self.tools([(name, *options)], seconds)[0]
 
     def tools(self, commands: Sequence[Sequence[str]], seconds: float) -> list[Found]:
-        """Return what each of several tools, at the same time, writes to its --json."""
+        """Run several tools at the same time; return what each writes to its --json."""
         with contextlib.ExitStack() as stack:
-            begun = [
+            processes = [
                 stack.enter_context(Process(self.folder, [str(TOOLS / name), *options]))
                 for name, *options in commands
             ]
             end = time.monotonic() + seconds
-            return [process.findings(max(0.0, end - time.monotonic())) for process in begun]
+            return [process.findings(max(0.0, end - time.monotonic())) for process in processes]
 
 
 class Process:
-    """A Python process in a session of its own, which ends with the context."""
+    """A Python process in a session of its own, which is killed at the end of the context."""
 
-    def __init__(self, folder: Path, command: Sequence[str], environment: Mapping[str, str] = {}):  # noqa: B006
+    def __init__(
+        self,
+        folder: Path,
+        command: Sequence[str],
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.own = Path(tempfile.mkdtemp(dir=folder))
         self.json = self.own / "found.json"
         is_tool = command[0].endswith(".py")
@@ -92,7 +103,7 @@ class Process:
             "PYTHONUNBUFFERED": "1",
             # Several processes share the card, and torch is one of them.
             "TF_FORCE_GPU_ALLOW_GROWTH": "true",
-            **environment,
+            **(environment or {}),
         }
 
     def __enter__(self) -> Process:
@@ -109,7 +120,7 @@ class Process:
                 errors="replace",
                 start_new_session=True,
             )
-        self.lines: list[tuple[float, str]] = []  # seconds after the start, what is said
+        self.lines: list[tuple[float, str]] = []  # seconds after the start, and the line
         assert self.process.stdout is not None
         self.reader = threading.Thread(target=self._read, args=(self.process.stdout,), daemon=True)
         self.reader.start()
@@ -126,7 +137,7 @@ class Process:
         self.reader.join(5)
 
     def ended(self, seconds: float) -> bool:
-        """Return whether it ends within so many seconds."""
+        """Wait at most so many seconds; return whether the process has ended."""
         try:
             self.process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -135,20 +146,25 @@ class Process:
         return True
 
     def findings(self, seconds: float) -> Found:
-        """Return what it has written, and why no more where it failed or had to be ended."""
+        """Return the results that the process has written; "failed" or "ended" says why there are
+        no more."""
         ended = self.ended(seconds)
         found = json.loads(self.json.read_text()) if self.json.exists() else {}
         if not ended:
             found["ended"] = f"after {time.monotonic() - self.begun:.0f} s, unfinished"
         elif self.process.returncode:
-            said = self.errors.read_text(errors="replace").splitlines()
-            last = next((line for line in reversed(said) if line.strip()), "nothing said")
+            errors = self.errors.read_text(errors="replace").splitlines()
+            last = next((line for line in reversed(errors) if line.strip()), "no message")
             found["failed"] = f"exit code {self.process.returncode}: {last[:300]}"
         return found
 
 
 class Section(NamedTuple):
-    """title: in the tables. seconds: at most. find: what there is to find in so many seconds."""
+    """A section of the check.
+
+    title: its title on the page. seconds: its limit. find: returns its results, within so many
+    seconds.
+    """
 
     title: str
     seconds: float
@@ -162,23 +178,23 @@ def device(check: Check, seconds: float) -> Found:
     check.quick = check.quick or not check.gpu
     command = ["nvidia-smi", "--query-gpu=driver_version,memory.total", "--format=csv,noheader"]
     if check.gpu and shutil.which(command[0]):
-        said = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
-        found["driver, memory"] = said.stdout.splitlines()[0] if said.stdout else "unknown"
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
+        found["driver, memory"] = answer.stdout.splitlines()[0] if answer.stdout else "unknown"
     return found
 
 
 def pipeline(check: Check, seconds: float) -> Found:
-    """Two starts of `digits_atlas` that share the folder of compiled programs."""
+    """Start `digits_atlas` twice, with one folder of compiled programs."""
     end, cache, found = time.monotonic() + seconds, check.folder / "cache", {}
     for number, name in enumerate(("first start", "second start")):
         command = ["-m", "pipelines.run", "digits_atlas", "--workdir", str(check.folder / name[:5])]
         command += ["--smoke"] if check.quick else []
-        # As a user has it: the log at its usual level, no flags of XLA's.
+        # As for a user: the log at its usual level, no flags for XLA.
         with (
             without("TF_CPP_MIN_LOG_LEVEL", "TF_XLA_FLAGS"),
             Process(check.folder, command, {"XDG_CACHE_HOME": str(cache)}) as process,
         ):
-            # Half of the time is the second one's.
+            # The second start gets half of the time.
             ended = process.ended((end - time.monotonic()) / (2 - number))
             found[name] = started(process, ended)
     kept = [
@@ -188,8 +204,8 @@ def pipeline(check: Check, seconds: float) -> Found:
 
 
 def started(process: Process, ended: bool) -> Found:
-    """Return what a start of the pipeline did."""
-    said = process.errors.read_text(errors="replace").splitlines()
+    """Return the results of one start of the pipeline."""
+    errors = process.errors.read_text(errors="replace").splitlines()
     stages = [match[1] for _, line in process.lines if (match := STAGE.match(line))]
     done = any(line.startswith("Done: ") for _, line in process.lines)
     found: Found = {
@@ -197,16 +213,16 @@ def started(process: Process, ended: bool) -> Found:
         "seconds": time.monotonic() - process.begun,
         "first_epoch_seconds": next((s for s, line in process.lines if EPOCH.match(line)), None),
         "stages": stages if done else stages[:-1],
-        "tensorflow_said": [line[:300] for line in said if LOGGED.match(line)][:20],
+        "tensorflow_said": [line[:300] for line in errors if LOGGED.match(line)][:20],
     }
     if ended and process.process.returncode:
-        found["failed"] = said[-1][:300] if said else "nothing said"
+        found["failed"] = errors[-1][:300] if errors else "no message"
     return found if ended else found | {"ended": f"after {found['seconds']:.0f} s, unfinished"}
 
 
 @contextlib.contextmanager
 def without(*names: str) -> Any:
-    """Leave variables out of the environment."""
+    """Remove variables from the environment within the context."""
     kept = {name: os.environ.pop(name) for name in names if name in os.environ}
     try:
         yield
@@ -215,7 +231,10 @@ def without(*names: str) -> Any:
 
 
 def methods(check: Check, seconds: float) -> Found:
-    """Dealt to processes, as most of the time is one core's that compiles."""
+    """Compare every method compiled and not compiled.
+
+    The methods are shared between processes: most of the time goes into compiling, on one core.
+    """
     shares = max(1, min(4, (os.cpu_count() or 1) // 4))
     command = ["gpu_parts.py", "methods", *check.small(), "--shares", str(shares)]
     found: Found = {}
@@ -242,7 +261,7 @@ def steps(network: str, rows: Sequence[str], *options: str) -> Callable[[Check, 
 
 
 def autoattack(check: Check, seconds: float) -> Found:
-    """On 1,000 test images of CIFAR-10, or such as these, and a ResNet-18 trained a little."""
+    """Attack a briefly trained ResNet-18 on 1,000 test images of CIFAR-10, or images like them."""
     end = time.monotonic() + seconds
     with Process(check.folder, [str(TOOLS / "gpu_parts.py"), "fitted", *check.small()]) as process:
         trained = process.findings(seconds)
@@ -262,7 +281,7 @@ def replicas(check: Check, seconds: float) -> Found:
     return check.tool("gpu_parts.py", "replicas", *check.small(), seconds=seconds)
 
 
-# The most valuable first, as later ones may find no time.
+# The most valuable first, as no time may be left for the last.
 SECTIONS = {
     "device": Section("Versions and device", 60, device),
     "pipeline": Section("`digits_atlas`, all stages, started twice", 150, pipeline),
@@ -286,9 +305,13 @@ def run(
     seconds: float,
     write: Callable[[Mapping[str, Found]], None],
 ) -> dict[str, Found]:
-    """Find what each section finds, within so many seconds in all; one that fails is a line.
+    """Run the sections and return the results of each; a section that fails has a line instead.
 
-    write: is called with what there is after each section.
+    Args:
+        sections: The sections by name.
+        check: The state that they share.
+        seconds: The limit for all sections together.
+        write: Called with all results so far after each section.
     """
     end, results = time.monotonic() + seconds, {}
     for name, section in sections.items():
@@ -311,13 +334,15 @@ def run(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "performance")
-    parser.add_argument("--minutes", type=float, default=8.0, help="that all takes at most")
+    parser.add_argument("--minutes", type=float, default=8.0, help="the limit for all sections")
     parser.add_argument("--sections", nargs="*", choices=SECTIONS, default=list(SECTIONS))
     parser.add_argument("--autoattack", type=Path, help="a checkout of the public AutoAttack")
-    parser.add_argument("--compile", action="store_true", help="torch.compile, too")
-    parser.add_argument("--quick", action="store_true", help="as little as shows that it works")
+    parser.add_argument("--compile", action="store_true", help="add torch.compile")
+    parser.add_argument(
+        "--quick", action="store_true", help="tiny networks and few images, to try the command"
+    )
     args = parser.parse_args()
-    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # one card: with several ours takes all
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # one card: our code uses all that it sees
     args.out.mkdir(parents=True, exist_ok=True)
     chosen = {name: SECTIONS[name] for name in SECTIONS if name in {"device", *args.sections}}
     with tempfile.TemporaryDirectory() as folder:

@@ -1,8 +1,8 @@
-"""The parts of tools/check_gpu.py that need a TensorFlow of their own, one a process.
+"""The parts of tools/check_gpu.py that need a TensorFlow process of their own.
 
     python tools/gpu_parts.py methods --json FILE [--quick]
 
-FILE is written after each finding, so that a process which is ended leaves what it has found.
+FILE is written after each result, so that a process that is stopped leaves the results so far.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ EPS = 8 / 255
 
 
 class Findings:
-    """What is said, in a file."""
+    """Results by name, in a JSON file that is written after each."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -49,7 +49,7 @@ class Findings:
 
 # ------------------------------------------------------------------------- versions and device
 def device(say: Findings, args: argparse.Namespace) -> None:
-    """What computes, and what TensorFlow was built for."""
+    """Record the device, and the versions that TensorFlow was built for."""
     build = tf.sysconfig.get_build_info()
     gpus = tf.config.list_physical_devices("GPU")
     kind = "gpu" if gpus else "cpu"
@@ -66,9 +66,9 @@ def device(say: Findings, args: argparse.Namespace) -> None:
     say("TensorFloat-32", tf32.in_use())
 
 
-# ------------------------------------------------- all methods, compiled against not compiled
+# --------------------------------------------------- all methods, compiled and not compiled
 def methods(say: Findings, args: argparse.Namespace) -> None:
-    """A few steps of every method, compiled by XLA and not."""
+    """Compare a few steps of every method, compiled by XLA and not compiled."""
     names = ON_TWO[:2] if args.quick else list(METHODS)
     for name in names[args.share :: args.shares]:
         _guarded(say, name, functools.partial(_compared, name))
@@ -84,7 +84,7 @@ def _compared(name: str) -> dict[str, float]:
 
 # --------------------------------------------------------- two logical devices of the one card
 def replicas(say: Findings, args: argparse.Namespace) -> None:
-    """Methods on two logical devices of the one card, with XLA, against one of them."""
+    """Compare methods on two logical devices of one card, with XLA, with one device."""
     gpus = tf.config.list_physical_devices("GPU")
     kind = "GPU" if gpus else "CPU"
     card = tf.config.list_physical_devices(kind)[0]
@@ -94,7 +94,7 @@ def replicas(say: Findings, args: argparse.Namespace) -> None:
     tf.config.set_logical_device_configuration(card, [half] * 2)
     both = tf.distribute.MirroredStrategy(
         [f"{kind}:0", f"{kind}:1"],
-        # NCCL joins no two devices of one card.
+        # NCCL does not connect two devices of one card.
         cross_device_ops=tf.distribute.ReductionToOneDevice(),
     )
     for name in ON_TWO[:2] if args.quick else ON_TWO:
@@ -102,7 +102,7 @@ def replicas(say: Findings, args: argparse.Namespace) -> None:
 
 
 def _on_two(name: str, both: tf.distribute.Strategy) -> dict[str, float]:
-    # BatchNorm has the statistics of each replica, which are others than those of a whole batch.
+    # No BatchNorm: each replica would have the statistics of its half of the batch.
     begin = _weights(network(name, normalized=False))
     one, _ = trained(name, normalized=False, jit_compile=True)
     two, first = trained(name, normalized=False, jit_compile=True, scope=both.scope())
@@ -110,7 +110,8 @@ def _on_two(name: str, both: tf.distribute.Strategy) -> dict[str, float]:
 
 
 def network(name: str, normalized: bool) -> keras.Model:
-    """A small, smooth network of every kind of layer that ours have; with a strength for OAT."""
+    """Return a small, smooth network with every kind of layer that ours have; for OAT with the
+    input `strength`."""
     keras.utils.set_random_seed(1)
     layers = keras.layers
     image, strength = keras.Input(IMAGE, name="image"), keras.Input((), name="strength")
@@ -131,7 +132,7 @@ def trained(
     jit_compile: bool,
     scope: contextlib.AbstractContextManager[Any] | None = None,
 ) -> tuple[np.ndarray, float]:
-    """(the weights after a few steps in float32, seconds to the end of the first)."""
+    """Return the weights after a few steps in float32, and the seconds to the end of the first."""
     rng = np.random.default_rng(0)
     count = STEPS * BATCH
     images, labels = rng.random((count, *IMAGE), np.float32), rng.integers(0, CLASSES, count)
@@ -154,7 +155,7 @@ def trained(
 
 
 class FirstStep(keras.callbacks.Callback):
-    """Seconds from the beginning of training to the end of the first step."""
+    """Measures the seconds from the start of training to the end of the first step."""
 
     def on_train_begin(self, logs: Any = None) -> None:
         self.begun, self.seconds = time.perf_counter(), 0.0
@@ -168,17 +169,18 @@ def _weights(model: keras.Model) -> np.ndarray:
 
 
 def _relative(found: np.ndarray, expected: np.ndarray, begin: np.ndarray) -> float:
-    """The largest difference of a weight by the largest way that one has gone."""
+    """Return the largest difference of a weight / the largest change of one in training."""
     return float(np.abs(found - expected).max() / np.abs(expected - begin).max())
 
 
 # -------------------------------------------------------------- a network to attack
 def fitted(say: Findings, args: argparse.Namespace) -> None:
-    """A ResNet-18 trained a little, by one-step ADV in bfloat16, to attack: FILE.keras."""
+    """Train a ResNet-18 briefly by one-step ADV in bfloat16 and save it as FILE.keras, to be
+    attacked."""
     has_cifar = (Path(os.environ.get("TFDS_DATA_DIR", "")) / "cifar10").is_dir()
     real = has_cifar and not args.quick
-    given = {} if real else {"like": "cifar10", "train": 512 if args.quick else 20_000}
-    split = DATASETS["cifar10" if real else "synthetic"](**given).load("train")
+    options = {} if real else {"like": "cifar10", "train": 512 if args.quick else 20_000}
+    split = DATASETS["cifar10" if real else "synthetic"](**options).load("train")
     size, epochs = (16, 1) if args.quick else (128, 3)
     split = split.first(4 * size) if args.quick else split
     steps = len(split) // size
@@ -190,17 +192,17 @@ def fitted(say: Findings, args: argparse.Namespace) -> None:
     model.compile(keras.optimizers.SGD(decay, momentum=0.9))
     data = batches(split, size, training=True, augment="crop_flip")
     timer = FirstStep()
-    begun = time.perf_counter()
-    told = model.fit(data, steps_per_epoch=steps, epochs=epochs, verbose=0, callbacks=[timer])
+    start = time.perf_counter()
+    history = model.fit(data, steps_per_epoch=steps, epochs=epochs, verbose=0, callbacks=[timer])
     say("data", "cifar10" if real else "synthetic")
-    say("training_seconds", time.perf_counter() - begun)
+    say("training_seconds", time.perf_counter() - start)
     say("first_seconds", timer.seconds)
-    say("loss", told.history["loss"][-1])
+    say("loss", history.history["loss"][-1])
     with_precision(chosen, "float32").save(say.path.with_suffix(".keras"))
 
 
 def _guarded(say: Findings, name: str, find: Callable[[], Any]) -> None:
-    """Say what is found, or why it is not."""
+    """Record a result, or the error that there is instead."""
     try:
         say(name, find())
     except Exception as error:
@@ -208,7 +210,7 @@ def _guarded(say: Findings, name: str, find: Callable[[], Any]) -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """Return the kind of an error and the beginning of what it says."""
+    """Return an error's class and the beginning of its message."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
@@ -223,12 +225,14 @@ PARTS: dict[str, Callable[[Findings, argparse.Namespace], None]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("part", choices=PARTS)
-    parser.add_argument("--json", type=Path, required=True, help="where to write the findings")
-    parser.add_argument("--quick", action="store_true", help="as little as shows that it works")
-    parser.add_argument("--share", type=int, default=0, help="of the methods, from 0")
-    parser.add_argument("--shares", type=int, default=1, help="in how many the methods are dealt")
+    parser.add_argument("--json", type=Path, required=True, help="where to write the results")
+    parser.add_argument(
+        "--quick", action="store_true", help="tiny networks and few images, to try the command"
+    )
+    parser.add_argument("--share", type=int, default=0, help="which share of the methods, from 0")
+    parser.add_argument("--shares", type=int, default=1, help="the number of shares")
     args = parser.parse_args()
-    tf.get_logger().setLevel("ERROR")  # its words on retracing: each model is a new one
+    tf.get_logger().setLevel("ERROR")  # no warnings on retracing: each model is a new one
     if args.part != "replicas":
         use(None)
     PARTS[args.part](Findings(args.json), args)

@@ -1,4 +1,4 @@
-"""The figures of tools/check_gpu.py as Markdown."""
+"""Renders the results of tools/check_gpu.py as Markdown."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from tfrobust.report.text import markdown_table
 
-SMALL = 0.01  # of the way that weights go: what rounding makes of a few steps
+SMALL = 0.01  # of the change of the weights: the most that rounding makes in a few steps
 STOPS = ("skipped", "failed", "ended")
 SIDES = {"ours": "ours", "theirs": "public"}
 
@@ -15,7 +15,7 @@ Found = Mapping[str, Any]
 
 
 def markdown(about: Found) -> str:
-    """Return the page: a table a section, and what was skipped, failed or ended early."""
+    """Return the page: a table for each section, and which were skipped, failed or ended early."""
     sections: Mapping[str, Found] = about["sections"]
     device = sections.get("device", {})
     parts = [f"# On {device.get('device', 'an unknown device')}", _about(about, sections)]
@@ -65,12 +65,12 @@ def _pipeline(found: Found) -> str:
         parts.append(f"Compiled programs kept: {found['programs kept']} files, {size:.1f} MB.")
     said = dict.fromkeys(line for row in starts.values() for line in row["tensorflow_said"])
     if said:
-        parts.append("What TensorFlow said:\n\n```\n" + "\n".join(said) + "\n```")
+        parts.append("Lines of TensorFlow's log:\n\n```\n" + "\n".join(said) + "\n```")
     return "\n\n".join(parts)
 
 
 def _differences(found: Found) -> str:
-    """Of the sections whose weights are held against others."""
+    """Return the table of a section that compares weights."""
     rows = []
     for name, row in _named(found).items():
         if "failed" in row:
@@ -82,7 +82,7 @@ def _differences(found: Found) -> str:
     if not rows:
         return ""
     header = ["method", "difference", "first step, s", "first step uncompiled, s", "weights"]
-    text = "The largest difference of a weight by the largest way that one has gone, float32."
+    text = "Largest difference of a weight / largest change of one in training, in float32."
     return f"{text}\n\n{markdown_table(header, rows)}"
 
 
@@ -118,7 +118,7 @@ def _steps(found: Found) -> str:
         f"TFLOP/s; input pipeline {found['input_batches_per_second']:.0f} batches/s."
     )
     if "torch" not in found["versions"]:
-        text += " No torch that computes on this device: ours alone."
+        text += " No torch that computes on this device: only our steps are timed."
     return f"{text}\n\n{markdown_table([*header, 'TFLOP/s', 'of the peak'], cells)}"
 
 

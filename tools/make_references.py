@@ -22,7 +22,7 @@ from tests.parity.networks import EPS, REFERENCES, images
 
 
 class DigitsNetwork(torch.nn.Module):
-    """The network of tests/parity/networks.py, on [B, 1, 8, 8]."""
+    """The network of tests/parity/networks.py, for images [B, 1, 8, 8]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class DigitsNetwork(torch.nn.Module):
             self.w = {name: torch.from_numpy(w[name]) for name in w.files}
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Logits [B, 10]."""
+        """Return logits [B, 10]."""
         relu, w = torch.relu, self.w
         for name, stride in (("conv1", 1), ("conv2", 2)):
             kernel = w[f"{name}_kernel"].permute(3, 2, 0, 1)
@@ -41,14 +41,14 @@ class DigitsNetwork(torch.nn.Module):
 
 
 def torch_images() -> tuple[torch.Tensor, torch.Tensor]:
-    """Images [200, 1, 8, 8] and labels [200] of tests/parity/networks.py."""
+    """Return the images [200, 1, 8, 8] and labels [200] of tests/parity/networks.py."""
     x, y = images()
     return torch.from_numpy(x).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(y).long()
 
 
 def square() -> dict[str, np.ndarray]:
-    """The schedule of 5000 windows with their sides on 28 x 28 pixels; the patterns of L2 and L1;
-    the robust accuracy after 1000 windows, for three seeds."""
+    """Return Square's schedule of 5000 windows, with their sides on 28 x 28 pixels, the patterns of
+    L2 and L1, and the robust accuracy after 1000 windows for three seeds."""
     from autoattack.square import SquareAttack
 
     class Recorded(SquareAttack):
@@ -60,8 +60,7 @@ def square() -> dict[str, np.ndarray]:
     made: dict[str, Any] = {}
     for norm, eps in EPS.items():
         room: list[int] = []
-        right = lambda _: torch.tensor([[1.0, 0.0]])  # noqa: E731
-        attack = Recorded(right, norm.capitalize(), 5000, eps, resc_schedule=False)
+        attack = Recorded(_always_class_0, norm.capitalize(), 5000, eps, resc_schedule=False)
         attack.perturb(torch.zeros(1, 1, 28, 28), torch.tensor([0]))
         made["share"] = [attack.p_selection(i) for i in range(5000)]
         made[f"{norm}_side"] = 28 - np.array(room)[:: len(room) // 5000]
@@ -77,10 +76,14 @@ def square() -> dict[str, np.ndarray]:
     return made
 
 
+def _always_class_0(_: torch.Tensor) -> torch.Tensor:
+    return torch.tensor([[1.0, 0.0]])
+
+
 def rays() -> dict[str, np.ndarray]:
-    """Of 50 images: Linf distance of the nearest misclassified image met in 200 and in 1000
-    queries."""
-    # It asks for a GPU, and for a progress bar that is not in the checkout.
+    """Return the Linf distances from 50 images to the nearest misclassified image that RayS meets
+    within 200 and within 1000 queries."""
+    # RayS asks for a GPU, and for a progress bar that is not in the checkout.
     sys.modules["pgbar"] = SimpleNamespace(progress_bar=lambda *_: None)  # type: ignore[assignment]
     torch.Tensor.cuda = lambda self: self  # type: ignore[method-assign, assignment]
     from RayS import RayS
@@ -104,8 +107,8 @@ def rays() -> dict[str, np.ndarray]:
 
 
 def apgd() -> dict[str, Any]:
-    """Runs from a known start with the loss of every step, of the first 40 images; how many of the
-    200 stay right under each attack, for some seeds; DLR of random logits."""
+    """Return runs of APGD from a known start on the first 40 images, with the loss of every step;
+    how many of the 200 images withstand each attack, for some seeds; and DLR of random logits."""
     from autoattack import autopgd_base as reference
 
     network, (x, y) = DigitsNetwork(), torch_images()
@@ -163,8 +166,9 @@ def apgd() -> dict[str, Any]:
 
 
 def fab() -> dict[str, Any]:
-    """Projections on random hyperplanes; of 20 and of 100 steps the least distance found towards
-    each of nine targets, and of 20 without one; which of the 200 images the whole attack breaks."""
+    """Return projections on random hyperplanes; the least distance towards each of nine targets in
+    20 and in 100 steps, and without a target in 20; and which of the 200 images the whole attack
+    breaks."""
     from autoattack import fab_projections
     from autoattack.fab_pt import FABAttack_PT
 
@@ -193,7 +197,7 @@ def fab() -> dict[str, Any]:
     return {k: np.asarray(v, "float32") for k, v in out.items()}
 
 
-# One function an attack: name -> arrays, saved as references/NAME.npz.
+# The function of each attack, whose arrays are saved as references/NAME.npz.
 MAKERS: dict[str, Any] = {"apgd": apgd, "fab": fab, "rays": rays, "square": square}
 
 

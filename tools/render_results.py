@@ -1,13 +1,14 @@
-"""Keeps the measured results of the repository honest: docs/results.md comes from run folders.
+"""Render docs/results.md, the measured results, from the records of runs.
 
     python tools/render_results.py --add RUN    # RUN -> docs/results/NAME.json, then renders
     python tools/render_results.py --add RUN --as OTHER_NAME
     python tools/render_results.py              # docs/results/*.json -> docs/results.md
-    python tools/render_results.py --check      # exit 1 when docs/results.md is stale
+    python tools/render_results.py --check      # exits with 1 when docs/results.md is stale
 
 `docs/results/intro.md`, when it exists, is put at the top.
 """
 
+import argparse
 import json
 import re
 import shlex
@@ -19,7 +20,6 @@ from statistics import mean, stdev
 from typing import Any
 
 import matplotlib
-from absl import app, flags
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
@@ -46,7 +46,7 @@ from tfrobust.report import (
     summarise_training,
 )
 
-PLACE_KEYS = {"dir", "path", "init_from"}  # where files lie
+PLACE_KEYS = {"dir", "path", "init_from"}  # keys whose values are places of files
 EXPLANATION = """Rendered by `python tools/render_results.py` from `docs/results/*.json`; change
 those, not this page. In parentheses the binomial 95 % interval (Wilson) in percent for the n test
 images evaluated; differences to a paper are in percentage points. In the worst case an image
@@ -56,10 +56,18 @@ epochs."""
 
 
 def add_run(run: Path, results: Path, name: str | None = None) -> Path:
-    """Writes the summary of a finished run to `results`/NAME.json and returns that path.
+    """Write the summary of a finished run.
 
-    name: by default the run's own. A second seed of a run of the same name gets NAME_seedN.json.
-    Raises ValueError for a run that is damaged or whose evaluation is not finished.
+    Args:
+        run: The run's folder.
+        results: The folder of the summaries.
+        name: The name of the summary, by default the run's.
+
+    Returns:
+        The summary's file: `results`/NAME.json, or NAME_seedN.json for a second seed of a run.
+
+    Raises:
+        UserError: For a run that is damaged or whose evaluation is not finished.
     """
     record = load_run(run)
     config, name = record.config, name or record.config["name"]
@@ -86,12 +94,12 @@ def add_run(run: Path, results: Path, name: str | None = None) -> Path:
 
 
 def is_place(text: Any) -> bool:
-    """Whether a string is a path of some machine."""
+    """Return whether a value is a path on some machine."""
     return isinstance(text, str) and re.match(r"[/~\\]|\.\.?/|[A-Za-z]:\\", text) is not None
 
 
 def without_places(value: Any) -> Any:
-    """The value without the entries that name folders of the machine that made it."""
+    """Return the value without the entries that name places on the machine that made it."""
     if isinstance(value, Mapping):
         kept = {k: v for k, v in value.items() if k not in PLACE_KEYS and not is_place(v)}
         return {key: without_places(entry) for key, entry in kept.items()}
@@ -101,7 +109,7 @@ def without_places(value: Any) -> Any:
 
 
 def without_places_in_command(command: str) -> str:
-    """The command without `--set key=PLACE`: where the data lie differs between machines."""
+    """Return the command without `--set key=PLACE`, which differs between machines."""
     kept: list[str] = []
     for word in shlex.split(command):
         key, _, value = word.partition("=")
@@ -113,7 +121,7 @@ def without_places_in_command(command: str) -> str:
 
 
 def read_summary(path: Path) -> dict[str, Any]:
-    """Reads one summary; raises ValueError, naming the file, when it is damaged."""
+    """Return a summary. Raises a UserError if its file is damaged."""
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
         for key in ("name", "command", "config", "evaluation", "training"):
@@ -127,15 +135,15 @@ def read_summary(path: Path) -> dict[str, Any]:
 
 
 def paper_of(summary: Mapping[str, Any]) -> Any:
-    """The paper's figures as the config of this name has them now; the run's own without one."""
-    own = summary["config"].get("paper")
+    """Return the paper's figures that the config of this name has now, else those of the run."""
+    recorded = summary["config"].get("paper")
     if summary["name"] not in configs.available():
-        return own
-    return configs.load(configs.find(summary["name"])).get("paper", own)
+        return recorded
+    return configs.load(configs.find(summary["name"])).get("paper", recorded)
 
 
 def render(docs: Path) -> str:
-    """The text of results.md from `docs`/results/*.json."""
+    """Return the text of results.md, from `docs`/results/*.json."""
     intro = docs / "results" / "intro.md"
     top = intro.read_text(encoding="utf-8").rstrip() if intro.is_file() else "# Results"
     parts = [top, EXPLANATION]
@@ -207,7 +215,7 @@ def accuracy_cell(row: AccuracyRow | None) -> str:
 
 
 def seeds_table(group: Sequence[Mapping[str, Any]]) -> str:
-    """Mean and spread of the runs that differ only in name and seed; empty when there are none."""
+    """Return mean and spread of the runs that differ only in name and seed; empty without such."""
     families: dict[str, list[Mapping[str, Any]]] = {}
     for summary in group:
         config = {k: v for k, v in summary["config"].items() if k not in ("name", "seed")}
@@ -232,13 +240,13 @@ def seeds_table(group: Sequence[Mapping[str, Any]]) -> str:
 
 
 def spread(values: Sequence[float]) -> str:
-    """[0.8, 0.9] -> '85.0 ± 7.1 % (80.0 to 90.0)'."""
+    """Return mean, deviation and range: [0.8, 0.9] is '85.0 ± 7.1 % (80.0 to 90.0)'."""
     low, high = 100 * min(values), 100 * max(values)
     return f"{100 * mean(values):.1f} ± {100 * stdev(values):.1f} % ({low:.1f} to {high:.1f})"
 
 
 def run_section(summary: Mapping[str, Any]) -> str:
-    """What it takes to make the run again."""
+    """Return the section that tells how to repeat the run."""
     config, evaluation = summary["config"], summary["evaluation"]
     versions = evaluation.versions or {}
     facts = [
@@ -262,8 +270,11 @@ def run_section(summary: Mapping[str, Any]) -> str:
 
 
 def figure(group: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draws a data set's runs as an SVG: a line a run, clean and worst-case accuracy on it, each
-    with its 95 % interval; the seeds of a run share a line."""
+    """Draw a data set's runs as an SVG.
+
+    Each run has a line with its clean and its worst-case accuracy, each with the 95 % interval; the
+    seeds of a run share a line.
+    """
     names = list(dict.fromkeys(re.sub(r"_seed\d+$", "", summary["name"]) for summary in group))
     drawn = Figure(figsize=(6.4, 0.7 + 0.42 * len(names)), layout="constrained")
     axes = drawn.add_subplot()
@@ -289,7 +300,7 @@ def figure(group: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def by_data(docs: Path) -> dict[str, list[dict[str, Any]]]:
-    """The summaries of `docs`/results by name and seed, grouped by data set."""
+    """Return the summaries of `docs`/results by data set, in the order of name and seed."""
     groups: dict[str, list[dict[str, Any]]] = {}
     summaries = [read_summary(path) for path in sorted((docs / "results").glob("*.json"))]
     for summary in sorted(summaries, key=lambda each: (each["name"], seed_of(each) or 0)):
@@ -298,7 +309,7 @@ def by_data(docs: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def main(docs: Path, add: Sequence[str] = (), check: bool = False, name: str | None = None) -> int:
-    """Adds runs, renders or checks; returns the exit status, errors are one line."""
+    """Add runs and render, or check; return the exit status. An error is one line."""
     page = docs / "results.md"
     try:
         if check:
@@ -318,10 +329,22 @@ def main(docs: Path, add: Sequence[str] = (), check: bool = False, name: str | N
     return 0
 
 
+def command() -> int:
+    """Run the command line; return its exit status."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "--add",
+        action="append",
+        default=[],
+        metavar="RUN",
+        help="a finished run to add; repeatable",
+    )
+    parser.add_argument("--as", dest="name", help="another name for the run that is added")
+    parser.add_argument("--check", action="store_true", help="exit with 1 if results.md is stale")
+    parser.add_argument("--docs", default="docs", help="the folder of results.md and results/")
+    args = parser.parse_args()
+    return main(Path(args.docs), args.add, args.check, args.name)
+
+
 if __name__ == "__main__":
-    # Defined here, so that importing this module adds no flags to the process.
-    ADD = flags.DEFINE_multi_string("add", [], "A finished run folder to add; may be repeated.")
-    AS = flags.DEFINE_string("as", None, "The name of what is added, if not the run's own.")
-    CHECK = flags.DEFINE_bool("check", False, "Write nothing; exit 1 when results.md is stale.")
-    DOCS = flags.DEFINE_string("docs", "docs", "The folder with results.md and results/.")
-    app.run(lambda _: main(Path(DOCS.value), ADD.value, CHECK.value, AS.value))
+    sys.exit(command())
