@@ -46,7 +46,7 @@ def test_rounding_is_moved_into_the_box_and_no_more_is() -> None:
     ("images", "message"),
     [
         (X.astype("uint8"), "x: expected float images in [0, 1], received 'uint8'; divide them by"),
-        (X.astype("uint16"), "received 'uint16'; divide them by the most that they can hold, 655"),
+        (X.astype("uint16"), "received 'uint16'; divide them by their largest possible value, 655"),
         (X > 0.5, "received 'bool'; cast them to float32"),
         (X.astype(complex), "received 'complex128'"),
         (np.full((2, 4, 4, 1), "a"), "received 'str32'"),

@@ -1,7 +1,7 @@
-"""The gate: what images, labels and networks are fit to use.
+"""Checks of images, labels and networks before anything is computed from them.
 
-`fit`, `evaluate`, the pipelines and the containers of data pass through it; what is refused is one
-line, before anything is computed from it.
+`fit`, `evaluate`, the pipelines and the containers of data all call these checks. Inputs that do
+not pass raise a UserError, whose message is one line.
 """
 
 from tfrobust.gate.batches import (

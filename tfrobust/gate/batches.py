@@ -1,5 +1,8 @@
-"""What `fit` and `evaluate` of a RobustModel are given, whatever brings it: whole where it is in
-memory, the first batch of a validation stream, and every batch inside the compiled step."""
+"""Checks of the data that `fit` and `evaluate` of a RobustModel receive.
+
+Data in memory is checked completely, a stream of validation data by its first batch, and every
+batch once more inside the compiled step.
+"""
 
 from __future__ import annotations
 
@@ -26,10 +29,10 @@ from tfrobust.gate.images import (
 )
 from tfrobust.gate.labels import check_labels
 
-MARK = "tfrobust refuses"  # opens the message of an assertion that `refusals` reads
+MARK = "tfrobust refuses"  # marks the assertions that `refusals` turns into UserErrors
 REFUSED = re.compile(rf"{MARK} (.*?)>>\] \[(\S+)\] \[(\S+)\] \[(\d+)\]")
-ASKED = "index"  # an entry of batches that are of a Split, which has asked for the layout
-SHAPED = (  # what gives a data set the shapes that it does not know
+ASKED = "index"  # an entry only in batches of a Split, which has already checked the layout
+SHAPED = (  # advice for a data set with unknown shapes
     "data.map(lambda x, y: (tf.ensure_shape(x, [None, H, W, C]), tf.ensure_shape(y, [None]))) "
     "gives them"
 )
@@ -37,8 +40,11 @@ Names = tuple[str, str]
 
 
 class Taken(NamedTuple):
-    """What a network takes: images of the box and of a size (H, W, C), None for any, with labels of
-    so many classes; None where a network does not say."""
+    """The inputs that a network takes.
+
+    box: the range of pixels. image_shape: (H, W, C), with None for any size. classes: the number
+    of classes. image_shape and classes are None if the network does not specify them.
+    """
 
     box: Box = (0.0, 1.0)
     image_shape: tuple[int | None, ...] | None = None
@@ -46,17 +52,18 @@ class Taken(NamedTuple):
 
 
 def check_data(x: Any, y: Any, taken: Taken, names: Names = ("x", "y")) -> tuple[Any, Any]:
-    """Return (x, y) as Keras is given them, arrays and tensors checked and cast.
+    """Return (x, y) for Keras, with arrays and tensors checked and cast.
 
     Args:
-        x: images, a mapping of them and more, or a stream of batches. Of a tf.data.Dataset its
-            element_spec is looked at; no stream is read.
-        y: the labels of an array.
-        names: of images and labels in errors; of a mapping's they are "image" and "label" unless
-            these are given.
+        x: images, a mapping with "image" and other entries, or a stream of batches. Streams are
+            not read; only the element_spec of a tf.data.Dataset is checked.
+        y: labels, if x is an array.
+        taken: the inputs that the network takes.
+        names: names of images and labels in errors. By default, those of a mapping are "image" and
+            "label".
 
     Raises:
-        UserError: one line, for images and labels that `check_images` and `check_labels` refuse.
+        UserError: if `check_images` or `check_labels` refuses the images or labels.
     """
     if isinstance(x, tf.data.Dataset):
         _check_spec(x.element_spec, taken, names)
@@ -76,8 +83,11 @@ def check_data(x: Any, y: Any, taken: Taken, names: Names = ("x", "y")) -> tuple
 
 
 def check_validation(data: Any, taken: Taken) -> Any:
-    """Return `validation_data` checked as by `check_data`: (x, y) and (x, y, weight) whole, of a
-    stream its first batch, so that no epoch is trained for nothing."""
+    """Return `validation_data`, checked as by `check_data`.
+
+    Tuples (x, y) and (x, y, weight) are checked completely. Of a stream the first batch is
+    checked, so that a mistake is found before the first epoch is trained.
+    """
     names = ("validation_data: image", "validation_data: label")
     if isinstance(data, list | tuple):
         x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
@@ -99,7 +109,7 @@ def check_validation(data: Any, taken: Taken) -> Any:
 
 
 def _rejoined(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
-    """Yield what was taken off a generator, then the rest; Keras takes no other iterators."""
+    """Yield the first batch, then the rest: a generator, as Keras takes no other iterator."""
     yield first
     yield from rest
 
@@ -107,31 +117,34 @@ def _rejoined(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
 def check_batch(
     image: tf.Tensor, label: tf.Tensor, classes: int | None, box: Box
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return (float32 image, int32 label) of a batch inside a step, checked by their values.
+    """Return the images, float32, and labels, int32, of a batch after checking their values.
 
-    What does not pass is an error that `refusals` makes one line, before the image flows on, so
-    that no weight moves. XLA drops assertions, so this is not what it may compile.
+    This runs inside a compiled step. A batch that does not pass fails an assertion, which
+    `refusals` turns into a UserError, before any weight changes. XLA drops assertions, so this
+    must not be compiled by XLA.
 
     Args:
-        image: float [B, H, W, C]; what rounding put outside the box is clipped.
-        label: a number or bool [B], whole, from 0 up to `classes` where that is known.
+        image: float [B, H, W, C]; values outside the box by rounding only are clipped.
+        label: whole numbers or bool [B], from 0 to `classes` - 1.
+        classes: the number of classes, or None if it is not known.
+        box: the range of valid pixels.
     """
     low, high = box
     slack = rounding(box)
     image = tf.cast(image, tf.float32)
-    inside = tf.reduce_all((image >= low - slack) & (image <= high + slack))  # NaN is not
+    inside = tf.reduce_all((image >= low - slack) & (image <= high + slack))  # False for NaN
     number = tf.cast(label, tf.float32 if label.dtype.is_floating else tf.int64)
-    known = number >= 0
+    valid = number >= 0
     if label.dtype.is_floating:
-        known &= tf.equal(number, tf.round(number))
+        valid &= tf.equal(number, tf.round(number))
     if classes is not None:
-        known &= number < classes
-    known = tf.reduce_all(known)
+        valid &= number < classes
+    valid = tf.reduce_all(valid)
     expected = "class numbers" if classes is None else f"class numbers 0 to {classes - 1}"
     with tf.control_dependencies(
         [
             *demand(inside, f"image: expected {in_box(box)}, received", image),
-            *demand(known, f"label: expected whole {expected}, received", number),
+            *demand(valid, f"label: expected whole {expected}, received", number),
         ]
     ):
         image = tf.clip_by_value(image, low, high)
@@ -139,10 +152,18 @@ def check_batch(
 
 
 def demand(fits: tf.Tensor, line: str, values: tf.Tensor) -> list[Any]:
-    """Return the assertion that values fit, in a list, to be a control dependency of what goes on
-    with them; while nothing is compiled, raise the UserError at once. `refusals` reads it.
+    """Assert that the values of a batch fit.
 
-    line: "argument: expected ..., received"; the range of the values is added.
+    In eager execution a UserError is raised at once. In a graph the assertion is returned, and
+    `refusals` turns its failure into a UserError.
+
+    Args:
+        fits: bool scalar.
+        line: "argument: expected ..., received"; the range of the values is appended.
+        values: the values to be described in the error.
+
+    Returns:
+        The list of operations that later computations must depend on; empty in eager execution.
     """
     numbers = tf.cast(values, tf.float32)
     odd = tf.math.count_nonzero(~tf.math.is_finite(numbers))
@@ -156,20 +177,26 @@ def demand(fits: tf.Tensor, line: str, values: tf.Tensor) -> list[Any]:
 
 @contextlib.contextmanager
 def refusals() -> Iterator[None]:
-    """Raise the one-line UserError of a batch that `check_batch` refused in a compiled step."""
+    """Turn the failure of an assertion by `demand` in a compiled step into a UserError."""
     try:
         yield
     except tf.errors.InvalidArgumentError as error:
-        told = REFUSED.search(str(error))
-        if told is None:
+        refusal = REFUSED.search(str(error))
+        if refusal is None:
             raise
-        raise UserError(_refusal(told[1], *map(float, told.groups()[1:]))) from None
+        line, *statistics = refusal.groups()
+        raise UserError(_refusal(line, *map(float, statistics))) from None
 
 
 def _refusal(line: str, least: float, most: float, odd: float) -> str:
-    """Return the whole line, with the range of the values and how many of them are not finite."""
+    """Return the error message, with the range of the values or that some are not finite.
+
+    least, most: the range of the values. odd: how many of them are not finite.
+    """
+    if odd:
+        return f"{line} NaN or infinite values"
     hint = divide(most, (0.0, 1.0)) if in_box((0.0, 1.0)) in line else ""
-    return f"{line} {'NaN or infinite values' if odd else f'{least:g} to {most:g}{hint}'}"
+    return f"{line} {least:g} to {most:g}{hint}"
 
 
 def _check_arrays(
@@ -182,8 +209,8 @@ def _check_arrays(
 
 
 def _check_spec(spec: Any, taken: Taken, names: Names) -> None:
-    """Raise a UserError unless the batches of a tf.data.Dataset have the shapes and dtypes of
-    images and labels, as far as these are known."""
+    """Raise a UserError unless the element_spec of a tf.data.Dataset fits images and labels, as far
+    as its shapes and dtypes are known."""
     x, y, _ = keras.utils.unpack_x_y_sample_weight(spec)
     asked = isinstance(x, Mapping) and ASKED in x
     image = x.get("image") if isinstance(x, Mapping) else x
@@ -200,8 +227,7 @@ def _check_spec(spec: Any, taken: Taken, names: Names) -> None:
 
 
 def check_image_spec(image: Any, name: str, box: Box) -> None:
-    """Raise a UserError unless a tensor or its spec has the shape and dtype of images: float
-    [B, H, W, C]."""
+    """Raise a UserError unless a tensor or its spec is one of images, float [B, H, W, C]."""
     dtype, shape = image.dtype, image.shape
     if not dtype.is_floating:
         received = f"{dtype.name!r}{convert(np.dtype(dtype.as_numpy_dtype), box)}"
@@ -212,10 +238,10 @@ def check_image_spec(image: Any, name: str, box: Box) -> None:
 
 
 def check_label_spec(label: Any, name: str) -> None:
-    """Raise a UserError unless a tensor or its spec has the shape and dtype of labels: a number or
-    bool, [B] or [B, 1]."""
-    known = label.shape.rank is not None
-    require(known, name, f"class numbers [B] ({SHAPED})", "an unknown shape")
+    """Raise a UserError unless a tensor or its spec is one of labels: numbers or bool, [B] or
+    [B, 1]."""
+    ranked = label.shape.rank is not None
+    require(ranked, name, f"class numbers [B] ({SHAPED})", "an unknown shape")
     dtype, shape = label.dtype, tuple(label.shape)
     valued = dtype.is_integer or dtype.is_floating or dtype.is_bool
     require(valued, name, "integer class numbers", dtype.name)

@@ -1,4 +1,4 @@
-"""Whether images are fit to use, and whether a threat is meant in their units."""
+"""Checks of images, and of whether a threat is in their units."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tfrobust.threat import Threat
 Box = tuple[float, float]
 
 LAYOUTS = ("channels_last", "channels_first")
-ROUNDING = 1e-6  # beyond the box, of 1 or of what the box holds: moved into it, not refused
-LEAST_SIDE, MOST_ASPECT = 5, 4  # of what is taken for the height and the width of an image
+ROUNDING = 1e-6  # relative distance from the box up to which values are clipped, not refused
+LEAST_SIDE, MOST_ASPECT = 5, 4  # least side and largest aspect ratio of a plausible image
 
 
 def check_images(
@@ -29,17 +29,17 @@ def check_images(
     """Return the images as float32 [N, H, W, C] inside the box.
 
     Args:
-        images: an array or tensor [N, H, W, C], float of any width. Values that rounding put
-            outside the box are clipped.
+        images: an array or tensor [N, H, W, C] of floats of any width. Values outside the box by
+            rounding only are clipped.
         where: the name of the images in errors.
         box: the range of valid pixels.
-        stored: whether they are as files hold them: uint8, which is returned as it is and stands
-            for n / 255, and [N, H, W] of grey images are fine too.
-        layout: "channels_last", or "channels_first" for [N, C, H, W], which is transposed. None
-            asks, by an error, where the shape looks like the second.
+        stored: whether to accept the forms in which files hold images too: uint8, returned
+            unchanged and standing for n / 255, and grey images [N, H, W].
+        layout: "channels_last", or "channels_first" for [N, C, H, W], which is transposed. With
+            None a shape that looks like channels first is refused.
 
     Raises:
-        UserError: one line, for anything else.
+        UserError: if the images are not fit.
     """
     images = as_array(images, where)
     check_image_form(images, where, box, stored=stored, layout=layout)
@@ -78,8 +78,11 @@ def check_image_form(
     stored: bool = False,
     layout: str | None = None,
 ) -> None:
-    """Raise a UserError unless shape and dtype are those of images, as in `check_images`. Looks at
-    no value, so it serves for stand-ins made from a file's header."""
+    """Raise a UserError unless shape and dtype are those of images, with arguments as in
+    `check_images`.
+
+    No value is read, so `images` may be a stand-in made from the header of a file.
+    """
     if layout is not None:
         choose("layout", layout, LAYOUTS)
     shape, dtype = tuple(images.shape), images.dtype
@@ -95,7 +98,7 @@ def check_image_form(
 
 
 def ask_layout(shape: tuple[int | None, ...], where: str) -> None:
-    """Raise a UserError where images of this shape look like [N, C, H, W]."""
+    """Raise a UserError if images of this shape look like [N, C, H, W]."""
     if len(shape) != 4 or None in shape[1:]:
         return
     first, *sides = (int(size) for size in shape[1:] if size is not None)
@@ -111,16 +114,19 @@ def ask_layout(shape: tuple[int | None, ...], where: str) -> None:
 def check_threat(
     threat: Threat, image_shape: tuple[int, ...] | None = None, where: str = "threat.eps"
 ) -> None:
-    """Raise a UserError for an eps beyond the box: that of 8 where 8/255 is meant.
+    """Raise a UserError if eps is larger than the box, such as 8 where 8/255 is meant.
 
-    image_shape: (H, W, C), without which an L2 or L1 eps is not looked at. where: its name.
+    Args:
+        threat: the threat model.
+        image_shape: (H, W, C). Without it, an eps in L2 or L1 is not checked.
+        where: the name of eps in errors.
     """
     low, high = threat.box
     if tf.is_tensor(threat.eps) or (threat.norm != "linf" and image_shape is None):
         return
     pixels = math.prod(image_shape or ())
-    ways = {"linf": 1.0, "l2": math.sqrt(pixels), "l1": float(pixels)}
-    most = (high - low) * ways[threat.norm]
+    lengths = {"linf": 1.0, "l2": math.sqrt(pixels), "l1": float(pixels)}
+    most = (high - low) * lengths[threat.norm]
     if threat.eps > most * (1 + ROUNDING):
         meant = f" (did you mean {threat.eps:g}/255?)" if threat.box == (0.0, 1.0) else ""
         raise UserError(
@@ -130,47 +136,52 @@ def check_threat(
 
 
 def check_size(shape: tuple[int | None, ...], taken: tuple[int | None, ...], where: str) -> None:
-    """Raise a UserError unless images of a shape (N, H, W, C) are of the size that a network takes,
-    (H, W, C), in each of which None is any."""
+    """Raise a UserError unless images have the size that a network takes.
+
+    Args:
+        shape: shape of the images (N, H, W, C), with None for an unknown size.
+        taken: size that the network takes (H, W, C), with None for any.
+        where: the name of the images in errors.
+    """
     sizes = zip(shape[1:], taken, strict=True)
-    fits = all(None in (size, own) or size == own for size, own in sizes)
-    expected = f"images [N, {', '.join('any' if own is None else str(own) for own in taken)}]"
-    require(fits, where, f"{expected}, as the network takes them", shape)
+    fits = all(None in (size, needed) or size == needed for size, needed in sizes)
+    names = ", ".join("any" if needed is None else str(needed) for needed in taken)
+    require(fits, where, f"images [N, {names}], as the network takes them", shape)
 
 
 def as_array(values: Any, where: str) -> np.ndarray:
-    """Return an array or tensor by value, a NumPy array as it is."""
+    """Return an array or tensor as a NumPy array; a NumPy array is returned unchanged."""
     try:
         return np.asarray(values)
-    except Exception as error:  # of whatever library the values are from
+    except Exception as error:  # the library that the values come from decides its type
         line = " ".join(str(error).split())[:200]
         raise UserError(f"{where}: expected an array, {type(values).__name__}: {line}") from None
 
 
 def is_float(dtype: Any) -> bool:
-    """Tell whether a NumPy dtype is a float of any width, bfloat16 too."""
+    """Return whether a NumPy dtype is a float of any width, bfloat16 included."""
     return bool(dtype.kind == "f" or dtype == tf.bfloat16.as_numpy_dtype)
 
 
 def in_box(box: Box) -> str:
-    """Return what images are expected to be, in words."""
+    """Return the words for the images that are expected."""
     return f"float images in [{box[0]:g}, {box[1]:g}]"
 
 
 def rounding(box: Box) -> float:
-    """Return how far outside the box is rounding."""
+    """Return the distance from the box up to which a value counts as rounding."""
     return ROUNDING * max(1.0, *map(abs, box))
 
 
 def divide(most: float, box: Box) -> str:
-    """Return the way out where images go up to `most` instead of the box's end, or nothing."""
+    """Return advice on images whose largest value is `most`, or an empty string."""
     return "; divide them by 255" if box == (0.0, 1.0) and 1.5 < most <= 255 else ""
 
 
 def convert(dtype: np.dtype, box: Box) -> str:
-    """Return the way out where images are of a dtype that is no float, or nothing."""
+    """Return advice on images of a dtype that is not a float, or an empty string."""
     if dtype == np.uint16 and box == (0.0, 1.0):
-        return "; divide them by the most that they can hold, 65535 or 255"
+        return "; divide them by their largest possible value, 65535 or 255"
     if dtype.kind in "iu":
         return "; divide them by 255" if box == (0.0, 1.0) else "; cast them to float32"
     return "; cast them to float32" if dtype.kind == "b" else ""

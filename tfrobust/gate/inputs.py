@@ -1,5 +1,8 @@
-"""What an evaluation is given, checked at the cost of a few passes: a wrong scale, a softmax or
-labels of another data set would make any score, and none of them an error."""
+"""Checks of the inputs of an evaluation, at the cost of a few forward passes.
+
+A wrong scale, a softmax at the end or the labels of another data set would raise no error
+elsewhere, but make every score meaningless.
+"""
 
 from __future__ import annotations
 
@@ -22,17 +25,21 @@ def check_inputs(
     batch_size: int = 250,
     layout: str | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return images float32 [N, H, W, C] and labels int32 [N] that can be evaluated.
+    """Return images, float32 [N, H, W, C], and labels, int32 [N], that are fit for an evaluation.
 
-    Costs one pass of a single image and one of up to 500 images; three more of these where the
-    network is wrong on most of them.
+    The checks cost a forward pass of one image and one of up to 500 images, and three more of the
+    latter for a network that misclassifies most of them.
 
     Args:
-        logits_fn, x, y, layout: as of `check_network`, `check_images` and `check_labels`.
-        threat: of an eps > 0, in the units of the images.
+        logits_fn: as in `check_network`.
+        x: images, as in `check_images`.
+        y: labels, as in `check_labels`.
+        threat: a threat with eps > 0 in the units of the images.
+        batch_size: number of images in one forward pass.
+        layout: as in `check_images`.
 
     Raises:
-        UserError: one line, for what is not fit.
+        UserError: if any of them is not fit.
     """
     require(batch_size >= 1, "batch_size", "int >= 1", batch_size)
     require(threat.eps > 0, "threat.eps", "a number > 0", threat.eps)

@@ -1,4 +1,4 @@
-"""Whether labels are fit to use."""
+"""Checks of labels and of sample weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import numpy as np
 from tfrobust.errors import UserError, require
 from tfrobust.gate.images import as_array, is_float
 
-MOST_CLASSES = 2**16  # more is an identifier mistaken for a class, and a network of gigabytes
+MOST_CLASSES = (
+    2**16
+)  # a larger label is likely an identifier, and would need a network of gigabytes
 
 
 def check_labels(
@@ -18,14 +20,14 @@ def check_labels(
     """Return class numbers as int32 [N].
 
     Args:
-        labels: an array or tensor [N] or [N, 1], of any integer dtype or bool; floats where they
+        labels: an array or tensor [N] or [N, 1] of any integer dtype, of bool, or of floats that
             are whole numbers.
-        count: of the images; None for any.
-        classes: of the network; None for any up to `MOST_CLASSES`.
+        count: the number of images; None for any.
+        classes: the number of classes of the network; None for any up to `MOST_CLASSES`.
         where: the name of the labels in errors.
 
     Raises:
-        UserError: one line, for anything else.
+        UserError: if the labels are not fit.
     """
     labels = as_array(labels, where)
     check_label_form(labels, count, where)
@@ -43,7 +45,8 @@ def check_labels(
 
 
 def check_weights(weights: Any, count: int, where: str = "sample_weight") -> None:
-    """Raise a UserError unless there is one number for each of so many images, [N] or [N, 1]."""
+    """Raise a UserError unless the weights, [N] or [N, 1], are one number for each of `count`
+    images."""
     weights = as_array(weights, where)
     valued = weights.dtype.kind in "iub" or is_float(weights.dtype)
     fits = valued and weights.shape in ((count,), (count, 1))
@@ -52,8 +55,11 @@ def check_weights(weights: Any, count: int, where: str = "sample_weight") -> Non
 
 
 def check_label_form(labels: Any, count: int | None, where: str) -> None:
-    """Raise a UserError unless shape and dtype are those of labels, as in `check_labels`. Looks at
-    no value, so it serves for stand-ins made from a file's header."""
+    """Raise a UserError unless shape and dtype are those of labels, with arguments as in
+    `check_labels`.
+
+    No value is read, so `labels` may be a stand-in made from the header of a file.
+    """
     shape, dtype = tuple(labels.shape), labels.dtype
     one_hot = len(shape) == 2 and shape[1] > 1
     require(not one_hot, where, "class numbers [N] (of one-hot labels, argmax(-1))", shape)

@@ -1,4 +1,4 @@
-"""How a network that ends in a softmax or in sigmoids becomes one of logits."""
+"""Advice on how to turn a network with a softmax or sigmoids at its end into one of logits."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ OF_A_FUNCTION = "remove the softmax or sigmoid, or give log-probabilities"
 
 
 class Ending(NamedTuple):
-    """The last layer of a network where it gives probabilities or sigmoids; place: the Python that
-    finds it; depth: the networks that it lies in."""
+    """The last layer of a network whose outputs are probabilities or sigmoids.
+
+    place: a Python expression for the layer. depth: the number of nested networks around it.
+    """
 
     layer: keras.Layer
     place: str
@@ -25,18 +27,20 @@ class Ending(NamedTuple):
 
     @property
     def gives(self) -> str:
-        """ "probabilities" or "sigmoids"."""
+        """The kind of outputs: "probabilities" or "sigmoids"."""
         return SQUASHING.get(_activation(self.layer), "probabilities")
 
 
 def ending(network: Any) -> Ending | None:
-    """Return what a functional or Sequential network ends in; None where that is no softmax and no
-    sigmoids, or cannot be told."""
+    """Return the last layer of a functional or Sequential network if it is a softmax or sigmoids.
+
+    Returns None for any other layer, and for networks whose last layer cannot be determined.
+    """
     place, layer, depth = "network", network, 0
     while isinstance(layer, keras.Model) and isinstance(getattr(layer, "outputs", None), list):
         names = [inner.name for inner in layer.layers]  # a network may end in a network
         last = layer.outputs[0]._keras_history.operation.name
-        if last not in names:  # an operation that is no layer
+        if last not in names:  # an operation, not a layer
             return None
         at = names.index(last)
         layer, depth = layer.layers[at], depth + 1
@@ -46,14 +50,14 @@ def ending(network: Any) -> Ending | None:
 
 
 def advice(network: Any) -> str:
-    """Return the Python line that takes the softmax or the sigmoids off a Keras network and saves
-    it; where that takes more, what to do about the code that builds it."""
+    """Return a line of Python that removes the softmax or sigmoids of a Keras network and saves it;
+    if one line is not enough, advice on how to build the network again."""
     if not isinstance(network, keras.Model):
         return OF_A_FUNCTION
     end = ending(network)
     if end is not None and _activation(end.layer) in SQUASHING:
         return f"{end.place}.activation = keras.activations.linear; {SAVE}"
-    if end is not None and end.depth == 1:  # a layer Softmax
+    if end is not None and end.depth == 1:  # a Softmax layer
         return f"network = keras.Model(network.inputs, {end.place}.input); {SAVE}"
     return REBUILT
 

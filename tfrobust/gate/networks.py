@@ -1,4 +1,4 @@
-"""Whether a network is fit to use: logits of the labels' classes, of images in the box."""
+"""Checks that a network takes images in the box and returns logits of the labels' classes."""
 
 from __future__ import annotations
 
@@ -20,18 +20,21 @@ from tfrobust.gate.logit_advice import advice, ending
 
 LogitsFn = Callable[[Any], Any]
 
-MOST = 500  # images that are looked at
-SOME = 10  # images whose outputs tell logits from probabilities
-FEWEST = 100  # on fewer, chance alone makes accuracies differ by GAP
+MOST = 500  # images used by the checks
+SOME = 10  # images used to tell logits from probabilities
+FEWEST = 100  # with fewer images, accuracies may differ by GAP by chance
 GAP = 0.2
-SUM = 0.01  # a softmax of bfloat16 is off 1 by 0.003
-END = 0.01  # from 1, where a sigmoid saturates; a tenth of it from 0
-FAR = (1e2, 1e4)  # sizes of probes, in units of the box, where a logit is far from [0, 1]
-COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # of Keras's messages
+SUM = 0.01  # largest distance of a sum of probabilities from 1; in bfloat16 it is 0.003
+END = 0.01  # a sigmoid this close to 1, or within a tenth of it to 0, is saturated
+FAR = (1e2, 1e4)  # sizes of probes, in units of the box, for which logits are far from [0, 1]
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # terminal colours in messages of Keras
 
 
 class Scaled(NamedTuple):
-    """Whether the network is right (bool [n]) on images scaled by a Keras layer."""
+    """Which images are classified correctly after a scaling.
+
+    name: the scaling in words. layer: the Keras layer that does it. right: bool [n].
+    """
 
     name: str
     layer: str
@@ -39,9 +42,11 @@ class Scaled(NamedTuple):
 
 
 def inference(logits_fn: LogitsFn) -> LogitsFn:
-    """Return the callable in inference mode: with training=False where it takes `training`, as
-    every Keras network does; of that its one output, whatever container it comes in. One to which
-    `training` is bound already stays as it is."""
+    """Return the callable in inference mode, with training=False if it takes `training`.
+
+    Of a Keras network with a single output, that output is returned without its container. A
+    partial that already binds `training` is returned unchanged.
+    """
     function: Any = logits_fn
     if isinstance(function, partial) and "training" in function.keywords:
         return function
@@ -51,7 +56,8 @@ def inference(logits_fn: LogitsFn) -> LogitsFn:
 
 
 def _one(outputs: Any) -> Any:
-    """The one output of a Keras network; of several the container, which is refused as it is."""
+    """Return the single output of a Keras network. Several outputs are returned unchanged, to be
+    refused later."""
     flat = keras.tree.flatten(outputs)
     return flat[0] if len(flat) == 1 else outputs
 
@@ -59,26 +65,36 @@ def _one(outputs: Any) -> Any:
 def _takes_training(function: Any) -> bool:
     try:
         return "training" in inspect.signature(function).parameters
-    except (TypeError, ValueError):  # one that does not tell its parameters
+    except (TypeError, ValueError):  # a callable without a signature
         return False
 
 
 def check_network(
     logits_fn: LogitsFn, images: np.ndarray, box: Box = (0.0, 1.0), batch_size: int = 250
 ) -> np.ndarray:
-    """Return the logits [n, C] of the first images, up to 500, of a network fit to be evaluated.
+    """Check that a network is fit for an evaluation, and return logits of its first images.
+
+    Logs a warning if some logits are not finite.
 
     Args:
-        logits_fn: images [B, H, W, C] -> logits [B, C].
+        logits_fn: function from images [B, H, W, C] to logits [B, C].
         images: float32 [N, H, W, C] in the box.
+        box: the range of valid pixels.
+        batch_size: number of images in one forward pass.
+
+    Returns:
+        Logits [n, C] of the first n images, with n up to 500.
 
     Raises:
-        UserError: one line, for one that does not take the images, gives no tensor [B, C >= 2] of
-            logits, or none that is finite. Warns where some logits are not finite.
+        UserError: if the network does not take the images, does not return a tensor of logits
+            [B, C] with C >= 2, or returns no finite logits.
     """
     run = inference(logits_fn)
     _check_pass("logits_fn", run, images[:1])
-    if getattr(logits_fn, "outputs", "logits") in ("probabilities", "sigmoids"):  # as a file says
+    if getattr(logits_fn, "outputs", "logits") in (
+        "probabilities",
+        "sigmoids",
+    ):  # declared for a file
         logits_fn.check(images[:SOME], "model.outputs")  # type: ignore[attr-defined]
     few = images[:MOST]
     logits = outputs(run, few, batch_size)
@@ -94,20 +110,28 @@ def check_scaling(
     box: Box = (0.0, 1.0),
     batch_size: int = 250,
 ) -> None:
-    """Raise a UserError for a network that is wrong on most of the images, and right on many more
-    of them once they are scaled in one of the usual ways: its scaling belongs inside it.
+    """Raise a UserError if the network seems to expect images of another scale.
 
-    logits: [n, C] of the first images.
+    That is, if it misclassifies most images, but far fewer of them after one of the usual
+    scalings. Such a scaling belongs inside the network.
+
+    Args:
+        logits_fn: function from images [B, H, W, C] to logits [B, C].
+        images: float32 [N, H, W, C] in the box.
+        labels: int [N].
+        logits: logits [n, C] of the first n images.
+        box: the range of valid pixels.
+        batch_size: number of images in one forward pass.
     """
     few, truth = images[: len(logits)], labels[: len(logits)]
-    here = right(logits, truth).mean()
-    if here >= 0.5 or len(few) < FEWEST:
+    accuracy = right(logits, truth).mean()
+    if accuracy >= 0.5 or len(few) < FEWEST:
         return
     best = best_scaled(logits_fn, few, truth, box, batch_size)
-    if best.right.mean() > here + GAP:
+    if best.right.mean() > accuracy + GAP:
         raise UserError(
             f"logits_fn: expected a network of images in [{box[0]:g}, {box[1]:g}], received one "
-            f"that is right on {here:.0%} of them and on {best.right.mean():.0%} of the same "
+            f"that is right on {accuracy:.0%} of them and on {best.right.mean():.0%} of the same "
             f"images {best.name}; put this scaling inside the network: keras.layers.{best.layer}"
         )
 
@@ -119,11 +143,15 @@ def check_trained(
     box: Box = (0.0, 1.0),
     where: str = "network",
 ) -> None:
-    """Raise a UserError for a network that cannot be trained: of probabilities, of one output, or
-    of none that is finite.
+    """Raise a UserError if a network cannot be trained, as its outputs are probabilities, not
+    finite, or only one.
 
-    logits_fn: images [B, H, W, C] -> what the network gives, in inference mode. images: some, or
-    noise in the box. where: the name of the network in errors.
+    Args:
+        network: the network.
+        logits_fn: function from images [B, H, W, C] to its outputs in inference mode.
+        images: a few images, or noise in the box.
+        box: the range of valid pixels.
+        where: the name of the network in errors.
     """
     few = images[:SOME]
     _check_pass(where, logits_fn, few[:1])
@@ -131,14 +159,19 @@ def check_trained(
 
 
 def kind_of_outputs(values: np.ndarray) -> str:
-    """Return what finite outputs [n, C] are: "probabilities", rows of numbers >= 0 with sum 1 in
-    the precision of half floats; "sigmoids", numbers in [0, 1] of which some are all but at an end,
-    as those of saturated sigmoids; else "logits"."""
+    """Return the kind of finite outputs [n, C].
+
+    It is "probabilities" for rows of numbers >= 0 that sum to 1 up to the precision of half floats,
+    "sigmoids" for numbers in [0, 1] of which some are almost at an end, as saturated sigmoids are,
+    and otherwise "logits".
+    """
     if not in_unit(values):
         return "logits"
     if values.shape[1] > 1 and np.abs(values.sum(axis=1) - 1).max() < SUM:
         return "probabilities"
-    saturated = (values > 1 - END) | ((values > 0) & (values < END / 10))  # 0 is a ReLU's too
+    saturated = (values > 1 - END) | (
+        (values > 0) & (values < END / 10)
+    )  # a 0 may come from a ReLU
     return "sigmoids" if values.max() <= 1 and saturated.any() else "logits"
 
 
@@ -171,8 +204,8 @@ def _check_pass(name: str, logits_fn: LogitsFn, image: np.ndarray) -> None:
 def _check_outputs(
     name: str, network: Any, run: LogitsFn, images: np.ndarray, values: np.ndarray, box: Box
 ) -> None:
-    """Raise a UserError unless the outputs [n, C] of images are finite logits of two classes or
-    more; warn where some are not finite."""
+    """Raise a UserError unless the outputs [n, C] are logits of at least two classes, some of them
+    finite; log a warning if others are not."""
     finite = np.isfinite(values).all(axis=1)
     count, total = int((~finite).sum()), len(values)
     if count == total:
@@ -203,10 +236,21 @@ def _check_outputs(
 def kind_of_network(
     network: Any, run: LogitsFn, images: np.ndarray, values: np.ndarray, box: Box = (0.0, 1.0)
 ) -> str:
-    """Return the kind of a network's finite outputs [n, C]. The last layer of a Keras network tells
-    it; of others the outputs do, if all are in [0, 1], with those of images so far outside the box
-    that the logits of any network leave it."""
-    if (end := ending(network)) is not None:
+    """Return the kind of the outputs of a network, as in `kind_of_outputs`.
+
+    It is determined by the last layer of a Keras network. For other networks whose outputs are all
+    in [0, 1], it is determined by these and by outputs for images far outside the box, for which
+    the logits of any network leave [0, 1].
+
+    Args:
+        network: the network.
+        run: function from images to its outputs, in inference mode.
+        images: float32 [n, H, W, C] in the box.
+        values: finite outputs [n, C] for the images.
+        box: the range of valid pixels.
+    """
+    end = ending(network)
+    if end is not None:
         return end.gives
     if not in_unit(values):
         return "logits"
@@ -214,8 +258,8 @@ def kind_of_network(
 
 
 def _far_outputs(run: LogitsFn, images: np.ndarray, box: Box) -> Iterator[np.ndarray]:
-    """Yield finite outputs [m, C] of noise, plain and real images, of both signs, far outside the
-    box; none where the network takes no such images."""
+    """Yield finite outputs [m, C] for images far outside the box: for noise, for plain images and
+    for the real ones, of both signs. Those that the network does not take are left out."""
     noise = np.random.default_rng(0).standard_normal(images.shape).astype(np.float32)
     for scale in FAR:
         for probes in (noise, np.ones_like(images[:1]), images):
@@ -223,7 +267,7 @@ def _far_outputs(run: LogitsFn, images: np.ndarray, box: Box) -> Iterator[np.nda
                 far = np.float32(sign * scale * (box[1] - box[0])) * probes
                 try:
                     values = outputs(run, far, len(far))
-                except Exception:  # of the network's own checks, of any kind
+                except Exception:  # a check inside the network may raise anything
                     continue
                 yield values[np.isfinite(values).all(axis=1)]
 
@@ -231,22 +275,24 @@ def _far_outputs(run: LogitsFn, images: np.ndarray, box: Box) -> Iterator[np.nda
 def best_scaled(
     logits_fn: LogitsFn, x: np.ndarray, y: np.ndarray, box: Box, batch_size: int
 ) -> Scaled:
-    """Return the usual scaling, other than the box, of images [n, H, W, C] on which the network is
-    right most often."""
-    tried = [
+    """Return the usual scaling with which the network classifies most images correctly.
+
+    x: images [n, H, W, C] in the box. y: labels, int [n].
+    """
+    results = [
         Scaled(name, layer, right(outputs(logits_fn, images, batch_size), y))
         for name, layer, images in _scalings(x, box)
     ]
-    return max(tried, key=lambda scaled: scaled.right.sum())
+    return max(results, key=lambda scaled: scaled.right.sum())
 
 
 def right(logits: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Return where logits [n, C] are right, bool [n]."""
+    """Return which logits [n, C] classify correctly, bool [n]."""
     return losses.correct(tf.constant(logits), tf.constant(y)).numpy()
 
 
 def _scalings(x: np.ndarray, box: Box) -> Iterator[tuple[str, str, np.ndarray]]:
-    """Yield (name, the layer that does it, images) of the usual scalings, other than the box."""
+    """Yield name, Keras layer and scaled images of each usual scaling other than the box."""
     low, high = box
     for to in ((0.0, 1.0), (0.0, 255.0), (-1.0, 1.0)):
         if to != (low, high):
@@ -254,14 +300,15 @@ def _scalings(x: np.ndarray, box: Box) -> Iterator[tuple[str, str, np.ndarray]]:
             offset = to[0] - scale * low
             layer = f"Rescaling({scale:g}, offset={offset:g})"
             yield f"in [{to[0]:g}, {to[1]:g}]", layer, (scale * x + offset).astype(np.float32)
-    mean, std = (f(x, axis=(0, 1, 2), dtype=np.float64) for f in (np.mean, np.std))
+    mean = np.mean(x, axis=(0, 1, 2), dtype=np.float64)
+    std = np.std(x, axis=(0, 1, 2), dtype=np.float64)
     standard = (x - mean) / np.maximum(std, 1e-6)
     layer = "Normalization with the training images' mean and variance"
     yield "standardised", layer, standard.astype(np.float32)
 
 
 def outputs(logits_fn: LogitsFn, x: np.ndarray, batch_size: int) -> np.ndarray:
-    """Return logits [n, C] of passes in inference mode that are not compiled."""
+    """Return the outputs [n, C] of forward passes in inference mode that are not compiled."""
     run = inference(logits_fn)
     batches = (x[i : i + batch_size] for i in range(0, len(x), batch_size))
     parts = [np.asarray(run(tf.constant(batch)), np.float64) for batch in batches]
