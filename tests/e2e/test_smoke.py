@@ -201,31 +201,31 @@ def test_runs_are_never_mixed(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("short_closing")
+@pytest.mark.parametrize("source", slow_but([".", "model.keras"], ["model.keras"]))
 def test_training_on_from_a_run_folder_and_a_keras_file(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], source: str
 ) -> None:
     first = smoke("digits_natural", tmp_path, stages=["train"])
-    for number, source in enumerate((first, first / "model.keras")):
-        settings = [
-            f"train.init_from={source}",
-            "train.epochs=1",
-            "train.epsilon_ramp_epochs=0",
-            "train.steps_per_epoch=1",
-            "optimizer.learning_rate=1e-9",
-            "attacks=fgsm",
-        ]
-        stages = ["train", "attack_eval"]
-        hardened = run("digits_adv", settings, tmp_path / str(number), stages, smoke=False)
-        before, after = (
-            keras.saving.load_model(f / "model.keras", compile=False) for f in (first, hardened)
-        )
-        assert [v.path for v in before.weights] == [v.path for v in after.weights]
-        for a, b in zip(before.get_weights(), after.get_weights(), strict=True):
-            np.testing.assert_allclose(a, b, atol=1e-6)
-        capsys.readouterr()
-        # Fewer stages are no other run: the hardened network is what is evaluated.
-        run("digits_adv", [*settings, "stages=[attack_eval]"], hardened.parent, None, smoke=False)
-        assert "attack_eval: done before" in capsys.readouterr().out
+    settings = [
+        f"train.init_from={first / source}",
+        "train.epochs=1",
+        "train.epsilon_ramp_epochs=0",
+        "train.steps_per_epoch=1",
+        "optimizer.learning_rate=1e-9",
+        "attacks=fgsm",
+    ]
+    hardened = run("digits_adv", settings, tmp_path, ["train", "attack_eval"], smoke=False)
+    before, after = (
+        keras.saving.load_model(folder / "model.keras", compile=False)
+        for folder in (first, hardened)
+    )
+    assert [v.path for v in before.weights] == [v.path for v in after.weights]
+    for a, b in zip(before.get_weights(), after.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    capsys.readouterr()
+    # Fewer stages are no other run: the hardened network is what is evaluated.
+    run("digits_adv", [*settings, "stages=[attack_eval]"], tmp_path, None, smoke=False)
+    assert "attack_eval: done before" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("short_closing")
