@@ -323,6 +323,7 @@ def test_xla_gives_the_same_gradients(xla: None) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1000)
 @pytest.mark.parametrize("method", [*METHODS, "atlas with BatchNorm"])
 def test_two_devices_train_what_one_trains(
     on_two_devices: Callable[[str], dict[str, Any]], method: str

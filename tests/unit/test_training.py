@@ -211,6 +211,7 @@ def test_history_goes_on_after_the_checkpoint(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1000)
 def test_callbacks_work_on_two_devices(on_two_devices: Callable[[str], dict[str, Any]]) -> None:
     out = on_two_devices("trained")
     np.testing.assert_allclose(out["resumed"], out["straight"], rtol=1e-5, atol=1e-7)
