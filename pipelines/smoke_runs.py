@@ -47,8 +47,8 @@ def smoke(spec: Spec) -> Spec:
     config.pop("paper", None)
     made = parse(spec.name, {key: value for key, value in config.items() if value is not None})
     # The attacks themselves, as a suite is one name in the config.
-    trials = [dataclasses.replace(t, attack=_in_small(t.attack)) for t in made.trials]
-    return dataclasses.replace(made, trials=trials)
+    attack_list = [dataclasses.replace(t, attack=_in_small(t.attack)) for t in made.attack_list]
+    return dataclasses.replace(made, attack_list=attack_list)
 
 
 def _few(space: Mapping[str, Range]) -> dict[str, Any]:

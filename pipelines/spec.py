@@ -17,7 +17,7 @@ from pipelines.space import ranges
 from tfrobust.attacks import ATTACKS, Attack, SavedImages
 from tfrobust.data import DATASETS, Dataset
 from tfrobust.errors import UserError, choose, number, require
-from tfrobust.evaluation import Trial, trials
+from tfrobust.evaluation import ListedAttack, list_attacks
 from tfrobust.gate import check_threat
 from tfrobust.methods import METHODS, RobustModel
 from tfrobust.models import MODELS, PRECISIONS
@@ -41,7 +41,7 @@ class Spec:
     precision: str
     threat: Threat
     data: Data
-    trials: list[Trial]
+    attack_list: list[ListedAttack]
     evaluation: EvaluationOptions
     stages: list[str]
     train: Train | None
@@ -111,10 +111,10 @@ def parse(name: str, config: dict[str, Any]) -> Spec:
         **arguments(EvaluationOptions, top.get("evaluation", {}), "evaluation"),
     )
     _check_inputs(evaluation, top.get("model") or {})
-    listed = trials(top.get("attacks", []), threat)
-    for trial in listed:
-        located("attacks", trial.attack.check, threat, data.source.image_shape)
-    attack_files(listed_attacks(listed))
+    attack_list = list_attacks(top.get("attacks", []), threat)
+    for listed in attack_list:
+        located("attacks", listed.attack.check, threat, data.source.image_shape)
+    attack_files(attacks_by_key(attack_list))
     if "paper" in top:
         config = {**config, "paper": _paper(top["paper"])}
     half = trains or top["precision"] == "float32"
@@ -129,7 +129,7 @@ def parse(name: str, config: dict[str, Any]) -> Spec:
         precision=top["precision"],
         threat=threat,
         data=data,
-        trials=listed,
+        attack_list=attack_list,
         evaluation=evaluation,
         stages=stages,
         train=train,
@@ -276,9 +276,9 @@ def _method(
     )
 
 
-def listed_attacks(listed: list[Trial]) -> dict[str, Attack]:
-    """The attacks of an evaluation by their place in the config."""
-    return {f"attacks[{place}]": trial.attack for place, trial in enumerate(listed)}
+def attacks_by_key(attack_list: list[ListedAttack]) -> dict[str, Attack]:
+    """Return the attacks of an evaluation by their place in the config, such as "attacks[0]"."""
+    return {f"attacks[{place}]": listed.attack for place, listed in enumerate(attack_list)}
 
 
 def training_attacks(method: Any, train: Train | None) -> dict[str, Attack]:

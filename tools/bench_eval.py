@@ -25,7 +25,7 @@ from device import has_torch, name_of, torch_device, use, versions
 
 from tfrobust import Threat
 from tfrobust.data import DATASETS, Split
-from tfrobust.evaluation import Trial, run, trials
+from tfrobust.evaluation import ListedAttack, list_attacks, run
 from tfrobust.models import load_keras
 
 NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
@@ -81,20 +81,20 @@ def ours(
     network: keras.Model, x: np.ndarray, y: np.ndarray, threat: Threat, args: argparse.Namespace
 ) -> Iterator[dict[str, Any]]:
     """Yield a row for each attack of tfrobust's AutoAttack; tracing and compiling count."""
-    listed: list[Trial] = trials("autoattack", threat)
+    attack_list: list[ListedAttack] = list_attacks("autoattack", threat)
     for result in run(
         lambda images: network(images, training=False),
         x,
         y,
         threat,
-        listed[: args.attacks],
+        attack_list[: args.attacks],
         seed=args.seed,
         batch_size=BATCH_SIZE,
         progress=False,
         jit_compile="auto",
     ):
-        if result.trial is not None:
-            name = result.trial.attack.title
+        if result.listed is not None:
+            name = result.listed.attack.title
             yield _row(name, result.seconds, result.accuracy, len(x))
 
 

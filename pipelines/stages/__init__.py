@@ -21,7 +21,7 @@ from pipelines.spec import (
     STAGES,
     Spec,
     attack_files,
-    listed_attacks,
+    attacks_by_key,
     training_attacks,
 )
 from pipelines.stages import attack_eval, train
@@ -71,7 +71,7 @@ def inputs(stage: str, spec: Spec, folder: Folder) -> str:
         files = [
             *data,
             *model_files(*_model(spec, folder)),
-            *attack_files(listed_attacks(spec.trials)),
+            *attack_files(attacks_by_key(spec.attack_list)),
         ]
         # How many images share a pass changes no attack, and how to treat finished ones no result.
         options = spec.config.get("evaluation") or {}
@@ -173,7 +173,7 @@ def check(stages: Sequence[str], spec: Spec, folder: Folder) -> None:
                 model.check_network(images, "train.init_from")
         elif stage == "attack_eval":
             test = spec.data.test
-            saved = any(isinstance(trial.attack, SavedImages) for trial in spec.trials)
+            saved = any(isinstance(listed.attack, SavedImages) for listed in spec.attack_list)
             few = test if saved else test.first(min(FIRST, len(test)))
             if not trains:
                 network, size = _network(spec, folder), spec.evaluation.batch_size
@@ -183,9 +183,9 @@ def check(stages: Sequence[str], spec: Spec, folder: Folder) -> None:
                     images, labels = few.as_float(), few.labels
                     check_inputs(network, images, labels, spec.threat, size, "channels_last")
                     right = predictor(network, size)(images) == labels
-                    whole = spec.trials[: 1 if spec.evaluation.mode == "cascade" else None]
+                    whole = spec.attack_list[: 1 if spec.evaluation.mode == "cascade" else None]
                     limits = (spec.threat, network.classes, size, whole)
-                    check_files(spec.trials, images, right, *limits)
+                    check_files(spec.attack_list, images, right, *limits)
                     if spec.evaluation.save is not None:
                         ImageFile(folder.path, spec.evaluation.save, images)
         elif stage == "report" and spec.search is None and "attack_eval" not in todo:

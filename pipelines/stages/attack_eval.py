@@ -42,7 +42,7 @@ def attack_eval(spec: Spec, folder: Folder, network: SavedNetwork, digest: str) 
         x,
         y,
         spec.threat,
-        spec.trials,
+        spec.attack_list,
         mode=options.mode,
         seed=spec.seed,
         batch_size=options.batch_size,
@@ -55,7 +55,7 @@ def attack_eval(spec: Spec, folder: Folder, network: SavedNetwork, digest: str) 
         layout="channels_last",  # which the data set has been asked for
     )
     folder.write_config()  # only now: what was there belongs to the results that were there
-    if spec.trials:
+    if spec.attack_list:
         few = slice(VALLEY)
         sizes = {"seed": spec.seed, "batch_size": options.batch_size}
         found = margins(network, x[few], y[few], spec.threat, **sizes)

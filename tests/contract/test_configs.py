@@ -50,7 +50,7 @@ def test_every_config_builds_its_network_in_full_size(name: str) -> None:
 @pytest.mark.parametrize("name", RUNS)
 def test_every_config_builds(name: str) -> None:
     spec = spec_of(name)
-    assert spec.method is not None and spec.train is not None and spec.trials
+    assert spec.method is not None and spec.train is not None and spec.attack_list
     facts = {"num_examples": 9, "batch_size": 3, "steps_per_epoch": 3}
     model = spec.method(spec.network(), ramp_steps=1, **facts)
     source = spec.data.source

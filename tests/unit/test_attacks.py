@@ -16,7 +16,7 @@ import tensorflow as tf
 from tfrobust import FGSM, PGD, Threat, losses, noise
 from tfrobust.attacks import MultiTargeted, Transfer
 from tfrobust.errors import UserError
-from tfrobust.evaluation import trials
+from tfrobust.evaluation import list_attacks
 
 SEED = noise.seed_for(0, 0, "test")
 WIDE = (-10.0, 10.0)
@@ -356,7 +356,7 @@ def nested(step_size: Any) -> Transfer:
 
 def test_an_evaluation_asks_for_the_step() -> None:
     with pytest.raises(UserError, match=r"^attacks\[1\].step_size: .* 2/255"):
-        trials(["fgsm", {"name": "pgd", "step_size": 2}], Threat("linf", 0.03))
+        list_attacks(["fgsm", {"name": "pgd", "step_size": 2}], Threat("linf", 0.03))
 
 
 def test_the_step_may_be_a_tensor() -> None:

@@ -20,16 +20,16 @@ from tfrobust.attacks import APGD, Outcome
 from tfrobust.errors import UserError
 from tfrobust.evaluation import (
     Evaluation,
-    Trial,
+    ListedAttack,
     adversaries,
     eps_curve,
     evaluate,
     landscape,
     least_eps,
+    list_attacks,
     margins,
     predictor,
     run,
-    trials,
     valley,
     worst_case,
 )
@@ -46,15 +46,15 @@ def network(x: Any) -> Any:
     return tf.stack([0.5 - t, t - 0.5], axis=1)
 
 
-def flags(threat: Threat, *trials: Trial, logits_fn: Any = network, **options: Any) -> list[Any]:
+def flags(threat: Threat, *attacks: ListedAttack, logits_fn: Any = network, **options: Any) -> Any:
     options = {"mode": "each", "progress": False} | options
-    return list(run(logits_fn, X, Y, threat, trials, **options))
+    return list(run(logits_fn, X, Y, threat, attacks, **options))
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 7, 100])
 def test_exact_counts_with_a_partial_last_batch(batch_size: int) -> None:
     threat = Threat("linf", 0.25)
-    clean, attacked = flags(threat, Trial(PLAIN, "fgsm"), batch_size=batch_size)
+    clean, attacked = flags(threat, ListedAttack(PLAIN, "fgsm"), batch_size=batch_size)
     np.testing.assert_array_equal(clean.robust, [1, 0, 1, 1, 1, 1, 1])
     np.testing.assert_array_equal(attacked.robust, [1, 0, 0, 0, 0, 0, 1])
     assert (clean.name, attacked.name) == ("clean", "fgsm")
@@ -71,7 +71,7 @@ def test_one_trace() -> None:
         calls.append(tf.executing_eagerly())
         return network(x)
 
-    flags(Threat("linf", 0.1), Trial(PLAIN, "fgsm"), logits_fn=counted, batch_size=3)
+    flags(Threat("linf", 0.1), ListedAttack(PLAIN, "fgsm"), logits_fn=counted, batch_size=3)
     assert calls == [True] + [False] * 3
 
 
@@ -82,8 +82,8 @@ def test_logits_that_are_not_finite_are_wrong(bad: float) -> None:
     def broken(x: Any) -> Any:
         return tf.where(tf.reshape(x, [-1, 1]) > 0.65, bad, network(x))
 
-    trials = (Trial(PLAIN, "fgsm"), Trial(PGD(steps=3), "pgd"))
-    clean, fgsm, pgd = flags(Threat("linf", 0.05), *trials, logits_fn=broken)
+    attack_list = (ListedAttack(PLAIN, "fgsm"), ListedAttack(PGD(steps=3), "pgd"))
+    clean, fgsm, pgd = flags(Threat("linf", 0.05), *attack_list, logits_fn=broken)
     np.testing.assert_array_equal(clean.robust, [1, 0, 1, 1, 1, 0, 0])
     assert not (fgsm.robust & ~clean.robust).any() and not (pgd.robust & ~clean.robust).any()
     assert not predictor(broken)(X)[5:].max() >= 0
@@ -123,19 +123,19 @@ def test_rounding_is_no_cheating() -> None:
 
 def test_clean_mistakes_stay_mistakes() -> None:
     """0.2 has label 1 and is wrong; moved to 0.55 it is called 1, which counts for nothing."""
-    trial = Trial(Moves(0.35), "moves", examples=2)
-    clean, moved = flags(Threat("linf", 0.5), trial)
-    shifted = adversaries(network, X[:2], Y[:2], trial.attack, Threat("linf", 0.5))
+    listed = ListedAttack(Moves(0.35), "moves", examples=2)
+    clean, moved = flags(Threat("linf", 0.5), listed)
+    shifted = adversaries(network, X[:2], Y[:2], listed.attack, Threat("linf", 0.5))
     np.testing.assert_array_equal(predictor(network)(shifted), Y[:2])
     np.testing.assert_array_equal(moved.robust, [1, 0])
 
 
 def test_the_worst_case_is_over_the_attacks_that_saw_the_most_images() -> None:
-    trials = (
-        Trial(dataclasses.replace(PLAIN, step_scale=0.5), "half"),  # breaks 0.4 and 0.6
-        Trial(PLAIN, "whole", examples=4),
+    attack_list = (
+        ListedAttack(dataclasses.replace(PLAIN, step_scale=0.5), "half"),  # breaks 0.4 and 0.6
+        ListedAttack(PLAIN, "whole", examples=4),
     )
-    clean, half, whole = flags(Threat("linf", 0.25), *trials)
+    clean, half, whole = flags(Threat("linf", 0.25), *attack_list)
     np.testing.assert_array_equal(half.robust, [1, 0, 1, 0, 0, 1, 1])
     np.testing.assert_array_equal(whole.robust, [1, 0, 0, 0])
     np.testing.assert_array_equal(worst_case([clean, half]), half.robust)
@@ -146,7 +146,7 @@ def test_the_worst_case_is_over_the_attacks_that_saw_the_most_images() -> None:
 
 
 def test_more_examples_than_there_are() -> None:
-    *_, attacked = flags(Threat("linf", 0.1), Trial(PLAIN, "fgsm", examples=99))
+    *_, attacked = flags(Threat("linf", 0.1), ListedAttack(PLAIN, "fgsm", examples=99))
     assert len(attacked.robust) == 7
 
 
@@ -167,23 +167,24 @@ WHOLE = PLAIN  # breaks 0.3 and 0.7 as well
 
 
 def test_a_cascade_attacks_only_what_stands() -> None:
-    trials = (Trial(HALF, "half"), Trial(WHOLE, "whole"))
-    each = flags(Threat("linf", 0.25), *trials)
-    cascade = flags(Threat("linf", 0.25), *trials, mode="cascade")
+    attack_list = (ListedAttack(HALF, "half"), ListedAttack(WHOLE, "whole"))
+    each = flags(Threat("linf", 0.25), *attack_list)
+    cascade = flags(Threat("linf", 0.25), *attack_list, mode="cascade")
     assert [r.attacked for r in each] == [7, 6, 6]
     assert [r.attacked for r in cascade] == [7, 6, 4]
     for one, other in zip(each, cascade, strict=True):
         np.testing.assert_array_equal(one.robust, other.robust)
     # The other way round the weak attack finds nothing left to break: its row shows the worst case.
-    clean, whole, half = flags(Threat("linf", 0.25), *trials[::-1], mode="cascade")
+    clean, whole, half = flags(Threat("linf", 0.25), *attack_list[::-1], mode="cascade")
     np.testing.assert_array_equal(half.robust, whole.robust)
     assert half.attacked == 2
     assert (half.queries, half.gradients) == (4, 2)  # of one-step attacks, with a look at the end
 
 
 def test_a_suite_is_a_cascade_and_has_a_row_of_its_own() -> None:
-    suite = [Trial(HALF, "S: half", suite="S"), Trial(WHOLE, "S: whole", suite="S")]
-    results = flags(Threat("linf", 0.25), Trial(WHOLE, "before"), *suite, Trial(HALF, "after"))
+    suite = [ListedAttack(HALF, "S: half", suite="S"), ListedAttack(WHOLE, "S: whole", suite="S")]
+    before, after = ListedAttack(WHOLE, "before"), ListedAttack(HALF, "after")
+    results = flags(Threat("linf", 0.25), before, *suite, after)
     assert [r.name for r in results] == ["clean", "before", "S: half", "S: whole", "S", "after"]
     assert [r.attacked for r in results] == [7, 6, 6, 4, 6, 6]
     np.testing.assert_array_equal(results[4].robust, [1, 0, 0, 0, 0, 0, 1])
@@ -191,8 +192,8 @@ def test_a_suite_is_a_cascade_and_has_a_row_of_its_own() -> None:
 
 
 def test_finished_results_are_not_computed_again() -> None:
-    trials = (Trial(HALF, "half"), Trial(WHOLE, "whole"))
-    straight = flags(Threat("linf", 0.25), *trials, mode="cascade")
+    attack_list = (ListedAttack(HALF, "half"), ListedAttack(WHOLE, "whole"))
+    straight = flags(Threat("linf", 0.25), *attack_list, mode="cascade")
     calls = []
 
     def counted(x: Any) -> Any:
@@ -200,7 +201,7 @@ def test_finished_results_are_not_computed_again() -> None:
         return network(x)
 
     again = flags(
-        Threat("linf", 0.25), *trials, mode="cascade", logits_fn=counted, finished=straight[:2]
+        Threat("linf", 0.25), *attack_list, mode="cascade", logits_fn=counted, finished=straight[:2]
     )
     assert len(calls) == 4  # the classes, one attack, the predictions on its images: not clean
     assert again[:2] == straight[:2]
@@ -224,18 +225,17 @@ def test_evaluate_in_one_call() -> None:
     assert result.clean_accuracy == pytest.approx(6 / 7)
     assert result.robust_accuracy == pytest.approx(2 / 7)
     assert str(result) == "clean: 85.71% of 7\nFGSM: 28.57% of 7\nworst case: 28.57% of 7"
-    with pytest.raises(UserError, match="did you mean 'autoattack'"):
-        evaluate(network, X, Y, threat, "autoatack")
 
 
 @pytest.mark.parametrize(
     ("attacks", "message"),
     [
-        ([Trial(PLAIN, "a"), Trial(PGD(), "a")], "attacks: expected attacks whose labels differ"),
-        ([Trial(PLAIN, "clean")], "attacks: expected labels other than allow_pickle, clean, "),
+        ([ListedAttack(PLAIN, "a")] * 2, "attacks: expected attacks whose labels differ"),
+        ([ListedAttack(PLAIN, "clean")], "expected labels other than allow_pickle, clean, "),
         ([{"name": "pgd", "examples": 0}], "attacks[0].examples: expected int >= 1, received 0"),
         ([{"name": "pgd", "step": 3}], "attacks[0].step: unknown key"),
         ([{"name": "autoattack", "version": "standrd"}], "(did you mean 'standard'?)"),
+        ("autoatack", "did you mean 'autoattack'"),
         ([{"steps": 3}], "attacks[0]: expected a mapping with 'name'"),
     ],
 )
@@ -247,26 +247,27 @@ def test_mistakes_are_one_line(attacks: Any, message: str) -> None:
 
 
 def test_autoattack_and_paper_are_suites() -> None:
-    standard = trials("autoattack", Threat("linf", 0.3))
+    standard = list_attacks("autoattack", Threat("linf", 0.3))
     assert [t.name.partition(": ")[2] for t in standard] == [t.attack.title for t in standard]
     assert len(standard) == 4 and {t.suite for t in standard} == {"AutoAttack"}
-    plus = trials({"name": "autoattack", "version": "plus"}, Threat("linf", 0.3))
+    plus = list_attacks({"name": "autoattack", "version": "plus"}, Threat("linf", 0.3))
     assert {t.attack for t in standard} - {APGD()} < {t.attack for t in plus}
-    first, second, *rest = (t.attack for t in trials("autoattack", Threat("l1", 12.0)))
+    first, second, *rest = (t.attack for t in list_attacks("autoattack", Threat("l1", 12.0)))
     assert (first.restarts, second.targets) == (5, 5)  # as the public code has it
     assert rest == [t.attack for t in standard[2:]]
-    again = trials(["autoattack", {"name": "autoattack", "label": "AA2"}], Threat("linf", 0.3))
+    named = {"name": "autoattack", "label": "AA2"}
+    again = list_attacks(["autoattack", named], Threat("linf", 0.3))
     assert [t.name for t in again[4:]] == [f"AA2: {t.attack.title}" for t in standard]
     assert {t.suite for t in again} == {"AutoAttack", "AA2"}
     assert len(plus) == 6 and {t.suite for t in plus} == {"AutoAttack plus"}
-    small = trials("paper", Threat("linf", 0.3))
-    full = trials({"name": "paper", "budget": "paper"}, Threat("linf", 0.3))
+    small = list_attacks("paper", Threat("linf", 0.3))
+    full = list_attacks({"name": "paper", "budget": "paper"}, Threat("linf", 0.3))
     assert [t.name for t in small] == [t.name for t in full]
     assert {t.examples for t in full if t.name != "RayS"} == {None}
     assert small[1].attack.step_size == 0.01
-    cifar = trials("paper", Threat("linf", "8/255"))
+    cifar = list_attacks("paper", Threat("linf", "8/255"))
     assert cifar[1].attack.step_size == pytest.approx(0.007)
-    assert "RayS" not in [t.name for t in trials("paper", Threat("l2", 0.5))]
+    assert "RayS" not in [t.name for t in list_attacks("paper", Threat("l2", 0.5))]
 
 
 def test_a_batch_that_does_not_fit_into_memory_is_one_line() -> None:

@@ -17,7 +17,7 @@ import tensorflow as tf
 from tfrobust import FGSM, PGD, Threat
 from tfrobust.attacks import Square
 from tfrobust.evaluation import Result, evaluate
-from tfrobust.evaluation.attack_list import Trial
+from tfrobust.evaluation.attack_list import ListedAttack
 from tfrobust.evaluation.sanity_checks import (
     CHECKS,
     _more,
@@ -40,7 +40,9 @@ checks_module = importlib.import_module("tfrobust.evaluation.sanity_checks")  # 
 W = np.array([[3, -1, 0], [1, 2, -2], [-2, 0, 3], [-1, 1, 2]], np.float32)
 X = np.random.default_rng(0).uniform(0.2, 0.8, (60, 2, 2, 1)).astype(np.float32)
 THREAT = Threat("linf", 0.05)
-WHITE, WEAK, BLACK = (Trial(attack, attack.title) for attack in (PGD(steps=20), FGSM(), Square()))
+WHITE, WEAK, BLACK = (
+    ListedAttack(attack, attack.title) for attack in (PGD(steps=20), FGSM(), Square())
+)
 
 
 def honest(x: Any) -> Any:
@@ -107,8 +109,8 @@ def seen(
 def test_an_honest_network_passes_every_check() -> None:
     y = honest(X).numpy().argmax(axis=1)
     y[:5] = (y[:5] + 1) % 3  # wrong when clean: looked at by no check
-    trials = [WHITE, Trial(Square(queries=50), "Square")]
-    results = evaluate(honest, X, y, THREAT, trials, check=False, progress=False).results
+    attack_list = [WHITE, ListedAttack(Square(queries=50), "Square")]
+    results = evaluate(honest, X, y, THREAT, attack_list, check=False, progress=False).results
     found = checks(honest, X, y, THREAT, results, examples=40, progress=False)
     assert len(found) == len(CHECKS) and len({check.name for check in found}) == len(CHECKS)
     assert [check.name for check in found if check.warns] == []
@@ -295,11 +297,11 @@ def test_noise_in_batches() -> None:
     assert one.text != several.text
 
 
-def made(trial: Trial, attacked: int, broken: Sequence[int], n: int = 10) -> Result:
+def made(listed: ListedAttack, attacked: int, broken: Sequence[int], n: int = 10) -> Result:
     """Of n images, those that are broken after it."""
     flags = ~np.isin(np.arange(n), broken)
     return Result(
-        trial.name, flags, 0.0, trial, attacked, 9, 0 if trial.attack is BLACK.attack else 9
+        listed.name, flags, 0.0, listed, attacked, 9, 0 if listed.attack is BLACK.attack else 9
     )
 
 
@@ -346,8 +348,8 @@ def test_black_box_against_white_box(
 def test_square_finds_what_gradients_do_not() -> None:
     y = rounded(X).numpy().argmax(axis=1)
     threat = Threat("linf", 0.2)
-    trials = [WHITE, Trial(Square(queries=100), "Square")]
-    found = evaluate(rounded, X, y, threat, trials, check=False)
+    attack_list = [WHITE, ListedAttack(Square(queries=100), "Square")]
+    found = evaluate(rounded, X, y, threat, attack_list, check=False)
     check = black_box(seen(rounded, threat=threat, results=found.results))
     assert check.warns and "Square breaks" in check.text and WHITE.name in check.text
 

@@ -1,7 +1,7 @@
 """Evaluation: a cascade of attacks over a test set, flags per example, the worst case."""
 
 from tfrobust.evaluation.api import evaluate
-from tfrobust.evaluation.attack_list import SUITES, Trial, trials
+from tfrobust.evaluation.attack_list import SUITES, ListedAttack, list_attacks
 from tfrobust.evaluation.cascade import MODES, run
 from tfrobust.evaluation.crafting import Crafted, adversaries, craft, predictor
 from tfrobust.evaluation.eps_curves import eps_curve, least_eps
@@ -24,7 +24,7 @@ __all__ = [
     "Landscape",
     "Record",
     "Result",
-    "Trial",
+    "ListedAttack",
     "Valley",
     "adversaries",
     "checks",
@@ -37,7 +37,7 @@ __all__ = [
     "merged",
     "predictor",
     "run",
-    "trials",
+    "list_attacks",
     "valley",
     "worst_case",
 ]

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from tfrobust._compat import layers_of
 from tfrobust.errors import choose, in_memory, require
-from tfrobust.evaluation.attack_list import AttackSpec, trials
+from tfrobust.evaluation.attack_list import AttackSpec, list_attacks
 from tfrobust.evaluation.cascade import fitted, run
 from tfrobust.evaluation.closing import Closing
 from tfrobust.evaluation.crafting import BATCH_SIZE, LogitsFn, by_xla, check_traceable, predictor
@@ -87,15 +87,15 @@ def evaluate(
     Raises:
         UserError: inputs that do not fit; nothing is written then.
     """
-    listed, details = trials(attacks, threat), details or Details()
+    attack_list, details = list_attacks(attacks, threat), details or Details()
     require(isinstance(seed, numbers.Integral), "seed", "int", seed)
     seed = int(seed)
     expected = "False with a folder (save='float32' keeps them there)"
     require(folder is None or not images, "images", expected, images)
     with in_memory("batch_size", batch_size), contextlib.ExitStack() as stack:
         x, y = check_inputs(logits_fn, x, y, threat, batch_size, layout)
-        for trial in listed:
-            located(trial.name, trial.attack.check, threat, x.shape[1:])
+        for listed in attack_list:
+            located(listed.name, listed.attack.check, threat, x.shape[1:])
         digest = None if folder is None else _digest(logits_fn, details)
         network = inference(logits_fn)
         precision, search = _precision(logits_fn), None
@@ -106,15 +106,15 @@ def evaluate(
         logits = outputs(network, x[:FIRST], batch_size)
         logits_fn = lambda images: tf.ensure_shape(network(images), [None, logits.shape[1]])  # noqa: E731
         check_traceable(logits_fn, x.shape[1:])
-        n = min(len(x), max((t.examples or len(x) for t in listed), default=len(x)))
+        n = min(len(x), max((t.examples or len(x) for t in attack_list), default=len(x)))
         x, y = x[:n], y[:n]
-        listed = [fitted(trial, logits.shape[1]) for trial in listed]
+        attack_list = [fitted(listed, logits.shape[1]) for listed in attack_list]
         predict = predictor(logits_fn, batch_size)
         recorder = None
         if folder is not None:
             told = NetworkRow(logits=logits.tolist(), sha256=digest)
             recorder = Recorder(
-                Path(folder), told, x, y, threat, listed, predict,
+                Path(folder), told, x, y, threat, attack_list, predict,
                 mode=mode, seed=seed, save=save, details=details, rerun=rerun,
                 craft_precision=craft_precision,
             )  # fmt: skip
@@ -126,7 +126,7 @@ def evaluate(
             x,
             y,
             threat,
-            listed,
+            attack_list,
             mode=mode,
             images=images or save is not None,
             finished=recorder.finished if recorder else (),
@@ -139,10 +139,10 @@ def evaluate(
             if recorder:
                 recorder.add(result)
             results.append(result if images else dataclasses.replace(result, images=None))
-        closing = Closing(logits_fn, x, y, threat, listed, results, **options)
+        closing = Closing(logits_fn, x, y, threat, attack_list, results, **options)
         if recorder is None:
-            return Evaluation(results, closing.checks() if check and listed else [])
-        if check and listed:
+            return Evaluation(results, closing.checks() if check and attack_list else [])
+        if check and attack_list:
             closing.write(recorder)
         else:
             recorder.save()

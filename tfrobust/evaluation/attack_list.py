@@ -1,4 +1,4 @@
-"""What an evaluation runs: attacks by name, as mappings or as objects, and suites of them."""
+"""The list of attacks of an evaluation, made of names, mappings, attack objects and suites."""
 
 from __future__ import annotations
 
@@ -16,11 +16,15 @@ RESERVED = ("allow_pickle", "clean", "digest", "file", "index", "label", "worst 
 
 
 @dataclasses.dataclass(frozen=True)
-class Trial:
-    """A row of an evaluation: an attack, its name in tables, and on how many of the first images
-    it runs (None: all).
+class ListedAttack:
+    """An attack in the list of an evaluation: one row of its tables.
 
-    suite: the trials of one suite, such as AutoAttack, always run as a cascade among themselves.
+    Args:
+        attack: the attack.
+        name: its name in tables and files.
+        examples: it runs on the first `examples` images of the test set; None for all of them.
+        suite: the name of the suite it belongs to, such as "AutoAttack". The attacks of a suite
+            always run as a cascade among themselves.
     """
 
     attack: Attack
@@ -29,79 +33,97 @@ class Trial:
     suite: str | None = None
 
 
-AttackSpec = str | Mapping[str, Any] | Attack | Trial
+AttackSpec = str | Mapping[str, Any] | Attack | ListedAttack
 
 
-def trials(
+def list_attacks(
     attacks: AttackSpec | Sequence[AttackSpec], threat: Threat, where: str = "attacks"
-) -> list[Trial]:
-    """The trials that `attacks` names: one or a list of names, mappings, attacks or trials.
+) -> list[ListedAttack]:
+    """Return the attacks that `attacks` describes, in order, with suites expanded.
 
-    A mapping has the `name` of an attack or a suite and its settings; `label` and `examples` are
-    keys of any. Raises UserError for what is unknown and for names that are taken.
+    Args:
+        attacks: an entry or a sequence of entries. An entry is the name of an attack or a suite; a
+            mapping with the key `name`, the settings of that attack or suite, and optionally
+            `label` and `examples`; an `Attack`; or a `ListedAttack`.
+        threat: the threat under which the attacks run.
+        where: the name of the argument in error messages.
+
+    Raises:
+        UserError: for unknown names and keys, and for labels that are reserved or used twice.
     """
-    listed = [attacks] if isinstance(attacks, str | Mapping | Attack | Trial) else list(attacks)
-    found: list[Trial] = []
-    for place, entry in enumerate(listed):
-        found += _entry(entry, threat, f"{where}[{place}]")
-    names = [*(trial.name for trial in found), *dict.fromkeys(t.suite for t in found if t.suite)]
-    taken = next((name for name in names if name in RESERVED), None)
-    require(taken is None, where, f"labels other than {', '.join(RESERVED)}", taken)
-    double = next((n for n in names if names.count(n) > 1), None)
-    require(double is None, where, "attacks whose labels differ (set `label`)", double)
-    return found
+    entries = attacks
+    if isinstance(entries, str | Mapping | Attack | ListedAttack):
+        entries = [entries]
+    attack_list: list[ListedAttack] = []
+    for place, entry in enumerate(entries):
+        attack_list += _expand(entry, threat, f"{where}[{place}]")
+    suites = dict.fromkeys(listed.suite for listed in attack_list if listed.suite)
+    names = [*(listed.name for listed in attack_list), *suites]
+    reserved = next((name for name in names if name in RESERVED), None)
+    require(reserved is None, where, f"labels other than {', '.join(RESERVED)}", reserved)
+    repeated = next((name for name in names if names.count(name) > 1), None)
+    require(repeated is None, where, "attacks whose labels differ (set `label`)", repeated)
+    return attack_list
 
 
-def _entry(entry: AttackSpec, threat: Threat, where: str) -> list[Trial]:
-    if isinstance(entry, Trial):
+def _expand(entry: AttackSpec, threat: Threat, where: str) -> list[ListedAttack]:
+    """Return the attacks of one entry: several for a suite."""
+    if isinstance(entry, ListedAttack):
         return [entry]
     if isinstance(entry, Attack):
         located(where, entry.check, threat)
-        return [Trial(entry, entry.title)]
+        return [ListedAttack(entry, entry.title)]
     entry = {"name": entry} if isinstance(entry, str) else entry
     require(isinstance(entry, Mapping), where, "a name or a mapping with 'name'", entry)
-    shared = {k: v for k, v in entry.items() if k in ("label", "examples")}
-    rest = {k: v for k, v in entry.items() if k not in shared}
-    checked = arguments(_shared, shared, where)
-    label, examples = checked.get("label"), checked.get("examples")
+    common = {key: value for key, value in entry.items() if key in ("label", "examples")}
+    settings = {key: value for key, value in entry.items() if key not in common}
+    common = arguments(_common_keys, common, where)
+    label, examples = common.get("label"), common.get("examples")
     require(examples is None or examples >= 1, f"{where}.examples", "int >= 1", examples)
-    if isinstance(name := rest.get("name"), str) and name in SUITES:
-        make = resolve(SUITES, rest, where, ("threat",), also=("label", "examples"))
+    name = settings.get("name")
+    if isinstance(name, str) and name in SUITES:
+        make = resolve(SUITES, settings, where, ("threat",), also=("label", "examples"))
         suite = located(where, make, threat)
-        return [_labelled(_cut(trial, examples), label) for trial in suite]
-    require("name" in rest, where, "a mapping with 'name'", dict(entry))
-    choose(f"{where}.name", rest["name"], [*ATTACKS, *SUITES])
-    attack = build(ATTACKS, rest, where, also=("label", "examples"))
+        return [_relabel(_limit(listed, examples), label) for listed in suite]
+    require("name" in settings, where, "a mapping with 'name'", dict(entry))
+    choose(f"{where}.name", name, [*ATTACKS, *SUITES])
+    attack = build(ATTACKS, settings, where, also=("label", "examples"))
     located(where, attack.check, threat)
-    return [Trial(attack, label or attack.title, examples)]
+    return [ListedAttack(attack, label or attack.title, examples)]
 
 
-def _labelled(trial: Trial, label: str | None) -> Trial:
-    """A suite's trial under the suite's label: in its own name too, since names must differ."""
+def _common_keys(*, label: str | None = None, examples: int | None = None) -> None:
+    """Declare the keys that every entry may have beside the settings of its attack or suite."""
+
+
+def _relabel(listed: ListedAttack, label: str | None) -> ListedAttack:
+    """Return an attack of a suite with the suite's label, which also begins its own name, since
+    the names in a list must differ."""
     if label is None:
-        return trial
-    if trial.suite is None:
-        return dataclasses.replace(trial, name=f"{label}: {trial.name}")
-    name = trial.name.removeprefix(f"{trial.suite}: ")
-    return dataclasses.replace(trial, name=f"{label}: {name}", suite=label)
+        return listed
+    if listed.suite is None:
+        return dataclasses.replace(listed, name=f"{label}: {listed.name}")
+    name = listed.name.removeprefix(f"{listed.suite}: ")
+    return dataclasses.replace(listed, name=f"{label}: {name}", suite=label)
 
 
-def _shared(*, label: str | None = None, examples: int | None = None) -> None:
-    """The keys of an entry beside those of the attack."""
+def _limit(listed: ListedAttack, examples: int | None) -> ListedAttack:
+    """Return the attack, limited to the first `examples` images unless None."""
+    limits = [limit for limit in (listed.examples, examples) if limit is not None]
+    return dataclasses.replace(listed, examples=min(limits, default=None))
 
 
-def _cut(trial: Trial, examples: int | None) -> Trial:
-    """At most `examples` images."""
-    known = [n for n in (trial.examples, examples) if n is not None]
-    return dataclasses.replace(trial, examples=min(known, default=None))
+def autoattack(threat: Threat, version: str = "standard") -> list[ListedAttack]:
+    """Return the attacks of AutoAttack (Croce and Hein, 2020, arXiv:2003.01690), cheapest first.
 
+    The constants are those of its public code; in L1 these are five restarts of APGD-CE and five
+    targets of APGD-T.
 
-def autoattack(threat: Threat, version: str = "standard") -> list[Trial]:
-    """AutoAttack (Croce and Hein, 2020, arXiv:2003.01690), cheapest attack first, with the
-    constants of its public code: in L1 five restarts of APGD-CE and five targets of APGD-T.
-
-    version: "standard"; "plus", with restarts and the untargeted FAB, at about four times the
-    cost; "rand", for networks whose output is random: gradients averaged over 20 draws.
+    Args:
+        threat: the threat.
+        version: "standard"; "plus", which adds restarts and the untargeted FAB at about four times
+            the cost; or "rand", for networks with random outputs, which averages gradients over
+            20 draws.
     """
     l1 = threat.norm == "l1"
     versions: dict[str, list[Attack]] = {
@@ -122,40 +144,49 @@ def autoattack(threat: Threat, version: str = "standard") -> list[Trial]:
         "rand": [APGD(eot=20), APGD(loss="dlr", eot=20)],
     }
     choose("version", version, versions)
-    name = "AutoAttack" + (f" {version}" if version != "standard" else "")
-    return [Trial(attack, f"{name}: {attack.title}", suite=name) for attack in versions[version]]
+    suite = "AutoAttack" if version == "standard" else f"AutoAttack {version}"
+    return [
+        ListedAttack(attack, f"{suite}: {attack.title}", suite=suite)
+        for attack in versions[version]
+    ]
 
 
-def paper(threat: Threat, budget: str = "small") -> list[Trial]:
-    """The attacks of the ATLAS paper's tables, and AutoAttack and RayS, which it lacks on MNIST.
+def paper(threat: Threat, budget: str = "small") -> list[ListedAttack]:
+    """Return the attacks in the tables of the ATLAS paper, with AutoAttack and RayS, which its
+    MNIST table does not have.
 
-    budget: "small" attacks the first images only, as many as two CPU cores can; "paper" all of
-    them, and RayS with 40,000 queries on 1,000. The step size is the paper's 0.01 of eps 0.3,
-    or else its 0.007 of 8/255, in proportion to eps; it names none for Un-T and Multi-T, which
-    take the same.
+    The step size is the paper's 0.01 at eps 0.3; at any other eps it is the paper's 0.007 at
+    8/255, in proportion to eps. The paper gives none for Un-T and Multi-T; they use the same.
+
+    Args:
+        threat: the threat.
+        budget: "paper" attacks all images, and runs RayS with 40,000 queries on 1,000 of them;
+            "small" attacks only as many of the first images as two CPU cores can handle.
     """
     choose("budget", budget, ("small", "paper"))
     small = budget == "small"
     step = 0.01 if threat.eps == 0.3 else 0.007 * 255 / 8 * threat.eps
 
-    def pgd(steps: int, label: str, examples: int | None) -> Trial:
-        return Trial(PGD(steps=steps, step_size=step), label, examples if small else None)
+    def pgd(steps: int, name: str, examples: int | None) -> ListedAttack:
+        return ListedAttack(PGD(steps=steps, step_size=step), name, examples if small else None)
 
-    def multi(restarts: int, steps: int, examples: int) -> Trial:
+    def multi_targeted(restarts: int, steps: int, examples: int) -> ListedAttack:
         attack = MultiTargeted(steps=steps, restarts=restarts, step_size=step)
-        return Trial(attack, f"Multi-T {restarts}x{steps}", examples if small else None)
+        return ListedAttack(attack, f"Multi-T {restarts}x{steps}", examples if small else None)
 
     untargeted = PGD(steps=50, restarts=20, step_size=step, loss="margin", success="any")
-    rays = RayS(queries=10_000 if small else 40_000)
-    return [
+    attack_list = [
         pgd(20, "PGD-20", None),
         pgd(1000, "PGD-1000", 1000),
-        Trial(untargeted, "Un-T 20x50", 1000 if small else None),
-        multi(5, 20, 1000),
-        multi(20, 50, 200),
-        *(_cut(trial, 1000 if small else None) for trial in autoattack(threat)),
-        *([Trial(rays, "RayS", 100 if small else 1000)] if threat.norm == "linf" else []),
+        ListedAttack(untargeted, "Un-T 20x50", 1000 if small else None),
+        multi_targeted(5, 20, 1000),
+        multi_targeted(20, 50, 200),
     ]
+    attack_list += [_limit(listed, 1000 if small else None) for listed in autoattack(threat)]
+    if threat.norm == "linf":
+        rays = RayS(queries=10_000 if small else 40_000)
+        attack_list.append(ListedAttack(rays, "RayS", 100 if small else 1000))
+    return attack_list
 
 
-SUITES: dict[str, Callable[..., list[Trial]]] = {"autoattack": autoattack, "paper": paper}
+SUITES: dict[str, Callable[..., list[ListedAttack]]] = {"autoattack": autoattack, "paper": paper}

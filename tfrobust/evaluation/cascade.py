@@ -14,7 +14,7 @@ import tensorflow as tf
 from tfrobust.attacks import SavedImages, Transfer, registered_name
 from tfrobust.distribution import gathered
 from tfrobust.errors import choose, require
-from tfrobust.evaluation.attack_list import Trial
+from tfrobust.evaluation.attack_list import ListedAttack
 from tfrobust.evaluation.crafting import (
     BATCH_SIZE,
     LogitsFn,
@@ -39,7 +39,7 @@ def run(
     x: np.ndarray,
     y: np.ndarray,
     threat: Threat,
-    listed: Sequence[Trial],
+    attack_list: Sequence[ListedAttack],
     *,
     mode: str = "cascade",
     seed: int = 0,
@@ -65,7 +65,7 @@ def run(
     choose("mode", mode, MODES)
     known = {result.name: result for result in finished}
     logits = inference(logits_fn)(tf.constant(x[:1]))
-    listed = [fitted(trial, logits.shape[-1]) for trial in listed]
+    attack_list = [fitted(listed, logits.shape[-1]) for listed in attack_list]
     predict = predict or predictor(logits_fn, batch_size)
     made_with: Any = {
         "seed": seed,
@@ -73,34 +73,34 @@ def run(
         **computed_by(),
     }
     clean = known.get("clean") or _clean(predict, x, y, images, made_with)
-    waiting = [trial for trial in listed if trial.name not in known]
-    first = listed[:1] if mode == "cascade" else listed
+    waiting = [listed for listed in attack_list if listed.name not in known]
+    first = attack_list[:1] if mode == "cascade" else attack_list
     check_files(waiting, x, clean.robust, threat, logits.shape[-1], batch_size, first)
     yield clean
     standing = clean.robust.copy()  # after the attacks so far, those of the suite in mode each
     suite: list[Result] = []
     equals: Counter[str] = Counter()
-    for place, trial in enumerate(listed):
-        name = registered_name(trial.attack)
+    for place, listed in enumerate(attack_list):
+        name = registered_name(listed.attack)
         stream = f"{name} {equals[name]}"
         equals[name] += 1
-        if mode == "each" and not (trial.suite and suite):
+        if mode == "each" and not (listed.suite and suite):
             standing = clean.robust.copy()
-        if trial.name in known:
-            result = dataclasses.replace(known[trial.name], trial=trial)
+        if listed.name in known:
+            result = dataclasses.replace(known[listed.name], listed=listed)
         else:
             begun = time.perf_counter()
-            robust = standing[: trial.examples].copy()
+            robust = standing[: listed.examples].copy()
             rows = np.flatnonzero(robust)
             crafted = craft(
                 logits_fn,
                 x[rows],
                 y[rows],
-                trial.attack,
+                listed.attack,
                 threat,
                 seed=seed,
                 batch_size=batch_size,
-                progress=trial.name if progress else None,
+                progress=listed.name if progress else None,
                 rows=rows,
                 total=len(robust),
                 predict=predict,
@@ -110,10 +110,10 @@ def run(
             )
             robust[rows] = crafted.right
             result = Result(
-                trial.name,
+                listed.name,
                 robust,
                 time.perf_counter() - begun,
-                trial,
+                listed,
                 len(rows),
                 int(crafted.queries.sum()),
                 int(crafted.gradients.sum()),
@@ -122,41 +122,41 @@ def run(
             )
         standing[: len(result.robust)] = result.robust
         yield result
-        if trial.suite:
+        if listed.suite:
             suite.append(result)
-            if place + 1 == len(listed) or listed[place + 1].suite != trial.suite:
-                yield _summed(trial.suite, suite)
+            if place + 1 == len(attack_list) or attack_list[place + 1].suite != listed.suite:
+                yield _summed(listed.suite, suite)
                 suite = []
 
 
-def fitted(trial: Trial, classes: int) -> Trial:
-    """The trial as it runs on a network of so many classes. Raises UserError for one that
+def fitted(listed: ListedAttack, classes: int) -> ListedAttack:
+    """The listed as it runs on a network of so many classes. Raises UserError for one that
     cannot."""
-    return dataclasses.replace(trial, attack=trial.attack.fitted(classes))
+    return dataclasses.replace(listed, attack=listed.attack.fitted(classes))
 
 
 def check_files(
-    waiting: Sequence[Trial],
+    waiting: Sequence[ListedAttack],
     x: np.ndarray,
     right: np.ndarray,
     threat: Threat,
     classes: int,
     batch_size: int,
-    whole: Sequence[Trial],
+    whole: Sequence[ListedAttack],
 ) -> None:
     """Open what the attacks that are still to run read. Raises UserError where it does not fit
     images x [N, H, W, C] and a network of so many classes.
 
-    right: bool [N], when clean. whole: the trials that attack all of these images.
+    right: bool [N], when clean. whole: the attack_list that attack all of these images.
     """
-    for trial in waiting:
-        attack = trial.attack
+    for listed in waiting:
+        attack = listed.attack
         if isinstance(attack, Transfer):
             attack.surrogate.check(x[:SOME], "source")
             given = attack.surrogate.classes
             require(given == classes, "source", f"a network of {classes} classes", given)
         if isinstance(attack, SavedImages):
-            rows = np.flatnonzero(right[: trial.examples if trial in whole else 0])
+            rows = np.flatnonzero(right[: listed.examples if listed in whole else 0])
             for some in batches(max(1, len(rows)), batch_size):
                 saved_images(attack, rows[some], x[rows[some]], threat)
 

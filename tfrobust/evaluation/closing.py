@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from tfrobust.distribution import worker
-from tfrobust.evaluation.attack_list import Trial
+from tfrobust.evaluation.attack_list import ListedAttack
 from tfrobust.evaluation.cascade import run
 from tfrobust.evaluation.crafting import LogitsFn, computed_by
 from tfrobust.evaluation.eps_curves import eps_curve, least_eps
@@ -34,7 +34,7 @@ class Closing:
     x: np.ndarray
     y: np.ndarray
     threat: Threat
-    trials: Sequence[Trial]
+    attack_list: Sequence[ListedAttack]
     results: Sequence[Result]
     seed: int
     batch_size: int
@@ -81,7 +81,7 @@ class Closing:
         )
         attempt("loss valley", pictures.valley)
         attempt("loss landscape", lambda: pictures.landscape(self.results))
-        attempt("images", lambda: pictures.probes(self.trials[0], details.class_names))
+        attempt("images", lambda: pictures.probes(self.attack_list[0], details.class_names))
         made_with: Any = {"seed": self.seed, "examples": len(self.x), **circumstances()}
         precision = record.provenance.precision if record.provenance else "float32"
         record.closing = Provenance(**made_with, **computed_by(), precision=precision)
@@ -106,7 +106,9 @@ class Closing:
             results = self.results
             if place:
                 options: Any = {**self._sizes, "progress": self.progress}
-                results = list(run(network, self.x, self.y, self.threat, self.trials, **options))
+                results = list(
+                    run(network, self.x, self.y, self.threat, self.attack_list, **options)
+                )
             worst = worst_case(results)
             clean, robust = float(results[0].robust[: len(worst)].mean()), float(worst.mean())
             where = ", ".join(f"{name} {value:g}" for name, value in point.items())

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tfrobust.evaluation.attack_list import Trial
+from tfrobust.evaluation.attack_list import ListedAttack
 from tfrobust.evaluation.crafting import LogitsFn, adversaries, predictor
 from tfrobust.evaluation.loss_landscape import landscape
 from tfrobust.evaluation.loss_valley import valley
@@ -54,11 +54,11 @@ class Pictures(NamedTuple):
         more = {"index": self.flags.index[rows], "label": y, "stands": worst[rows]}
         self._write("landscape.npz", around._asdict() | more)
 
-    def probes(self, trial: Trial, class_names: Sequence[str]) -> None:
+    def probes(self, listed: ListedAttack, class_names: Sequence[str]) -> None:
         """Write probes.npz: a few images under an attack."""
         x, y = self.x[:PROBES], self.flags.label[:PROBES]
         predict = predictor(self.logits_fn)
-        x_adv = adversaries(self.logits_fn, x, y, trial.attack, self.threat, seed=self.seed)
+        x_adv = adversaries(self.logits_fn, x, y, listed.attack, self.threat, seed=self.seed)
         arrays = {
             "image": x,
             "adversarial": x_adv,
@@ -66,7 +66,7 @@ class Pictures(NamedTuple):
             "clean_prediction": predict(x),
             "adversarial_prediction": predict(x_adv),
             "index": self.flags.index[:PROBES],
-            "attack": np.array(trial.name),
+            "attack": np.array(listed.name),
             "class_names": np.array(list(class_names), str),
         }
         self._write("probes.npz", arrays)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tfrobust.errors import UserError, require
-from tfrobust.evaluation.attack_list import Trial
+from tfrobust.evaluation.attack_list import ListedAttack
 from tfrobust.evaluation.crafting import LogitsFn, Predict
 from tfrobust.evaluation.image_file import IMAGES, ImageFile
 from tfrobust.evaluation.record import (
@@ -79,8 +79,9 @@ class Recorder:
     evaluation that is refused leaves all as it was. No other evaluation may work in the folder
     until `close`.
 
-    network: what tells the network from others. trials: fitted to it. save: keep the adversarial
-    images, as "float32" or "uint8"; predict judges rounded ones. rerun: take up nothing.
+    network: what tells the network from others. attack_list: fitted to it. save: keep the
+    adversarial images, as "float32" or "uint8"; predict judges rounded ones. rerun: take up
+    nothing.
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class Recorder:
         x: np.ndarray,
         y: np.ndarray,
         threat: Threat,
-        trials: Sequence[Trial],
+        attack_list: Sequence[ListedAttack],
         predict: Predict,
         *,
         mode: str,
@@ -100,13 +101,18 @@ class Recorder:
         rerun: bool = False,
         craft_precision: str = "float32",
     ):
-        self.folder, self.threat, self.trials, self.details = folder, threat, trials, details
+        self.folder, self.threat, self.attack_list, self.details = (
+            folder,
+            threat,
+            attack_list,
+            details,
+        )
         index = np.arange(len(x)) if details.index is None else np.asarray(details.index)
         require(len(index) >= len(x), "details.index", f"a place for {len(x)} images", len(index))
         self.flags = Flags(index[: len(x)], y, {}, digests(x, y))
         self.images = None if save is None else ImageFile(folder, save, x)
         self.predict = predict
-        self.files = {trial.name: _digests(trial) for trial in trials}
+        self.files = {listed.name: _digests(listed) for listed in attack_list}
         self.record = Record(
             schema_version=SCHEMA,
             examples=len(x),
@@ -166,7 +172,7 @@ class Recorder:
             row_of(result, self.threat, self.files.get(result.name, ())) for result in attacks
         ]
         done = {result.name for result in attacks}
-        record.pending = [trial.name for trial in self.trials if trial.name not in done]
+        record.pending = [listed.name for listed in self.attack_list if listed.name not in done]
         if self.images is not None:
             rounded = self.images.write(self.results, self.flags, self.predict)
             if rounded is not None:
@@ -228,7 +234,7 @@ class Recorder:
             self.aside = (reason, FILES)
             if self.images is not None:  # the file may hold images of attacks that are gone
                 return
-        elif self.images is None and len(kept) < len(self.trials):
+        elif self.images is None and len(kept) < len(self.attack_list):
             if (self.folder / IMAGES).exists():
                 self.aside = ("images of fewer attacks; evaluation.save adds to them", [IMAGES])
         else:
@@ -239,14 +245,14 @@ class Recorder:
             self._keep(before, "versions", "commit", "provenance", "training_commit")
             right, provenance = flags.right["clean"], before.provenance
             self.finished.append(Result("clean", right, 0.0, provenance=provenance))
-        for row, trial in zip(kept, self.trials, strict=False):
+        for row, listed in zip(kept, self.attack_list, strict=False):
             counts = (row.attacked or 0, row.queries, row.gradients)
             right, seconds = flags.right[row.name], row.seconds or 0.0
             self.finished.append(
-                Result(trial.name, right, seconds, trial, *counts, provenance=row.provenance)
+                Result(listed.name, right, seconds, listed, *counts, provenance=row.provenance)
             )
             self.former[row.name] = right
-        names = [trial.name for trial in self.trials]
+        names = [listed.name for listed in self.attack_list]
         if not reason and [row.name for row in rows] == names and len(self.finished) > len(names):
             # Nothing was moved aside, nothing is new, and the clean result stands too.
             self._keep(before, "checks", "curve", "eps_curve", "closing")
@@ -267,24 +273,24 @@ class Recorder:
         return None
 
     def _same_rows(self, rows: Sequence[AttackRow], flags: Flags) -> list[AttackRow]:
-        """Return the rows, from the first on, that are those of the trials."""
+        """Return the rows, from the first on, that are those of the attack_list."""
         kept: list[AttackRow] = []
         suites: tuple[str | None, str | None] = (None, None)
-        for row, trial in zip(rows, self.trials, strict=False):
-            count = min(trial.examples or self.record.examples, self.record.examples)
+        for row, listed in zip(rows, self.attack_list, strict=False):
+            count = min(listed.examples or self.record.examples, self.record.examples)
             right = flags.right.get(row.name, np.zeros(0))
             same = (
-                row.config == plain(trial.attack.settings(self.threat)),
+                row.config == plain(listed.attack.settings(self.threat)),
                 row.examples == count,
-                bool(row.suite) == bool(trial.suite),
-                (row.suite == suites[0]) == (trial.suite == suites[1]),
-                row.files == self.files[trial.name],
+                bool(row.suite) == bool(listed.suite),
+                (row.suite == suites[0]) == (listed.suite == suites[1]),
+                row.files == self.files[listed.name],
                 len(right) == count and right.mean() == row.robust_accuracy,
             )
             if not all(same):
                 break
             kept.append(row)
-            suites = (row.suite, trial.suite)
+            suites = (row.suite, listed.suite)
         return kept
 
     def _keep(self, before: Record, *names: str) -> None:
@@ -327,10 +333,10 @@ def _code(version: str, code: str | None) -> str:
     return f"tfrobust {version}" + (f" ({code})" if code else "")
 
 
-def _digests(trial: Trial) -> list[str]:
+def _digests(listed: ListedAttack) -> list[str]:
     """Return the SHA-256 of each file that the attack reads."""
     sums = []
-    for path in trial.attack.files:
+    for path in listed.attack.files:
         with path.open("rb") as content:
             sums.append(hashlib.file_digest(content, "sha256").hexdigest())
     return sums

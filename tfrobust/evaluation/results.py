@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tfrobust.evaluation.attack_list import Trial
+from tfrobust.evaluation.attack_list import ListedAttack
 from tfrobust.evaluation.record import AttackRow, Provenance, headline, subsets
 from tfrobust.threat import Threat
 
@@ -18,7 +18,7 @@ from tfrobust.threat import Threat
 class Result:
     """What an attack left standing.
 
-    name: "clean", the trial's or the suite's. robust: bool [n] of the first n images: right on
+    name: "clean", the listed's or the suite's. robust: bool [n] of the first n images: right on
     the clean image, under this attack, and in a cascade under those before it. attacked: how many
     images the attack ran on; queries, gradients: its forward and backward passes over them all.
     images: the adversarial images [n, H, W, C], the clean one where the attack did not run; only
@@ -28,7 +28,7 @@ class Result:
     name: str
     robust: np.ndarray
     seconds: float
-    trial: Trial | None = None
+    listed: ListedAttack | None = None
     attacked: int = 0
     queries: int = 0
     gradients: int = 0
@@ -135,9 +135,9 @@ def row_of(result: Result, threat: Threat, files: Sequence[str] = ()) -> AttackR
         "queries": result.queries,
         "gradients": result.gradients,
     }
-    if result.trial is not None:
-        values["config"] = plain(result.trial.attack.settings(threat))
-        values["suite"] = result.trial.suite
+    if result.listed is not None:
+        values["config"] = plain(result.listed.attack.settings(threat))
+        values["suite"] = result.listed.suite
     if files:
         values["files"] = list(files)
     if result.provenance is not None:

@@ -119,10 +119,10 @@ def _tried(results: Sequence[Result]) -> Iterator[tuple[Result, np.ndarray, np.n
     """
     clean, *attacks = results
     for place, result in enumerate(attacks):
-        if result.trial is None or not result.attacked:
+        if result.listed is None or not result.attacked:
             continue
-        before, suite = attacks[:place], result.trial.suite
-        own = [r for r in before if suite and r.trial and r.trial.suite == suite]
+        before, suite = attacks[:place], result.listed.suite
+        own = [r for r in before if suite and r.listed and r.listed.suite == suite]
         for others in ([], own, before):
             ran = np.ones(len(result.robust), bool)
             for other in (clean, *others):
@@ -133,7 +133,7 @@ def _tried(results: Sequence[Result]) -> Iterator[tuple[Result, np.ndarray, np.n
 
 
 def _steps(result: Result, threat: Threat) -> int:
-    return result.trial.attack.settings(threat).get("steps", 1) if result.trial else 1
+    return result.listed.attack.settings(threat).get("steps", 1) if result.listed else 1
 
 
 @named("more steps")
