@@ -17,6 +17,7 @@ import tensorflow as tf
 from tfrobust import FGSM, PGD, Adv, Threat
 from tfrobust.errors import UserError
 from tfrobust.methods import Awp, Fat, Free, Gkl, Iaat, Llr, Mma, Natural, Nfgsm, Squeeze
+from tfrobust.registry import parameters
 
 RNG = np.random.default_rng(1)
 W = np.array([[1.0, -1.0], [-0.5, 1.0], [0.25, 0.5], [-1.0, -0.75]], np.float32)
@@ -274,6 +275,38 @@ def test_awp_composes_with_any_method(network: Any) -> None:
     ):
         with pytest.raises(UserError, match=message):
             Awp(network, threat=THREAT, method=wrong)
+
+
+def test_awp_of_a_method_object_is_awp_of_its_settings(linear: Callable[..., Any]) -> None:
+    network = linear(W)
+    options = {"threat": THREAT, "ramp_steps": 4, "l2": 0.01, "ema": 0.5}
+    model = Awp(network, method=Squeeze(network, beta=2.0, **options), gamma=0.02)
+    method = {"name": "squeeze", "beta": 2.0, "regularizer": "symmetric_kl"}
+    same = Awp(linear(W), method=method, gamma=0.02, **options)
+    names = parameters(Awp).keys() - {"network"}
+    assert {n: getattr(model, n) for n in names} == {n: getattr(same, n) for n in names}
+    trained = []
+    for awp in (model, same):
+        awp.compile("sgd")
+        awp.train_step((tf.constant(X), tf.constant(Y)))
+        trained.append(awp.network.get_weights()[0])
+    np.testing.assert_array_equal(*trained)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda n, m: Awp(n, method=m, l2=0.1),
+            "method: expected a name or a mapping beside l2 .an object has its own., received 'Sq",
+        ),
+        (lambda n, m: Awp(m.network, method=Awp(m.network, threat=THREAT)), "method: expected one"),
+        (lambda n, m: Awp(keras.models.clone_model(n), method=m), "object built on the same netw"),
+    ],
+)
+def test_a_method_object_that_awp_does_not_take(network: Any, make: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make(network, Squeeze(network, threat=THREAT, beta=2.0))
 
 
 def test_gkl_weighs_classes_by_the_epoch_before(network: Any) -> None:

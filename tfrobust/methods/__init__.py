@@ -1,4 +1,4 @@
-"""Training methods: `METHODS[name](network, threat=..., ...)` is a keras.Model to fit."""
+"""Training methods: `METHODS[name](network, threat=..., ...)` returns a keras.Model to fit."""
 
 from tfrobust.methods.adv import Adv
 from tfrobust.methods.alp import Alp

@@ -13,11 +13,12 @@ from tfrobust.serialization import serializable
 
 @serializable
 class Adv(LocalGlobal):
-    """(1 - w) * CE(f(x'), y) + w * CE(f(x), y) at an adversary x'; w is `clean_weight`, 0.
+    """(1 - w) * CE(f(x'), y) + w * CE(f(x), y) at an adversary x', where w is `clean_weight`.
 
-    With `FGSM()`, the default, the one-step training of Wong et al. (2020, arXiv:2001.03994); with
-    `PGD(steps)` that of Madry et al. (2018, arXiv:1706.06083). With w > 0 the models of one fixed
-    trade-off that once-for-all training is compared with (lambda is 1 - w).
+    With `FGSM()`, the default, this is the one-step training of Wong et al. (2020,
+    arXiv:2001.03994); with `PGD(steps)` it is that of Madry et al. (2018, arXiv:1706.06083). With
+    w > 0 it trains for one fixed trade-off, with which once-for-all training is compared (its
+    lambda is 1 - w).
     """
 
     adversarial_centre = True

@@ -19,8 +19,9 @@ from tfrobust.serialization import serializable
 class Alp(RobustModel):
     """(CE(f(x), y) + CE(f(x'), y)) / 2 + weight * mean_c (f_c(x) - f_c(x'))^2.
 
-    least_likely: x' is drawn towards the class of the least logit at x, as in the authors' code.
-    Its claim did not stand: Engstrom et al. (2018, arXiv:1807.10272) broke it. A baseline.
+    With `least_likely` the attack targets the class with the lowest logit at x, as in the authors'
+    code. Engstrom et al. (2018, arXiv:1807.10272) broke the paper's claim of robustness, so the
+    method serves as a baseline.
     """
 
     default_attack = PGD(steps=10)
@@ -57,9 +58,9 @@ class Alp(RobustModel):
         label, logits_fn = batch["label"], self.logits_fn(batch, "train")
         clean, adversarial = logits_fn(batch["image"]), logits_fn(batch["adv"])
         both = losses.cross_entropy(clean, label) + losses.cross_entropy(adversarial, label)
-        apart = tf.reduce_mean(tf.square(clean - adversarial), axis=-1)
+        pairing = tf.reduce_mean(tf.square(clean - adversarial), axis=-1)
         return {
-            "loss": 0.5 * both + self.scale * self.weight * apart,
+            "loss": 0.5 * both + self.scale * self.weight * pairing,
             "accuracy": losses.correct(clean, label),
             "robust_accuracy": losses.correct(adversarial, label),
         }

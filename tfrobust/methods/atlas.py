@@ -18,6 +18,7 @@ class Atlas(LocalGlobal):
     """
 
     adversarial_centre = True
+    example = {"alpha": 0.01, "beta": 1.0}
 
     def __init__(self, network: keras.Model, *, alpha: float, beta: float, **kwargs: Any):
         self.alpha, self.beta = alpha, beta

@@ -13,43 +13,48 @@ from tfrobust.methods.table import Table
 from tfrobust.registry import located, parameters, resolve
 from tfrobust.serialization import serializable
 
+# What the method of the loss asks for, so AWP asks for it too.
+COPIED = ("reports", "requires", "needs", "network_inputs", "crafting_loss", "sizes_vary")
+
 
 @serializable
 class Awp(RobustModel):
-    """Another method's loss at weights that were first moved to make it worse.
+    """Another method's loss, at weights that were first moved to make it worse.
 
-    Each kernel w (a weight of more than one axis, but no scale or offset) moves by
-    gamma * ||w|| * g / ||g||, g the gradient of that loss on the same adversaries; the step is then
-    taken from where they were.
+    Each kernel w (a weight of more than one axis that is no scale or offset) moves by
+    gamma * ||w|| * g / ||g||, where g is the gradient of the loss on the same adversaries. The step
+    is then taken from the weights as they were before.
 
-    method: a name (but not `free`, which has a training step of its own), or a mapping with `name`
-    and the settings of its own; all other arguments go to it too. gamma: the authors take 0.01 for
-    ADV and 0.005 for TRADES. warmup_epochs: how long the weights are not moved.
+    Args:
+        method: the other method: its name, a mapping of its `name` and its own arguments, or a
+            method object, built on the same network. Any but `free`, which has a training step of
+            its own. All arguments but `gamma` and `warmup_epochs` are passed on to it; with an
+            object they are taken from it instead, but not its state.
+        gamma: the relative length of the move. The authors take 0.01 for ADV and 0.005 for TRADES.
+        warmup_epochs: the number of epochs in which the weights are not moved.
     """
 
     def __init__(
         self,
         network: keras.Model,
         *,
-        method: str | dict[str, Any] = "adv",
+        method: str | dict[str, Any] | RobustModel = "adv",
         gamma: float = 0.01,
         warmup_epochs: int = 0,
         **kwargs: Any,
     ):
-        from tfrobust.methods import METHODS  # which holds this class
-
-        others = {name: made for name, made in METHODS.items() if name not in ("awp", "free")}
-        maker = resolve(others, method, "method", tuple(parameters(RobustModel)))
+        if isinstance(method, RobustModel):
+            expected = f"a name or a mapping beside {', '.join(kwargs)} (an object has its own)"
+            require(not kwargs, "method", expected, type(method).__name__)
+            same = method.network is network
+            require(same, "method", "an object built on the same network", "one on another network")
+            shared = [name for name in parameters(RobustModel) if name not in ("network", "name")]
+            kwargs = {name: getattr(method, name) for name in shared}
+            method = _settings(method)
+        maker = resolve(_others(), method, "method", tuple(parameters(RobustModel)))
         inner = located("method", maker, network, **kwargs | {"ema": 0.0})
         self.method, self.gamma, self.warmup_epochs = method, gamma, warmup_epochs
-        for name in (
-            "reports",
-            "requires",
-            "needs",
-            "network_inputs",
-            "crafting_loss",
-            "sizes_vary",
-        ):
+        for name in COPIED:
             setattr(self, name, getattr(inner, name))
         if inner.attack is None:
             self.default_attack = None
@@ -80,23 +85,47 @@ class Awp(RobustModel):
         return self.inner.scalars()
 
     def gradients(self, batch: Batch, penalised: bool = True) -> Any:
-        with self.substituted({}):  # the averages of BatchNorm move once
+        with self.substituted({}):  # the averages of BatchNorm move only in the second pass
             _, ascent, _ = super().gradients(batch, penalised=False)
+        with self.substituted(self._moved(ascent)) as scope:
+            result = super().gradients(batch, penalised)
+        for variable in self.network.non_trainable_variables:
+            variable.assign(scope.get_current_value(variable))
+        return result
+
+    def _moved(self, gradients: list[tf.Tensor]) -> dict[int, tf.Tensor]:
+        """Return the moved kernels, by their place among the trainable weights."""
         size = tf.constant(self.gamma)
         if self.warmup_epochs:
             size = tf.where(self.epoch < self.warmup_epochs, 0.0, size)
         moved = {}
-        for k, (weight, own) in enumerate(
-            zip(self.network.trainable_variables, ascent, strict=True)
-        ):
-            if own is not None and len(weight.shape) > 1 and weight.name not in ("gamma", "beta"):
-                g = tf.distribute.get_replica_context().all_reduce("SUM", own)
-                length = tf.norm(g)
-                # Of a gradient that overflows (float16) there is no direction: stay.
-                unit = tf.where(tf.math.is_finite(length), tf.math.divide_no_nan(g, length), 0.0)
-                moved[k] = weight.value + size * tf.norm(weight.value) * unit
-        with self.substituted(moved) as scope:
-            found = super().gradients(batch, penalised)
-        for variable in self.network.non_trainable_variables:
-            variable.assign(scope.get_current_value(variable))
-        return found
+        pairs = zip(self.network.trainable_variables, gradients, strict=True)
+        for k, (weight, gradient) in enumerate(pairs):
+            kernel = len(weight.shape) > 1 and weight.name not in ("gamma", "beta")
+            if gradient is None or not kernel:
+                continue
+            g = tf.distribute.get_replica_context().all_reduce("SUM", gradient)
+            length = tf.norm(g)
+            # A gradient that overflows (float16) has no direction: the weight stays.
+            unit = tf.where(tf.math.is_finite(length), tf.math.divide_no_nan(g, length), 0.0)
+            moved[k] = weight.value + size * tf.norm(weight.value) * unit
+        return moved
+
+
+def _others() -> dict[str, type[RobustModel]]:
+    """Return the methods whose loss AWP takes, by name."""
+    from tfrobust.methods import METHODS  # it holds Awp
+
+    return {name: method for name, method in METHODS.items() if name not in ("awp", "free")}
+
+
+def _settings(method: RobustModel) -> dict[str, Any]:
+    """Return the mapping of the name and the own arguments of a method object."""
+    names = [name for name, kind in _others().items() if kind is type(method)]
+    expected = f"one of {', '.join(_others())}"
+    require(names, "method", expected, type(method).__name__)
+    settings: dict[str, Any] = {"name": names[0]}
+    for name in sorted(parameters(type(method)).keys() - parameters(RobustModel).keys()):
+        value = getattr(method, name)
+        settings[name] = list(value) if isinstance(value, list) else value  # not Keras's own kind
+    return settings

@@ -30,75 +30,91 @@ MODES = ("eval", "train", "frozen")
 
 
 class RobustModel(GatedModel):
-    """A network trained against a threat. A method overrides only what it changes of five hooks.
-
-    Args:
-        network: a built Keras model, images [B, H, W, C] in [0, 1] -> logits [B, C]; it is what
-            is evaluated and exported.
-        threat: the set that adversaries are drawn from.
-        attack: makes the training adversaries; None is the method's default.
-        validation_attack: what `val_robust_accuracy` is measured with, at the full eps.
-        ramp_steps: eps grows linearly from 0 over so many steps, and alpha and beta with it.
-        craft: the network while crafting: "eval" (moving averages), "frozen" (batch statistics,
-            averages left alone) or "train" (batch statistics, averages moved). Papers differ.
-        l2: l2 / 2 * ||w||^2 over all trainable weights is added to the loss: the coupled weight
-            decay of the papers, which is not Keras's `weight_decay`.
-        ema: after every step a <- ema * a + (1 - ema) * w for all weights w of the network and the
-            averages of BatchNorm, from those that it has now on; validation and predictions are
-            with a, and so is what `pipelines` keeps (`evaluated_weights`). 0: no such average.
-        seed: all noise is a function of (seed, step, purpose).
-        num_examples, batch_size, steps_per_epoch: of the training data (`index` is below
-            num_examples), for the methods whose `needs` name them.
+    """A Keras model that trains a network against a threat; a method overrides some of five hooks.
 
     `fit` and `evaluate` take (x, y), (x, y, sample_weight) or batches {"image", "label", "index"},
-    which may have a "weight". What is minimised is the mean of weight * loss over the batch, as in
-    Keras; whatever is reported, the loss too, is the weighted mean, the sum of weight * value by
-    that of the weights. `class_weight` counts in training, on top of the examples' own weights.
+    which may have a "weight". Training minimises the mean of weight * loss over the batch, as Keras
+    does. All values in the logs, the loss included, are weighted means: sum(weight * value) /
+    sum(weight). `class_weight` multiplies the weights of the examples, in training only.
+
+    Args:
+        network: a built Keras model, images [B, H, W, C] in [0, 1] -> logits [B, C]. It is what
+            is evaluated and exported.
+        threat: the set from which adversarial images are drawn.
+        attack: makes the adversarial images of training; None is the method's default.
+        validation_attack: the attack behind `val_robust_accuracy`, at the full eps.
+        ramp_steps: the steps over which eps grows linearly from 0; alpha and beta grow with it.
+        craft: the network's mode while it is attacked in training: "eval" (moving averages),
+            "frozen" (batch statistics; the averages do not move) or "train" (batch statistics; the
+            averages move). Papers differ.
+        l2: adds l2 / 2 * ||w||^2 over all trainable weights to the loss. This is the coupled
+            weight decay of the papers, which is not Keras's `weight_decay`.
+        ema: keeps an average a <- ema * a + (1 - ema) * w of the network's weights w, BatchNorm's
+            averages included, updated after every step and starting at the initial weights.
+            Validation and predictions use a, and `pipelines` keeps it (`evaluated_weights`). 0
+            keeps no average.
+        seed: all noise is a function of (seed, step, purpose).
+        num_examples: the number of training examples; `index` is below it. Only methods that name
+            it in `needs` need it, and so for the next two.
+        batch_size: the number of examples in a training batch.
+        steps_per_epoch: the number of training batches in an epoch.
     """
 
-    # What the network is called with: the image, or a mapping of the image and more.
+    # The inputs of the network: the image, or a mapping of the image and others.
     network_inputs: Sequence[str] = ("image",)
-    # Entries of robust_loss's result that are averaged into the logs where it has them; a
-    # subclass names those beside these.
+    # Entries of robust_loss's result that are averaged into the logs, where present. A subclass
+    # names its own; these are always added.
     reports: Sequence[str] = ("accuracy", "robust_accuracy", "jacobian", "kl")
     # Batch entries that the method needs beside image and label.
     requires: Sequence[str] = ()
-    # Batch entries in which the pass that trains is differentiated too: after_update finds the
-    # gradient of NAME as d_NAME.
+    # Batch entries for which the training pass computes gradients too: after_update finds that of
+    # NAME as d_NAME.
     differentiate: Sequence[str] = ()
-    # Of num_examples, batch_size and steps_per_epoch those that the method must be told.
+    # Which of num_examples, batch_size and steps_per_epoch the method needs.
     needs: Sequence[str] = ()
-    # Steps of the optimizer that `update` takes on a batch.
+    # The number of optimizer steps that `update` takes on a batch.
     updates_per_batch = 1
-    class_weight: np.ndarray | None = None  # of this fit, by class
-    # The attack of a method that is given none; None for one that takes none.
+    class_weight: np.ndarray | None = None  # float32 [classes], during a `fit` that has them
+    # The attack when none is passed; None for a method that takes no attack.
     default_attack: Attack | None = FGSM()
     attack_kind: type[Attack] = Attack
-    # What an attack ascends that names no loss; None where the method has an objective of its own.
+    # The loss of an attack that names none; None where the method brings its own objective.
     crafting_loss: str | None = "cross_entropy"
+    # Constructor arguments for a trial on a few images: those without a default, at least. Tests
+    # and tools build the method with them.
+    example: Mapping[str, Any] = {}
 
     # ------------------------------------------------------------------------------- the hooks
     def inputs(self, batch: Batch, x: tf.Tensor) -> Any:
-        """What the network is called with when the image is x."""
+        """Return the inputs of the network when the image is x."""
         return x
 
     def perturb(self, batch: Batch) -> Batch:
-        """New batch entries, constants for the weights: the only place that draws noise."""
+        """Return new batch entries, such as "adv" [B, H, W, C]. Only this hook draws noise.
+
+        No gradient flows through the entries.
+        """
         return {"adv": self.adversary(batch)}
 
     def robust_loss(self, batch: Batch) -> Batch:
-        """{"loss": [B], and the terms named in `reports`}: a function of batch and weights only."""
+        """Return {"loss": [B]} and the terms [B] that `reports` names.
+
+        Must be a function of the batch and the weights alone.
+        """
         raise NotImplementedError
 
     def after_update(self, batch: Batch) -> None:
-        """Write per-example tables; batch holds what perturb and robust_loss added."""
+        """Write per-example tables, after the optimizer's step.
+
+        The batch holds the entries that `perturb` and `robust_loss` added.
+        """
 
     def tables(self) -> dict[str, Table]:
-        """The tables with a number for each training example, by the name of the number."""
+        """Return the tables with one number per training example, by the name of the number."""
         return {}
 
     def scalars(self) -> dict[str, Any]:
-        """The schedules' values now, for the logs."""
+        """Return the current values of what grows or changes in training, for the logs."""
         return {"eps": self.threat.eps * self.scale}
 
     # ---------------------------------------------------------------------------- construction
@@ -142,8 +158,9 @@ class RobustModel(GatedModel):
             "steps_per_epoch": steps_per_epoch,
         }
         for fact, value in facts.items():
-            wanted = value is not None or fact in self.needs
-            require(not wanted or (value or 0) >= 1, fact, "int >= 1, of the training data", value)
+            if value is not None or fact in self.needs:
+                positive = value is not None and value >= 1
+                require(positive, fact, "int >= 1, of the training data", value)
         require(ramp_steps >= 0, "ramp_steps", "int >= 0", ramp_steps)
         require(l2 >= 0, "l2", "a number >= 0", l2)
         require(0 <= ema < 1, "ema", "a number in [0, 1)", ema)
@@ -168,7 +185,7 @@ class RobustModel(GatedModel):
             )
             for k, weight in enumerate(self._averaged if ema else ())
         ]
-        for k, average in enumerate(self.averages):  # checkpoints do not look into lists
+        for k, average in enumerate(self.averages):  # checkpoints do not follow lists
             setattr(self, f"average_{k}", average)
         names = dict.fromkeys((*RobustModel.reports, *self.reports, "fgsm_accuracy"))
         self.means = Means(names)
@@ -176,7 +193,7 @@ class RobustModel(GatedModel):
         self.built = True
 
     def _attack(self, attack: Attack | None, threat: Threat) -> Attack | None:
-        """The attack given or the method's own, with the method's loss unless it names one."""
+        """Return the attack or the method's default, with the method's loss unless it names one."""
         if self.default_attack is None:
             require(attack is None, "attack", f"none ({type(self).__name__} takes none)", attack)
             return None
@@ -199,7 +216,7 @@ class RobustModel(GatedModel):
     # ------------------------------------------------------------------------ schedules, noise
     @property
     def scale(self) -> Any:
-        """eps now / final eps, in [0, 1]."""
+        """The eps of this step divided by the full eps, in [0, 1]."""
         if self.ramp_steps == 0:
             return tf.constant(1.0)
         return tf.minimum(1.0, tf.cast(self.step, tf.float32) / self.ramp_steps)
@@ -211,19 +228,19 @@ class RobustModel(GatedModel):
 
     @property
     def epoch(self) -> tf.Tensor:
-        """int64, from 0; for methods that need `steps_per_epoch`."""
+        """The current epoch, int64, from 0; for methods that need `steps_per_epoch`."""
         return tf.convert_to_tensor(self.step) // self.steps_per_epoch
 
     def seed_for(self, purpose: str) -> tf.Tensor:
-        """The seed of one random act of this training step."""
+        """Return the seed, int32 [2], of this training step's noise for a purpose."""
         return noise.seed_for(self.seed, tf.convert_to_tensor(self.step), purpose)
 
     def projections(self, batch: Batch, seed: tf.Tensor) -> tf.Tensor:
-        """Unit vectors [B, C] on which the Jacobian is projected."""
+        """Return random unit vectors [B, C] on which to project the Jacobian."""
         return noise.unit_vectors([tf.shape(batch["label"])[0], self.signature.classes], seed)
 
     def adversary(self, batch: Batch) -> tf.Tensor:
-        """The training attack on the batch, at the eps of this step."""
+        """Return adversarial images [B, H, W, C] of the batch by `attack`, at this step's eps."""
         assert self.attack is not None
         return self.attack(
             self.logits_fn(batch, self.craft),
@@ -235,35 +252,38 @@ class RobustModel(GatedModel):
 
     # -------------------------------------------------------------- passes through the network
     def run(self, inputs: Any, mode: str) -> tf.Tensor:
-        """Float32 logits; mode is "eval", "train" or "frozen"."""
+        """Return float32 logits [B, C] in the mode "eval", "train" or "frozen" (see `craft`)."""
         with self.substituted({}) if mode == "frozen" else contextlib.nullcontext():
             return tf.cast(forward(self.network, inputs, mode != "eval"), tf.float32)
 
     def logits_fn(self, batch: Batch, mode: str) -> Callable[[tf.Tensor], tf.Tensor]:
-        """x -> logits with the batch's other inputs bound: what attacks are given."""
+        """Return x -> logits, as attacks take it, with the batch's other inputs bound."""
         return lambda x: self.run(self.inputs(batch, x), mode)
 
     def substituted(self, values: Mapping[int, tf.Tensor]) -> keras.StatelessScope:
-        """A context in which trainable weight k is read as values[k], and assignments to the
-        network's variables are dropped."""
+        """Return a context in which trainable weight k of the network has the value values[k].
+
+        Assignments to the network's variables within it are dropped.
+        """
         weights = self.network.trainable_variables
-        other = [(weights[k], value) for k, value in values.items()]
-        return keras.StatelessScope([*((v, v.value) for v in self.network.variables), *other])
+        pairs = [(variable, variable.value) for variable in self.network.variables]
+        pairs += [(weights[k], value) for k, value in values.items()]
+        return keras.StatelessScope(pairs)
 
     @property
     def _averaged(self) -> list[Any]:
-        """Dropout's seeds are no numbers to average."""
+        """The weights that `ema` averages: all but Dropout's seeds."""
         return [w for w in self.network.weights if tf.as_dtype(w.dtype).is_floating]
 
     def _as_evaluated(self) -> Any:
-        """A context in which the network's weights are read as their averages, with `ema`."""
+        """Return a context in which, with `ema`, the network's weights are their averages."""
         if not self.ema:
             return contextlib.nullcontext()
         pairs = zip(self._averaged, self.averages, strict=True)
         return keras.StatelessScope([(weight, average.value) for weight, average in pairs])
 
     def evaluated_weights(self) -> list[np.ndarray]:
-        """Of the network as it is validated, for its `set_weights`."""
+        """Return the weights with which the network is validated, for its `set_weights`."""
         pairs = zip(self._averaged, self.averages, strict=True) if self.ema else ()
         averages = {id(weight): average for weight, average in pairs}
         return [averages.get(id(w), w).numpy() for w in self.network.weights]
@@ -271,24 +291,24 @@ class RobustModel(GatedModel):
     # ---------------------------------------------------------------------- one training batch
     def train_step(self, data: Any) -> dict[str, Any]:
         batch = weighed(self.as_batch(data, self.requires), self.class_weight)
-        # Of a replica only what it computes by itself is compiled (`computed`), else all.
+        # On replicas only the parts without communication are compiled (`computed`).
         update = self.update if self.distributed else self.by_xla(self.update)
         logs = update(batch) | self.scalars()
-        with tf.control_dependencies([batch["image"]]):  # nothing moves where it was refused
+        with tf.control_dependencies([batch["image"]]):  # a refused batch does not count
             self.step.assign_add(1)
         return _for_keras(logs)
 
     def update(self, batch: Batch) -> dict[str, Any]:
-        """One step of the optimizer on the batch; the averages of what `reports` names."""
+        """Take one optimizer step on the batch; return the averages of what `reports` names."""
         batch = batch | self.computed(self._perturbed, batch)
         terms, gradients, slopes = self.gradients(batch)
         self.optimizer.apply(gradients, self.network.trainable_variables)
         for weight, average in zip(self._averaged, self.averages, strict=False):
             average.assign(self.ema * average.value + (1.0 - self.ema) * weight.value)
         self.after_update(batch | terms | slopes)
-        told = ("loss", *RobustModel.reports, *self.reports)
-        measured = {name: terms[name] for name in told if name in terms}
-        return self.means.measure(loss_mean(self), measured, batch.get("weight", 1.0))
+        names = ("loss", *RobustModel.reports, *self.reports)
+        reported = {name: terms[name] for name in names if name in terms}
+        return self.means.measure(loss_mean(self), reported, batch.get("weight", 1.0))
 
     def _perturbed(self, batch: Batch) -> Batch:
         return tf.nest.map_structure(tf.stop_gradient, self.perturb(batch))
@@ -296,9 +316,16 @@ class RobustModel(GatedModel):
     def gradients(
         self, batch: Batch, penalised: bool = True
     ) -> tuple[Batch, list[tf.Tensor], Batch]:
-        """What robust_loss gives; the gradients of the mean of weight * loss over the batch, as in
-        Keras (penalised: and of the penalties on the weights), in the weights; and those in the
-        entries that `differentiate` names."""
+        """Return the terms of `robust_loss` and the gradients of the mean of weight * loss.
+
+        Args:
+            batch: the batch with the entries of `perturb`.
+            penalised: whether the penalties on the weights (the network's and `l2`) are added.
+
+        Returns:
+            The terms; the gradients in the network's trainable weights, as a list; and those in the
+            batch entries that `differentiate` names, as d_NAME.
+        """
         return self.computed(self._gradients, batch, penalised)
 
     def _gradients(self, batch: Batch, penalised: bool) -> tuple[Batch, list[tf.Tensor], Batch]:
@@ -312,14 +339,17 @@ class RobustModel(GatedModel):
                 loss += tf.add_n([0.0, *self.network.losses])
             if penalised and self.l2:
                 loss += self.l2 * tf.add_n([tf.nn.l2_loss(weight) for weight in weights])
-            # Gradients are summed over replicas, hence the division.
+            # The optimizer sums the gradients of the replicas.
             replicas = tf.distribute.get_strategy().num_replicas_in_sync
             scaled = self.optimizer.scale_loss(loss / replicas)
         return terms, *tape.gradient(scaled, [weights, watched])
 
     def test_step(self, data: Any) -> dict[str, Any]:
-        """Accuracy, robust accuracy by `validation_attack`, and at an FGSM adversary the accuracy
-        and the Jacobian estimate, whose jumps show catastrophic overfitting."""
+        """Measure accuracy and robust accuracy, under `validation_attack` and under FGSM.
+
+        The Jacobian is estimated at FGSM's adversarial image: a jump of it, or of the gap between
+        the two robust accuracies, shows catastrophic overfitting.
+        """
         batch = self.as_batch(data)
         terms = self.by_xla(self._validated)(batch)
         logs = self.means.measure(loss_mean(self), terms, batch.get("weight", 1.0))
@@ -357,13 +387,13 @@ class RobustModel(GatedModel):
             return self.run(self.inputs(batch, batch["image"]), "train" if training else "eval")
 
     def as_batch(self, data: Any, requires: Sequence[str] = ()) -> Batch:
-        """`tfrobust.methods.batch.as_batch`; a step gives what the method requires."""
-        name, taken = type(self).__name__, self._taken
-        batch = as_batch(data, requires, name, taken.classes, taken.box, self.num_examples)
+        """Return data as a checked batch with the entries that `requires` names."""
+        name, limits = type(self).__name__, self._limits
+        batch = as_batch(data, requires, name, limits.classes, limits.box, self.num_examples)
         return without_strings(batch) if self.jit_compile else batch
 
 
 def _for_keras(logs: dict[str, Any]) -> dict[str, Any]:
-    """Keras reduces the logs of several machines along an axis, and those of one without."""
+    """Return logs that Keras can reduce: it wants vectors from several machines."""
     several = isinstance(tf.distribute.get_strategy(), tf.distribute.MultiWorkerMirroredStrategy)
     return {k: tf.reshape(v, [1]) for k, v in logs.items()} if several else logs

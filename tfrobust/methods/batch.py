@@ -1,4 +1,4 @@
-"""What one training step is given, whatever form it came in."""
+"""The batch of a training step, from any form of data that Keras takes."""
 
 from __future__ import annotations
 
@@ -25,18 +25,30 @@ def as_batch(
     box: tuple[float, float] = (0.0, 1.0),
     examples: int | None = None,
 ) -> Batch:
-    """A dict, (x, y) or (x, y, sample_weight), x an array or a dict, as a batch. The "weight" of a
-    dict and a sample_weight beside it multiply.
+    """Return data as a batch {"image", "label", ...}.
 
-    Raises UserError for one without what `method` requires, with an index that is not below
-    `examples`, or that is no images of the box and labels of the classes; in a compiled step, as
-    `tfrobust.gate.check_batch`.
+    Args:
+        data: a dict, (x, y) or (x, y, sample_weight), where x is an array or a dict. The "weight"
+            of a dict and a sample_weight beside it are multiplied.
+        requires: the entries that must be there beside image and label.
+        method: the name of the method that requires them, for the error.
+        classes: the number of classes; None for any.
+        box: the range of the pixels.
+        examples: the number of training examples, which the index must be below; None for any.
+
+    Raises:
+        UserError: for a missing entry, an index out of range, images outside the box, or labels
+            that are no classes. In a compiled step the error is as that of
+            `tfrobust.gate.check_batch`.
     """
     x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
     batch = dict(x) if isinstance(x, Mapping) else {"image": x}
     if weight is not None and "weight" in batch:
         weight = _weight(batch["weight"]) * _weight(weight)
-    batch |= {k: v for k, v in (("label", y), ("weight", weight)) if v is not None}
+    if y is not None:
+        batch["label"] = y
+    if weight is not None:
+        batch["weight"] = weight
     missing = sorted({"image", "label", *requires} - batch.keys())
     if missing:
         raise UserError(
@@ -46,7 +58,7 @@ def as_batch(
     image, label = (tf.convert_to_tensor(batch[name]) for name in ("image", "label"))
     check_image_spec(image, "image", box)
     check_label_spec(label, "label")
-    if label.shape.rank == 2:  # as Keras data sets give them
+    if label.shape.rank == 2:  # [B, 1], as in Keras's data sets
         label = label[:, 0]
     image, label = check_batch(image, label, classes, box)
     if "weight" in batch:
@@ -62,7 +74,7 @@ def without_strings(batch: Batch) -> Batch:
 
 
 def _index(index: Any, examples: int) -> tf.Tensor:
-    """Return the rows of the examples, each below their number. Errors are as of `_weight`."""
+    """Return the index, checked to be in [0, examples). Errors are as those of `_weight`."""
     index = tf.convert_to_tensor(index)
     fits = tf.reduce_all((index >= 0) & (index < examples))
     line = f"index: expected rows 0 to {examples - 1} (num_examples is {examples}), received"
@@ -73,15 +85,15 @@ def _index(index: Any, examples: int) -> tf.Tensor:
 def _weight(weight: Any) -> tf.Tensor:
     """Return the weights as float32 [B]: [B, 1] would broadcast the losses to [B, B].
 
-    Raises UserError for what is no number >= 0 for each example; in a compiled step the error is
-    TensorFlow's, of the same line, before a weight of the network moves.
+    Raises a UserError unless there is one number >= 0 per example. In a compiled step the error is
+    TensorFlow's, with the same line, before any weight of the network moves.
     """
     weight = tf.convert_to_tensor(weight)
     shape, kind = weight.shape, weight.dtype
-    column = shape.rank in (None, 1) or (shape.rank == 2 and shape[1] == 1)
-    number = kind.is_floating or kind.is_integer or kind.is_bool
+    one_each = shape.rank in (None, 1) or (shape.rank == 2 and shape[1] == 1)
+    numeric = kind.is_floating or kind.is_integer or kind.is_bool
     received = f"{kind.name} of shape {shape}"
-    require(column and number, "sample_weight", "numbers [B], one for each example", received)
+    require(one_each and numeric, "sample_weight", "numbers [B], one for each example", received)
     weight = tf.reshape(tf.cast(weight, tf.float32), [-1])
     fits = tf.reduce_all((weight >= 0) & (weight < np.inf))  # NaN is neither
     line = "sample_weight: expected finite numbers >= 0, received"
@@ -91,14 +103,14 @@ def _weight(weight: Any) -> tf.Tensor:
 
 @contextlib.contextmanager
 def weighing(model: keras.Model, class_weight: Any) -> Iterator[None]:
-    """Let the training steps of a model weigh classes by Keras's `class_weight`, {class: weight}.
+    """Return a context in which a model's training weighs classes by {class: weight}.
 
-    Keras's own takes no batches that are one dict, and no weights of the examples beside it.
+    Keras's own `class_weight` takes neither batches that are one dict nor weights of the examples.
     """
     if class_weight is None:
         yield
         return
-    model.class_weight = _of_classes(class_weight, model.signature.classes)
+    model.class_weight = _class_weights(class_weight, model.signature.classes)
     model.train_function = None
     try:
         yield
@@ -106,25 +118,27 @@ def weighing(model: keras.Model, class_weight: Any) -> Iterator[None]:
         model.class_weight, model.train_function = None, None
 
 
-def weighed(batch: Batch, of_classes: np.ndarray | None) -> Batch:
-    """Return the batch with the weights of its classes multiplied into those of its examples."""
-    if of_classes is None:
+def weighed(batch: Batch, class_weights: np.ndarray | None) -> Batch:
+    """Return the batch with its weights multiplied by those of the classes, float32 [classes]."""
+    if class_weights is None:
         return batch
-    own = tf.gather(of_classes, batch["label"])
-    return batch | {"weight": batch.get("weight", 1.0) * own}
+    weight = tf.gather(class_weights, batch["label"])
+    return batch | {"weight": batch.get("weight", 1.0) * weight}
 
 
-def _of_classes(class_weight: Any, classes: int) -> np.ndarray:
-    """Return the weight of each class, float32 [classes], 1 of one that is not named. Raises
-    UserError for what is no mapping of classes to weights."""
+def _class_weights(class_weight: Any, classes: int) -> np.ndarray:
+    """Return the weight of each class, float32 [classes]; 1 for a class that is not named.
+
+    Raises a UserError for anything but a mapping of classes to weights.
+    """
     expected = f"a mapping of classes 0 to {classes - 1} to numbers >= 0, as {{0: 1.0, 1: 2.5}}"
-    fits = isinstance(class_weight, Mapping) and bool(class_weight)
-    require(fits, "class_weight", expected, class_weight)
+    is_mapping = isinstance(class_weight, Mapping) and bool(class_weight)
+    require(is_mapping, "class_weight", expected, class_weight)
     for name, weight in class_weight.items():
-        whole = isinstance(name, numbers.Integral) and 0 <= int(name) < classes
-        real = isinstance(weight, numbers.Real) and 0 <= float(weight) < np.inf
-        require(whole and real, "class_weight", expected, {name: weight})
-    table = np.ones(classes, np.float32)
+        is_class = isinstance(name, numbers.Integral) and 0 <= int(name) < classes
+        is_weight = isinstance(weight, numbers.Real) and 0 <= float(weight) < np.inf
+        require(is_class and is_weight, "class_weight", expected, {name: weight})
+    weights = np.ones(classes, np.float32)
     for name, weight in class_weight.items():
-        table[name] = weight
-    return table
+        weights[name] = weight
+    return weights

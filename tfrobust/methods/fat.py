@@ -19,11 +19,11 @@ from tfrobust.serialization import serializable
 
 @serializable
 class Fat(Adv):
-    """CE(f(x'), y) where the attack on an example ends tau steps after it is first misclassified.
+    """CE(f(x'), y), where the attack on x ends tau steps after the first misclassification.
 
-    patience: tau, one number for each part of the training; patience_epochs: the epochs (from 0)
-    where the second and later parts begin. jitter * N(0, 1) is added in each step, as in the
-    authors' code. A batch whose examples have all stopped costs no more steps.
+    `patience` holds tau for each phase of the training; `patience_epochs` holds the epochs, counted
+    from 0, in which the second and later phases begin. jitter * N(0, 1) is added in each step, as
+    in the authors' code. The attack ends early when it has ended on all examples of the batch.
     """
 
     default_attack = PGD(steps=10)
@@ -55,8 +55,9 @@ class Fat(Adv):
 
     @property
     def patience_now(self) -> tf.Tensor:
-        part = tf.reduce_sum(tf.cast(self.epoch >= self.patience_epochs, tf.int32))
-        return tf.gather(self.patience, part)
+        """tau in the current epoch, int32."""
+        phase = tf.reduce_sum(tf.cast(self.epoch >= self.patience_epochs, tf.int32))
+        return tf.gather(self.patience, phase)
 
     def adversary(self, batch: Batch) -> tf.Tensor:
         attack, threat, seed = self.attack, self.threat_now, self.seed_for("attack")
@@ -77,10 +78,12 @@ class Fat(Adv):
             moved = tf.ensure_shape(threat.project(moved, x), x.shape)
             return i + 1, tf.where(rows(left >= 0, x), moved, x_adv), left
 
+        def goes_on(i: tf.Tensor, x_adv: tf.Tensor, left: tf.Tensor) -> tf.Tensor:
+            return (i < attack.schedule[0]) & tf.reduce_any(left >= 0)
+
         start = attack.begin(x, threat, noise.fold(seed, 0))
         state = (tf.constant(0), start, tf.fill(tf.shape(label), self.patience_now))
-        going = lambda i, _, left: (i < attack.schedule[0]) & tf.reduce_any(left >= 0)  # noqa: E731
-        return tf.while_loop(going, body, state, parallel_iterations=1)[1]
+        return tf.while_loop(goes_on, body, state, parallel_iterations=1)[1]
 
     def scalars(self) -> dict[str, Any]:
         return super().scalars() | {"patience": self.patience_now}

@@ -17,12 +17,12 @@ from tfrobust.serialization import serializable
 
 @serializable
 class Free(Adv):
-    """CE(f(x + delta), y), each batch `replays` times; one backward pass gives the gradients of the
-    weights and of the image, which moves delta by eps along its steepest direction.
+    """CE(f(x + delta), y), `replays` times on each batch.
 
-    delta has a row for each place of a batch and goes on from batch to batch; the box holds for x +
-    delta, the ball for delta. A step of the optimizer is a replay: the papers divide their epochs
-    by `replays`.
+    One backward pass gives the gradients of the weights and of the image; the latter moves delta by
+    eps in its steepest direction. delta has a row for each place in a batch and is carried from
+    batch to batch. x + delta is kept in the box, delta in the ball. Each replay is a step of the
+    optimizer, so the papers divide their number of epochs by `replays`.
     """
 
     default_attack = None
@@ -36,7 +36,7 @@ class Free(Adv):
         require(self.clean_weight == 0, "clean_weight", "0", self.clean_weight)
         assert self.batch_size is not None  # of `needs`
         shape: Any = self.signature.image_shape
-        expected = "one with images of one size (Free keeps a delta of each place of a batch)"
+        expected = "one with images of one size (Free keeps a delta for each place in a batch)"
         hint = "; x = keras.Input((H, W, C)); network = keras.Model(x, network(x)) is one"
         require(None not in shape, "network", expected + hint, shape)
         self.delta = Table(self.batch_size, shape)
@@ -57,6 +57,6 @@ class Free(Adv):
         return logs
 
     def _places(self, batch: Batch) -> tf.Tensor:
-        """The rows of the global batch that this replica has."""
+        """Return this replica's rows [B] of the global batch."""
         size, context = tf.shape(batch["label"])[0], tf.distribute.get_replica_context()
         return context.replica_id_in_sync_group * size + tf.range(size)

@@ -1,7 +1,4 @@
-"""What Keras asks of a model that is trained: compile, fit, evaluate, to be saved and loaded.
-
-`fit` and `evaluate` pass the gate.
-"""
+"""GatedModel: compile, fit, evaluate, save and load as in Keras, with every input checked first."""
 
 from __future__ import annotations
 
@@ -34,83 +31,89 @@ from tfrobust.xla import compiled
 
 
 class GatedModel(HookedModel):
-    """A Keras model that trains a network against a threat: `RobustModel`, without its step."""
+    """The part of `RobustModel` that fits into Keras; `RobustModel` adds the step."""
 
     network: keras.Model
     threat: Threat
     signature: Signature
     network_inputs: Sequence[str]
-    # Whether a replica computes with another number of examples in each step.
+    # Whether the number of examples that a replica computes with differs from step to step.
     sizes_vary = False
-    compiled_parts: dict[str, Callable[..., Any]]  # of a step, by name
-    # Keras's.
+    compiled_parts: dict[str, Callable[..., Any]]  # the parts of a step, by name
+    # Keras's own attributes.
     train_function: Any
     test_function: Any
 
     def run(self, inputs: Any, mode: str) -> tf.Tensor:
-        """Return the logits [B, C] of the network in a mode of `RobustModel`."""
+        """Return the logits [B, C] of the network in a mode of `RobustModel.craft`."""
         raise NotImplementedError
 
     def as_batch(self, data: Any) -> Batch:
-        """Return the batch, checked, that a step is given."""
+        """Return data as the checked batch that a step takes."""
         raise NotImplementedError
 
     def check_attacks(self, image_shape: tuple[int, ...] | None = None) -> None:
-        """Raise a UserError where an attack does not work under the threat, or not on images
-        [H, W, C] of a shape."""
+        """Raise a UserError unless the attacks fit the threat and images of a shape [H, W, C]."""
         raise NotImplementedError
 
     @neutral()
     def compile(
         self, optimizer: Any = "sgd", *, jit_compile: bool | str = "auto", **kwargs: Any
     ) -> None:
-        """As Keras, without losses and metrics: the method brings its own.
+        """Compile as Keras does, without losses and metrics: the method brings its own.
 
-        jit_compile: whether XLA compiles the steps; "auto": only on GPUs, as on CPU they take 1.5
-        to 1.8 times as long with it. A network that computes in float16 gets a LossScaleOptimizer.
+        A network that computes in float16 gets a LossScaleOptimizer.
+
+        Args:
+            optimizer: an optimizer or its name.
+            jit_compile: whether XLA compiles the steps. "auto" is only on GPUs: on a CPU steps
+                take 1.5 to 1.8 times as long with it.
+            kwargs: the other arguments of `keras.Model.compile`.
         """
         for name in ("loss", "metrics", "weighted_metrics", "loss_weights"):
             require(kwargs.pop(name, None) is None, name, "none (the method brings its own)", "one")
         optimizer = keras.optimizers.get(optimizer)
-        # Keras looks at the policy of this model, which is float32, not at the network's.
+        # Keras looks at the policy of this model, always float32, and not at the network's.
         half = any(layer.compute_dtype == "float16" for layer in layers_of(self.network))
         if half and not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
         super().compile(optimizer, jit_compile=jit_compile, **kwargs)
         self.compiled_parts.clear()
-        self._asked = jit_compile
+        self._jit_compile_argument = jit_compile
 
     def get_compile_config(self) -> dict[str, Any]:
         config = super().get_compile_config()
-        return config | {"jit_compile": self._asked} if config else config  # none if not compiled
+        if config:  # the model is compiled
+            config = config | {"jit_compile": self._jit_compile_argument}
+        return config
 
     @property
     def steps_per_execution(self) -> int:
-        """How many steps follow each other without the host."""
+        """The number of steps that run without a return to Python."""
         return self._steps_per_execution
 
     @steps_per_execution.setter
     def steps_per_execution(self, value: int) -> None:
         self._steps_per_execution = value
-        self.train_function = self.test_function = None  # which hold it
+        self.train_function = self.test_function = None  # they were made for the old value
 
     def make_train_function(self, force: bool = False) -> Any:
         if self.train_function is None or force:
-            self._forget(lambda name: name != "_validated")
+            self._forget([name for name in self.compiled_parts if name != "_validated"])
         return super().make_train_function(force)
 
     def make_test_function(self, force: bool = False) -> Any:
         if self.test_function is None or force:
-            self._forget(lambda name: name == "_validated")
+            self._forget(["_validated"])
         return super().make_test_function(force)
 
-    def _forget(self, chosen: Callable[[str], bool]) -> None:
-        """Have these parts traced anew, as Keras does the step that they are of."""
-        for name in filter(chosen, list(self.compiled_parts)):
-            del self.compiled_parts[name]
+    def _forget(self, parts: Sequence[str]) -> None:
+        """Drop the compiled parts of these names, which are then traced anew with their step."""
+        for name in parts:
+            self.compiled_parts.pop(name, None)
 
     def by_xla(self, part: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a part of a step as XLA compiles it, where it does."""
+        """Return a part of a step, compiled if the model is to be compiled by XLA."""
         if not self.jit_compile or self.run_eagerly:
             return part
         return self.compiled_parts.setdefault(part.__name__, compiled(part))
@@ -120,24 +123,30 @@ class GatedModel(HookedModel):
 
     @neutral()
     def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As Keras. What is not fit to train on is a UserError before a weight moves: images
-        outside the threat's box, labels that are no class numbers, a network of probabilities."""
-        given = inspect.signature(super().fit).bind(x, y, *args, **kwargs).arguments
-        weights = given.pop("class_weight", None)
-        given["x"], given["y"] = check_data(x, y, self._taken)
-        if given.get("validation_data") is not None:
-            given["validation_data"] = check_validation(given["validation_data"], self._taken)
-        images = _images(given["x"])
-        _check_weights(given.get("sample_weight"), images)
+        """Train as Keras does, after a check of the data and of the network.
+
+        Raises:
+            UserError: before any weight moves, for what is not fit to train on, such as images
+                outside the threat's box, labels that are no class numbers, or a network that
+                returns probabilities.
+        """
+        arguments = inspect.signature(super().fit).bind(x, y, *args, **kwargs).arguments
+        class_weight = arguments.pop("class_weight", None)
+        arguments["x"], arguments["y"] = check_data(x, y, self._limits)
+        validation_data = arguments.get("validation_data")
+        if validation_data is not None:
+            arguments["validation_data"] = check_validation(validation_data, self._limits)
+        images = _images(arguments["x"])
+        _check_weights(arguments.get("sample_weight"), images)
         self.check_network(images)
-        with refusals(), weighing(self, weights):
-            return super().fit(**given)
+        with refusals(), weighing(self, class_weight):
+            return super().fit(**arguments)
 
     @neutral()
     def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As Keras, for what `fit` takes."""
+        """Evaluate as Keras does, on any data that `fit` takes."""
         if not validates_in_fit(kwargs):  # `fit` has checked its validation data
-            x, y = check_data(x, y, self._taken)
+            x, y = check_data(x, y, self._limits)
             images = _images(x)
             _check_weights(kwargs.get("sample_weight"), images)
             self.check_network(images)
@@ -153,10 +162,10 @@ class GatedModel(HookedModel):
         class_weight: Any = None,
         return_dict: bool = False,
     ) -> Any:
-        """As Keras, for what `fit` takes; the network is looked at before the first batch."""
-        expected = "none with a batch that is one dict, whose 'weight' serves"
+        """Train on one batch as Keras does; the network is checked before the first one."""
+        expected = "none for a batch that is one dict (give it a 'weight' instead)"
         require(class_weight is None or y is not None, "class_weight", expected, class_weight)
-        x, y = check_data(x, y, self._taken)
+        x, y = check_data(x, y, self._limits)
         if self.train_function is None:
             self.check_network(_images(x))
         with refusals():
@@ -164,23 +173,29 @@ class GatedModel(HookedModel):
 
     @neutral()
     def test_on_batch(self, x: Any, y: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As Keras, for what `evaluate` takes; the network is looked at before the first batch."""
-        x, y = check_data(x, y, self._taken)
+        """Evaluate one batch as Keras does; the network is checked before the first one."""
+        x, y = check_data(x, y, self._limits)
         if self.test_function is None:
             self.check_network(_images(x))
         with refusals():
             return super().test_on_batch(x, y, *args, **kwargs)
 
     @property
-    def _taken(self) -> Taken:
+    def _limits(self) -> Taken:
+        """The box, image shape and number of classes that data must keep to."""
         _, image_shape, classes = self.signature
-        # One class is refused with the network.
+        # A network of one class is refused by check_network.
         return Taken(self.threat.box, image_shape, classes if classes > 1 else None)
 
     def check_network(self, images: np.ndarray | None = None, where: str = "network") -> None:
-        """Raise a one-line UserError, which begins with `where`, unless the network gives logits on
-        the first of the images [N, H, W, C], or on noise, and eps and attacks fit them. `fit` does
-        it."""
+        """Raise a UserError unless the network returns logits and eps and the attacks fit.
+
+        `fit` calls it.
+
+        Args:
+            images: [N, H, W, C]; the first of them are tried. None tries noise.
+            where: the beginning of the error's line.
+        """
         low, high = self.threat.box
         if images is None:
             shape = (SOME, *(side or 32 for side in self.signature.image_shape))
@@ -189,29 +204,31 @@ class GatedModel(HookedModel):
         self.check_attacks(images.shape[1:])
 
         def logits(points: tf.Tensor) -> tf.Tensor:
-            named = {name: tf.ones(len(points)) for name in self.network_inputs}
-            return self.run({**named, "image": points} if len(named) > 1 else points, "eval")
+            if len(self.network_inputs) == 1:
+                return self.run(points, "eval")
+            inputs = {name: tf.ones(len(points)) for name in self.network_inputs}
+            return self.run(inputs | {"image": points}, "eval")
 
         check_trained(self.network, logits, images, self.threat.box, where)
 
     @property
     def distributed(self) -> bool:
-        """Whether the step is that of a replica, in a strategy that is made for several."""
+        """Whether the step runs in a replica, under a strategy made for several."""
         one = isinstance(tf.distribute.get_strategy(), tf.distribute.OneDeviceStrategy)
         return tf.distribute.has_strategy() and not one
 
     def computed(self, part: Callable[..., Any], *args: Any) -> Any:
-        """Return part(*args), of what a replica computes by itself, compiled where XLA is on.
+        """Return part(*args), compiled where XLA is on and the replicas do not communicate in it.
 
-        Replicas change a variable together, which no compiled function does: there it is given the
-        network's variables as they are and returns them as they shall be. Of several replicas it
-        stays uncompiled where they sum statistics within a pass, and where `sizes_vary`.
+        A compiled function cannot assign to a variable that replicas change together. So the part
+        gets the values of the network's variables, and returns the new ones. With several replicas
+        it stays uncompiled where they sum statistics within a pass, and where `sizes_vary`.
         """
-        layers = layers_of(self.network)
-        together = any(getattr(layer, "synchronized", False) for layer in layers)
+        if not (self.jit_compile and self.distributed):
+            return part(*args)
+        synchronized = any(getattr(la, "synchronized", False) for la in layers_of(self.network))
         several = tf.distribute.get_strategy().num_replicas_in_sync > 1
-        fixed = not (several and (together or self.sizes_vary))
-        if not (self.jit_compile and self.distributed and fixed):
+        if several and (synchronized or self.sizes_vary):
             return part(*args)
         values = [tf.convert_to_tensor(v.value) for v in self.network.variables]
         result, values = self.by_xla(self._stateless(part))(values, *args)
@@ -220,8 +237,10 @@ class GatedModel(HookedModel):
         return result
 
     def _stateless(self, part: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the function (values of the network's variables, *args) -> (part(*args), values of
-        those that are not trained afterwards)."""
+        """Return part as a function that leaves the network's variables alone.
+
+        It maps (values of all variables, *args) to (part(*args), new values of the untrained ones).
+        """
 
         def stateless(values: list[tf.Tensor], *args: Any) -> Any:
             pairs = zip(self.network.variables, values, strict=True)
@@ -238,7 +257,7 @@ class GatedModel(HookedModel):
         self.optimizer.build(self.trainable_variables)
 
     def get_config(self) -> dict[str, Any]:
-        """Every constructor argument is an attribute of the same name."""
+        """Return the constructor's arguments: each is an attribute of the same name."""
         names = parameters(type(self))
         return {n: keras.saving.serialize_keras_object(getattr(self, n)) for n in names}
 
@@ -254,6 +273,6 @@ def _check_weights(weights: Any, images: np.ndarray | None) -> None:
 
 
 def _images(x: Any) -> np.ndarray | None:
-    """Return the images of what `check_data` returned; None of a stream."""
+    """Return the images in the first result of `check_data`; None for a stream."""
     images = x.get("image") if isinstance(x, Mapping) else x
     return images if isinstance(images, np.ndarray) else None

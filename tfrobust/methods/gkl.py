@@ -16,16 +16,20 @@ from tfrobust.serialization import serializable
 
 @serializable
 class Gkl(RobustModel):
-    """CE(z, y) + alpha * CE(p(z), z') + beta / 4 * sum_jk w_j w_k ((z_j - z_k) - (z'_j - z'_k))^2
-    with the logits z at x, z' at x', and p(z) a constant.
+    """CE(z, y) + alpha * CE(p(z), z') + beta / 4 * sum_jk w_j w_k ((z_j - z_k) - (z'_j - z'_k))^2.
 
-    With alpha = beta = 1 and w = p(z), KL(p(z) || p(z')) has the gradient in z of the last term and
-    that in z' of the middle one; here the last term moves z' too. w is a constant for each class:
-    the mean, by their weights, of softmax(z / temperature) over its examples of the epoch before
-    (1 / C in the first), to the power gamma, with sum 1 for each example (in the authors' code,
-    over the batch). gamma 1 is IKL, 0.2 to 0.4 GKL. x' is crafted on the KL divergence, as in
-    TRADES. While eps grows alpha and beta stay, as in the authors' code.
+    z are the logits at x, z' those at x', and p(z) is a constant. With alpha = beta = 1 and
+    w = p(z), the gradient of KL(p(z) || p(z')) in z is that of the last term, and its gradient in
+    z' that of the middle one. Here the last term also moves z'.
+
+    w is a constant per class: the weighted mean of softmax(z / temperature) over the examples of
+    the class in the epoch before (1 / C in the first epoch), to the power gamma, scaled to sum 1
+    for each example (over the batch, in the authors' code). gamma 1 is IKL, 0.2 to 0.4 GKL. x' is
+    crafted on the KL divergence, as in TRADES. alpha and beta do not grow with eps, as in the
+    authors' code.
     """
+
+    example = {"alpha": 0.01, "beta": 1.0}
 
     default_attack = PGD(steps=10, start="normal")
     crafting_loss = "kl"
@@ -58,9 +62,9 @@ class Gkl(RobustModel):
         weight = tf.gather(tf.convert_to_tensor(self.class_means), label) ** self.gamma
         weight /= tf.reduce_sum(weight, axis=-1, keepdims=True)
         # sum_jk w_j w_k (d_j - d_k)^2 is twice the variance of d under w, whose sum is 1.
-        apart = clean - adversarial
-        mean = tf.reduce_sum(weight * apart, axis=-1, keepdims=True)
-        variance = tf.reduce_sum(weight * tf.square(apart - mean), axis=-1)
+        difference = clean - adversarial
+        mean = tf.reduce_sum(weight * difference, axis=-1, keepdims=True)
+        variance = tf.reduce_sum(weight * tf.square(difference - mean), axis=-1)
         target = tf.stop_gradient(tf.nn.softmax(clean))
         soft = tf.nn.softmax_cross_entropy_with_logits(target, adversarial)
         terms = self.alpha * soft + 0.5 * self.beta * variance
@@ -74,23 +78,23 @@ class Gkl(RobustModel):
 
     def after_update(self, batch: Batch) -> None:
         classes = self.counts.shape[0]
-        at, soft = batch["label"], tf.nn.softmax(batch["clean_logits"] / self.temperature)
+        label, soft = batch["label"], tf.nn.softmax(batch["clean_logits"] / self.temperature)
         weight = batch.get("weight", tf.ones_like(soft[:, 0]))
-        found = [
-            tf.math.unsorted_segment_sum(weight[:, None] * soft, at, classes),
-            tf.math.unsorted_segment_sum(weight, at, classes),
+        replica_sums = [
+            tf.math.unsorted_segment_sum(weight[:, None] * soft, label, classes),
+            tf.math.unsorted_segment_sum(weight, label, classes),
         ]
-        sums, counts = tf.distribute.get_replica_context().all_reduce("SUM", found)
+        sums, counts = tf.distribute.get_replica_context().all_reduce("SUM", replica_sums)
         sums, counts = self.sums + sums, self.counts + counts
-        seen = tf.where(counts > 0, counts, 1.0)[:, None]
-        means = tf.where(counts[:, None] > 0, sums / seen, self.class_means)
-        over = (tf.convert_to_tensor(self.step) + 1) % self.steps_per_epoch == 0
-        self.class_means.assign(tf.where(over, means, self.class_means))
-        self.sums.assign(tf.where(over, 0.0, sums))
-        self.counts.assign(tf.where(over, 0.0, counts))
+        divisor = tf.where(counts > 0, counts, 1.0)[:, None]
+        means = tf.where(counts[:, None] > 0, sums / divisor, self.class_means)
+        epoch_ends = (tf.convert_to_tensor(self.step) + 1) % self.steps_per_epoch == 0
+        self.class_means.assign(tf.where(epoch_ends, means, self.class_means))
+        self.sums.assign(tf.where(epoch_ends, 0.0, sums))
+        self.counts.assign(tf.where(epoch_ends, 0.0, counts))
 
     def _state(self, shape: tuple[int, ...], fill: float) -> Any:
-        """A weight to which all replicas assign the same."""
+        """Return a new weight, to which all replicas assign the same values."""
         return self.add_weight(
             shape=shape,
             initializer=keras.initializers.Constant(fill),

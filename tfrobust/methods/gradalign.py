@@ -18,9 +18,9 @@ from tfrobust.serialization import serializable
 class GradAlign(RobustModel):
     """CE(f(x'), y) + weight * (1 - cos(grad CE at x, grad CE at x + eta)), eta uniform in the ball.
 
-    x' is one step of step_scale * eps from x along the first of the two gradients, which counts as
-    a constant in the cosine, as in the authors' code. An example one of whose gradients is zero has
-    no cosine and no such term. The gradients are those of the network as it trains.
+    x' is one step of step_scale * eps from x along the first gradient, which is a constant in the
+    cosine, as in the authors' code. Where either gradient is zero there is no cosine, and the term
+    is left out. By default both gradients use batch statistics (`craft`).
     """
 
     default_attack = None
@@ -57,21 +57,24 @@ class GradAlign(RobustModel):
             "robust_accuracy": losses.correct(logits, batch["label"]),
         }
         if self.weight:
-            there = input_gradient(self._loss(batch), batch["noisy"])
-            # l2_normalize of a zero gradient is zero, and differentiable there.
-            here, there = (
-                tf.math.l2_normalize(tf.reshape(g, [tf.shape(g)[0], -1]), axis=-1, epsilon=1e-24)
-                for g in (batch["gradient"], there)
-            )
+            here = _unit(batch["gradient"])
+            there = _unit(input_gradient(self._loss(batch), batch["noisy"]))
             lengths = tf.reduce_sum(here * here, axis=-1) * tf.reduce_sum(there * there, axis=-1)
             terms["alignment"] = tf.reduce_sum(here * there, axis=-1)
-            apart = tf.where(lengths > 0, 1.0 - terms["alignment"], 0.0)
-            terms["loss"] += self.scale * self.weight * apart
+            misalignment = tf.where(lengths > 0, 1.0 - terms["alignment"], 0.0)
+            terms["loss"] += self.scale * self.weight * misalignment
         return terms
 
     def _loss(self, batch: Batch) -> Any:
+        """Return the function from images to their cross entropy [B]."""
         logits_fn = self.logits_fn(batch, self.craft)
         return lambda x: losses.cross_entropy(logits_fn(x), batch["label"])
 
     def scalars(self) -> dict[str, Any]:
         return super().scalars() | {"weight": self.scale * self.weight}
+
+
+def _unit(gradient: tf.Tensor) -> tf.Tensor:
+    """Return gradients [B, ...] as unit vectors [B, D]; a zero gradient stays zero."""
+    flat = tf.reshape(gradient, [tf.shape(gradient)[0], -1])
+    return tf.math.l2_normalize(flat, axis=-1, epsilon=1e-24)  # differentiable at zero too

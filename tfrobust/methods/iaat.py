@@ -20,22 +20,24 @@ from tfrobust.serialization import serializable
 
 @serializable
 class Iaat(Adv):
-    """CE(f(x'), y), every training image with a radius eps_i of its own (Algorithm 1).
+    """CE(f(x'), y), where each training image has a radius eps_i of its own (Algorithm 1).
 
-    For `warmup_epochs` eps_i is the threat's eps. Then, before each step, it moves towards
+    For `warmup_epochs` eps_i is the threat's eps. Then, before each step, it moves a fraction
+    `smoothing` of the way to
 
         eps_i + gamma  where the attack at eps_i + gamma fails,
-        eps_i          where only the one at eps_i does,
+        eps_i          where only the attack at eps_i fails,
         eps_i - gamma  where both succeed,
+        0              where the clean image is misclassified.
 
-    but to 0 where the clean image is misclassified, by the share `smoothing` of the way: Algorithm
-    2, as the authors' code has it; without an upper bound. rule: "probe" is that; "simple" is the
-    paper's section 3, gamma up where the training attack failed and down where it succeeded, no
-    attack more. misclassified: such an image trains as "clean" (Algorithm 1), or "adversarial", at
-    its eps_i (the authors' code).
+    This is rule "probe": Algorithm 2 as in the authors' code, with no upper bound. Rule "simple" is
+    that of the paper's section 3: it adds gamma where the training attack failed and subtracts it
+    where the attack succeeded, which needs no further attack. A misclassified image is trained on
+    as it is (misclassified="clean", Algorithm 1) or attacked at its eps_i ("adversarial", the
+    authors' code).
 
-    The step of the attack is 2 eps_i / steps and at least `min_step`. gamma, min_step: image units.
-    The authors craft with batch statistics (craft="train").
+    The attack's step size is 2 eps_i / steps, but at least `min_step`. gamma and min_step are in
+    image units. The authors craft with batch statistics (craft="train").
     """
 
     default_attack = PGD(steps=10)
@@ -64,8 +66,9 @@ class Iaat(Adv):
         require(warmup_epochs >= 0, "warmup_epochs", "int >= 0", warmup_epochs)
         require(self.gamma >= 0, "gamma", "a number >= 0", gamma)
         require(self.min_step > 0, "min_step", "a number > 0", min_step)
-        own = getattr(self.attack, "step_size", None)
-        require(own is None, "attack.step_size", "none (that of the method grows with eps_i)", own)
+        step_size = getattr(self.attack, "step_size", None)
+        expected = "none (the method's step size grows with eps_i)"
+        require(step_size is None, "attack.step_size", expected, step_size)
         require(0 < smoothing <= 1, "smoothing", "a number in (0, 1]", smoothing)
         assert self.num_examples is not None  # of `needs`
         self.radii = Table(self.num_examples)
@@ -73,20 +76,21 @@ class Iaat(Adv):
     def perturb(self, batch: Batch) -> Batch:
         label, logits_fn = batch["label"], self.logits_fn(batch, self.craft)
         right = losses.correct(logits_fn(batch["image"]), label)
-        known = self.radii.read(batch["index"])
+        radius = self.radii.read(batch["index"])
 
         def fails(eps: tf.Tensor, purpose: str) -> tf.Tensor:
             return losses.correct(logits_fn(self._attacked(batch, eps, purpose)), label)
 
         def probed() -> tf.Tensor:
-            wider, same = fails(known + self.gamma, "wider"), fails(known, "same")
+            wider, same = fails(radius + self.gamma, "wider"), fails(radius, "same")
             change = tf.where(wider, self.gamma, tf.where(same, 0.0, -self.gamma))
-            wanted = tf.where(right, tf.maximum(known + change, 0.0), 0.0)
-            return self.smoothing * wanted + (1.0 - self.smoothing) * known
+            target = tf.where(right, tf.maximum(radius + change, 0.0), 0.0)
+            return self.smoothing * target + (1.0 - self.smoothing) * radius
 
         uniform = self.threat_now.eps * tf.cast(right, tf.float32)
         warm = self.epoch < self.warmup_epochs
-        now = tf.cond(warm, lambda: uniform, probed if self.rule == "probe" else lambda: known)
+        later = probed if self.rule == "probe" else lambda: radius
+        now = tf.cond(warm, lambda: uniform, later)
         adv = self._attacked(batch, now, "attack")
         after = now
         if self.rule == "simple":
@@ -108,6 +112,7 @@ class Iaat(Adv):
         return {"radius": self.radii}
 
     def _attacked(self, batch: Batch, eps: tf.Tensor, purpose: str) -> tf.Tensor:
+        """Return adversarial images at radii eps [B]."""
         assert isinstance(self.attack, PGD)
         step = tf.maximum(eps / (0.5 * self.attack.steps), self.min_step)
         return dataclasses.replace(self.attack, step_size=step)(

@@ -17,6 +17,9 @@ class Jac(LocalGlobal):
     Jakubovitz and Giryes (2018, arXiv:1803.08680), Hoffman et al. (2019, arXiv:1908.02729).
     """
 
+    default_attack = None
+    example = {"alpha": 0.01}
+
     def __init__(self, network: keras.Model, *, alpha: float, **kwargs: Any):
         self.alpha = alpha
         super().__init__(network, **kwargs)

@@ -17,12 +17,14 @@ from tfrobust.serialization import serializable
 
 @serializable
 class Llr(RobustModel):
-    """l(x) + alpha * g(x') + beta * |delta . grad l(x)| with l = CE(f(.), y), delta = x' - x and
-    g(x') = |l(x') - l(x) - delta . grad l(x)|, the distance of l from its plane at x.
+    """l(x) + alpha * g(x') + beta * |delta . grad l(x)|, where l = CE(f(.), y) and delta = x' - x.
 
-    x' maximises g by the attack (the authors ascend with Adam). The paper's lambda is alpha and its
-    mu is beta; the authors' code is alpha 2 and beta 0.6 at twice the learning rate.
+    g(x') = |l(x') - l(x) - delta . grad l(x)| is the distance of l at x' from its tangent plane at
+    x. The attack chooses x' to maximise g (the authors ascend with Adam). The paper calls alpha
+    lambda and beta mu; the authors' code has alpha 2 and beta 0.6 at twice the learning rate.
     """
+
+    example = {"alpha": 0.01, "beta": 1.0}
 
     default_attack = PGD(steps=10)
     attack_kind = GradientAttack
@@ -36,15 +38,17 @@ class Llr(RobustModel):
         super().__init__(network, **kwargs)
         require(alpha >= 0, "alpha", "a number >= 0", alpha)
         require(beta >= 0, "beta", "a number >= 0", beta)
-        drawn = getattr(self.attack, "start", None) != "none"
-        require(
-            drawn, "attack.start", "a random one (at the image itself there is no slope)", "none"
-        )
+        random_start = getattr(self.attack, "start", None) != "none"
+        expected = "a random one (the gradient is zero at the image itself)"
+        require(random_start, "attack.start", expected, "none")
 
     def adversary(self, batch: Batch) -> tf.Tensor:
         assert isinstance(self.attack, GradientAttack)
         logits_fn, x = self.logits_fn(batch, self.craft), batch["image"]
-        loss = lambda images: losses.cross_entropy(logits_fn(images), batch["label"])  # noqa: E731
+
+        def loss(images: tf.Tensor) -> tf.Tensor:
+            return losses.cross_entropy(logits_fn(images), batch["label"])
+
         here, _, slope = differentiated(lambda images: (loss(images), None), x)
         return self.attack.maximise(
             lambda x_adv: tf.abs(loss(x_adv) - here - _dot(x_adv - x, slope)),
@@ -55,21 +59,21 @@ class Llr(RobustModel):
 
     def robust_loss(self, batch: Batch) -> Batch:
         label, logits_fn = batch["label"], self.logits_fn(batch, "train")
-        seen: list[tf.Tensor] = []
-
-        def loss(images: tf.Tensor) -> tf.Tensor:
-            seen.append(logits_fn(images))
-            return losses.cross_entropy(seen[-1], label)
-
         x, x_adv = batch["image"], batch["adv"]
-        here, _, slope = differentiated(lambda images: (loss(images), None), x)
+
+        def loss(images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            logits = logits_fn(images)
+            return losses.cross_entropy(logits, label), losses.correct(logits, label)
+
+        here, right, slope = differentiated(loss, x)
         along = _dot(x_adv - x, slope)
-        gap = tf.abs(loss(x_adv) - here - along)
+        there, right_there = loss(x_adv)
+        gap = tf.abs(there - here - along)
         return {
             "loss": here + self.scale * (self.alpha * gap + self.beta * tf.abs(along)),
             "linearity_gap": gap,
-            "accuracy": losses.correct(seen[0], label),
-            "robust_accuracy": losses.correct(seen[1], label),
+            "accuracy": right,
+            "robust_accuracy": right_there,
         }
 
     def scalars(self) -> dict[str, Any]:
@@ -78,4 +82,5 @@ class Llr(RobustModel):
 
 
 def _dot(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
+    """Return the inner product [B] of tensors [B, ...]."""
     return tf.reduce_sum(a * b, axis=list(range(1, len(a.shape))))

@@ -1,4 +1,4 @@
-"""The framework of the ATLAS paper, section 4: a local term at a centre and a global term."""
+"""The framework of the ATLAS paper (section 4): a local term at a centre, and a global term."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from tfrobust.methods.base import Batch, RobustModel
 
 
 class LocalGlobal(RobustModel):
-    """CE(f(c), y) + alpha * ||J(c)||_F^2 + beta * KL(p(c) || p(o)), means over the batch.
+    """CE(f(c), y) + alpha * ||J(c)||_F^2 + beta * KL(p(c) || p(o)), averaged over the batch.
 
     The centre c is the image x or its adversary x', and o is the other of the two. alpha and beta
-    grow with eps (paper, section 5.3). A term whose coefficient is 0 costs nothing, and where
-    neither centre nor global term needs an adversary none is made. ||J||_F^2 is estimated by one
-    random projection (`tfrobust.jacobian`), without the factor 1/2 of Hoffman's package.
+    grow with eps (paper, section 5.3). A term whose coefficient is 0 is not computed, and no
+    adversary is crafted if neither the centre nor the global term needs it. ||J||_F^2 is estimated
+    by one random projection (`tfrobust.jacobian`), without the factor 1/2 of Hoffman's package.
     """
 
     adversarial_centre = False
     alpha = 0.0
     beta = 0.0
-    clean_weight = 0.0  # with an adversarial centre: of CE(f(x), y), against that at x'
+    clean_weight = 0.0  # with an adversarial centre: the share of CE(f(x), y) against CE(f(x'), y)
 
     def __init__(self, network: keras.Model, **kwargs: Any):
         if not (self.adversarial_centre or self.beta):
@@ -69,5 +69,8 @@ class LocalGlobal(RobustModel):
         return terms
 
     def scalars(self) -> dict[str, Any]:
-        now = {n: self.scale * getattr(self, n) for n in ("alpha", "beta") if getattr(self, n)}
-        return (super().scalars() if self.adversarial_centre or self.beta else {}) | now
+        values = super().scalars() if self.adversarial_centre or self.beta else {}
+        for name in ("alpha", "beta"):
+            if getattr(self, name):
+                values[name] = self.scale * getattr(self, name)
+        return values

@@ -13,16 +13,18 @@ from tfrobust.errors import require
 from tfrobust.methods.base import Batch, RobustModel
 from tfrobust.serialization import serializable
 
-ROOM = 1e-4  # keeps the logarithm of 1 - p finite, as the authors' code
+ROOM = 1e-4  # keeps the logarithm of 1 - p finite, as in the authors' code
 
 
 @serializable
 class Mart(RobustModel):
     """BCE(p(x'), y) + beta * KL(p(x) || p(x')) * (1 - p_y(x)).
 
-    BCE is -log p_y - log(1 - max_{k != y} p_k): a margin beside the cross entropy. The divergence
-    counts most where the clean image is not yet understood. beta grows with eps.
+    BCE is -log p_y - log(1 - max_{k != y} p_k): the cross entropy and a margin term. The divergence
+    has the most weight where the network is unsure of the clean image. beta grows with eps.
     """
+
+    example = {"beta": 1.0}
 
     default_attack = PGD(steps=10, start="normal")
 

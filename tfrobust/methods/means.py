@@ -1,4 +1,4 @@
-"""The averages that training and validation report, and which way each of them is better."""
+"""The means that training and validation report, and the direction in which each is better."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import tensorflow as tf
 
 from tfrobust._compat import CompileMetrics, set_direction
 
-# Keras's EarlyStopping, ModelCheckpoint and ReduceLROnPlateau ask a metric for its direction;
-# of one that is named nowhere here they ask for a `mode`.
+# Keras's EarlyStopping, ModelCheckpoint and ReduceLROnPlateau ask a metric for its direction.
+# For a metric that is not listed here they need a `mode`.
 DIRECTIONS = {
     "up": ("accuracy", "robust_accuracy", "fgsm_accuracy", "radius", "margin", "alignment"),
     "down": ("jacobian", "kl", "squeeze", "linearity_gap"),
@@ -19,16 +19,16 @@ DIRECTIONS = {
 
 
 class Means(CompileMetrics):
-    """Weighted means of numbers [B], by name: sum(weight * value) / sum(weight), 0 without weight.
+    """Weighted means of values [B], by name: sum(weight * value) / sum(weight), or 0 if that is 0.
 
-    A CompileMetrics, as Keras's callbacks look for directions in nothing else.
+    A CompileMetrics, because Keras's callbacks look for directions in no other class.
     """
 
     def __init__(self, names: Iterable[str]):
         super().__init__(None, None)
         self.means = {name: keras.metrics.Mean(name=name, dtype="float32") for name in names}
-        for direction, better in DIRECTIONS.items():
-            for name in self.means.keys() & set(better):
+        for direction, metrics in DIRECTIONS.items():
+            for name in self.means.keys() & set(metrics):
                 set_direction(self.means[name], direction)
         self.built = True
 
@@ -46,13 +46,13 @@ class Means(CompileMetrics):
     def measure(
         self, loss: keras.metrics.Mean, terms: Mapping[str, Any], weight: Any = 1.0
     ) -> dict[str, tf.Tensor]:
-        """Average terms [B], each example with its weight, and return the averages so far.
+        """Add a batch to the means, and return the means so far.
 
         Args:
-            loss: the mean of the term "loss", which Keras keeps itself.
-            terms: the numbers by name; of a term that not all examples have a pair, with 1 [B] for
-                those that have it and 0 for the others.
-            weight: [B].
+            loss: the metric of the term "loss", which Keras keeps itself.
+            terms: the values [B] by name. A term that only some examples have is a pair (values
+                [B], presence [B]), the presence 1 where an example has it and 0 elsewhere.
+            weight: the examples' weights [B], or one number for all.
         """
         means = {"loss": loss, **self.means}
         for name, term in terms.items():

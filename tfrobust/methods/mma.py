@@ -17,19 +17,22 @@ from tfrobust.norms import per_example
 from tfrobust.serialization import serializable
 
 HALVINGS = 10
-BEYOND = 1.05  # of max_margin: how far the boundary is looked for
+BEYOND = 1.05  # the search for the boundary ends at this multiple of max_margin
 CLEAN = 1 / 3  # the weight of the clean loss
 
 
 @serializable
 class Mma(RobustModel):
-    """CE(f(x), y) / 3 + 2 / 3 * CE at the boundary: at x + delta of the least length found that is
-    misclassified where x is right and nearer than `max_margin`, at x where x is wrong.
+    """CE(f(x), y) / 3 + 2 / 3 * CE(f(b), y), where b is the decision boundary.
 
-    delta's direction is that of the attack on the soft margin at the example's last margin, its
-    length is then halved into place. Margins are in image units and are kept between `min_margin`
-    and `max_margin`; the threat's eps plays no part in training.
+    Where x is classified correctly, b = x + delta with the shortest delta found that changes the
+    class; the term is left out if delta is longer than `max_margin`. Where x is misclassified,
+    b = x. The direction of delta comes from an attack on the soft margin, within the example's last
+    margin; its length from a bisection. Margins are in image units and are kept between
+    `min_margin` and `max_margin`. The threat's eps plays no part in training.
     """
+
+    example = {"max_margin": 0.1}
 
     default_attack = PGD(steps=10)
     attack_kind = GradientAttack
@@ -58,14 +61,14 @@ class Mma(RobustModel):
     def perturb(self, batch: Batch) -> Batch:
         assert isinstance(self.attack, GradientAttack)
         x, label, logits_fn = batch["image"], batch["label"], self.logits_fn(batch, self.craft)
-        found = self.attack.maximise(
+        x_adv = self.attack.maximise(
             lambda images: losses.soft_margin(logits_fn(images), label),
             x,
             threat=self.threat.at(self.margins.read(batch["index"])),
             seed=self.seed_for("attack"),
         )
-        length = per_example(self.threat.distance(found, x), x)
-        direction = tf.math.divide_no_nan(found - x, length)
+        length = per_example(self.threat.distance(x_adv, x), x)
+        direction = tf.math.divide_no_nan(x_adv - x, length)
 
         def at(length: tf.Tensor) -> tf.Tensor:
             moved = x + per_example(length, x) * direction

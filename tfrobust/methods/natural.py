@@ -8,4 +8,6 @@ from tfrobust.serialization import serializable
 
 @serializable
 class Natural(LocalGlobal):
-    """CE(f(x), y): no adversary. Its robust accuracy shows whether an attack bites."""
+    """CE(f(x), y): no adversary. Its robust accuracy shows how strong an attack is."""
+
+    default_attack = None

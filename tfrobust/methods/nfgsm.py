@@ -19,10 +19,10 @@ from tfrobust.serialization import serializable
 class Nfgsm(Adv):
     """CE(f(x'), y), x' one step of steepest ascent from noise, not projected onto the ball.
 
-    x' = x + eta + step_scale * eps * sign(grad CE at x + eta), eta uniform in the ball of radius
-    noise_scale * eps, both clipped to the box alone: so x' may be (noise_scale + step_scale) eps
-    away. It is what keeps one-step training from catastrophic overfitting. The authors craft with
-    batch statistics (craft="train").
+    x' = x + eta + step_scale * eps * sign(grad CE at x + eta), and eta is uniform in the ball of
+    radius noise_scale * eps. Both x + eta and x' are only clipped to the box, so x' may be as far
+    away as (noise_scale + step_scale) * eps. This noise keeps one-step training from catastrophic
+    overfitting. The authors craft with batch statistics (craft="train").
     """
 
     default_attack = None

@@ -19,24 +19,24 @@ from tfrobust.xla import has_fixed_shapes
 
 @serializable
 class Oat(RobustModel):
-    """(1 - lambda) * CE(f(x, lambda), y) + lambda * CE(f(x', lambda), y), lambda an input of the
-    network, "strength", that is drawn anew for each example.
+    """(1 - lambda) * CE(f(x, lambda), y) + lambda * CE(f(x', lambda), y), lambda drawn per example.
 
-    lambdas: what is drawn; None is those that the network was built with (`lambdas` of
-    tfrobust.models). Of a batch of B ceil(B / n) examples get lambda 0 and are not attacked; the
-    others draw one of the other n - 1. x' is crafted at the example's lambda. default: the lambda
-    of validation, of `predict`, and of whatever calls the model without one. The authors' step is
-    1.25 eps / 7.
+    lambda is an input of the network, named "strength". `lambdas` are the n values that are drawn;
+    None takes those that the network was built with (`lambdas` in tfrobust.models). In a batch of B
+    examples ceil(B / n) get lambda 0 and are not attacked; each of the others draws one of the
+    other n - 1 values. x' is crafted at the example's lambda. `default` is the lambda of
+    validation, of `predict`, and of any call without one. The authors' step size is 1.25 eps / 7.
 
-    OATS: a network with `widths` has the input "width" too. Each step draws one of them for all of
-    its batch, and so costs as much as without; validation is at the whole width. (The authors have
-    published the network, not its training; slimmable networks without lambda sum a step's loss
-    over the widths, for as many times the cost.)
+    OATS: a network built with `widths` also has the input "width". Each step draws one width for
+    its whole batch, so it costs no more than without; validation is at the full width. (The authors
+    published this network, but not its training. Slimmable networks without lambda sum the loss
+    over the widths in each step, which multiplies its cost by their number.)
     """
 
     default_attack = PGD(steps=7)
+    example = {"lambdas": [0.0, 1.0]}
     network_inputs: Sequence[str] = ("image", "strength")
-    sizes_vary = True  # of several replicas: where the zeros of a global batch fall differs
+    sizes_vary = True  # on several replicas each gets another number of examples with lambda 0
 
     def __init__(
         self,
@@ -53,34 +53,39 @@ class Oat(RobustModel):
             self.network_inputs = (*Oat.network_inputs, "width")
         super().__init__(network, **kwargs)
         self.widths = None if sizes is None else list(sizes)
-        known = next((la for la in encodings if la.name != "widths"), None)
-        drawn = lambdas if known is None or lambdas is not None else known.lambdas
-        require(drawn, "lambdas", "those to draw (the network has no encoding of any)", drawn)
-        self.lambdas = list(drawn or ())
+        encoding = next((la for la in encodings if la.name != "widths"), None)
+        if lambdas is None and encoding is not None:
+            lambdas = list(encoding.lambdas)
+        require(lambdas, "lambdas", "those to draw (the network was built with none)", lambdas)
+        self.lambdas = list(lambdas or ())
         rising = sorted(set(self.lambdas)) == self.lambdas
         inside = len(self.lambdas) > 1 and self.lambdas[0] == 0 and self.lambdas[-1] <= 1
         require(rising and inside, "lambdas", "0 and rising numbers up to 1", self.lambdas)
-        if known is not None and known.encoding != "none":
+        if encoding is not None and encoding.encoding != "none":
             for name, values in (("lambdas", self.lambdas), ("default", [default])):
-                fits = set(values) <= set(known.lambdas)
-                require(fits, name, f"some of the network's, {list(known.lambdas)}", values)
+                fits = set(values) <= set(encoding.lambdas)
+                require(fits, name, f"some of the network's, {list(encoding.lambdas)}", values)
         require(0 <= default <= 1, "default", "a number in [0, 1]", default)
 
     def inputs(self, batch: Batch, x: tf.Tensor) -> Any:
-        defaults = {"strength": self.default} | ({} if self.widths is None else {"width": 1.0})
-        given = {name: tf.cast(batch.get(name, at), tf.float32) for name, at in defaults.items()}
-        rows = tf.shape(x)[:1]
-        return {"image": x} | {name: tf.broadcast_to(v, rows) for name, v in given.items()}
+        defaults = {"strength": self.default}
+        if self.widths is not None:
+            defaults["width"] = 1.0
+        inputs = {"image": x}
+        for name, default in defaults.items():
+            value = tf.cast(batch.get(name, default), tf.float32)
+            inputs[name] = tf.broadcast_to(value, tf.shape(x)[:1])
+        return inputs
 
     def perturb(self, batch: Batch) -> Batch:
         drawn = {"strength": noise.sliced(self._drawn, tf.shape(batch["label"]))}
         if self.widths is not None:
             drawn["width"] = tf.fill(tf.shape(batch["label"]), self._width())
         attacked = self._attacked(drawn["strength"])
-        chosen = {key: tf.gather(value, attacked) for key, value in (batch | drawn).items()}
+        part = {key: tf.gather(value, attacked) for key, value in (batch | drawn).items()}
         with noise.of_rows(tf.size(drawn["strength"]), attacked):
-            found = self.adversary(chosen)
-        adv = tf.tensor_scatter_nd_update(batch["image"], attacked[:, None], found)
+            images = self.adversary(part)
+        adv = tf.tensor_scatter_nd_update(batch["image"], attacked[:, None], images)
         return drawn | {"adv": adv}
 
     def robust_loss(self, batch: Batch) -> Batch:
@@ -89,15 +94,14 @@ class Oat(RobustModel):
         attacked = self._attacked(strength)
         names = ("adv", "label", "strength", "width")
         part = {key: tf.gather(batch[key], attacked) for key in names if key in batch}
-        with noise.of_rows(tf.size(strength), attacked):  # that of dropout
+        with noise.of_rows(tf.size(strength), attacked):  # for Dropout
             adversarial = self.logits_fn(part, "train")(part["adv"])
-        hard, right = (
-            tf.scatter_nd(attacked[:, None], values, tf.shape(label, tf.int64))
-            for values in (
-                losses.cross_entropy(adversarial, part["label"]),
-                tf.cast(losses.correct(adversarial, part["label"]), tf.float32),
-            )
-        )
+
+        def scattered(values: tf.Tensor) -> tf.Tensor:
+            return tf.scatter_nd(attacked[:, None], values, tf.shape(label, tf.int64))
+
+        hard = scattered(losses.cross_entropy(adversarial, part["label"]))
+        right = scattered(tf.cast(losses.correct(adversarial, part["label"]), tf.float32))
         return {
             "loss": (1.0 - strength) * losses.cross_entropy(clean, label) + strength * hard,
             "accuracy": losses.correct(clean, label),
@@ -105,11 +109,11 @@ class Oat(RobustModel):
         }
 
     def _zeros(self, size: tf.Tensor) -> tf.Tensor:
-        """How many of a global batch get lambda 0."""
+        """Return how many examples of a global batch of a size get lambda 0."""
         return -(-size // len(self.lambdas))
 
     def _drawn(self, shape: tf.Tensor) -> tf.Tensor:
-        """lambda for each example of the global batch: the zeros at random places."""
+        """Return lambda for each example of the global batch, the zeros in random places."""
         size, seed = shape[0], self.seed_for("strength")
         which = tf.random.stateless_uniform(
             [size], seed, 1, len(self.lambdas), tf.int32, alg="philox"
@@ -119,8 +123,8 @@ class Oat(RobustModel):
         return noise.shuffled(drawn, self.seed_for("lambda's places"))
 
     def _attacked(self, strength: tf.Tensor) -> tf.Tensor:
-        """The rows of lambda > 0; one at least, whatever its lambda: no convolution takes none."""
-        if has_fixed_shapes():  # of one replica, which has the whole batch, their number is known
+        """Return the rows with lambda > 0, or one row if there is none: convolutions need one."""
+        if has_fixed_shapes():  # one replica has the whole batch, so the number of rows is known
             size = tf.size(strength)
             count = tf.maximum(size - self._zeros(size), 1)
             order = tf.argsort(tf.cast(strength == 0, tf.int32), stable=True)
@@ -129,7 +133,7 @@ class Oat(RobustModel):
         return tf.where((strength > 0) | alone)[:, 0]
 
     def _width(self) -> tf.Tensor:
-        """That of this step, on every replica."""
+        """Return the width of this step, the same on every replica."""
         seed, count = self.seed_for("width"), len(self.widths or ())
         which = tf.random.stateless_uniform([], seed, 0, count, tf.int32, alg="philox")
         return tf.gather(tf.constant(self.widths, tf.float32), which)

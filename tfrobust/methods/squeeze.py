@@ -18,20 +18,20 @@ from tfrobust.serialization import serializable
 
 
 def symmetric_kl(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
-    """(KL(p_b || p_a) + KL(p_a || p_b)) / 2, the first argument of each a constant."""
+    """Return (KL(p_b || p_a) + KL(p_a || p_b)) / 2, [B]; each first argument is a constant."""
     constant = tf.stop_gradient
     return 0.5 * (losses.kl(a, reference=constant(b)) + losses.kl(b, reference=constant(a)))
 
 
 def js(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
-    """Jensen-Shannon divergence: that of both from their mean, halved."""
+    """Return the Jensen-Shannon divergence, [B]: half the sum of KL(p || mean) over both."""
     half = tf.math.log(2.0)
     mean = tf.reduce_logsumexp([tf.nn.log_softmax(a), tf.nn.log_softmax(b)], axis=0) - half
     return 0.5 * (losses.kl(mean, reference=a) + losses.kl(mean, reference=b))
 
 
 def l2(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
-    """||p_a - p_b||^2."""
+    """Return ||p_a - p_b||^2, [B]."""
     return tf.reduce_sum(tf.square(tf.nn.softmax(a) - tf.nn.softmax(b)), axis=-1)
 
 
@@ -44,12 +44,14 @@ REGULARIZERS: dict[str, Callable[[tf.Tensor, tf.Tensor], tf.Tensor]] = {
 
 @serializable
 class Squeeze(RobustModel):
-    """CE(f(x), y) + beta * R(f(x'), f(x_col)): the adversarial example x', of the highest loss
-    found in the ball, and the collaborative one, of the lowest, are pressed together.
+    """CE(f(x), y) + beta * R(f(x'), f(x_col)).
 
-    Both are sought at once (`squeezed`). regularizer: R, "symmetric_kl" (the paper's and the
-    authors' code's), "js" or "l2".
+    x' is the adversarial example, with the highest loss found in the ball; x_col is the
+    collaborative example, with the lowest. One search finds both (`squeezed`). The `regularizer` R
+    is "symmetric_kl" (as in the paper and the authors' code), "js" or "l2".
     """
+
+    example = {"beta": 1.0}
 
     default_attack = PGD(steps=10, start="normal")
     attack_kind = GradientAttack
@@ -70,10 +72,9 @@ class Squeeze(RobustModel):
         require(beta >= 0, "beta", "a number >= 0", beta)
         assert isinstance(self.attack, GradientAttack)
         self.attack.check_single_path()
-        drawn = getattr(self.attack, "start", None) != "none"
-        require(
-            drawn, "attack.start", "a random one (at the image itself there is no slope)", "none"
-        )
+        random_start = getattr(self.attack, "start", None) != "none"
+        expected = "a random one (the gradient is zero at the image itself)"
+        require(random_start, "attack.start", expected, "none")
 
     def perturb(self, batch: Batch) -> Batch:
         assert isinstance(self.attack, GradientAttack)
@@ -92,10 +93,10 @@ class Squeeze(RobustModel):
         label, logits_fn = batch["label"], self.logits_fn(batch, "train")
         low = self.logits_fn(batch, "frozen")(batch["collaborative"])
         clean, adversarial = logits_fn(batch["image"]), logits_fn(batch["adv"])
-        apart = REGULARIZERS[self.regularizer](adversarial, low)
+        distance = REGULARIZERS[self.regularizer](adversarial, low)
         return {
-            "loss": losses.cross_entropy(clean, label) + self.scale * self.beta * apart,
-            "squeeze": apart,
+            "loss": losses.cross_entropy(clean, label) + self.scale * self.beta * distance,
+            "squeeze": distance,
             "accuracy": losses.correct(clean, label),
             "robust_accuracy": losses.correct(adversarial, label),
         }
@@ -114,31 +115,43 @@ def squeezed(
     seed: Any,
     regularizer: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] = symmetric_kl,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """(adversarial, collaborative) examples [B, H, W, C]: where the network is least and most sure
-    of the label y.
+    """Return (adversarial, collaborative) examples, each [B, H, W, C].
 
-    Before each step and at the end the two are chosen anew, for every example, out of x itself and
-    both points so far; then both ascend R(f(adversarial), f(collaborative)), one after the other
-    pushed apart. Steps, step size and start are the attack's.
+    They are the points found at which the network is least and most sure of the label. Before each
+    step and at the end both are chosen again, for each example, from x and the two current points;
+    then one step moves both to increase R(f(adversarial), f(collaborative)). The number of steps,
+    the step size and the start are the attack's.
+
+    Args:
+        logits_fn: images -> logits [B, C].
+        x: the images [B, H, W, C].
+        y: the labels [B].
+        attack: gives the steps, the step size and the start.
+        threat: the set that holds both examples.
+        seed: int32 [2].
+        regularizer: R, from two logits [B, C] to [B].
     """
     step = per_example(attack.step(threat.eps), x)
     sure_clean = -losses.cross_entropy(logits_fn(x), y)
 
     def chosen(high: tf.Tensor, low: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        sure = [sure_clean, *(-losses.cross_entropy(logits_fn(p), y) for p in (high, low))]
+        sure = [sure_clean]
+        for point in (high, low):
+            sure.append(-losses.cross_entropy(logits_fn(point), y))
         points = tf.stack([x, high, low], axis=1)
-        at = lambda which: tf.ensure_shape(  # noqa: E731
-            tf.gather(points, which, batch_dims=1), x.shape
-        )
-        return at(tf.argmin(sure, axis=0)), at(tf.argmax(sure, axis=0))
+
+        def pick(which: tf.Tensor) -> tf.Tensor:
+            return tf.ensure_shape(tf.gather(points, which, batch_dims=1), x.shape)
+
+        return pick(tf.argmin(sure, axis=0)), pick(tf.argmax(sure, axis=0))
 
     def body(i: tf.Tensor, *points: tf.Tensor) -> Any:
         pair = chosen(*points)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(pair)
-            apart = tf.reduce_sum(regularizer(*(logits_fn(point) for point in pair)))
-        # Zero, not None, behind rounding and the like, which has no gradient.
-        gradients = tape.gradient(apart, pair, unconnected_gradients="zero")
+            distance = tf.reduce_sum(regularizer(*(logits_fn(point) for point in pair)))
+        # Through rounding and the like there is no gradient: take zero rather than None.
+        gradients = tape.gradient(distance, pair, unconnected_gradients="zero")
         moved = (
             threat.project(point + step * threat.steepest(gradient), x)
             for point, gradient in zip(pair, gradients, strict=True)

@@ -1,4 +1,4 @@
-"""State with a row for each training example."""
+"""State with one row per training example."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import tensorflow as tf
 
 
 class Table(keras.layers.Layer):
-    """Numbers [rows, ...] that survive with the model's weights.
+    """Numbers [rows, ...] that are saved and restored with the model's weights.
 
-    Exact on any number of replicas, each of which writes the rows of its own examples: what is
-    added is summed over them. The rows of one global batch must differ.
+    Exact on any number of replicas: each writes the rows of its own examples, and the changes are
+    summed. The rows of one global batch must be distinct.
     """
 
     def __init__(self, rows: int, shape: tuple[int, ...] = (), fill: float = 0.0):
@@ -25,11 +25,11 @@ class Table(keras.layers.Layer):
         self.built = True
 
     def read(self, row: tf.Tensor) -> tf.Tensor:
-        """[B] -> [B, ...]."""
+        """Return the numbers [B, ...] in rows [B]."""
         return tf.gather(tf.convert_to_tensor(self.table), row)
 
     def write(self, row: tf.Tensor, values: tf.Tensor) -> None:
-        """[B], [B, ...]."""
+        """Set rows [B] to values [B, ...]."""
         change = values - self.read(row)
-        at = tf.cast(row, tf.int32)[:, None]
-        self.table.value.assign_add(tf.scatter_nd(at, change, self.table.shape))
+        indices = tf.cast(row, tf.int32)[:, None]
+        self.table.value.assign_add(tf.scatter_nd(indices, change, self.table.shape))

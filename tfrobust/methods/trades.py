@@ -15,6 +15,7 @@ class Trades(LocalGlobal):
     """CE(f(x), y) + beta * KL(p(x) || p(x')), x' crafted on the KL divergence from p(x)."""
 
     crafting_loss = "kl"
+    example = {"beta": 1.0}
 
     def __init__(self, network: keras.Model, *, beta: float, **kwargs: Any):
         self.beta = beta

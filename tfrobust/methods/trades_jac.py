@@ -1,4 +1,4 @@
-"""TradesJac: TRADES and JAC added up, the ATLAS paper's comparison (appendix D.1)."""
+"""TradesJac: the sum of TRADES and JAC, a comparison of the ATLAS paper (appendix D.1)."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ class TradesJac(LocalGlobal):
     """CE(f(x), y) + alpha * ||J(x)||_F^2 + beta * KL(p(x) || p(x')): ATLAS with a clean centre."""
 
     crafting_loss = "kl"
+    example = {"alpha": 0.01, "beta": 1.0}
 
     def __init__(self, network: keras.Model, *, alpha: float, beta: float, **kwargs: Any):
         self.alpha, self.beta = alpha, beta
