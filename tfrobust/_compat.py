@@ -36,8 +36,12 @@ def layers_of(model: keras.Model) -> list[keras.Layer]:
 
 
 def operation_of(tensor: Any) -> Any:
-    """Return the layer or operation that made a symbolic tensor (`_keras_history`)."""
-    return tensor._keras_history.operation
+    """Return the layer or operation that made a symbolic tensor; None for other tensors.
+
+    Keras keeps it as `_keras_history`.
+    """
+    history = getattr(tensor, "_keras_history", None)
+    return history.operation if history else None
 
 
 def set_direction(metric: keras.metrics.Metric, direction: str) -> None:

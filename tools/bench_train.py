@@ -121,7 +121,9 @@ def methods(args: argparse.Namespace, x: np.ndarray, y: np.ndarray) -> None:
     def step(name: str) -> Side:
         lambdas = {"lambdas": [0.0, 0.1, 0.2, 0.3, 0.4, 1.0]} if name == "oat" else {}
         network = with_precision(make(shape, CLASSES, **lambdas), args.precision)
-        return _compiled(name, network, settings_of(name, args.steps), x, y)
+        settings = settings_of(name, args.steps)
+        settings.pop("lambdas", None)  # those of the network are drawn
+        return _compiled(name, network, settings, x, y)
 
     beside, cells = {name: step(name) for name in ("natural", "adv")}, []
     for name in tqdm([n for n in METHODS if _is_chosen(args, n)], disable=None):

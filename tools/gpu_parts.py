@@ -138,7 +138,6 @@ def trained(
     images, labels = rng.random((count, *IMAGE), np.float32), rng.integers(0, CLASSES, count)
     data = batches(Split.of(images, labels), BATCH, training=True)
     facts: dict[str, Any] = {"num_examples": count, "batch_size": BATCH, "steps_per_epoch": STEPS}
-    lambdas: dict[str, Any] = {"lambdas": [0.0, 1.0]} if name == "oat" else {}
     timer = FirstStep()
     with tf32.switched_off():
         with scope or contextlib.nullcontext():
@@ -147,7 +146,6 @@ def trained(
                 threat=Threat("linf", 0.05),
                 **facts,
                 **settings(name, 2),
-                **lambdas,
             )
             model.compile(keras.optimizers.SGD(RATE, momentum=0.9), jit_compile=jit_compile)
         model.fit(data, steps_per_epoch=STEPS, verbose=0, callbacks=[timer])

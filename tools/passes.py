@@ -1,9 +1,9 @@
-"""Count the passes through the network that one training step of each method takes.
+"""How many passes through the network one training step of a method takes, by running one.
 
     python tools/passes.py --steps 10
 
---steps is that of the training attack. A backward pass starts at the logits of a forward pass; for
-the second derivatives of JAC, ATLAS, TradesJac, GradAlign and LLR it goes twice as deep.
+steps: of the training attack. A backward pass is one from the logits of a forward pass; those of
+the second derivatives of JAC, ATLAS, TradesJac, GradAlign and LLR go twice as deep.
 """
 
 from __future__ import annotations
@@ -22,11 +22,8 @@ from tfrobust.methods import METHODS, RobustModel
 from tfrobust.registry import parameters
 from tfrobust.report.text import markdown_table
 
-# Arguments that a method needs, or that keep its attack from ending early or warming up.
+# What keeps an attack from ending early or warming up, in the methods that take it.
 SETTINGS: dict[str, Any] = {
-    "alpha": 0.1,
-    "beta": 1.0,
-    "max_margin": 0.2,
     "warmup_epochs": 0,
     "patience": [100],
     "patience_epochs": [],
@@ -35,15 +32,17 @@ SIZE = 6
 
 
 def settings(name: str, steps: int) -> dict[str, Any]:
-    """Return the arguments of a method under an attack of so many steps."""
-    known, arguments = parameters(METHODS[name]), {}
-    if METHODS[name].default_attack is not None and name not in ("natural", "jac", "fgsm_reg"):
+    """Return the arguments of a method under an attack with a number of steps."""
+    method = METHODS[name]
+    takes = parameters(method)
+    arguments = {**method.example, **{k: v for k, v in SETTINGS.items() if k in takes}}
+    if method.default_attack is not None and name != "fgsm_reg":  # which has one step
         arguments["attack"] = PGD(steps=steps)
-    return arguments | {key: value for key, value in SETTINGS.items() if key in known}
+    return arguments
 
 
 def passes(name: str, steps: int) -> tuple[int, int]:
-    """Return the numbers of forward and of backward passes of one training step."""
+    """Return the number of (forward, backward) passes of one training step."""
     counted: Counter[str] = Counter()
 
     @tf.custom_gradient
@@ -58,8 +57,8 @@ def passes(name: str, steps: int) -> tuple[int, int]:
 
     rng, run = np.random.default_rng(0), RobustModel.run
     facts: dict[str, Any] = {"num_examples": SIZE, "batch_size": SIZE, "steps_per_epoch": 1}
-    given = settings(name, steps) | ({"lambdas": [0.0, 1.0]} if name == "oat" else {})
-    model = METHODS[name](_network(name), threat=Threat("linf", 0.1), **facts, **given)
+    arguments = facts | settings(name, steps)
+    model = METHODS[name](_network(name), threat=Threat("linf", 0.1), **arguments)
     model.compile("sgd")
     images = tf.constant(rng.random((SIZE, 4, 4, 1)), tf.float32)
     data = {"image": images, "index": tf.range(SIZE)}
@@ -71,7 +70,7 @@ def passes(name: str, steps: int) -> tuple[int, int]:
 def _network(name: str) -> keras.Model:
     image, strength = keras.Input((4, 4, 1), name="image"), keras.Input((), name="strength")
     features = keras.layers.Flatten()(image)
-    if name != "oat":
+    if "strength" not in METHODS[name].network_inputs:
         return keras.Model(image, keras.layers.Dense(3)(features))
     both = keras.layers.Concatenate()([features, keras.layers.Reshape((1,))(strength)])
     return keras.Model({"image": image, "strength": strength}, keras.layers.Dense(3)(both))
@@ -79,7 +78,7 @@ def _network(name: str) -> keras.Model:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=1, help="steps of the training attack")
+    parser.add_argument("--steps", type=int, default=1, help="of the training attack")
     steps = parser.parse_args().steps
     rows = [[name, *map(str, passes(name, steps))] for name in METHODS]
     print(markdown_table(["method", "forward", "backward"], rows))

@@ -80,10 +80,8 @@ def test_every_suite_is_one_of_runs_that_build(name: str) -> None:
             suite_runner.check(member, suite, runs / suite.name, smoke=False)
 
 
-def test_every_method_has_its_configs() -> None:
-    own = {"natural"}  # of the baseline there is one of digits alone
+def test_every_method_has_a_config_of_digits() -> None:
     assert {f"digits_{name}" for name in METHODS} <= set(configs.available())
-    assert {f"cifar10_{name}" for name in METHODS.keys() - own} <= set(configs.available())
 
 
 def test_train_eps_is_that_of_the_training_alone() -> None:

@@ -113,6 +113,7 @@ def test_layers_of_finds_nested_layers() -> None:
 def test_operation_of_is_the_layer_that_made_a_tensor() -> None:
     dense = keras.layers.Dense(1)
     assert _compat.operation_of(dense(keras.Input((2,)))) is dense, f"_keras_history: {OURS}"
+    assert _compat.operation_of(np.zeros(2)) is None
 
 
 def test_the_loss_is_averaged_in_loss_mean() -> None:

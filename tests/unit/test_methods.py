@@ -17,7 +17,6 @@ import tensorflow as tf
 from tfrobust import FGSM, PGD, Adv, Atlas, Jac, Natural, Threat, Trades, TradesJac
 from tfrobust.errors import UserError
 from tfrobust.methods import (
-    METHODS,
     Alp,
     Awp,
     Fat,
@@ -230,10 +229,6 @@ def make(method: Any, network: Any, terms: dict[str, Any], **options: Any) -> An
 @pytest.fixture
 def network(linear: Callable[..., Any]) -> Any:
     return linear(W, power=2)
-
-
-def test_every_method_has_its_formula() -> None:
-    assert {method for method, *_ in FORMULAE.values()} == set(METHODS.values())
 
 
 @pytest.mark.parametrize(("method", "terms", "formula"), FORMULAE.values(), ids=FORMULAE)

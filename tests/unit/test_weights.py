@@ -16,7 +16,6 @@ from tfrobust import PGD, Adv, Natural, Threat
 from tfrobust.errors import UserError
 from tfrobust.methods import METHODS, Gkl, Oat
 from tfrobust.models import small_cnn
-from tfrobust.registry import parameters
 
 RNG = np.random.default_rng(1)
 W = RNG.normal(size=(4, 3)).astype("float32")
@@ -24,7 +23,6 @@ X = RNG.random((12, 2, 2, 1)).astype("float32")
 Y = np.arange(12) % 3
 WEIGHT = RNG.integers(0, 4, 12).astype("float32")
 FACTS = {"num_examples": 12, "batch_size": 6, "steps_per_epoch": 2}
-TERMS = {"alpha": 0.01, "beta": 1.0, "max_margin": 0.1}
 MEASURED = ("loss", "accuracy", "robust_accuracy", "fgsm_accuracy", "jacobian")
 
 
@@ -201,11 +199,12 @@ def test_class_weights_that_make_no_sense(linear: Callable[..., Any], given: Any
         compiled(linear).fit(X, Y, class_weight=given, verbose=0)
 
 
+OF_IMAGES = [name for name, method in METHODS.items() if method.network_inputs == ("image",)]
 # Class means, and a table for each example.
 FAST = ("gkl", "iaat")
 
 
-@pytest.mark.parametrize("name", slow_but([name for name in METHODS if name != "oat"], FAST))
+@pytest.mark.parametrize("name", slow_but(OF_IMAGES, FAST))
 def test_an_example_without_weight_leaves_no_trace(name: str) -> None:
     """In the steps of every method: four of them, so that tables and averages are read again."""
 
@@ -213,9 +212,8 @@ def test_an_example_without_weight_leaves_no_trace(name: str) -> None:
         keras.utils.set_random_seed(3)
         layers = [keras.layers.Flatten(), keras.layers.Dense(5, "tanh"), keras.layers.Dense(3)]
         network = keras.Sequential([keras.Input((2, 2, 1)), *layers])
-        takes = parameters(METHODS[name])
-        options = {key: value for key, value in TERMS.items() if key in takes}
-        model = METHODS[name](network, threat=Threat("linf", 0.1), **FACTS, **options)
+        method = METHODS[name]
+        model = method(network, threat=Threat("linf", 0.1), **FACTS, **method.example)
         model.compile(keras.optimizers.SGD(0.1))
         data = {"image": x, "index": np.arange(12)}
         weight = np.tile([1.0, 0.0, 2.0], 4)
@@ -284,9 +282,8 @@ def test_kerass_callbacks_find_the_direction_by_name(
 
 @pytest.mark.parametrize("name", ["iaat", "mma", "gradalign", "llr", "squeeze"])
 def test_what_methods_report_has_a_direction(name: str, linear: Callable[..., Any]) -> None:
-    takes = parameters(METHODS[name])
-    options = {key: value for key, value in TERMS.items() if key in takes}
-    model = METHODS[name](linear(W), threat=Threat(), **FACTS, **options)
+    method = METHODS[name]
+    model = method(linear(W), threat=Threat(), **FACTS, **method.example)
     for metric in model.means.metrics:
         assert metric._direction == ("up" if metric.name in ("radius", "margin", "alignment")
                                      or metric.name.endswith("accuracy") else "down")  # fmt: skip

@@ -37,7 +37,7 @@ TERMS = {
     "beta": 1.0,
     "max_margin": 0.2,
     "warmup_epochs": 0,
-}  # values for what a method asks for
+}  # beside the examples of the methods, for those that take them
 
 
 def network(normalized: str | bool) -> keras.Model:
@@ -61,12 +61,16 @@ def conditional() -> keras.Model:
 
 def model_for(method: str, normalized: str | bool = False) -> Any:
     name = method.split()[0]
-    terms = {k: v for k, v in TERMS.items() if k in parameters(METHODS[name])}
-    terms |= {"ema": 0.5} if method == "trades" else {"lambdas": [0, 1]} if method == "oat" else {}
+    takes = parameters(METHODS[name])
+    terms = {**METHODS[name].example, **{k: v for k, v in TERMS.items() if k in takes}}
+    if method == "trades":
+        terms["ema"] = 0.5
+    conditioned = "strength" in METHODS[name].network_inputs
     if method == "awp over oat":
+        conditioned = True
         terms["method"] = {"name": "oat", "lambdas": [0, 1]}
     model = METHODS[name](
-        conditional() if method.endswith("oat") else network(normalized),
+        conditional() if conditioned else network(normalized),
         threat=Threat("linf", 0.1),
         validation_attack=PGD(steps=2),
         ramp_steps=2,

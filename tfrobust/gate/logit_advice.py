@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import keras
 
+from tfrobust._compat import operation_of
+
 SQUASHING = {"softmax": "probabilities", "sigmoid": "sigmoids", "hard_sigmoid": "sigmoids"}
 SAVE = "network.save('logits.keras')"
 REBUILT = (
@@ -39,7 +41,7 @@ def ending(network: Any) -> Ending | None:
     place, layer, depth = "network", network, 0
     while isinstance(layer, keras.Model) and isinstance(getattr(layer, "outputs", None), list):
         names = [inner.name for inner in layer.layers]  # a network may end in a network
-        last = layer.outputs[0]._keras_history.operation.name
+        last = operation_of(layer.outputs[0]).name
         if last not in names:  # an operation, not a layer
             return None
         at = names.index(last)

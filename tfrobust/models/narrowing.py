@@ -28,7 +28,7 @@ def narrow(network: keras.Model, width: float) -> keras.Model:
     require(fits, "network", "one that was built with widths", getattr(network, "name", network))
     widths = list(found[0].lambdas)
     require(width in widths, "width", f"one of the network's, {widths}", width)
-    last = network.outputs[0]._keras_history.operation.name
+    last = operation_of(network.outputs[0]).name
 
     def thin(layer: Any) -> Any:
         config = layer.get_config()

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
+from tfrobust._compat import operation_of
 from tfrobust.errors import UserError, choose, require
 
 Shape = tuple[int | None, ...]
@@ -161,8 +162,8 @@ def _by_name(tensors: Any) -> dict[str, Any]:
     names = []
     for place, (path, tensor) in enumerate(paths):
         keys = [part for part in path if isinstance(part, str)]
-        history = getattr(tensor, "_keras_history", None)
-        names.append(".".join(keys) or (history.operation.name if history else str(place)))
+        operation = operation_of(tensor)
+        names.append(".".join(keys) or (operation.name if operation else str(place)))
     if len(set(names)) < len(names):  # one layer that is called twice
         names = [str(place) for place in range(len(names))]
     return {name: tensor for name, (_, tensor) in zip(names, paths, strict=True)}
