@@ -1,9 +1,9 @@
-"""How many passes through the network one training step of a method takes, by running one.
+"""Count the passes through the network that one training step of each method takes.
 
     python tools/passes.py --steps 10
 
-steps: of the training attack. A backward pass is one from the logits of a forward pass; those of
-the second derivatives of JAC, ATLAS, TradesJac, GradAlign and LLR go twice as deep.
+--steps is that of the training attack. A backward pass starts at the logits of a forward pass; for
+the second derivatives of JAC, ATLAS, TradesJac, GradAlign and LLR it goes twice as deep.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def _network(name: str) -> keras.Model:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=1, help="of the training attack")
+    parser.add_argument("--steps", type=int, default=1, help="steps of the training attack")
     steps = parser.parse_args().steps
     rows = [[name, *map(str, passes(name, steps))] for name in METHODS]
     print(markdown_table(["method", "forward", "backward"], rows))

@@ -15,7 +15,6 @@ from pipelines import config as configs
 from pipelines.smoke_runs import smoke
 from pipelines.spec import parse
 from tests.contract import test_methods as contract
-from tfrobust import methods
 from tfrobust.methods import METHODS
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "add_a_method.md"
@@ -52,8 +51,3 @@ def test_one_config_names_it(toy: type, tmp_path: Path) -> None:
     assert spec.method is not None and spec.network is not None
     model: Any = spec.method(spec.network(), ramp_steps=0)
     assert type(model) is toy and model.weight == 0.1
-
-
-def test_the_package_exports_what_the_registry_has() -> None:
-    names = {method.__name__ for method in METHODS.values() if "toy" not in method.__module__}
-    assert names <= set(methods.__all__)

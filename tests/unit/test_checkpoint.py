@@ -101,7 +101,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     else:
         (newest / "sha256.json").unlink()
     kept, variable, state = checkpoints(tmp_path)
-    assert f"{newest}: a damaged checkpoint" in caplog.text
+    assert f"{newest}: the checkpoint is damaged" in caplog.text
     kept.read(state)
     assert (kept.note, float(variable)) == ({"step": 2}, 2.0)
     variable.assign(3.5)
@@ -145,7 +145,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
     kept.save(1, state, {"step": 1})
     full = tf.errors.ResourceExhaustedError(None, None, "no space left on device")
     monkeypatch.setattr(tf.train.Checkpoint, "write", Mock(side_effect=full))
-    with pytest.raises(UserError, match="the one before stands: step-000000001.*no space left"):
+    with pytest.raises(UserError, match="the last one is step-000000001.*no space left"):
         kept.save(2, state, {"step": 2})
     assert [f.name for f in tmp_path.iterdir()] == ["step-000000001"]
     assert Checkpoints(tmp_path).note == {"step": 1}

@@ -244,7 +244,7 @@ def test_the_state_of_callbacks_has_their_names(
     kept = ("BatchTimer", "GuidedStop", "Other")
     rewritten(tmp_path / "lacking", lambda states: {k: v for k, v in states.items() if k in kept})
     run(tmp_path / "lacking", 3)
-    told = "step-000000006: no state of Best, CatastrophicOverfitting, GuidedRate in it"
+    told = "step-000000006: has no state of Best, CatastrophicOverfitting, GuidedRate"
     assert told in caplog.text and caplog.text.count("no state of") == 1
 
 

@@ -304,5 +304,5 @@ def test_a_single_batch_with_class_weights(linear: Callable[..., Any]) -> None:
     given.train_on_batch(X, Y, class_weight=CLASSES | {1: 1.0})
     own.train_on_batch(dictionary(np.array([0.0, 1.0, 3.0], "float32")[Y]))
     np.testing.assert_allclose(given.network.get_weights()[0], own.network.get_weights()[0], 1e-5)
-    with pytest.raises(UserError, match="class_weight: expected none with a batch that is one di"):
+    with pytest.raises(UserError, match="class_weight: expected none for a batch that is one di"):
         given.train_on_batch(dictionary(), class_weight=CLASSES)

@@ -45,4 +45,27 @@ METHODS: dict[str, type[RobustModel]] = {
     "squeeze": Squeeze,
 }
 
-__all__ = ["METHODS", "RobustModel", *(method.__name__ for method in METHODS.values())]
+__all__ = [
+    "METHODS",
+    "Adv",
+    "Alp",
+    "Atlas",
+    "Awp",
+    "Fat",
+    "FgsmReg",
+    "Free",
+    "Gkl",
+    "GradAlign",
+    "Iaat",
+    "Jac",
+    "Llr",
+    "Mart",
+    "Mma",
+    "Natural",
+    "Nfgsm",
+    "Oat",
+    "RobustModel",
+    "Squeeze",
+    "Trades",
+    "TradesJac",
+]

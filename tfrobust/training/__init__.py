@@ -1,4 +1,4 @@
-"""What a run needs around a method: rates, monitors, resume, devices."""
+"""What a training run needs beside a method: learning rates, monitors, checkpoints, signals."""
 
 from tfrobust.training.checkpoint import Best, Checkpoints, Resume
 from tfrobust.training.interrupt import Interrupted, Interruption, NotFinite

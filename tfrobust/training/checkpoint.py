@@ -1,4 +1,4 @@
-"""A run's state on disk: checkpoints that are whole or absent, and going on from the last one."""
+"""The state of a run on disk: checkpoints that are complete or absent, and resuming from them."""
 
 from __future__ import annotations
 
@@ -27,28 +27,28 @@ KEEP = 2
 
 
 class Checkpoints:
-    """The last two checkpoints in a folder, one folder each: step-000000429, say.
+    """The last two checkpoints of a run, each in a folder of its own, such as step-000000429.
 
-    Each is written aside and renamed, and holds the checksums of its files; a damaged one is set
-    aside as damaged-step-000000429.
+    A checkpoint is written under another name and then renamed, and holds the checksums of its
+    files. A damaged one is renamed to damaged-step-000000429.
     """
 
     def __init__(self, folder: Path):
         self.folder = folder
-        for left in folder.glob(".step-*"):  # by a run that was killed while it wrote
-            shutil.rmtree(left)
+        for partial in folder.glob(".step-*"):  # of a run that was killed while it wrote
+            shutil.rmtree(partial)
         self.newest = self._newest()
 
     @property
     def note(self) -> dict[str, Any]:
-        """What was noted with the newest whole checkpoint; empty without one."""
+        """The note of the newest complete checkpoint; empty if there is none."""
         if self.newest is None:
             return {}
         return dict(json.loads((self.newest / "note.json").read_text(encoding="utf-8")))
 
     @property
     def rollbacks(self) -> int:
-        """How often the run went back to a checkpoint and lowered its rate, in all its starts."""
+        """How often the run returned to a checkpoint with a lower rate, over all its starts."""
         try:
             return int((self.folder / "rollbacks.txt").read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -59,8 +59,16 @@ class Checkpoints:
         write_text(self.folder / "rollbacks.txt", f"{count}\n")
 
     def save(self, step: int, state: tf.train.Checkpoint, note: Mapping[str, Any]) -> None:
-        """Write a checkpoint, then remove the oldest. Raises UserError where it cannot be written,
-        which leaves those before as they are."""
+        """Write a checkpoint, then remove the oldest.
+
+        Args:
+            step: the number of training steps behind it.
+            state: the variables.
+            note: what else is to be kept, as JSON.
+
+        Raises:
+            UserError: if it cannot be written; the checkpoints before are left as they are.
+        """
         aside = self.folder / f".step-{step:09d}"
         try:
             aside.mkdir(parents=True)
@@ -68,35 +76,37 @@ class Checkpoints:
             write_text(aside / "note.json", json.dumps(note, indent=2, default=float) + "\n")
             sums = {file.name: _sum(file) for file in sorted(aside.iterdir())}
             write_text(aside / "sha256.json", json.dumps(sums, indent=2) + "\n")
-            whole = self.folder / aside.name[1:]
-            shutil.rmtree(whole, ignore_errors=True)  # of the same step, before an interruption
-            self.newest = aside.rename(whole)
+            path = self.folder / aside.name[1:]
+            shutil.rmtree(path, ignore_errors=True)  # of the same step, before an interruption
+            self.newest = aside.rename(path)
             for old in sorted(self.folder.glob("step-*"))[:-KEEP]:
                 shutil.rmtree(old)
         except (OSError, tf.errors.OpError) as error:
             shutil.rmtree(aside, ignore_errors=True)
-            kept = f"the one before stands: {self.newest.name}" if self.newest else "there is none"
+            kept = f"the last one is {self.newest.name}" if self.newest else "there is none yet"
             raise UserError(
                 f"{self.folder}: expected a place to write a checkpoint in ({kept}): "
                 f"{' '.join(str(error).split())[:200]}"
             ) from None
 
     def back_to(self, step: int) -> None:
-        """Make the one of this step the newest. Raises UserError where it is not there."""
+        """Take the checkpoint of a step as the newest. Raises UserError if there is none."""
         if step != self.step:
-            wanted = self.folder / f"step-{step:09d}"
-            expected = f"a whole checkpoint of step {step}, the newest that all workers have"
-            require(step and _whole(wanted), str(self.folder), expected, f"step {self.step}")
-            self.newest = wanted
+            path = self.folder / f"step-{step:09d}"
+            expected = f"a complete checkpoint of step {step}, the newest that all workers have"
+            require(step and _complete(path), str(self.folder), expected, f"step {self.step}")
+            self.newest = path
 
     @property
     def step(self) -> int:
-        """Of the newest whole checkpoint; 0 without one."""
+        """The step of the newest complete checkpoint; 0 if there is none."""
         return 0 if self.newest is None else int(self.newest.name.removeprefix("step-"))
 
     def read(self, state: tf.train.Checkpoint) -> None:
-        """The newest whole checkpoint, if there is one, to the variables of `state`. Raises
-        UserError for that of another network or optimizer."""
+        """Assign the newest complete checkpoint, if there is one, to the variables of `state`.
+
+        Raises UserError if it is of another network or optimizer.
+        """
         if self.newest is None:
             return
         try:
@@ -108,9 +118,9 @@ class Checkpoints:
 
     def _newest(self) -> Path | None:
         for folder in sorted(self.folder.glob("step-*"), reverse=True):
-            if _whole(folder):
+            if _complete(folder):
                 return folder
-            logging.warning("%s: a damaged checkpoint, the one before it is used", folder)
+            logging.warning("%s: the checkpoint is damaged; the one before it is used", folder)
             aside = folder.with_name(f"damaged-{folder.name}")
             shutil.rmtree(aside, ignore_errors=True)
             folder.rename(aside)
@@ -122,7 +132,7 @@ def _sum(file: Path) -> str:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
-def _whole(folder: Path) -> bool:
+def _complete(folder: Path) -> bool:
     try:
         sums = json.loads((folder / "sha256.json").read_text(encoding="utf-8"))
         return bool(sums) and all(_sum(folder / name) == value for name, value in sums.items())
@@ -131,10 +141,10 @@ def _whole(folder: Path) -> bool:
 
 
 class Best(Kept, keras.callbacks.Callback):
-    """Keeps the network's weights, as they are validated, of the epoch where `monitor` was highest,
-    the last of equals; of the last epoch where it is not measured.
+    """Keeps the network's weights, as they are validated, of the epoch with the highest `monitor`.
 
-    They are part of the checkpoints, so that what is best never disagrees with the rest.
+    Of equal epochs the last one counts; if `monitor` is not measured, the last epoch of all. The
+    weights are part of the checkpoints, so they always agree with the rest of the state.
     """
 
     kept = ("best",)
@@ -153,19 +163,28 @@ class Best(Kept, keras.callbacks.Callback):
                 kept.assign(weight)
 
     def restore(self) -> None:
-        """Give the network the best weights."""
+        """Set the network's weights to the best ones."""
         self.trained.network.set_weights([kept.numpy() for kept in self.variables])
 
 
 class Resume(keras.callbacks.Callback):
-    """Saves after every epoch and every `minutes` within one, and takes up where the last
-    checkpoint stands: weights, optimizer, Dropout's seeds, metrics, and the callbacks that steer.
+    """Saves checkpoints after every epoch and every `minutes`, and resumes from the last one.
 
-    model: built, with a built optimizer. others: callbacks, of which those that have `get_state`
-    and `set_state` (`Kept`) are restored, by the names of their classes; their `variables` too.
-    history: its lines are kept. Must come after all of them in fit's list: their own on_train_begin
-    resets them. An interruption is heeded after a batch, saved first, and raised. Several workers
-    save after epochs alone, all at once and each in a folder of its own.
+    A checkpoint holds the weights, the optimizer, Dropout's seeds, the metrics, and the state of
+    the callbacks. This callback must come after all others in fit's list, because their
+    on_train_begin resets them. After an interruption it saves at the end of the batch and raises.
+    Several workers save only after epochs, at the same time, each in a folder of its own.
+
+    Args:
+        model: a built model with a built optimizer.
+        checkpoints: where to read and save.
+        others: the other callbacks. Those with `get_state` and `set_state` (`Kept`) are restored by
+            the names of their classes, and so are their `variables`.
+        steps_per_epoch: the number of training batches in an epoch.
+        minutes: the time between two checkpoints within an epoch.
+        interruption: the signals to heed.
+        history: the history file, whose lines are saved too.
+        note: further entries of the checkpoints' note.
     """
 
     def __init__(
@@ -185,7 +204,7 @@ class Resume(keras.callbacks.Callback):
         self.together = worker()[1] > 1
         self.minutes, self.interruption = minutes, interruption or Interruption()
         self.history = history
-        # The seeds of Dropout are variables, but no weights: the model does not track them.
+        # Dropout's seeds are variables but not weights, so the model does not track them.
         weights = {id(v) for v in model.weights}
         self.metrics = [v.value for v in model.metrics_variables]
         self.state = tf.train.Checkpoint(
@@ -200,36 +219,36 @@ class Resume(keras.callbacks.Callback):
         self.note = fresh | checkpoints.note | dict(note or {})
         stateful = [callback for callback in others if hasattr(callback, "set_state")]
         self.stateful = {type(callback).__name__: callback for callback in stateful}
-        alone = len(self.stateful) == len(stateful)
-        require(alone, "others", "callbacks with a state of different classes", others)
-        if isinstance(self.note["callbacks"], list):  # as it was first: by position
+        distinct = len(self.stateful) == len(stateful)
+        require(distinct, "others", "callbacks with a state of different classes", others)
+        if isinstance(self.note["callbacks"], list):  # the first format: by position
             names = [type(callback).__name__ for callback in others]
             self.note["callbacks"] = dict(zip(names, self.note["callbacks"], strict=False))
-        lacking = sorted(self.stateful.keys() - self.note["callbacks"].keys())
-        if self.step and lacking:
-            told = ", ".join(lacking)
-            logging.warning("%s: no state of %s in it; begun anew", checkpoints.newest, told)
-        # fit sets the metrics to zero when an epoch begins.
+        missing = sorted(self.stateful.keys() - self.note["callbacks"].keys())
+        if self.step and missing:
+            line = "%s: has no state of %s, which start anew"
+            logging.warning(line, checkpoints.newest, ", ".join(missing))
+        # fit resets the metrics when an epoch begins.
         self.partial = [v.numpy() for v in self.metrics] if self.batch else None
 
     @property
     def step(self) -> int:
-        """Training steps already done."""
+        """The number of training steps already taken."""
         return int(self.note["step"])
 
     @property
     def epoch(self) -> int:
-        """Epochs already done."""
+        """The number of complete epochs behind."""
         return self.step // self.steps
 
     @property
     def batch(self) -> int:
-        """Batches already done of the epoch that was left."""
+        """The number of batches already trained on in the epoch that was interrupted."""
         return self.step % self.steps
 
     @property
     def stopped(self) -> bool:
-        """Whether a callback had ended the run."""
+        """Whether a callback ended the run."""
         return bool(self.note["stopped"])
 
     def on_train_begin(self, logs: Any = None) -> None:
@@ -242,8 +261,8 @@ class Resume(keras.callbacks.Callback):
                 self.stateful[name].set_state(state)
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        self.first = self.batch  # of this epoch's batches, the ones that fit does not count
-        self.now = epoch
+        self.first = self.batch  # the batches of this epoch before those that fit counts
+        self.current_epoch = epoch
         if self.partial is not None:
             for variable, value in zip(self.metrics, self.partial, strict=True):
                 variable.assign(value)
@@ -251,20 +270,22 @@ class Resume(keras.callbacks.Callback):
             self._restore()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        done = self.first + batch + 1
-        step = self.now * self.steps + done
+        batches = self.first + batch + 1
+        step = self.current_epoch * self.steps + batches
         if not _finite(logs, "loss"):
-            where = f"batch {done} of {self.steps} of epoch {self.now + 1} (step {step})"
+            where = (
+                f"batch {batches} of {self.steps} of epoch {self.current_epoch + 1} (step {step})"
+            )
             raise NotFinite(where, self.step)
-        last = done == self.steps  # on_epoch_end saves it
+        last = batches == self.steps  # on_epoch_end saves it
         late = time.monotonic() - self.saved_at > 60 * self.minutes
         if last or not (late or self.interruption.signal):
             return
-        if self.together:  # the other workers know nothing of it, and a save takes them all
+        if self.together:  # a save takes all workers, and the others have had no signal
             self.interruption.heed(*divmod(self.step, self.steps))
         else:
             self._save(step)
-            self.interruption.heed(self.now, done)
+            self.interruption.heed(self.current_epoch, batches)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         if not _finite(logs, "val_loss"):
@@ -275,11 +296,11 @@ class Resume(keras.callbacks.Callback):
         self.interruption.heed(epoch + 1, 0)
 
     def _save(self, step: int) -> None:
-        counted = getattr(self.model, "step", None)  # other models than ours have none
-        trained = step if counted is None else int(keras.ops.convert_to_numpy(counted))
+        counter = getattr(self.model, "step", None)  # only our models have one
+        trained = step if counter is None else int(keras.ops.convert_to_numpy(counter))
         if trained != step:  # Keras takes some errors, as of a damaged program, for the data's end
-            hint = "an emptied folder of compiled programs (docs/performance.md) may help"
-            raise UserError(f"train: expected {step} steps behind it, received {trained}; {hint}")
+            hint = "emptying the folder of compiled programs (docs/performance.md) may help"
+            raise UserError(f"train: expected {step} steps, received {trained}; {hint}")
         states = {name: callback.get_state() for name, callback in self.stateful.items()}
         if not all(np.isfinite(weight).all() for weight in self.model.get_weights()):
             raise NotFinite(f"the weights after step {step}", self.step)

@@ -1,4 +1,4 @@
-"""What ends a training early: a signal, or a loss that is not a number."""
+"""Reasons to end a training early: a signal, or a loss that is not finite."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ from typing import Any
 
 
 class Interrupted(BaseException):
-    """A run was asked to stop by the signal of this number, and did. done: what is saved.
+    """A run stopped because of a signal.
 
-    As KeyboardInterrupt it is no Exception, which handlers of errors would take for one.
+    Like KeyboardInterrupt it is no Exception, so that handlers of errors let it pass.
+
+    Args:
+        number: the signal's number.
+        done: what the run did before it stopped, for the message.
     """
 
     def __init__(self, number: int, done: str = "stopped"):
@@ -20,7 +24,12 @@ class Interrupted(BaseException):
 
 
 class NotFinite(Exception):
-    """A loss was NaN or infinite. where: in which batch; saved: the last checkpoint's step."""
+    """A loss or a weight was NaN or infinite.
+
+    Args:
+        where: the batch, the validation or the step, for the message.
+        saved: the step of the last checkpoint.
+    """
 
     def __init__(self, where: str, saved: int):
         super().__init__(
@@ -29,19 +38,19 @@ class NotFinite(Exception):
 
 
 class Interruption:
-    """SIGTERM and Ctrl-C, noted until it is time to heed them."""
+    """Notes SIGTERM and Ctrl-C, so that a run can stop at a convenient time."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
 
     def heed(self, epoch: int, batch: int) -> None:
-        """Raises Interrupted if a signal came."""
+        """Raise Interrupted if there was a signal."""
         if self.signal is not None:
             raise Interrupted(self.signal, f"saved after {epoch} epochs and {batch} batches")
 
     @contextmanager
     def caught(self) -> Iterator[Interruption]:
-        """Within, the first signal is noted; a second one acts as ever."""
+        """Return a context in which the first signal is noted and a second one acts as usual."""
         before: dict[int, Any] = {}
 
         def note(number: int, _: Any) -> None:

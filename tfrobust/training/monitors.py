@@ -1,4 +1,4 @@
-"""Callbacks that watch a run: time per batch, the history file, catastrophic overfitting."""
+"""Callbacks that observe a run: time per batch, the history file, catastrophic overfitting."""
 
 from __future__ import annotations
 
@@ -25,8 +25,11 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 class BatchTimer(Kept, keras.callbacks.Callback):
-    """Adds to the epoch's logs the median seconds per batch, the share of its time that validation
-    took, and the learning rate it began with."""
+    """Adds seconds_per_batch, validation_share and learning_rate to an epoch's logs.
+
+    They are the median time per training batch, the share of the epoch's time that validation took,
+    and the learning rate at the beginning of the epoch.
+    """
 
     kept = ("learning_rate",)
 
@@ -42,11 +45,11 @@ class BatchTimer(Kept, keras.callbacks.Callback):
         self.validated += time.perf_counter()
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        self.first, self.begun = batch, time.perf_counter()
+        self.first, self.batch_started = batch, time.perf_counter()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        took = time.perf_counter() - self.begun
-        self.seconds.append(took / (batch - self.first + 1))  # of `steps_per_execution` batches
+        seconds = time.perf_counter() - self.batch_started
+        self.seconds.append(seconds / (batch - self.first + 1))  # of `steps_per_execution` batches
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         if logs is not None:
@@ -56,28 +59,36 @@ class BatchTimer(Kept, keras.callbacks.Callback):
 
 
 class TableQuantiles(keras.callbacks.Callback):
-    """Adds to the epoch's logs the quantiles of the method's tables over the training examples:
-    radius_q50 is the median radius. rows: the examples' rows, as some are held out."""
+    """Adds quantiles of the method's tables to an epoch's logs: radius_q50 is the median radius.
+
+    Args:
+        rows: the rows of the training examples, as those of held-out examples do not count.
+    """
 
     def __init__(self, rows: np.ndarray):
         super().__init__()
         self.rows = rows
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        if logs is None:
+            return
         for name, table in self.model.tables().items():
             values = keras.ops.convert_to_numpy(table.table)[self.rows]
             for share, value in zip(QUANTILES, np.quantile(values, QUANTILES), strict=True):
-                if logs is not None:
-                    logs[f"{name}_q{round(100 * share):02d}"] = float(value)
+                logs[f"{name}_q{round(100 * share):02d}"] = float(value)
 
 
 class History(keras.callbacks.Callback):
-    """history.csv: a row an epoch with `epoch`, `step`, `finished_at` (UTC) and the logs; and the
-    same curves for TensorBoard.
+    """Writes history.csv and the same curves for TensorBoard.
 
-    lines: those of the epochs before, as the last checkpoint has them; the file and TensorBoard's
-    are written from them, so that neither has gaps nor doubles. A row is published once a
-    checkpoint has it (Resume does that), so that a killed run takes none back.
+    The file has one row per epoch with `epoch`, `step`, `finished_at` (UTC) and the logs. `Resume`
+    publishes a row only when a checkpoint holds it, so that a killed run never takes one back.
+
+    Args:
+        path: the file.
+        lines: the lines of the epochs before, from the last checkpoint. The file and TensorBoard's
+            curves begin with them, so neither has gaps or duplicates.
+        tensorboard: the folder of TensorBoard's curves.
     """
 
     def __init__(self, path: Path, lines: Sequence[str], tensorboard: Path):
@@ -86,7 +97,7 @@ class History(keras.callbacks.Callback):
         self.boards: dict[str, Any] = {}
         if self.lines:
             self._write()
-            self.on_train_begin()  # which does not come where nothing is left to train
+            self.on_train_begin()  # fit does not call it if no epoch is left
 
     def on_train_begin(self, logs: Any = None) -> None:
         if self.boards:
@@ -98,8 +109,7 @@ class History(keras.callbacks.Callback):
             self._show(row)
 
     def _show(self, row: Mapping[str, Any]) -> None:
-        """A row as TensorBoard's scalars, at its epoch; what is measured on both splits is one
-        chart."""
+        """Write a row as TensorBoard's scalars, both splits of a metric in one chart."""
         for name, value in row.items():
             if name in ("epoch", "step", "finished_at") or value == "":
                 continue
@@ -124,7 +134,7 @@ class History(keras.callbacks.Callback):
         self.last = row
 
     def publish(self) -> None:
-        """Write the file, and the last row for TensorBoard."""
+        """Write the file, and the last row to TensorBoard."""
         self._write()
         self._show(self.last)
 
@@ -133,7 +143,7 @@ class History(keras.callbacks.Callback):
 
 
 def _number(variable: Any) -> float:
-    """float(variable) fails on the variables of a MirroredStrategy."""
+    """Return a variable's value; float(variable) fails under a MirroredStrategy."""
     return float(keras.ops.convert_to_numpy(variable))
 
 
@@ -144,7 +154,7 @@ def _line(cells: list[Any]) -> str:
 
 
 class CatastrophicOverfitting(Overfitting, Kept, keras.callbacks.Callback):
-    """Warns at every epoch that shows it."""
+    """Warns after every epoch that shows catastrophic overfitting."""
 
     kept = ("best", "gap_at_best", "last_eps", "fallen")
 

@@ -1,4 +1,4 @@
-"""Learning-rate policies: guided by validation robust accuracy, or fixed in advance."""
+"""Learning-rate schedules: guided by robust accuracy on validation data, or fixed in advance."""
 
 from __future__ import annotations
 
@@ -12,33 +12,42 @@ from tfrobust.serialization import serializable
 from tfrobust.training.state import Kept
 
 MONITOR = "val_robust_accuracy"
-MONITORS = (MONITOR, "val_accuracy")  # what may lead a run and tell its best epoch
+MONITORS = (MONITOR, "val_accuracy")  # what may guide the rate and choose the best epoch
 
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """What the optimizer's learning rate does over a run.
+    """The course of the optimizer's learning rate over a run."""
 
-    extends: whether the rate at a step is the same however many epochs there are, so that a run may
-    go on for more of them than it was begun with.
-    """
+    # Whether the rate at a step does not depend on the number of epochs, so that a run may go on
+    # for more epochs than it was started with.
 
     extends: ClassVar[bool] = True
 
     def learning_rate(self, base: float, steps_per_epoch: int, epochs: int) -> Any:
-        """The optimizer's `learning_rate`: a number or a Keras LearningRateSchedule."""
+        """Return the optimizer's `learning_rate`: a number or a Keras LearningRateSchedule.
+
+        Args:
+            base: the learning rate of the config.
+            steps_per_epoch: the number of optimizer steps in an epoch.
+            epochs: the number of epochs.
+        """
         return base
 
     def callbacks(self, first_epoch: int, monitor: str = MONITOR) -> list[keras.callbacks.Callback]:
-        """Callbacks that steer the run by `monitor`, from epoch `first_epoch` (the ramp's end)."""
+        """Return callbacks that guide the run by `monitor`.
+
+        They begin at epoch `first_epoch`, the end of the ramp.
+        """
         return []
 
 
 @dataclasses.dataclass(frozen=True)
 class Guided(Schedule):
-    """Robust accuracy on validation data leads (ATLAS paper, appendix B).
+    """Guided by robust accuracy on validation data (ATLAS paper, appendix B).
 
-    No gain for `patience` epochs multiplies the rate by `factor`; none for `stop` ends the run.
+    After `patience` epochs without gain the rate is multiplied by `factor`; after `stop` epochs
+    without gain the run ends.
     """
 
     patience: int = 2
@@ -58,15 +67,15 @@ class Guided(Schedule):
 
 
 class GuidedStop(Kept, keras.callbacks.EarlyStopping):
-    """EarlyStopping whose counters go on with a checkpoint."""
+    """EarlyStopping whose counters are saved and restored with a checkpoint."""
 
     kept = ("best", "wait", "best_epoch", "stopped_epoch")
 
 
 class GuidedRate(Kept, keras.callbacks.ReduceLROnPlateau):
-    """ReduceLROnPlateau on an accuracy that waits for the ramp's end.
+    """ReduceLROnPlateau on an accuracy, from the end of the ramp on.
 
-    Before it, robust accuracy at the full eps says little, and the rate would be gone too soon.
+    During the ramp, robust accuracy at the full eps says little, and the rate would fall too early.
     """
 
     kept = ("best", "wait", "cooldown_counter")
@@ -82,12 +91,12 @@ class GuidedRate(Kept, keras.callbacks.ReduceLROnPlateau):
 
 @dataclasses.dataclass(frozen=True)
 class Constant(Schedule):
-    """The rate stays as it is."""
+    """The rate does not change."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Piecewise(Schedule):
-    """The rate is multiplied by `factor` when each of `epochs` begins (counted from 0)."""
+    """The rate is multiplied by `factor` at the beginning of each of `epochs`, counted from 0."""
 
     epochs: list[int]
     factor: float = 0.1
@@ -110,7 +119,7 @@ class Piecewise(Schedule):
 
 @dataclasses.dataclass(frozen=True)
 class Cosine(Schedule):
-    """From the base rate to 0 along half a cosine over the run."""
+    """The rate falls from the base rate to 0 over the run, along half a cosine."""
 
     extends = False
 
@@ -120,9 +129,9 @@ class Cosine(Schedule):
 
 @dataclasses.dataclass(frozen=True)
 class Cyclic(Schedule):
-    """From 0 up to the base rate at fraction `peak` of the run and down to 0, linearly.
+    """The rate rises linearly from 0 to the base rate and falls linearly to 0 again.
 
-    The one cycle of Wong et al. (2020).
+    It is highest at the fraction `peak` of the run. This is the one cycle of Wong et al. (2020).
     """
 
     extends = False
@@ -138,7 +147,7 @@ class Cyclic(Schedule):
 
 @serializable
 class Triangle(keras.optimizers.schedules.LearningRateSchedule):
-    """0 at step 0, `base` at step `peak`, 0 at step `end`, linear between."""
+    """A rate of 0 at step 0, `base` at step `peak` and 0 at step `end`, linear in between."""
 
     def __init__(self, base: float, peak: int, end: int):
         self.base, self.peak, self.end = base, max(1, peak), end

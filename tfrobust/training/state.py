@@ -1,4 +1,4 @@
-"""What a callback carries from one epoch to the next, as checkpoints hold it."""
+"""The state of callbacks, as checkpoints hold it."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Any
 
 
 class Kept:
-    """A callback whose attributes of the names in `kept` are its state."""
+    """A callback whose state is the attributes that `kept` names."""
 
     kept: Sequence[str] = ()
 
     def get_state(self) -> dict[str, Any]:
-        """Return the state, of values that JSON has."""
+        """Return the state, of values that JSON can hold."""
         return {name: getattr(self, name) for name in self.kept}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state that `get_state` gave."""
+        """Restore a state that `get_state` returned."""
         for name in self.kept:
             if name in state:
                 setattr(self, name, state[name])
