@@ -42,6 +42,13 @@ def require(ok: Any, argument: str, expected: str, received: object) -> None:
         raise UserError(f"{argument}: expected {expected}, received {received!r}")
 
 
+def require_at_least(minimum: int, **integers: Any) -> None:
+    """Raise a UserError for the first argument that is not an integer >= minimum."""
+    for argument, value in integers.items():
+        fits = isinstance(value, int) and value >= minimum
+        require(fits, argument, f"int >= {minimum}", value)
+
+
 def exhausted(error: Exception) -> bool:
     """Return whether TensorFlow ran out of memory.
 
@@ -79,9 +86,9 @@ def choose(argument: str, value: Any, options: Collection[str]) -> Any:
 def number(argument: str, value: Any) -> float:
     """Return a number, or a fraction such as "8/255", as a float; else raise a UserError."""
     if isinstance(value, str) and FRACTION.fullmatch(value):
-        above, below = (Fraction(part.strip()) for part in value.split("/"))
-        require(below != 0, argument, "a fraction with a denominator other than 0", value)
-        value = float(above / below)
+        numerator, denominator = (Fraction(part.strip()) for part in value.split("/"))
+        require(denominator != 0, argument, "a fraction with a denominator other than 0", value)
+        value = float(numerator / denominator)
     try:
         if isinstance(value, numbers.Real) and not isinstance(value, bool):
             value = float(value)

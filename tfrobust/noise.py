@@ -76,19 +76,19 @@ def shuffled(values: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
 
 def uniform(shape: Any, seed: tf.Tensor) -> tf.Tensor:
     """Draw from U[-1, 1), of shape [B, ...]."""
-    return sliced(lambda whole: 2.0 * fraction(whole, seed) - 1.0, shape)
+    return sliced(lambda full_shape: 2.0 * fraction(full_shape, seed) - 1.0, shape)
 
 
 def normal(shape: Any, seed: tf.Tensor) -> tf.Tensor:
     """Draw from N(0, 1), of shape [B, ...], by the Box-Muller transform."""
 
-    def draw(whole: tf.Tensor) -> tf.Tensor:
-        count = tf.reduce_prod(whole)
+    def draw(full_shape: tf.Tensor) -> tf.Tensor:
+        count = tf.reduce_prod(full_shape)
         pairs = fraction([(count + 1) // 2, 2], seed)
         radius = tf.sqrt(-2.0 * tf.math.log(tf.maximum(pairs[:, 0], LEAST)))
         angle = 2.0 * math.pi * pairs[:, 1]
         both = tf.stack([radius * tf.sin(angle), radius * tf.cos(angle)], axis=1)
-        return tf.reshape(tf.reshape(both, [-1])[:count], whole)
+        return tf.reshape(tf.reshape(both, [-1])[:count], full_shape)
 
     return sliced(draw, shape)
 
@@ -133,8 +133,8 @@ def sliced(draw: Callable[[tf.Tensor], tf.Tensor], shape: Any) -> tf.Tensor:
     part = _rows.get()
     if part is not None:
         size, rows = part
-        whole = tf.concat([[size], tf.convert_to_tensor(shape)[1:]], axis=0)
-        return tf.gather(_of_replica(draw, whole), rows)
+        full_shape = tf.concat([[size], tf.convert_to_tensor(shape)[1:]], axis=0)
+        return tf.gather(_of_replica(draw, full_shape), rows)
     return _of_replica(draw, shape)
 
 
@@ -144,6 +144,6 @@ def _of_replica(draw: Callable[[tf.Tensor], tf.Tensor], shape: Any) -> tf.Tensor
     if replicas == 1 or _alone.get():
         return draw(shape)
     shape = tf.convert_to_tensor(shape)
-    whole = draw(tf.concat([shape[:1] * replicas, shape[1:]], axis=0))
+    values = draw(tf.concat([shape[:1] * replicas, shape[1:]], axis=0))
     first = context.replica_id_in_sync_group * shape[0]
-    return whole[first : first + shape[0]]
+    return values[first : first + shape[0]]

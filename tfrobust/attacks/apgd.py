@@ -14,7 +14,7 @@ from tfrobust.attacks.apgd_steps import Halving, Sparse
 from tfrobust.attacks.base import Attack, LogitsFn, Outcome
 from tfrobust.attacks.compaction import State, hunt
 from tfrobust.attacks.gradient import Evaluate, differentiated
-from tfrobust.errors import choose, number, require
+from tfrobust.errors import choose, number, require, require_at_least
 from tfrobust.norms import norm, per_example, rows
 from tfrobust.serialization import serializable
 from tfrobust.threat import Threat
@@ -63,9 +63,9 @@ class APGD(Attack):
 
     def __post_init__(self) -> None:
         choose("loss", self.loss, TITLES)
-        for name in ("steps", "restarts", "targets", "eot"):
-            value = getattr(self, name)
-            require(isinstance(value, int) and value >= 1, name, "int >= 1", value)
+        require_at_least(
+            1, steps=self.steps, restarts=self.restarts, targets=self.targets, eot=self.eot
+        )
         object.__setattr__(self, "rho", number("rho", self.rho))
         require(0 < self.rho < 1, "rho", "a number between 0 and 1", self.rho)
 

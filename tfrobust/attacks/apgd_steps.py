@@ -122,13 +122,13 @@ def intervals(steps: int) -> list[int]:
 
     They shrink from 22 % of the steps by 3 % each to 6 %: 22, 19, 16, 13, 10, 7, 6, 6 of 100.
     """
-    found = [0] * (steps + 1)
+    lengths = [0] * (steps + 1)
     interval = at = max(22 * steps // 100, 1)
     while at <= steps:
-        found[at] = interval
+        lengths[at] = interval
         interval = max(interval - max(3 * steps // 100, 1), max(6 * steps // 100, 1))
         at += interval
-    return found
+    return lengths
 
 
 def changed(x_adv: tf.Tensor, x: tf.Tensor) -> tf.Tensor:

@@ -12,7 +12,7 @@ from tfrobust.attacks.base import Attack, LogitsFn, Outcome
 from tfrobust.attacks.compaction import State, hunt, taken
 from tfrobust.attacks.fab_projections import to_zero
 from tfrobust.attacks.gradient import pullback
-from tfrobust.errors import number, require
+from tfrobust.errors import number, require, require_at_least
 from tfrobust.norms import rows
 from tfrobust.serialization import serializable
 from tfrobust.threat import Threat
@@ -52,10 +52,9 @@ class FAB(Attack):
     beta: float = 0.9
 
     def __post_init__(self) -> None:
-        for name in ("steps", "targets", "restarts"):
-            value = getattr(self, name)
-            if value is not None or name != "targets":
-                require(isinstance(value, int) and value >= 1, name, "int >= 1", value)
+        require_at_least(1, steps=self.steps, restarts=self.restarts)
+        if self.targets is not None:
+            require_at_least(1, targets=self.targets)
         for name in ("alpha_max", "eta", "beta"):
             object.__setattr__(self, name, number(name, getattr(self, name)))
         require(0 <= self.alpha_max <= 1, "alpha_max", "a number from 0 to 1", self.alpha_max)
@@ -81,17 +80,17 @@ class FAB(Attack):
     def run(
         self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, *, threat: Threat, seed: Any
     ) -> Outcome:
-        found = self.search(logits_fn, x, y, threat=threat, seed=seed)
-        missed = ~found["broken"]
-        inside = threat.project(found["find"], found["x"])
-        images = tf.where(rows(missed, inside), inside, found["find"])
+        state = self.search(logits_fn, x, y, threat=threat, seed=seed)
+        missed = ~state["broken"]
+        inside = threat.project(state["find"], state["x"])
+        images = tf.where(rows(missed, inside), inside, state["find"])
 
         def look(_: tf.Tensor, s: State) -> State:
             return s | {"broken": ~losses.correct(logits_fn(s["images"]), s["y"])}
 
-        end = hunt(look, {"images": images, "y": found["y"], "broken": found["broken"]}, 1)
-        queries = 1 + 2 * found["steps"] + tf.cast(missed, tf.int32)
-        return Outcome(tf.stop_gradient(images), end["broken"], queries, found["gradients"])
+        end = hunt(look, {"images": images, "y": state["y"], "broken": state["broken"]}, 1)
+        queries = 1 + 2 * state["steps"] + tf.cast(missed, tf.int32)
+        return Outcome(tf.stop_gradient(images), end["broken"], queries, state["gradients"])
 
     def search(
         self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, *, threat: Threat, seed: Any

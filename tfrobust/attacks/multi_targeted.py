@@ -10,7 +10,7 @@ import tensorflow as tf
 from tfrobust import losses
 from tfrobust.attacks.base import Attack, LogitsFn, Outcome
 from tfrobust.attacks.pgd import PGD
-from tfrobust.errors import require
+from tfrobust.errors import require, require_at_least
 from tfrobust.serialization import serializable
 from tfrobust.threat import Threat
 
@@ -37,8 +37,8 @@ class MultiTargeted(Attack):
     top: int | None = None
 
     def __post_init__(self) -> None:
-        top = self.top
-        require(top is None or (isinstance(top, int) and top >= 1), "top", "int >= 1", top)
+        if self.top is not None:
+            require_at_least(1, top=self.top)
         object.__setattr__(self, "step_size", self._ascent(1).step_size)  # PGD's checks
 
     def _ascent(self, rivals: int) -> PGD:

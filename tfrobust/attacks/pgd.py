@@ -8,7 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfrobust.attacks.gradient import GradientAttack
-from tfrobust.errors import choose, number, require
+from tfrobust.errors import choose, number, require, require_at_least
 from tfrobust.serialization import serializable
 
 DEFAULT_SCALE = 2.5  # step_size = 2.5 eps / steps lets the attack cross the ball, as Madry et al.
@@ -35,13 +35,7 @@ class PGD(GradientAttack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(isinstance(self.steps, int) and self.steps >= 1, "steps", "int >= 1", self.steps)
-        require(
-            isinstance(self.restarts, int) and self.restarts >= 1,
-            "restarts",
-            "int >= 1",
-            self.restarts,
-        )
+        require_at_least(1, steps=self.steps, restarts=self.restarts)
         choose("success", self.success, ("last", "any"))
         if self.step_size is not None and not tf.is_tensor(self.step_size):
             object.__setattr__(self, "step_size", number("step_size", self.step_size))

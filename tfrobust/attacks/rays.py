@@ -11,7 +11,7 @@ import tensorflow as tf
 from tfrobust import losses
 from tfrobust.attacks.base import Attack, LogitsFn, Outcome
 from tfrobust.attacks.compaction import State, hunt
-from tfrobust.errors import require
+from tfrobust.errors import require, require_at_least
 from tfrobust.norms import rows
 from tfrobust.serialization import serializable
 from tfrobust.threat import Threat
@@ -56,8 +56,7 @@ class RayS(Attack):
     queries: int = 10000
 
     def __post_init__(self) -> None:
-        value = self.queries
-        require(isinstance(value, int) and value >= 1, "queries", "int >= 1", value)
+        require_at_least(1, queries=self.queries)
 
     @property
     def title(self) -> str:
@@ -90,9 +89,9 @@ class RayS(Attack):
         """
         threat = Threat("linf", 0.0, box)
         end = self._search(logits_fn, x, y, threat, at_the_edge=False)
-        found = tf.math.is_finite(end["d"])
-        images = _along(end["x"], end["sign"], tf.where(found, end["d"], 0.0), box)
-        distance = tf.where(found, threat.distance(images, end["x"]), end["d"])
+        reached = tf.math.is_finite(end["d"])
+        images = _along(end["x"], end["sign"], tf.where(reached, end["d"], 0.0), box)
+        distance = tf.where(reached, threat.distance(images, end["x"]), end["d"])
         return Nearest(tf.stop_gradient(images), tf.stop_gradient(distance), end["queries"])
 
     def _search(

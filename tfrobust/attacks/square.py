@@ -12,7 +12,7 @@ from tfrobust import losses, noise
 from tfrobust.attacks.base import Attack, LogitsFn, Outcome
 from tfrobust.attacks.compaction import State, hunt
 from tfrobust.attacks.square_moves import Pyramids, Squares
-from tfrobust.errors import require
+from tfrobust.errors import require, require_at_least
 from tfrobust.norms import rows
 from tfrobust.serialization import serializable
 from tfrobust.threat import Threat
@@ -42,9 +42,7 @@ class Square(Attack):
     restarts: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("queries", "restarts"):
-            value = getattr(self, name)
-            require(isinstance(value, int) and value >= 1, name, "int >= 1", value)
+        require_at_least(1, queries=self.queries, restarts=self.restarts)
         require(0 < self.p_init <= 1, "p_init", "a number in (0, 1]", self.p_init)
 
     @property

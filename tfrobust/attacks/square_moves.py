@@ -86,11 +86,11 @@ class Pyramids:
     def _share(self, delta: tf.Tensor, windows: tf.Tensor) -> tf.Tensor:
         """The size that each channel may have in the first window: [B, 1, 1, C]."""
         channels = delta.shape[-1]
-        given = self._size(tf.where(windows, delta, 0.0), (1, 2))
-        eps, whole = self.threat.eps, self._size(delta, (1, 2, 3))
+        released = self._size(tf.where(windows, delta, 0.0), (1, 2))
+        eps, total = self.threat.eps, self._size(delta, (1, 2, 3))
         if self.threat.norm == "l2":
-            return tf.sqrt(tf.maximum(eps**2 - whole**2, 0.0) / channels + given**2)
-        return tf.maximum(eps - whole, 0.0) + given * channels
+            return tf.sqrt(tf.maximum(eps**2 - total**2, 0.0) / channels + released**2)
+        return tf.maximum(eps - total, 0.0) + released * channels
 
     def _drawn(self, i: tf.Tensor, first: tf.Tensor, turned: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
         """The pattern of window i at its corner, turned or not: [B, H, W, 1]; noise elsewhere."""

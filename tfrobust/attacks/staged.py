@@ -77,16 +77,16 @@ class Staged:
 
         return self._until_stopped(stop, *batch)
 
-    def _traced_stage(self, *given: Any) -> Any:
-        *batch, active, first, last = given
+    def _traced_stage(self, *arguments: Any) -> Any:
+        *batch, active, first, last = arguments
 
         def stop(step: Step, _: State, __: Any) -> State:
             raise _Stopped(masked(step, active, first, last))
 
         return self._until_stopped(stop, *batch)[0]
 
-    def _traced_end(self, *given: Any) -> Outcome:
-        *batch, everything = given
+    def _traced_end(self, *arguments: Any) -> Outcome:
+        *batch, everything = arguments
         with standing_in(lambda *_: everything):
             return self.run(*batch)
 

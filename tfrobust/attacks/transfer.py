@@ -95,8 +95,9 @@ class Transfer(Attack):
         other.require_images(tuple(x.shape[1:]), "source")
         images = self.attack(other, x, y, threat=threat, seed=seed)
         logits = tf.stop_gradient(logits_fn(images))
-        classes, given = logits.shape[-1], other.classes
-        require(given == classes, "source", f"a network of {classes} classes", given)
+        classes = logits.shape[-1]
+        expected = f"a network of {classes} classes"
+        require(other.classes == classes, "source", expected, other.classes)
         zeros = tf.zeros_like(y)
         return Outcome(images, ~losses.correct(logits, y), zeros + 1, zeros)
 

@@ -10,7 +10,7 @@ import tensorflow as tf
 from tfrobust import losses, noise
 from tfrobust.attacks.base import Attack, LogitsFn, Outcome
 from tfrobust.attacks.compaction import State, hunt
-from tfrobust.errors import require
+from tfrobust.errors import require_at_least
 from tfrobust.norms import rows
 from tfrobust.serialization import serializable
 from tfrobust.threat import Threat
@@ -31,8 +31,7 @@ class UniformNoise(Attack):
     draws: int = 1
 
     def __post_init__(self) -> None:
-        value = self.draws
-        require(isinstance(value, int) and value >= 1, "draws", "int >= 1", value)
+        require_at_least(1, draws=self.draws)
 
     @property
     def title(self) -> str:
