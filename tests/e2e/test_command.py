@@ -120,7 +120,7 @@ def test_the_command(command: Command) -> None:
     shown = command("digits_atlas", "--set", "threat.eps=2/10", "--print_config")
     assert shown.returncode == 0 and "eps: 2/10" in shown.stdout
 
-    done = command("digits_natural", "--smoke")
+    done = command("digits_natural", "--smoke", "--set", "attacks=fgsm")
     assert (done.returncode, done.stderr) == (0, "")
 
 
