@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import functools
 import math
@@ -19,7 +20,7 @@ from tfrobust.distribution import gathered, strategy, worker
 from tfrobust.errors import UserError, require
 from tfrobust.io import write_atomically
 from tfrobust.methods import RobustModel
-from tfrobust.models import with_precision
+from tfrobust.models import with_keras_layers, with_precision
 from tfrobust.registry import located
 from tfrobust.training import (
     BatchTimer,
@@ -65,7 +66,10 @@ def train(spec: Spec, folder: Folder, epochs: int | None = None) -> None:
                     raise Diverged(f"train: {error}; {hint}") from None
                 checkpoints.rollbacks += 1
                 print(f"train: {error}; going on from there at {ROLLBACK:g} times the rate")
-    write_atomically(folder.model, with_precision(network, "float32").save)
+    network = with_precision(network, "float32")
+    with contextlib.suppress(UserError):  # Keras has no layers for a once-for-all network
+        network = with_keras_layers(network)
+    write_atomically(folder.model, network.save)
 
 
 def progress(folder: Folder) -> tuple[float, bool]:

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tests.unit.test_data import fails
 from tfrobust.data import DATASETS, Split, batches
-from tfrobust.data.imagenet import ARCHIVES, URL, Records, _listed
+from tfrobust.data.imagenet import ARCHIVES, URL, Records, _places_and_labels
 from tfrobust.errors import UserError
 
 SIZES = np.random.default_rng(0).integers(9, 30, (14, 2))
@@ -118,7 +118,7 @@ def test_a_place_is_a_file_and_a_byte(tmp_path: Path) -> None:
                 }
                 example = tf.train.Example(features=tf.train.Features(feature=features))
                 writer.write(example.SerializeToString())
-    places, labels = _listed(files, [3, 3])
+    places, labels = _places_and_labels(files, [3, 3])
     np.testing.assert_array_equal(labels, np.arange(6))
     assert places[0] == f"{files[0]}:0".encode() and places[3] == f"{files[1]}:0".encode()
     found = np.asarray(Records(places, (8, 8, 3))[[4, 1]])

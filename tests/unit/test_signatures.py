@@ -120,7 +120,7 @@ def test_images_of_any_size() -> None:
                 (i := keras.Input((4, 4, 1), dtype="uint8")),
                 layers.Dense(3)(layers.Flatten()(layers.Rescaling(1 / 255)(i))),
             ),
-            "float images, received uint8; gradients pass through no whole numbers",
+            "float images, received uint8; gradients do not pass through integers",
         ),
     ],
 )
@@ -141,7 +141,7 @@ def test_shapes() -> None:
 def test_precision_of_a_subclassed_network() -> None:
     network = called(Subclassed())
     assert with_precision(network, "float32") is network
-    with pytest.raises(UserError, match="Subclassed is no functional .*set_dtype_policy.'mixed_b"):
+    with pytest.raises(UserError, match="Subclassed cannot be copied .*set_dtype_policy.'mixed_b"):
         with_precision(network, "mixed_bfloat16")
 
 

@@ -1,4 +1,4 @@
-"""Data sets as arrays in memory, and tf.data of batches from them."""
+"""Data sets, in memory or in files, and tf.data of batches from them."""
 
 from collections.abc import Callable
 

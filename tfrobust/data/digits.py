@@ -1,4 +1,4 @@
-"""scikit-learn's 8x8 digits: comes with the package, so it needs no network."""
+"""scikit-learn's 8 x 8 digits, which come with the package and need no download."""
 
 from dataclasses import dataclass
 
@@ -11,10 +11,10 @@ TEST = 360
 
 @dataclass(frozen=True)
 class Digits(Dataset):
-    """1,437 training and 360 test images, [8, 8, 1], float32 multiples of 1/16."""
+    """1,437 training and 360 test images [8, 8, 1], float32 multiples of 1/16."""
 
     def load(self, split: str) -> Split:
-        """A split: stratified, and the same one whatever a run's seed."""
+        """Return "train" or "test": a stratified split, the same for every seed of a run."""
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
 
@@ -25,5 +25,5 @@ class Digits(Dataset):
 
 
 def open_digits() -> Digits:
-    """The data set; it reads nothing yet."""
+    """Open scikit-learn's 8 x 8 digits. Nothing is read yet."""
     return Digits((8, 8, 1), numbered(10))

@@ -1,4 +1,4 @@
-"""Images that lie in files and are decoded where they are asked for: any format, right pixels."""
+"""Images in files of any common format, decoded when they are used."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from tfrobust.errors import UserError, require
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # for others Pillow may start programs
-# Of each rule the length to which the shorter side is resized, in units of what is cut out.
+# For each rule, the length of the resized shorter side in units of the square that is cut out.
 RESIZES = {"fit": 1.0, "imagenet": 256 / 224}
-DECODED_AT_ONCE = 16
-BROKEN = "broken image"
-SEPARATOR = "\t"  # of a name and a reason
-READING: set[int] = set()  # the threads that are at it
-ENDING = threading.Event()  # the process
-QUIET = 10  # so many looks in a row that find no thread at it
+DECODED_AT_ONCE = 16  # images of a batch
+BROKEN = "broken image"  # marks the errors that `readable` translates
+SEPARATOR = "\t"  # between a name and a reason
+READING: set[int] = set()  # the threads that decode an image now
+ENDING = threading.Event()  # set when the process ends
+QUIET = 10  # successive checks that must find no thread reading
 
 
 @contextlib.contextmanager
 def readable() -> Iterator[None]:
-    """Raises the UserError that names the image where one of `Files` cannot be read."""
+    """Raise a UserError that names the image when one of `Files` cannot be read in the context."""
     try:
         yield
     except tf.errors.OpError as error:
@@ -49,10 +49,12 @@ def readable() -> Iterator[None]:
 
 @dataclass(frozen=True, eq=False)
 class Files:
-    """Images [N, S, S, 3] uint8 that lie in files; decoded where they are asked for.
+    """Images [N, S, S, 3] uint8 in files, decoded when they are used.
 
-    places: the files' names as bytes [N]. size: (S, S, 3). resize: a name in RESIZES; see
-    `open_folder`.
+    Attributes:
+        places: The paths of the files as bytes, [N].
+        size: (S, S, 3).
+        resize: A name in RESIZES; see `open_folder`.
     """
 
     places: np.ndarray
@@ -72,13 +74,13 @@ class Files:
         return dataclasses.replace(self, places=self.places[at])
 
     def joined(self, others: Files) -> Files:
-        """These, then the others. Raises UserError unless all are resized alike."""
-        alike = others.resize == self.resize
-        require(alike, "resize", f"{self.resize}, as the other images", others.resize)
+        """Return these images, then the others. Raises UserError unless all are resized alike."""
+        expected = f"{self.resize}, as the other images"
+        require(others.resize == self.resize, "resize", expected, others.resize)
         return dataclasses.replace(self, places=np.concatenate([self.places, others.places]))
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
-        """All of them, decoded. Raises UserError for one that cannot be read."""
+        """Decode all images. Raises UserError for one that cannot be read."""
         places = tf.data.Dataset.from_tensor_slices(self.places)
         decoded = places.map(self._image, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
         images = np.zeros(self.shape, np.uint8)
@@ -88,26 +90,28 @@ class Files:
         return images if dtype is None else images.astype(dtype)
 
     def gather(self) -> Any:
-        """A function for tf.data: positions [B] -> images [B, S, S, 3] uint8. What it raises for
-        one that cannot be read, `readable` makes a UserError."""
+        """Return a function for tf.data: positions [B] -> images [B, S, S, 3] uint8.
+
+        `readable` turns its error about an image that cannot be read into a UserError.
+        """
         places = tf.constant(self.places)
 
         def read(positions: tf.Tensor) -> tf.Tensor:
             image = tf.TensorSpec(self.size, tf.uint8)
-            asked = tf.gather(places, positions)
             options: Any = {"parallel_iterations": DECODED_AT_ONCE}
-            return tf.map_fn(self._image, asked, fn_output_signature=image, **options)
+            batch = tf.gather(places, positions)
+            return tf.map_fn(self._image, batch, fn_output_signature=image, **options)
 
         return read
 
     def _image(self, place: tf.Tensor) -> tf.Tensor:
-        """The image [S, S, 3] uint8, or an error with the name of its place that `readable` knows.
+        """Return the image [S, S, 3] uint8, or raise an error that `readable` translates.
 
-        By Pillow: TensorFlow takes the indices of a BMP's palette for shades, and does not turn a
-        photograph as its EXIF data asks.
+        Pillow decodes it: TensorFlow takes the palette indices of a BMP for shades, and does not
+        rotate a photograph as its EXIF data say.
         """
         _wait_at_exit()
-        # A function with no state: with one TensorFlow would read image after image.
+        # Not stateful, or TensorFlow would read one image at a time.
         image = tf.numpy_function(self._read, [place], tf.uint8, stateful=False)
         return tf.ensure_shape(image, self.size)
 
@@ -124,11 +128,14 @@ class Files:
 
 @functools.cache
 def _wait_at_exit() -> None:
-    """Let the threads that read ahead come to rest before Python ends: one of TensorFlow's that
-    waits for Python then waits for ever, and the process for it."""
+    """Let the threads that read ahead finish before Python ends.
+
+    A thread of TensorFlow that waits for an interpreter that has ended waits for ever, and the
+    process waits for the thread.
+    """
 
     def wait() -> None:
-        ENDING.set()  # those that begin fail, until no batch is asked for any more
+        ENDING.set()  # every further read fails, until no more batches are requested
         quiet = 0
         while quiet < QUIET:
             time.sleep(0.01)
@@ -138,8 +145,10 @@ def _wait_at_exit() -> None:
 
 
 def _pixels(place: bytes, side: int, resized: int) -> np.ndarray:
-    """The image in a file [side, side, 3] uint8: of its middle square, resized to `resized`, the
-    middle."""
+    """Decode a file to [side, side, 3] uint8.
+
+    The central square of the image is resized to `resized` pixels, and its centre is cut out.
+    """
     if ENDING.is_set():
         raise RuntimeError("the process ends")
     if not os.path.isfile(place):
@@ -151,14 +160,17 @@ def _pixels(place: bytes, side: int, resized: int) -> np.ndarray:
 
 
 def _middle(image: Image.Image, side: int) -> Image.Image:
+    """Return the central square of an image, `side` pixels wide."""
     left, top = ((length - side) // 2 for length in image.size)
     return image.crop((left, top, left + side, top + side))
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """The image in 8 bits a channel. Of one with transparency the colours, whatever shines through;
-    of 16 bits the upper 8."""
-    if image.mode.startswith("I;16"):  # which Pillow would clip
+    """Return the image in RGB with 8 bits a channel.
+
+    Transparency is dropped and the colours are kept. Of 16 bits the upper 8 are kept.
+    """
+    if image.mode.startswith("I;16"):  # Pillow would clip it
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         raise ValueError(f"expected 8 or 16 bits a channel, received mode {image.mode} of Pillow")
@@ -174,7 +186,9 @@ def _reason(error: Exception) -> str:
 
 
 def printable(name: str | bytes) -> str:
-    r"""A file's name as it can be shown: bytes that are no UTF-8, and control characters, as
-    escapes such as \xe9."""
+    r"""Return a file's name in printable form.
+
+    Bytes that are not UTF-8, and control characters, become escapes such as \xe9.
+    """
     text = os.fsencode(name).decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

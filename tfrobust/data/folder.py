@@ -1,4 +1,7 @@
-"""A folder of images, one folder a class, read while training: nothing but the names is held."""
+"""A folder of images with one folder for each class, read while training.
+
+Only the names of the files are held in memory.
+"""
 
 from __future__ import annotations
 
@@ -17,51 +20,61 @@ from tfrobust.data.split import Dataset, Split
 from tfrobust.errors import UserError, choose, require
 
 ENDINGS = (".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-# Made by systems and archivers beside the folders of classes, as are all that are hidden.
+# Folders that systems and archivers put beside the classes, as they do hidden ones.
 NO_CLASSES = ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information")
 
 
 @dataclass(frozen=True)
 class Folder(Dataset):
-    """Images below path/train and path/test (or path/val); see `open_folder`."""
+    """The images in path/train and path/test (or path/val); see `open_folder`."""
 
     path: Path
     test_examples: int | None
     resize: str
 
     def load(self, split: str) -> Split:
-        """A split whose images are read when they are used, empty for training where there are
-        test images alone; the index is the place of a file in the sorted list of all."""
-        places = split_folders(self.path)
-        classes = images_of(places.get(split, places["test"]))[0].values()
-        files = [os.fsencode(file) for files in classes for file in files]
-        labels = np.repeat(np.arange(len(classes), dtype=np.int32), [len(f) for f in classes])
+        """Return a split whose images are read when they are used.
+
+        The index is the position of a file in the sorted list of all files. "train" is empty where
+        there are only test images.
+        """
+        folders = split_folders(self.path)
+        classes, _ = images_of(folders.get(split, folders["test"]))
+        files: list[bytes] = []
+        labels: list[int] = []
+        for label, names in enumerate(classes.values()):
+            files += map(os.fsencode, names)
+            labels += [label] * len(names)
         images: Any = Files(np.array(files), self.image_shape, self.resize)
-        whole = Split(images, labels, np.arange(len(files)))
-        if split not in places:
-            return whole.first(0)
-        return whole if split == "train" else drawn(whole, self.test_examples)
+        examples = Split(images, np.array(labels, np.int32), np.arange(len(files)))
+        if split not in folders:
+            return examples.first(0)
+        return examples if split == "train" else drawn(examples, self.test_examples)
 
 
 def drawn(split: Split, count: int | None) -> Split:
-    """So many of the examples, the same ones every time; None is all."""
+    """Return `count` random examples of a split, the same ones every time. None is all."""
     order = np.random.default_rng(0).permutation(len(split))
     return split.take(np.sort(order[:count]))
 
 
 def split_folders(path: Path) -> dict[str, Path]:
-    """The folders of "train" and "test", those that are there; val/ is "test" where no test/ is."""
-    places = {"train": path / "train", "test": path / "test"}
-    if not places["test"].is_dir():
-        places["test"] = path / "val"
-    return {split: place for split, place in places.items() if place.is_dir()}
+    """Return the folders of "train" and "test" that exist. Without test/ it is val/."""
+    folders = {"train": path / "train", "test": path / "test"}
+    if not folders["test"].is_dir():
+        folders["test"] = path / "val"
+    return {split: folder for split, folder in folders.items() if folder.is_dir()}
 
 
-def images_of(place: Path) -> tuple[dict[str, list[str]], list[str]]:
-    """The image files of each class folder in `place`, both in the order of their names; and all
-    else that lies there and in the class folders. Links are followed."""
+def images_of(folder: Path) -> tuple[dict[str, list[str]], list[str]]:
+    """List the images of a folder that holds one folder for each class. Links are followed.
+
+    Returns:
+        The image files of each class, all in the order of their names; and the other files and
+        folders that are there and in the folders of the classes.
+    """
     classes, left_out = {}, []
-    for entry in _entries(place):
+    for entry in _entries(folder):
         if not os.path.isdir(entry) or entry.name.startswith(".") or entry.name in NO_CLASSES:
             left_out.append(entry.path)
             continue
@@ -71,25 +84,25 @@ def images_of(place: Path) -> tuple[dict[str, list[str]], list[str]]:
     return classes, left_out
 
 
-def _entries(place: str | Path) -> list[os.DirEntry[str]]:
-    with os.scandir(place) as entries:
+def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
         return sorted(entries, key=lambda entry: entry.name)
 
 
 def _is_image(file: os.DirEntry[str]) -> bool:
-    # Not file.is_dir(), which raises for a link that leads to itself.
-    named = file.name.lower().endswith(ENDINGS) and not file.name.startswith(".")
-    return named and not os.path.isdir(file)
+    if file.name.startswith(".") or not file.name.lower().endswith(ENDINGS):
+        return False
+    return not os.path.isdir(file)  # file.is_dir() raises for a link to itself
 
 
 @functools.cache
 def _warn(line: str) -> None:
-    """Log a line once: a search opens its data for every trial."""
+    """Log a line once, although a search opens its data for every trial."""
     logging.warning("%s", line)
 
 
-def _count(root: Path, what: str, paths: Sequence[str]) -> None:
-    """Warn of how many there are, if any, with an example."""
+def _warn_of(root: Path, what: str, paths: Sequence[str]) -> None:
+    """Warn how many paths there are, if any, with one of them as an example."""
     if paths:
         example = printable(os.path.relpath(paths[0], root))
         _warn(f"{printable(str(root))}: {what}: {len(paths)}, such as {example}")
@@ -98,54 +111,62 @@ def _count(root: Path, what: str, paths: Sequence[str]) -> None:
 def open_folder(
     path: str, image_size: int = 224, test_examples: int | None = None, resize: str = "fit"
 ) -> Folder:
-    """Looks at the folders, at no image.
+    """Open a folder of images. The folders are listed, no image is read.
 
-    path: holds train/CLASS/IMAGE and test/CLASS/IMAGE (or val/), as ImageNet is commonly kept; to
-    evaluate a network test/ (or val/) is enough. JPEG, PNG, BMP, GIF (its first picture), TIFF or
-    WebP, turned as their EXIF data ask; of transparency only the colours count. All else, such as
-    hidden files and folders within a class, is left out, and a warning says how many.
-    image_size: of the square that is cut out of the middle. resize: before that the shorter side
-    is made as long, so that an image of this size stays as it is ("fit"), or 256/224 as long, as
-    networks for ImageNet are commonly evaluated ("imagenet").
-    test_examples: attack so many of the test images, at random, which are then held in memory; None
-    is all. Raises UserError for folders that are not there, differ in their classes, or are empty;
-    a class may lack images in test alone.
+    The images are JPEG, PNG, BMP, GIF (its first picture), TIFF or WebP. They are rotated as their
+    EXIF data say; transparency is dropped and the colours are kept. Everything else, such as hidden
+    files and folders within a class, is left out, and a warning says how many.
+
+    Args:
+        path: The folder that holds train/CLASS/IMAGE and test/CLASS/IMAGE (or val/), as ImageNet is
+            commonly kept. To evaluate a network, test/ (or val/) is enough.
+        image_size: Side of the square that is cut out of the centre, in pixels.
+        resize: How long the shorter side is made before that. "fit": image_size, so an image of
+            this size stays as it is. "imagenet": 256/224 times image_size, as networks for
+            ImageNet are commonly evaluated.
+        test_examples: Number of random test images to attack, which are then held in memory; None
+            for all.
+
+    Raises:
+        UserError: The folders do not exist, differ in their classes, or are empty. A class may
+            lack images in test, but not in train.
     """
     root = Path(path).expanduser()
     require(image_size >= 1, "image_size", "int >= 1", image_size)
     count = test_examples
     require(count is None or count >= 1, "test_examples", "int >= 1", count)
     choose("resize", resize, RESIZES)
-    places = split_folders(root)
-    if "test" not in places:
+    folders = split_folders(root)
+    if "test" not in folders:
         expected = "a folder with train/CLASS and test/CLASS (or val/CLASS), or with test alone"
-        missing = "no test or val" if "train" in places else "no train, test or val"
+        missing = "no test or val" if "train" in folders else "no train, test or val"
         raise UserError(f"path: expected {expected}, received {printable(path)}: {missing}")
     classes, left_out = {}, []
-    for split, place in places.items():
-        classes[split], others = images_of(place)
+    for split, folder in folders.items():
+        classes[split], others = images_of(folder)
         left_out += others
-    _check_classes(classes, places)
-    if places["test"].name == "test" and (root / "val").is_dir():
+    _check_classes(classes, folders)
+    if folders["test"].name == "test" and (root / "val").is_dir():
         left_out.append(str(root / "val"))
-    _count(root, "left out as no images of a class, files and folders", left_out)
+    _warn_of(root, "files and folders left out, not images of a class", left_out)
     names = tuple(printable(name) for name in classes["test"])
     return Folder((image_size, image_size, 3), names, root, count, resize)
 
 
-def _check_classes(classes: dict[str, dict[str, list[str]]], places: dict[str, Path]) -> None:
-    """Raises UserError unless the splits have the same classes, two or more, and images.
+def _check_classes(classes: dict[str, dict[str, list[str]]], folders: dict[str, Path]) -> None:
+    """Raise a UserError unless the splits have the same classes, two or more, and images.
 
-    classes: of each split, of each class the image files.
+    classes: The image files of each class of each split.
     """
-    for split, place in places.items():
-        names = classes[split]
-        expected = f"at least 2 classes in {printable(str(place))}"
-        require(len(names) >= 2, "path", expected, len(names))
-        empty = [str(place / name) for name, files in names.items() if not files]
-        missed = empty if split == "train" or len(empty) == len(names) else []
-        require(not missed, "path", f"images in {printable(''.join(missed[:1]))}", "none")
-        _count(place.parent, "classes without a test image", empty)
-    of_splits = [set(names) for names in classes.values()]
-    apart = ", ".join(printable(name) for name in sorted(of_splits[0] ^ of_splits[-1]))
-    require(not apart, "path", f"the same classes in train and {places['test'].name}", apart)
+    for split, folder in folders.items():
+        files = classes[split]
+        expected = f"at least 2 classes in {printable(str(folder))}"
+        require(len(files) >= 2, "path", expected, len(files))
+        empty = [str(folder / name) for name in files if not files[name]]
+        if empty and (split == "train" or len(empty) == len(files)):
+            raise UserError(f"path: expected images in {printable(empty[0])}, received none")
+        _warn_of(folder.parent, "classes without a test image", empty)
+    unmatched = set(classes.get("train", classes["test"])) ^ set(classes["test"])
+    different = ", ".join(printable(name) for name in sorted(unmatched))
+    expected = f"the same classes in train and {folders['test'].name}"
+    require(not different, "path", expected, different)

@@ -1,4 +1,4 @@
-"""ImageNet (ILSVRC 2012) as TensorFlow Datasets prepares it, its records read while training."""
+"""ImageNet (ILSVRC 2012) as TensorFlow Datasets prepares it, read while training."""
 
 from __future__ import annotations
 
@@ -22,18 +22,21 @@ ARCHIVES = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")
 
 @dataclass(frozen=True, eq=False)
 class Records(Files):
-    """Images that lie in TFRecord files, as `Files`; a place is "FILE:BYTE", where its record
-    begins. All are JPEG, which TensorFlow decodes, and resized by ImageNet's rule."""
+    """`Files` whose images are records of TFRecord files.
+
+    A place is "FILE:BYTE", the first byte of a record. All images are JPEG, which TensorFlow
+    decodes, and are resized by ImageNet's rule.
+    """
 
     resize: str = "imagenet"
 
     def _image(self, place: tf.Tensor) -> tf.Tensor:
-        """As that of `Files`; TensorFlow's own errors have no name in them."""
-        none = tf.data.Dataset.from_tensors(tf.zeros((0, *self.size[1:]), tf.uint8))
-        tried = tf.data.Dataset.from_tensors(place).map(self._decode).ignore_errors()
-        image = tried.concatenate(none).take(1).get_single_element()
-        named = tf.strings.join([BROKEN, " ", place])
-        with tf.control_dependencies([tf.debugging.Assert(tf.size(image) > 0, [named])]):
+        """Return the image, or raise an error that names its place, which TensorFlow's do not."""
+        empty = tf.data.Dataset.from_tensors(tf.zeros((0, *self.size[1:]), tf.uint8))
+        decoded = tf.data.Dataset.from_tensors(place).map(self._decode).ignore_errors()
+        image = decoded.concatenate(empty).take(1).get_single_element()
+        message = tf.strings.join([BROKEN, " ", place])
+        with tf.control_dependencies([tf.debugging.Assert(tf.size(image) > 0, [message])]):
             return tf.ensure_shape(tf.identity(image), self.size)
 
     def _decode(self, place: tf.Tensor) -> tf.Tensor:
@@ -43,13 +46,13 @@ class Records(Files):
         scale = tf.reduce_max(tf.constant([height, width], tf.float32) / shape)
         size = tf.cast(tf.math.ceil(shape * (RESIZES[self.resize] * scale)), tf.int32)
         resized = tf.image.resize(image, size, antialias=True)
-        whole = tf.cast(tf.clip_by_value(tf.round(resized), 0, 255), tf.uint8)
+        pixels = tf.cast(tf.clip_by_value(tf.round(resized), 0, 255), tf.uint8)
         top, left = (size[0] - height) // 2, (size[1] - width) // 2
-        return whole[top : top + height, left : left + width]
+        return pixels[top : top + height, left : left + width]
 
 
 def _encoded(place: tf.Tensor) -> tf.Tensor:
-    """The bytes of the JPEG in a record."""
+    """Return the JPEG in a record, a string tensor []."""
     parts = tf.strings.split(place, ":")
     start = tf.strings.to_number(parts[-1:], tf.int64)
     records = tf.raw_ops.TFRecordDatasetV2(
@@ -61,19 +64,18 @@ def _encoded(place: tf.Tensor) -> tf.Tensor:
     form: Any = {"output_types": [tf.string], "output_shapes": [[]]}
     first = tf.raw_ops.TakeDataset(input_dataset=records, count=1, **form)
     (record,) = tf.raw_ops.DatasetToSingleElement(dataset=first, **form)
-    return tf.io.parse_single_example(record, {"image": tf.io.FixedLenFeature([], tf.string)})[
-        "image"
-    ]
+    features = {"image": tf.io.FixedLenFeature([], tf.string)}
+    return tf.io.parse_single_example(record, features)["image"]
 
 
 @dataclass(frozen=True)
 class Imagenet(Tfds):
-    """See `open_imagenet2012`."""
+    """ImageNet; see `open_imagenet2012`."""
 
     test_examples: int | None = None
 
     def _hindrance(self, root: Path) -> str | None:
-        manual = root / "downloads" / "manual"  # where TFDS looks
+        manual = root / "downloads" / "manual"  # TFDS expects the archives there
         if all((manual / name).is_file() for name in ARCHIVES):
             return None
         return f"that is done by hand: put {' and '.join(ARCHIVES)} from {URL} into {manual}"
@@ -82,50 +84,57 @@ class Imagenet(Tfds):
         form = builder.info.file_format.value
         if form != "tfrecord":
             raise ValueError(f"records as {form}, not as tfrecord")
-        held = builder.info.splits["validation" if split == "test" else split]
-        files = [str(path) for path in held.filepaths]
-        places, labels = _listed(files, held.shard_lengths)
-        if len(labels) != held.num_examples:
-            raise ValueError(f"{len(labels)} records of {held.num_examples}")
+        info = builder.info.splits["validation" if split == "test" else split]
+        files = [str(path) for path in info.filepaths]
+        places, labels = _places_and_labels(files, info.shard_lengths)
+        if len(labels) != info.num_examples:
+            raise ValueError(f"{len(labels)} records of {info.num_examples}")
         images: Any = Records(places, self.image_shape)
-        whole = Split(images, labels, np.arange(len(labels)))
-        return whole if split == "train" else drawn(whole, self.test_examples)
+        examples = Split(images, labels, np.arange(len(labels)))
+        return examples if split == "train" else drawn(examples, self.test_examples)
 
 
-def _listed(files: list[str], counts: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Of all records, in the order of the files, the place and the label: one pass over them.
+def _places_and_labels(files: list[str], counts: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Read the places [N] and the labels [N] of all records, in one pass over the files.
 
-    counts: the records of each file.
+    counts: The number of records in each file.
     """
-    feature = {"label": tf.io.FixedLenFeature([], tf.int64)}
+    features = {"label": tf.io.FixedLenFeature([], tf.int64)}
 
-    def look(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        label = tf.io.parse_single_example(record, feature)["label"]
+    def length_and_label(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        label = tf.io.parse_single_example(record, features)["label"]
         return tf.strings.length(record), label
 
     def scan(file: tf.Tensor, count: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return tf.data.TFRecordDataset(file).map(look).batch(count).get_single_element()
+        records = tf.data.TFRecordDataset(file).map(length_and_label)
+        return records.batch(count).get_single_element()
 
     shards = tf.data.Dataset.from_tensor_slices((files, np.array(counts, np.int64)))
     scanned = shards.map(scan, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     places, labels = [], []
-    for file, (lengths, own) in zip(files, scanned.as_numpy_iterator(), strict=True):
+    for file, (lengths, shard_labels) in zip(files, scanned.as_numpy_iterator(), strict=True):
         starts = np.cumsum(lengths.astype(np.int64) + FRAME) - lengths - FRAME
         places.append(np.char.add(f"{file}:".encode(), starts.astype("S")))
-        labels.append(own.astype(np.int32))
+        labels.append(shard_labels.astype(np.int32))
     return np.concatenate(places), np.concatenate(labels)
 
 
 def open_imagenet2012(
     dir: str | None = None, image_size: int = 224, test_examples: int | None = None
 ) -> Imagenet:
-    """Looks at nothing. To load a split its files are read once, for the labels and the places.
+    """Open ImageNet as TFDS prepares it. Nothing is read yet.
 
-    dir: as for the other sets of TFDS, which prepares this one from the archives that lie in
-    dir/downloads/manual. image_size, test_examples: as for a folder of images that
-    are resized by the rule "imagenet"; the test images are those of validation. The index is the
-    place in the order of the files. Raises UserError, when it is loaded, where TFDS has not
-    prepared it.
+    When a split is loaded its files are read once, for the labels and the positions of the images,
+    and a UserError is raised if TFDS has not prepared the set. The index is the position in the
+    order of the files. The test images are those of validation. Images are resized as those of a
+    folder with `resize: imagenet`.
+
+    Args:
+        dir: As for the other sets of TFDS. TFDS prepares this one from the archives in
+            dir/downloads/manual.
+        image_size: Side of the square that is cut out of the centre, in pixels.
+        test_examples: Number of random test images to attack, which are then held in memory; None
+            for all.
     """
     require(image_size >= 1, "image_size", "int >= 1", image_size)
     count = test_examples

@@ -3,6 +3,7 @@
 import os
 import zipfile
 from dataclasses import dataclass
+from typing import IO
 
 import numpy as np
 
@@ -16,39 +17,46 @@ KEYS = ("x_train", "y_train", "x_test", "y_test")
 
 @dataclass(frozen=True)
 class Npz(Dataset):
-    """Arrays x_train, y_train, x_test, y_test of the file at `path`; see `open_npz`."""
+    """The arrays x_train, y_train, x_test and y_test of a file; see `open_npz`."""
 
     path: str
     trains: bool = True
     layout: str | None = None
 
     def load(self, split: str) -> Split:
-        """A split; empty for training where the file has test arrays alone. Raises ValueError for
-        NaN or float images outside [0, 1]."""
-        held = split if self.trains else "test"
-        x, y = (_read(self.path, f"{kind}_{held}") for kind in "xy")
-        whole = Split.of(x, y, _names(self.path, held), self.layout)
-        return whole if held == split else whole.first(0)
+        """Return a split. "train" is empty if the file has only test arrays.
+
+        Raises UserError for NaN and for float images outside [0, 1].
+        """
+        stored = split if self.trains else "test"
+        x, y = (_read(self.path, f"{kind}_{stored}") for kind in "xy")
+        examples = Split.of(x, y, _names(self.path, stored), self.layout)
+        return examples if stored == split else examples.first(0)
 
 
 def open_npz(path: str, num_classes: int | None = None, layout: str | None = None) -> Npz:
-    """Checks a file by its headers and labels, reading no image.
+    """Open arrays in an .npz file. Headers and labels are checked, no image is read.
 
-    x_train, x_test: [N, H, W, C] or [N, H, W], uint8 or float in [0, 1]; y_train, y_test: [N] or
-    [N, 1] class numbers from 0. To evaluate a network x_test and y_test are enough. num_classes:
-    None is the greatest label plus one, at least two. layout: "channels_first" for images
-    [N, C, H, W], which are transposed; None asks, by an error, where they look like it, and
-    "channels_last" is the answer that they are not. Raises ValueError for a missing or
-    unreadable file, a missing array, a wrong shape or dtype, a label that is negative or beyond
-    num_classes, and pickled objects.
+    x_train and x_test are [N, H, W, C] or [N, H, W], uint8 or float in [0, 1]; y_train and y_test
+    are class numbers from 0, [N] or [N, 1]. To evaluate a network, x_test and y_test are enough.
+
+    Args:
+        path: The file.
+        num_classes: Number of classes. None for the greatest label plus one, at least two.
+        layout: "channels_first" for images [N, C, H, W], which are transposed; "channels_last" for
+            images that only look so. None raises an error for images that look channels first.
+
+    Raises:
+        UserError: The file is missing or unreadable, an array is missing, holds pickled objects or
+            has a wrong shape or dtype, or a label is negative or beyond num_classes.
     """
     path = os.path.expanduser(path)
-    headers, held = _headers(path)
+    headers, names_in_file = _headers(path)
     splits = ("train", "test") if "x_train" in headers or "y_train" in headers else ("test",)
     for split in splits:
         for key in (f"x_{split}", f"y_{split}"):
             if key not in headers:
-                raise UserError(f"path: expected {key} in {path}, received {held}")
+                raise UserError(f"path: expected {key} in {path}, received {names_in_file}")
         images, labels = (headers[f"{kind}_{split}"] for kind in "xy")
         names = _names(path, split)
         check_image_form(images, names[0], stored=True, layout=layout)
@@ -68,7 +76,7 @@ def open_npz(path: str, num_classes: int | None = None, layout: str | None = Non
 
 
 def _image_shape(shape: tuple[int, ...], layout: str | None) -> tuple[int, int, int]:
-    """(H, W, C) of images [N, H, W], [N, H, W, C] or, with that layout, [N, C, H, W]."""
+    """Return (H, W, C) for the shape [N, H, W], [N, H, W, C] or, channels first, [N, C, H, W]."""
     if layout == "channels_first" and len(shape) == 4:
         return shape[2], shape[3], shape[1]
     return (*shape[1:], 1)[:3]  # type: ignore[return-value]
@@ -83,8 +91,10 @@ def _names(path: str, split: str) -> tuple[str, str]:
 
 
 def _headers(path: str) -> tuple[dict[str, np.ndarray], str]:
-    """Stand-ins of no size for those of the four arrays that are there, with their shape and
-    dtype; and the names of all that is there."""
+    """Return the arrays that the file has of the four, as stand-ins, and the names of all arrays.
+
+    A stand-in has the shape and the dtype of its array, but takes no memory.
+    """
     stand_ins = {}
     try:
         with zipfile.ZipFile(path) as archive:
@@ -92,18 +102,23 @@ def _headers(path: str) -> tuple[dict[str, np.ndarray], str]:
             for key in KEYS:
                 if f"{key}.npy" in members:
                     with archive.open(f"{key}.npy") as file:
-                        version = np.lib.format.read_magic(file)
-                        read = np.lib.format.read_array_header_1_0
-                        if version != (1, 0):
-                            read = np.lib.format.read_array_header_2_0
-                        shape, _, dtype = read(file)
+                        shape, dtype = _header(file)
                     stand_ins[key] = np.broadcast_to(np.empty((), dtype), shape)
     except FileNotFoundError:
         raise UserError(f"path: expected an .npz file, received {path}: no such file") from None
     except UNREADABLE as error:
         raise UserError(f"path: expected an .npz file, received {path}: {_line(error)}") from None
-    held = ", ".join(sorted(name.removesuffix(".npy") for name in members)) or "no array"
-    return stand_ins, held
+    names = ", ".join(sorted(name.removesuffix(".npy") for name in members)) or "no array"
+    return stand_ins, names
+
+
+def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
+    """Return the shape and the dtype of an .npy file."""
+    if np.lib.format.read_magic(file) == (1, 0):
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    else:
+        shape, _, dtype = np.lib.format.read_array_header_2_0(file)
+    return shape, dtype
 
 
 def _read(path: str, key: str) -> np.ndarray:

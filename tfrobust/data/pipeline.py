@@ -1,4 +1,4 @@
-"""Splits and arrays to tf.data of batches, in an order that holds no state."""
+"""tf.data of batches from splits and arrays, in an order that needs no state."""
 
 import functools
 from collections.abc import Callable
@@ -16,8 +16,15 @@ from tfrobust.noise import seed_for
 
 @dataclass(frozen=True)
 class Extra:
-    """More training examples, such as pseudo-labelled ones (Carmon et al., 2019,
-    arXiv:1905.13736): `share` of every batch, each with `weight` times the say of the others."""
+    """Additional training examples, such as pseudo-labelled ones.
+
+    Pseudo-labels: Carmon et al., 2019, arXiv:1905.13736.
+
+    Attributes:
+        split: The examples.
+        share: Their share of every batch, between 0 and 1.
+        weight: The weight of each in the loss, relative to the other examples.
+    """
 
     split: Split
     share: float = 0.5
@@ -29,12 +36,12 @@ class Extra:
         require(self.weight > 0, "weight", "a number > 0", self.weight)
 
     def rows(self, batch_size: int) -> int:
-        """How many of a batch are extra. Raises UserError where they cannot be that many."""
+        """Return how many examples of a batch are extra. Raises UserError if there are fewer."""
         require(batch_size > 1, "batch_size", "at least 2, for both kinds", batch_size)
-        more = min(max(round(self.share * batch_size), 1), batch_size - 1)
-        expected = f"at least the {more} examples of a batch"
-        require(more <= len(self.split), "extra", expected, len(self.split))
-        return more
+        count = min(max(round(self.share * batch_size), 1), batch_size - 1)
+        expected = f"at least the {count} examples of a batch"
+        require(count <= len(self.split), "extra", expected, len(self.split))
+        return count
 
 
 def batches(
@@ -50,45 +57,62 @@ def batches(
 ) -> tf.data.Dataset:
     """Batches {"image": float32 [B, H, W, C] in [0, 1], "label": int32 [B], "index": int64 [B]}.
 
-    training=True: endless, `len(split) // batch_size` full batches an epoch (the rest of that
-    epoch's order is dropped). The order is a function of (seed, epoch), the augmentation noise of
-    (seed, epoch, batch), so a stream begun at `first_step` is the tail of one begun at 0.
-    `steps_per_epoch` cuts epochs short; Keras needs the same number, or len(split) // batch_size.
-    Under tf.distribute batch_size must be a multiple of the replicas: each has an equal part.
-    training=False: one pass in order, the last batch as short as it comes.
+    With training=True the batches are endless. An epoch has `len(split) // batch_size` full
+    batches; the rest of its order is dropped. The order is a function of (seed, epoch) and the
+    augmentation of (seed, epoch, batch), so batches that begin at `first_step` are the tail of
+    those that begin at 0. With training=False there is one pass in order, and the last batch may
+    be shorter.
 
-    augment: a name in AUGMENTATIONS, only with training=True. extra: examples that are mixed into
-    every batch of training, in an order of their own; the batches then have "weight" float32 [B],
-    of mean 1, and an epoch is still as many examples as the split has.
-    Raises ValueError for an unknown augmentation, or a batch_size the split cannot fill.
+    Args:
+        split: The examples.
+        batch_size: Number of examples B of a batch. Under tf.distribute a multiple of the number of
+            replicas, each of which gets an equal part.
+        seed: Seed of the order and of the augmentation.
+        training: Whether the batches are for training.
+        augment: A name in AUGMENTATIONS, only with training=True.
+        first_step: The step of training to begin at.
+        steps_per_epoch: Makes an epoch shorter. Give Keras the same number, or
+            len(split) // batch_size if it is None.
+        extra: Examples that are mixed into every training batch, in an order of their own. The
+            batches then have a "weight", float32 [B] of mean 1, and the length of an epoch is still
+            that of the split.
+
+    Raises:
+        UserError: The augmentation is unknown, or the split cannot fill a batch.
     """
     _check(split, batch_size, training, augment, most=len(split) if training else None)
     require(extra is None or training, "extra", "None without training=True", extra)
-    whole = split if extra is None else split.joined(extra.split)
-    collect = _collector(whole, seed, augment)
+    examples = split if extra is None else split.joined(extra.split)
+    collect = _collector(examples, seed, augment)
     if not training:
         positions = tf.data.Dataset.range(len(split)).batch(batch_size)
         return _mapped(tf.data.Dataset.zip(tf.data.Dataset.counter(), positions), collect)
     steps = min(steps_per_epoch or len(split), len(split) // batch_size)
     more = 0 if extra is None else extra.rows(batch_size)
-    # Spread evenly, so that every replica has its share of both.
-    spread = np.argsort(np.concatenate([(np.arange(n) + 0.5) / n for n in (batch_size - more, more)
-                                        if n]), kind="stable")  # fmt: skip
+    # Spread both kinds evenly over a batch, so that every replica has its share of each.
+    counts = [count for count in (batch_size - more, more) if count]
+    fractions = np.concatenate([(np.arange(count) + 0.5) / count for count in counts])
+    spread = np.argsort(fractions, kind="stable")
 
     def shuffled(first: int, count: int, size: int, seed: tf.Tensor) -> tf.Tensor:
-        """[steps, size] of the places from `first` on, each once before any comes again."""
-        places = tf.range(first, first + count, dtype=tf.int64)
-        places = tf.random.experimental.stateless_shuffle(places, seed, alg="philox")
-        return tf.reshape(tf.gather(places, tf.range(steps * size) % count), [steps, size])
+        """Return [steps, size] positions of the `count` from `first` on, in random order.
+
+        Each occurs once before any occurs again.
+        """
+        positions = tf.range(first, first + count, dtype=tf.int64)
+        positions = tf.random.experimental.stateless_shuffle(positions, seed, alg="philox")
+        return tf.reshape(tf.gather(positions, tf.range(steps * size) % count), [steps, size])
 
     def epoch(number: tf.Tensor) -> tf.data.Dataset:
-        own = shuffled(0, len(split), batch_size - more, seed_for(seed, number, "order"))
-        other = seed_for(seed, number, "order of the extra")
-        others = [shuffled(len(split), len(whole) - len(split), more, other)] if more else []
+        seed_of_order = seed_for(seed, number, "order")
+        parts = [shuffled(0, len(split), batch_size - more, seed_of_order)]
+        if more:
+            seed_of_extra = seed_for(seed, number, "order of the extra")
+            parts.append(shuffled(len(split), len(examples) - len(split), more, seed_of_extra))
         counters = number * steps + tf.range(steps, dtype=tf.int64)
-        positions = tf.gather(tf.concat([own, *others], axis=1), spread, axis=1)
-        # Batched again: of a batch of known length TensorFlow on CPU leaves each ReLU a pass of its
-        # own, instead of joining it with the BatchNorm or bias before it.
+        positions = tf.gather(tf.concat(parts, axis=1), spread, axis=1)
+        # Flattened and batched again, so that the length of a batch is not known to TensorFlow. If
+        # it is, a ReLU on CPU is not joined with the BatchNorm or bias before it.
         rows = tf.data.Dataset.from_tensor_slices(tf.reshape(positions, [-1])).batch(batch_size)
         return tf.data.Dataset.zip(tf.data.Dataset.from_tensor_slices(counters), rows)
 
@@ -96,7 +120,7 @@ def batches(
     endless = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
     if extra is None:
         return _mapped(order.apply(endless), collect)
-    unit = batch_size / (batch_size - more + more * extra.weight)  # then the mean is 1
+    unit = batch_size / (batch_size - more + more * extra.weight)  # makes the mean weight 1
 
     def weighted(counter: tf.Tensor, positions: tf.Tensor) -> dict[str, tf.Tensor]:
         weight = tf.where(positions < len(split), unit, unit * extra.weight)
@@ -115,19 +139,24 @@ def from_arrays(
     augment: str | None = None,
     layout: str | None = None,
 ) -> tf.data.Dataset:
-    """A user's arrays as the batches of `batches`: with the index some methods require.
+    """Batches of a user's arrays, as `batches` makes them, with the index that some methods need.
 
-    x: [N, H, W, C] or [N, H, W], uint8 or float in [0, 1]; y: [N] or [N, 1] class numbers; layout:
-    as of `Split.of`.
+    Made for `model.fit(from_arrays(x, y), epochs=...)`: one pass is one epoch, has every example
+    once, and may end with a shorter batch, so `steps_per_epoch` is not needed. To resume at a later
+    epoch, use `batches(Split.of(x, y), ..., training=True, first_step=...)`.
 
-    Made for plain `model.fit(from_arrays(x, y), epochs=...)`: one pass over the data set is one
-    epoch, every example once, the last batch as short as it comes, so `steps_per_epoch` is not
-    needed. training=True shuffles anew at every pass; the passes are a function of the seed (and
-    of TensorFlow's global seed, if set), counted from the first. To resume at a later epoch, use
-    `batches(Split.of(x, y), ..., training=True, first_step=...)`.
+    Args:
+        x: Images [N, H, W, C] or [N, H, W], uint8 or float in [0, 1].
+        y: Class numbers [N] or [N, 1].
+        batch_size: Number of examples of a batch.
+        seed: Seed of the order and of the augmentation. TensorFlow's global seed counts too, if
+            set.
+        training: Whether the examples are shuffled, differently in every pass.
+        augment: A name in AUGMENTATIONS, only with training=True.
+        layout: As for `Split.of`.
 
-    Raises ValueError if the arrays are not images and class numbers, as for `Split.of`, or as
-    for `batches`.
+    Raises:
+        UserError: As for `Split.of` and `batches`.
     """
     split = Split.of(x, y, layout=layout)
     if not training:
@@ -135,7 +164,7 @@ def from_arrays(
     _check(split, batch_size, training, augment)
     positions = tf.data.Dataset.range(len(split))
     positions = positions.shuffle(len(split), seed, reshuffle_each_iteration=True).batch(batch_size)
-    # A pass does not know its number, so a fresh random counter takes the place of the batch's.
+    # A pass does not know its number, so a new random number stands for that of the batch.
     counters = tf.data.Dataset.random(seed, rerandomize_each_iteration=True)
     return _mapped(tf.data.Dataset.zip(counters, positions), _collector(split, seed, augment))
 
@@ -143,7 +172,8 @@ def from_arrays(
 def _collector(
     split: Split, seed: int, augment: str | None
 ) -> Callable[[tf.Tensor, tf.Tensor], dict[str, tf.Tensor]]:
-    with tf.device("CPU"):  # on a GPU every gather would copy the whole split back
+    """Return the function from a batch's number and positions [B] to the batch."""
+    with tf.device("CPU"):  # on a GPU every gather would copy all images back
         labels, index = tf.constant(split.labels), tf.constant(split.index)
         if isinstance(split.images, Files):
             images = split.images.gather()
@@ -154,7 +184,7 @@ def _collector(
         x = images(positions)
         if augment is not None:
             x = AUGMENTATIONS[augment](x, seed_for(seed, counter, "augment"))
-        if x.dtype == tf.uint8:  # last: the gathers above move a quarter of the bytes
+        if x.dtype == tf.uint8:  # last, so that the gathers above move a quarter of the bytes
             x = tf.cast(x, tf.float32) / 255.0
         return {
             "image": x,
@@ -169,7 +199,7 @@ def _mapped(
     numbered: tf.data.Dataset, collect: Callable[..., dict[str, tf.Tensor]]
 ) -> tf.data.Dataset:
     mapped = numbered.map(collect, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    options = tf.data.Options()  # each of several machines takes its part of a batch
+    options = tf.data.Options()  # each of several machines takes its part of every batch
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     return mapped.prefetch(tf.data.AUTOTUNE).with_options(options)
 

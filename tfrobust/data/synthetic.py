@@ -1,4 +1,4 @@
-"""Made-up images in the shape of a real data set: for smoke runs and tests."""
+"""Synthetic images in the shape of a real data set, for smoke runs and tests."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,29 +10,29 @@ from tfrobust.data.split import Dataset, Split, numbered
 from tfrobust.data.tfds import TFDS
 from tfrobust.errors import UserError, choose, require
 
-WAVES = 4  # frequencies a direction: smooth even at 8 pixels
+WAVES = 4  # frequencies in each direction, few enough to be smooth at 8 pixels
 
 
 @dataclass(frozen=True)
 class Synthetic(Dataset):
-    """Smooth uint8 images: a pattern for every class plus half as much of an image's own."""
+    """Smooth uint8 images: the pattern of the class, plus half as much of one of the image."""
 
     train: int
     test: int
 
     def load(self, split: str) -> Split:
-        """The same split every time; the classes take turns."""
+        """Return a split, the same every time, in which the classes take turns."""
         height, width, channels = self.image_shape
         waves = (WAVES, WAVES, channels)
         patterns = np.random.default_rng(0).normal(size=(self.num_classes, *waves))
         n, stream = (self.train, 1) if split == "train" else (self.test, 2)
         y = np.arange(n) % self.num_classes
-        own = np.random.default_rng(stream).normal(size=(n, *waves))
+        noise = np.random.default_rng(stream).normal(size=(n, *waves))
         smooth = np.einsum(
             "kh,lw,nklc->nhwc",
             _cosines(height),
             _cosines(width),
-            patterns[y] + 0.5 * own,
+            patterns[y] + 0.5 * noise,
             optimize=True,
         )
         return Split.of((127.5 * (1 + np.tanh(smooth / WAVES))).astype(np.uint8), y)
@@ -45,28 +45,36 @@ def imitate(
     train: int = 64,
     test: int = 32,
 ) -> Synthetic:
-    """Synthetic images like those of a named data set, or of image_shape [H, W, C] with
-    num_classes classes; `train` and `test` of them. Raises ValueError unless exactly one of the
-    two ways is taken.
+    """Make synthetic images like those of a data set, or of a given shape.
+
+    Args:
+        like: The name of a data set whose shape and classes are taken.
+        image_shape: [H, W, C], instead of `like`, together with `num_classes`.
+        num_classes: Number of classes, at least 2.
+        train: Number of training images.
+        test: Number of test images.
+
+    Raises:
+        UserError: Both or neither of `like` and `image_shape` with `num_classes` are given.
     """
     for name, size in (("train", train), ("test", test)):
         require(size >= 1, name, "at least 1 example", size)
-    explicit = image_shape is not None, num_classes is not None
     if like is not None:
-        require(not any(explicit), "like", "no image_shape or num_classes beside it", like)
-        known: dict[str, Callable[[], Dataset]] = {"digits": open_digits, **TFDS}
-        model = known[choose("like", like, known)]()
-        return Synthetic(model.image_shape, model.class_names, train, test)
+        alone = image_shape is None and num_classes is None
+        require(alone, "like", "no image_shape or num_classes beside it", like)
+        datasets: dict[str, Callable[[], Dataset]] = {"digits": open_digits, **TFDS}
+        original = datasets[choose("like", like, datasets)]()
+        return Synthetic(original.image_shape, original.class_names, train, test)
     if image_shape is None or num_classes is None:
         raise UserError("like: expected a data set, or image_shape and num_classes, received None")
-    sized = len(image_shape) == 3 and min(image_shape) >= 1
-    require(sized, "image_shape", "[H, W, C] from 1 up", image_shape)
+    positive = len(image_shape) == 3 and min(image_shape) >= 1
+    require(positive, "image_shape", "[H, W, C] from 1 up", image_shape)
     require(num_classes >= 2, "num_classes", "at least 2", num_classes)
     height, width, channels = image_shape
     return Synthetic((height, width, channels), numbered(num_classes), train, test)
 
 
 def _cosines(size: int) -> np.ndarray:
-    """[WAVES, size]: the lowest frequencies of the discrete cosine transform."""
-    at = (np.arange(size) + 0.5) / size
-    return np.cos(np.pi * np.arange(WAVES)[:, None] * at)
+    """Return [WAVES, size], the lowest frequencies of the discrete cosine transform."""
+    positions = (np.arange(size) + 0.5) / size
+    return np.cos(np.pi * np.arange(WAVES)[:, None] * positions)

@@ -1,4 +1,4 @@
-"""The image sets that come through TensorFlow Datasets and fit into memory."""
+"""Image sets of TensorFlow Datasets (TFDS) that fit into memory."""
 
 import os
 import re
@@ -19,31 +19,36 @@ READ_BATCH = 1024  # examples decoded at a time
 
 @dataclass(frozen=True)
 class Tfds(Dataset):
-    """A set that TFDS knows as `name`, kept prepared under `dir`.
+    """A data set of TFDS.
 
-    dir: the folder that holds `<name>/<version>/`; None for $TFDS_DATA_DIR, or without it
-    ~/tensorflow_datasets. download: whether TFDS may fetch a set that is not there.
+    Attributes:
+        name: Its name in TFDS.
+        url: The first file that TFDS downloads for it.
+        dir: The folder that holds `<name>/<version>/`. None for $TFDS_DATA_DIR, or else
+            ~/tensorflow_datasets.
+        download: Whether TFDS may download the set if it is not prepared there.
     """
 
     name: str
-    url: str  # a file the download begins with
+    url: str
     dir: str | None = None
     download: bool = True
 
     def load(self, split: str) -> Split:
-        """A split as uint8, in the order of the files.
+        """Return a split as uint8, in the order of the files.
 
-        Raises ValueError, in one line that says where it looked, if the set is neither prepared
-        nor to be had (within seconds where there is no network), or does not read.
+        Raises:
+            UserError: The set is not prepared and cannot be downloaded (which is found out within
+                seconds where there is no network), or cannot be read. The one line says where it
+                was looked for.
         """
         import tensorflow_datasets as tfds
 
-        root = Path(
-            self.dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-        ).expanduser()
+        folder_name = self.dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+        root = Path(folder_name).expanduser()
         try:
             builder = tfds.builder(self.name, data_dir=root)
-        except Exception as error:  # TFDS promises no types: a damaged folder gives many
+        except Exception as error:  # TFDS documents no types, and a damaged folder raises many
             raise self._unusable(root / self.name, error) from error
         folder = Path(builder.data_dir)
         if not (folder / "dataset_info.json").exists():
@@ -61,16 +66,16 @@ class Tfds(Dataset):
                 return
             except Exception as error:
                 reason = _line(error)
-        others = sorted(p.parent.name for p in (root / self.name).glob("*/dataset_info.json"))
-        found = f"version {', '.join(others)}" if others else "none"
+        versions = sorted(p.parent.name for p in (root / self.name).glob("*/dataset_info.json"))
+        received = f"version {', '.join(versions)}" if versions else "none"
         raise UserError(
-            f"dir: expected {self.name} {builder.version} prepared in {root}, received {found}, "
+            f"dir: expected {self.name} {builder.version} prepared in {root}, received {received}, "
             f"and it was not downloaded ({reason}); set TFDS_DATA_DIR or data.dir to a folder that "
             "holds it, or allow the network"
         )
 
     def _hindrance(self, root: Path) -> str | None:
-        """Why TFDS cannot prepare the set, or None."""
+        """Return why TFDS cannot prepare the set, or None if it can."""
         return _unreachable(self.url) if self.download else "download is off"
 
     def _read(self, builder: Any, split: str) -> Split:
@@ -79,14 +84,14 @@ class Tfds(Dataset):
         count = builder.info.splits[split].num_examples
         images = np.empty((count, *self.image_shape), np.uint8)
         labels = np.empty(count, np.int64)
-        # Cached reading would hold the set in memory a second time.
+        # A cache would hold the set in memory a second time.
         config = tfds.ReadConfig(try_autocache=False)
         data = builder.as_dataset(split=split, batch_size=READ_BATCH, read_config=config)
-        at = 0
+        start = 0
         for batch in data.as_numpy_iterator():
-            end = at + len(batch["label"])
-            images[at:end], labels[at:end] = batch["image"], batch["label"]
-            at = end
+            end = start + len(batch["label"])
+            images[start:end], labels[start:end] = batch["image"], batch["label"]
+            start = end
         return Split.of(images, labels, (f"{split} images", f"{split} labels"))
 
     def _unusable(self, folder: Path, error: Exception) -> UserError:
@@ -97,14 +102,15 @@ class Tfds(Dataset):
 
 
 def _line(error: Exception) -> str:
-    text = re.sub(r"\{\{.*?\}\}|\[Op:.*", "", str(error))  # where in TensorFlow's graph: no help
+    text = re.sub(r"\{\{.*?\}\}|\[Op:.*", "", str(error))  # without the place in TensorFlow's graph
     return f"{type(error).__name__}: {' '.join(text.split())[:200]}"
 
 
 def _unreachable(url: str) -> str | None:
-    """Why the url cannot be had, within PROBE_SECONDS, or None. TFDS itself retries for minutes.
+    """Return why a URL cannot be reached within PROBE_SECONDS, or None if it can.
 
-    By TFDS's own client, so that proxies and certificates count as they will for TFDS.
+    TFDS itself retries for minutes. The probe uses the same client, `requests`, so that proxies and
+    certificates count as they do for TFDS.
     """
     import requests  # type: ignore[import-untyped]
 
@@ -118,7 +124,7 @@ def _unreachable(url: str) -> str | None:
         except requests.RequestException as error:
             reasons[0] = f"{url}: {type(error).__name__}"
 
-    # A thread, as the client's own limit leaves out the name look-up.
+    # In a thread, because the client's own time limit does not cover the name look-up.
     thread = threading.Thread(target=probe, daemon=True)
     thread.start()
     thread.join(PROBE_SECONDS)
@@ -146,9 +152,16 @@ STL10_URL = "http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz"
 def _entry(
     name: str, image_shape: tuple[int, int, int], class_names: tuple[str, ...], url: str
 ) -> tuple[str, Callable[..., Tfds]]:
-    """A name and its constructor, which asks only for what differs between users."""
+    """Return a data set's name and its constructor, whose parameters are those for users."""
 
     def open_tfds(dir: str | None = None, download: bool = True) -> Tfds:
+        """Open a set of TensorFlow Datasets. Nothing is read yet.
+
+        Args:
+            dir: The folder that holds NAME/VERSION/ as TFDS prepares it. None for $TFDS_DATA_DIR,
+                or else ~/tensorflow_datasets.
+            download: Whether TFDS may download the set if it is not prepared there.
+        """
         return Tfds(image_shape, class_names, name, url, dir, download)
 
     return name, open_tfds

@@ -1,4 +1,4 @@
-"""Networks: `MODELS[name](image_shape, num_classes, ...)` is a Keras model that gives logits."""
+"""Networks: `MODELS[name](image_shape, num_classes, ...)` returns a Keras model of logits."""
 
 from collections.abc import Callable
 
@@ -6,6 +6,7 @@ import keras
 
 from tfrobust.models.cnn import small_cnn, trades_cnn
 from tfrobust.models.files import keras_file, load_keras, model_files
+from tfrobust.models.keras_layers import with_keras_layers
 from tfrobust.models.narrowing import narrow
 from tfrobust.models.precision import PRECISIONS, with_precision
 from tfrobust.models.residual import resnet, small_resnet, wide_resnet
@@ -35,5 +36,6 @@ __all__ = [
     "small_resnet",
     "trades_cnn",
     "wide_resnet",
+    "with_keras_layers",
     "with_precision",
 ]

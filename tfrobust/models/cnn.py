@@ -6,7 +6,7 @@ import keras
 from keras import layers
 
 from tfrobust.errors import require
-from tfrobust.models.conditional import condition, slim
+from tfrobust.models.conditional import conditional_inputs, slim
 from tfrobust.models.keras_defaults import neutral
 from tfrobust.models.layers import Dropout, MaxPool, input_image, logits
 from tfrobust.models.residual import model, norm_relu
@@ -25,44 +25,52 @@ def small_cnn(
     encoding: str = "random",
     widths: list[float] | None = None,
 ) -> keras.Model:
-    """Convolutions with ReLU, each pooled 2 x 2 unless `pool` is off, a dense layer, logits.
+    """A small CNN: convolutions with ReLU, one dense layer, logits.
 
-    By default the 4-layer MNIST network of the ATLAS paper, whose sizes the paper leaves out:
-    32 and 64 filters of 5 x 5 and 1024 units, as in the networks of Madry et al. (2018). lambdas: a
-    once-for-all network, of inputs {"image", "strength"}, with dual BatchNorm and FiLM after each
-    convolution; widths: one that can be slimmed to these shares of its filters and units, of inputs
-    {"image", "strength", "width"}.
+    By default this is the 4-layer MNIST network of the ATLAS paper. The paper does not give its
+    sizes; 32 and 64 filters of 5 x 5 and 1024 units are those of Madry et al. (2018).
+
+    Args:
+        filters: Number of filters of each convolution, [32, 64] by default.
+        kernel: Height and width of the filters.
+        pool: Whether each convolution is followed by max pooling over 2 x 2 windows.
+        units: Width of the dense layer.
+        lambdas: Makes a once-for-all network with inputs {"image", "strength"}, and with dual
+            BatchNorm and FiLM after each convolution.
+        encoding: How lambda is encoded; see `tfrobust.models.conditional.Encoding`.
+        widths: Makes a once-for-all network that can be slimmed to these shares of its filters and
+            units, with inputs {"image", "strength", "width"}.
     """
     filters = [32, 64] if filters is None else filters
     sizes = [*filters, kernel, units]
     require(filters and min(sizes) >= 1, "filters, kernel, units", "numbers >= 1", sizes)
-    most = min(image_shape[:2]).bit_length() - 1
+    poolings = min(image_shape[:2]).bit_length() - 1
     require(
-        not pool or len(filters) <= most,
+        not pool or len(filters) <= poolings,
         "filters",
-        f"at most {most} poolings of {image_shape[0]} x {image_shape[1]} images",
+        f"at most {poolings} poolings of {image_shape[0]} x {image_shape[1]} images",
         filters,
     )
     x = image = input_image(image_shape)
-    under = condition(lambdas, encoding, widths)
+    condition = conditional_inputs(lambdas, encoding, widths)
     for size in filters:
-        if under is None:
+        if condition is None:
             x = layers.Conv2D(size, kernel, padding="same", activation="relu")(x)
         else:
-            x = norm_relu(layers.Conv2D(size, kernel, padding="same", use_bias=False)(x), under)
+            x = norm_relu(layers.Conv2D(size, kernel, padding="same", use_bias=False)(x), condition)
         x = MaxPool()(x) if pool else x
-    x = slim(layers.Dense(units, activation="relu")(layers.Flatten()(x)), under)
-    return model(image, under, x, num_classes, "small_cnn")
+    x = slim(layers.Dense(units, activation="relu")(layers.Flatten()(x)), condition)
+    return model(image, condition, x, num_classes, "small_cnn")
 
 
 @neutral()
 def trades_cnn(image_shape: tuple[int, ...], num_classes: int) -> keras.Model:
-    """Two pairs of 3 x 3 convolutions (32, 32 and 64, 64 filters, no padding), each pair pooled
-    2 x 2; two dense layers of 200 units with dropout of one half between them; logits.
+    """The MNIST network of TRADES (Zhang et al., 2019, arXiv:1901.08573), as in the authors' code.
 
-    The MNIST network of TRADES (Zhang et al., 2019, arXiv:1901.08573), as in the authors' code;
-    with it their MNIST figures, and those of many papers after, were made.
-    Images are at least 16 x 16.
+    Two pairs of 3 x 3 convolutions (32, 32 and 64, 64 filters, no padding), each pair followed by
+    2 x 2 max pooling; two dense layers of 200 units with a dropout of 0.5 between them; logits.
+    The MNIST results of TRADES and of many later papers are from this network. Images must be at
+    least 16 x 16.
     """
     require(min(image_shape[:2]) >= 16, "image_shape", "at least 16 x 16", image_shape)
     x = image = input_image(image_shape)

@@ -1,7 +1,12 @@
-"""Layers of once-for-all networks, whose second input is lambda (Wang et al., 2020,
-arXiv:2010.11828): one network, steered between clean and robust accuracy when it is used. With
-`widths` (their OATS) a third input is the share of the channels in use: an example's others are 0,
-so that one batch may hold several widths (`tfrobust.models.narrowing` cuts one out)."""
+"""Layers of once-for-all networks (Wang et al., 2020, arXiv:2010.11828).
+
+The second input of such a network is lambda, which trades clean against robust accuracy when the
+network is used. With `widths` (OATS in the paper) the third input is the share of the channels in
+use. The other channels of an example are set to 0, so one batch may hold several widths;
+`tfrobust.models.narrowing` cuts the network of one width out.
+
+Keras has no such layers: a saved once-for-all network loads only after `import tfrobust`.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +20,19 @@ from keras import layers
 from tfrobust.errors import choose, require
 from tfrobust.serialization import serializable
 
-WIDTH = 128
+WIDTH = 128  # length of a random or cosine code of lambda
 ENCODINGS = ("random", "dct", "onehot", "none")
 
 
 class Condition(NamedTuple):
-    """What a network takes beside its image: lambda [B], as "strength", and "width" [B].
+    """The inputs of a once-for-all network beside its image.
 
-    code: lambda encoded [B, D]. size: the width as a one-hot row [B, n], of n `widths`; empty in a
-    network of one width.
+    Attributes:
+        inputs: The inputs by name: "strength", which is lambda [B], and "width" [B] if there are
+            `widths`.
+        code: Lambda encoded, [B, D].
+        widths: The n widths that the network has; None for a network of one width.
+        size: One tensor [B, n], the width as a one-hot row; empty for a network of one width.
     """
 
     inputs: dict[str, Any]
@@ -32,48 +41,68 @@ class Condition(NamedTuple):
     size: list[Any]
 
 
-def condition(
+def conditional_inputs(
     lambdas: list[float] | None, encoding: str, widths: list[float] | None
 ) -> Condition | None:
-    """The inputs "strength", lambda, and "width", and their encodings ("lambda" is no name that a
-    SavedModel's function could be called with); None of a network without lambdas. Raises UserError
-    for lambdas outside [0, 1], and for widths outside (0, 1] or without the whole one."""
+    """Create the inputs "strength" and "width" and their encodings.
+
+    Lambda is called "strength" because "lambda" is a keyword, which cannot be the name of an
+    argument of a SavedModel's function.
+
+    Args:
+        lambdas: The values of lambda in [0, 1], in rising order. None for an ordinary network.
+        encoding: One of ENCODINGS; see `Encoding`.
+        widths: The shares of the channels in (0, 1], in rising order, ending with 1. None for a
+            network of one width.
+
+    Returns:
+        The condition; None for an ordinary network.
+
+    Raises:
+        UserError: The lambdas or the widths are not such numbers.
+    """
     if lambdas is None:
         require(widths is None, "widths", "none in a network without lambdas", widths)
         return None
-    inside = lambdas and all(0 <= value <= 1 for value in lambdas)
-    require(inside, "lambdas", "numbers in [0, 1]", lambdas)
+    in_range = lambdas and all(0 <= value <= 1 for value in lambdas)
+    require(in_range, "lambdas", "numbers in [0, 1]", lambdas)
     require(sorted(set(lambdas)) == lambdas, "lambdas", "rising numbers", lambdas)
     strength = keras.Input((), name="strength")
     code = Encoding(lambdas, encoding)(strength)
     if widths is None:
         return Condition({"strength": strength}, code, None, [])
-    rising = sorted(set(widths)) == widths
-    whole = rising and widths and widths[0] > 0 and widths[-1] == 1
-    require(whole, "widths", "rising numbers above 0, the last of them 1", widths)
+    rising = bool(widths) and sorted(set(widths)) == widths
+    in_range = rising and widths[0] > 0 and widths[-1] == 1
+    require(in_range, "widths", "rising numbers above 0, the last of them 1", widths)
     width = keras.Input((), name="width")
     size = Encoding(widths, "onehot", name="widths")(width)
     return Condition({"strength": strength, "width": width}, code, widths, [size])
 
 
-def slim(x: Any, under: Condition | None) -> Any:
-    """0 in the channels beyond the width, of a network that has widths."""
-    return x if under is None or under.widths is None else Slim(under.widths)([x, *under.size])
+def slim(x: Any, condition: Condition | None) -> Any:
+    """Set the channels beyond the width to 0, in a network that has widths."""
+    if condition is None or condition.widths is None:
+        return x
+    return Slim(condition.widths)([x, *condition.size])
 
 
 def channels(width: float, count: int) -> int:
-    """How many of the `count` channels of a layer, the first, a width leaves in use."""
+    """Return how many of a layer's `count` channels are in use at a width. They are the first."""
     return max(1, round(width * count))
 
 
 @serializable
 class Encoding(layers.Layer):
-    """[B] -> [B, D]: lambda itself, D = 1 ("none"), or a row for each of `lambdas`, the nearest
-    (for the width, of the widths).
+    """An encoding of lambda, or of the width: [B] -> [B, D].
 
-    The rows are the first of a random orthogonal matrix of 128 ("random"), of a cosine transform of
-    as many ("dct"), or of the identity ("onehot"). Only "none" tells a lambda that was not trained
-    from its neighbours.
+    With "none" the code is lambda itself, D = 1. Otherwise each of `lambdas` has a row, and the
+    code is the row of the nearest one. The rows are the first of a random orthogonal 128 x 128
+    matrix ("random"), of a 128 x 128 cosine transform ("dct"), or of the identity ("onehot"). Only
+    "none" distinguishes a lambda between two trained ones from its neighbours.
+
+    Args:
+        lambdas: The values that have a row: lambdas, or the widths of a network.
+        encoding: "random", "dct", "onehot" or "none".
     """
 
     def __init__(self, lambdas: list[float], encoding: str = "random", **kwargs: Any):
@@ -91,28 +120,29 @@ class Encoding(layers.Layer):
         if self.encoding == "random":
             draw = np.random.default_rng(0).normal(size=(WIDTH, WIDTH))
             return np.linalg.qr(draw)[0][:n]
-        if self.encoding == "dct":  # not normalised: a row for each frequency
+        if self.encoding == "dct":  # not normalised; one row for each frequency
             return tf.signal.dct(tf.eye(WIDTH)).numpy().T[:n]
         return np.eye(n if self.encoding == "onehot" else 1)
 
     def call(self, strength: Any) -> Any:
         if self.encoding == "none":
             return strength[:, None]
-        apart = keras.ops.abs(strength[:, None] - keras.ops.cast(self.lambdas, strength.dtype))
-        return keras.ops.take(self.rows, keras.ops.argmin(apart, axis=1), axis=0)
+        gaps = keras.ops.abs(strength[:, None] - keras.ops.cast(self.lambdas, strength.dtype))
+        return keras.ops.take(self.rows, keras.ops.argmin(gaps, axis=1), axis=0)
 
     def get_config(self) -> dict[str, Any]:
-        own = {"lambdas": list(self.lambdas), "encoding": self.encoding}
-        return super().get_config() | own
+        config = {"lambdas": list(self.lambdas), "encoding": self.encoding}
+        return super().get_config() | config
 
 
 @serializable
 class DualBatchNorm(layers.Layer):
-    """BatchNorm with statistics, scale and offset of its own for examples of lambda 0 and others,
-    and with a third input, a one-hot width [B, n], for each width: [x, strength] or [x, strength,
-    width] -> x normalised.
+    """BatchNorm with separate statistics, scale and offset for lambda = 0 and lambda > 0.
 
-    Each example is routed by its lambda and width, so any batch may hold all, in any order.
+    [x, strength] or [x, strength, width] -> x normalised, where x is [B, ..., C], strength is
+    lambda [B], and width is a one-hot row [B, n]. With a width each of the n widths has its own two
+    sets. Each example is routed by its lambda and width, so a batch may hold any mixture of them in
+    any order.
     """
 
     def __init__(self, momentum: float = 0.9, epsilon: float = 1e-5, **kwargs: Any):
@@ -147,16 +177,15 @@ class DualBatchNorm(layers.Layer):
             places = tf.cast(tf.size(x[0]) // x.shape[-1], tf.float32)
             counts = places * tf.reduce_sum(kind, axis=0)[:, None]
             share = tf.math.divide_no_nan(1.0, counts)
-            own = share * tf.matmul(kind, tf.reduce_sum(wide, axes), transpose_a=True)
-            centred = wide - _spread(kind, own, x)
-            spread = share * tf.matmul(kind, tf.reduce_sum(centred**2, axes), transpose_a=True)
-            for average, now in ((self.moving_mean, own), (self.moving_variance, spread)):
+            mean = share * tf.matmul(kind, tf.reduce_sum(wide, axes), transpose_a=True)
+            centred = wide - _row_of_each(kind, mean, x)
+            variance = share * tf.matmul(kind, tf.reduce_sum(centred**2, axes), transpose_a=True)
+            for average, now in ((self.moving_mean, mean), (self.moving_variance, variance)):
                 moved = self.momentum * average.value + (1 - self.momentum) * tf.stop_gradient(now)
                 average.assign(tf.where(counts > 0, moved, average.value))
-            mean, variance = own, spread
         scale = self.gamma.value * tf.math.rsqrt(variance + self.epsilon)
         offset = self.beta.value - mean * scale
-        scaled = wide * _spread(kind, scale, x) + _spread(kind, offset, x)
+        scaled = wide * _row_of_each(kind, scale, x) + _row_of_each(kind, offset, x)
         return tf.cast(scaled, x.dtype)
 
     def compute_output_shape(self, shape: Any) -> Any:
@@ -168,11 +197,12 @@ class DualBatchNorm(layers.Layer):
 
 @serializable
 class FiLM(layers.Layer):
-    """[B, ..., C], code [B, D] -> x * mu + sigma, both channels' numbers from the code by a small
-    network of one hidden layer, as the authors' code (mu is not 1 + ...).
+    """Feature-wise linear modulation: x [B, ..., C], code [B, D] -> x * mu + sigma.
 
-    A third input, a one-hot width [B, n], leaves its share of both halves of the hidden layer in
-    use; the authors' slices of both halves as one give a channel other numbers at each width.
+    mu and sigma, one number a channel, come from the code through a small network with one hidden
+    layer, as in the authors' code (mu is not 1 + ...). With a third input, a one-hot width [B, n],
+    the width's share of both halves of the hidden layer is in use. The authors slice both halves as
+    one, which gives a channel different numbers at each width.
     """
 
     def __init__(self, widths: list[float] | None = None, **kwargs: Any):
@@ -194,9 +224,9 @@ class FiLM(layers.Layer):
         if size:
             rows = keras.ops.tile(_in_use(self.widths or [], x), (1, 2))
             hidden *= keras.ops.matmul(size[0], keras.ops.cast(rows, size[0].dtype))
-        made = _leaky(self.out(hidden))
+        numbers = keras.ops.split(_leaky(self.out(hidden)), 2, axis=-1)
         shape = [-1, *[1] * (len(x.shape) - 2), x.shape[-1]]
-        mu, sigma = (keras.ops.reshape(part, shape) for part in keras.ops.split(made, 2, axis=-1))
+        mu, sigma = (keras.ops.reshape(part, shape) for part in numbers)
         return x * mu + sigma
 
     def compute_output_shape(self, shape: Any) -> Any:
@@ -208,7 +238,7 @@ class FiLM(layers.Layer):
 
 @serializable
 class Slim(layers.Layer):
-    """[B, ..., C], a one-hot width [B, n] -> x with 0 in the channels beyond the width."""
+    """Set the channels beyond the width to 0: x [B, ..., C], one-hot width [B, n] -> x."""
 
     def __init__(self, widths: list[float], **kwargs: Any):
         super().__init__(**kwargs)
@@ -216,7 +246,8 @@ class Slim(layers.Layer):
 
     def call(self, inputs: Any) -> Any:
         x, size = inputs
-        return x * _spread(tf.cast(size, x.dtype), tf.cast(_in_use(self.widths, x), x.dtype), x)
+        in_use = tf.cast(_in_use(self.widths, x), x.dtype)
+        return x * _row_of_each(tf.cast(size, x.dtype), in_use, x)
 
     def compute_output_shape(self, shape: Any) -> Any:
         return shape[0]
@@ -226,14 +257,16 @@ class Slim(layers.Layer):
 
 
 def _in_use(widths: list[float], x: Any) -> np.ndarray:
-    """[n, C] of 1 and 0: the channels of x that each width leaves in use."""
+    """Return [n, C], 1 for the channels of x that are in use at each width and 0 for the others."""
     counts = np.array([channels(width, x.shape[-1]) for width in widths])
     return (np.arange(x.shape[-1]) < counts[:, None]).astype(np.float32)
 
 
-def _spread(kind: Any, values: Any, x: Any) -> Any:
-    """Of values [n, C] the row of each example, whose one-hot kind is [B, n], shaped to broadcast
-    against x."""
+def _row_of_each(kind: Any, values: Any, x: Any) -> Any:
+    """Return each example's row of `values`, in a shape that broadcasts against x [B, ..., C].
+
+    kind: One-hot rows [B, n]. values: [n, C].
+    """
     shape = [-1, *[1] * (len(x.shape) - 2), x.shape[-1]]
     return tf.reshape(tf.matmul(kind, values), shape)
 

@@ -1,4 +1,4 @@
-"""The files that networks lie in: which they are, and the Keras network that one holds."""
+"""The files of networks: finding them, and loading the Keras network that one holds."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import keras
 
 from tfrobust.errors import UserError, require
 from tfrobust.models.keras_defaults import neutral
+from tfrobust.models.keras_layers import with_tfrobust_layers
 from tfrobust.models.signatures import cut
 
 KERAS = "a .keras or .h5 file, or a run folder with model.keras"
@@ -21,7 +22,7 @@ WEIGHTS = (
     "it holds weights alone: network.load_weights(FILE) where its code is, then network.save("
     "'model.keras')"
 )
-# How a network whose code is not here is used without it: evaluated, and trained.
+# What a user can do with a network whose code is not here: to evaluate it, and to train it.
 EXPORTED = "network.export(FOLDER) makes a SavedModel; give that folder"
 TRAINED = "train it in Python: tfrobust.Adv(network, ...)"
 UNSAFE = (
@@ -33,17 +34,27 @@ UNKNOWN = re.compile(r"(?:Could not locate (?:class|function)|Unknown [\w ]+:) '
 
 
 def saved_model(path: str | Path) -> Path | None:
-    """The folder of a SavedModel that a path stands for, itself or its saved_model.pb."""
-    given = Path(path).expanduser()
-    folder = given.parent if given.name == "saved_model.pb" else given
+    """Return the folder of a SavedModel, given it or its saved_model.pb; None if it is none."""
+    folder = Path(path).expanduser()
+    if folder.name == "saved_model.pb":
+        folder = folder.parent
     return folder if (folder / "saved_model.pb").is_file() else None
 
 
 def keras_file(path: str | Path, where: str = "path", also: str = "") -> Path:
-    """The .keras or .h5 file that a run folder or a path stands for. Raises UserError if there is
-    none. also: what else would do, in the error."""
-    given = Path(path).expanduser()
-    file = given / "model.keras" if given.is_dir() else given
+    """Return the .keras or .h5 file at a path, or the one in a run folder.
+
+    Args:
+        path: A file, or a run folder with model.keras.
+        where: The name of the path in errors.
+        also: What else is accepted, for the error.
+
+    Raises:
+        UserError: There is no such file.
+    """
+    file = Path(path).expanduser()
+    if file.is_dir():
+        file = file / "model.keras"
     name = file.name.lower()
     hint = ""
     if name.endswith(".weights.h5"):
@@ -56,7 +67,7 @@ def keras_file(path: str | Path, where: str = "path", also: str = "") -> Path:
 
 
 def model_files(path: str | Path, where: str = "path") -> list[Path]:
-    """The files that `load_network` reads. Raises UserError if there are none."""
+    """Return the files that `load_network` reads. Raises UserError if there are none."""
     if (folder := saved_model(path)) is not None:
         walk = os.walk(folder, followlinks=True)
         return sorted(Path(place, name) for place, _, names in walk for name in names)
@@ -66,15 +77,24 @@ def model_files(path: str | Path, where: str = "path") -> list[Path]:
 def load_keras(
     path: str | Path, where: str = "path", *, output: str | None = None, code: str = TRAINED
 ) -> keras.Model:
-    """The Keras network of a run folder or a file, to train on; of a saved RobustModel, the network
-    inside.
+    """Load the Keras network of a run folder or a file, for training.
 
-    output: of several, the name of the one that holds the logits. code: what a user can do about
-    layers whose code is not here. Raises UserError as `load_network`.
+    Of a saved RobustModel it is the network inside. A network that was saved with Keras's own
+    layers in place of ours (`with_keras_layers`), as every run does, has ours again: they are
+    faster, and right in second-order gradients under XLA.
+
+    Args:
+        path: A .keras or .h5 file, or a run folder with model.keras.
+        where: The name of the path in errors.
+        output: The name of the output with the logits, for a network with several.
+        code: What a user can do about layers whose code is not here, for the error.
+
+    Raises:
+        UserError: The file does not load, or the output is not one of its network's.
     """
     file = keras_file(path, where)
     with tempfile.TemporaryDirectory() as place:
-        # Keras goes by the end of the name; what a file is, its first bytes say.
+        # Keras goes by the suffix of the name; the first bytes say what the file really is.
         link = Path(place, f"network{_kind(file, where)}")
         link.symlink_to(file.resolve())
         try:
@@ -83,13 +103,14 @@ def load_keras(
         except Exception as error:
             _does_not_load(file, where, str(error).replace(str(link), str(file)), code)
     require(isinstance(model, keras.Model), where, "a keras.Model", type(model).__name__)
-    if hasattr(model, "evaluated_weights"):  # with a moving average, what was validated
+    if hasattr(model, "evaluated_weights"):  # the moving average, if the model validated that
         weights, model = model.evaluated_weights(), model.network
         model.set_weights(weights)
-    return cut(model, output, where)
+    return cut(with_tfrobust_layers(model), output, where)
 
 
 def _kind(file: Path, where: str) -> str:
+    """Return ".keras" or ".h5", by the file's content. Raises UserError if it is neither."""
     with file.open("rb") as stream:
         start = stream.read(len(HDF5))
     if zipfile.is_zipfile(file):

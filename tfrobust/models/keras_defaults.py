@@ -1,4 +1,4 @@
-"""Keras's global switches, which are the user's: what is built here does not depend on them."""
+"""Keras's global settings belong to the user; what is built here does not depend on them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ import keras
 
 @contextlib.contextmanager
 def neutral() -> Iterator[None]:
-    """Inside, or in a function that it decorates, Keras has its own defaults: channels last, and
-    float32 for `floatx` and as the dtype policy. After it all are again as the user set them."""
-    users = keras.config.image_data_format(), keras.config.floatx(), keras.config.dtype_policy()
+    """Give Keras its own defaults for a while, as a context manager or a decorator.
+
+    They are channels last, and float32 for `floatx` and the dtype policy. Afterwards the user's
+    settings are restored.
+    """
+    former = keras.config.image_data_format(), keras.config.floatx(), keras.config.dtype_policy()
     _set("channels_last", "float32", "float32")
     try:
         yield
     finally:
-        _set(*users)
+        _set(*former)
 
 
 def _set(image_data_format: str, floatx: str, policy: Any) -> None:

@@ -1,8 +1,11 @@
-"""Layers shared by the networks; all are twice differentiable and serializable."""
+"""Layers that the networks share. All are twice differentiable and can be saved by Keras.
+
+BatchNorm, Dropout and MaxPool do what Keras's own layers do, which take their place in files that
+load with Keras alone (`tfrobust.models.keras_layers`).
+"""
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import keras
@@ -13,16 +16,17 @@ from tfrobust import noise
 from tfrobust.errors import require
 from tfrobust.serialization import serializable
 
-LEAST_EPSILON = 1e-5  # that the fused kernels of all devices take
+LEAST_EPSILON = 1e-5  # the least that the fused kernels of all devices take
 
 
 @serializable
 class MaxPool(layers.Layer):
-    """Max over 2 x 2 windows: [B, H, W, C] -> [B, H // 2, W // 2, C]; of equals the first counts.
+    """Max over 2 x 2 windows: [B, H, W, C] -> [B, H // 2, W // 2, C].
 
-    MaxPooling2D with a gradient of the gradient of its own: TensorFlow's is wrong under XLA in
-    float32, does not compile there in half precision, and is slower. As of any max pooling, XLA has
-    no deterministic gradient: with op determinism on, Keras trains without XLA.
+    Of equal values in a window the first gets the gradient. Keras's MaxPooling2D, but for its
+    second-order gradient, which is written by hand: TensorFlow's is wrong under XLA in float32,
+    does not compile there in half precision, and is slower. As for any max pooling, XLA has no
+    deterministic gradient: with op determinism on, Keras trains without XLA.
     """
 
     def call(self, x: Any) -> Any:
@@ -34,10 +38,10 @@ class MaxPool(layers.Layer):
 
 @serializable
 class Dropout(layers.Dropout):
-    """Keras's Dropout, its mask drawn for the global batch: each replica takes its own rows of it,
-    where Keras's gives all replicas the same mask.
+    """Keras's Dropout with one mask for the global batch, of which each replica takes its rows.
 
-    rate: in [0, 1). There is no `noise_shape`.
+    Keras's own layer gives all replicas the same mask. `rate` is in [0, 1), and there is no
+    `noise_shape`.
     """
 
     def __init__(self, rate: float, **kwargs: Any):
@@ -61,7 +65,10 @@ WINDOWS = {"ksize": [1, 2, 2, 1], "strides": [1, 2, 2, 1], "padding": "VALID"}
 
 
 def _max_pool_gradient(x: Any, dy: Any) -> Any:
-    """dy where the maxima are; oneDNN's kernel needs the maxima beside it."""
+    """Return dy at the places of the maxima.
+
+    The maxima are computed again, because oneDNN's kernel needs them in the same function.
+    """
     y = tf.raw_ops.MaxPool(input=x, **WINDOWS)
     return tf.raw_ops.MaxPoolGrad(orig_input=x, orig_output=y, grad=dy, **WINDOWS)
 
@@ -73,32 +80,34 @@ def _max_pool(x: Any) -> Any:
     def spread(dy: Any) -> Any:
         if tf.executing_eagerly():
             return _max_pool_gradient(x, dy)
-        # Out of the loop of an attack's steps: in one, whose graph is no sequence, TensorFlow takes
-        # oneDNN's kernel in some processes and in others its own, which is ten times slower.
-        apart = tf.function(_max_pool_gradient, experimental_attributes={"_noinline": True})
-        return apart(x, dy)
+        # A function of its own, outside the loop of an attack's steps. In the loop, whose graph is
+        # not a sequence, TensorFlow takes oneDNN's kernel in some processes and in others its own,
+        # which is ten times slower.
+        separate = tf.function(_max_pool_gradient, experimental_attributes={"_noinline": True})
+        return separate(x, dy)
 
     @tf.custom_gradient
     def gradient(dy: Any) -> Any:
-        """Back from there, what lies on the maxima."""
-        sums = lambda u: 4 * tf.raw_ops.AvgPool(value=u, **WINDOWS)  # noqa: E731
-        return spread(dy), lambda u: sums(u * spread(tf.ones_like(y)))
+        def second(u: Any) -> Any:
+            """Return the sum over each window of u at its maximum."""
+            return 4 * tf.raw_ops.AvgPool(value=u * spread(tf.ones_like(y)), **WINDOWS)
+
+        return spread(dy), second
 
     return y, gradient
 
 
 @serializable
 class BatchNorm(layers.BatchNormalization):
-    """Keras's BatchNormalization of [B, H, W, C], by TensorFlow's fused kernel.
+    """Keras's BatchNormalization of [B, H, W, C] by TensorFlow's fused kernel.
 
-    The same function, averages and gradients; in bfloat16 on CPU a forward pass of a WideResNet
-    takes half the time. With `synchronized` it is Keras's own.
+    It has the same function, moving averages and gradients as Keras's layer. In bfloat16 on CPU it
+    halves the time of a forward pass of a WideResNet. What the kernel does not do, such as
+    `synchronized` or inputs of another rank, is left to Keras's layer.
     """
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
-        plain = self.scale and self.center and not self.renorm and self.epsilon >= LEAST_EPSILON
-        images = len(inputs.shape) == 4 and self.axis in (-1, 3) and mask is None
-        if self.synchronized or not (plain and images):
+        if mask is not None or not self._is_fused(len(inputs.shape)):
             return super().call(inputs, training=training, mask=mask)
         scale, offset, mean, variance = (
             tf.cast(v.value, tf.float32)
@@ -113,17 +122,27 @@ class BatchNorm(layers.BatchNormalization):
             average.assign(moved)
         return out
 
+    def _is_fused(self, rank: int) -> bool:
+        """Return whether the fused kernel computes this layer for inputs of a rank."""
+        if self.synchronized or self.renorm or self.epsilon < LEAST_EPSILON:
+            return False
+        return self.scale and self.center and rank == 4 and self.axis in (-1, 3)
+
 
 def _normalized(x: Any, scale: Any, offset: Any, epsilon: float) -> Any:
-    """(normalised by its batch, times scale plus offset; mean; biased variance).
+    """Normalise x by the mean and the variance of its batch, then scale and shift it.
 
-    With the gradient of the gradient by hand: TensorFlow's takes the kernel apart, and three times
-    as long. For g = dL/dy, n values of a channel, h = (x - mean) r, r = 1 / sqrt(variance +
-    epsilon), and P(v) = v - mean(v) - h mean(v h), the first gradient is scale r P(g). Of a loss
-    whose gradient in that one is u, and in those of scale and offset a and b, the gradients are
+    The second-order gradient is written by hand: TensorFlow's takes the kernel apart, and three
+    times as long. Let g = dL/dy, n the number of values of a channel, h = (x - mean) r with
+    r = 1 / sqrt(variance + epsilon), and P(v) = v - mean(v) - h mean(v h). The first-order gradient
+    in x is scale r P(g). Take a loss whose gradient in that one is u, and whose gradients in those
+    of scale and offset are a and b. Its gradients are
 
         in g: scale r P(u) + a h + b;  in scale: r n K, with K = mean(u P(g));
         in x: (a r - scale r^2 mean(u h)) P(g) - scale r^2 (K h + mean(g h) P(u)).
+
+    Returns:
+        y, like x; the mean [C] and the biased variance [C], float32.
     """
     options = {"epsilon": epsilon, "is_training": True}
 
@@ -134,14 +153,14 @@ def _normalized(x: Any, scale: Any, offset: Any, epsilon: float) -> Any:
             x=x, scale=scale, offset=offset, mean=none, variance=none, **options
         )
         count = tf.cast(tf.size(x) // x.shape[-1], tf.float32)
-        variance *= (count - 1.0) / count  # the kernel's is the unbiased one
+        variance *= (count - 1.0) / count  # the kernel gives the unbiased one
         inverse = tf.math.rsqrt(variance + epsilon)
-        kept = {f"reserve_space_{k}": value for k, value in enumerate(reserved, 1)}
+        spaces = {f"reserve_space_{k}": value for k, value in enumerate(reserved, 1)}
 
         def kernel(g: Any, x: Any, scale: Any) -> Any:
-            """scale r P(g), sum(g h), sum(g)."""
+            """Return scale r P(g), sum(g h) and sum(g)."""
             return tf.raw_ops.FusedBatchNormGradV3(
-                y_backprop=g, x=x, scale=scale, **kept, **options
+                y_backprop=g, x=x, scale=scale, **spaces, **options
             )[:3]
 
         @tf.custom_gradient
@@ -154,11 +173,11 @@ def _normalized(x: Any, scale: Any, offset: Any, epsilon: float) -> Any:
                 k = (ug - (u_sum * g_sum + uh * gh) / count) / count
                 of_g = a * inverse - scale * inverse**2 * uh / count
                 of_h = -scale * inverse**2 * k - of_g * gh / count
-                cast = lambda v: tf.cast(v, x.dtype)  # noqa: E731
-                h = functools.partial(_fused_affine, x, mean=mean)
-                in_g = pu + h(inverse * a, b)
-                in_x = h(inverse * of_h, -of_g * g_sum / count) + g * cast(of_g)
-                return in_g, in_x - pu * cast(inverse * gh / count), inverse * count * k
+                of_pu = inverse * gh / count
+                in_g = pu + _fused_affine(x, inverse * a, b, mean)
+                in_x = _fused_affine(x, inverse * of_h, -of_g * g_sum / count, mean)
+                in_x = in_x + g * tf.cast(of_g, x.dtype) - pu * tf.cast(of_pu, x.dtype)
+                return in_g, in_x, inverse * count * k
 
             return (first, gh, g_sum), second
 
@@ -170,7 +189,10 @@ def _normalized(x: Any, scale: Any, offset: Any, epsilon: float) -> Any:
 
 @tf.custom_gradient
 def _affine(x: Any, scale: Any, offset: Any) -> Any:
-    """scale * x + offset for each channel, in one pass; the kernel's own gradient is slower."""
+    """Return scale * x + offset, one number a channel, in one pass.
+
+    The gradient is written by hand, because the kernel's own is slower.
+    """
     y = _fused_affine(x, scale, offset, mean=tf.zeros_like(scale))
 
     def gradient(dy: Any) -> Any:
@@ -183,7 +205,7 @@ def _affine(x: Any, scale: Any, offset: Any) -> Any:
 
 
 def _fused_affine(x: Any, scale: Any, offset: Any, mean: Any) -> Any:
-    """(x - mean) * scale + offset for each channel, in one pass."""
+    """Return (x - mean) * scale + offset, one number a channel, in one pass."""
     half = tf.fill(tf.shape(scale), 0.5)
     return tf.raw_ops.FusedBatchNormV3(
         x=x,
@@ -197,7 +219,10 @@ def _fused_affine(x: Any, scale: Any, offset: Any, mean: Any) -> Any:
 
 
 def normalize(x: Any, mean: list[float] | None, std: list[float] | None) -> Any:
-    """(x - mean) / std per channel, inside the network: attacks and users see [0, 1]."""
+    """Return (x - mean) / std, one number a channel, or x if both are None.
+
+    It is part of the network, so that attacks and users see images in [0, 1].
+    """
     if mean is None and std is None:
         return x
     channels = x.shape[-1]
@@ -208,22 +233,25 @@ def normalize(x: Any, mean: list[float] | None, std: list[float] | None) -> Any:
 
 
 def conv(filters: int, kernel: int, stride: int = 1, use_bias: bool = False) -> layers.Conv2D:
-    """A "same" convolution with He initialisation."""
+    """Return a convolution with "same" padding and He initialisation."""
     return layers.Conv2D(
         filters, kernel, stride, "same", use_bias=use_bias, kernel_initializer="he_normal"
     )
 
 
 def batch_norm() -> BatchNorm:
-    """BatchNorm with the constants of the papers' code (torch: momentum 0.1, epsilon 1e-5)."""
+    """Return a BatchNorm with the constants of the papers' code.
+
+    In torch these are momentum 0.1, which is 0.9 in Keras, and epsilon 1e-5.
+    """
     return BatchNorm(momentum=0.9, epsilon=1e-5)
 
 
 def logits(classes: int) -> layers.Dense:
-    """The last layer: raw scores, float32 under every precision."""
+    """Return the last layer, whose logits are float32 under every precision."""
     return layers.Dense(classes, dtype="float32", name="logits")
 
 
 def input_image(shape: tuple[int, ...]) -> Any:
-    """The network's input: [B, H, W, C] in [0, 1]."""
+    """Return a network's input: [B, H, W, C] in [0, 1], for `shape` (H, W, C)."""
     return keras.Input(shape, name="image")

@@ -1,4 +1,4 @@
-"""The network of one width, cut out of a once-for-all network with `widths`."""
+"""Cutting the network of one width out of a once-for-all network with `widths`."""
 
 from __future__ import annotations
 
@@ -17,20 +17,27 @@ from tfrobust.models.keras_defaults import neutral
 
 @neutral()
 def narrow(network: keras.Model, width: float) -> keras.Model:
-    """{"image", "strength"} -> the logits that `network` gives at `width`, by the channels in use
-    alone: about width^2 of its weights and of its work.
+    """Return the network {"image", "strength"} -> logits that `network` is at one width.
 
-    network: of inputs {"image", "strength", "width"} (`tfrobust.models.conditional`). width: one of
-    those that it was built with. Raises UserError for any other network or width.
+    It holds only the channels in use, about width^2 of the weights and of the work.
+
+    Args:
+        network: A network with inputs {"image", "strength", "width"}; see
+            `tfrobust.models.conditional`.
+        width: One of the widths that it was built with.
+
+    Raises:
+        UserError: The network has no widths, or not this one.
     """
-    found = [la for la in getattr(network, "layers", ()) if la.name == "widths"]
-    fits = found and isinstance(found[0], Encoding)
+    named = {layer.name: layer for layer in getattr(network, "layers", ())}
+    encoding: Any = named.get("widths")
+    fits = isinstance(encoding, Encoding)
     require(fits, "network", "one that was built with widths", getattr(network, "name", network))
-    widths = list(found[0].lambdas)
+    widths = list(encoding.lambdas)
     require(width in widths, "width", f"one of the network's, {widths}", width)
     last = operation_of(network.outputs[0]).name
 
-    def thin(layer: Any) -> Any:
+    def narrowed(layer: Any) -> Any:
         config = layer.get_config()
         for size in ("filters", "units"):
             if size in config and layer.name != last:
@@ -41,52 +48,46 @@ def narrow(network: keras.Model, width: float) -> keras.Model:
 
     def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(layer, Slim):
-            return args[0][0]  # all that is left is in use
+            return args[0][0]  # all channels that are left are in use
         inputs = args[0][:-1] if isinstance(layer, DualBatchNorm | FiLM) else args[0]
         return layer(inputs, *args[1:], **kwargs)
 
-    copy = keras.models.clone_model(network, clone_function=thin, call_function=call)
+    copy = keras.models.clone_model(network, clone_function=narrowed, call_function=call)
     inputs = {name: value for name, value in copy.input.items() if name != "width"}
     result = keras.Model(inputs, copy.outputs[0], name=network.name)
     for layer in result.layers:
         source = network.get_layer(layer.name)
-        cut = [
-            _first(weight, thinner.shape, parts)
-            for weight, thinner, parts in zip(
-                _at(source, widths.index(width), len(widths)),
-                layer.weights,
-                _parts(source),
-                strict=True,
-            )
-        ]
-        layer.set_weights(cut)
+        weights = _weights_at(source, widths.index(width), len(widths))
+        shapes = [weight.shape for weight in layer.weights]
+        layer.set_weights(list(map(_first, weights, shapes, _parts(source))))
     return result
 
 
-def _at(layer: Any, place: int, count: int) -> list[np.ndarray]:
-    """The weights of a layer, of DualBatchNorm those of one of `count` widths."""
-    weights = layer.get_weights()
-    if isinstance(layer, DualBatchNorm):  # a row for each kind of lambda and each width
-        return [weight[place::count] for weight in weights]
+def _weights_at(layer: Any, number: int, count: int) -> list[np.ndarray]:
+    """Return a layer's weights; of a DualBatchNorm those of one of its `count` widths."""
+    weights: list[np.ndarray] = layer.get_weights()
+    if isinstance(layer, DualBatchNorm):  # one row for each kind of lambda and each width
+        return [weight[number::count] for weight in weights]
     return weights
 
 
 def _parts(layer: Any) -> list[tuple[int, ...]]:
-    """Of each axis of each weight, as how many parts of all channels it is laid out."""
-    if isinstance(layer, FiLM):  # mu and sigma; the code stays whole
+    """Return, for each axis of each weight, how often all channels are repeated along it."""
+    if isinstance(layer, FiLM):  # once for mu and once for sigma; the code is not cut
         return [(1, 2), (2,), (2, 2), (2,)]
-    plain = [(1,) * len(weight.shape) for weight in layer.weights]
+    parts = [(1,) * len(weight.shape) for weight in layer.weights]
     if isinstance(layer, layers.Dense):
-        before = operation_of(layer.input)
-        if isinstance(before, layers.Flatten):  # all channels at each place
-            plain[0] = (math.prod(before.input.shape[1:-1]), 1)
-    return plain
+        previous = operation_of(layer.input)
+        if isinstance(previous, layers.Flatten):  # all channels at every pixel
+            parts[0] = (math.prod(previous.input.shape[1:-1]), 1)
+    return parts
 
 
 def _first(weight: np.ndarray, shape: tuple[int, ...], parts: tuple[int, ...]) -> np.ndarray:
-    """Of each part of each axis its first entries, as many as fill `shape`."""
+    """Return the first entries of each part of each axis, as many as fill `shape`."""
     for axis, (size, count) in enumerate(zip(shape, parts, strict=True)):
-        apart = np.split(weight, count, axis)
-        kept = [np.take(part, np.arange(size // count), axis) for part in apart]
-        weight = np.concatenate(kept, axis)
+        first = [
+            np.take(part, np.arange(size // count), axis) for part in np.split(weight, count, axis)
+        ]
+        weight = np.concatenate(first, axis)
     return weight

@@ -1,4 +1,4 @@
-"""The same network under another precision."""
+"""Computing with a network in another precision."""
 
 from __future__ import annotations
 
@@ -9,28 +9,35 @@ import keras
 from tfrobust._compat import layers_of, operation_of
 from tfrobust.errors import UserError, choose
 from tfrobust.models.keras_defaults import neutral
+from tfrobust.models.signatures import is_symbolic
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 
 
 @neutral()
 def with_precision(network: keras.Model, precision: str) -> keras.Model:
-    """A network that computes in `precision`: the network itself if it does, else, of a functional
-    or Sequential one, a copy with the same weights.
+    """Return a copy of a network, with the same weights, that computes in `precision`.
 
-    Weights stay float32 and the output layers compute in float32, whatever the precision. Raises
-    UserError for a network that cannot be copied.
+    A network whose layers all compute so already is returned itself. Whatever the precision, the
+    weights are float32 and the output layers compute in float32.
+
+    Args:
+        network: A functional or Sequential network.
+        precision: One of PRECISIONS.
+
+    Raises:
+        UserError: The precision is another one, or the network is subclassed, of which no copy can
+            be made.
     """
     choose("precision", precision, PRECISIONS)
     policies = {layer.dtype_policy.name for layer in layers_of(network)}
-    if policies == {precision}:  # all of it, as only float32 can be
+    if policies == {precision}:  # float32, as the output layers always are
         return network
-    symbolic = isinstance(getattr(network, "outputs", None), list)
-    config = network.get_config() if symbolic else {}
+    config = network.get_config() if is_symbolic(network) else {}
     if "layers" not in config:
         raise UserError(
-            f"precision: expected {', '.join(sorted(policies))} (a {type(network).__name__} is "
-            f"no functional or Sequential network, which alone is copied), received {precision!r}; "
+            f"precision: expected {', '.join(sorted(policies))} (a {type(network).__name__} cannot "
+            f"be copied, only a functional or Sequential network), received {precision!r}; "
             f"build it under keras.config.set_dtype_policy({precision!r}), its last layer with "
             "dtype='float32'"
         )

@@ -1,4 +1,4 @@
-"""A network that somebody trained, from its file, as attacks and evaluations call it."""
+"""A trained network, loaded from a file, as attacks and evaluations call it."""
 
 from __future__ import annotations
 
@@ -36,15 +36,21 @@ MOST = 1.0 - float(np.finfo(np.float32).epsneg)  # the greatest float32 below 1
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SavedNetwork:
-    """Images [B, H, W, C] float32 -> logits [B, classes] float32, as at inference.
+    """Images [B, H, W, C] float32 -> logits [B, classes] float32, in inference mode.
 
-    Gradients pass through it, so it serves every attack and every evaluation.
+    Gradients pass through it, so every attack and every evaluation can use it.
 
-    input_shape: (H, W, C), None where any size will do. outputs: "probabilities" where the network
-    ends in a softmax: log(p), with p away from 0, serves as logits; "sigmoids" where in one for
-    each class: log(p) - log(1 - p), with p away from 0 and 1. strength, width: the lambda and the
-    width that all images get, of a once-for-all network; None for one that takes none. network: the
-    Keras network that is called; None of a SavedModel.
+    Attributes:
+        forward: The network itself, from images to its outputs.
+        input_shape: (H, W, C), with None for a size that is free.
+        classes: Number of classes.
+        outputs: What the network gives. "logits". "probabilities" if it ends in a softmax: log(p),
+            with p at least the least normal float32, are the logits. "sigmoids" if it ends in one
+            sigmoid a class: log(p) - log(1 - p), with p between that and the greatest float32
+            below 1, are the logits.
+        strength: The lambda of all images, for a once-for-all network; None for others.
+        width: The width of all images, for a once-for-all network with widths; None for others.
+        network: The Keras network that is called; None for a SavedModel.
     """
 
     forward: Callable[[Any], tf.Tensor]
@@ -56,18 +62,16 @@ class SavedNetwork:
     network: keras.Model | None = None
 
     def __call__(self, x: Any) -> tf.Tensor:
-        """The logits of images. Raises UserError for those of another shape."""
+        """Return the logits of images. Raises UserError for images of another shape."""
         x = tf.convert_to_tensor(x, tf.float32)
         if x.shape.rank is not None and None not in x.shape[1:]:
             self.require_images(tuple(x.shape[1:]), "network")
-        given = {"strength": self.strength, "width": self.width}
-        more = {
-            name: tf.fill(tf.shape(x)[:1], tf.constant(value))
-            for name, value in given.items()
-            if value is not None
-        }
-        x = {"image": x, **more} if more else x
-        values = tf.cast(self.forward(x), tf.float32)
+        inputs: dict[str, tf.Tensor] = {}
+        for name, value in (("strength", self.strength), ("width", self.width)):
+            if value is not None:
+                inputs[name] = tf.fill(tf.shape(x)[:1], tf.constant(value))
+        values = self.forward({"image": x, **inputs} if inputs else x)
+        values = tf.cast(values, tf.float32)
         values = tf.ensure_shape(values, [None, self.classes])
         if self.outputs == "probabilities":
             return tf.math.log(tf.maximum(values, TINY))
@@ -77,7 +81,7 @@ class SavedNetwork:
         return values
 
     def require_images(self, shape: tuple[int, ...], where: str) -> None:
-        """Raise a UserError, which begins with `where`, unless it takes images of a shape."""
+        """Raise a UserError, which begins with `where`, unless it takes images (H, W, C)."""
         if not takes(self.input_shape, shape):
             hint = in_front(self.input_shape, shape) if len(shape) == 3 else ""
             raise UserError(
@@ -85,17 +89,18 @@ class SavedNetwork:
             )
 
     def check(self, images: np.ndarray, where: str) -> None:
-        """Raise a UserError unless it takes such images and its outputs on them are what `outputs`
-        says. where: the name of the network in errors."""
+        """Raise a UserError unless it takes such images and gives on them what `outputs` says.
+
+        images: [N, H, W, C] in [0, 1]. where: the name of the network in errors.
+        """
         self.require_images(images.shape[1:], where)
-        plain = dataclasses.replace(self, outputs="logits")
-        values = np.asarray(plain(images), np.float64)
-        seen = kind_of_network(plain, plain, images, values)
-        if seen == "logits" and self.outputs == "sigmoids" and in_unit(values):
-            seen = "sigmoids"
-        require(
-            seen == self.outputs, where, f"a network of {self.outputs} (or outputs: {seen})", seen
-        )
+        raw = dataclasses.replace(self, outputs="logits")
+        values = np.asarray(raw(images), np.float64)
+        kind = kind_of_network(raw, raw, images, values)
+        if kind == "logits" and self.outputs == "sigmoids" and in_unit(values):
+            kind = "sigmoids"
+        expected = f"a network of {self.outputs} (or outputs: {kind})"
+        require(kind == self.outputs, where, expected, kind)
 
 
 def load_network(
@@ -106,46 +111,54 @@ def load_network(
     output: str | None = None,
     signature: str | None = None,
 ) -> SavedNetwork:
-    """The network of a run folder with model.keras, a .keras or .h5 file or a SavedModel folder.
+    """Load the network of a file, to be attacked and evaluated.
 
-    The other inputs of a once-for-all network, "strength" and "width", are 1. outputs: what the
-    network gives, one of OUTPUTS. output: of a network of several, the name of the one that holds
-    them. signature: that of a SavedModel that is called, "serving_default" if it has one. where:
-    the name of the path in errors. Raises UserError for a file that does not load, and for one that
-    takes something else than float images or does not give [B, classes].
+    A once-for-all network gets 1 for its other inputs, "strength" and "width".
+
+    Args:
+        path: A run folder with model.keras, a .keras or .h5 file, or a SavedModel folder.
+        outputs: What the network gives, one of OUTPUTS; see `SavedNetwork`.
+        where: The name of the path in errors.
+        output: The name of the output that is used, for a network with several.
+        signature: The name of the SavedModel's signature that is called; by default
+            "serving_default".
+
+    Raises:
+        UserError: The file does not load, or its network does not take float images or does not
+            give [B, classes].
     """
     choose("outputs", outputs, OUTPUTS)
     hint, network = "", None
     if (folder := saved_model(path)) is not None:
-        call, taken, given, more = _open_saved_model(folder, where, output, signature)
+        call, images, values, others = _open_saved_model(folder, where, output, signature)
         hint = "; export it again for float images (H, W, C) and a batch of any size, as Keras does"
     else:
         model_files(path, where)
-        expected = "none (a Keras file has none, name an output)"
+        expected = "none (a Keras file has no signatures, name an output)"
         require(signature is None, "signature", expected, signature)
         network = load_keras(path, where, output=output, code=EXPORTED)
-        call, taken, given, more = _open_keras(network, where)
-        one, grey = taken.shape[1:], (*taken.shape[1:], 1)
-        hint = in_front(tuple(one), grey if len(grey) == 3 else ("H", "W", "C"))
-    shape = taken.shape
-    if shape.rank != 4 or shape[0] is not None or not taken.dtype.is_floating:
+        call, images, values, others = _open_keras(network, where)
+        one_image = tuple(images.shape[1:])
+        hint = in_front(one_image, (*one_image, 1) if len(one_image) == 2 else ("H", "W", "C"))
+    shape = images.shape
+    if shape.rank != 4 or shape[0] is not None or not images.dtype.is_floating:
         expected = "a network of float images (None, H, W, C)"
-        received = f"{taken.dtype.name} {shape}"
+        received = f"{images.dtype.name} {shape}"
         raise UserError(f"{where}: expected {expected}, received {received!r}{hint}")
-    fits = given.shape.rank == 2 and given.shape[1] and given.dtype.is_floating
-    received = f"{given.dtype.name} {given.shape}"
+    fits = values.shape.rank == 2 and values.shape[1] and values.dtype.is_floating
+    received = f"{values.dtype.name} {values.shape}"
     require(fits, where, "a network with a float output (None, classes)", received)
-    others = dict.fromkeys(more, 1.0)
-    return SavedNetwork(call, tuple(shape[1:]), given.shape[1], outputs, network=network, **others)
+    full: Any = dict.fromkeys(others, 1.0)
+    return SavedNetwork(call, tuple(shape[1:]), values.shape[1], outputs, network=network, **full)
 
 
 def in_precision(logits_fn: Any, precision: str, where: str) -> Any:
-    """Return a copy of a Keras network, or of one that was loaded, that computes in `precision`.
+    """Return a copy of a Keras network or a SavedNetwork that computes in `precision`.
 
     Raises UserError, which begins with `where`, for a network that cannot be copied.
     """
     network = logits_fn.network if isinstance(logits_fn, SavedNetwork) else logits_fn
-    expected = "float32 (only of a functional or Sequential Keras network a copy is made)"
+    expected = "float32 (only a functional or Sequential Keras network can be copied)"
     require(isinstance(network, keras.Model), where, expected, precision)
     copy = located(where, with_precision, network, precision)
     if isinstance(logits_fn, SavedNetwork):
@@ -153,56 +166,62 @@ def in_precision(logits_fn: Any, precision: str, where: str) -> Any:
     return copy
 
 
-# (forward, the images that it takes, what it gives, the names of its other inputs)
+# The network, the specs of its images and of its output, and the names of its other inputs.
 Opened = tuple[Callable[[Any], tf.Tensor], tf.TensorSpec, tf.TensorSpec, set[str]]
 
 
 def _open_keras(network: keras.Model, where: str) -> Opened:
-    shown = signature(network, where)
-    taken = tf.TensorSpec([None, *shown.image_shape])
-    given = tf.TensorSpec([None, shown.classes])
-    return lambda x: forward(network, x), taken, given, set(shown.inputs) - {"image"}
+    interface = signature(network, where)
+    images = tf.TensorSpec([None, *interface.image_shape])
+    values = tf.TensorSpec([None, interface.classes])
+    return lambda x: forward(network, x), images, values, set(interface.inputs) - {"image"}
 
 
 def open_saved_model(folder: Path) -> Any:
-    """tf.saved_model.load without its warning that a gradient's own gradient was not saved, which
-    no attack takes: that of BatchNorm and MaxPool, which have one by hand."""
+    """Call tf.saved_model.load without its warning about unsaved custom gradients.
+
+    These are the second-order gradients of BatchNorm and MaxPool, written by hand, which no attack
+    needs.
+    """
     log = logging.getLogger("absl")
 
-    def told(record: logging.LogRecord) -> bool:
-        said = record.getMessage()
-        return "internal_grad_fn" not in said or "unsaved custom gradients" not in said
+    def is_shown(record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        return "internal_grad_fn" not in message or "unsaved custom gradients" not in message
 
-    log.addFilter(told)
+    log.addFilter(is_shown)
     try:
         return tf.saved_model.load(str(folder))
     finally:
-        log.removeFilter(told)
+        log.removeFilter(is_shown)
 
 
-def _open_saved_model(folder: Path, where: str, named: str | None, signature: str | None) -> Opened:
+def _open_saved_model(
+    folder: Path, where: str, output: str | None, signature: str | None
+) -> Opened:
     try:
         loaded = open_saved_model(folder)
     except Exception as error:
         line = " ".join(str(error).split())[:200]
         raise UserError(f"{where}: expected a SavedModel, {folder} does not load: {line}") from None
-    serve = loaded.signatures[(called := _signature(sorted(loaded.signatures), signature, where))]
+    name = _signature(sorted(loaded.signatures), signature, where)
+    serve = loaded.signatures[name]
     inputs, outputs = serve.structured_input_signature[1], serve.structured_outputs
-    image, output = _image(inputs, where), _output(outputs, named, where)
+    image, output = _image(inputs, where), _output(outputs, output, where)
 
     def forward(x: Any) -> tf.Tensor:
-        given = x if isinstance(x, dict) else {image: x}
-        given = {name: tf.cast(value, inputs[name].dtype) for name, value in given.items()}
-        # By `loaded`: the variables live as long as it does.
-        return loaded.signatures[called](**given)[output]
+        values = x if isinstance(x, dict) else {image: x}
+        values = {key: tf.cast(value, inputs[key].dtype) for key, value in values.items()}
+        # Through `loaded`, which must live as long as this function: it owns the variables.
+        return loaded.signatures[name](**values)[output]
 
     return forward, inputs[image], outputs[output], set(inputs) - {image}
 
 
-def _signature(names: list[str], named: str | None, where: str) -> str:
-    """The signature that is called."""
-    if named is not None:
-        return choose(f"{where}: signature", named, names)
+def _signature(names: list[str], signature: str | None, where: str) -> str:
+    """Return the name of the signature that is called."""
+    if signature is not None:
+        return choose(f"{where}: signature", signature, names)
     if SIGNATURE in names:
         return SIGNATURE
     hint = "name one by signature (model.signature in a config)"
@@ -214,17 +233,18 @@ def _signature(names: list[str], named: str | None, where: str) -> str:
 
 
 def _image(inputs: Collection[str], where: str) -> str:
-    """The name of the input for images: the only one, or "image" beside others that are known."""
-    if {"image", "strength"} <= set(inputs) <= {"image", "strength", "width"}:
+    """Return the name of the input for images: the only input, or of a once-for-all "image"."""
+    if set(inputs) in ({"image", "strength"}, {"image", "strength", "width"}):
         return "image"
     if len(inputs) != 1:
         raise UserError(f"{where}: {several('input', inputs)}; {ONE_INPUT}")
     return next(iter(inputs))
 
 
-def _output(names: Collection[str], named: str | None, where: str) -> str:
-    if named is not None:
-        return choose(f"{where}: output", named, names)
+def _output(names: Collection[str], output: str | None, where: str) -> str:
+    """Return the name of the output that is used."""
+    if output is not None:
+        return choose(f"{where}: output", output, names)
     if len(names) != 1:
         raise UserError(f"{where}: {several('output', names)}; {NAME_OUTPUT}")
     return next(iter(names))

@@ -1,5 +1,8 @@
-"""What a Keras network takes and gives, and how it is called: one notion for the functional, the
-Sequential and the subclassed, whatever containers its input and its output come in."""
+"""The inputs and outputs of a Keras network, and how it is called.
+
+Functional, Sequential and subclassed networks are treated alike, whatever containers (lists, dicts)
+their inputs and outputs come in.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ ONE_INPUT = "give the others values: network = keras.Model(x, network([x, ...]))
 ONE_OUTPUT = "keep one: network = keras.Model(network.inputs, network.outputs[0])"
 NAME_OUTPUT = "name that of the logits by output (model.output in a config)"
 FLOATS = (
-    "gradients pass through no whole numbers: inner = keras.models.clone_model(network, "
+    "gradients do not pass through integers: inner = keras.models.clone_model(network, "
     "input_tensors=keras.Input({0})); inner.set_weights(network.get_weights()); "
     "x = keras.Input({0}); network = keras.Model(x, inner(255 * x)) takes images in [0, 1]"
 )
@@ -27,10 +30,12 @@ IN_FRONT = "put a layer in front: x = keras.Input({}); network = keras.Model(x, 
 
 
 class Signature(NamedTuple):
-    """Of a network whose one output is the logits [B, classes].
+    """The inputs of a network, and its one output, the logits [B, classes].
 
-    inputs: the names of all it takes; "image" where that is one, whatever its name. image_shape:
-    (H, W, C), with None for a size that is free.
+    Attributes:
+        inputs: The names of all inputs. A single one is "image", whatever its name.
+        image_shape: (H, W, C), with None for a size that is free.
+        classes: Number of classes.
     """
 
     inputs: tuple[str, ...]
@@ -39,10 +44,14 @@ class Signature(NamedTuple):
 
 
 def signature(network: keras.Model, where: str = "network") -> Signature:
-    """What a built network takes and gives. Raises UserError, which begins with `where`, for one
-    that does not take float images, or whose only output is not [B, C]."""
-    given = outputs(network, where)
-    inputs = _by_name(_taken(network))
+    """Return the signature of a built network.
+
+    Raises:
+        UserError: The network does not take float images, or its output is not one [B, classes].
+            The message begins with `where`.
+    """
+    tensors = outputs(network, where)
+    inputs = _by_name(_inputs(network))
     image = inputs.get("image") if len(inputs) > 1 else next(iter(inputs.values()))
     if image is None:
         raise UserError(f"{where}: {several('input', inputs)}; {ONE_INPUT}")
@@ -50,60 +59,71 @@ def signature(network: keras.Model, where: str = "network") -> Signature:
     if not tf.as_dtype(image.dtype).is_floating:
         expected, hint = "a network of float images", FLOATS.format(shape)
         raise UserError(f"{where}: expected {expected}, received {image.dtype}; {hint}")
-    if len(given) != 1:
-        raise UserError(f"{where}: {several('output', given)}; {ONE_OUTPUT}")
-    logits = tuple(next(iter(given.values())).shape)
+    if len(tensors) != 1:
+        raise UserError(f"{where}: {several('output', tensors)}; {ONE_OUTPUT}")
+    logits = tuple(next(iter(tensors.values())).shape)
     fits = len(logits) == 2 and logits[1]
     require(fits, where, "a network with an output (None, classes)", str(logits))
     return Signature(tuple(inputs) if len(inputs) > 1 else ("image",), shape, logits[1])
 
 
 def forward(network: keras.Model, inputs: Any, training: bool = False) -> tf.Tensor:
-    """The one output [B, C] of a network. inputs: its images, or a mapping of all that it takes."""
-    taken = _taken(network)
-    if taken is not None and not isinstance(inputs, Mapping):
-        inputs = keras.tree.pack_sequence_as(taken, [inputs])
+    """Return the one output [B, classes] of a network.
+
+    inputs: Images [B, H, W, C], or a mapping with all inputs.
+    """
+    structure = _inputs(network)
+    if structure is not None and not isinstance(inputs, Mapping):
+        inputs = keras.tree.pack_sequence_as(structure, [inputs])
     return keras.tree.flatten(network(inputs, training=training))[0]
 
 
 def alone(network: keras.Model) -> keras.Model:
-    """The network as one of its inputs, images or a mapping, and of its output, without any other
-    containers, for batches of any size."""
-    taken = _by_name(_taken(network))
-    names = list(taken) if _symbolic(network) or len(taken) > 1 else ["image"]
+    """Return a functional network that calls a network on a batch of any size.
+
+    Its input is the images, or a mapping of several inputs, and its output is one tensor, without
+    other containers.
+    """
+    tensors = _by_name(_inputs(network))
+    names = list(tensors) if is_symbolic(network) or len(tensors) > 1 else ["image"]
     inputs: Any = {
         name: keras.Input(tensor.shape[1:], name=name)
-        for name, tensor in zip(names, taken.values(), strict=True)
+        for name, tensor in zip(names, tensors.values(), strict=True)
     }
     inputs = inputs if len(inputs) > 1 else inputs[names[0]]
     return keras.Model(inputs, forward(network, inputs))
 
 
 def outputs(network: keras.Model, where: str = "network") -> dict[str, Any]:
-    """The symbolic outputs by their names: a dict's keys, else those of the layers that give them,
-    else their places."""
-    if _symbolic(network):
+    """Return the symbolic outputs of a network by name.
+
+    The names are the keys of a dict, else the names of the output layers, else "0", "1", ...
+    Raises UserError, which begins with `where`, for a network that was never called.
+    """
+    if is_symbolic(network):
         sequential = isinstance(network, keras.Sequential)
         return _by_name(network.outputs if sequential else network.output)
-    taken = _taken(network)
-    require(taken is not None, where, CALL_ONCE, type(network).__name__)
+    inputs = _inputs(network)
+    require(inputs is not None, where, CALL_ONCE, type(network).__name__)
     try:
-        return _by_name(network.compute_output_spec(taken))
+        return _by_name(network.compute_output_spec(inputs))
     except Exception as error:
         line = " ".join(str(error).split())[:200]
         raise UserError(f"{where}: expected {CALL_ONCE}, received: {line}") from None
 
 
 def cut(network: keras.Model, output: str | None, where: str) -> keras.Model:
-    """The network with one of its outputs, which is named where it has several. Raises
-    UserError."""
+    """Return the network with one of its outputs, named by `output` if there are several.
+
+    Raises UserError, which begins with `where`, if there is no such output.
+    """
     names = outputs(network, where)
     if output is not None:
         choose(f"{where}: output", output, list(names))
     if len(names) == 1:
         return network
-    if not _symbolic(network):
-        hint = "its network.export(FOLDER) makes a SavedModel, of which one can be named"
+    if not is_symbolic(network):
+        hint = "network.export(FOLDER) makes a SavedModel, one output of which can be named"
         raise UserError(f"{where}: {several('output', names)}; {hint}")
     if output is None:
         raise UserError(f"{where}: {several('output', names)}; {NAME_OUTPUT}")
@@ -111,59 +131,79 @@ def cut(network: keras.Model, output: str | None, where: str) -> keras.Model:
 
 
 def several(what: str, names: Collection[str]) -> str:
-    """What is wrong with a network of several inputs or outputs."""
+    """Return the error about a network with several inputs or outputs; `what` says which."""
     return f"expected a network with one {what}, received {len(names)}: {', '.join(sorted(names))}"
 
 
 def takes(image_shape: Shape, shape: Sequence[int]) -> bool:
-    """Whether a network of images `image_shape` takes those of a shape (H, W, C)."""
-    sizes = zip(image_shape, shape, strict=False)
-    return len(image_shape) == len(shape) and all(own in (None, size) for own, size in sizes)
+    """Return whether a network of images `image_shape` takes images of a shape (H, W, C)."""
+    if len(image_shape) != len(shape):
+        return False
+    sizes = zip(image_shape, shape, strict=True)
+    return all(expected in (None, size) for expected, size in sizes)
 
 
 def in_front(image_shape: Shape, shape: Sequence[Any]) -> str:
-    """What a user can put in front of a network of `image_shape` for images of a shape (H, W, C),
-    letters for sizes that are not known; empty where no layer does it."""
+    """Return the hint which layer in front of a network lets it take other images.
+
+    Args:
+        image_shape: The shape that the network takes.
+        shape: The shape (H, W, C) of the images, with letters for sizes that are not known.
+
+    Returns:
+        The hint, beginning with "; ". It is empty where no layer helps.
+    """
     height, width, channels = shape
-    sizes = [size for size in image_shape if size is not None]
-    known = [size for size in shape if isinstance(size, int)]
-    if len(image_shape) == 3 and takes(image_shape, (channels, height, width)):
-        made = "keras.layers.Permute((3, 1, 2))(x)"
-    elif len(image_shape) == len(sizes) != 3 and (
-        not known or math.prod(known) == math.prod(sizes)
-    ):
-        made = f"keras.layers.Reshape({tuple(sizes)})(x)"
-    else:
+    layer = _layer_in_front(image_shape, shape)
+    if not layer:
         return ""
-    return "; " + IN_FRONT.format(f"({height}, {width}, {channels})", made)
+    return "; " + IN_FRONT.format(f"({height}, {width}, {channels})", layer)
 
 
-def _symbolic(network: keras.Model) -> bool:
-    """Whether it is a graph of layers, as the functional and the Sequential are."""
+def _layer_in_front(image_shape: Shape, shape: Sequence[Any]) -> str:
+    height, width, channels = shape
+    if len(image_shape) == 3:
+        transposed = takes(image_shape, (channels, height, width))
+        return "keras.layers.Permute((3, 1, 2))(x)" if transposed else ""
+    if any(size is None for size in image_shape):
+        return ""
+    known = [size for size in shape if isinstance(size, int)]
+    if known and math.prod(known) != math.prod(size or 1 for size in image_shape):
+        return ""
+    return f"keras.layers.Reshape({tuple(image_shape)})(x)"
+
+
+def is_symbolic(network: keras.Model) -> bool:
+    """Return whether a network is a graph of layers, functional or Sequential."""
     return isinstance(getattr(network, "outputs", None), list)
 
 
-def _taken(network: keras.Model) -> Any:
-    """Symbolic tensors in the containers that the network is called with; None of a subclassed one
-    that has noted none."""
-    if _symbolic(network):
+def _inputs(network: keras.Model) -> Any:
+    """Return the symbolic inputs in the containers that the network is called with.
+
+    None for a subclassed network that has not noted their shapes.
+    """
+    if is_symbolic(network):
         return network.inputs[0] if isinstance(network, keras.Sequential) else network.input
     shapes = (network.get_build_config() or {}).get("input_shape")
     if shapes is None:
         return None
-    # The size of the batch that built it is not asked of any other.
-    free = lambda shape: keras.KerasTensor((None, *shape[1:]))  # noqa: E731
-    return keras.tree.map_shape_structure(free, shapes)
+
+    def any_batch(shape: Any) -> keras.KerasTensor:
+        """Leave the batch size free: that of the batch that built the network binds no other."""
+        return keras.KerasTensor((None, *shape[1:]))
+
+    return keras.tree.map_shape_structure(any_batch, shapes)
 
 
 def _by_name(tensors: Any) -> dict[str, Any]:
-    """The tensors in a container by their names."""
+    """Return the tensors of a container by name."""
     paths = keras.tree.flatten_with_path(tensors)
     names = []
-    for place, (path, tensor) in enumerate(paths):
+    for number, (path, tensor) in enumerate(paths):
         keys = [part for part in path if isinstance(part, str)]
         operation = operation_of(tensor)
-        names.append(".".join(keys) or (operation.name if operation else str(place)))
-    if len(set(names)) < len(names):  # one layer that is called twice
-        names = [str(place) for place in range(len(names))]
+        names.append(".".join(keys) or (operation.name if operation else str(number)))
+    if len(set(names)) < len(names):  # a layer that is called twice
+        names = [str(number) for number in range(len(names))]
     return {name: tensor for name, (_, tensor) in zip(names, paths, strict=True)}
