@@ -78,7 +78,7 @@ class Imagenet(Tfds):
         manual = root / "downloads" / "manual"  # TFDS expects the archives there
         if all((manual / name).is_file() for name in ARCHIVES):
             return None
-        return f"that is done by hand: put {' and '.join(ARCHIVES)} from {URL} into {manual}"
+        return f"it is downloaded by hand: put {' and '.join(ARCHIVES)} from {URL} into {manual}"
 
     def _read(self, builder: Any, split: str) -> Split:
         form = builder.info.file_format.value

@@ -99,7 +99,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset(ABC):
-    """A data set. What is known before any image is read are its attributes; `load` reads."""
+    """A data set: the attributes are known before any image is read, `load` reads the images."""
 
     image_shape: tuple[int, int, int]  # height, width, channels
     class_names: tuple[str, ...]

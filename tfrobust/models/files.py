@@ -34,7 +34,7 @@ UNKNOWN = re.compile(r"(?:Could not locate (?:class|function)|Unknown [\w ]+:) '
 
 
 def saved_model(path: str | Path) -> Path | None:
-    """Return the folder of a SavedModel, given it or its saved_model.pb; None if it is none."""
+    """Return the folder of a SavedModel, from its path or that of its saved_model.pb; else None."""
     folder = Path(path).expanduser()
     if folder.name == "saved_model.pb":
         folder = folder.parent
