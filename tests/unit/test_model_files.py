@@ -142,7 +142,7 @@ def with_code(folder: Path) -> Path:
         (two_inputs, "path: expected a network with one input, received 2: left, right"),
         (
             subclassed_heads,
-            "received 2: features, scores; its network.export(FOLDER) makes a Saved",
+            "received 2: features, scores; network.export(FOLDER) makes a Saved",
         ),
         (only("outputs"), "path: expected a network with one output, received 2: features, scor"),
         (only("classes"), "a network with a float output (None, classes), received 'int64 (None,"),
