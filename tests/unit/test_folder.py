@@ -193,7 +193,7 @@ def test_what_is_left_out_is_counted(folder: Path, caplog: pytest.LogCaptureFixt
     assert caplog.messages == [line]
     shutil.copytree(folder / "train", folder / "test")
     open_folder(str(folder), image_size=8)
-    assert "folders: 9, " in caplog.messages[-1]  # 4 and 4 of the copy, and val
+    assert "class: 9, " in caplog.messages[-1]  # 4 and 4 of the copy, and val
 
 
 def test_names_in_any_encoding(folder: Path) -> None:

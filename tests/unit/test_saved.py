@@ -173,7 +173,7 @@ def test_a_network_of_other_images_is_told_what_to_put_in_front(
         load_network(tmp_path)(images)
     line = str(caught.value)
     assert "\n" not in line
-    code = line.partition("; put a layer in front: ")[2] or line.partition("whole numbers: ")[2]
+    code = line.partition("; put a layer in front: ")[2] or line.partition("through integers: ")[2]
     names = {"keras": keras, "network": network}
     code = code.replace(" takes images in [0, 1]", "").replace("H, W, C", "2, 2, 1")
     exec(code, names)

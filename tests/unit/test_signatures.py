@@ -141,7 +141,7 @@ def test_shapes() -> None:
 def test_precision_of_a_subclassed_network() -> None:
     network = called(Subclassed())
     assert with_precision(network, "float32") is network
-    with pytest.raises(UserError, match="Subclassed cannot be copied .*set_dtype_policy.'mixed_b"):
+    with pytest.raises(UserError, match="Subclassed cannot be copied, .*set_dtype_policy.'mixed_b"):
         with_precision(network, "mixed_bfloat16")
 
 
