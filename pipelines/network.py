@@ -1,7 +1,8 @@
-"""The section `model`: what makes the network of a run, or the file that it lies in."""
+"""The section `model`: a network to make, or the file of a finished one."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -15,61 +16,91 @@ from tfrobust.models.signatures import Shape, in_front, signature, takes
 from tfrobust.registry import arguments, convert, located, resolve
 
 
-def made(
-    top: Mapping[str, Any], source: Dataset, trains: bool, init_from: str | None
+@dataclasses.dataclass(frozen=True)
+class NetworkFile:
+    """The section `model` of a config that evaluates a network from a file.
+
+    Args:
+        path: A run folder, a .keras or .h5 file, or a SavedModel.
+        outputs: What the network returns: logits, probabilities (of a softmax) or sigmoids (one for
+            each class).
+        output: The name of the output to use, if there are several. It may also be given for the
+            file of train.init_from.
+        signature: The name of the signature to call in a SavedModel; serving_default if it has one.
+    """
+
+    path: str
+    outputs: str = "logits"
+    output: str | None = None
+    signature: str | None = None
+
+    def __post_init__(self) -> None:
+        choose("outputs", self.outputs, OUTPUTS)
+
+
+def network_maker(
+    section: Mapping[str, Any] | None, source: Dataset, trains: bool, init_from: str | None
 ) -> Callable[[], keras.Model] | None:
-    """What makes the network that is trained; a config that trains none names a file instead."""
-    section: Any = top.get("model")
+    """Check the section `model`, and return what makes the network to train.
+
+    Args:
+        section: The section, in which a name is the name of one of MODELS.
+        source: The data set, whose images and classes the network must fit.
+        trains: Whether the config trains a network. If it does not, the section names a file.
+        init_from: `train.init_from`, the file of the network to start from.
+
+    Returns:
+        A function of no arguments that returns a new network, or the one of the file `init_from`;
+        None if the config only evaluates the network of a file.
+
+    Raises:
+        UserError: If the section is wrong, or a network does not fit the data.
+    """
+    require(section is not None or init_from, "model", "a section with a name or a path", None)
+    section = section or {}
     output = None
-    if init_from is not None and section is not None:
-        output = named_output(top)
-        section = {key: value for key, value in section.items() if key != "output"}
+    if init_from is not None:
+        output = named_output(section)
         for key in ("outputs", "signature"):
             expected = "none (a method trains a Keras network that gives logits)"
             require(key not in section, f"model.{key}", expected, section.get(key))
-    require(section is not None or init_from, "model", "a section with a name or a path", None)
-    path, make = (section or {}).get("path"), None
+        section = {key: value for key, value in section.items() if key != "output"}
+    path = section.get("path")
     require(trains or path, "model.path", "the network to evaluate (there is no method)", path)
+    make = None
     if path is not None:
-        require("name" not in section, "model", "either a name or a path", section)
-        options = arguments(network_file, section, "model")
-        choose("model.outputs", options.get("outputs", OUTPUTS[0]), OUTPUTS)
-        require(
-            not trains or path == init_from,
-            "model.path",
-            "a model.name where a method trains (to train on from a file set train.init_from)",
-            path,
-        )
-        model_files(path, "model.path")
-    elif section is not None:
+        _check_file(section, trains, init_from)
+    elif section or init_from is None:
         maker = resolve(MODELS, section, "model", ("image_shape", "num_classes"), ("path",))
         make = partial(maker, source.image_shape, source.num_classes)
-        located("model", make)  # the constructor checks its values: now, not when data are loaded
+        located("model", make)  # the constructor checks its values now, before any data is loaded
     if init_from is not None:
         read = partial(_read, init_from, output, source)
-        read()  # a file that does not fit is told now; it is read again where it is trained on
+        read()  # raises now if the file does not fit; the training reads it again
         return read
     return None if make is None else lambda: located("model", make)
 
 
-def network_file(
-    *, path: str, outputs: str = "logits", output: str | None = None, signature: str | None = None
-) -> None:
-    """The network of a file that is evaluated: a run folder, a .keras or .h5 file or a SavedModel.
+def _check_file(section: Mapping[str, Any], trains: bool, init_from: str | None) -> None:
+    path = section["path"]
+    require("name" not in section, "model", "either a name or a path", dict(section))
+    located("model", NetworkFile, **arguments(NetworkFile, section, "model"))
+    require(
+        not trains or path == init_from,
+        "model.path",
+        "a model.name where a method trains (to train on from a file set train.init_from)",
+        path,
+    )
+    model_files(path, "model.path")
 
-    outputs: what it gives, logits, probabilities (a softmax) or sigmoids (one for each class).
-    output: of several, the name of the one that holds them; also of the file train.init_from.
-    signature: of a SavedModel, the name of the one that is called; serving_default if it has one.
-    """
 
-
-def named_output(top: Mapping[str, Any]) -> str | None:
-    """The output that `model` names, of the file train.init_from."""
-    return convert("model.output", (top.get("model") or {}).get("output"), str | None)
+def named_output(section: Mapping[str, Any] | None) -> str | None:
+    """Return the output of the file `train.init_from` that the section `model` names, if any."""
+    return convert("model.output", (section or {}).get("output"), str | None)
 
 
 def _read(path: str, output: str | None, source: Dataset) -> keras.Model:
-    """The network that is trained on. Raises UserError unless it fits the data."""
+    """Return the network to start a training from. Raises a UserError unless it fits the data."""
     where = "train.init_from"
     network = load_keras(path, where, output=output)
     shown = signature(network, where)
@@ -78,7 +109,14 @@ def _read(path: str, output: str | None, source: Dataset) -> keras.Model:
 
 
 def check_fit(where: str, source: Dataset, image_shape: Shape, classes: int) -> None:
-    """Raise a UserError unless a network's images and classes are those of the data."""
+    """Raise a UserError unless a network's images and classes are those of the data.
+
+    Args:
+        where: The network's place in the config, for the error message.
+        source: The data set.
+        image_shape: The (height, width, channels) of the network's images.
+        classes: The number of its logits.
+    """
     if takes(image_shape, source.image_shape) and classes == source.num_classes:
         return
     hint = "" if classes != source.num_classes else in_front(image_shape, source.image_shape)

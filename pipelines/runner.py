@@ -92,7 +92,7 @@ def _run(spec: Spec, folder: Folder, stages: list[str]) -> None:
         print(f"== {spec.name}: {stage}", flush=True)
         done = stage_runners.done(stage, spec, folder)
         if gathered(np.array(int(done))).all():  # several workers go through a stage together
-            stage_runners.tell(stage, folder)
+            stage_runners.skip(stage, folder)
             continue
         inputs = stage_runners.inputs(stage, spec, folder)
         folder.mark(stage, inputs, done=False, commit=commit())

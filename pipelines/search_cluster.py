@@ -1,4 +1,4 @@
-"""Several processes for one search, by KerasTuner's own environment variables."""
+"""The processes of a search that runs on several, set up by KerasTuner's environment variables."""
 
 from __future__ import annotations
 
@@ -12,27 +12,30 @@ LOOPBACK = "127.0.0.1"
 
 
 def role() -> str:
-    """What this process is in a search: "alone", the "chief" or a "worker".
+    """Return the role of this process in a search: "alone", "chief" or "worker".
 
     The chief hands out trials and runs none. Its address is loopback unless IP names another.
-    Raises UserError where only some of the variables are set.
+
+    Raises:
+        UserError: If only some of the variables are set.
     """
     if not any(os.environ.get(name) for name in (ID, IP, PORT)):
         return "alone"
     port = os.environ.get(PORT, "")
-    require(port.isdecimal() and 0 < int(port) < 2**16, PORT, "a port, the chief's", port or None)
+    valid = port.isdecimal() and 0 < int(port) < 2**16
+    require(valid, PORT, "the port of the chief", port or None)
     require(os.environ.get(ID), ID, "chief, or a name for each worker", None)
     os.environ[IP] = os.environ.get(IP) or LOOPBACK
     return "chief" if "chief" in os.environ[ID] else "worker"
 
 
 def address() -> str:
-    """Of the chief."""
+    """Return the address of the chief, as IP:PORT."""
     return f"{os.environ[IP]}:{os.environ[PORT]}"
 
 
 def check_free() -> None:
-    """Raises UserError where the chief's port is taken: gRPC would share it between two chiefs."""
+    """Raise a UserError if the chief's port is taken, which gRPC would share between two chiefs."""
     try:
         for family, *_, place in socket.getaddrinfo(os.environ[IP], int(os.environ[PORT])):
             with socket.socket(family, socket.SOCK_STREAM) as probe:

@@ -1,4 +1,4 @@
-"""The sections of a config that are plain values, checked when they are made."""
+"""The sections of a config that are plain values. Each checks its values when it is made."""
 
 from __future__ import annotations
 
@@ -16,17 +16,22 @@ from tfrobust.registry import located
 from tfrobust.training import MONITOR, MONITORS, Schedule
 from tfrobust.xla import is_choice
 
-# The sections that a training depends on.
+# The sections on which a training depends.
 TRAINED = ("seed", "precision", "threat", "data", "model", "method", "optimizer", "train")
 TUNERS = ("random", "bayesian", "hyperband")
+# The accuracies of validation, as history.csv names them.
+CLEAN, ROBUST = "val_accuracy", "val_robust_accuracy"
 
 
 @dataclasses.dataclass(frozen=True)
 class ExtraData:
-    """`data.extra`: another data set, such as a pseudo-labelled one, whose training split is mixed
-    into every batch.
+    """The section `data.extra`: a data set, such as a pseudo-labelled one, to mix into every batch.
 
-    share: its share of a batch. weight: the say of its examples, against 1.
+    Its training split is used.
+
+    Args:
+        share: The share of a batch that comes from it.
+        weight: The weight of its examples in the loss; those of the other data set have weight 1.
     """
 
     source: Dataset
@@ -39,9 +44,11 @@ class ExtraData:
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """The `data` section: a data set and how it is cut into batches.
+    """The section `data`: a data set and how it is cut into batches.
 
-    validation: examples held out of the training split, at random. augment: crop or crop_flip.
+    Args:
+        validation: The number of examples that are held out of the training split, at random.
+        augment: crop or crop_flip.
     """
 
     source: Dataset
@@ -52,12 +59,12 @@ class Data:
 
     @functools.cached_property
     def train(self) -> Split:
-        """The training split, read once. Raises UserError where it cannot be had."""
+        """The training split, which is read once. Raises a UserError if it cannot be read."""
         return located("data", self.source.load, "train")
 
     @functools.cached_property
     def test(self) -> Split:
-        """The test split, read once. Raises UserError where it cannot be had."""
+        """The test split, which is read once. Raises a UserError if it cannot be read."""
         return located("data", self.source.load, "test")
 
     def __post_init__(self) -> None:
@@ -69,16 +76,20 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class Train:
-    """The `train` section.
+    """The section `train`.
 
-    eps: of training and validation, None is threat.eps, at which the attacks are in any case.
-    epsilon_ramp_epochs: eps grows linearly from 0 over so many epochs. steps_per_epoch: None is the
-    whole training split. jit_compile: whether XLA compiles the step (docs/performance.md); auto:
-    only on GPUs. Steps that are not compiled are deterministic on CPU. init_from: a run folder or
-    .keras file whose network is trained on. monitor: the validation accuracy that a guided rate
-    follows and that tells the best epoch. checkpoint_minutes: how often the state is saved within
-    an epoch. rollbacks: how often a loss that is not finite sends the run back to its last
-    checkpoint, at half the rate.
+    Args:
+        eps: The eps of training and validation; None is threat.eps. The evaluation uses threat.eps
+            in any case.
+        epsilon_ramp_epochs: The number of epochs over which eps grows linearly from 0.
+        steps_per_epoch: The number of steps; None covers the whole training split.
+        jit_compile: Whether XLA compiles the step (docs/performance.md). auto compiles it on GPUs
+            only. Steps that are not compiled are deterministic on CPU.
+        init_from: A run folder or .keras file with the network to start from.
+        monitor: The validation accuracy that a guided rate follows and that chooses the best epoch.
+        checkpoint_minutes: The time between two checkpoints within an epoch.
+        rollbacks: How often a run whose loss is not finite may go back to its last checkpoint; it
+            continues at half the learning rate.
     """
 
     epochs: int
@@ -95,8 +106,8 @@ class Train:
 
     def __post_init__(self) -> None:
         choose("monitor", self.monitor, MONITORS)
-        jit = self.jit_compile
-        require(is_choice(jit), "jit_compile", "true, false or auto", jit)
+        compiled = self.jit_compile
+        require(is_choice(compiled), "jit_compile", "true, false or auto", compiled)
         minutes = self.checkpoint_minutes
         require(minutes >= 0, "checkpoint_minutes", "a number >= 0", minutes)
         require(self.rollbacks >= 0, "rollbacks", "int >= 0", self.rollbacks)
@@ -111,16 +122,20 @@ class Train:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationOptions:
-    """The `evaluation` section.
+    """The section `evaluation`.
 
-    mode: "cascade" attacks only what still stands; "each" gives every attack all images. save:
-    keep the adversarial images, as float32 or uint8 (rounded to 1/255), in adversarial.npz. rerun:
-    compute again what is done; the former results are kept aside. craft_precision: float32, or
-    mixed_bfloat16 to let attacks search in it; the network itself judges what they find.
-    jit_compile: whether XLA compiles the attacks; auto: only on GPUs.
-    lambdas: where a once-for-all network is evaluated, 1 by default; all that is reported is of the
-    first, the others make the trade-off curve. widths: the same of one with widths, which has a
-    curve for each.
+    Args:
+        mode: "cascade" gives each attack only the images that no earlier attack has broken; "each"
+            gives every attack all images.
+        save: float32 or uint8 (rounded to 1/255) to keep the adversarial images in adversarial.npz.
+        rerun: Whether to compute finished results again. The former results are kept aside.
+        craft_precision: float32, or mixed_bfloat16 to let attacks search in lower precision. The
+            network itself judges, in float32, the images that they return.
+        jit_compile: Whether XLA compiles the attacks. auto compiles them on GPUs only.
+        lambdas: The lambdas at which a once-for-all network is evaluated, [1] by default. Reported
+            results are those at the first lambda; the others add points to the trade-off curve.
+        widths: The widths at which a network with widths is evaluated, likewise. Each width has a
+            curve of its own.
     """
 
     mode: str = "cascade"
@@ -133,13 +148,13 @@ class EvaluationOptions:
     widths: list[float] | None = None
 
     def __post_init__(self) -> None:
-        for name, given in (("lambdas", self.lambdas), ("widths", self.widths)):
-            listed = [1.0] if given is None else given
-            inside = listed and all(0 <= value <= 1 for value in listed)
-            require(inside, name, "numbers in [0, 1]", listed)
+        for name, values in (("lambdas", self.lambdas), ("widths", self.widths)):
+            if values is not None:
+                inside = values and all(0 <= value <= 1 for value in values)
+                require(inside, name, "numbers in [0, 1]", values)
         choose("mode", self.mode, MODES)
-        jit = self.jit_compile
-        require(is_choice(jit), "jit_compile", "true, false or auto", jit)
+        compiled = self.jit_compile
+        require(is_choice(compiled), "jit_compile", "true, false or auto", compiled)
         choose("craft_precision", self.craft_precision, ("float32", "mixed_bfloat16"))
         require(self.batch_size >= 1, "batch_size", "int >= 1", self.batch_size)
         if self.save is not None:
@@ -148,15 +163,18 @@ class EvaluationOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """The `search` section: which keys of the config are searched, how, and for what.
+    """The section `search`: the keys of the config whose values are searched, and how.
 
-    The objective is the validation robust accuracy at the epoch that a training keeps.
-    space: the values of each key by its path: {method.alpha: {log: [1e-6, 1e-3]}, method.beta:
-    {linear: [0, 10]}, model.units: {int: [64, 256]}, optimizer.name: {choice: [sgd, adam]}}.
-    tuner: random, bayesian or hyperband, which trains many trials for few epochs and goes on with
-    the best, up to train.epochs.
-    trials: at most so many; hyperband alone may do without.
-    min_clean: the least validation clean accuracy of a trial that may be the best.
+    The objective is the validation robust accuracy at the best epoch of a trial's training.
+
+    Args:
+        space: The values of each key by its path: {method.alpha: {log: [1e-6, 1e-3]}, method.beta:
+            {linear: [0, 10]}, model.units: {int: [64, 256]}, optimizer.name: {choice: [sgd,
+            adam]}}.
+        tuner: random, bayesian or hyperband. hyperband trains many trials for few epochs and goes
+            on with the best, up to train.epochs.
+        trials: The largest number of trials. Only hyperband may leave it out.
+        min_clean: The least validation clean accuracy that the best trial must have.
     """
 
     space: dict[str, Range]
@@ -168,10 +186,10 @@ class Search:
         for key in self.space:
             choose(f"space.{key}", key.partition(".")[0], TRAINED)
         choose("tuner", self.tuner, TUNERS)
-        ends, trials = self.tuner == "hyperband", self.trials
-        require(ends or trials is not None, "trials", "int >= 1", trials)
-        require(trials is None or trials >= 1, "trials", "int >= 1", trials)
-        clash = ends and "train.epochs" in self.space
-        require(not clash, "space.train.epochs", "none: hyperband chooses the epochs", "a range")
-        clean = self.min_clean
-        require(clean is None or 0 <= clean <= 1, "min_clean", "a fraction in [0, 1]", clean)
+        if self.tuner == "hyperband":
+            expected = "none: hyperband chooses the epochs"
+            require("train.epochs" not in self.space, "space.train.epochs", expected, "a range")
+        if self.trials is not None or self.tuner != "hyperband":
+            require((self.trials or 0) >= 1, "trials", "int >= 1", self.trials)
+        least = self.min_clean
+        require(least is None or 0 <= least <= 1, "min_clean", "a fraction in [0, 1]", least)

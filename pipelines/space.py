@@ -1,4 +1,4 @@
-"""The space of a search: the values that each key of a config may take."""
+"""The space of a search: the values that each searched key of a config may take."""
 
 from __future__ import annotations
 
@@ -16,25 +16,28 @@ SUCH = "a range such as {log: [1e-6, 1e-3]}, {linear: [0, 10]}, {int: [1, 4]} or
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """The values of one key: one of a choice, or the numbers between two ends, both included,
-    evenly (int, linear) or evenly in their logarithm (log)."""
+    """The values of one key.
+
+    They are the items of a choice, or the numbers between two ends, both included, drawn uniformly
+    (int, linear) or uniformly in their logarithm (log).
+    """
 
     kind: str
     values: list[Any]
 
     def __post_init__(self) -> None:
         received, ends = self.values, self.values
+        is_list = isinstance(received, list)
         if self.kind == "choice":
-            listed = isinstance(received, list) and bool(received)
-            differ = listed and len(set(self.drawn)) == len(received)
-            require(differ, self.kind, "a list of values that differ", received)
+            distinct = is_list and received and len(set(self.drawn)) == len(received)
+            require(distinct, self.kind, "a list of values that differ", received)
             return
         expected = "two rising ints" if self.kind == "int" else "two rising numbers"
         expected += " > 0" if self.kind == "log" else ""
-        require(isinstance(received, list) and len(received) == 2, self.kind, expected, received)
+        require(is_list and len(received) == 2, self.kind, expected, received)
         if self.kind == "int":
-            whole = all(isinstance(end, int) and not isinstance(end, bool) for end in ends)
-            require(whole, self.kind, expected, received)
+            ints = all(isinstance(end, int) and not isinstance(end, bool) for end in ends)
+            require(ints, self.kind, expected, received)
         else:
             ends = [number(self.kind, end) for end in ends]
             object.__setattr__(self, "values", ends)
@@ -43,16 +46,16 @@ class Range:
 
     @property
     def plain(self) -> dict[str, list[Any]]:
-        """As a config has it."""
+        """The range as a config writes it."""
         return {self.kind: self.values}
 
     @property
     def drawn(self) -> list[str]:
-        """The values of a choice as KerasTuner draws them: as text, of whatever type they are."""
+        """The values of a choice as JSON, because KerasTuner draws text and numbers only."""
         return [json.dumps(value, default=str) for value in self.values]
 
     def value(self, drawn: Any) -> Any:
-        """What a config gets: a number of four digits, which is read and written without loss."""
+        """Return the value for the config. Floats get four digits, which YAML keeps exactly."""
         if self.kind == "choice":
             return json.loads(drawn)
         if self.kind == "int":
@@ -62,24 +65,28 @@ class Range:
 
 
 def ranges(space: Any) -> dict[str, Range]:
-    """The range of each key by its path, from `{method.alpha: {log: [...]}}` or the same nested,
-    `{method: {alpha: {log: [...]}}}`, as `--set` gives it; the last of two for one key counts, and
-    null takes the key out."""
-    found: dict[str, Range] = {}
-    mapping = isinstance(space, Mapping)
-    for path, leaf in _leaves(space, "") if mapping else ():
-        if leaf is None:
-            found.pop(path, None)
-        else:
-            found[path] = located(f"search.space.{path}", Range, *leaf)
-    require(found, "search.space", f"a mapping of keys of the config, each {SUCH}", space)
-    return found
+    """Return the range of each key by its path.
+
+    Args:
+        space: `{method.alpha: {log: [...]}}`, or the same nested as `--set` gives it,
+            `{method: {alpha: {log: [...]}}}`. The last of two ranges of a key counts, and null
+            removes the key.
+    """
+    by_key: dict[str, Range] = {}
+    if isinstance(space, Mapping):
+        for path, leaf in _leaves(space, ""):
+            if leaf is None:
+                by_key.pop(path, None)
+            else:
+                by_key[path] = located(f"search.space.{path}", Range, *leaf)
+    require(by_key, "search.space", f"a mapping of keys of the config, each {SUCH}", space)
+    return by_key
 
 
 def _leaves(
     node: Mapping[str, Any], above: str
 ) -> Iterator[tuple[str, tuple[str, list[Any]] | None]]:
-    """(path, (kind, values) or None) of every key below."""
+    """Yield the path of every key below `node`, with its (kind, values) or None."""
     for key, value in node.items():
         path = f"{above}.{key}" if above else str(key)
         nested = isinstance(value, Mapping) and bool(value)
@@ -90,6 +97,6 @@ def _leaves(
         elif nested:
             yield from _leaves(value, path)
         else:
-            if isinstance(value, list) and above:  # what a kind has: it is misspelt
+            if isinstance(value, list) and above:  # the name of a kind is misspelt
                 choose(f"search.space.{above}", str(key), KINDS)
             require(False, f"search.space.{path}", SUCH, value)

@@ -1,4 +1,4 @@
-"""A config mapping to checked objects: every mistake is found here, before any data is read."""
+"""From a config to checked objects. Every mistake is found here, before any data is read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import keras
 
 from pipelines.config import changed, related
-from pipelines.network import made, named_output
+from pipelines.network import named_output, network_maker
 from pipelines.sections import Data, EvaluationOptions, ExtraData, Search, Train
 from pipelines.space import ranges
 from tfrobust.attacks import ATTACKS, Attack, SavedImages
@@ -25,15 +25,27 @@ from tfrobust.registry import arguments, build, convert, located, resolve
 from tfrobust.threat import Threat
 from tfrobust.training import OPTIMIZERS, SCHEDULES, Guided
 
-FACTS = ("num_examples", "batch_size", "steps_per_epoch")  # of the training data
+# Arguments of a method that only the training data give.
+FACTS = ("num_examples", "batch_size", "steps_per_epoch")
 STAGES = ("train", "attack_eval", "report", "export")
-SEARCHING = ("search", "report")  # the stages of a config with a section search
+SEARCHING = ("search", "report")  # the stages of a config with a section `search`
 
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """A run: its config and the objects that it names; of a search, those of its first trial that
-    was checked."""
+    """A run: its config and the objects that the config names.
+
+    In the spec of a search these are the objects of the first trial that was checked.
+
+    Attributes:
+        name: The name of the run's folder.
+        config: The resolved config.
+        attack_list: The attacks of the evaluation, in their order.
+        network: Makes the network to train: in float32, new or as its file holds it.
+        method, optimizer: Make the method and the optimizer from what only the training knows.
+        search: The section `search`.
+        unresolved: The config of a search before its references are resolved.
+    """
 
     name: str
     config: dict[str, Any]
@@ -45,88 +57,98 @@ class Spec:
     evaluation: EvaluationOptions
     stages: list[str]
     train: Train | None
-    network: Callable[[], keras.Model] | None  # to train: float32, fresh or as its file has it
+    network: Callable[[], keras.Model] | None
     method: Callable[..., RobustModel] | None
     optimizer: Callable[..., keras.optimizers.Optimizer] | None
     search: Search | None = None
-    unresolved: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # config, of a search
+    unresolved: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TopLevel:
+    """The top-level keys of a config and their types."""
+
+    threat: dict[str, Any]
+    data: dict[str, Any]
+    seed: int = 0
+    precision: str = "float32"
+    model: dict[str, Any] | None = None
+    method: dict[str, Any] | None = None
+    optimizer: dict[str, Any] | None = None
+    train: dict[str, Any] | None = None
+    attacks: list[Any] | None = None
+    evaluation: dict[str, Any] | None = None
+    stages: list[str] | None = None
+    paper: dict[str, Any] | None = None
+    note: str | None = None
+    search: None = None
 
 
 def parse(name: str, config: dict[str, Any]) -> Spec:
-    """The spec of a resolved config. Raises UserError: the key's path, what was expected, what
-    came, the nearest valid name."""
+    """Return the spec of a resolved config.
+
+    Raises:
+        UserError: If anything is wrong. The line has the key's path, what was expected and
+            received, and the nearest valid name.
+    """
     if config.get("search") is not None:
         return _search(name, config)
     config = _long_form(config)
-    top = arguments(_schema, config, "")
-    defaults: dict[str, Any] = {"seed": 0, "precision": "float32", "stages": list(STAGES)}
-    top = defaults | {key: value for key, value in top.items() if value is not None}
-    stages = top["stages"]
+    top = TopLevel(**arguments(TopLevel, config, ""))
+    stages = list(STAGES) if top.stages is None else top.stages
     for stage in stages:
         require(stage != "search", "search", "a section (stages has search)", None)
         choose("stages", stage, STAGES)
-    require(0 <= top["seed"] < 2**32, "seed", "an int from 0 to 2**32 - 1", top["seed"])
-    choose("precision", top["precision"], PRECISIONS)
-    threat = located("threat", Threat, **arguments(Threat, top["threat"], "threat"))
+    require(0 <= top.seed < 2**32, "seed", "an int from 0 to 2**32 - 1", top.seed)
+    choose("precision", top.precision, PRECISIONS)
+    threat = located("threat", Threat, **arguments(Threat, top.threat, "threat"))
     require(threat.box == (0.0, 1.0), "threat.box", "[0, 1], as the data have it", threat.box)
-    data = _data(top["data"])
-    check_threat(threat, data.source.image_shape)
-    # Of a config with a method the run's own network is evaluated, whatever stages run now.
-    trains = "train" in stages or "method" in top
-    train = method = optimizer = None
-    for section in ("method", "optimizer", "train") if trains else ():
-        require(section in top, section, "a section (the config trains)", None)
-    if "train" in top:
-        train = _train(top["train"])
-        check_threat(_training_threat(threat, train), data.source.image_shape, "train.eps")
-        guided = trains and isinstance(train.schedule, Guided)
-        require(
-            not guided or data.validation,
-            "data.validation",
-            "examples to hold out (train.schedule is guided)",
-            data.validation,
-        )
-        located("train.schedule", train.schedule.learning_rate, 0.1, 1, train.epochs)
-        located("train.schedule", train.schedule.callbacks, 0)
-    if "method" in top:
-        method = _method(top["method"], _training_threat(threat, train), train, top["seed"])
+    data = _data(top.data)
+    image_shape = data.source.image_shape
+    check_threat(threat, image_shape)
+    # A config with a method evaluates the run's own network, whichever stages run now.
+    trains = "train" in stages or top.method is not None
+    if trains:
+        for section in ("method", "optimizer", "train"):
+            present = getattr(top, section) is not None
+            require(present, section, "a section (the config trains)", None)
+    train = None if top.train is None else _train(top.train, threat, data, trains)
+    training_threat = _training_threat(threat, train)
+    method = None
+    if top.method is not None:
+        method = _method(top.method, training_threat, train, top.seed)
     for where, attack in training_attacks(method, train).items():
-        fits = not isinstance(attack, SavedImages)
-        require(fits, where, "an attack that makes its images", "saved_images")
-        located(where, attack.check, _training_threat(threat, train), data.source.image_shape)
+        makes_images = not isinstance(attack, SavedImages)
+        require(makes_images, where, "an attack that makes its images", "saved_images")
+        located(where, attack.check, training_threat, image_shape)
     attack_files(training_attacks(method, train))
-    if method is not None:  # the constructor checks its values: on a small stand-in, at once
-        stand_in = _stand_in(top.get("model") or {}, method, train)
+    if method is not None:  # the constructor checks its values at once, on a small network
+        stand_in = _stand_in(top.model or {}, method, train)
         located("method", method, stand_in, ramp_steps=0, **dict.fromkeys(FACTS, 1))
-    if "optimizer" in top:
-        optimizer = resolve(OPTIMIZERS, top["optimizer"], "optimizer")
-        rate = float(located("optimizer", optimizer).learning_rate)
-        require(rate > 0, "optimizer.learning_rate", "a number > 0", rate)
+    optimizer = None if top.optimizer is None else _optimizer(top.optimizer)
     train = train if trains else None
-    init_from = train.init_from if train is not None else None
-    network = made(top, data.source, trains, init_from)
-    evaluation = located(
-        "evaluation",
-        EvaluationOptions,
-        **arguments(EvaluationOptions, top.get("evaluation", {}), "evaluation"),
-    )
-    _check_inputs(evaluation, top.get("model") or {})
-    attack_list = list_attacks(top.get("attacks", []), threat)
+    init_from = None if train is None else train.init_from
+    network = network_maker(top.model, data.source, trains, init_from)
+    options = arguments(EvaluationOptions, top.evaluation or {}, "evaluation")
+    evaluation = located("evaluation", EvaluationOptions, **options)
+    _check_conditions(evaluation, top.model or {})
+    attack_list = list_attacks(top.attacks or [], threat)
     for listed in attack_list:
-        located("attacks", listed.attack.check, threat, data.source.image_shape)
+        located("attacks", listed.attack.check, threat, image_shape)
     attack_files(attacks_by_key(attack_list))
-    if "paper" in top:
-        config = {**config, "paper": _paper(top["paper"])}
-    half = trains or top["precision"] == "float32"
-    require(half, "precision", "float32 (there is no method to train)", top["precision"])
-    if init_from is not None:  # what is trained on, whatever the section model says
-        named = {} if (output := named_output(top)) is None else {"output": output}
-        config = {**config, "model": {"path": init_from, **named}}
+    if top.paper is not None:
+        config = {**config, "paper": _paper(top.paper)}
+    allowed = trains or top.precision == "float32"
+    require(allowed, "precision", "float32 (there is no method to train)", top.precision)
+    if init_from is not None:  # the network is that of the file, whatever the section model says
+        output = named_output(top.model)
+        model = {"path": init_from} if output is None else {"path": init_from, "output": output}
+        config = {**config, "model": model}
     return Spec(
         name=name,
         config=config,
-        seed=top["seed"],
-        precision=top["precision"],
+        seed=top.seed,
+        precision=top.precision,
         threat=threat,
         data=data,
         attack_list=attack_list,
@@ -140,8 +162,11 @@ def parse(name: str, config: dict[str, Any]) -> Spec:
 
 
 def _search(name: str, config: Mapping[str, Any]) -> Spec:
-    """The spec of a search. Every end of every range and every choice is checked as a run of its
-    own, the other keys at their first value."""
+    """Return the spec of a search.
+
+    Each end of a range and each item of a choice is checked as a run of its own, with the other
+    keys at their first value.
+    """
     unresolved, config = config, _long_form(changed(config, {}))
     section, stages = config["search"], config.get("stages")
     stages = list(SEARCHING) if stages is None else convert("stages", stages, list[str])
@@ -152,14 +177,14 @@ def _search(name: str, config: Mapping[str, Any]) -> Spec:
     require("search" in stages, "stages", "search, and report or not (there is a search)", stages)
     for stage in stages:
         choose("stages", stage, SEARCHING)
-    first = {key: known.values[0] for key, known in search.space.items()}
+    first = {key: values.values[0] for key, values in search.space.items()}
     spec = _checked(name, unresolved, first)
-    for key, known in search.space.items():
-        for value in known.values[1:]:
+    for key, values in search.space.items():
+        for value in values.values[1:]:
             _checked(name, unresolved, {**first, key: value})
     held = spec.data.validation
     require(held, "data.validation", "examples to hold out, on which trials are compared", held)
-    plain = {key: known.plain for key, known in search.space.items()}
+    plain = {key: values.plain for key, values in search.space.items()}
     config = {**config, "model": config.get("model") or spec.config["model"]}
     config["search"] = {**section, "space": plain}
     return dataclasses.replace(
@@ -172,19 +197,21 @@ def _checked(name: str, config: Mapping[str, Any], values: Mapping[str, Any]) ->
         return trial_spec(name, config, values)
     except UserError as error:
         key = str(error).partition(":")[0]
-        ours = any(related(key, searched) for searched in values)
-        raise UserError(f"{'search.space.' if ours else ''}{error}") from error
+        is_searched = any(related(key, searched) for searched in values)
+        raise UserError(f"{'search.space.' if is_searched else ''}{error}") from error
 
 
 def trial_spec(name: str, config: Mapping[str, Any], values: Mapping[str, Any]) -> Spec:
-    """The spec of the training run that a search's config becomes with these values."""
-    kept = {key: value for key, value in config.items() if key != "search"}
-    return parse(name, changed({**kept, "stages": ["train"]}, values))
+    """Return the spec of the training run of a trial: a search's config with these values."""
+    training = {key: value for key, value in config.items() if key != "search"}
+    return parse(name, changed({**training, "stages": ["train"]}, values))
 
 
 def _long_form(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config with each name that stands for a section or an attack as a mapping, and one
-    attack as a list; without what a written config holds beside its settings."""
+    """Return the config with its short forms written out, and without the run's name and command.
+
+    A name that stands for a section or an attack becomes a mapping, and a single attack a list.
+    """
 
     def named(value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
@@ -198,34 +225,14 @@ def _long_form(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in long.items() if key not in ("name", "command")}
 
 
-def _schema(
-    *,
-    threat: dict[str, Any],
-    data: dict[str, Any],
-    seed: int = 0,
-    precision: str = "float32",
-    model: dict[str, Any] | None = None,
-    method: dict[str, Any] | None = None,
-    optimizer: dict[str, Any] | None = None,
-    train: dict[str, Any] | None = None,
-    attacks: list[Any] | None = None,
-    evaluation: dict[str, Any] | None = None,
-    stages: list[str] | None = None,
-    paper: dict[str, Any] | None = None,
-    note: str | None = None,
-    search: None = None,
-) -> None:
-    """The top-level keys of a config and their types."""
-
-
 def _data(section: Mapping[str, Any]) -> Data:
-    own = dict(section)
-    extra = own.pop("extra", None)
-    source, options = _source(Data, own, "data", ("extra",))
+    section = dict(section)
+    extra = section.pop("extra", None)
+    source, options = _source(Data, section, "data", ("extra",))
     if extra is not None:
         where = "data.extra"
-        other, given = _source(ExtraData, extra, where)
-        extra = located(where, ExtraData, other, **given)
+        extra_source, extra_options = _source(ExtraData, extra, where)
+        extra = located(where, ExtraData, extra_source, **extra_options)
         received = (extra.source.image_shape, extra.source.num_classes)
         fits = received[0] == source.image_shape and received[1] <= source.num_classes
         expected = f"images {source.image_shape} of at most {source.num_classes} classes, as data"
@@ -236,16 +243,16 @@ def _data(section: Mapping[str, Any]) -> Data:
 def _source(
     kind: type, section: Any, where: str, also: tuple[str, ...] = ()
 ) -> tuple[Dataset, dict[str, Any]]:
-    """The data set that a section names, and those of its keys that are fields of `kind`."""
+    """Return the data set that a section names, and those of its keys that are fields of `kind`."""
     require(isinstance(section, Mapping), where, "a mapping with 'name'", section)
-    shared = {f.name for f in dataclasses.fields(kind)} - {"source", *also}
-    known = {k: v for k, v in section.items() if k in shared}
-    rest = {k: v for k, v in section.items() if k not in shared}
-    source = build(DATASETS, rest, where, also=(*shared, *also))
-    return source, arguments(kind, known, where, ("source", *also))
+    fields = {field.name for field in dataclasses.fields(kind)} - {"source", *also}
+    options = {key: value for key, value in section.items() if key in fields}
+    of_source = {key: value for key, value in section.items() if key not in fields}
+    source = build(DATASETS, of_source, where, also=(*fields, *also))
+    return source, arguments(kind, options, where, ("source", *also))
 
 
-def _train(section: Mapping[str, Any]) -> Train:
+def _train(section: Mapping[str, Any], threat: Threat, data: Data, trains: bool) -> Train:
     nested = {"schedule": (SCHEDULES, "guided"), "validation_attack": (ATTACKS, None)}
     plain = {k: v for k, v in section.items() if k not in nested}
     values = arguments(Train, plain, "train", tuple(nested), also=tuple(nested))
@@ -253,7 +260,21 @@ def _train(section: Mapping[str, Any]) -> Train:
         if key in section or default:
             spec = section.get(key, default)
             values[key] = build(registry, spec, f"train.{key}")  # type: ignore[arg-type]
-    return located("train", Train, **values)
+    train = located("train", Train, **values)
+    check_threat(_training_threat(threat, train), data.source.image_shape, "train.eps")
+    if trains and isinstance(train.schedule, Guided):
+        expected = "examples to hold out (train.schedule is guided)"
+        require(data.validation, "data.validation", expected, data.validation)
+    located("train.schedule", train.schedule.learning_rate, 0.1, 1, train.epochs)
+    located("train.schedule", train.schedule.callbacks, 0)
+    return train
+
+
+def _optimizer(section: Mapping[str, Any]) -> partial[keras.optimizers.Optimizer]:
+    optimizer = resolve(OPTIMIZERS, section, "optimizer")
+    rate = float(located("optimizer", optimizer).learning_rate)
+    require(rate > 0, "optimizer.learning_rate", "a number > 0", rate)
+    return optimizer
 
 
 def _training_threat(threat: Threat, train: Train | None) -> Threat:
@@ -265,8 +286,8 @@ def _method(
 ) -> partial[RobustModel]:
     section = dict(section)
     attack = section.pop("attack", None)
-    given = ("network", "threat", "attack", "validation_attack", "ramp_steps", "seed", *FACTS)
-    maker = resolve(METHODS, section, "method", given, also=("attack",))
+    filled_in = ("network", "threat", "attack", "validation_attack", "ramp_steps", "seed", *FACTS)
+    maker = resolve(METHODS, section, "method", filled_in, also=("attack",))
     return partial(
         maker,
         threat=threat,
@@ -276,21 +297,32 @@ def _method(
     )
 
 
+def data_files(spec: Spec) -> list[Path]:
+    """Return the files and folders of images that the config names."""
+    section = spec.config["data"]
+    sections = (section, section.get("extra") or {})
+    return [Path(part["path"]).expanduser() for part in sections if "path" in part]
+
+
 def attacks_by_key(attack_list: list[ListedAttack]) -> dict[str, Attack]:
     """Return the attacks of an evaluation by their place in the config, such as "attacks[0]"."""
     return {f"attacks[{place}]": listed.attack for place, listed in enumerate(attack_list)}
 
 
 def training_attacks(method: Any, train: Train | None) -> dict[str, Attack]:
-    """The attacks of a training by their place in the config."""
-    found = {"method.attack": method.keywords["attack"]} if method is not None else {}
+    """Return the attacks of a training by their place in the config."""
+    attacks = {"method.attack": method.keywords["attack"]} if method is not None else {}
     if train is not None:
-        found["train.validation_attack"] = train.validation_attack
-    return {where: attack for where, attack in found.items() if attack is not None}
+        attacks["train.validation_attack"] = train.validation_attack
+    return {where: attack for where, attack in attacks.items() if attack is not None}
 
 
 def attack_files(attacks: Mapping[str, Attack]) -> list[Path]:
-    """The files that attacks read, surrogates and saved images. Raises UserError for none."""
+    """Return the files that attacks read: surrogates and saved images.
+
+    Raises:
+        UserError: If a file does not exist.
+    """
     return [file for where, attack in attacks.items() for file in located(where, _files, attack)]
 
 
@@ -299,38 +331,39 @@ def _files(attack: Attack) -> list[Path]:
 
 
 def _paper(paper: Mapping[str, Any]) -> dict[str, Any]:
-    """`paper`: a source and fractions, clean and an attack's label each, as numbers."""
-    known = dict(paper)
-    for key in known.keys() - {"source"}:
-        known[key] = number(f"paper.{key}", paper[key])
-        require(0 <= known[key] <= 1, f"paper.{key}", "a fraction in [0, 1]", paper[key])
-    return known
+    """Return the section `paper`; its accuracies, by `clean` or an attack's label, as floats."""
+    section = dict(paper)
+    for key in section.keys() - {"source"}:
+        section[key] = number(f"paper.{key}", paper[key])
+        require(0 <= section[key] <= 1, f"paper.{key}", "a fraction in [0, 1]", paper[key])
+    return section
 
 
-def _check_inputs(evaluation: EvaluationOptions, model: Mapping[str, Any]) -> None:
-    """Lambdas and widths of an evaluation, against the network that the config makes."""
-    for name in ("lambdas", "widths") if "name" in model else ():
-        values, known, where = getattr(evaluation, name), model.get(name), f"evaluation.{name}"
+def _check_conditions(evaluation: EvaluationOptions, model: Mapping[str, Any]) -> None:
+    """Check the lambdas and widths of an evaluation against the network that the config makes."""
+    if "name" not in model:
+        return
+    for name in ("lambdas", "widths"):
+        values, trained, where = getattr(evaluation, name), model.get(name), f"evaluation.{name}"
         if values is None:
             continue
-        require(known is not None, where, f"none (the network takes no {name})", values)
-        free = name == "lambdas" and model.get("encoding") == "none"
-        inside = free or set(values) <= set(known or ())
-        require(inside, where, f"some of model.{name} {known}", values)
+        require(trained is not None, where, f"none (the network takes no {name})", values)
+        if name == "lambdas" and model.get("encoding") == "none":
+            continue  # such a network takes any lambda
+        inside = set(values) <= set(trained or ())
+        require(inside, where, f"some of model.{name} {trained}", values)
 
 
 def _stand_in(
     model: Mapping[str, Any], method: partial[RobustModel], train: Train | None
 ) -> keras.Model:
-    """A network with the inputs of the one that is trained."""
-    given = {k: model[k] for k in ("lambdas", "encoding", "widths") if model.get(k) is not None}
-    lambdas, widths = (
-        convert(f"model.{key}", given.get(key), list[float] | None) for key in ("lambdas", "widths")
-    )
-    encoding = convert("model.encoding", given.get("encoding", "random"), str)
+    """Return a small network that has the inputs of the one that is trained."""
+    lambdas = convert("model.lambdas", model.get("lambdas"), list[float] | None)
+    widths = convert("model.widths", model.get("widths"), list[float] | None)
+    encoding = convert("model.encoding", model.get("encoding") or "random", str)
     conditional = "strength" in getattr(method.func, "network_inputs", ())
     if train is not None and train.init_from is not None and conditional:
-        lambdas, encoding = [0.0, 1.0], "none"  # its file has those that count
+        lambdas, encoding = [0.0, 1.0], "none"  # those that count are in the file
     small: dict[str, Any] = {"filters": [2], "units": 2, "lambdas": lambdas, "encoding": encoding}
     small["widths"] = widths
     return located("model", MODELS["small_cnn"], (8, 8, 1), 4, **small)

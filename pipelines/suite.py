@@ -1,4 +1,4 @@
-"""Suites: many runs from one YAML file, one table: `python -m pipelines.run digits_table`."""
+"""Suites: many runs from one YAML file, with one table: `python -m pipelines.run digits_table`."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from pipelines import config as configs
 from tfrobust.errors import UserError, choose, require
 from tfrobust.registry import arguments
 
-SURROGATE = "surrogate"  # the key, and the name of its run
+SURROGATE = "surrogate"  # the key of a suite, and the name of that run's folder
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One or more runs of a suite's file.
+    """One or more runs in the file of a suite.
 
-    config: a config's name or path, or a list of them. label: of the row in the table, the method's
-    name by default. set: keys and values as for `--set`. grid: key -> list of values; a run for
-    each combination.
+    Args:
+        config: A config's name or path, or a list of them.
+        label: The label of the row in the table; the method's name by default.
+        set: Keys and their values, as for `--set`.
+        grid: Keys and the list of values of each. There is a run for each combination.
     """
 
     config: str | list[str]
@@ -33,11 +35,17 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class SuiteFile:
-    """A suite's file.
+    """The file of a suite.
 
-    runs: entries, or names of configs. set, grid: of every run, below the entry's own. budgets:
-    name -> more such keys and values, of which `budget` names the ones that count. surrogate: an
-    entry, trained first; `${surrogate.folder}` is its run. jobs: how many runs at a time.
+    Args:
+        runs: Entries, or names of configs.
+        set: Keys and values for every run. An entry's own come after them.
+        grid: A grid for every run, likewise.
+        budget: The name of the budget that counts.
+        budgets: More keys and values for every run, by the name of the budget.
+        surrogate: An entry that is trained first; `${surrogate.folder}` is its run folder.
+        jobs: How many runs there are at a time.
+        note: A line for the page of the suite.
     """
 
     runs: list[Any]
@@ -60,8 +68,12 @@ class SuiteFile:
 class Member:
     """A run of a suite.
 
-    name: of its folder. label: of its row; runs that differ in their seed alone share it. config,
-    overrides: as on the command line. varied: the keys of its grid with their values.
+    Attributes:
+        name: The name of its folder.
+        label: The label of its row. Runs that differ only in their seed share one.
+        config: The config's name or path, as on the command line.
+        overrides: The overrides, as on the command line.
+        varied: The keys of its grid with their values.
     """
 
     name: str
@@ -73,7 +85,7 @@ class Member:
 
 @dataclasses.dataclass(frozen=True)
 class Suite:
-    """The runs of a suite, and the surrogate that is trained before them where there is one."""
+    """The runs of a suite, and the surrogate that is trained before them, if there is one."""
 
     name: str
     file: SuiteFile
@@ -82,19 +94,31 @@ class Suite:
 
 
 def is_suite(path: Path) -> bool:
-    """Whether a file is a suite's and not a run's."""
+    """Return whether the file is that of a suite, and not that of a run."""
     return "runs" in configs.keys(path)
 
 
 def load_suite(path: Path, overrides: Sequence[str], workdir: Path) -> Suite:
-    """The suite of a file. Of the overrides those of its own keys are for the suite, the others for
-    every run. Raises UserError."""
+    """Return the suite of a file.
+
+    Args:
+        path: The file.
+        overrides: Overrides as on the command line. Those of the suite's own keys change the suite;
+            the others are added to those of every run.
+        workdir: The folder in which the suite's folder is made.
+
+    Raises:
+        UserError: If the file is wrong. The line names it.
+    """
     fields = {field.name for field in dataclasses.fields(SuiteFile)}
-    own = [o for o in overrides if re.split(r"[.=\[]", o, maxsplit=1)[0] in fields]
-    last = [o for o in overrides if o not in own]
+    of_suite: list[str] = []
+    of_runs: list[str] = []
+    for override in overrides:
+        key = re.split(r"[.=\[]", override, maxsplit=1)[0]
+        (of_suite if key in fields else of_runs).append(override)
     if SURROGATE in configs.keys(path):
-        own.append(_override("surrogate.folder", str(workdir / path.stem / SURROGATE)))
-    raw = configs.load(path, own)
+        of_suite.append(_override("surrogate.folder", str(workdir / path.stem / SURROGATE)))
+    raw = configs.load(path, of_suite)
     (raw.get(SURROGATE) or {}).pop("folder", None)
     raw[SURROGATE] = raw.get(SURROGATE) or None
     try:
@@ -103,17 +127,17 @@ def load_suite(path: Path, overrides: Sequence[str], workdir: Path) -> Suite:
         members = [
             member
             for place, entry in enumerate(file.runs)
-            for member in _members(f"runs[{place}]", entry, shared, file.grid, last)
+            for member in _members(f"runs[{place}]", entry, shared, file.grid, of_runs)
         ]
         surrogate = None
         if file.surrogate is not None:
-            (surrogate, *more) = _members(SURROGATE, file.surrogate, file.set, {}, last)
+            (surrogate, *more) = _members(SURROGATE, file.surrogate, file.set, {}, of_runs)
             require(not more, SURROGATE, "one run", file.surrogate)
-            overrides = (*surrogate.overrides, "attacks=[]")  # it is trained and no more
+            overrides = (*surrogate.overrides, "attacks=[]")  # it is only trained
             surrogate = dataclasses.replace(surrogate, name=SURROGATE, overrides=overrides)
         names = [member.name for member in members]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        require(not twice, "runs", "runs that differ, or with labels of their own", twice)
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        require(not repeated, "runs", "runs that differ, or with labels of their own", repeated)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     return Suite(path.stem, file, members, surrogate)
@@ -121,41 +145,50 @@ def load_suite(path: Path, overrides: Sequence[str], workdir: Path) -> Suite:
 
 def _members(
     where: str,
-    given: Any,
+    value: Any,
     shared: Mapping[str, Any],
     grid: Mapping[str, list[Any]],
     last: Sequence[str],
 ) -> Iterator[Member]:
-    values = {"config": given} if isinstance(given, str) else given
-    require(isinstance(values, Mapping), where, "a config's name or a mapping", given)
+    """Yield the runs of an entry.
+
+    Args:
+        where: The entry's place in the file, for error messages.
+        value: The entry as the file has it: a config's name or a mapping.
+        shared: Keys and values of every run, which the entry's own replace.
+        grid: The grid of every run, likewise.
+        last: Overrides from the command line, which replace all others.
+    """
+    values = {"config": value} if isinstance(value, str) else value
+    require(isinstance(values, Mapping), where, "a config's name or a mapping", value)
     entry = Entry(**arguments(Entry, values, where))
+    if entry.label is not None:
+        named = _file_name([entry.label])
+        require(named, f"{where}.label", "one with letters or digits", entry.label)
     grid = {**grid, **entry.grid}
-    named = entry.label is None or _file_name([entry.label])
-    require(named, f"{where}.label", "one with letters or digits", entry.label)
-    empty = [key for key, listed in grid.items() if not listed]
+    empty = [key for key, options in grid.items() if not options]
     require(not empty, f"{where}.grid", "a list of values for each key", empty)
-    for name in [entry.config] if isinstance(entry.config, str) else entry.config:
-        for chosen in itertools.product(*grid.values()):
-            varied = dict(zip(grid, chosen, strict=True))
-            overrides = (
-                *(_override(k, v) for k, v in ({**shared, **entry.set} | varied).items()),
-                *last,
-            )
-            names = [override for override in overrides if override.startswith("name=")]
+    names = [entry.config] if isinstance(entry.config, str) else entry.config
+    for name, point in itertools.product(names, itertools.product(*grid.values())):
+        varied = dict(zip(grid, point, strict=True))
+        settings = {**shared, **entry.set, **varied}
+        overrides = (*itertools.starmap(_override, settings.items()), *last)
+        for override in overrides:
+            key, _, name_of_run = override.partition("=")
             expected = "none (the runs of a suite are named by their label and grid)"
-            require(not names, "name", expected, names and names[-1].removeprefix("name="))
-            label = entry.label or _method(name, overrides)
-            shown = {key: value for key, value in varied.items() if key != "seed"}
-            yield Member(
-                _file_name([entry.label or Path(name).stem, *_told(varied)]),
-                " ".join([label, *_told(shown)]),
-                name,
-                overrides,
-                varied,
-            )
+            require(key != "name", "name", expected, name_of_run)
+        label = entry.label or _method_name(name, overrides)
+        without_seed = {key: value for key, value in varied.items() if key != "seed"}
+        yield Member(
+            name=_file_name([entry.label or Path(name).stem, *_texts(varied)]),
+            label=" ".join([label, *_texts(without_seed)]),
+            config=name,
+            overrides=overrides,
+            varied=varied,
+        )
 
 
-def _told(varied: Mapping[str, Any]) -> list[str]:
+def _texts(varied: Mapping[str, Any]) -> list[str]:
     return [f"{key.rpartition('.')[2]}={value}" for key, value in varied.items()]
 
 
@@ -163,7 +196,7 @@ def _file_name(parts: list[str]) -> str:
     return re.sub(r"[^\w.-]+", "-", "_".join(parts)).strip("-.")
 
 
-def _method(name: str, overrides: Sequence[str]) -> str:
+def _method_name(name: str, overrides: Sequence[str]) -> str:
     config = configs.load(configs.find(name), overrides)
     method = config.get("method") or name
     return str(method["name"]) if isinstance(method, Mapping) else str(method)

@@ -1,4 +1,4 @@
-"""Runs the members of a suite, each in a process of its own, and writes their table."""
+"""Runs a suite: each run in a process of its own, and then a page with the table of all."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -22,30 +23,43 @@ from pipelines.suite import SURROGATE, Member, Suite, load_suite
 from tfrobust.errors import UserError, require
 from tfrobust.report import Row, duration, headline, load_run, write_comparison
 
-REFUSED = 2  # the exit status of a run that is refused
+REFUSED = 2  # the exit status of a run that stops at a user's mistake
 
 
 def run_suite(
     name: str, overrides: Sequence[str], workdir: Path, smoke: bool
 ) -> tuple[Path, list[Row]]:
-    """Trains, attacks and reports all runs of a suite that are not done; its folder, and a row for
-    each run, with a reason for those that failed. Raises UserError for a mistake in the file,
-    before anything is run, and where every run is refused, which then leaves nothing."""
+    """Train, attack and report all runs of a suite that are not done.
+
+    Args:
+        name: The suite's name or the path of its file.
+        overrides: Overrides as on the command line.
+        workdir: The folder in which the suite's folder is made.
+        smoke: Whether every run is cut down to seconds.
+
+    Returns:
+        The suite's folder, and a row for each run, with the reason if the run failed.
+
+    Raises:
+        UserError: If there is a mistake in the file, before anything is run; or if every run is
+            refused, and then a new folder is removed again.
+    """
     suite = load_suite(configs.find(name), overrides, workdir)
     folder = Folder(workdir / suite.name)
-    for member in {member.label: member for member in reversed(suite.members)}.values():
+    first_of_label = {member.label: member for member in reversed(suite.members)}
+    for member in first_of_label.values():
         check(member, suite, folder.path, smoke)
-    new = not folder.path.exists()
+    is_new = not folder.path.exists()
     reasons: dict[str, str | None] = {}
     refused: set[str] = set()
     with folder.locked():
         if suite.surrogate is not None:
             reasons |= _run_all(suite, [suite.surrogate], folder.path, smoke, refused, ["train"])
         reasons |= _run_all(suite, suite.members, folder.path, smoke, refused)
-        if new and refused >= reasons.keys():
-            shutil.rmtree(folder.path)  # logs, which hold what the terminal was told
+        if is_new and refused >= reasons.keys():
+            shutil.rmtree(folder.path)  # only logs, whose lines the terminal has shown
             folder.lock.unlink()
-            with contextlib.suppress(OSError):  # others' runs are in it
+            with contextlib.suppress(OSError):  # it has other runs
                 workdir.rmdir()
             first = next(iter(reasons))
             raise UserError(f"{suite.name}: every run is refused; {first}: {reasons[first]}")
@@ -58,24 +72,30 @@ def run_suite(
             "budget": suite.file.budget,
             "note": suite.file.note,
         }
-        write_comparison(folder.path, suite.name, rows, {k: v for k, v in facts.items() if v})
+        facts = {key: fact for key, fact in facts.items() if fact}
+        write_comparison(folder.path, suite.name, rows, facts)
     return folder.path, rows
 
 
 def check(member: Member, suite: Suite, folder: Path, smoke: bool) -> None:
-    """Raise the UserError of a run's config."""
+    """Raise the UserError of a run's config, if it has a mistake."""
     overrides = list(member.overrides)
-    if suite.surrogate is not None:  # what attacks with it has to wait until it is trained
+    if suite.surrogate is not None:
         attacks = configs.load(configs.find(member.config), overrides).get("attacks")
-        waits = {"source": str(folder / SURROGATE)}.items()
         if isinstance(attacks, list):
-            others = [a for a in attacks if not (isinstance(a, dict) and waits <= a.items())]
+            source = str(folder / SURROGATE)
+            others = [attack for attack in attacks if not _attacks_from(attack, source)]
             overrides.append(f"attacks={configs.flow(others)}")
     try:
         stages = load_spec(member.config, overrides, smoke).stages
         require("attack_eval" in stages, "stages", "attack_eval among them, to compare", stages)
     except UserError as error:
         raise UserError(f"{member.label}: {error}") from None
+
+
+def _attacks_from(attack: Any, source: str) -> bool:
+    """Return whether an attack needs the surrogate, which is trained before it can be checked."""
+    return isinstance(attack, dict) and attack.get("source") == source
 
 
 def _run_all(
@@ -86,42 +106,53 @@ def _run_all(
     refused: set[str],
     stages: Sequence[str] | None = None,
 ) -> dict[str, str | None]:
-    """Runs the members that are not done, `jobs` of them at a time: name -> None, or why it
-    failed. refused: takes the names of those that were refused."""
+    """Run the members that are not done, `jobs` of them at a time.
+
+    Args:
+        suite: The suite.
+        members: The runs.
+        folder: The folder of the suite.
+        smoke: Whether the runs are cut down to seconds.
+        refused: A set to which the names of refused runs are added.
+        stages: The stages to run; None runs those of each config.
+
+    Returns:
+        By the name of each run None, or why it failed.
+    """
     reasons: dict[str, str | None] = {}
-    todo: dict[str, list[str]] = {}
+    commands: dict[str, list[str]] = {}
     for member in members:
         try:
-            line = _line(member, folder, smoke, stages)
+            line = _command(member, folder, smoke, stages)
         except UserError as error:  # such as a surrogate that was not trained
             reasons[member.name] = str(error)
             refused.add(member.name)
             print(f"{member.name}: failed: {error}", flush=True)
             continue
         if line:
-            todo[member.name] = line
+            commands[member.name] = line
         else:
             reasons[member.name] = None
             print(f"{member.name}: done before", flush=True)
 
-    own = {}
-    if suite.file.jobs > 1:  # they share the cores, and the memory of a GPU
+    settings = {}
+    if suite.file.jobs > 1:  # the runs share the cores, and the memory of a GPU
         threads = max(1, (os.cpu_count() or 1) // suite.file.jobs)
-        own = {"TF_NUM_INTRAOP_THREADS": str(threads), "TF_FORCE_GPU_ALLOW_GROWTH": "true"}
+        settings = {"TF_NUM_INTRAOP_THREADS": str(threads), "TF_FORCE_GPU_ALLOW_GROWTH": "true"}
     children = Children()
     with children.waited_for(), ThreadPoolExecutor(suite.file.jobs) as pool:
         try:
-            waiting = {
-                pool.submit(_run, line, folder, name, os.environ | own, children): name
-                for name, line in todo.items()
+            futures = {
+                pool.submit(_run, line, folder, name, os.environ | settings, children): name
+                for name, line in commands.items()
             }
-            with tqdm(total=len(todo), desc=suite.name, unit="run", disable=None) as bar:
-                for finished in as_completed(waiting):
-                    name = waiting[finished]
-                    reasons[name], told, status = finished.result()
+            with tqdm(total=len(commands), desc=suite.name, unit="run", disable=None) as bar:
+                for future in as_completed(futures):
+                    name = futures[future]
+                    reasons[name], summary, status = future.result()
                     if status == REFUSED:
                         refused.add(name)
-                    bar.write(f"{name}: {told}")
+                    bar.write(f"{name}: {summary}")
                     bar.update()
         except BaseException:
             children.stop()
@@ -129,38 +160,39 @@ def _run_all(
     return reasons
 
 
-def _line(
+def _command(
     member: Member, folder: Path, smoke: bool, stages: Sequence[str] | None
 ) -> list[str] | None:
-    """The command of a run, None where it is done."""
+    """Return the command of a run, or None if the run is done."""
     overrides = [f"name={member.name}", *member.overrides]
-    spec, made = load_spec(member.config, overrides, smoke), Folder(folder / member.name)
-    if all(stage_runners.done(stage, spec, made) for stage in stages or spec.stages):
+    spec, run_folder = load_spec(member.config, overrides, smoke), Folder(folder / member.name)
+    if all(stage_runners.done(stage, spec, run_folder) for stage in stages or spec.stages):
         return None
     line = [sys.executable, *arguments_of(member.config, overrides, smoke)]
-    return [*line, "--workdir", str(folder), *(["--stages", ",".join(stages)] if stages else [])]
+    line += ["--workdir", str(folder)]
+    return line if stages is None else [*line, "--stages", ",".join(stages)]
 
 
 def _run(
     line: list[str], folder: Path, name: str, environment: Mapping[str, str], children: Children
 ) -> tuple[str | None, str, int | None]:
-    """None, or why the run failed; what to tell; the exit status."""
+    """Run a command, and return why it failed or None, a summary, and the exit status."""
     begun, log = time.perf_counter(), folder / "logs" / f"{name}.log"
     status = children.run(line, log, environment)
     if status is None:
         return "not begun", "not begun", None
-    took = duration(time.perf_counter() - begun)
+    elapsed = duration(time.perf_counter() - begun)
     if status:
         reason = _reason(log, status)
-        return reason, f"failed after {took}: {reason} ({log})", status
-    if not (folder / name / "eval.json").is_file():  # the surrogate has none
-        return None, f"done in {took}", status
+        return reason, f"failed after {elapsed}: {reason} ({log})", status
+    if not (folder / name / "eval.json").is_file():  # the surrogate is not evaluated
+        return None, f"done in {elapsed}", status
     record = load_run(folder / name)
-    return None, f"{headline(record.config, record.evaluation)}; {took}", status
+    return None, f"{headline(record.config, record.evaluation)}; {elapsed}", status
 
 
 def _reason(log: Path, status: int) -> str:
-    """The error's line, or else the last one of a run's log."""
+    """Return the last line of a run's log that is an error, or else the last line."""
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    return (told or lines or [f"exit status {status}"])[-1]
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return (errors or lines or [f"exit status {status}"])[-1]

@@ -1,4 +1,4 @@
-"""The programs that XLA compiles, kept in the user's cache folder for the next start."""
+"""Keeps the programs that XLA compiles in the user's cache folder, for the next start."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 FLAGS = "TF_XLA_FLAGS"  # read by TensorFlow when it first compiles
-MOST = 2 * 2**30  # bytes that are kept, the newest
+MOST = 2 * 2**30  # bytes that are kept; the oldest programs are deleted
 
 
 def keep_programs() -> None:
-    """Have TensorFlow keep them, unless the user has flags of their own for XLA, or the folder
-    cannot be written to."""
+    """Have TensorFlow keep compiled programs in `~/.cache/tfrobust/xla`.
+
+    Nothing changes if the user has set flags for XLA, or if the folder cannot be written to.
+    """
     if FLAGS in os.environ:
         return
     try:
@@ -29,18 +31,20 @@ def keep_programs() -> None:
 
 
 def _made_by() -> str:
-    """Return what tells programs of one TensorFlow on one machine from others: their names do
-    not."""
-    found = "unknown"
+    """Return the folder's name: TensorFlow's version and the machine.
+
+    The file names of the programs include neither.
+    """
+    tensorflow = "unknown"
     for name in ("tensorflow", "tensorflow-cpu"):
         with contextlib.suppress(PackageNotFoundError):
-            found = version(name)
+            tensorflow = version(name)
             break
-    return f"{found}-{platform.node() or 'unnamed'}"
+    return f"{tensorflow}-{platform.node() or 'unnamed'}"
 
 
 def forget_old(folder: Path, most: int = MOST) -> None:
-    """Delete the oldest files of a folder, so that at most so many bytes are left."""
+    """Delete the oldest files of a folder until it holds at most `most` bytes."""
     files = []
     for file in folder.iterdir():
         with contextlib.suppress(FileNotFoundError):  # another start deletes too

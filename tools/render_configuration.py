@@ -17,11 +17,10 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipelines import spec
 from pipelines.early_check import SCHEMA
-from pipelines.network import network_file
+from pipelines.network import NetworkFile
 from pipelines.sections import TRAINED, Data, EvaluationOptions, ExtraData, Search, Train
-from pipelines.spec import FACTS, SEARCHING, STAGES
+from pipelines.spec import FACTS, SEARCHING, STAGES, TopLevel
 from pipelines.suite import Entry, SuiteFile
 from tfrobust.attacks import ATTACKS
 from tfrobust.data import DATASETS
@@ -64,10 +63,10 @@ def schema() -> str:
     attacks = _keys(ATTACKS)
     content = {
         "keys": {
-            "": sorted(parameters(spec._schema)),
+            "": sorted(parameters(TopLevel)),
             "threat": sorted(parameters(Threat)),
             "train": sorted(parameters(Train)),
-            "model": sorted(parameters(network_file)),
+            "model": sorted(parameters(NetworkFile)),
             "evaluation": sorted(parameters(EvaluationOptions)),
             "search": sorted(parameters(Search)),
         },
@@ -113,7 +112,7 @@ def render() -> str:
         ("threat", Threat),
         ("data", Data),
         ("data.extra", ExtraData),
-        ("model, of a file", network_file),
+        ("model, of a file", NetworkFile),
         ("train", Train),
         ("evaluation", EvaluationOptions),
         ("search", Search),

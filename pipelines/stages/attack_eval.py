@@ -4,25 +4,101 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Collection
+from pathlib import Path
 
+from pipelines.fingerprints import fingerprint
 from pipelines.folder import Folder
 from pipelines.sections import EvaluationOptions
-from pipelines.spec import Spec
+from pipelines.spec import Spec, attack_files, attacks_by_key, data_files
+from pipelines.stages.evaluated_network import load_evaluated, network_files
+from pipelines.stages.stage import Stage
 from pipelines.stages.tensorboard_logs import write_board
+from tfrobust.attacks import SavedImages
+from tfrobust.errors import UserError, in_memory
 from tfrobust.evaluation import Details, evaluate, margins
-from tfrobust.evaluation.crafting import by_xla
+from tfrobust.evaluation.cascade import check_files
+from tfrobust.evaluation.crafting import by_xla, predictor
+from tfrobust.evaluation.image_file import ImageFile
 from tfrobust.evaluation.pictures import VALLEY
-from tfrobust.models import SavedNetwork
+from tfrobust.evaluation.record import SCHEMA, Record
+from tfrobust.evaluation.recorder import of_other_code
+from tfrobust.gate import check_inputs
+from tfrobust.models import SavedNetwork, in_precision
 from tfrobust.report import load_run
 
 SECTIONS = ("seed", "threat", "data", "model", "attacks", "evaluation")
+# The number of images in a pass changes no attack, and how to treat finished ones no result.
+IRRELEVANT = ("batch_size", "rerun")
+FIRST = 500  # test images that are checked before a run begins; with saved images all of them are
 
 
-def attack_eval(spec: Spec, folder: Folder, network: SavedNetwork, digest: str) -> None:
-    """Evaluate the network on the test split; then write config.yaml and TensorBoard's events.
+class AttackEval(Stage):
+    """Writes eval.json and flags.npz, and adversarial.npz if `evaluation.save` asks for it."""
 
-    digest: of the network's files.
-    """
+    name = "attack_eval"
+    reads_network = True
+
+    def inputs(self, spec: Spec, folder: Folder) -> str:
+        files = [*data_files(spec), *network_files(spec, folder)]
+        files += attack_files(attacks_by_key(spec.attack_list))
+        section = spec.config.get("evaluation") or {}
+        options = {key: value for key, value in section.items() if key not in IRRELEVANT}
+        return fingerprint({**spec.config, "evaluation": options}, SECTIONS, files)
+
+    def outputs(self, spec: Spec, folder: Folder) -> list[Path]:
+        images = [folder.adversarial] if spec.evaluation.save is not None else []
+        return [folder.evaluation, folder.flags, *images]
+
+    def done(self, spec: Spec, folder: Folder) -> bool:
+        if spec.evaluation.rerun or not _has_current_schema(folder):
+            return False
+        return super().done(spec, folder)
+
+    def check(self, spec: Spec, folder: Folder, planned: Collection[str]) -> None:
+        test = spec.data.test
+        if not any(isinstance(listed.attack, SavedImages) for listed in spec.attack_list):
+            test = test.first(min(FIRST, len(test)))
+        if "train" in planned:
+            return
+        network, size = load_evaluated(spec, folder), spec.evaluation.batch_size
+        precision = spec.evaluation.craft_precision
+        if precision != "float32":
+            in_precision(network, precision, "evaluation.craft_precision")
+        with in_memory("evaluation.batch_size", size):
+            images, labels = test.as_float(), test.labels
+            check_inputs(network, images, labels, spec.threat, size, "channels_last")
+            correct = predictor(network, size)(images) == labels
+            # In a cascade only the first attack sees all images.
+            unfiltered = (
+                spec.attack_list[:1] if spec.evaluation.mode == "cascade" else spec.attack_list
+            )
+            limits = (spec.threat, network.classes, size, unfiltered)
+            check_files(spec.attack_list, images, correct, *limits)
+            if spec.evaluation.save is not None:
+                ImageFile(folder.path, spec.evaluation.save, images)
+
+    def run(self, spec: Spec, folder: Folder) -> None:
+        with in_memory("evaluation.batch_size", spec.evaluation.batch_size):
+            _attack_eval(spec, folder, load_evaluated(spec, folder))
+
+    def skip(self, folder: Folder) -> None:
+        """Print that the stage is skipped, and which other commit its results are of, if any."""
+        super().skip(folder)
+        record = Record.load(folder.path)
+        if line := of_other_code([record, *record.attacks]):
+            print(f"{self.name}: {line}")
+
+
+def _has_current_schema(folder: Folder) -> bool:
+    try:
+        return Record.load(folder.path).schema_version == SCHEMA
+    except UserError:
+        return False
+
+
+def _attack_eval(spec: Spec, folder: Folder, network: SavedNetwork) -> None:
+    """Evaluate the network on the test split; then write config.yaml and TensorBoard's events."""
     test, options = spec.data.test, spec.evaluation
     x, y = test.as_float(), test.labels
     details = Details(
@@ -30,7 +106,7 @@ def attack_eval(spec: Spec, folder: Folder, network: SavedNetwork, digest: str) 
         index=test.index,
         class_names=spec.data.source.class_names,
         model=spec.config.get("model"),
-        digest=digest,
+        digest=fingerprint({}, (), network_files(spec, folder)),
         training_commit=folder.commit("train"),
         curve=[(point, _at(network, point)) for point in _points(options)],
         say=functools.partial(print, flush=True),
@@ -52,24 +128,25 @@ def attack_eval(spec: Spec, folder: Folder, network: SavedNetwork, digest: str) 
         craft_precision=options.craft_precision,
         jit_compile=options.jit_compile,
         details=details,
-        layout="channels_last",  # which the data set has been asked for
+        layout="channels_last",  # as the data set has checked
     )
-    folder.write_config()  # only now: what was there belongs to the results that were there
+    # Only now: config.yaml has to match the results that are there.
+    folder.write_config()
     if spec.attack_list:
         few = slice(VALLEY)
         sizes = {"seed": spec.seed, "batch_size": options.batch_size}
-        found = margins(network, x[few], y[few], spec.threat, **sizes)
-        write_board(folder.tensorboard / "attack_eval", load_run(folder.path), found)
+        margins_of_few = margins(network, x[few], y[few], spec.threat, **sizes)
+        write_board(folder.tensorboard / "attack_eval", load_run(folder.path), margins_of_few)
 
 
 def _at(network: SavedNetwork, point: dict[str, float]) -> SavedNetwork:
-    """The once-for-all network at one of its points."""
+    """Return the once-for-all network at one of its points."""
     width = point.get("width", network.width)
     return dataclasses.replace(network, strength=point["lambda"], width=width)
 
 
 def _points(options: EvaluationOptions) -> list[dict[str, float]]:
-    """Where a once-for-all network is evaluated: each lambda, and each at all widths."""
+    """Return the points at which a once-for-all network is evaluated: each lambda at each width."""
     if options.lambdas is None and options.widths is None:
         return []
     lambdas = [{"lambda": value} for value in options.lambdas or [1.0]]

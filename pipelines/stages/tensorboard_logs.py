@@ -1,7 +1,8 @@
-"""An evaluation for TensorBoard: accuracies, images, margins, and what the run was made with."""
+"""TensorBoard events of an evaluation and of the trials of a search."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,15 +12,28 @@ import numpy as np
 import tensorflow as tf
 from tensorboard.plugins.hparams import api as hparams
 
-from tfrobust.report import Probes, RunRecord, accuracy_rows, amplification, method_name
+from pipelines.sections import CLEAN, ROBUST, Search
+from pipelines.space import Range
+from tfrobust.report import (
+    Probes,
+    RunRecord,
+    SearchTrial,
+    accuracy_rows,
+    amplification,
+    method_name,
+    number,
+)
 
-WIDTH, GAP = 96, 8  # pixels: small images are enlarged
+WIDTH, GAP = 96, 8  # pixels; small images are enlarged to about this width
 
 
 def write_board(folder: Path, record: RunRecord, margins: Mapping[str, np.ndarray]) -> None:
-    """Writes the events of an evaluation to `folder`, in place of what was there.
+    """Write the events of an evaluation to `folder`, replacing what is there.
 
-    margins: name -> margins [n] of test images.
+    Args:
+        folder: A folder of TensorBoard's, which is removed first.
+        record: The run folder that has been read: config, evaluation and example images.
+        margins: The margins of test images by name, each an array [n].
     """
     shutil.rmtree(folder, ignore_errors=True)
     writer = tf.summary.create_file_writer(str(folder))
@@ -38,26 +52,66 @@ def write_board(folder: Path, record: RunRecord, margins: Mapping[str, np.ndarra
 
 
 def hyper_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Data, eps, seed, and the method with its scalars."""
+    """Return the data set, eps, the seed, and the method with its scalar arguments."""
     method = config.get("method") or {}
-    found = {f"method.{key}": value for key, value in method.items() if key != "name"}
-    found |= {"method": method_name(config), "data": config["data"]["name"]}
-    found |= {"seed": config.get("seed"), "eps": (config.get("threat") or {}).get("eps")}
-    found["train.eps"] = (config.get("train") or {}).get("eps")
-    return {key: v for key, v in found.items() if isinstance(v, bool | int | float | str)}
+    values = {f"method.{key}": value for key, value in method.items() if key != "name"}
+    values |= {"method": method_name(config), "data": config["data"]["name"]}
+    values |= {"seed": config.get("seed"), "eps": (config.get("threat") or {}).get("eps")}
+    values["train.eps"] = (config.get("train") or {}).get("eps")
+    return {key: v for key, v in values.items() if isinstance(v, bool | int | float | str)}
+
+
+def write_columns(folder: Path, plan: Search) -> None:
+    """Write the columns of TensorBoard's HParams view: the searched keys and both accuracies."""
+    with tf.summary.create_file_writer(str(folder)).as_default():
+        hparams.hparams_config(
+            hparams=[hparams.HParam(key, _domain(values)) for key, values in plan.space.items()],
+            metrics=[
+                hparams.Metric(CLEAN, display_name="validation clean accuracy"),
+                hparams.Metric(ROBUST, display_name="validation robust accuracy"),
+            ],
+        )
+
+
+def value_text(value: Any) -> str:
+    """Return a value of a searched key as text: a number in short, anything else as JSON."""
+    return number(value) if isinstance(value, float | int | str) else json.dumps(value)
+
+
+def _domain(values: Range) -> Any:
+    if values.kind == "choice":
+        return hparams.Discrete([value_text(value) for value in values.values])
+    interval = hparams.IntInterval if values.kind == "int" else hparams.RealInterval
+    return interval(*values.values)
+
+
+def write_trial(folder: Path, trial: SearchTrial) -> None:
+    """Write the row of a completed trial in the HParams view, replacing what is there."""
+    shutil.rmtree(folder, ignore_errors=True)
+    values = {
+        key: value if isinstance(value, float | int) else value_text(value)
+        for key, value in trial.values.items()
+    }
+    with tf.summary.create_file_writer(str(folder)).as_default():
+        hparams.hparams(values, trial_id=trial.name)
+        tf.summary.scalar(CLEAN, trial.clean, trial.epochs)
+        tf.summary.scalar(ROBUST, trial.robust, trial.epochs)
 
 
 def _images(probes: Probes) -> np.ndarray:
-    """Side by side the clean image, the adversarial one and their difference around mid-grey,
-    amplified; in grey or colour."""
+    """Return rows of three images: clean, adversarial, and their amplified difference around grey.
+
+    Images of one or three channels keep them; of any other number the mean is shown.
+    """
     difference = 0.5 + amplification(probes) * (probes.adversarial - probes.image)
     times = max(1, WIDTH // probes.image.shape[2])
-    shown = [_enlarged(part, times) for part in (probes.image, probes.adversarial, difference)]
-    gap = np.ones_like(shown[0][:, :, :GAP])
-    return np.concatenate([shown[0], gap, shown[1], gap, shown[2]], axis=2)
+    panels = [_enlarged(part, times) for part in (probes.image, probes.adversarial, difference)]
+    gap = np.ones_like(panels[0][:, :, :GAP])
+    return np.concatenate([panels[0], gap, panels[1], gap, panels[2]], axis=2)
 
 
 def _enlarged(images: np.ndarray, times: int) -> np.ndarray:
-    grey = images if images.shape[-1] in (1, 3) else images.mean(axis=-1, keepdims=True)
-    pixels = np.clip(grey, 0, 1).astype(np.float32)
+    if images.shape[-1] not in (1, 3):
+        images = images.mean(axis=-1, keepdims=True)
+    pixels = np.clip(images, 0, 1).astype(np.float32)
     return pixels.repeat(times, axis=1).repeat(times, axis=2)

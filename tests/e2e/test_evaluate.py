@@ -13,8 +13,8 @@ import keras
 import numpy as np
 import pytest
 
-from pipelines import stages
 from pipelines.runner import run
+from pipelines.stages import attack_eval
 from tests.e2e.conftest import ROOT, Command
 from tests.products import slow_but
 from tfrobust.errors import UserError
@@ -144,7 +144,7 @@ def test_saved_images_of_one_evaluation_attack_in_another(
     with np.load(images) as arrays:
         half = len(arrays["image"]) // 2
         np.savez(images, **{key: arrays[key][:half] for key in ("image", "index")})
-    monkeypatch.setattr(stages, "FIRST", 1)  # the missing ones come later
+    monkeypatch.setattr(attack_eval, "FIRST", 1)  # the missing ones come later
     with pytest.raises(UserError, match="path: expected an image for each of"):
         evaluated(tmp_path / "refused", [*mine, attacks])
     assert not (tmp_path / "refused").exists()

@@ -47,7 +47,7 @@ def line(member, *_):
     (folder / member.name).mkdir()
     return [sys.executable, folder / "child.py", folder / member.name, seconds]
 
-suite_runner._line = line
+suite_runner._command = line
 suite = SimpleNamespace(name="suite", file=SimpleNamespace(jobs=2))
 members = [SimpleNamespace(name=name) for name in ("a", "b", "c")]
 try:

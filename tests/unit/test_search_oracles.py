@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from pipelines.sections import Search
+from pipelines.sections import CLEAN, ROBUST, Search
 from pipelines.space import ranges
-from pipelines.stages.search import CLEAN, ROBUST, SCORE, _oracle, _reload
+from pipelines.stages.tuner import SCORE, _oracle, _reload
 from tests.products import slow_but
 from tfrobust.errors import UserError
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import tensorflow as tf
 
-from pipelines.stages.train import STEPS_AT_ONCE, _steps_at_once
+from pipelines.stages.training import STEPS_AT_ONCE, _steps_at_once
 from pipelines.xla_cache import FLAGS, forget_old, keep_programs
 
 

@@ -1,0 +1,44 @@
+"""Stage export: the network as a SavedModel."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+import numpy as np
+
+from pipelines.fingerprints import fingerprint
+from pipelines.folder import Folder
+from pipelines.spec import Spec
+from pipelines.stages.evaluated_network import network_files, network_options, network_path
+from pipelines.stages.stage import Stage
+from tfrobust.exporting import export
+from tfrobust.models import load_keras
+
+IMAGES = 7  # random images on which the exported network is compared with the one that it is from
+
+
+class Export(Stage):
+    """Writes `saved_model/`."""
+
+    name = "export"
+    reads_network = True
+
+    def inputs(self, spec: Spec, folder: Folder) -> str:
+        return fingerprint(spec.config, ("model",), network_files(spec, folder))
+
+    def outputs(self, spec: Spec, folder: Folder) -> list[Path]:
+        return [folder.saved_model]
+
+    def check(self, spec: Spec, folder: Folder, planned: Collection[str]) -> None:
+        if "train" not in planned:
+            network_path(spec, folder)
+
+    def run(self, spec: Spec, folder: Folder) -> None:
+        folder.write_config()
+        shape = (IMAGES, *spec.data.source.image_shape)
+        images = np.random.default_rng(0).random(shape, np.float32)
+        output = network_options(spec).get("output")
+        network = load_keras(*network_path(spec, folder), output=output)
+        export(network, folder.saved_model, images)
+        print(f"export: {folder.saved_model}")

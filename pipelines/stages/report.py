@@ -1,0 +1,63 @@
+"""Stage report: a page of HTML about a run or a search."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+from pipelines.fingerprints import fingerprint
+from pipelines.folder import Folder
+from pipelines.spec import Spec
+from pipelines.stages.attack_eval import AttackEval
+from pipelines.stages.stage import Stage
+from tfrobust.errors import UserError
+from tfrobust.report import write_report, write_search_report
+
+
+class Report(Stage):
+    """Writes `report/index.html` from the files that the other stages left."""
+
+    name = "report"
+    reads_network = True
+
+    def inputs(self, spec: Spec, folder: Folder) -> str:
+        files = [folder.trials]
+        if spec.search is None:
+            files = [
+                folder.history,
+                folder.evaluation,
+                folder.flags,
+                folder.probes,
+                folder.extremes,
+                folder.valley,
+                folder.landscape,
+            ]
+        return fingerprint(spec.config, spec.config, files)
+
+    def outputs(self, spec: Spec, folder: Folder) -> list[Path]:
+        return [folder.report]
+
+    def check(self, spec: Spec, folder: Folder, planned: Collection[str]) -> None:
+        if spec.search is None and AttackEval.name not in planned:
+            _require_evaluation(spec, folder)
+
+    def run(self, spec: Spec, folder: Folder) -> None:
+        folder.write_config()
+        if spec.search is None:
+            _require_evaluation(spec, folder)
+            page = write_report(folder.path)
+        else:
+            if not folder.trials.is_file():
+                raise UserError(f"{folder.trials}: expected trials; run the stage search first")
+            page = write_search_report(folder.path)
+        print(f"report: {page}")
+
+
+def _require_evaluation(spec: Spec, folder: Folder) -> None:
+    stage = AttackEval()
+    # An evaluation in an older schema, or one to be repeated, can still be reported.
+    if not folder.done(stage.name, stage.inputs(spec, folder), stage.outputs(spec, folder)):
+        raise UserError(
+            f"{folder.evaluation}: expected the attacks of this config evaluated; run the "
+            "stage attack_eval first"
+        )

@@ -1,0 +1,251 @@
+"""Trains a network by a method on a data set, and keeps the weights of the best epoch."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import functools
+import math
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from pipelines.folder import Folder
+from pipelines.sections import Train
+from pipelines.spec import Spec
+from tfrobust.data import Extra, Split, batches, hold_out
+from tfrobust.distribution import gathered, strategy, worker
+from tfrobust.errors import UserError, require
+from tfrobust.io import write_atomically
+from tfrobust.methods import RobustModel
+from tfrobust.models import with_keras_layers, with_precision
+from tfrobust.registry import located
+from tfrobust.training import (
+    BatchTimer,
+    Best,
+    CatastrophicOverfitting,
+    Checkpoints,
+    History,
+    Interruption,
+    NotFinite,
+    Resume,
+    TableQuantiles,
+)
+
+VALIDATION_BATCH = 500
+EXTREMES = 8  # images at each end of a table
+STEPS_AT_ONCE = 20  # the most compiled steps that follow each other without the host
+ROLLBACK = 0.5  # the factor of the learning rate at each rollback
+
+
+class Diverged(UserError):
+    """The loss was not finite more often than `train.rollbacks` allows."""
+
+
+def train(spec: Spec, folder: Folder, epochs: int | None = None) -> None:
+    """Train from the last checkpoint, or from the start, and write the network to model.keras.
+
+    The same config gives the same weights on CPU, whether or not the training was interrupted.
+
+    Args:
+        spec: The run.
+        folder: The folder of the run.
+        epochs: The epoch after which to stop, as if the run were interrupted there. None trains
+            all epochs of the config.
+
+    Raises:
+        Diverged: If the loss is not finite more often than `train.rollbacks` allows.
+    """
+    plan = spec.train
+    assert plan is not None
+    checkpoints, network = Checkpoints(folder.checkpoints), None
+    checkpoints.back_to(int(gathered(np.array(checkpoints.step)).min()))
+    data = splits(spec)
+    with Interruption().caught() as interruption:
+        while network is None:
+            try:
+                network = _trained(
+                    spec, plan, folder, data, checkpoints, interruption, epochs or plan.epochs
+                )
+            except NotFinite as error:
+                if checkpoints.rollbacks >= plan.rollbacks:
+                    hint = "lower optimizer.learning_rate, or raise train.rollbacks"
+                    raise Diverged(f"train: {error}; {hint}") from None
+                checkpoints.rollbacks += 1
+                print(f"train: {error}; going on from there at {ROLLBACK:g} times the rate")
+    network = with_precision(network, "float32")
+    with contextlib.suppress(UserError):  # Keras has no layers for a once-for-all network
+        network = with_keras_layers(network)
+    write_atomically(folder.model, network.save)
+
+
+def progress(folder: Folder) -> tuple[float, bool]:
+    """Return how far the last checkpoint of a run has come.
+
+    Returns:
+        The number of epochs that are trained, where an unfinished one counts as a half; and whether
+        the schedule has ended the run.
+    """
+    note = Checkpoints(folder.checkpoints).note
+    rows = list(csv.DictReader(note.get("history", [])))
+    last_step = int(rows[-1]["step"]) if rows else 0
+    unfinished = note.get("step", 0) > last_step
+    return len(rows) + 0.5 * unfinished, bool(note.get("stopped"))
+
+
+def _trained(
+    spec: Spec,
+    plan: Train,
+    folder: Folder,
+    data: tuple[Split, Split, Extra | None],
+    checkpoints: Checkpoints,
+    interruption: Interruption,
+    epochs: int,
+) -> keras.Model:
+    """Train up to the epoch `epochs`, and return the network at its best epoch."""
+    assert spec.method is not None and spec.optimizer is not None and spec.network is not None
+    keras.utils.set_random_seed(spec.seed)
+    (split, held_out, extra), rollbacks = data, checkpoints.rollbacks
+    size = spec.data.batch_size
+    steps = min(plan.steps_per_epoch or len(split), len(split) // size)
+
+    base = float(spec.optimizer().learning_rate) * ROLLBACK**rollbacks
+    replicas = strategy().num_replicas_in_sync
+    with strategy().scope():
+        network = with_precision(spec.network(), spec.precision)
+        model = spec.method(
+            network,
+            ramp_steps=round(plan.epsilon_ramp_epochs * steps),
+            num_examples=_table_size(split, held_out) + (0 if extra is None else len(extra.split)),
+            batch_size=size,
+            steps_per_epoch=steps,
+        )
+        updates = steps * model.updates_per_batch
+        rate = plan.schedule.learning_rate(base, updates, plan.epochs)
+        model.compile(spec.optimizer(learning_rate=rate), jit_compile=plan.jit_compile)
+        model.optimizer.build(model.network.trainable_variables)
+    if model.jit_compile:
+        print("train: XLA compiles the step first", flush=True)
+
+    note = checkpoints.note
+    history = History(folder.history, note.get("history", []), folder.tensorboard)
+    best = Best(model, plan.monitor)
+    guides = plan.schedule.callbacks(math.ceil(plan.epsilon_ramp_epochs), plan.monitor)
+    steering = [BatchTimer(), *guides, best, CatastrophicOverfitting(), TableQuantiles(split.index)]
+    resume = Resume(
+        model,
+        checkpoints,
+        steering,
+        steps,
+        minutes=plan.checkpoint_minutes,
+        interruption=interruption,
+        history=history,
+        note={"rollbacks": rollbacks},
+    )
+    new_rollbacks = rollbacks - note.get("rollbacks", rollbacks)
+    if new_rollbacks and not callable(rate):  # the checkpoint has restored its own rate
+        lower = model.optimizer.learning_rate * ROLLBACK**new_rollbacks
+        model.optimizer.learning_rate.assign(lower)
+    if resume.step:
+        position = f"{resume.epoch} of {plan.epochs} epochs and {resume.batch} batches"
+        print(f"train: going on after {position}", flush=True)
+    validation_size = VALIDATION_BATCH // replicas * replicas
+    validation = batches(held_out, validation_size) if len(held_out) else None
+    verbose = 1 if sys.stdout.isatty() else 2
+    if worker()[0] > 0:  # only the first worker prints
+        verbose = 0
+
+    def fit(last: int) -> None:
+        first = resume.step
+        if model.jit_compile and replicas == 1:  # Keras fails on several replicas
+            model.steps_per_execution = _steps_at_once(steps, first)
+        model.fit(
+            batches(
+                split,
+                size,
+                seed=spec.seed,
+                training=True,
+                augment=spec.data.augment,
+                first_step=first,
+                steps_per_epoch=steps,
+                extra=extra,
+            ),
+            steps_per_epoch=steps - first % steps,
+            initial_epoch=first // steps,
+            epochs=last,
+            validation_data=validation,
+            callbacks=[*steering, history, resume],
+            shuffle=False,  # `batches` shuffles
+            verbose=verbose,
+        )
+
+    if resume.batch:
+        fit(resume.epoch + 1)  # the rest of an unfinished epoch
+    if resume.epoch < epochs and not resume.stopped:
+        fit(epochs)
+    interruption.heed(resume.epoch, 0)
+    best.restore()
+    _extremes(folder.extremes, model, split)
+    return model.network
+
+
+def _steps_at_once(steps: int, first: int) -> int:
+    """Return how many compiled steps may follow each other without the host.
+
+    It is the largest number up to STEPS_AT_ONCE with which every epoch of `steps` steps ends at a
+    full group, also the epoch that goes on at the step `first`.
+    """
+    common = math.gcd(steps, first)
+    return max(n for n in range(1, STEPS_AT_ONCE + 1) if common % n == 0)
+
+
+def _extremes(path: Path, model: RobustModel, split: Split) -> None:
+    """Write the method's table, if it has one, and the images with its smallest and largest values.
+
+    A table has one number for each training example, such as the eps of IAAT.
+    """
+    for name, table in model.tables().items():
+        values = keras.ops.convert_to_numpy(table.table)[split.index]
+        order = np.argsort(values, kind="stable")
+        few = min(EXTREMES, len(order) // 2)
+        ends = np.concatenate([order[:few], order[len(order) - few :]])
+        chosen = split.take(ends)
+        arrays = {"image": chosen.as_float(), "label": chosen.labels, "value": values[ends]}
+        arrays |= {"name": np.array(name), "values": values, "index": split.index}
+        write_atomically(path, functools.partial(np.savez, **arrays))
+
+
+def _table_size(*splits: Split) -> int:
+    """Return the number of rows of a table that has one row for each index of the splits."""
+    return 1 + max(int(split.index.max(initial=-1)) for split in splits)
+
+
+def splits(spec: Spec) -> tuple[Split, Split, Extra | None]:
+    """Return the examples of training, of validation, and of the extra data set if there is one.
+
+    The validation examples are held out of the training split. Their number is rounded down to a
+    multiple of the replicas.
+
+    Raises:
+        UserError: If the sizes in the config do not fit the data.
+    """
+    examples = spec.data.train
+    held, size = spec.data.validation, spec.data.batch_size
+    count = len(examples)
+    require(count, "data", "a data set with training images", "one without")
+    require(held < count, "data.validation", f"fewer than the {count} training images", held)
+    split, held_out = hold_out(examples, held, spec.seed)
+    count = len(split)
+    require(size <= count, "data.batch_size", f"at most the {count} training images", size)
+    replicas = strategy().num_replicas_in_sync
+    require(size % replicas == 0, "data.batch_size", f"a multiple of {replicas} replicas", size)
+    held_out = held_out.first(len(held_out) // replicas * replicas)
+    section = spec.data.extra
+    if section is None:
+        return split, held_out, None
+    extra_split = located("data.extra", section.source.load, "train")
+    extra = located("data.extra", Extra, extra_split, section.share, section.weight)
+    located("data", extra.rows, size)
+    return split, held_out, extra
