@@ -1,4 +1,4 @@
-"""What a stage was run with, in one hash: sections of the config and what its files hold."""
+"""Fingerprints of a stage's inputs: one hash of sections of the config and contents of files."""
 
 from __future__ import annotations
 
@@ -13,22 +13,31 @@ from typing import Any
 
 from tfrobust.data.folder import images_of, split_folders
 
-# Where files lie, whether they may be fetched, how often a run is saved and how often it may go
-# back changes nothing that it has done.
+# Keys that change no result: where files lie, whether they may be downloaded, how often a run is
+# saved and how often it may go back to a checkpoint.
 PLACES = ("dir", "download", "path", "init_from", "checkpoint_minutes", "rollbacks")
-SMALL, MOST = 2**16, 2**28  # bytes of a file, and of all files of a folder, that are read
+# Bytes: the largest image that is read, and the most that is read of a folder of images.
+SMALL, MOST = 2**16, 2**28
 
 
 def fingerprint(
     config: Mapping[str, Any], sections: Iterable[str] = (), files: Iterable[Path] = ()
 ) -> str:
-    """A hash of sections of the config and of the content of files; links are followed.
+    """Return a hash of sections of a config and of the contents of files.
 
-    files: a folder among them is one of images (`open_folder`), and all that is read of it counts,
-    by `_of_images`. Nothing is remembered from one call to the next: files may have changed.
+    Nothing is cached between calls, because files may change.
+
+    Args:
+        config: The config.
+        sections: The top-level keys that count.
+        files: Files, through links. A missing file is skipped. A folder is one of images as
+            `open_folder` reads it: its classes and images count.
+
+    Returns:
+        A SHA-256 hash in hexadecimal.
     """
-    chosen = {s: _without_places(config.get(s)) for s in sections}
-    digest = hashlib.sha256(json.dumps(chosen, sort_keys=True, default=str).encode())
+    values = {section: _without_places(config.get(section)) for section in sections}
+    digest = hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode())
     for file in files:
         if file.is_dir():
             digest.update(_of_images(file))
@@ -41,33 +50,39 @@ def fingerprint(
 def _without_places(section: Any) -> Any:
     if not isinstance(section, Mapping):
         return section
-    kept = {key: value for key, value in section.items() if key not in PLACES}
-    return {key: _without_places(value) if key == "extra" else value for key, value in kept.items()}
+    values = {key: value for key, value in section.items() if key not in PLACES}
+    if "extra" in values:
+        values["extra"] = _without_places(values["extra"])
+    return values
 
 
 def _of_images(folder: Path) -> bytes:
-    """A hash of the classes of a folder of images, and of the name, size and content of each image.
+    """Return a hash of the classes of a folder of images, and of each image's name and content.
 
-    To read a million images would take minutes: of one above 64 KiB, and of all after the first
-    256 MiB that are read, the time of the last change counts instead. A copy of a large folder that
-    does not keep the times is therefore another folder; one of small images is the same.
+    Reading a million images would take minutes. For an image above 64 KiB, and for all images
+    after the first 256 MiB that are read, size and time of the last change count instead of the
+    content. So a copy that does not keep these times has another hash if the folder is large, and
+    the same hash if its images are few and small.
     """
     digest, left = hashlib.sha256(), MOST
     for split, place in split_folders(folder).items():
         for name, images in images_of(place)[0].items():
             digest.update(_line(split, name))
             for image in images:
-                size, told = _told(image, min(SMALL, left))
+                size, identity = _identity(image, min(SMALL, left))
                 left -= size
-                digest.update(_line(os.path.basename(image), told))
+                digest.update(_line(os.path.basename(image), identity))
     return digest.digest()
 
 
-def _told(image: str, most: int) -> tuple[int, str]:
-    """What tells an image from others of its name; and the bytes that were read of it."""
+def _identity(image: str, most: int) -> tuple[int, str]:
+    """Return how many bytes of an image were read, and its hash, or its size and time of change.
+
+    An image of more than `most` bytes is not read.
+    """
     try:
         status = os.stat(image)
-    except OSError:  # a link to nothing: told when it is read
+    except OSError:  # a link to nothing is an error where images are read, not here
         return 0, "none"
     if not S_ISREG(status.st_mode) or status.st_size > most:
         return 0, f"{status.st_size} bytes, changed at {status.st_mtime_ns}"

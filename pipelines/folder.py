@@ -1,4 +1,4 @@
-"""A run's folder: where its files lie, and which stages are done with which inputs."""
+"""A run's folder: the paths of its files, and which stages are done with which inputs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,12 @@ from tfrobust.io import write_text
 
 
 class Folder:
-    """WORKDIR/NAME and the paths in it. config_text: the content of config.yaml, once written."""
+    """The folder WORKDIR/NAME of a run and the paths in it.
+
+    Args:
+        path: The folder, which need not exist yet.
+        config_text: The text that `write_config` writes to config.yaml.
+    """
 
     def __init__(self, path: Path, config_text: str = ""):
         self.path, self.config_text = path, config_text
@@ -44,14 +49,21 @@ class Folder:
 
     @contextlib.contextmanager
     def locked(self, wait: bool = False) -> Iterator[None]:
-        """Within, no other process works here. Raises UserError where one does, or waits for it.
+        """Keep other processes from working in the folder.
 
-        The lock lies beside the folder, which may be moved aside, and goes with the process.
+        The lock is a file beside the folder, which may be moved aside. It ends with the process.
+
+        Args:
+            wait: Whether to wait for a process that is at work in the folder.
+
+        Raises:
+            UserError: If another process is at work in the folder and `wait` is false.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        operation = fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB
         with self.lock.open("w") as lock:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                fcntl.flock(lock, operation)
             except BlockingIOError:
                 raise UserError(
                     f"{self.path}: expected a folder that no other run is at work in"
@@ -59,39 +71,39 @@ class Folder:
             yield
 
     def begun(self, stage: str) -> str | None:
-        """The fingerprint with which a stage was last begun here."""
+        """Return the fingerprint with which a stage was last begun here."""
         return self._read().get(stage, {}).get("fingerprint")
 
     def done(self, stage: str, fingerprint: str, outputs: Iterable[Path]) -> bool:
-        """Whether the stage was finished with these inputs and what it made is still there."""
+        """Return whether a stage was finished with these inputs and its outputs still exist."""
         entry = self._read().get(stage, {})
         finished = entry.get("fingerprint") == fingerprint and entry.get("done")
         return bool(finished) and all(path.exists() for path in outputs)
 
     def mark(self, stage: str, fingerprint: str, done: bool, commit: str | None) -> None:
-        """Note that a stage begins, or is done, and the commit of the code."""
+        """Record that a stage begins or is done, with its inputs and the commit of the code."""
         entry = {"fingerprint": fingerprint, "done": done, "commit": commit}
         write_text(self._stages, json.dumps(self._read() | {stage: entry}, indent=2) + "\n")
 
     def commit(self, stage: str) -> str | None:
-        """The commit with which a stage was last run here."""
+        """Return the commit of the code with which a stage was last run here."""
         return self._read().get(stage, {}).get("commit")
 
     def used(self) -> bool:
-        """Whether a training has left anything here."""
+        """Return whether a training or a search has left files here."""
         traces = (self.history, self.model, self.checkpoints, self.oracle)
         return any(path.exists() for path in traces)
 
     def write_config(self) -> None:
-        """Write config.yaml: the config that what is in the folder was made with."""
+        """Write config.yaml, the config with which the files in the folder are made."""
         write_text(self.config, self.config_text)
 
     def move_aside(self) -> Path:
         """Rename the folder to the first free NAME.1, NAME.2, ... and return that path."""
         number = 1
-        while (kept := self.path.with_name(f"{self.path.name}.{number}")).exists():
+        while (free := self.path.with_name(f"{self.path.name}.{number}")).exists():
             number += 1
-        return self.path.rename(kept)
+        return self.path.rename(free)
 
     def _read(self) -> dict[str, Any]:
         if not self._stages.is_file():

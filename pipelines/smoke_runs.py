@@ -1,4 +1,4 @@
-"""A config cut down to seconds: every stage, a few steps, a tiny network, made-up images."""
+"""Cuts a config down to seconds: every stage, with few steps, a tiny network and random images."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ LIMITS = {"steps": 2, "restarts": 2, "targets": 2, "draws": 2, "eot": 2, "querie
 
 
 def smoke(spec: Spec) -> Spec:
-    """The same run in small: its method, attacks and stages stay, all that costs time shrinks. Its
-    numbers mean nothing."""
+    """Return a small version of a run, whose results mean nothing.
+
+    Its method, attacks and stages stay. Data, network and numbers of steps shrink.
+    """
     source, config = spec.data.source, dict(spec.config)
     config["data"] = {
         "name": "synthetic",
@@ -29,49 +31,63 @@ def smoke(spec: Spec) -> Spec:
     }
     if spec.data.extra is not None:
         shape = {key: config["data"][key] for key in ("name", "image_shape", "num_classes")}
-        more = {"share": spec.data.extra.share, "weight": spec.data.extra.weight}
-        config["data"]["extra"] = {**shape, **more}
+        mixing = {"share": spec.data.extra.share, "weight": spec.data.extra.weight}
+        config["data"]["extra"] = {**shape, **mixing}
     if spec.train is not None:
-        conditional = ("lambdas", "encoding", "widths")
-        kept = {k: config["model"][k] for k in conditional if k in config["model"]}
+        model = config["model"]
         config["model"] = {"name": "small_cnn", "filters": [4, 4], "kernel": 3, "units": 16}
-        config["model"] |= kept if "lambdas" in kept else {}
+        if "lambdas" in model:
+            conditional = ("lambdas", "encoding", "widths")
+            config["model"] |= {key: model[key] for key in conditional if key in model}
         ramp = min(1, spec.train.epsilon_ramp_epochs)
         small = {"epochs": 2, "steps_per_epoch": 2, "epsilon_ramp_epochs": ramp, "init_from": None}
         config["train"] = {**config["train"], **small}
     if spec.search is not None:
-        config["search"] = {**config["search"], "space": _few(spec.search.space), "trials": 2}
+        space = _small_space(spec.search.space)
+        config["search"] = {**config["search"], "space": space, "trials": 2}
     for section in ("method", "train"):
         config[section] = _limited(config.get(section))
     config["note"] = "Smoke run on synthetic images: its numbers mean nothing."
     config.pop("paper", None)
-    made = parse(spec.name, {key: value for key, value in config.items() if value is not None})
-    # The attacks themselves, as a suite is one name in the config.
-    attack_list = [dataclasses.replace(t, attack=_in_small(t.attack)) for t in made.attack_list]
-    return dataclasses.replace(made, attack_list=attack_list)
+    small_spec = parse(
+        spec.name, {key: value for key, value in config.items() if value is not None}
+    )
+    # The attacks are cut down as objects, because a suite of attacks is one name in the config.
+    trials = [
+        dataclasses.replace(trial, attack=_small_attack(trial.attack))
+        for trial in small_spec.attack_list
+    ]
+    return dataclasses.replace(small_spec, attack_list=attack_list)
 
 
-def _few(space: Mapping[str, Range]) -> dict[str, Any]:
-    """The space without the keys that are set here; two seeds where none is left."""
-
-    def free(key: str) -> bool:
-        first, *_, last = key.split(".") * 2
-        return first not in ("data", "model", "train") and last not in LIMITS
-
-    left = {key: known.plain for key, known in space.items() if free(key)}
+def _small_space(space: Mapping[str, Range]) -> dict[str, Any]:
+    """Return the space without the keys that a smoke run sets, or two seeds if none is left."""
+    left = {}
+    for key, values in space.items():
+        path = key.split(".")
+        if path[0] not in ("data", "model", "train") and path[-1] not in LIMITS:
+            left[key] = values.plain
     return left or {"seed": {"choice": [0, 1]}}
 
 
 def _limited(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {
-            k: min(v, LIMITS[k]) if k in LIMITS and v else _limited(v) for k, v in value.items()
-        }
-    return [_limited(v) for v in value] if isinstance(value, list) else value
+    """Return a section with the numbers of LIMITS lowered, at any depth."""
+    if isinstance(value, list):
+        return [_limited(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    limited = {}
+    for key, item in value.items():
+        limited[key] = min(item, LIMITS[key]) if key in LIMITS and item else _limited(item)
+    return limited
 
 
-def _in_small(attack: Attack) -> Attack:
-    values = {f.name: getattr(attack, f.name) for f in dataclasses.fields(attack)}
-    small = {k: min(v, LIMITS[k]) for k, v in values.items() if k in LIMITS and v}
-    small |= {k: _in_small(v) for k, v in values.items() if isinstance(v, Attack)}
-    return dataclasses.replace(attack, **small)
+def _small_attack(attack: Attack) -> Attack:
+    changes: dict[str, Any] = {}
+    for field in dataclasses.fields(attack):
+        value = getattr(attack, field.name)
+        if isinstance(value, Attack):
+            changes[field.name] = _small_attack(value)
+        elif field.name in LIMITS and value:
+            changes[field.name] = min(value, LIMITS[field.name])
+    return dataclasses.replace(attack, **changes)
