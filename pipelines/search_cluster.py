@@ -23,7 +23,7 @@ def role() -> str:
         return "alone"
     port = os.environ.get(PORT, "")
     valid = port.isdecimal() and 0 < int(port) < 2**16
-    require(valid, PORT, "the port of the chief", port or None)
+    require(valid, PORT, "a port, on which the chief listens", port or None)
     require(os.environ.get(ID), ID, "chief, or a name for each worker", None)
     os.environ[IP] = os.environ.get(IP) or LOOPBACK
     return "chief" if "chief" in os.environ[ID] else "worker"
