@@ -53,9 +53,9 @@ def smoke(spec: Spec) -> Spec:
         spec.name, {key: value for key, value in config.items() if value is not None}
     )
     # The attacks are cut down as objects, because a suite of attacks is one name in the config.
-    trials = [
-        dataclasses.replace(trial, attack=_small_attack(trial.attack))
-        for trial in small_spec.attack_list
+    attack_list = [
+        dataclasses.replace(listed, attack=_small_attack(listed.attack))
+        for listed in small_spec.attack_list
     ]
     return dataclasses.replace(small_spec, attack_list=attack_list)
 
