@@ -15,11 +15,11 @@ from tfrobust.attacks import SavedImages, Transfer, registered_name
 from tfrobust.distribution import gathered
 from tfrobust.errors import choose, require
 from tfrobust.evaluation.attack_list import ListedAttack
+from tfrobust.evaluation.batching import batches
 from tfrobust.evaluation.crafting import (
     BATCH_SIZE,
     LogitsFn,
     Predict,
-    batches,
     computed_by,
     craft,
     predictor,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from tfrobust import losses, noise, tf32, xla
 from tfrobust.attacks import Attack, Outcome, SavedImages, Staged, registered_name
 from tfrobust.distribution import added, local_replicas, strategy, worker
 from tfrobust.errors import UserError, require
+from tfrobust.evaluation.batching import batches, map_batches
 from tfrobust.gate import inference
 from tfrobust.threat import Threat
 
@@ -29,11 +31,14 @@ TOLERANCE = 1e-6  # of a distance beyond eps: float32 rounding, of 1 or of what 
 
 
 class Crafted(NamedTuple):
-    """What an attack made of some images.
+    """The outcome of an attack on n images.
 
-    images: float32 [n, H, W, C]. right: bool [n], the network still says the label. queries,
-    gradients: int32 [n], the forward and backward passes that the attack spent on each. xla:
-    whether XLA compiled the attack.
+    Attributes:
+        images: float32 [n, H, W, C], the adversarial images.
+        right: bool [n], whether the network still predicts the label.
+        queries: int32 [n], the forward passes that the attack spent on each image.
+        gradients: int32 [n], the backward passes that it spent.
+        xla: whether XLA compiled the attack.
     """
 
     images: np.ndarray
@@ -44,32 +49,33 @@ class Crafted(NamedTuple):
 
     @classmethod
     def nothing(cls, x: np.ndarray) -> Crafted:
-        """Zeros for images x [n, H, W, C]."""
+        """Return an outcome of zeros for images x [n, H, W, C]."""
         right, counts = np.zeros(len(x), bool), np.zeros(len(x), np.int32)
         return cls(np.zeros_like(x), right, counts, counts.copy())
 
 
 def predictor(logits_fn: LogitsFn, batch_size: int = BATCH_SIZE) -> Predict:
-    """Images [N, H, W, C] -> predicted classes [N], -1 where a logit is not finite; compiled once
-    for each shape of image. TensorFloat-32 is off: these predictions are the verdicts."""
+    """Return a function from images [N, H, W, C] to predicted classes int32 [N].
 
+    The class is -1 where a logit is not finite. The function is compiled once for each image shape
+    and runs with TensorFloat-32 off, since its predictions are the verdicts of an evaluation.
+    """
     network = inference(logits_fn)
-
-    def predict(images: Any) -> Any:
-        return losses.predicted(tf.cast(network(images), tf.float32))
-
     traced: dict[tuple[int, ...], Any] = {}
 
-    def run(x: np.ndarray) -> np.ndarray:
+    def classes(images: tf.Tensor) -> list[tf.Tensor]:
+        return [losses.predicted(tf.cast(network(images), tf.float32))]
+
+    def predict(x: np.ndarray) -> np.ndarray:
+        if not len(x):
+            return np.zeros(0, np.int32)
         shape = x.shape[1:]
         if shape not in traced:
-            traced[shape] = compiled(predict, shape)
-        function = traced[shape]
+            traced[shape] = compiled(classes, shape)
         with tf32.switched_off():
-            parts = [function(tf.constant(x[rows])).numpy() for rows in batches(len(x), batch_size)]
-        return np.concatenate([np.zeros(0, np.int32), *parts])
+            return map_batches(traced[shape], x, batch_size=batch_size)[0]
 
-    return run
+    return predict
 
 
 def craft(
@@ -89,22 +95,36 @@ def craft(
     search: LogitsFn | None = None,
     jit_compile: bool | str = False,
 ) -> Crafted:
-    """The attack on x [n, H, W, C], in batches, each checked: finite, inside the box, within eps.
+    """Attack images batch by batch and check the adversarial images of each batch.
 
-    What it makes is judged by the network itself, TensorFloat-32 off. search: the same network in a
-    lower precision, which the attack then searches on. Images that it takes for misclassified but
-    the network classifies rightly are attacked once more, on the network itself. jit_compile:
-    whether XLA compiles the attack; "auto" is on GPUs, as far as XLA takes the network.
+    The adversarial images must be finite, inside the box and within eps; they are never clipped.
+    The network itself, with TensorFloat-32 off, decides whether each one is misclassified.
 
-    The noise is a function of (seed, stream, the batch's number); stream: by default the attack's
-    registered name, so that no display name changes a number. progress: the label
-    of a progress bar that shows the robust accuracy so far over `total` images, those not in x
-    being broken; none by default. rows: the places of x in the test set (saved images are looked
-    up by them). predict: `predictor(logits_fn, batch_size)`, where it is traced already. Raises
-    RuntimeError if the attack left the threat's set: nothing is clipped here.
+    Args:
+        logits_fn: the network.
+        x: images float32 [n, H, W, C].
+        y: labels [n].
+        attack: the attack.
+        threat: the threat.
+        seed: seed of the noise, which is a function of (seed, stream, number of the batch).
+        batch_size: images per pass.
+        progress: label of a progress bar that shows the robust accuracy so far; None for no bar.
+        rows: int [n], the places of x in the test set, by which saved images are looked up.
+        total: the images over which the bar's accuracy is computed, n by default; those that are
+            not in x count as broken.
+        predict: `predictor(logits_fn, batch_size)`, if it has been traced already.
+        stream: name of the stream of noise, by default the attack's registered name, so that a
+            label never changes a number.
+        search: the same network in a lower precision, on which the attack searches. Images that it
+            misclassifies but the network itself does not are attacked again on the network itself.
+        jit_compile: whether XLA compiles the attack; "auto" does so on GPUs, unless XLA cannot
+            compile the network.
+
+    Raises:
+        RuntimeError: if an adversarial image is not finite, outside the box or beyond eps.
     """
 
-    def run(network: LogitsFn, images: Any, labels: Any, number: Any) -> Outcome:
+    def craft_batch(network: LogitsFn, images: Any, labels: Any, number: Any) -> Outcome:
         numbered = noise.seed_for(seed, number, stream or registered_name(attack))
 
         def logits(images: Any) -> Any:
@@ -118,33 +138,34 @@ def craft(
         check_traceable(logits_fn, x.shape[1:])
     exact, lower = inference(logits_fn), inference(search or logits_fn)
     saved = attack if isinstance(attack, SavedImages) else None
-    run_lower, function, again = functools.partial(run, lower), None, None
+    craft_lower = functools.partial(craft_batch, lower)
+    function = again = None
     compiled_by_xla = saved is None and by_xla(jit_compile)
     if compiled_by_xla:
-        function = _compiled(run_lower, x.shape[1:], batch_size)
+        function = _compiled(craft_lower, x.shape[1:], batch_size)
     elif saved is None:
-        function = _on_replicas(run_lower, x.shape[1:])
+        function = _on_replicas(craft_lower, x.shape[1:])
     if compiled_by_xla or (saved is None and (search is not None or tf32.in_use())):
-        again = _of_rows(functools.partial(run, exact), x.shape[1:])
+        again = _of_rows(functools.partial(craft_batch, exact), x.shape[1:])
     predict = predict or predictor(logits_fn, batch_size)
     places = np.arange(len(x)) if rows is None else rows
     mine, workers = worker()
-    made, standing = Crafted.nothing(x), len(x)
+    crafted, standing = Crafted.nothing(x), len(x)
     quiet = True if progress is None or mine else None
     bar = tqdm(total=len(x), desc=progress, unit="image", disable=quiet)
-    own = list(enumerate(batches(len(x), batch_size)))[mine::workers]
-    at_once = local_replicas()
-    for group in (own[first : first + at_once] for first in range(0, len(own), at_once)):
+    numbered = list(enumerate(batches(len(x), batch_size)))[mine::workers]
+    for several in batches(len(numbered), local_replicas()):
+        group = numbered[several]
         if function is not None:
-            given = [(x[chosen], y[chosen], number) for number, chosen in group]
+            inputs = [(x[chosen], y[chosen], number) for number, chosen in group]
             try:
-                outcomes = function(given)
+                outcomes = function(inputs)
             except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError) as error:
                 if jit_compile != "auto" or "XLA" not in str(error):
                     raise
                 logging.warning("%s: not compiled: XLA does not take this network", attack.title)
-                compiled_by_xla, function = False, _on_replicas(run_lower, x.shape[1:])
-                outcomes = function(given)
+                compiled_by_xla, function = False, _on_replicas(craft_lower, x.shape[1:])
+                outcomes = function(inputs)
         for place, (number, chosen) in enumerate(group):
             if saved is not None:
                 images = saved_images(saved, places[chosen], x[chosen], threat)
@@ -162,36 +183,39 @@ def craft(
                 queries[doubtful] += outcome.queries
                 gradients[doubtful] += outcome.gradients
                 check_adversarial(attack.title, threat, images, x[chosen])
-            made.queries[chosen], made.gradients[chosen] = queries, gradients
-            made.images[chosen], made.right[chosen] = images, right
+            crafted.queries[chosen], crafted.gradients[chosen] = queries, gradients
+            crafted.images[chosen], crafted.right[chosen] = images, right
             standing -= int((~right).sum())
             bar.set_postfix_str(f"robust {standing / (total or len(x)):.2%}", refresh=False)
             bar.update(len(right))
     bar.close()
-    # Of each image one worker knows the numbers, the others hold zeros.
+    # One worker has the numbers of an image and the others have zeros, so their sum is the number.
     return Crafted(
-        added(made.images),
-        added(made.right.astype(np.int32)).astype(bool),
-        added(made.queries),
-        added(made.gradients),
+        added(crafted.images),
+        added(crafted.right.astype(np.int32)).astype(bool),
+        added(crafted.queries),
+        added(crafted.gradients),
         compiled_by_xla,
     )
 
 
 def computed_by() -> dict[str, Any]:
-    """Return what a measurement is computed by: the devices, and whether in TensorFloat-32."""
+    """Return the number of devices that compute, and whether they use TensorFloat-32."""
     return {"replicas": strategy().num_replicas_in_sync, "tf32": tf32.in_use()}
 
 
 def by_xla(jit_compile: bool | str) -> bool:
-    """Return whether attacks are compiled: as asked for, or ("auto") on GPUs. Raises UserError for
-    any other choice."""
+    """Return whether XLA compiles attacks; "auto" is true on GPUs.
+
+    Raises:
+        UserError: for any other choice.
+    """
     require(xla.is_choice(jit_compile), "jit_compile", "true, false or auto", jit_compile)
     return xla.on_gpus(strategy()) if jit_compile == "auto" else bool(jit_compile)
 
 
 def _compiled(run: Callable[..., Outcome], image_shape: Any, batch_size: int) -> Callable[..., Any]:
-    """As `_on_replicas`, compiled by XLA; on one device in stages."""
+    """Return what `_on_replicas` returns, compiled by XLA and, on one device, split into stages."""
     if local_replicas() > 1:
         return _on_replicas(xla.compiled(run), image_shape)
     staged = Staged(run, batch_size)
@@ -205,7 +229,7 @@ def _compiled(run: Callable[..., Outcome], image_shape: Any, batch_size: int) ->
 
 @contextlib.contextmanager
 def _without_gradients() -> Iterator[None]:
-    """Raise a UserError where an operation has no gradient."""
+    """Raise a UserError if an operation has no gradient."""
     try:
         yield
     except LookupError as error:
@@ -219,8 +243,11 @@ def _without_gradients() -> Iterator[None]:
 
 
 def _of_rows(run: Callable[..., Outcome], image_shape: Any) -> Callable[..., Outcome]:
-    """(images, labels, the batch's number, rows [n]) -> what `run` makes of these rows of the
-    batch, with the noise that they have in it."""
+    """Return a function that runs an attack on some rows of a batch.
+
+    It takes (images, labels, number of the batch, rows [n]); the rows get the same noise as in the
+    whole batch.
+    """
 
     def part(images: tf.Tensor, labels: tf.Tensor, number: tf.Tensor, rows: tf.Tensor) -> Outcome:
         with noise.of_one_replica(), noise.of_rows(tf.size(labels), rows):
@@ -230,7 +257,7 @@ def _of_rows(run: Callable[..., Outcome], image_shape: Any) -> Callable[..., Out
 
 
 def _specs(image_shape: Any) -> list[tf.TensorSpec]:
-    """Of images, their labels and the number of the batch."""
+    """Return the signature (images, labels, number of the batch)."""
     return [
         tf.TensorSpec([None, *image_shape], tf.float32),
         tf.TensorSpec([None], tf.int32),
@@ -239,15 +266,18 @@ def _specs(image_shape: Any) -> list[tf.TensorSpec]:
 
 
 def _on_replicas(run: Callable[..., Outcome], image_shape: Any) -> Callable[..., Any]:
-    """[(images, labels, the batch's number), ...] -> [Outcome, ...]: at most one batch a replica,
-    all at once. The noise of a batch is the same on whichever replica."""
+    """Return a function that attacks several batches at once, at most one per replica.
+
+    It takes [(images, labels, number of the batch), ...] and returns [Outcome, ...]. The noise of a
+    batch does not depend on its replica.
+    """
     at_once = local_replicas()
     specs = _specs(image_shape)
 
     def everywhere(*values: tf.Tensor) -> Any:
         def replica() -> Outcome:
-            own = tf.distribute.get_replica_context().replica_id_in_sync_group
-            number = int(tf.get_static_value(tf.convert_to_tensor(own))) % at_once
+            replica_id = tf.distribute.get_replica_context().replica_id_in_sync_group
+            number = int(tf.get_static_value(tf.convert_to_tensor(replica_id))) % at_once
             with noise.of_one_replica():
                 return run(*values[3 * number : 3 * number + 3])
 
@@ -259,10 +289,12 @@ def _on_replicas(run: Callable[..., Outcome], image_shape: Any) -> Callable[...,
 
     def call(group: list[tuple[np.ndarray, np.ndarray, int]]) -> list[Outcome]:
         images, labels, number = group[0]
-        idle = [(images[:1], labels[:1], number)] * (at_once - len(group))  # not empty: conv fails
-        made = function(*(tf.constant(value, spec.dtype) for parts in [*group, *idle]
-                          for value, spec in zip(parts, specs, strict=True)))  # fmt: skip
-        return list(made[: len(group)])
+        # Idle replicas get one image, as convolutions fail on an empty batch.
+        idle = [(images[:1], labels[:1], number)] * (at_once - len(group))
+        values = itertools.chain(*group, *idle)
+        dtypes = (spec.dtype for spec in specs * at_once)
+        outcomes = function(*map(tf.constant, values, dtypes))
+        return list(outcomes[: len(group)])
 
     return call
 
@@ -277,20 +309,18 @@ def adversaries(
     seed: int = 0,
     batch_size: int = BATCH_SIZE,
 ) -> np.ndarray:
-    """The images of `craft` alone."""
+    """Return only the adversarial images of `craft`, float32 [n, H, W, C]."""
     return craft(logits_fn, x, y, attack, threat, seed=seed, batch_size=batch_size).images
-
-
-def batches(n: int, batch_size: int) -> Iterator[slice]:
-    """The rows of each batch, the last one as small as it is."""
-    return (slice(start, start + batch_size) for start in range(0, n, batch_size))
 
 
 def saved_images(
     attack: SavedImages, rows: np.ndarray, x: np.ndarray, threat: Threat
 ) -> np.ndarray:
-    """Return the saved images of the rows [n] of the test set, x [n, H, W, C]. Raises UserError
-    where the file has none, or has images outside the threat's set."""
+    """Return the saved adversarial images of the rows [n] of the test set.
+
+    x: the clean images of these rows, [n, H, W, C]. Raises UserError if the file lacks an image or
+    has images outside the threat.
+    """
     images = attack.lookup(rows)
     try:
         check_adversarial(attack.title, threat, images, x)
@@ -301,8 +331,18 @@ def saved_images(
 
 
 def check_adversarial(title: str, threat: Threat, x_adv: np.ndarray, x: np.ndarray) -> None:
-    """Raise RuntimeError unless the images [n, H, W, C] that `title` made of x are finite, inside
-    the box and within eps of x; UserError where their shape is another."""
+    """Check that adversarial images are finite, inside the box and within eps of the clean ones.
+
+    Args:
+        title: the name of the attack, for messages.
+        threat: the threat.
+        x_adv: adversarial images [n, H, W, C].
+        x: clean images [n, H, W, C].
+
+    Raises:
+        RuntimeError: if an image is not.
+        UserError: if the shapes differ.
+    """
     low, high = threat.box
     if x_adv.shape != x.shape:
         raise UserError(
@@ -326,29 +366,36 @@ def check_adversarial(title: str, threat: Threat, x_adv: np.ndarray, x: np.ndarr
 
 
 def check_traceable(logits_fn: LogitsFn, image_shape: Any) -> None:
-    """Raise a one-line UserError unless TensorFlow makes a graph of the network, for any number of
-    images [H, W, C], whose output is logits [B, C]. Attacks run in it, and take its gradients."""
+    """Check that TensorFlow can trace the network to a graph, as attacks need it.
+
+    The graph takes any number B of images [H, W, C] and returns logits [B, C]. Raises UserError, in
+    one line, otherwise.
+    """
     try:
-        made = compiled(logits_fn, image_shape).structured_outputs
+        output = compiled(logits_fn, image_shape).structured_outputs
     except (UserError, tf.errors.OpError):
         raise
     except Exception as error:
-        said = " ".join(re.sub(r"\x1b\[\d*m", "", str(error)).split())
+        message = " ".join(re.sub(r"\x1b\[\d*m", "", str(error)).split())
+        message = message.split(". You can")[0]
         raise UserError(
             "logits_fn: expected a function that TensorFlow can trace, received one that fails for "
-            f"images {(None, *image_shape)}: {said.split('. You can')[0][:160]}; call network(x), "
+            f"images {(None, *image_shape)}: {message[:160]}; call network(x), "
             "not network.predict(x), no .numpy() and no NumPy in it, tf.shape(x)[0] for the number "
             "of images, and for an `if` on a tensor tf.where, tf.cond, or @tf.function on the "
             "function that holds it"
         ) from error
-    shape = getattr(made, "shape", tf.TensorShape(None))
+    shape = getattr(output, "shape", tf.TensorShape(None))
     fits = tf.TensorShape(shape).rank == 2 and shape[1] is not None
     expected = "a function whose output has a known shape [None, C] (set it with tf.ensure_shape)"
     require(fits, "logits_fn", expected, str(shape))
 
 
 def compiled(function: Callable[..., Any], image_shape: Any, *others: Any) -> Any:
-    """One trace for batches of every size."""
+    """Return a function of images [B, H, W, C] traced once for every B.
+
+    others: the TensorSpecs of its other arguments.
+    """
     images = tf.TensorSpec([None, *image_shape], tf.float32)
     traced = tf.function(function, input_signature=[images, *others], autograph=False)
     return traced.get_concrete_function()

@@ -9,10 +9,10 @@ import tensorflow as tf
 
 from tfrobust import losses, noise, tf32
 from tfrobust.attacks import PGD
+from tfrobust.evaluation.batching import map_batches
 from tfrobust.evaluation.crafting import (
     BATCH_SIZE,
     LogitsFn,
-    batches,
     check_adversarial,
     compiled,
 )
@@ -34,42 +34,60 @@ def least_eps(
     seed: int = 0,
     batch_size: int = BATCH_SIZE,
 ) -> np.ndarray:
-    """Of each image [n] the least of MULTIPLES times the threat's eps at which PGD broke it, 0
-    where it is wrong when clean, infinity where none did.
+    """Return the least eps at which PGD breaks each image, float64 [n].
 
-    clean: bool [n], the images that are right when clean. An image is attacked at rising eps until
-    it is broken, so it counts as broken at every larger one. PGD has 20 steps of eps / 4, a
-    uniform start and no restarts: alone, an upper bound.
+    The eps tried are MULTIPLES of the threat's, in rising order, until an image is broken; it then
+    counts as broken at every larger eps. The value is 0 for an image that is misclassified when
+    clean and infinity for one that is never broken. PGD takes 20 steps of eps / 4 from a uniform
+    start, without restarts; alone it gives an upper bound.
+
+    Args:
+        logits_fn: the network.
+        x: images float32 [n, H, W, C].
+        y: labels [n].
+        threat: the threat.
+        clean: bool [n], whether each clean image is classified rightly.
+        seed: seed of the noise.
+        batch_size: images per pass.
     """
-
     network = inference(logits_fn)
 
-    def attacked(images: tf.Tensor, labels: tf.Tensor, eps: tf.Tensor, number: tf.Tensor) -> Any:
-        logits = lambda points: tf.cast(network(points), tf.float32)  # noqa: E731
-        attack, drawn = PGD(steps=STEPS, step_size=eps / 4), noise.seed_for(seed, number, "eps")
-        x_adv = attack(logits, images, labels, threat=threat.at(eps), seed=drawn)
+    def logits(images: tf.Tensor) -> tf.Tensor:
+        return tf.cast(network(images), tf.float32)
+
+    def attack(images: tf.Tensor, labels: tf.Tensor, eps: tf.Tensor, number: tf.Tensor) -> Any:
+        pgd, numbered = PGD(steps=STEPS, step_size=eps / 4), noise.seed_for(seed, number, "eps")
+        x_adv = pgd(logits, images, labels, threat=threat.at(eps), seed=numbered)
         return x_adv, losses.correct(logits(x_adv), labels)
 
     least = np.where(clean, np.inf, 0.0)
     if not threat.eps:
         return least
     scalars = [tf.TensorSpec([], tf.float32), tf.TensorSpec([], tf.int32)]
-    function = compiled(attacked, x.shape[1:], tf.TensorSpec([None], tf.int32), *scalars)
+    traced = compiled(attack, x.shape[1:], tf.TensorSpec([None], tf.int32), *scalars)
     for eps in threat.eps * np.array(MULTIPLES):
         rows = np.flatnonzero(np.isinf(least))
-        for number, part in enumerate(batches(len(rows), batch_size)):
-            some = rows[part]
-            images, labels = tf.constant(x[some]), tf.constant(y[some], tf.int32)
-            made = function(images, labels, tf.constant(eps, tf.float32), tf.constant(number))
-            x_adv, right = (part.numpy() for part in made)
-            check_adversarial(PGD(steps=STEPS).title, threat.at(eps), x_adv, x[some])
-            least[some[~right]] = eps
+        if not len(rows):
+            break
+
+        def right_under_attack(places: np.ndarray, number: int, eps: float = eps) -> Any:
+            images, labels = x[places], y[places].astype(np.int32)
+            x_adv, right = traced(images, labels, np.float32(eps), number)
+            check_adversarial(PGD(steps=STEPS).title, threat.at(eps), x_adv.numpy(), images)
+            return [right]
+
+        (right,) = map_batches(right_under_attack, rows, batch_size=batch_size, numbered=True)
+        least[rows[~right]] = eps
     return least
 
 
 def eps_curve(least: np.ndarray, threat: Threat) -> list[dict[str, Any]]:
-    """The rows of eval.json: the accuracy of the n images at 0 and at each of MULTIPLES times the
-    threat's eps; none at eps 0."""
+    """Return the rows `eps_curve` of eval.json: the accuracy at 0 and at MULTIPLES of the eps.
+
+    Args:
+        least: float [n], from `least_eps`.
+        threat: the threat; there are no rows if its eps is 0.
+    """
     radii = threat.eps * np.array([0.0, *MULTIPLES]) if threat.eps else ()
     return [
         {

@@ -9,7 +9,8 @@ import tensorflow as tf
 
 from tfrobust import losses, noise
 from tfrobust.attacks.gradient import input_gradient
-from tfrobust.evaluation.crafting import BATCH_SIZE, LogitsFn, batches, compiled
+from tfrobust.evaluation.batching import map_batches
+from tfrobust.evaluation.crafting import BATCH_SIZE, LogitsFn, compiled
 from tfrobust.gate import inference
 from tfrobust.threat import Threat
 
@@ -17,8 +18,13 @@ AXIS = np.linspace(-1.5, 1.5, 25, dtype=np.float32)  # in units of eps
 
 
 class Landscape(NamedTuple):
-    """Cross entropy and `losses.margin` [n, S, S] at clip(x + eps (axis[j] g + axis[i] r)), with
-    axis [S]: positive margins are mistakes."""
+    """The loss on a grid around each image.
+
+    Attributes:
+        axis: [S], the positions on both axes, in units of eps.
+        loss: [n, S, S], the cross entropy at clip(x + eps (axis[j] g + axis[i] r)).
+        margin: [n, S, S], `losses.margin` there; positive margins are mistakes.
+    """
 
     axis: np.ndarray
     loss: np.ndarray
@@ -34,9 +40,11 @@ def landscape(
     seed: int = 0,
     batch_size: int = BATCH_SIZE,
 ) -> Landscape:
-    """Around images x [n, H, W, C] in the box: g is the threat's steepest direction for the
-    gradient of the cross entropy, r that for noise N(0, 1), so both have norm 1."""
+    """Return the loss around images x [n, H, W, C] in the box, with labels y [n].
 
+    The direction g is the threat's steepest for the gradient of the cross entropy, and r is its
+    steepest for noise drawn from N(0, 1), so both have norm 1.
+    """
     network = inference(logits_fn)
 
     def logits(points: tf.Tensor) -> tf.Tensor:
@@ -44,24 +52,27 @@ def landscape(
 
     def directions(images: tf.Tensor, labels: tf.Tensor) -> Any:
         gradient = input_gradient(lambda p: losses.cross_entropy(logits(p), labels), images)
-        draw = noise.normal(tf.shape(images), noise.seed_for(seed, 0, "landscape"))
-        return threat.steepest(gradient), threat.steepest(tf.ensure_shape(draw, images.shape))
+        normal = noise.normal(tf.shape(images), noise.seed_for(seed, 0, "landscape"))
+        return threat.steepest(gradient), threat.steepest(tf.ensure_shape(normal, images.shape))
 
     def heights(points: tf.Tensor, label: tf.Tensor) -> Any:
-        labels, found = tf.fill(tf.shape(points)[:1], label), logits(points)
-        return losses.cross_entropy(found, labels), losses.margin(found, labels)
+        labels, values = tf.fill(tf.shape(points)[:1], label), logits(points)
+        return losses.cross_entropy(values, labels), losses.margin(values, labels)
 
-    labels, shape = tf.constant(y, tf.int32), x.shape[1:]
-    found = compiled(directions, shape, tf.TensorSpec([None], tf.int32))(tf.constant(x), labels)
-    steepest, random = (part.numpy() for part in found)
-    function = compiled(heights, shape, tf.TensorSpec([], tf.int32))
-    up, along = (part.reshape(-1, 1, 1, 1) for part in np.meshgrid(AXIS, AXIS, indexing="ij"))
-    parts: list[Any] = [[], []]
-    for image, label, g, r in zip(x, labels, steepest, random, strict=True):
-        for rows in batches(AXIS.size**2, batch_size):
-            points = image + threat.eps * (along[rows] * g + up[rows] * r)
-            at = function(tf.constant(np.clip(points, *threat.box), tf.float32), label)
-            for part, values in zip(parts, at, strict=True):
-                part.append(values.numpy())
-    grid = (len(x), AXIS.size, AXIS.size)
-    return Landscape(AXIS, *(np.concatenate([*p, np.zeros(0)]).reshape(grid) for p in parts))
+    labels, shape = y.astype(np.int32), x.shape[1:]
+    vectors = compiled(directions, shape, tf.TensorSpec([None], tf.int32))(x, labels)
+    steepest, random = (vector.numpy() for vector in vectors)
+    traced = compiled(heights, shape, tf.TensorSpec([], tf.int32))
+    up, along = (axis.reshape(-1, 1, 1, 1) for axis in np.meshgrid(AXIS, AXIS, indexing="ij"))
+    surfaces = np.zeros((2, len(x), AXIS.size**2))
+    for place, image in enumerate(x):
+
+        def measure(
+            along: np.ndarray, up: np.ndarray, place: int = place, image: Any = image
+        ) -> Any:
+            points = image + threat.eps * (along * steepest[place] + up * random[place])
+            return traced(np.clip(points, *threat.box).astype(np.float32), labels[place])
+
+        surfaces[:, place] = map_batches(measure, along, up, batch_size=batch_size)
+    loss, margin = surfaces.reshape(2, len(x), AXIS.size, AXIS.size)
+    return Landscape(AXIS, loss, margin)

@@ -1,5 +1,7 @@
-"""The valley of the loss around images (Li et al., 2023, ICLR): how far it rises and falls in the
-ball. Robust networks have a shallow one."""
+"""The valley of the loss around images (Li et al., 2023, ICLR).
+
+It tells how far the loss rises and falls in the ball; robust networks have a shallow valley.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,10 @@ import tensorflow as tf
 
 from tfrobust import losses, noise
 from tfrobust.attacks import PGD
+from tfrobust.evaluation.batching import map_batches
 from tfrobust.evaluation.crafting import (
     BATCH_SIZE,
     LogitsFn,
-    batches,
     check_adversarial,
     compiled,
 )
@@ -25,8 +27,13 @@ ATTACK = PGD(steps=20, start="normal")
 
 
 class Valley(NamedTuple):
-    """Cross entropy [n] at each image, and the highest and the lowest found in its ball, at the
-    adversarial and the collaborative example."""
+    """Cross entropies [n] around images.
+
+    Attributes:
+        clean: at each image.
+        highest: the highest that was found in its ball, at the adversarial example.
+        lowest: the lowest that was found, at the collaborative example.
+    """
 
     clean: np.ndarray
     highest: np.ndarray
@@ -42,21 +49,28 @@ def valley(
     seed: int = 0,
     batch_size: int = BATCH_SIZE,
 ) -> Valley:
-    """The search of squeeze training, on any network; a pass has two images of each of a batch."""
+    """Return the loss valley of images x [n, H, W, C] with labels y [n].
 
+    The search is that of squeeze training, on any network. A pass holds two points for each image,
+    so a batch has batch_size / 2 images.
+    """
     network = inference(logits_fn)
 
-    def run(images: tf.Tensor, labels: tf.Tensor) -> Any:
-        logits = lambda points: tf.cast(network(points), tf.float32)  # noqa: E731
+    def logits(images: tf.Tensor) -> tf.Tensor:
+        return tf.cast(network(images), tf.float32)
+
+    def search(images: tf.Tensor, labels: tf.Tensor) -> Any:
         options: Any = {"threat": threat, "seed": noise.seed_for(seed, 0, "valley")}
         high, low = squeezed(logits, images, labels, attack=ATTACK, **options)
         return [(p, losses.cross_entropy(logits(p), labels)) for p in (images, high, low)]
 
-    function = compiled(run, x.shape[1:], tf.TensorSpec([None], tf.int32))
-    losses_at: list[list[np.ndarray]] = []
-    for rows in batches(len(x), max(1, batch_size // 2)):
-        made = function(tf.constant(x[rows]), tf.constant(y[rows], tf.int32))
-        for points, _ in made:
-            check_adversarial(ATTACK.title, threat, points.numpy(), x[rows])
-        losses_at.append([loss.numpy() for _, loss in made])
-    return Valley(*(np.concatenate(parts) for parts in zip(*losses_at, strict=True)))
+    traced = compiled(search, x.shape[1:], tf.TensorSpec([None], tf.int32))
+
+    def measure(images: np.ndarray, labels: np.ndarray) -> list[tf.Tensor]:
+        results = traced(images, labels)
+        for points, _ in results:
+            check_adversarial(ATTACK.title, threat, points.numpy(), images)
+        return [loss for _, loss in results]
+
+    size = max(1, batch_size // 2)
+    return Valley(*map_batches(measure, x, y.astype(np.int32), batch_size=size))

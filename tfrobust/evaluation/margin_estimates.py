@@ -1,4 +1,4 @@
-"""By how much the network is right, clean and under attack."""
+"""Margins of the logits, clean and under attack."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import tensorflow as tf
 
 from tfrobust import losses, tf32
 from tfrobust.attacks import PGD
-from tfrobust.evaluation.crafting import BATCH_SIZE, LogitsFn, adversaries, batches, compiled
+from tfrobust.evaluation.batching import map_batches
+from tfrobust.evaluation.crafting import BATCH_SIZE, LogitsFn, adversaries, compiled
 from tfrobust.gate import inference
 from tfrobust.threat import Threat
 
@@ -26,23 +27,20 @@ def margins(
     seed: int = 0,
     batch_size: int = BATCH_SIZE,
 ) -> dict[str, np.ndarray]:
-    """z_y - max_{i != y} z_i [n] of the images x, "clean", and under PGD-20, "adversarial":
-    negative where the network is wrong."""
+    """Return the margins z_y - max_{i != y} z_i of images x [n, H, W, C] with labels y [n].
 
+    Negative margins are mistakes. The entries, each float32 [n], are "clean" and "adversarial", the
+    latter under PGD-20.
+    """
     network = inference(logits_fn)
 
-    def margin(images: tf.Tensor, labels: tf.Tensor) -> Any:
-        return -losses.margin(tf.cast(network(images), tf.float32), labels)
+    def margin(images: tf.Tensor, labels: tf.Tensor) -> list[tf.Tensor]:
+        return [-losses.margin(tf.cast(network(images), tf.float32), labels)]
 
-    function = compiled(margin, x.shape[1:], tf.TensorSpec([None], tf.int32))
+    traced = compiled(margin, x.shape[1:], tf.TensorSpec([None], tf.int32))
+    labels = y.astype(np.int32)
     options: Any = {"seed": seed, "batch_size": batch_size}
-    attacked = adversaries(logits_fn, x, y, ATTACK, threat, **options)
-    return {
-        name: np.concatenate(
-            [
-                function(tf.constant(images[rows]), tf.constant(y[rows], tf.int32)).numpy()
-                for rows in batches(len(x), batch_size)
-            ]
-        )
-        for name, images in (("clean", x), ("adversarial", attacked))
-    }
+    x_adv = adversaries(logits_fn, x, y, ATTACK, threat, **options)
+    (clean,) = map_batches(traced, x, labels, batch_size=batch_size)
+    (adversarial,) = map_batches(traced, x_adv, labels, batch_size=batch_size)
+    return {"clean": clean, "adversarial": adversarial}

@@ -17,10 +17,10 @@ from scipy.stats import binomtest
 from tfrobust import losses, noise
 from tfrobust.attacks import APGD, FGSM, PGD
 from tfrobust.attacks.gradient import differentiated
+from tfrobust.evaluation.batching import map_batches
 from tfrobust.evaluation.crafting import (
     BATCH_SIZE,
     LogitsFn,
-    batches,
     check_adversarial,
 )
 from tfrobust.evaluation.first_order import first_order_distances
@@ -254,10 +254,12 @@ def scaling(seen: Seen) -> Measured:
 @named("random noise")
 def random_noise(seen: Seen) -> Measured:
     """An attack must find a higher loss than chance does."""
-    noisy = np.empty_like(seen.x)
-    for number, rows in enumerate(batches(seen.n, seen.batch_size)):
-        drawn = noise.seed_for(seen.seed, number, "check")
-        noisy[rows] = seen.threat.random_start(tf.constant(seen.x[rows]), drawn)
+
+    def draw(images: np.ndarray, number: int) -> list[tf.Tensor]:
+        numbered = noise.seed_for(seen.seed, number, "check")
+        return [seen.threat.random_start(tf.constant(images), numbered)]
+
+    (noisy,) = map_batches(draw, seen.x, batch_size=seen.batch_size, numbered=True)
     check_adversarial("uniform noise", seen.threat, noisy, seen.x)
     found, chance = seen.losses(seen.long.images, noisy)
     beaten = int((~(found > chance)).sum())

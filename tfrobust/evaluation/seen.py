@@ -1,4 +1,4 @@
-"""What the checks of an evaluation look at, and what becomes of a check that fails."""
+"""The images and shared measurements of the checks of an evaluation."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from tfrobust import losses
 from tfrobust.attacks import PGD, Attack
 from tfrobust.distribution import worker
 from tfrobust.errors import OutOfMemory, UserError
+from tfrobust.evaluation.batching import map_batches
 from tfrobust.evaluation.crafting import (
     Crafted,
     LogitsFn,
     Predict,
-    batches,
     compiled,
     craft,
     predictor,
@@ -31,12 +31,12 @@ from tfrobust.threat import Threat
 
 LONG = PGD(steps=50)
 
-Measured = tuple[Any, str, Any]  # a value, None where there is none; a text; whether it warns
+Measured = tuple[Any, str, Any]  # the value or None, the text, whether it warns
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Seen:
-    """The images that are looked at, and what several checks share."""
+    """The images that the checks look at, and the measurements that several checks share."""
 
     logits_fn: LogitsFn
     x: np.ndarray
@@ -67,30 +67,31 @@ class Seen:
     def measured(
         self, function: Callable[..., Any], images: np.ndarray, batch_size: int | None = None
     ) -> np.ndarray:
-        """function(images, labels) -> arrays [B], of every batch: float32 [arrays, n]."""
+        """Return the values of a function at the images, float32 [values, n].
+
+        function: from images [B, H, W, C] and labels [B] to a list of values [B].
+        """
         traced = compiled(function, images.shape[1:], tf.TensorSpec([None], tf.int32))
-        labels = self.y.astype(np.int32)
-        parts = [
-            traced(tf.constant(images[b]), tf.constant(labels[b]))
-            for b in batches(len(images), batch_size or self.batch_size)
-        ]
-        return np.concatenate([np.stack([np.asarray(a) for a in part]) for part in parts], axis=1)
+        labels, size = self.y.astype(np.int32), batch_size or self.batch_size
+        return np.stack(map_batches(traced, images, labels, batch_size=size))
 
     def losses(self, *sets: np.ndarray) -> list[np.ndarray]:
-        """The cross entropy [n] of each set of images [n, H, W, C]."""
+        """Return the cross entropies [n] of each set of images [n, H, W, C]."""
 
-        def look(x: Any, y: Any) -> Any:
+        def cross_entropy(x: Any, y: Any) -> Any:
             return [losses.cross_entropy(tf.cast(self.logits_fn(x), tf.float32), y)]
 
-        return [self.measured(look, images)[0] for images in sets]
+        return [self.measured(cross_entropy, images)[0] for images in sets]
 
     @cached_property
     def logits(self) -> np.ndarray:
         return self.outputs()
 
     def outputs(self) -> np.ndarray:
-        """Logits [n, C] of a pass of their own, not compiled: a number that compiling would fix
-        is drawn anew."""
+        """Return logits [n, C] of a new pass.
+
+        It is not compiled, since compiling may turn a random number into a constant.
+        """
         return outputs(self.logits_fn, self.x, self.batch_size)
 
     @property
@@ -99,8 +100,11 @@ class Seen:
 
 
 def named(name: str) -> Callable[[Callable[[Seen], Measured]], Callable[[Seen], Check]]:
-    """Make a check of what measures: seen -> (value, text, whether it warns). An error in one check
-    costs neither the others nor the results: it is told in place of the measurement."""
+    """Return a decorator that makes a check, with this name, of a function that measures.
+
+    An error in a check costs neither the other checks nor the results; its message stands in place
+    of the measurement.
+    """
 
     def decorate(measure: Callable[[Seen], Measured]) -> Callable[[Seen], Check]:
         @functools.wraps(measure)
@@ -108,7 +112,7 @@ def named(name: str) -> Callable[[Callable[[Seen], Measured]], Callable[[Seen], 
             try:
                 value, text, warns = measure(seen)
             except Exception as error:
-                if worker()[1] > 1:  # the others wait for this one's numbers
+                if worker()[1] > 1:  # the other workers wait for the numbers of this one
                     raise
                 return Check(name, None, f"Not measured: {reason(error)}.", False)
             finite = value is not None and math.isfinite(value)
@@ -120,7 +124,7 @@ def named(name: str) -> Callable[[Callable[[Seen], Measured]], Callable[[Seen], 
 
 
 def reason(error: Exception) -> str:
-    """An error in one line."""
+    """Return the message of an error in one line."""
     if isinstance(error, MemoryError | OutOfMemory | tf.errors.ResourceExhaustedError):
         return "the memory does not suffice; lower the batch size"
     line = " ".join(str(error).split())[:200].rstrip(".")

@@ -1,0 +1,36 @@
+"""Batches of a fixed size over arrays of images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+
+def batches(n: int, batch_size: int) -> Iterator[slice]:
+    """Return the rows of each batch of n examples; the last batch may be smaller."""
+    return (slice(start, start + batch_size) for start in range(0, n, batch_size))
+
+
+def map_batches(
+    function: Callable[..., Any], *arrays: np.ndarray, batch_size: int, numbered: bool = False
+) -> list[np.ndarray]:
+    """Apply a function to arrays batch by batch and join its results.
+
+    Args:
+        function: takes B rows of each array, [B, ...], and returns a sequence of arrays or tensors
+            [B, ...].
+        arrays: at least one array [n, ...] with n > 0; all of the same length.
+        batch_size: the largest B.
+        numbered: also pass the number of the batch, from 0, as the last argument.
+
+    Returns:
+        A list of arrays [n, ...], one for each array that the function returns.
+    """
+    results = []
+    for number, rows in enumerate(batches(len(arrays[0]), batch_size)):
+        numbers = (number,) if numbered else ()
+        values = function(*(array[rows] for array in arrays), *numbers)
+        results.append([np.asarray(value) for value in values])
+    return [np.concatenate(parts) for parts in zip(*results, strict=True)]
