@@ -1,4 +1,4 @@
-"""Attack a network on a test set and count what stays right."""
+"""The function `evaluate`: attack a network on a test set and count the images it gets right."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tfrobust.models import SavedNetwork, in_precision
 from tfrobust.registry import located
 from tfrobust.threat import Threat
 
-FIRST = 16  # images whose logits tell a network from others
+FIRST = 16  # images whose logits identify a network
 
 
 def evaluate(
@@ -104,7 +104,10 @@ def evaluate(
         if craft_precision != "float32":
             search = in_precision(logits_fn, craft_precision, "craft_precision")
         logits = outputs(network, x[:FIRST], batch_size)
-        logits_fn = lambda images: tf.ensure_shape(network(images), [None, logits.shape[1]])  # noqa: E731
+
+        def logits_fn(images: Any) -> Any:
+            return tf.ensure_shape(network(images), [None, logits.shape[1]])
+
         check_traceable(logits_fn, x.shape[1:])
         n = min(len(x), max((t.examples or len(x) for t in attack_list), default=len(x)))
         x, y = x[:n], y[:n]
@@ -112,9 +115,9 @@ def evaluate(
         predict = predictor(logits_fn, batch_size)
         recorder = None
         if folder is not None:
-            told = NetworkRow(logits=logits.tolist(), sha256=digest)
+            row = NetworkRow(logits=logits.tolist(), sha256=digest)
             recorder = Recorder(
-                Path(folder), told, x, y, threat, attack_list, predict,
+                Path(folder), row, x, y, threat, attack_list, predict,
                 mode=mode, seed=seed, save=save, details=details, rerun=rerun,
                 craft_precision=craft_precision,
             )  # fmt: skip
@@ -146,12 +149,12 @@ def evaluate(
             closing.write(recorder)
         else:
             recorder.save()
-        found = [Check(c.name, c.value, c.text, c.warns) for c in recorder.record.checks]
-        return Evaluation(results, found)
+        signs = [Check(row.name, row.value, row.text, row.warns) for row in recorder.record.checks]
+        return Evaluation(results, signs)
 
 
 def _precision(logits_fn: LogitsFn) -> str | None:
-    """Return the lowest precision in which a layer of a Keras network computes; None of others."""
+    """Return the lowest precision of a layer of a Keras network; None for other functions."""
     network = logits_fn.network if isinstance(logits_fn, SavedNetwork) else logits_fn
     if not isinstance(network, keras.Model):
         return None
@@ -160,7 +163,7 @@ def _precision(logits_fn: LogitsFn) -> str | None:
 
 
 def _digest(logits_fn: LogitsFn, details: Details) -> str | None:
-    """Return a digest of the network's files or, of a Keras network, of its weights."""
+    """Return a digest of the network's files or, for a Keras network, of its weights."""
     if details.digest is not None or not isinstance(logits_fn, keras.Model):
         return details.digest
     content = hashlib.sha256()

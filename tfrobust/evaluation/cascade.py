@@ -52,18 +52,21 @@ def run(
     jit_compile: bool | str = False,
     precision: str | None = None,
 ) -> Iterator[Result]:
-    """The results of `evaluate`, each as soon as it is known.
+    """Yield the results of `evaluate`, each as soon as it is known.
 
-    search: the network as the attacks search on it, where it is another than logits_fn.
-    jit_compile: that of `craft`. precision: in which the network computes; that of its logits where
-    none is given.
+    The noise of an attack is a function of the seed, its registered name and its place among the
+    attacks of that name. Arguments that are not described here are those of `evaluate`.
 
-    finished: results of an earlier, interrupted run with the same arguments; they are given again
-    and not computed again. The noise of an attack is a function of the seed, its registered name
-    and its place among those of the same name.
+    Args:
+        finished: results of an earlier, interrupted call with the same arguments; they are yielded
+            again without being computed again.
+        predict: `predictor(logits_fn, batch_size)`, if it has been traced already.
+        search: the network on which the attacks search, if it is not logits_fn.
+        jit_compile: whether XLA compiles the attacks, as in `craft`.
+        precision: the precision of the network, by default the dtype of its logits.
     """
     choose("mode", mode, MODES)
-    known = {result.name: result for result in finished}
+    former = {result.name: result for result in finished}
     logits = inference(logits_fn)(tf.constant(x[:1]))
     attack_list = [fitted(listed, logits.shape[-1]) for listed in attack_list]
     predict = predict or predictor(logits_fn, batch_size)
@@ -72,8 +75,8 @@ def run(
         "precision": precision or tf.as_dtype(logits.dtype).name,
         **computed_by(),
     }
-    clean = known.get("clean") or _clean(predict, x, y, images, made_with)
-    waiting = [listed for listed in attack_list if listed.name not in known]
+    clean = former.get("clean") or _clean(predict, x, y, images, made_with)
+    waiting = [listed for listed in attack_list if listed.name not in former]
     first = attack_list[:1] if mode == "cascade" else attack_list
     check_files(waiting, x, clean.robust, threat, logits.shape[-1], batch_size, first)
     yield clean
@@ -86,8 +89,8 @@ def run(
         equals[name] += 1
         if mode == "each" and not (listed.suite and suite):
             standing = clean.robust.copy()
-        if listed.name in known:
-            result = dataclasses.replace(known[listed.name], listed=listed)
+        if listed.name in former:
+            result = dataclasses.replace(former[listed.name], listed=listed)
         else:
             begun = time.perf_counter()
             robust = standing[: listed.examples].copy()
@@ -130,8 +133,8 @@ def run(
 
 
 def fitted(listed: ListedAttack, classes: int) -> ListedAttack:
-    """The listed as it runs on a network of so many classes. Raises UserError for one that
-    cannot."""
+    """Return the attack for a network with this number of classes. Raises UserError if it cannot
+    run on it."""
     return dataclasses.replace(listed, attack=listed.attack.fitted(classes))
 
 
@@ -144,17 +147,26 @@ def check_files(
     batch_size: int,
     whole: Sequence[ListedAttack],
 ) -> None:
-    """Open what the attacks that are still to run read. Raises UserError where it does not fit
-    images x [N, H, W, C] and a network of so many classes.
+    """Open the files that attacks read, and check them before any attack runs.
 
-    right: bool [N], when clean. whole: the attack_list that attack all of these images.
+    Args:
+        waiting: the attacks that are still to run.
+        x: clean images [N, H, W, C].
+        right: bool [N], whether each clean image is right.
+        threat: the threat.
+        classes: the number of classes of the network.
+        batch_size: images that are looked at together.
+        whole: the attacks that run on all images that are right.
+
+    Raises:
+        UserError: if a file does not fit the images, the threat or the network.
     """
     for listed in waiting:
         attack = listed.attack
         if isinstance(attack, Transfer):
             attack.surrogate.check(x[:SOME], "source")
-            given = attack.surrogate.classes
-            require(given == classes, "source", f"a network of {classes} classes", given)
+            count = attack.surrogate.classes
+            require(count == classes, "source", f"a network of {classes} classes", count)
         if isinstance(attack, SavedImages):
             rows = np.flatnonzero(right[: listed.examples if listed in whole else 0])
             for some in batches(max(1, len(rows)), batch_size):
@@ -165,7 +177,7 @@ def _clean(
     predict: Predict, x: np.ndarray, y: np.ndarray, images: bool, made_with: dict[str, Any]
 ) -> Result:
     begun = time.perf_counter()
-    # The first worker's: others may round a tie another way, and all must go on with the same.
+    # All workers take the first one's predictions, as another may round a tie differently.
     right = gathered((predict(x) == y).astype(np.int32))[0].astype(bool)
     seconds = time.perf_counter() - begun
     provenance = Provenance(**circumstances(), **made_with, examples=len(x))
@@ -175,14 +187,14 @@ def _clean(
 
 
 def _placed(images: np.ndarray, rows: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """The images in these rows of a copy of the others."""
-    whole = others.copy()
-    whole[rows] = images
-    return whole
+    """Return a copy of `others` with the images in these rows."""
+    merged = others.copy()
+    merged[rows] = images
+    return merged
 
 
 def _summed(name: str, results: Sequence[Result]) -> Result:
-    """A suite as one attack."""
+    """Return the result of a suite from those of its attacks."""
     return Result(
         name,
         np.logical_and.reduce([result.robust for result in results]),

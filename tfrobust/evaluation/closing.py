@@ -1,4 +1,4 @@
-"""What follows the attacks: checks, curves and pictures, none of which can cost the results."""
+"""Checks, curves and pictures, made after the attacks; no error in them loses the results."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ CURVE = 500  # images of the curve over eps
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Closing:
-    """The last part of an evaluation. results: of all its attacks, the clean one first."""
+    """The last part of an evaluation.
+
+    results: the clean result, then those of the attacks.
+    """
 
     logits_fn: LogitsFn
     x: np.ndarray
@@ -48,7 +51,7 @@ class Closing:
     def write(self, recorder: Recorder) -> None:
         """Write checks, curves and pictures, each as soon as it is known.
 
-        One that fails is a row of the checks, "Not measured" with its reason.
+        Where one fails, a check "Not measured" gives the reason.
         """
         record, details = recorder.record, recorder.details
         recorder.save()

@@ -335,7 +335,7 @@ def check_adversarial(title: str, threat: Threat, x_adv: np.ndarray, x: np.ndarr
 
     Args:
         title: the name of the attack, for messages.
-        threat: the threat.
+        threat: defines the box and eps.
         x_adv: adversarial images [n, H, W, C].
         x: clean images [n, H, W, C].
 
@@ -368,16 +368,15 @@ def check_adversarial(title: str, threat: Threat, x_adv: np.ndarray, x: np.ndarr
 def check_traceable(logits_fn: LogitsFn, image_shape: Any) -> None:
     """Check that TensorFlow can trace the network to a graph, as attacks need it.
 
-    The graph takes any number B of images [H, W, C] and returns logits [B, C]. Raises UserError, in
-    one line, otherwise.
+    It takes B images [H, W, C] and returns logits [B, C]. Raises UserError, in one line, otherwise.
     """
     try:
         output = compiled(logits_fn, image_shape).structured_outputs
     except (UserError, tf.errors.OpError):
         raise
     except Exception as error:
-        message = " ".join(re.sub(r"\x1b\[\d*m", "", str(error)).split())
-        message = message.split(". You can")[0]
+        text = re.sub(r"\x1b\[\d*m", "", str(error))
+        message = " ".join(text.split()).split(". You can")[0]
         raise UserError(
             "logits_fn: expected a function that TensorFlow can trace, received one that fails for "
             f"images {(None, *image_shape)}: {message[:160]}; call network(x), "

@@ -1,4 +1,4 @@
-"""How far the boundary between classes is, to first order."""
+"""First-order estimates of the distance to the nearest class boundary."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from tfrobust.attacks.gradient import pullback
 def first_order_distances(
     logits_fn: Callable[[Any], Any], x: tf.Tensor, y: tf.Tensor, p: str
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Proposition 2 of ATLAS [B], and equation 10 [B], in the norm q dual to p:
+    """Return a lower bound [B], Proposition 2 of ATLAS, and the first-order distance [B], its
+    equation 10. With q the dual of the norm p:
 
         min_c (z_y - z_c) / (sqrt(2) (sum_c ||grad z_c||_q^2)^(1/2)) <= first-order distance
             = min_c (z_y - z_c) / ||grad z_y - grad z_c||_q.
 
-    Class by class: the gradients of one class at a time are in memory, each as large as x.
+    Only the gradients of one class, as large as x, are in memory at a time.
     """
     dual = norms.DUAL[p]
     logits, gradient = pullback(logits_fn, x)

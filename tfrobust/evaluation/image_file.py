@@ -1,4 +1,4 @@
-"""adversarial.npz: for each image the adversary that broke it first, or else the last one tried."""
+"""The file adversarial.npz: for each image the adversary that broke it, or the last one tried."""
 
 from __future__ import annotations
 
@@ -19,10 +19,15 @@ GRID = 1e-4  # of 1/255: float32 rounding
 
 
 class ImageFile:
-    """The file in a folder, as float32 or as uint8, rounded to 1/255.
+    """The file of adversarial images in a folder.
 
-    clean: the images [N, H, W, C] float32. Raises UserError for uint8 where these are no multiples
-    of 1/255 themselves.
+    Args:
+        folder: the folder.
+        kind: "float32", or "uint8" for images rounded to multiples of 1/255.
+        clean: the clean images, float32 [N, H, W, C].
+
+    Raises:
+        UserError: for uint8 if the clean images are not multiples of 1/255 themselves.
     """
 
     def __init__(self, folder: Path, kind: str, clean: np.ndarray):
@@ -43,10 +48,11 @@ class ImageFile:
         return bool(image.dtype == self.kind and image.shape == self.clean.shape)
 
     def write(self, results: Sequence[Result], flags: Flags, predict: Predict) -> float | None:
-        """Write the images that the results hold over those of before.
+        """Write the images of the results over those already in the file.
 
-        Returns, for uint8, the accuracy with the rounded images of those that the headline is
-        taken over, since rounding may undo an attack.
+        Returns:
+            For uint8, the accuracy on the rounded images over which the headline is taken, since
+            rounding may undo an attack; None for float32.
         """
         before = self.clean
         if self.whole():
@@ -64,7 +70,7 @@ class ImageFile:
 
 
 def _rounded(images: np.ndarray, clean: np.ndarray) -> np.ndarray:
-    """Multiples of 1/255 as uint8, towards the clean image: what is in the ball stays there."""
+    """Return images as uint8, rounded towards the clean image so that they stay in the ball."""
     scaled = np.float64(255) * images
     up = images < clean
     levels = np.where(up, np.ceil(scaled - GRID), np.floor(scaled + GRID))

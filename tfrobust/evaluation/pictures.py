@@ -1,8 +1,8 @@
-"""What the page of an evaluation shows beside its counts: loss valley and landscape, images."""
+"""Data for the pictures of an evaluation's page: loss valley, loss landscape, images."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ PROBES, VALLEY = 8, 200  # images
 
 
 class Pictures(NamedTuple):
-    """What the pictures are taken of."""
+    """Writes the data of the pictures to a folder."""
 
     folder: Path
     logits_fn: LogitsFn
@@ -42,8 +42,8 @@ class Pictures(NamedTuple):
         self._write("valley.npz", losses._asdict())
 
     def landscape(self, results: Sequence[Result]) -> None:
-        """Write landscape.npz, around the first image that every attack left right, and the first
-        that one broke."""
+        """Write landscape.npz: the loss around the first image that survived every attack and
+        around the first that an attack broke."""
         worst = worst_case(results)
         right = results[0].robust[: len(worst)]
         rows = np.concatenate([np.flatnonzero(worst)[:1], np.flatnonzero(right & ~worst)[:1]])
@@ -72,5 +72,4 @@ class Pictures(NamedTuple):
         self._write("probes.npz", arrays)
 
     def _write(self, name: str, arrays: dict[str, Any]) -> None:
-        write: Callable[[Path], object] = lambda path: np.savez(path, **arrays)  # noqa: E731
-        write_atomically(self.folder / name, write)
+        write_atomically(self.folder / name, lambda path: np.savez(path, **arrays))

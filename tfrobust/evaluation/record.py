@@ -30,12 +30,21 @@ class Part(pydantic.BaseModel):
 
 
 class Provenance(Part):
-    """What a number was made with.
+    """The circumstances in which a number was measured.
 
-    precision: of the network. threads: of the CPU, for one operation. examples: the images that
-    were looked at. when: the end of the measurement, UTC. tf32: whether attacks searched in
-    TensorFloat-32, in which no verdict is computed. xla: whether XLA compiled them. replicas: the
-    devices that computed. keras: Keras's settings that differ from its defaults.
+    Attributes:
+        version: the version of tfrobust.
+        commit: its commit, if known.
+        seed: the seed.
+        device: the device.
+        precision: the precision of the network.
+        threads: CPU threads for one operation.
+        examples: the number of images.
+        when: the end of the measurement, UTC.
+        tf32: whether attacks searched in TensorFloat-32; verdicts are never computed in it.
+        xla: whether XLA compiled the attacks.
+        replicas: the number of devices.
+        keras: settings of Keras that differ from its defaults.
     """
 
     version: str
@@ -53,12 +62,20 @@ class Provenance(Part):
 
 
 class AttackRow(Part):
-    """What an attack, or a suite of them, left standing.
+    """The result of an attack or of a suite.
 
-    examples: it saw so many of the first images; robust_accuracy is the share of them still right.
-    attacked: the images that it ran on. queries, gradients: its forward and backward passes over
-    them all. config: its settings. suite: the one that it belongs to. files: digests of the files
-    that it read.
+    Attributes:
+        name: the name of the attack or suite.
+        examples: it saw this many of the first images.
+        robust_accuracy: the share of them that are still right.
+        seconds: its duration.
+        attacked: the number of images that it ran on.
+        queries: its forward passes over all images.
+        gradients: its backward passes over all images.
+        config: its settings.
+        suite: the suite that it belongs to.
+        files: digests of the files that it read.
+        provenance: the circumstances.
     """
 
     name: str
@@ -75,7 +92,7 @@ class AttackRow(Part):
 
 
 class CheckRow(Part):
-    """A check for a false sense of security. value: None where it was not measured."""
+    """A check for a false sense of security. value: None if it was not measured."""
 
     name: str
     text: str
@@ -84,7 +101,7 @@ class CheckRow(Part):
 
 
 class ThreatRow(Part):
-    """The threat."""
+    """The threat under which the attacks ran."""
 
     norm: str
     eps: float
@@ -92,22 +109,22 @@ class ThreatRow(Part):
 
 
 class DataRow(Part):
-    """Which images."""
+    """The names of the data set and the split."""
 
     name: str
     split: str = "test"
 
 
 class NetworkRow(Part):
-    """What tells the network from others: its logits of the first images, and a digest of its
-    weights or files where it has them."""
+    """The fingerprint of a network: its logits at the first images, and a digest of its weights or
+    files if it has any."""
 
     logits: list[list[float]]
     sha256: str | None = None
 
 
 class CurveRow(Part):
-    """A once-for-all network at one lambda and width."""
+    """The accuracy of a once-for-all network at one lambda and width."""
 
     strength: Share = pydantic.Field(alias="lambda")
     width: Share | None = None
@@ -116,7 +133,7 @@ class CurveRow(Part):
 
     @property
     def point(self) -> dict[str, float]:
-        """The lambda and, where the network has one, the width."""
+        """The lambda and, if the network has one, the width."""
         return self.model_dump(by_alias=True, include={"strength", "width"}, exclude_none=True)
 
 
@@ -136,15 +153,22 @@ class SubsetRow(Part):
 
 
 class Record(Part):
-    """eval.json.
+    """The content of eval.json.
 
-    examples: the images of the run; clean_accuracy is over them. robust_accuracy: the headline,
-    over `worst_case_examples` images, under all attacks that saw so many; subsets: under all
-    attacks that saw at least the first n, for each smaller n. craft_precision: in which the attacks
-    searched; the network itself judged what they found. rounded_robust_accuracy: with the
-    saved images rounded to 1/255. pending: attacks that did not run yet. provenance: of the clean
-    accuracy, as are `versions` and `commit`; closing: of the checks and curves; training_commit: of
-    the network's training.
+    Attributes:
+        examples: the number of images, over which clean_accuracy is taken.
+        robust_accuracy: the headline, over `worst_case_examples` images, under all attacks that saw
+            that many.
+        subsets: the robust accuracy on the first n images under all attacks that saw them, for each
+            smaller n.
+        rounded_robust_accuracy: the headline with the saved images rounded to 1/255.
+        craft_precision: the precision in which the attacks searched; the network itself decided
+            whether they succeeded.
+        attacks: one row for each attack and suite.
+        pending: the names of attacks that have not run yet.
+        provenance: the circumstances of the clean accuracy, as are `versions` and `commit`.
+        closing: the circumstances of the checks and curves.
+        training_commit: the commit of the code that trained the network.
     """
 
     schema_version: int = 0
@@ -176,9 +200,12 @@ class Record(Part):
     def parse(cls, content: Any) -> Record:
         """Return the record that the content of an eval.json holds.
 
-        The headline of a file of before this version, which took in attacks that saw fewer images,
-        becomes a row of `subsets`; the headline itself is taken from the attacks that saw the
-        most where their rows tell it. Raises ValueError, in one line, for what does not fit.
+        In files without a schema version the headline includes attacks that saw fewer images. It
+        becomes a row of `subsets`, and the new headline is taken from the attacks that saw the most
+        images if their rows determine it.
+
+        Raises:
+            ValueError: in one line, if the content is not that of an eval.json.
         """
         try:
             record = cls.model_validate(content)
@@ -192,7 +219,7 @@ class Record(Part):
 
     @classmethod
     def load(cls, folder: Path) -> Record:
-        """Return the record of a folder. Raises UserError, in one line that names the file."""
+        """Return the record in a folder. Raises UserError, in one line that names the file."""
         path = Path(folder) / "eval.json"
         try:
             return cls.parse(json.loads(path.read_text(encoding="utf-8")))
@@ -210,7 +237,7 @@ class Record(Part):
         write_text(Path(folder) / "eval.json", json.dumps(self.as_json(), indent=2) + "\n")
 
     def as_json(self) -> dict[str, Any]:
-        """Return the content of eval.json: what was set, by the names of the file."""
+        """Return the content of eval.json: the values that were set, by their names in the file."""
         return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
     @property
@@ -220,7 +247,7 @@ class Record(Part):
 
 
 def _without_fewer(record: Record) -> Record:
-    """The record with a headline over the attacks that saw the most images."""
+    """Return the record with a headline over the attacks that saw the most images."""
     if record.robust_accuracy is None or not record.attacks:
         return record
     most = max(attack.examples for attack in record.attacks)
@@ -228,8 +255,8 @@ def _without_fewer(record: Record) -> Record:
     if not fewer or fewer >= most:
         return record
     shares = [attack.robust_accuracy for attack in record.attacks if attack.examples == most]
-    # In a cascade the last row is what all left; of attacks that ran each by itself only one
-    # tells by itself what all of them leave.
+    # In a cascade the least share is what all attacks left. Of attacks that ran independently, the
+    # rows determine the worst case only if there is a single one.
     nested = record.mode == "cascade" or len(shares) == 1
     return record.model_copy(
         update={
@@ -242,11 +269,13 @@ def _without_fewer(record: Record) -> Record:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Flags:
-    """flags.npz: what became of each image.
+    """The content of flags.npz: the results of each image.
 
-    index: int [N], its place in the split. label: int [N]. right: name -> bool [n], for "clean" and
-    each attack, whether the first n are right. digest: uint64 [N], of the image and its label; None
-    in files of before schema 1.
+    Attributes:
+        index: int [N], the place of each image in the split.
+        label: int [N].
+        right: name -> bool [n], for "clean" and each attack: whether the first n images are right.
+        digest: uint64 [N], of each image with its label; None in files older than schema 1.
     """
 
     index: np.ndarray
@@ -256,7 +285,7 @@ class Flags:
 
     @classmethod
     def load(cls, folder: Path) -> Flags:
-        """Return the flags of a folder. Raises UserError, in one line that names the file."""
+        """Return the flags in a folder. Raises UserError, in one line that names the file."""
         path = Path(folder) / "flags.npz"
         try:
             with np.load(path, allow_pickle=False) as file:
@@ -303,9 +332,9 @@ def digests(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def same_images(first: np.ndarray | None, second: np.ndarray | None) -> bool:
-    """Return whether two runs saw the same images in the same order, as far as both go.
+    """Return whether two evaluations saw the same images in the same order, as far as both go.
 
-    first, second: their digests; without digests nobody knows.
+    first, second: their digests, uint64; the answer is False if one of them has none.
     """
     if first is None or second is None:
         return False
@@ -314,17 +343,23 @@ def same_images(first: np.ndarray | None, second: np.ndarray | None) -> bool:
 
 
 def headline(rights: Sequence[np.ndarray], clean: np.ndarray) -> np.ndarray:
-    """Return which of the first n images are right under every attack that saw the most images.
+    """Return bool [n], whether each image is right under every attack that saw the most images, n.
 
-    rights: bool [n] of each attack; clean: bool [N], right when clean. Without attacks `clean`.
+    rights: bool [n] of each attack. clean: bool [N], whether each clean image is right; also
+    the result if there are no attacks.
     """
     n = max((len(right) for right in rights), default=len(clean))
     return np.logical_and.reduce([clean[:n], *(right for right in rights if len(right) == n)])
 
 
 def subsets(rights: Sequence[np.ndarray], clean: np.ndarray) -> dict[int, np.ndarray]:
-    """Return, for each number n of images that some attacks saw and others saw more than, which of
-    the first n are right under all attacks that saw them: n -> bool [n], the largest n first."""
+    """Return the worst case on the first n images, n -> bool [n], largest n first.
+
+    It is taken over all attacks that saw at least n images. There is an entry for each n that some
+    attack saw and that is below the largest.
+
+    rights, clean: as in `headline`.
+    """
     sizes = sorted({len(right) for right in rights}, reverse=True)[1:]
     return {
         n: np.logical_and.reduce([clean[:n], *(right[:n] for right in rights if len(right) >= n)])

@@ -1,4 +1,4 @@
-"""An evaluation in a folder: taken up where it stands, saved after every result."""
+"""An evaluation in a folder: resumed from its files, saved after every result."""
 
 from __future__ import annotations
 
@@ -50,13 +50,19 @@ SIMILAR = 1e-4  # of the largest logit: rounding by other threads
 
 @dataclasses.dataclass(frozen=True)
 class Details:
-    """What a record says of a run beside its numbers.
+    """Descriptions that a record keeps beside its numbers.
 
-    data, split: the names of the images. index: int [N], their places in the split, 0 to N - 1 by
-    default. class_names: of the classes. model: what was evaluated, as a config has it. digest: of
-    the network's files. training_commit: of the code that trained it. curve: a once-for-all
-    network at each of its points, such as {"lambda": 0.5}, the first being the network itself.
-    say: takes each line that tells of the progress.
+    Args:
+        data: the name of the data set.
+        split: the name of the split.
+        index: int [N], the places of the images in the split, 0 to N - 1 by default.
+        class_names: the names of the classes.
+        model: the evaluated network, as a config describes it.
+        digest: a digest of the network's files.
+        training_commit: the commit of the code that trained the network.
+        curve: a once-for-all network at each of its points, such as {"lambda": 0.5}; the first is
+            the evaluated network itself.
+        say: called with each line about the progress.
     """
 
     data: str = "arrays"
@@ -73,11 +79,10 @@ class Details:
 class Recorder:
     """The record of one evaluation in a folder.
 
-    What is there of the same network, images, threat, mode and seed is taken up: `finished` holds
-    the results that stand, as far as the attacks are the same from the first on. Anything else
-    that is there is moved aside, never overwritten, and only when there is something to save: an
-    evaluation that is refused leaves all as it was. No other evaluation may work in the folder
-    until `close`.
+    Results in the folder are reused if the network, images, threat, mode and seed are the same, up
+    to the first attack that differs; `finished` holds them. All other results are moved aside, not
+    overwritten, and not before there is something to save, so that an evaluation that is refused
+    changes nothing. No other evaluation may use the folder until `close`.
 
     network: what tells the network from others. attack_list: fitted to it. save: keep the
     adversarial images, as "float32" or "uint8"; predict judges rounded ones. rerun: take up
@@ -156,7 +161,7 @@ class Recorder:
         self.results[-1] = dataclasses.replace(result, images=None)
 
     def save(self) -> None:
-        """Write all that is known, eval.json last."""
+        """Write all results so far, eval.json last."""
         self._make_room()
         record, attacks = self.record, self.results[1:]
         worst = worst_case(self.results)
@@ -187,15 +192,14 @@ class Recorder:
         record.save(self.folder)
 
     def close(self) -> None:
-        """Let other evaluations work in the folder."""
+        """Release the folder for other evaluations."""
         if self.lock is not None:
             os.close(self.lock)
             self.lock = None
 
     # ------------------------------------------------------------------------ what is there
     def _make_room(self) -> None:
-        """Take the folder, if that is still to do, and move aside what does not belong to this
-        evaluation."""
+        """Lock the folder, unless this is done, and move aside the files of other evaluations."""
         if self.lock is None:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._take_folder()
@@ -217,7 +221,7 @@ class Recorder:
         return path.read_bytes() if path.is_file() else None
 
     def _take_up(self, rerun: bool) -> None:
-        """Fill `finished` with the results that stand; what does not is moved aside later."""
+        """Fill `finished` with the results that can be reused; others are moved aside later."""
         try:
             before, flags = Record.load(self.folder), Flags.load(self.folder)
         except UserError as error:
@@ -258,7 +262,7 @@ class Recorder:
             self._keep(before, "checks", "curve", "eps_curve", "closing")
 
     def _difference(self, before: Record, flags: Flags) -> str | None:
-        """Return what the record of another evaluation differs in, None for one of this."""
+        """Return how the record differs from this evaluation; None if it belongs to it."""
         if before.schema_version != SCHEMA:
             return f"of schema {before.schema_version}, this version writes schema {SCHEMA}"
         if not same_images(flags.digest, self.flags.digest):
@@ -301,7 +305,7 @@ class Recorder:
     def _move_aside(self, reason: str, names: Sequence[str]) -> None:
         """Move files of an evaluation to the first free folder evaluation.1, evaluation.2, ...
 
-        eval.json is the last: where this is interrupted, what is left is still known for results.
+        eval.json is moved last, so that after an interruption the rest is still seen as results.
         """
         number = 1
         while (aside := self.folder / f"evaluation.{number}").exists():
@@ -317,7 +321,7 @@ class Recorder:
 
 
 def of_other_code(rows: Sequence[Record | AttackRow]) -> str | None:
-    """Return a line that tells which of these were made by other code than this, if any was."""
+    """Return a line that names other versions of the code that made some of these rows, if any."""
     codes = [(row.provenance.version, row.provenance.commit) for row in rows if row.provenance]
     now = _code(versions()["tfrobust"], commit())
     others = sorted({_code(*code) for code in codes} - {now})

@@ -1,4 +1,4 @@
-"""What an evaluation finds: flags per example for each attack, the worst case, and checks."""
+"""The results of an evaluation: flags per image for each attack, the worst case, and checks."""
 
 from __future__ import annotations
 
@@ -37,17 +37,19 @@ class Result:
 
     @property
     def accuracy(self) -> float:
-        """The fraction of the n images still right."""
+        """Return the share of the n images that are still right."""
         return float(self.robust.mean())
 
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One line of a report.
+    """A check for a false sense of security.
 
-    value: the measured number, None where it could not be measured or is not finite. text: what
-    was measured on how many images, in a sentence. warns: whether it is a sign that the robust
-    accuracy is too high.
+    Attributes:
+        name: the name of the check.
+        value: the measured number; None if it could not be measured or is not finite.
+        text: a sentence that says what was measured, and on how many images.
+        warns: whether the value is a sign that the robust accuracy is too high.
     """
 
     name: str
@@ -58,9 +60,11 @@ class Check:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """A finished evaluation: the clean result first, then one for each attack and suite.
+    """A finished evaluation.
 
-    checks: the signs of a false sense of security that were looked for; none where they were not.
+    Attributes:
+        results: the clean result, then one for each attack and suite.
+        checks: the checks for a false sense of security; empty if none were made.
     """
 
     results: list[Result]
@@ -72,7 +76,7 @@ class Evaluation:
 
     @property
     def robust(self) -> np.ndarray:
-        """bool [n]: right under every attack that saw the most images, n of them."""
+        """bool [n], whether each image is right under every attack that saw the most images, n."""
         return worst_case(self.results)
 
     @property
@@ -82,15 +86,17 @@ class Evaluation:
 
     @property
     def subsets(self) -> dict[int, float]:
-        """n -> the robust accuracy on the first n images under all attacks that saw these, for
-        each n that is smaller than the headline's."""
+        """The robust accuracy on the first n images under all attacks that saw them, by n.
+
+        There is an entry for each n that some attack saw and that is below the headline's.
+        """
         clean, *attacks = (result.robust for result in self.results)
         return {n: float(right.mean()) for n, right in subsets(attacks, clean).items()}
 
     @property
     def images(self) -> np.ndarray | None:
-        """Of each image the adversary that broke it first, else the last that was tried; None
-        unless they were kept."""
+        """The adversarial image that broke each image first, or else the last one tried, as
+        [N, H, W, C]; None unless they were kept."""
         first = self.results[0].images
         return None if first is None else merged(first, self.results)
 
@@ -103,17 +109,18 @@ class Evaluation:
 
 
 def worst_case(results: Sequence[Result]) -> np.ndarray:
-    """Return bool [n]: right when clean and under every attack that saw the most images, n.
+    """Return bool [n], whether each image is right when clean and under every attack that saw the
+    most images, n.
 
-    results: the clean one first.
+    results: the clean result, then those of the attacks.
     """
     clean, *attacks = (result.robust for result in results)
     return headline(attacks, clean)
 
 
 def merged(images: np.ndarray, results: Iterable[Result]) -> np.ndarray:
-    """`images` [N, H, W, C] with those that the results hold in their place, up to the one that
-    broke each."""
+    """Return a copy of images [N, H, W, C] overwritten with those of the results, in order; each
+    image only up to the result that broke it."""
     images, standing = images.copy(), np.ones(len(images), bool)
     for result in results:
         n = len(result.robust)
@@ -125,26 +132,27 @@ def merged(images: np.ndarray, results: Iterable[Result]) -> np.ndarray:
 
 
 def row_of(result: Result, threat: Threat, files: Sequence[str] = ()) -> AttackRow:
-    """Return the row of a result in eval.json. files: digests of those that its attack reads."""
-    values: dict[str, Any] = {
-        "name": result.name,
-        "examples": len(result.robust),
-        "robust_accuracy": result.accuracy,
-        "seconds": round(result.seconds, 2),
-        "attacked": result.attacked,
-        "queries": result.queries,
-        "gradients": result.gradients,
-    }
+    """Return the row of a result in eval.json. files: digests of the files its attack reads."""
+    row = AttackRow(
+        name=result.name,
+        examples=len(result.robust),
+        robust_accuracy=result.accuracy,
+        seconds=round(result.seconds, 2),
+        attacked=result.attacked,
+        queries=result.queries,
+        gradients=result.gradients,
+    )
+    # Only what is set is written to the file.
     if result.listed is not None:
-        values["config"] = plain(result.listed.attack.settings(threat))
-        values["suite"] = result.listed.suite
+        row.config = plain(result.listed.attack.settings(threat))
+        row.suite = result.listed.suite
     if files:
-        values["files"] = list(files)
+        row.files = list(files)
     if result.provenance is not None:
-        values["provenance"] = result.provenance
-    return AttackRow(**values)
+        row.provenance = result.provenance
+    return row
 
 
 def plain(settings: Any) -> Any:
-    """Return settings as JSON gives them back: lists for tuples."""
+    """Return settings as JSON would give them back, with lists for tuples."""
     return json.loads(json.dumps(settings))

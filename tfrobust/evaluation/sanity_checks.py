@@ -31,10 +31,10 @@ from tfrobust.threat import Threat
 
 ONE, SHORT = FGSM(start="none", step_scale=1.0), PGD(steps=10)
 FAR = APGD(steps=50)  # PGD's steps in an L1 ball are one pixel each
-STRONG = 20  # steps of a white-box attack that black-box ones are held against
-BLACK_BOX = 0.002  # of the images; what black-box attacks may break alone
+STRONG = 20  # the least steps of a white-box attack to compare black-box attacks with
+BLACK_BOX = 0.002  # the share of the images that only black-box attacks may break
 FEW = 0.01  # of the images
-CHANCE = 0.01  # the probability below which a difference is none of chance
+CHANCE = 0.01  # a difference less probable than this is significant
 NEAR_ZERO = 0.05
 PIXELS = 2**23  # of a block of images: a float32 for each is 32 MiB
 
@@ -51,7 +51,7 @@ def checks(
     examples: int = 200,
     progress: bool = True,
 ) -> list[Check]:
-    """The checks of a finished evaluation, none if no image is right.
+    """Return the checks of a finished evaluation; none if no image is right.
 
     results: its results, the clean one first. The checks on the network itself attack the first
     `examples` images that are right: about 200 forward and backward passes for each of them, and
@@ -69,8 +69,10 @@ def checks(
 
 
 def _more(right: np.ndarray, other: np.ndarray) -> bool:
-    """Whether more of the same images are right than in the other case, and not by chance: a sign
-    test of those that differ. Random starts alone change a few."""
+    """Return whether significantly more images are right than in the other case, both bool [n].
+
+    This is a sign test over the images that differ, since random starts alone change a few.
+    """
     gained, differ = int((right & ~other).sum()), int((right != other).sum())
     if not differ:
         return False
@@ -112,10 +114,11 @@ def black_box(seen: Seen) -> Measured:
 
 
 def _tried(results: Sequence[Result]) -> Iterator[tuple[Result, np.ndarray, np.ndarray]]:
-    """Of each attack the images [n] that it ran on, and those of them that it broke.
+    """Yield each attack with two masks bool [n]: the images it ran on and those it broke.
 
-    It ran on what was right when clean, or on what its suite, or all attacks before it, had left:
-    each of these lies within the one before, so the number of attacked images tells which.
+    It ran on the images that were right when clean, or that the attacks before it in its suite, or
+    all attacks before it, had left. Each of these sets contains the next, so the number of attacked
+    images tells which it was.
     """
     clean, *attacks = results
     for place, result in enumerate(attacks):
@@ -160,7 +163,7 @@ def larger_eps(seen: Seen) -> Measured:
 
 @named("huge eps")
 def huge_eps(seen: Seen) -> Measured:
-    """From everywhere in the box to plain grey: nothing that is seen stands there."""
+    """At an eps that can turn every image grey, almost no image may stay right."""
     low, high = seen.threat.box
     pixels = seen.x[0].size
     ways = {"linf": 1.0, "l2": math.sqrt(pixels), "l1": float(pixels)}
@@ -273,11 +276,13 @@ def random_noise(seen: Seen) -> Measured:
 
 @named("first-order distance")
 def first_order(seen: Seen) -> Measured:
-    """An image whose boundary is further than eps to first order and which falls all the same lies
-    where gradients do not tell what is near."""
+    """Few images may be broken whose boundary is, to first order, further away than eps: there the
+    gradients mislead."""
 
     def look(x: Any, y: Any) -> Any:
-        logits = lambda x: tf.cast(seen.logits_fn(x), tf.float32)  # noqa: E731
+        def logits(x: Any) -> Any:
+            return tf.cast(seen.logits_fn(x), tf.float32)
+
         return first_order_distances(logits, x, y, seen.threat.norm)
 
     few = max(1, PIXELS // seen.x[0].size)
