@@ -84,7 +84,7 @@ def test_only_a_keras_network_is_copied(digits: Any, tmp_path: Path) -> None:
     network, x, y = digits
     network.export(str(tmp_path / "exported"), verbose=False)
     for other in (lambda images: network(images), load_network(tmp_path / "exported")):
-        with pytest.raises(UserError, match="^craft_precision: expected float32 .only of a func"):
+        with pytest.raises(UserError, match="^craft_precision: expected float32 .only a func"):
             evaluate(other, x, y, THREAT, "fgsm", craft_precision="mixed_bfloat16")
     with pytest.raises(UserError, match="^craft_precision: .* received 'mixed_float16'"):
         evaluate(network, x, y, THREAT, "fgsm", craft_precision="mixed_float16")
