@@ -88,7 +88,7 @@ def test_what_a_search_leaves(finished: Path) -> None:
 
     page = (finished / "report" / "index.html").read_text()
     assert "https://" not in page and "http://" not in page.replace("http://www.w3.org", "")
-    assert page.count("<svg") == 4 and f"Trial {top['trial']} as a run" in page
+    assert page.count("<svg") == 4 and f"run trial {top['trial']} by itself" in page
     assert {path.name for path in (finished / "report" / "figures").iterdir()} == {
         "front.svg",
         "map-method.alpha-method.beta.svg",

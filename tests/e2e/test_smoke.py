@@ -158,7 +158,7 @@ def test_each_rollback_halves_the_rate_once(
     whole = checkpoint.Resume.on_train_batch_end
 
     def counted(self: Any, batch: int, logs: Any = None) -> None:
-        seen.append(self.now * self.steps + self.first + batch + 1)
+        seen.append(self.current_epoch * self.steps + self.first + batch + 1)
         whole(self, batch, logs)
 
     monkeypatch.setattr(checkpoint, "_finite", once)
