@@ -21,10 +21,10 @@ from tfrobust.evaluation.cascade import check_files
 from tfrobust.evaluation.crafting import by_xla, predictor
 from tfrobust.evaluation.image_file import ImageFile
 from tfrobust.evaluation.pictures import VALLEY
-from tfrobust.evaluation.record import SCHEMA, Record
 from tfrobust.evaluation.recorder import of_other_code
 from tfrobust.gate import check_inputs
 from tfrobust.models import SavedNetwork, in_precision
+from tfrobust.record import SCHEMA, Record
 from tfrobust.report import load_run
 
 SECTIONS = ("seed", "threat", "data", "model", "attacks", "evaluation")

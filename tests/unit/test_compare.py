@@ -12,7 +12,7 @@ import pytest
 
 from tests.unit.test_report import change, make_run
 from tfrobust.errors import UserError
-from tfrobust.evaluation.record import Flags, digests
+from tfrobust.record import Flags, digests
 from tfrobust.report import (
     Row,
     comparison,

@@ -15,8 +15,8 @@ from tfrobust.attacks import APGD, Square
 from tfrobust.data.digits import open_digits
 from tfrobust.errors import UserError
 from tfrobust.evaluation import craft, evaluate
-from tfrobust.evaluation.record import Record
 from tfrobust.models import in_precision, load_network, small_cnn
+from tfrobust.record import Record
 from tfrobust.report.summary import how_counted
 
 THREAT = Threat("linf", 0.15)

@@ -21,6 +21,7 @@ FLOORS = {
     "tfrobust.norms": 0,
     "tfrobust.overfitting": 0,
     "tfrobust.provenance": 0,
+    "tfrobust.record": 1,
     "tfrobust.registry": 0,
     "tfrobust.serialization": 0,
     "tfrobust.tf32": 0,

@@ -22,7 +22,7 @@ from tfrobust.attacks import FGSM
 from tfrobust.errors import UserError
 from tfrobust.evaluation import Details, Evaluation, Flags, Record, Result, evaluate
 from tfrobust.evaluation import recorder as recorders
-from tfrobust.evaluation.record import digests
+from tfrobust.record import digests
 from tfrobust.report import load_run, write_report
 
 THREAT = Threat("linf", 0.25)

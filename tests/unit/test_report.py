@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from tfrobust.evaluation import Record
-from tfrobust.evaluation.record import AttackRow
+from tfrobust.record import AttackRow
 from tfrobust.report import (
     NOTHING,
     accuracy_rows,

@@ -1,5 +1,8 @@
 """Numbers and tables as people read them."""
 
+import subprocess
+import sys
+
 import pytest
 
 from tfrobust.report import Table, interval, markdown_table, number
@@ -42,3 +45,8 @@ def test_a_table_in_latex_and_csv() -> None:
         "\\begin{tabular}{ll}\n\\toprule\na\\_b & c \\\\\n\\midrule\n5 \\% & x, y \\\\\n"
         "-- & \\{\\&\\}\\textbackslash{} \\\\\n\\bottomrule\n\\end{tabular}\n"
     )
+
+
+def test_a_report_needs_neither_tensorflow_nor_keras() -> None:
+    code = "import sys, tfrobust.report; sys.exit(len({'tensorflow', 'keras'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

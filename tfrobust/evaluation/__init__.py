@@ -8,10 +8,10 @@ from tfrobust.evaluation.eps_curves import eps_curve, least_eps
 from tfrobust.evaluation.loss_landscape import Landscape, landscape
 from tfrobust.evaluation.loss_valley import Valley, valley
 from tfrobust.evaluation.margin_estimates import margins
-from tfrobust.evaluation.record import Flags, Record
 from tfrobust.evaluation.recorder import Details
 from tfrobust.evaluation.results import Check, Evaluation, Result, merged, worst_case
 from tfrobust.evaluation.sanity_checks import checks
+from tfrobust.record import Flags, Record
 
 __all__ = [
     "MODES",

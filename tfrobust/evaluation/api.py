@@ -20,11 +20,11 @@ from tfrobust.evaluation.attack_list import AttackSpec, list_attacks
 from tfrobust.evaluation.cascade import fitted, run
 from tfrobust.evaluation.closing import Closing
 from tfrobust.evaluation.crafting import BATCH_SIZE, LogitsFn, by_xla, check_traceable, predictor
-from tfrobust.evaluation.record import NetworkRow
 from tfrobust.evaluation.recorder import Details, Recorder
 from tfrobust.evaluation.results import Check, Evaluation
 from tfrobust.gate import check_inputs, inference, outputs
 from tfrobust.models import SavedNetwork, in_precision
+from tfrobust.record import NetworkRow
 from tfrobust.registry import located
 from tfrobust.threat import Threat
 

@@ -25,10 +25,10 @@ from tfrobust.evaluation.crafting import (
     predictor,
     saved_images,
 )
-from tfrobust.evaluation.record import Provenance
 from tfrobust.evaluation.results import Result
 from tfrobust.gate import SOME, inference
 from tfrobust.provenance import circumstances
+from tfrobust.record import Provenance
 from tfrobust.threat import Threat
 
 MODES = ("cascade", "each")

@@ -14,12 +14,12 @@ from tfrobust.evaluation.cascade import run
 from tfrobust.evaluation.crafting import LogitsFn, computed_by
 from tfrobust.evaluation.eps_curves import eps_curve, least_eps
 from tfrobust.evaluation.pictures import Pictures
-from tfrobust.evaluation.record import CheckRow, CurveRow, EpsRow, Provenance
 from tfrobust.evaluation.recorder import Recorder
 from tfrobust.evaluation.results import Check, Result, worst_case
 from tfrobust.evaluation.sanity_checks import checks
 from tfrobust.evaluation.seen import reason
 from tfrobust.provenance import circumstances
+from tfrobust.record import CheckRow, CurveRow, EpsRow, Provenance
 from tfrobust.threat import Threat
 
 T = TypeVar("T")

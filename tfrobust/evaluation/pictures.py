@@ -12,9 +12,9 @@ from tfrobust.evaluation.attack_list import ListedAttack
 from tfrobust.evaluation.crafting import LogitsFn, adversaries, predictor
 from tfrobust.evaluation.loss_landscape import landscape
 from tfrobust.evaluation.loss_valley import valley
-from tfrobust.evaluation.record import Flags
 from tfrobust.evaluation.results import Result, worst_case
 from tfrobust.io import write_atomically
+from tfrobust.record import Flags
 from tfrobust.threat import Threat
 
 PROBES, VALLEY = 8, 200  # images

@@ -15,7 +15,10 @@ from tfrobust.errors import UserError, require
 from tfrobust.evaluation.attack_list import ListedAttack
 from tfrobust.evaluation.crafting import LogitsFn, Predict
 from tfrobust.evaluation.image_file import IMAGES, ImageFile
-from tfrobust.evaluation.record import (
+from tfrobust.evaluation.results import Result, plain, row_of, worst_case
+from tfrobust.io import lock, writable
+from tfrobust.provenance import commit, versions
+from tfrobust.record import (
     SCHEMA,
     AttackRow,
     DataRow,
@@ -28,9 +31,6 @@ from tfrobust.evaluation.record import (
     same_images,
     subsets,
 )
-from tfrobust.evaluation.results import Result, plain, row_of, worst_case
-from tfrobust.io import lock, writable
-from tfrobust.provenance import commit, versions
 from tfrobust.threat import Threat
 
 # What an evaluation leaves in its folder, and what is made from it.

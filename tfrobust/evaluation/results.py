@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tfrobust.evaluation.attack_list import ListedAttack
-from tfrobust.evaluation.record import AttackRow, Provenance, headline, subsets
+from tfrobust.record import AttackRow, Provenance, headline, subsets
 from tfrobust.threat import Threat
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.stats import binomtest
 
 from tfrobust.errors import UserError, require
-from tfrobust.evaluation.record import Flags, same_images
+from tfrobust.record import Flags, same_images
 from tfrobust.report.html import Table
 from tfrobust.report.record import RunRecord, load_run
 from tfrobust.report.summary import (

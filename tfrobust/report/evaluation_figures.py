@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from tfrobust.evaluation.record import CurveRow, EpsRow
+from tfrobust.record import CurveRow, EpsRow
 from tfrobust.report.figures import COLOURS, plain_axes
 from tfrobust.report.html import INK
 from tfrobust.report.summary import ClassRow

@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 
 from tfrobust.errors import UserError
-from tfrobust.evaluation.record import Flags, Record
+from tfrobust.record import Flags, Record
 from tfrobust.report.text import NOTHING
 
 T = TypeVar("T")

@@ -7,7 +7,7 @@ import numpy as np
 import yaml
 from matplotlib.figure import Figure
 
-from tfrobust.evaluation.record import CheckRow, EpsRow, Record
+from tfrobust.record import CheckRow, EpsRow, Record
 from tfrobust.report.evaluation_figures import (
     BARS,
     class_bars,
