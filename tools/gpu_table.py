@@ -112,10 +112,13 @@ def _steps(found: Found) -> str:
         )
     header = ["step, ms", *sides, "fastest of torch's / ours", "our first step, s"]
     peaks = ", ".join(f"{k} {value / 1e12:.3g}" for k, value in found["peaks"].items())
+    supply = found["input_batches_per_second"]
+    times = supply * min(row["seconds"]["ours"] for row in rows)
     text = (
         f"{found['network']}, batch {found['batch']}, {found['precision']}, "
         f"{'compiled by XLA' if found.get('xla') else 'not compiled'}; peak of a product: {peaks} "
-        f"TFLOP/s; input pipeline {found['input_batches_per_second']:.0f} batches/s."
+        f"TFLOP/s; input pipeline {supply:.0f} batches/s, "
+        f"{times:.1f} times the fastest step's need."
     )
     if "torch" not in found["versions"]:
         text += " No torch that computes on this device: only our steps are timed."
