@@ -10,7 +10,7 @@ import numpy as np
 from pipelines.space import Range
 from tfrobust.attacks import PGD, Attack
 from tfrobust.data import AUGMENTATIONS, Dataset, Extra, Split
-from tfrobust.errors import choose, require
+from tfrobust.errors import choose, require, require_at_least
 from tfrobust.evaluation import MODES
 from tfrobust.registry import located
 from tfrobust.training import MONITOR, MONITORS, Schedule
@@ -68,8 +68,8 @@ class Data:
         return located("data", self.source.load, "test")
 
     def __post_init__(self) -> None:
-        require(self.batch_size >= 1, "batch_size", "int >= 1", self.batch_size)
-        require(self.validation >= 0, "validation", "int >= 0", self.validation)
+        require_at_least(1, batch_size=self.batch_size)
+        require_at_least(0, validation=self.validation)
         if self.augment is not None:
             choose("augment", self.augment, AUGMENTATIONS)
 
@@ -110,14 +110,14 @@ class Train:
         require(is_choice(compiled), "jit_compile", "true, false or auto", compiled)
         minutes = self.checkpoint_minutes
         require(minutes >= 0, "checkpoint_minutes", "a number >= 0", minutes)
-        require(self.rollbacks >= 0, "rollbacks", "int >= 0", self.rollbacks)
-        require(self.epochs >= 1, "epochs", "int >= 1", self.epochs)
+        require_at_least(0, rollbacks=self.rollbacks)
+        require_at_least(1, epochs=self.epochs)
         require(self.eps is None or self.eps >= 0, "eps", "a number >= 0", self.eps)
         ramp = self.epsilon_ramp_epochs
         expected = f"a number from 0 to the {self.epochs} epochs"
         require(0 <= ramp <= self.epochs, "epsilon_ramp_epochs", expected, ramp)
-        steps = self.steps_per_epoch
-        require(steps is None or steps >= 1, "steps_per_epoch", "int >= 1", steps)
+        if self.steps_per_epoch is not None:
+            require_at_least(1, steps_per_epoch=self.steps_per_epoch)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +156,7 @@ class EvaluationOptions:
         compiled = self.jit_compile
         require(is_choice(compiled), "jit_compile", "true, false or auto", compiled)
         choose("craft_precision", self.craft_precision, ("float32", "mixed_bfloat16"))
-        require(self.batch_size >= 1, "batch_size", "int >= 1", self.batch_size)
+        require_at_least(1, batch_size=self.batch_size)
         if self.save is not None:
             choose("save", self.save, ("float32", "uint8"))
 
@@ -190,6 +190,6 @@ class Search:
             expected = "none: hyperband chooses the epochs"
             require("train.epochs" not in self.space, "space.train.epochs", expected, "a range")
         if self.trials is not None or self.tuner != "hyperband":
-            require((self.trials or 0) >= 1, "trials", "int >= 1", self.trials)
+            require_at_least(1, trials=self.trials)
         least = self.min_clean
         require(least is None or 0 <= least <= 1, "min_clean", "a fraction in [0, 1]", least)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import config as configs
-from tfrobust.errors import UserError, choose, require
+from tfrobust.errors import UserError, choose, require, require_at_least
 from tfrobust.registry import arguments
 
 SURROGATE = "surrogate"  # the key of a suite, and the name of that run's folder
@@ -59,7 +59,7 @@ class SuiteFile:
 
     def __post_init__(self) -> None:
         require(self.runs, "runs", "a list of runs, at least one", self.runs)
-        require(self.jobs >= 1, "jobs", "int >= 1", self.jobs)
+        require_at_least(1, jobs=self.jobs)
         if self.budget is not None or self.budgets:
             choose("budget", self.budget, self.budgets)
 

@@ -176,7 +176,7 @@ def test_training_batches_are_of_no_fixed_length_and_have_the_image_of_their_ind
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"batch_size": 0}, "batch_size: expected at least 1, received 0"),
+        ({"batch_size": 0}, "batch_size: expected int >= 1, received 0"),
         (
             {"batch_size": 11, "training": True},
             "batch_size: expected 1 to the 10 examples of the split, received 11",

@@ -66,8 +66,8 @@ def test_synthetic_images_are_smooth_and_can_be_learned() -> None:
         ({"like": "npz"}, "like: expected one of cifar10,"),
         ({"like": "mnist", "num_classes": 3}, "like: expected no image_shape or num_classes"),
         ({"image_shape": [8, 8], "num_classes": 2}, "image_shape: expected [H, W, C] from 1 up"),
-        ({"image_shape": [8, 8, 1], "num_classes": 1}, "num_classes: expected at least 2"),
-        ({"like": "mnist", "test": 0}, "test: expected at least 1 example, received 0"),
+        ({"image_shape": [8, 8, 1], "num_classes": 1}, "num_classes: expected int >= 2"),
+        ({"like": "mnist", "test": 0}, "test: expected int >= 1, received 0"),
     ],
 )
 def test_mistaken_synthetic(arguments: dict[str, Any], message: str) -> None:

@@ -314,10 +314,10 @@ def test_the_least_eps_is_the_first_beyond_the_distance() -> None:
     least = least_eps(network, X, Y, threat, clean=clean, batch_size=3)
     np.testing.assert_array_equal(least, [np.inf, 0, *radii[[6, 3, 3, 6]], np.inf])
     rows = eps_curve(least, threat)
-    assert [row["eps"] for row in rows] == pytest.approx(radii)
-    accuracy = np.array([row["robust_accuracy"] for row in rows])
+    assert [row.eps for row in rows] == pytest.approx(radii)
+    accuracy = np.array([row.robust_accuracy for row in rows])
     np.testing.assert_allclose(7 * accuracy, [6, 6, 6, 4, 4, 4, 2, 2])
-    assert {row["examples"] for row in rows} == {7}
+    assert {row.examples for row in rows} == {7}
 
 
 def test_at_eps_0_there_is_no_curve() -> None:

@@ -17,7 +17,7 @@ from absl import logging
 
 from tfrobust.data.files import RESIZES, Files, printable
 from tfrobust.data.split import Dataset, Split
-from tfrobust.errors import UserError, choose, require
+from tfrobust.errors import UserError, choose, require, require_at_least
 
 ENDINGS = (".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 # Folders that systems and archivers put beside the classes, as they do hidden ones.
@@ -132,9 +132,9 @@ def open_folder(
             lack images in test, but not in train.
     """
     root = Path(path).expanduser()
-    require(image_size >= 1, "image_size", "int >= 1", image_size)
-    count = test_examples
-    require(count is None or count >= 1, "test_examples", "int >= 1", count)
+    require_at_least(1, image_size=image_size)
+    if test_examples is not None:
+        require_at_least(1, test_examples=test_examples)
     choose("resize", resize, RESIZES)
     folders = split_folders(root)
     if "test" not in folders:
@@ -150,7 +150,7 @@ def open_folder(
         left_out.append(str(root / "val"))
     _warn_of(root, "files and folders left out, not images of a class", left_out)
     names = tuple(printable(name) for name in classes["test"])
-    return Folder((image_size, image_size, 3), names, root, count, resize)
+    return Folder((image_size, image_size, 3), names, root, test_examples, resize)
 
 
 def _check_classes(classes: dict[str, dict[str, list[str]]], folders: dict[str, Path]) -> None:

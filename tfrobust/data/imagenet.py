@@ -13,7 +13,7 @@ from tfrobust.data.files import BROKEN, RESIZES, Files
 from tfrobust.data.folder import drawn
 from tfrobust.data.split import Split, numbered
 from tfrobust.data.tfds import Tfds
-from tfrobust.errors import require
+from tfrobust.errors import require_at_least
 
 FRAME = 16  # bytes that a TFRecord file adds to each record: its length and two checksums
 URL = "https://image-net.org/download-images"
@@ -136,8 +136,8 @@ def open_imagenet2012(
         test_examples: Number of random test images to attack, which are then held in memory; None
             for all.
     """
-    require(image_size >= 1, "image_size", "int >= 1", image_size)
-    count = test_examples
-    require(count is None or count >= 1, "test_examples", "int >= 1", count)
+    require_at_least(1, image_size=image_size)
+    if test_examples is not None:
+        require_at_least(1, test_examples=test_examples)
     shape = (image_size, image_size, 3)
-    return Imagenet(shape, numbered(1000), "imagenet2012", URL, dir, False, count)
+    return Imagenet(shape, numbered(1000), "imagenet2012", URL, dir, False, test_examples)

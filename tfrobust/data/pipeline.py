@@ -10,7 +10,7 @@ import tensorflow as tf
 from tfrobust.data.augment import AUGMENTATIONS
 from tfrobust.data.files import Files
 from tfrobust.data.split import Split
-from tfrobust.errors import choose, require
+from tfrobust.errors import choose, require, require_at_least
 from tfrobust.noise import seed_for
 
 
@@ -208,7 +208,7 @@ def _check(
     split: Split, batch_size: int, training: bool, augment: str | None, most: int | None = None
 ) -> None:
     if most is None:
-        require(batch_size >= 1, "batch_size", "at least 1", batch_size)
+        require_at_least(1, batch_size=batch_size)
     else:
         expected = f"1 to the {most} examples of the split"
         require(1 <= batch_size <= most, "batch_size", expected, batch_size)

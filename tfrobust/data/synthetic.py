@@ -8,7 +8,7 @@ import numpy as np
 from tfrobust.data.digits import open_digits
 from tfrobust.data.split import Dataset, Split, numbered
 from tfrobust.data.tfds import TFDS
-from tfrobust.errors import UserError, choose, require
+from tfrobust.errors import UserError, choose, require, require_at_least
 
 WAVES = 4  # frequencies in each direction, few enough to be smooth at 8 pixels
 
@@ -57,8 +57,7 @@ def imitate(
     Raises:
         UserError: Both or neither of `like` and `image_shape` with `num_classes` are given.
     """
-    for name, size in (("train", train), ("test", test)):
-        require(size >= 1, name, "at least 1 example", size)
+    require_at_least(1, train=train, test=test)
     if like is not None:
         alone = image_shape is None and num_classes is None
         require(alone, "like", "no image_shape or num_classes beside it", like)
@@ -69,7 +68,7 @@ def imitate(
         raise UserError("like: expected a data set, or image_shape and num_classes, received None")
     positive = len(image_shape) == 3 and min(image_shape) >= 1
     require(positive, "image_shape", "[H, W, C] from 1 up", image_shape)
-    require(num_classes >= 2, "num_classes", "at least 2", num_classes)
+    require_at_least(2, num_classes=num_classes)
     height, width, channels = image_shape
     return Synthetic((height, width, channels), numbered(num_classes), train, test)
 

@@ -98,7 +98,7 @@ class Closing:
         x, y = self.x[:CURVE], self.y[:CURVE]
         clean = self.results[0].robust[:CURVE]
         least = least_eps(self.logits_fn, x, y, self.threat, clean=clean, **self._sizes)
-        return [EpsRow(**row) for row in eps_curve(least, self.threat)]
+        return eps_curve(least, self.threat)
 
     def _curve(self, recorder: Recorder) -> None:
         """Measure clean and worst-case accuracy at each point of a once-for-all network."""

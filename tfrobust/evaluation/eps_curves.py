@@ -17,6 +17,7 @@ from tfrobust.evaluation.crafting import (
     compiled,
 )
 from tfrobust.gate import inference
+from tfrobust.record import EpsRow
 from tfrobust.threat import Threat
 
 MULTIPLES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)  # of the threat's eps, rising
@@ -81,7 +82,7 @@ def least_eps(
     return least
 
 
-def eps_curve(least: np.ndarray, threat: Threat) -> list[dict[str, Any]]:
+def eps_curve(least: np.ndarray, threat: Threat) -> list[EpsRow]:
     """Return the rows `eps_curve` of eval.json: the accuracy at 0 and at MULTIPLES of the eps.
 
     Args:
@@ -90,10 +91,6 @@ def eps_curve(least: np.ndarray, threat: Threat) -> list[dict[str, Any]]:
     """
     radii = threat.eps * np.array([0.0, *MULTIPLES]) if threat.eps else ()
     return [
-        {
-            "eps": float(eps),
-            "robust_accuracy": float(np.mean(least > eps)),
-            "examples": len(least),
-        }
+        EpsRow(eps=float(eps), robust_accuracy=float(np.mean(least > eps)), examples=len(least))
         for eps in radii
     ]

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tfrobust.errors import require
+from tfrobust.errors import require, require_at_least
 from tfrobust.gate.images import check_images, check_threat
 from tfrobust.gate.labels import check_labels
 from tfrobust.gate.networks import LogitsFn, check_network, check_scaling
@@ -41,7 +41,7 @@ def check_inputs(
     Raises:
         UserError: if any of them is not fit.
     """
-    require(batch_size >= 1, "batch_size", "int >= 1", batch_size)
+    require_at_least(1, batch_size=batch_size)
     require(threat.eps > 0, "threat.eps", "a number > 0", threat.eps)
     images = check_images(x, "x", threat.box, layout=layout)
     check_threat(threat, images.shape[1:])

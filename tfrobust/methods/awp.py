@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfrobust.errors import require
+from tfrobust.errors import require, require_at_least
 from tfrobust.methods.base import Batch, RobustModel
 from tfrobust.methods.table import Table
 from tfrobust.registry import located, parameters, resolve
@@ -62,7 +62,7 @@ class Awp(RobustModel):
             self.needs = (*self.needs, "steps_per_epoch")
         super().__init__(network, **kwargs | {"attack": inner.attack, "craft": inner.craft})
         require(gamma >= 0, "gamma", "a number >= 0", gamma)
-        require(warmup_epochs >= 0, "warmup_epochs", "int >= 0", warmup_epochs)
+        require_at_least(0, warmup_epochs=warmup_epochs)
         self.inner = inner
 
     def inputs(self, batch: Batch, x: tf.Tensor) -> Any:

@@ -15,7 +15,7 @@ from tfrobust import losses, noise
 from tfrobust._compat import loss_mean
 from tfrobust.attacks import FGSM, PGD, Attack
 from tfrobust.attacks.gradient import GradientAttack
-from tfrobust.errors import choose, require
+from tfrobust.errors import choose, require, require_at_least
 from tfrobust.gate import check_threat
 from tfrobust.jacobian import squared_jacobian
 from tfrobust.methods.batch import Batch, as_batch, weighed, without_strings
@@ -161,7 +161,7 @@ class RobustModel(GatedModel):
             if value is not None or fact in self.needs:
                 positive = value is not None and value >= 1
                 require(positive, fact, "int >= 1, of the training data", value)
-        require(ramp_steps >= 0, "ramp_steps", "int >= 0", ramp_steps)
+        require_at_least(0, ramp_steps=ramp_steps)
         require(l2 >= 0, "l2", "a number >= 0", l2)
         require(0 <= ema < 1, "ema", "a number in [0, 1)", ema)
         self.network, self.threat = network, threat

@@ -8,7 +8,7 @@ import keras
 import tensorflow as tf
 
 from tfrobust import norms
-from tfrobust.errors import require
+from tfrobust.errors import require, require_at_least
 from tfrobust.methods.adv import Adv
 from tfrobust.methods.base import Batch
 from tfrobust.methods.table import Table
@@ -32,7 +32,7 @@ class Free(Adv):
     def __init__(self, network: keras.Model, *, replays: int = 8, **kwargs: Any):
         self.replays = self.updates_per_batch = replays
         super().__init__(network, **kwargs)
-        require(replays >= 1, "replays", "int >= 1", replays)
+        require_at_least(1, replays=replays)
         require(self.clean_weight == 0, "clean_weight", "0", self.clean_weight)
         assert self.batch_size is not None  # of `needs`
         shape: Any = self.signature.image_shape

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tfrobust import losses
 from tfrobust.attacks import PGD
-from tfrobust.errors import choose, number, require
+from tfrobust.errors import choose, number, require, require_at_least
 from tfrobust.methods.adv import Adv
 from tfrobust.methods.base import Batch
 from tfrobust.methods.table import Table
@@ -63,7 +63,7 @@ class Iaat(Adv):
         self.rule = choose("rule", rule, ("probe", "simple"))
         self.misclassified = choose("misclassified", misclassified, ("clean", "adversarial"))
         super().__init__(network, **kwargs)
-        require(warmup_epochs >= 0, "warmup_epochs", "int >= 0", warmup_epochs)
+        require_at_least(0, warmup_epochs=warmup_epochs)
         require(self.gamma >= 0, "gamma", "a number >= 0", gamma)
         require(self.min_step > 0, "min_step", "a number > 0", min_step)
         step_size = getattr(self.attack, "step_size", None)

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import layers
 
-from tfrobust.errors import require
+from tfrobust.errors import require, require_at_least
 from tfrobust.models.conditional import Condition, DualBatchNorm, FiLM, conditional_inputs, slim
 from tfrobust.models.keras_defaults import neutral
 from tfrobust.models.layers import Dropout, batch_norm, conv, input_image, logits, normalize
@@ -103,7 +103,7 @@ def wide_resnet(
             with inputs {"image", "strength", "width"}.
     """
     require(depth >= 10 and (depth - 4) % 6 == 0, "depth", "6 n + 4, such as 16 or 28", depth)
-    require(width >= 1, "width", "int >= 1", width)
+    require_at_least(1, width=width)
     require(0 <= dropout < 1, "dropout", "a number in [0, 1)", dropout)
     return _residual(
         image_shape,
@@ -192,7 +192,7 @@ def resnet(
         mean, std, lambdas, encoding, widths: As in `wide_resnet`.
     """
     require(depth in DEPTHS, "depth", f"one of {', '.join(map(str, DEPTHS))}", depth)
-    require(width >= 1, "width", "int >= 1", width)
+    require_at_least(1, width=width)
     require(stem in ("small", "imagenet"), "stem", "small or imagenet", stem)
     image = input_image(image_shape)
     condition = conditional_inputs(lambdas, encoding, widths)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import keras
 
-from tfrobust.errors import require
+from tfrobust.errors import require, require_at_least
 from tfrobust.serialization import serializable
 from tfrobust.training.state import Kept
 
@@ -55,8 +55,7 @@ class Guided(Schedule):
     stop: int = 10
 
     def __post_init__(self) -> None:
-        require(self.patience >= 1, "patience", "int >= 1", self.patience)
-        require(self.stop >= 1, "stop", "int >= 1", self.stop)
+        require_at_least(1, patience=self.patience, stop=self.stop)
         require(0 < self.factor < 1, "factor", "a fraction between 0 and 1", self.factor)
 
     def callbacks(self, first_epoch: int, monitor: str = MONITOR) -> list[keras.callbacks.Callback]:
