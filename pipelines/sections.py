@@ -25,9 +25,9 @@ CLEAN, ROBUST = "val_accuracy", "val_robust_accuracy"
 
 @dataclasses.dataclass(frozen=True)
 class ExtraData:
-    """The section `data.extra`: a data set, such as a pseudo-labelled one, to mix into every batch.
+    """The section `data.extra`: a data set to mix into every batch, pseudo-labelled or generated.
 
-    Its training split is used.
+    Its training split is used, and is read where it lies.
 
     Args:
         share: The share of a batch that comes from it.
@@ -82,7 +82,8 @@ class Train:
         eps: The eps of training and validation; None is threat.eps. The evaluation uses threat.eps
             in any case.
         epsilon_ramp_epochs: The number of epochs over which eps grows linearly from 0.
-        steps_per_epoch: The number of steps; None covers the whole training split.
+        steps_per_epoch: The number of steps in an epoch, which may be more than the training split
+            has batches; None is the number of its batches.
         jit_compile: Whether XLA compiles the step (docs/performance.md). auto compiles it on GPUs
             only. Steps that are not compiled are deterministic on CPU.
         init_from: A run folder or .keras file with the network to start from.

@@ -109,7 +109,7 @@ def _trained(
     keras.utils.set_random_seed(spec.seed)
     (split, held_out, extra), rollbacks = data, checkpoints.rollbacks
     size = spec.data.batch_size
-    steps = min(plan.steps_per_epoch or len(split), len(split) // size)
+    steps = plan.steps_per_epoch or len(split) // size
 
     base = float(spec.optimizer().learning_rate) * ROLLBACK**rollbacks
     replicas = strategy().num_replicas_in_sync

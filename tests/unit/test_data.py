@@ -127,6 +127,17 @@ def test_epochs_cut_short_resume_where_a_straight_stream_stands() -> None:
     assert straight[:3] == index_of(batches(split, 2, training=True), 3)
 
 
+def test_an_epoch_of_more_steps_than_the_split_has_batches() -> None:
+    """Ten steps of 4: each of the 10 examples four times, in every epoch; the tail resumes."""
+    stream = batches(split_of(10), 4, training=True, steps_per_epoch=10)
+    indices = np.array(index_of(stream, 20))
+    for epoch in (indices[:10], indices[10:]):
+        assert np.bincount(epoch.ravel()).tolist() == [4] * 10
+    assert (indices[:10] != indices[10:]).any()
+    tail = batches(split_of(10), 4, training=True, steps_per_epoch=10, first_step=7)
+    np.testing.assert_array_equal(index_of(tail, 13), indices[7:])
+
+
 def test_training_draws_new_noise_at_every_batch_and_epoch() -> None:
     same = Split.of(np.repeat(split_of(1, 32, 32).images, 3, axis=0), np.zeros(3, int))
     data = batches(same, 1, training=True, augment="crop").take(4 * 3)
@@ -348,10 +359,29 @@ def test_extra_examples_are_a_share_of_every_batch() -> None:
     np.testing.assert_array_equal(next(tail.as_numpy_iterator())["index"], indices[3])
 
 
+def test_extra_images_of_another_dtype_and_only_one_of_them() -> None:
+    own, white = split_of(4), Split.of(np.ones((1, 6, 5, 3), np.float32), np.array([3]))
+    stream = batches(own, 2, training=True, extra=Extra(white))
+    for batch in stream.take(4).as_numpy_iterator():
+        image = own.as_float()[batch["index"][0]]
+        np.testing.assert_array_equal(batch["image"], [image, white.images[0]])
+        assert batch["index"][1] == 4 and batch["label"][1] == 3
+
+
+def test_extra_examples_are_drawn_without_repetition_and_without_pattern() -> None:
+    """70 % of 100 batches of 10 are 700 of 1,000 others, of which neighbours are uncorrelated."""
+    others = Split.of(np.full((1000, 6, 5, 3), 9, np.uint8), np.zeros(1000, int))
+    stream = batches(split_of(10), 10, training=True, extra=Extra(others, 0.7), steps_per_epoch=100)
+    index = np.concatenate(index_of(stream, 200)).reshape(2, -1) - 10
+    first, second = (epoch[epoch >= 0] for epoch in index)
+    assert len(set(first)) == len(set(second)) == 700 and (first != second).any()
+    assert abs(np.corrcoef(first[:-1], first[1:])[0, 1]) < 0.15  # 4 standard deviations
+
+
 def test_mistakes_of_extra_examples() -> None:
     own = Split.of(np.zeros((4, 2, 2), np.uint8), np.zeros(4, int))
     other = Split.of(np.zeros((4, 3, 3), np.uint8), np.zeros(4, int))
-    with pytest.raises(UserError, match="images: expected .2, 2, 1. as the others"):
+    with pytest.raises(UserError, match="extra: expected images of .2, 2, 1. as the others"):
         batches(own, 2, training=True, extra=Extra(other))
     with pytest.raises(UserError, match="extra: expected at least the 2 examples of a batch, rec"):
         batches(own, 4, training=True, extra=Extra(own.first(1)))

@@ -12,7 +12,7 @@ import pytest
 from matplotlib.image import imsave
 
 from pipelines.runner import run
-from tfrobust.data import Split, batches, open_folder, readable
+from tfrobust.data import Extra, Split, batches, open_folder, readable
 from tfrobust.errors import UserError
 
 SHADES = {"a": 40, "b": 200}
@@ -142,17 +142,15 @@ def test_mistakes_are_one_line(folder: Path, damage: Callable[[Path], None], mes
         open_folder(str(folder))
 
 
-def test_two_folders_are_joined_file_by_file(folder: Path) -> None:
-    train = open_folder(str(folder), image_size=8).load("train")
-    both = train.joined(train.take([3, 4]))
-    assert len(both) == 14 and set(both.index[12:]) == {12, 13}
-    np.testing.assert_array_equal(both.take([12]).as_float(), train.take([3]).as_float())
-    arrays = Split.of(np.zeros((2, 8, 8, 3), np.uint8), np.zeros(2, int))
-    with pytest.raises(UserError, match="images: expected both in memory, or both in files"):
-        train.joined(arrays)
-    other = open_folder(str(folder), image_size=8, resize="imagenet").load("train")
-    with pytest.raises(UserError, match="resize: expected fit, as the other images, .*'imagenet'"):
-        train.joined(other)
+def test_images_in_files_beside_extra_arrays(folder: Path) -> None:
+    """And the other way round."""
+    files = open_folder(str(folder), image_size=8).load("train")
+    arrays = Split.of(np.full((9, 8, 8, 3), 7, np.uint8), np.ones(9, int))
+    for own, others in ((files, arrays), (arrays, files)):
+        batch = next(iter(batches(own, 4, training=True, extra=Extra(others))))
+        for image, index in zip(batch["image"], batch["index"].numpy(), strict=True):
+            split, at = (own, index) if index < len(own) else (others, index - len(own))
+            np.testing.assert_array_equal(image, split.take([at]).as_float()[0])
 
 
 def test_a_test_split_is_enough_to_evaluate(folder: Path) -> None:

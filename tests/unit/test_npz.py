@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import mmap
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.unit.test_data import MISTAKES, X, Y, fails
-from tfrobust.data import DATASETS
+from tfrobust.data import DATASETS, Extra, Split, batches
 from tfrobust.registry import build
 
 
@@ -81,6 +82,55 @@ def test_an_npz_to_evaluate_on(tmp_path: Path) -> None:
     assert (len(train), test.labels.tolist()) == (0, [3, 0])
     line = fails(lambda: DATASETS["npz"](path=path, num_classes=3))
     assert line.startswith("num_classes: expected from 4, the greatest label plus one")
+
+
+def is_mapped(array: Any) -> bool:
+    """Whether the values of an array lie in a file."""
+    while array is not None and not isinstance(array, mmap.mmap):
+        array = getattr(array, "base", None)
+    return array is not None
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("order", "CF")
+def test_generated_images(tmp_path: Path, save: Any, order: str) -> None:
+    """As published: `image` and `label`, uncompressed, and so never read as a whole."""
+    x = np.random.default_rng(0).integers(0, 256, (50, 4, 4, 3), np.uint8)
+    y = np.arange(50) % 10
+    save(tmp_path / "1m.npz", image=np.asarray(x, order=order), label=y)
+    data = DATASETS["npz"](path=str(tmp_path / "1m.npz"))
+    assert (data.image_shape, data.num_classes) == ((4, 4, 3), 10)
+    train = data.load("train")
+    assert is_mapped(train.images) == (save is np.savez)
+    np.testing.assert_array_equal(train.images, x)
+    line = fails(lambda: data.load("test"))
+    assert line.startswith("path: expected x_test and y_test to evaluate on in")
+    own = Split.of(x[:10] // 2, y[:10])
+    stream = batches(own, 10, training=True, extra=Extra(train, share=0.7), steps_per_epoch=7)
+    for batch in stream.take(7).as_numpy_iterator():
+        assert (batch["index"] >= 10).sum() == 7
+        for image, label, index in zip(*map(batch.get, ("image", "label", "index")), strict=True):
+            expected = x[index - 10] if index >= 10 else x[index] // 2
+            np.testing.assert_array_equal(image, expected.astype(np.float32) / np.float32(255))
+            assert label == index % 10
+
+
+def test_training_arrays_alone(tmp_path: Path) -> None:
+    """As extra data need no test arrays; half of a pair is still a mistake."""
+    data = DATASETS["npz"](path=saved(tmp_path, x_test=None, y_test=None))
+    np.testing.assert_array_equal(data.load("train").images, X)
+    path = saved(tmp_path, **dict.fromkeys(("x_train", "y_train", "x_test", "y_test")), image=X)
+    assert fails(lambda: DATASETS["npz"](path=path)).startswith("path: expected label in")
+
+
+def test_npz_whose_array_has_another_length_than_its_header(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, X)
+    path = saved(tmp_path, x_train=None)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("x_train.npy", buffer.getvalue()[:-8])
+    line = fails(lambda: DATASETS["npz"](path=path).load("train"))
+    assert line.startswith(f"path: x_train of {path}: expected a readable array, received ")
 
 
 def test_npz_of_channels_first(tmp_path: Path) -> None:

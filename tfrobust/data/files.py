@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import dataclasses
-import functools
 import os
 import re
-import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +14,8 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from tfrobust.errors import UserError, require
+from tfrobust.data.reading import by_python
+from tfrobust.errors import UserError
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # for others Pillow may start programs
 # For each rule, the length of the resized shorter side in units of the square that is cut out.
@@ -26,9 +23,6 @@ RESIZES = {"fit": 1.0, "imagenet": 256 / 224}
 DECODED_AT_ONCE = 16  # images of a batch
 BROKEN = "broken image"  # marks the errors that `readable` translates
 SEPARATOR = "\t"  # between a name and a reason
-READING: set[int] = set()  # the threads that decode an image now
-ENDING = threading.Event()  # set when the process ends
-QUIET = 10  # successive checks that must find no thread reading
 
 
 @contextlib.contextmanager
@@ -73,12 +67,6 @@ class Files:
     def __getitem__(self, at: Any) -> Files:
         return dataclasses.replace(self, places=self.places[at])
 
-    def joined(self, others: Files) -> Files:
-        """Return these images, then the others. Raises UserError unless all are resized alike."""
-        expected = f"{self.resize}, as the other images"
-        require(others.resize == self.resize, "resize", expected, others.resize)
-        return dataclasses.replace(self, places=np.concatenate([self.places, others.places]))
-
     def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
         """Decode all images. Raises UserError for one that cannot be read."""
         places = tf.data.Dataset.from_tensor_slices(self.places)
@@ -110,38 +98,14 @@ class Files:
         Pillow decodes it: TensorFlow takes the palette indices of a BMP for shades, and does not
         rotate a photograph as its EXIF data say.
         """
-        _wait_at_exit()
-        # Not stateful, or TensorFlow would read one image at a time.
-        image = tf.numpy_function(self._read, [place], tf.uint8, stateful=False)
-        return tf.ensure_shape(image, self.size)
+        return tf.ensure_shape(by_python(self._read, place, tf.uint8), self.size)
 
     def _read(self, place: bytes) -> np.ndarray:
         side = self.size[0]
-        READING.add(threading.get_ident())
         try:
             return _pixels(place, side, round(side * RESIZES[self.resize]))
         except Exception as error:  # Pillow's plugins raise whatever comes
             raise ValueError(f"[{BROKEN} {printable(place)}{SEPARATOR}{_reason(error)}]") from None
-        finally:
-            READING.discard(threading.get_ident())
-
-
-@functools.cache
-def _wait_at_exit() -> None:
-    """Let the threads that read ahead finish before Python ends.
-
-    A thread of TensorFlow that waits for an interpreter that has ended waits for ever, and the
-    process waits for the thread.
-    """
-
-    def wait() -> None:
-        ENDING.set()  # every further read fails, until no more batches are requested
-        quiet = 0
-        while quiet < QUIET:
-            time.sleep(0.01)
-            quiet = 0 if READING else quiet + 1
-
-    atexit.register(wait)
 
 
 def _pixels(place: bytes, side: int, resized: int) -> np.ndarray:
@@ -149,8 +113,6 @@ def _pixels(place: bytes, side: int, resized: int) -> np.ndarray:
 
     The central square of the image is resized to `resized` pixels, and its centre is cut out.
     """
-    if ENDING.is_set():
-        raise RuntimeError("the process ends")
     if not os.path.isfile(place):
         raise OSError("no file, or a link to none")
     with Image.open(place, formats=FORMATS) as file:

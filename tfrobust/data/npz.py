@@ -1,6 +1,8 @@
 """A user's own data in one .npz file."""
 
+import math
 import os
+import struct
 import zipfile
 from dataclasses import dataclass
 from typing import IO
@@ -12,33 +14,45 @@ from tfrobust.errors import UserError, require
 from tfrobust.gate import MOST_CLASSES, check_image_form, check_label_form, check_labels
 from tfrobust.io import UNREADABLE
 
-KEYS = ("x_train", "y_train", "x_test", "y_test")
+# The names of images and labels of each split. Files of generated images have the last pair.
+TRAIN, TEST, GENERATED = ("x_train", "y_train"), ("x_test", "y_test"), ("image", "label")
+KEYS = (*TRAIN, *TEST, *GENERATED)
+LENGTHS = 26  # bytes of a member's header in a zip file before the lengths of its two last parts
 
 
 @dataclass(frozen=True)
 class Npz(Dataset):
-    """The arrays x_train, y_train, x_test and y_test of a file; see `open_npz`."""
+    """The arrays of a file: `keys` has the names of images and labels by split; see `open_npz`."""
 
     path: str
-    trains: bool = True
+    keys: dict[str, tuple[str, str]]
     layout: str | None = None
 
     def load(self, split: str) -> Split:
         """Return a split. "train" is empty if the file has only test arrays.
 
-        Raises UserError for NaN and for float images outside [0, 1].
+        Images that are stored uncompressed, as np.savez does it, stay in the file: the array is a
+        memory map. Others are read into memory.
+
+        Raises UserError for NaN and for float images outside [0, 1], and if there are no test
+        arrays.
         """
-        stored = split if self.trains else "test"
-        x, y = (_read(self.path, f"{kind}_{stored}") for kind in "xy")
-        examples = Split.of(x, y, _names(self.path, stored), self.layout)
-        return examples if stored == split else examples.first(0)
+        if split == "test" and "test" not in self.keys:
+            expected = f"{' and '.join(TEST)} to evaluate on"
+            raise UserError(f"path: expected {expected} in {self.path}, received none")
+        x, y = self.keys.get(split, TEST)
+        images, labels = _mapped(self.path, x), _read(self.path, y)
+        names = _name(self.path, x), _name(self.path, y)
+        examples = Split.of(images, labels, names, self.layout)
+        return examples if split in self.keys else examples.first(0)
 
 
 def open_npz(path: str, num_classes: int | None = None, layout: str | None = None) -> Npz:
     """Open arrays in an .npz file. Headers and labels are checked, no image is read.
 
     x_train and x_test are [N, H, W, C] or [N, H, W], uint8 or float in [0, 1]; y_train and y_test
-    are class numbers from 0, [N] or [N, 1]. To evaluate a network, x_test and y_test are enough.
+    are class numbers from 0, [N] or [N, 1]. To evaluate a network, x_test and y_test are enough;
+    for `data.extra`, x_train and y_train, which may also be named image and label.
 
     Args:
         path: The file.
@@ -52,27 +66,30 @@ def open_npz(path: str, num_classes: int | None = None, layout: str | None = Non
     """
     path = os.path.expanduser(path)
     headers, names_in_file = _headers(path)
-    splits = ("train", "test") if "x_train" in headers or "y_train" in headers else ("test",)
-    for split in splits:
-        for key in (f"x_{split}", f"y_{split}"):
-            if key not in headers:
-                raise UserError(f"path: expected {key} in {path}, received {names_in_file}")
-        images, labels = (headers[f"{kind}_{split}"] for kind in "xy")
-        names = _names(path, split)
-        check_image_form(images, names[0], stored=True, layout=layout)
-        check_label_form(labels, len(images), names[1])
-    shapes = [_image_shape(headers[f"x_{split}"].shape, layout) for split in splits]
-    expected = f"images of {shapes[0]} as in x_train"
-    require(shapes[0] == shapes[-1], _name(path, "x_test"), expected, shapes[-1])
-    greatest = 1
-    for split in splits:
-        key = f"y_{split}"
-        labels = check_labels(_read(path, key), where=_name(path, key))
+    pairs = {"train": TRAIN, "test": TEST}
+    if not headers.keys() & {*TRAIN, *TEST}:
+        pairs = {"train": GENERATED} if headers.keys() & {*GENERATED} else {"test": TEST}
+    keys = {split: pair for split, pair in pairs.items() if headers.keys() & {*pair}} or pairs
+    for key in (key for pair in keys.values() for key in pair):
+        if key not in headers:
+            raise UserError(f"path: expected {key} in {path}, received {names_in_file}")
+    shapes, greatest = {}, 1
+    for x, y in keys.values():
+        images = headers[x]
+        check_image_form(images, _name(path, x), stored=True, layout=layout)
+        check_label_form(headers[y], len(images), _name(path, y))
+        shapes[x] = _image_shape(images.shape, layout)
+    first, *_ = shapes
+    for x, shape in shapes.items():
+        expected = f"images of {shapes[first]} as in {first}"
+        require(shape == shapes[first], _name(path, x), expected, shape)
+    for _, y in keys.values():
+        labels = check_labels(_read(path, y), where=_name(path, y))
         greatest = max(greatest, int(labels.max()))
     classes = greatest + 1 if num_classes is None else num_classes
     expected = f"from {greatest + 1}, the greatest label plus one, up to {MOST_CLASSES}"
     require(greatest < classes <= MOST_CLASSES, "num_classes", expected, classes)
-    return Npz(shapes[0], numbered(classes), path, trains=len(splits) == 2, layout=layout)
+    return Npz(shapes[first], numbered(classes), path, keys, layout)
 
 
 def _image_shape(shape: tuple[int, ...], layout: str | None) -> tuple[int, int, int]:
@@ -86,12 +103,8 @@ def _name(path: str, key: str) -> str:
     return f"path: {key} of {path}"
 
 
-def _names(path: str, split: str) -> tuple[str, str]:
-    return _name(path, f"x_{split}"), _name(path, f"y_{split}")
-
-
 def _headers(path: str) -> tuple[dict[str, np.ndarray], str]:
-    """Return the arrays that the file has of the four, as stand-ins, and the names of all arrays.
+    """Return the arrays that the file has of KEYS, as stand-ins, and the names of all arrays.
 
     A stand-in has the shape and the dtype of its array, but takes no memory.
     """
@@ -102,7 +115,7 @@ def _headers(path: str) -> tuple[dict[str, np.ndarray], str]:
             for key in KEYS:
                 if f"{key}.npy" in members:
                     with archive.open(f"{key}.npy") as file:
-                        shape, dtype = _header(file)
+                        shape, _, dtype = _header(file)
                     stand_ins[key] = np.broadcast_to(np.empty((), dtype), shape)
     except FileNotFoundError:
         raise UserError(f"path: expected an .npz file, received {path}: no such file") from None
@@ -112,13 +125,31 @@ def _headers(path: str) -> tuple[dict[str, np.ndarray], str]:
     return stand_ins, names
 
 
-def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
-    """Return the shape and the dtype of an .npy file."""
+def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Return the shape, whether the order is Fortran's, and the dtype of an .npy file."""
     if np.lib.format.read_magic(file) == (1, 0):
-        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-    else:
-        shape, _, dtype = np.lib.format.read_array_header_2_0(file)
-    return shape, dtype
+        return np.lib.format.read_array_header_1_0(file)
+    return np.lib.format.read_array_header_2_0(file)
+
+
+def _mapped(path: str, key: str) -> np.ndarray:
+    """Return an array as a memory map. One that is stored compressed is read into memory."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            member = archive.getinfo(f"{key}.npy")
+        if member.compress_type != zipfile.ZIP_STORED:
+            return _read(path, key)
+        with open(path, "rb") as file:
+            file.seek(member.header_offset + LENGTHS)
+            file.seek(sum(struct.unpack("<HH", file.read(4))), os.SEEK_CUR)
+            begin = file.tell()
+            shape, in_columns, dtype = _header(file)
+            size = file.tell() - begin + dtype.itemsize * math.prod(shape)
+            if size != member.file_size:
+                raise ValueError(f"{member.file_size} bytes instead of {size}")
+            return np.memmap(file, dtype, "r", file.tell(), shape, "F" if in_columns else "C")
+    except UNREADABLE as error:
+        raise _unreadable(path, key, error) from None
 
 
 def _read(path: str, key: str) -> np.ndarray:
@@ -127,9 +158,12 @@ def _read(path: str, key: str) -> np.ndarray:
             array: np.ndarray = arrays[key]
             return array
     except UNREADABLE as error:
-        raise UserError(
-            f"{_name(path, key)}: expected a readable array, received {_line(error)}"
-        ) from None
+        raise _unreadable(path, key, error) from None
+
+
+def _unreadable(path: str, key: str, error: Exception) -> UserError:
+    expected = "expected a readable array"
+    return UserError(f"{_name(path, key)}: {expected}, received {_line(error)}")
 
 
 def _line(error: Exception) -> str:

@@ -1,6 +1,5 @@
 """tf.data of batches from splits and arrays, in an order that needs no state."""
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -8,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfrobust.data.augment import AUGMENTATIONS
-from tfrobust.data.files import Files
+from tfrobust.data.rows import Rows, as_float, mixed_rows, rows_of
 from tfrobust.data.split import Split
 from tfrobust.errors import choose, require, require_at_least
 from tfrobust.noise import seed_for
@@ -16,12 +15,13 @@ from tfrobust.noise import seed_for
 
 @dataclass(frozen=True)
 class Extra:
-    """Additional training examples, such as pseudo-labelled ones.
+    """Additional training examples, such as pseudo-labelled or generated ones.
 
-    Pseudo-labels: Carmon et al., 2019, arXiv:1905.13736.
+    Pseudo-labels: Carmon et al., 2019, arXiv:1905.13736. Generated images: Wang et al., 2023,
+    arXiv:2302.04638.
 
     Attributes:
-        split: The examples.
+        split: The examples. Their images are read where they lie, in memory or in a file.
         share: Their share of every batch, between 0 and 1.
         weight: The weight of each in the loss, relative to the other examples.
     """
@@ -57,10 +57,10 @@ def batches(
 ) -> tf.data.Dataset:
     """Batches {"image": float32 [B, H, W, C] in [0, 1], "label": int32 [B], "index": int64 [B]}.
 
-    With training=True the batches are endless. An epoch has `len(split) // batch_size` full
-    batches; the rest of its order is dropped. The order is a function of (seed, epoch) and the
-    augmentation of (seed, epoch, batch), so batches that begin at `first_step` are the tail of
-    those that begin at 0. With training=False there is one pass in order, and the last batch may
+    With training=True the batches are endless. An epoch has `steps_per_epoch` full batches, in
+    which each example occurs once before any occurs again. The order is a function of (seed, epoch)
+    and the augmentation of (seed, epoch, batch), so batches that begin at `first_step` are the tail
+    of those that begin at 0. With training=False there is one pass in order, and the last batch may
     be shorter.
 
     Args:
@@ -71,46 +71,42 @@ def batches(
         training: Whether the batches are for training.
         augment: A name in AUGMENTATIONS, only with training=True.
         first_step: The step of training to begin at.
-        steps_per_epoch: Makes an epoch shorter. Give Keras the same number, or
-            len(split) // batch_size if it is None.
-        extra: Examples that are mixed into every training batch, in an order of their own. The
-            batches then have a "weight", float32 [B] of mean 1, and the length of an epoch is still
-            that of the split.
+        steps_per_epoch: The number of batches in an epoch, len(split) // batch_size if it is None.
+            Give Keras the same number.
+        extra: Examples that are mixed into every training batch, in an order of their own. Their
+            index goes on after the greatest of the split. The batches then have a "weight",
+            float32 [B] of mean 1.
 
     Raises:
-        UserError: The augmentation is unknown, or the split cannot fill a batch.
+        UserError: The augmentation is unknown, the split cannot fill a batch, or the extra images
+            have another size.
     """
     _check(split, batch_size, training, augment, most=len(split) if training else None)
     require(extra is None or training, "extra", "None without training=True", extra)
-    examples = split if extra is None else split.joined(extra.split)
-    collect = _collector(examples, seed, augment)
+    rows = rows_of(split) if extra is None else mixed_rows(split, extra.split)
+    collect = _collector(rows, seed, augment)
     if not training:
         positions = tf.data.Dataset.range(len(split)).batch(batch_size)
         return _mapped(tf.data.Dataset.zip(tf.data.Dataset.counter(), positions), collect)
-    steps = min(steps_per_epoch or len(split), len(split) // batch_size)
+    steps = steps_per_epoch or len(split) // batch_size
     more = 0 if extra is None else extra.rows(batch_size)
     # Spread both kinds evenly over a batch, so that every replica has its share of each.
     counts = [count for count in (batch_size - more, more) if count]
     fractions = np.concatenate([(np.arange(count) + 0.5) / count for count in counts])
     spread = np.argsort(fractions, kind="stable")
 
-    def shuffled(first: int, count: int, size: int, seed: tf.Tensor) -> tf.Tensor:
-        """Return [steps, size] positions of the `count` from `first` on, in random order.
-
-        Each occurs once before any occurs again.
-        """
-        positions = tf.range(first, first + count, dtype=tf.int64)
-        positions = tf.random.experimental.stateless_shuffle(positions, seed, alg="philox")
-        return tf.reshape(tf.gather(positions, tf.range(steps * size) % count), [steps, size])
-
     def epoch(number: tf.Tensor) -> tf.data.Dataset:
+        order = tf.range(len(split), dtype=tf.int64)
         seed_of_order = seed_for(seed, number, "order")
-        parts = [shuffled(0, len(split), batch_size - more, seed_of_order)]
-        if more:
+        order = tf.random.experimental.stateless_shuffle(order, seed_of_order, alg="philox")
+        order = tf.gather(order, tf.range(steps * (batch_size - more)) % len(split))
+        positions = tf.reshape(order, [steps, batch_size - more])
+        if extra is not None:
             seed_of_extra = seed_for(seed, number, "order of the extra")
-            parts.append(shuffled(len(split), len(examples) - len(split), more, seed_of_extra))
+            drawn = len(split) + _drawn(len(extra.split), steps * more, seed_of_extra)
+            positions = tf.concat([positions, tf.reshape(drawn, [steps, more])], axis=1)
         counters = number * steps + tf.range(steps, dtype=tf.int64)
-        positions = tf.gather(tf.concat(parts, axis=1), spread, axis=1)
+        positions = tf.gather(positions, spread, axis=1)
         # Flattened and batched again, so that the length of a batch is not known to TensorFlow. If
         # it is, a ReLU on CPU is not joined with the BatchNorm or bias before it.
         rows = tf.data.Dataset.from_tensor_slices(tf.reshape(positions, [-1])).batch(batch_size)
@@ -166,31 +162,34 @@ def from_arrays(
     positions = positions.shuffle(len(split), seed, reshuffle_each_iteration=True).batch(batch_size)
     # A pass does not know its number, so a new random number stands for that of the batch.
     counters = tf.data.Dataset.random(seed, rerandomize_each_iteration=True)
-    return _mapped(tf.data.Dataset.zip(counters, positions), _collector(split, seed, augment))
+    collect = _collector(rows_of(split), seed, augment)
+    return _mapped(tf.data.Dataset.zip(counters, positions), collect)
+
+
+def _drawn(count: int, size: int, seed: tf.Tensor) -> tf.Tensor:
+    """Return `size` numbers below `count`, int64; each occurs once before any occurs again.
+
+    The time does not depend on `count`, unlike that of a shuffle: there may be millions.
+    """
+    return tf.raw_ops.RandomIndexShuffle(
+        index=tf.range(size, dtype=tf.int64) % count,
+        seed=tf.concat([seed, [0]], axis=0),
+        max_index=tf.constant(count - 1, tf.int64),
+        rounds=16,  # with the 4 of tf.random.experimental.index_shuffle neighbours are correlated
+    )
 
 
 def _collector(
-    split: Split, seed: int, augment: str | None
+    rows: Rows, seed: int, augment: str | None
 ) -> Callable[[tf.Tensor, tf.Tensor], dict[str, tf.Tensor]]:
     """Return the function from a batch's number and positions [B] to the batch."""
-    with tf.device("CPU"):  # on a GPU every gather would copy all images back
-        labels, index = tf.constant(split.labels), tf.constant(split.index)
-        if isinstance(split.images, Files):
-            images = split.images.gather()
-        else:
-            images = functools.partial(tf.gather, tf.constant(split.images))
 
     def collect(counter: tf.Tensor, positions: tf.Tensor) -> dict[str, tf.Tensor]:
-        x = images(positions)
+        batch = rows(positions)
+        x = batch["image"]
         if augment is not None:
             x = AUGMENTATIONS[augment](x, seed_for(seed, counter, "augment"))
-        if x.dtype == tf.uint8:  # last, so that the gathers above move a quarter of the bytes
-            x = tf.cast(x, tf.float32) / 255.0
-        return {
-            "image": x,
-            "label": tf.gather(labels, positions),
-            "index": tf.gather(index, positions),
-        }
+        return batch | {"image": as_float(x)}  # last: the gathers move a quarter of the bytes
 
     return collect
 

@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -66,28 +65,6 @@ class Split:
         """Return the first n examples. Raises UserError if there are fewer."""
         require(0 <= n <= len(self), "n", f"0 to {len(self)} examples", n)
         return Split(self.images[:n], self.labels[:n], self.index[:n])
-
-    def joined(self, others: "Split") -> "Split":
-        """Return these examples, then the others, whose index goes on after the greatest of these.
-
-        Raises UserError unless all images have one size, and all are in memory or all in files.
-        """
-        first: Any = self.images
-        second: Any = others.images
-        size, other_size = first.shape[1:], second.shape[1:]
-        require(size == other_size, "images", f"{size} as the others", other_size)
-        kinds = sorted({type(images).__name__ for images in (first, second)})
-        expected = "both in memory, or both in files"
-        require(len(kinds) == 1, "images", expected, " and ".join(kinds))
-        if first.dtype != second.dtype:
-            first, second = self.as_float(), others.as_float()
-        in_memory = isinstance(first, np.ndarray)
-        index = np.arange(len(others), dtype=np.int64) + self.index.max(initial=-1) + 1
-        return Split(
-            np.concatenate([first, second]) if in_memory else first.joined(second),
-            np.concatenate([self.labels, others.labels]),
-            np.concatenate([self.index, index]),
-        )
 
     def as_float(self) -> np.ndarray:
         """Return the images as [N, H, W, C] float32 in [0, 1]."""
