@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from tfrobust.threat import Threat as Threat
 
 _HOMES = {
+    "ATTACKS": "tfrobust.attacks",
+    "Attack": "tfrobust.attacks",
+    "METHODS": "tfrobust.methods",
+    "RobustModel": "tfrobust.methods",
     "Threat": "tfrobust.threat",
     "UserError": "tfrobust.errors",
     "evaluate": "tfrobust.evaluation",
@@ -40,18 +44,16 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     if name == "__all__":
-        exported = [module.__all__ for module in _registries()]
-        return sorted({"__version__", *_HOMES}.union(*exported))
-    if not name.startswith("_"):
-        for module in _registries():
-            if name in module.__all__:
-                return getattr(module, name)
+        return sorted({"__version__", *_HOMES, *_classes()})
+    if not name.startswith("_") and name in (classes := _classes()):
+        return classes[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def _registries() -> list[Any]:
-    """Import the modules of ATTACKS and METHODS, whose every exported name is ours too."""
-    return [importlib.import_module(f"tfrobust.{name}") for name in ("attacks", "methods")]
+def _classes() -> dict[str, type]:
+    """Import METHODS and ATTACKS, and return their classes by the names of the classes."""
+    registries = (__getattr__("ATTACKS"), __getattr__("METHODS"))
+    return {cls.__name__: cls for registry in registries for cls in registry.values()}
 
 
 def __dir__() -> list[str]:

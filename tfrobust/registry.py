@@ -22,6 +22,17 @@ T = TypeVar("T")
 STRICT = pydantic.ConfigDict(arbitrary_types_allowed=True, strict=True, allow_inf_nan=False)
 
 
+def by_file(kind: type[T], names: Mapping[str, Any]) -> dict[str, type[T]]:
+    """Return the registry of a package: its classes of a kind, each under the name of its file.
+
+    Args:
+        kind: The base class of the classes; it is not in the registry itself.
+        names: The names that the package imports, such as `globals()`.
+    """
+    classes = [name for name in names.values() if inspect.isclass(name) and issubclass(name, kind)]
+    return {cls.__module__.rpartition(".")[2]: cls for cls in classes if cls is not kind}
+
+
 def parameters(constructor: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """Return the keyword parameters of a constructor, name -> parameter.
 

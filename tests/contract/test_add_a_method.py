@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import re
 from collections.abc import Callable, Iterator
@@ -15,7 +14,8 @@ from pipelines import config as configs
 from pipelines.smoke_runs import smoke
 from pipelines.spec import parse
 from tests.contract import test_methods as contract
-from tfrobust.methods import METHODS
+from tfrobust.methods import METHODS, RobustModel
+from tfrobust.registry import by_file
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "add_a_method.md"
 CONTRACT = {name: test for name, test in vars(contract).items() if name.startswith("test_")}
@@ -23,7 +23,7 @@ CONTRACT = {name: test for name, test in vars(contract).items() if name.startswi
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[type]:
-    """Write the page's file, import it, and add its one entry to the registry."""
+    """Write the page's file, and register it by one import."""
     package = tmp_path_factory.mktemp("methods") / "toy_methods"
     package.mkdir()
     (package / "__init__.py").touch()
@@ -31,8 +31,9 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[type]:
     (package / "squeezed.py").write_text(code[0], encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(package.parent))
-        method = importlib.import_module("toy_methods.squeezed").Squeezed
-        patch.setitem(METHODS, "toy", method)
+        exec("from toy_methods.squeezed import Squeezed as Squeezed", names := {})
+        ((name, method),) = by_file(RobustModel, names).items()
+        patch.setitem(METHODS, name, method)
         yield method
 
 
@@ -40,14 +41,18 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[type]:
 def test_the_contract(
     toy: type, test: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fixtures: dict[str, Any] = {"name": "toy", "tmp_path": tmp_path, "monkeypatch": monkeypatch}
+    fixtures: dict[str, Any] = {
+        "name": "squeezed",
+        "tmp_path": tmp_path,
+        "monkeypatch": monkeypatch,
+    }
     test(**{name: fixtures[name] for name in inspect.signature(test).parameters})
 
 
 def test_one_config_names_it(toy: type, tmp_path: Path) -> None:
-    file, base = tmp_path / "digits_toy.yaml", configs.find("digits_adv").parent / "base"
-    file.write_text(f"include: {base / 'digits.yaml'}\nmethod: {{name: toy, weight: 0.1}}\n")
-    spec = smoke(parse("digits_toy", configs.load(file)))
+    file, base = tmp_path / "digits_squeezed.yaml", configs.find("digits_adv").parent / "base"
+    file.write_text(f"include: {base / 'digits.yaml'}\nmethod: {{name: squeezed, weight: 0.1}}\n")
+    spec = smoke(parse("digits_squeezed", configs.load(file)))
     assert spec.method is not None and spec.network is not None
     model: Any = spec.method(spec.network(), ramp_steps=0)
     assert type(model) is toy and model.weight == 0.1

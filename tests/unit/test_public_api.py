@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import keras
 import pytest
 
 import tfrobust
-from tfrobust.attacks import ATTACKS
+from tfrobust.attacks import ATTACKS, Attack, Outcome, Staged
 from tfrobust.keras_import import REGISTERED
 from tfrobust.methods import METHODS, RobustModel
 
@@ -35,6 +36,14 @@ def test_every_method_and_attack_is_a_name_of_the_package() -> None:
     classes = {*METHODS.values(), *ATTACKS.values(), RobustModel}
     assert {cls.__name__ for cls in classes} <= set(tfrobust.__all__)
     assert all(getattr(tfrobust, cls.__name__) is cls for cls in classes)
+
+
+def test_each_is_registered_under_the_name_of_its_file() -> None:
+    for module, registry in ((tfrobust.methods, METHODS), (tfrobust.attacks, ATTACKS)):
+        for name, cls in registry.items():
+            assert cls.__module__ == f"{module.__name__}.{name}"
+        imported = {cls for cls in vars(module).values() if inspect.isclass(cls)}
+        assert imported - {RobustModel, Attack, Outcome, Staged} == set(registry.values())
 
 
 def test_all_names_are_there() -> None:

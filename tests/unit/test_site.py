@@ -13,6 +13,10 @@ from typing import Any
 import pytest
 import yaml
 
+from tfrobust.attacks import ATTACKS
+from tfrobust.methods import METHODS
+from tfrobust.models import MODELS
+
 ROOT = Path(__file__).parents[2]
 # Tags that make a browser load a file, and the CSS that does.
 LOADS = re.compile(
@@ -93,3 +97,7 @@ def test_the_site_builds_and_loads_nothing_from_outside(tmp_path: Path) -> None:
         if (match := LOADS.search(path.read_text(encoding="utf-8")))
     }
     assert files and not loads
+    for place, registry in (("attacks", ATTACKS), ("methods", METHODS), ("models", MODELS)):
+        page = (tmp_path / "reference" / place / "index.html").read_text(encoding="utf-8")
+        for entry in registry.values():
+            assert f'id="tfrobust.{place}.{entry.__name__}"' in page

@@ -47,7 +47,9 @@ class Attack(Configurable):
 
     def settings(self, threat: Threat) -> dict[str, Any]:
         """Return the attack's name and every hyper-parameter, as a result must state them."""
-        return {"name": type(self).__name__.lower(), **dataclasses.asdict(self)}
+        from tfrobust.attacks import registered_name  # the registry needs this class first
+
+        return {"name": registered_name(self), **dataclasses.asdict(self)}
 
     @property
     def files(self) -> list[Path]:

@@ -55,7 +55,6 @@ class MultiTargeted(Attack):
     def settings(self, threat: Threat) -> dict[str, Any]:
         """Return the settings, with the loss, the start and the step size (image units) in use."""
         return super().settings(threat) | {
-            "name": "multi_targeted",
             "loss": "targeted_margin",
             "start": "uniform",
             "step_size": self._ascent(1).step(threat.eps),

@@ -37,9 +37,6 @@ class UniformNoise(Attack):
     def title(self) -> str:
         return "Uniform noise" + (f" x{self.draws}" if self.draws > 1 else "")
 
-    def settings(self, threat: Threat) -> dict[str, Any]:
-        return super().settings(threat) | {"name": "uniform_noise"}
-
     def run(
         self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, *, threat: Threat, seed: Any
     ) -> Outcome:

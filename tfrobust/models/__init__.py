@@ -4,13 +4,22 @@ from collections.abc import Callable
 
 import keras
 
-from tfrobust.models.cnn import small_cnn, trades_cnn
-from tfrobust.models.files import keras_file, load_keras, model_files
-from tfrobust.models.keras_layers import with_keras_layers
-from tfrobust.models.narrowing import narrow
-from tfrobust.models.precision import PRECISIONS, with_precision
-from tfrobust.models.residual import resnet, small_resnet, wide_resnet
-from tfrobust.models.saved import OUTPUTS, SavedNetwork, in_precision, load_network
+from tfrobust.models.cnn import small_cnn as small_cnn
+from tfrobust.models.cnn import trades_cnn as trades_cnn
+from tfrobust.models.files import keras_file as keras_file
+from tfrobust.models.files import load_keras as load_keras
+from tfrobust.models.files import model_files as model_files
+from tfrobust.models.keras_layers import with_keras_layers as with_keras_layers
+from tfrobust.models.narrowing import narrow as narrow
+from tfrobust.models.precision import PRECISIONS as PRECISIONS
+from tfrobust.models.precision import with_precision as with_precision
+from tfrobust.models.residual import resnet as resnet
+from tfrobust.models.residual import small_resnet as small_resnet
+from tfrobust.models.residual import wide_resnet as wide_resnet
+from tfrobust.models.saved import OUTPUTS as OUTPUTS
+from tfrobust.models.saved import SavedNetwork as SavedNetwork
+from tfrobust.models.saved import in_precision as in_precision
+from tfrobust.models.saved import load_network as load_network
 
 MODELS: dict[str, Callable[..., keras.Model]] = {
     "resnet": resnet,
@@ -19,23 +28,3 @@ MODELS: dict[str, Callable[..., keras.Model]] = {
     "trades_cnn": trades_cnn,
     "wide_resnet": wide_resnet,
 }
-
-__all__ = [
-    "MODELS",
-    "OUTPUTS",
-    "PRECISIONS",
-    "SavedNetwork",
-    "keras_file",
-    "load_keras",
-    "in_precision",
-    "load_network",
-    "model_files",
-    "narrow",
-    "resnet",
-    "small_cnn",
-    "small_resnet",
-    "trades_cnn",
-    "wide_resnet",
-    "with_keras_layers",
-    "with_precision",
-]

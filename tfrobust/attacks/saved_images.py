@@ -1,0 +1,95 @@
+"""Adversarial images that another evaluation saved."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import tensorflow as tf
+
+from tfrobust.attacks.base import Attack, LogitsFn
+from tfrobust.errors import UserError, require
+from tfrobust.io import UNREADABLE
+from tfrobust.serialization import serializable
+from tfrobust.threat import Threat
+
+
+@serializable
+@dataclasses.dataclass(frozen=True)
+class SavedImages(Attack):
+    """Adversarial images that another evaluation saved, perhaps of another network.
+
+    An image belongs to the example with its position in the test split. The evaluation therefore
+    does not run this attack: it gets the images of its rows from `lookup`, and checks and judges
+    them as those of any attack.
+
+    Args:
+        path: an .npz file with `image` [N, H, W, C], float32 in the box or uint8 (divided by 255),
+            and `index` [N], each image's position in the test split.
+    """
+
+    path: str
+
+    @property
+    def title(self) -> str:
+        return f"Saved images {Path(self.path).stem}"
+
+    @property
+    def files(self) -> list[Path]:
+        """The file at `path`."""
+        file = Path(self.path).expanduser()
+        require(file.is_file(), "path", "an .npz file", self.path)
+        return [file]
+
+    def lookup(self, rows: np.ndarray) -> np.ndarray:
+        """Return the images, float32 [B, H, W, C], of these positions in the test split, int [B].
+
+        Raises UserError if the file lacks one of them.
+        """
+        images, places = self._content
+        at = np.array([places.get(int(row), -1) for row in rows], np.int64)
+        absent = np.asarray(rows)[at < 0]
+        if absent.size:
+            raise UserError(
+                f"path: expected an image for each of {len(rows)} rows, {self.path} has none for "
+                f"{absent.size} of them, such as row {absent[0]}"
+            )
+        chosen = images[at]
+        if chosen.dtype == np.uint8:
+            return chosen.astype(np.float32) / np.float32(255)
+        return chosen
+
+    @cached_property
+    def _content(self) -> tuple[np.ndarray, dict[int, int]]:
+        """The images, and position in the test split -> number of the image."""
+        try:
+            with np.load(Path(self.path).expanduser(), allow_pickle=False) as arrays:
+                images, index = arrays["image"], arrays["index"]
+        except UNREADABLE as error:
+            line = " ".join(str(error).split())
+            raise UserError(
+                f"path: expected an .npz file with image and index, received {self.path}: {line}"
+            ) from None
+        what = f"path: image of {self.path}"
+        valued = images.dtype in (np.uint8, np.float32)
+        require(valued, what, "float32 or uint8", images.dtype.name)
+        require(images.ndim == 4, what, "images [N, H, W, C]", f"shape {images.shape}")
+        what = f"path: index of {self.path}"
+        paired = index.shape == images.shape[:1] and index.dtype.kind in "iu"
+        received = f"{index.dtype.name} of shape {index.shape}"
+        require(paired, what, f"{len(images)} integers", received)
+        places = {int(place): i for i, place in enumerate(index)}
+        require(len(places) == len(index), what, "each place once", "some twice")
+        return images, places
+
+    def run(
+        self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, *, threat: Threat, seed: Any
+    ) -> NoReturn:
+        """Raise a UserError: images are looked up by row, which an attack does not know."""
+        raise UserError(
+            "saved_images: expected an evaluation, which looks its images up by row, received a "
+            "call of the attack"
+        )
