@@ -47,10 +47,11 @@ def passes(name: str, steps: int) -> tuple[int, int]:
 
     @tf.custom_gradient
     def watched(logits: tf.Tensor) -> Any:
-        counted["forward"] += 1
+        size = max(1, logits.shape[0] // SIZE)  # 2 where images and adversaries are one batch
+        counted["forward"] += size
 
         def gradient(upstream: tf.Tensor) -> tf.Tensor:
-            counted["backward"] += 1
+            counted["backward"] += size
             return upstream
 
         return logits, gradient

@@ -68,7 +68,7 @@ def test_a_compiled_step_in_half_precision(
 @pytest.mark.slow
 @pytest.mark.timeout(1000)
 @pytest.mark.parametrize(
-    "method", [*METHODS, "awp over oat", "atlas with BatchNorm", "awp with BatchNorm"]
+    "method", [*METHODS, "awp over oat", *(f"{m} with BatchNorm" for m in ("atlas", "awp", "iaat"))]
 )
 def test_a_compiled_step_on_two_devices(
     on_two_devices: Callable[[str], dict[str, Any]], method: str

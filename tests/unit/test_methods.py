@@ -121,7 +121,12 @@ def llr(w: np.ndarray, _: np.ndarray, s: float) -> np.ndarray:
 
 def squeeze(kind: str) -> Formula:
     def formula(w: np.ndarray, w0: np.ndarray, s: float) -> np.ndarray:
-        high, low, high0, low0 = (log_p(x, v) for v in (w, w0) for x in (X_ADV, X_LOW))
+        pairs = []
+        for v in (w, w0):  # the extremes of the three points, for each example
+            three = np.stack([log_p(x, v) for x in (X, X_LOW, X_ADV)])
+            at_label, row = three[:, np.arange(5), Y], np.arange(5)
+            pairs += [three[at_label.argmin(0), row], three[at_label.argmax(0), row]]
+        high, low, high0, low0 = pairs
         mean = np.log(0.5 * (np.exp(high) + np.exp(low)))
         apart = {
             "symmetric_kl": 0.5 * (divergence(low0, high) + divergence(high0, low)),
@@ -347,7 +352,8 @@ def test_noise_changes_with_the_step_and_with_nothing_else(network: Any) -> None
 def test_crafting_loss(network: Any) -> None:
     """TRADES crafts on the KL divergence unless the attack names its loss."""
     two = PGD(steps=2)
-    assert Trades(network, threat=THREAT, beta=1.0).attack == FGSM(loss="kl")
+    authors = PGD(steps=10, start="normal", loss="kl")
+    assert Trades(network, threat=THREAT, beta=1.0).attack == authors
     assert Trades(network, threat=THREAT, beta=1.0, attack=two).attack == PGD(steps=2, loss="kl")
     own = PGD(steps=2, loss="margin")
     assert TradesJac(network, threat=THREAT, alpha=1.0, beta=1.0, attack=own).attack == own

@@ -16,7 +16,7 @@ PASSES = {
     "trades": (1 + K + 2, K + 2),  # the clean prediction, the attack, both images
     "atlas": (K + 2, K + 3),
     "trades_jac": (1 + K + 2, K + 3),
-    "alp": (K + 2, K + 2),
+    "alp": (K + 2, K + 2),  # the last two are one pass of twice as many images
     "awp": (K + 2, K + 2),
     "fat": (K + 1, K + 1),
     "fgsm_reg": (1 + 2, 1 + 2),
@@ -29,8 +29,7 @@ PASSES = {
     "mma": (K + 10 + 2, K + 2),  # ten halvings
     "nfgsm": (1 + 1, 1 + 1),
     "oat": (K + 2, K + 2),
-    # A step looks at both points to choose, then has the gradients in the chosen two.
-    "squeeze": (1 + K * (2 + 2) + 2 + 3, 2 * K + 3),
+    "squeeze": (3 * K + 3, 3 * K + 3),  # the image and both points
 }
 
 

@@ -65,6 +65,8 @@ def model_for(method: str, normalized: str | bool = False) -> Any:
     terms = {**METHODS[name].example, **{k: v for k, v in TERMS.items() if k in takes}}
     if method == "trades":
         terms["ema"] = 0.5
+    if method.startswith("trades"):  # ten steps from near the image turn a sign
+        terms["attack"] = FGSM()
     conditioned = "strength" in METHODS[name].network_inputs
     if method == "awp over oat":
         conditioned = True
@@ -162,7 +164,7 @@ def compiled(strategy: tf.distribute.Strategy) -> dict[str, Any]:
     with statistics of the batch and without."""
     out: dict[str, Any] = {}
     cases = [(method, False) for method in [*METHODS, "awp over oat"]]
-    for method, normalized in [*cases, ("atlas", True), ("awp", True)]:
+    for method, normalized in [*cases, ("atlas", True), ("awp", True), ("iaat", True)]:
         name = f"{method} with BatchNorm" if normalized else method
         for how in (False, True):
             with strategy.scope():

@@ -31,8 +31,8 @@ class Valley(NamedTuple):
 
     Attributes:
         clean: at each image.
-        highest: the highest that was found in its ball, at the adversarial example.
-        lowest: the lowest that was found, at the collaborative example.
+        highest: the highest of those at the image, its adversarial and its collaborative example.
+        lowest: the lowest of the three.
     """
 
     clean: np.ndarray
@@ -70,7 +70,8 @@ def valley(
         results = traced(images, labels)
         for points, _ in results:
             check_adversarial(ATTACK.title, threat, points.numpy(), images)
-        return [loss for _, loss in results]
+        values = [loss for _, loss in results]
+        return [values[0], tf.reduce_max(values, axis=0), tf.reduce_min(values, axis=0)]
 
     size = max(1, batch_size // 2)
     return Valley(*map_batches(measure, x, y.astype(np.int32), batch_size=size))

@@ -20,7 +20,7 @@ from tfrobust.gate import check_threat
 from tfrobust.jacobian import squared_jacobian
 from tfrobust.methods.batch import Batch, as_batch, weighed, without_strings
 from tfrobust.methods.gated import GatedModel
-from tfrobust.methods.means import Means
+from tfrobust.methods.means import Means, for_keras
 from tfrobust.methods.table import Table
 from tfrobust.models.signatures import forward, signature
 from tfrobust.registry import located
@@ -296,11 +296,13 @@ class RobustModel(GatedModel):
         logs = update(batch) | self.scalars()
         with tf.control_dependencies([batch["image"]]):  # a refused batch does not count
             self.step.assign_add(1)
-        return _for_keras(logs)
+        return for_keras(logs)
 
     def update(self, batch: Batch) -> dict[str, Any]:
         """Take one optimizer step on the batch; return the averages of what `reports` names."""
-        batch = batch | self.computed(self._perturbed, batch)
+        # Averages that move in an attack's loop are out of reach of what `computed` compiles.
+        craft, moves = self._perturbed, self.craft == "train"
+        batch = batch | (craft(batch) if moves else self.computed(craft, batch))
         terms, gradients, slopes = self.gradients(batch)
         self.optimizer.apply(gradients, self.network.trainable_variables)
         for weight, average in zip(self._averaged, self.averages, strict=False):
@@ -353,7 +355,7 @@ class RobustModel(GatedModel):
         batch = self.as_batch(data)
         terms = self.by_xla(self._validated)(batch)
         logs = self.means.measure(loss_mean(self), terms, batch.get("weight", 1.0))
-        return _for_keras(logs)
+        return for_keras(logs)
 
     def _validated(self, batch: Batch) -> Batch:
         with self._as_evaluated():
@@ -391,9 +393,3 @@ class RobustModel(GatedModel):
         name, limits = type(self).__name__, self._limits
         batch = as_batch(data, requires, name, limits.classes, limits.box, self.num_examples)
         return without_strings(batch) if self.jit_compile else batch
-
-
-def _for_keras(logs: dict[str, Any]) -> dict[str, Any]:
-    """Return logs that Keras can reduce: it wants vectors from several machines."""
-    several = isinstance(tf.distribute.get_strategy(), tf.distribute.MultiWorkerMirroredStrategy)
-    return {k: tf.reshape(v, [1]) for k, v in logs.items()} if several else logs

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfrobust import losses
+from tfrobust import losses, noise
 from tfrobust.attacks.gradient import input_gradient
 from tfrobust.errors import require
 from tfrobust.methods.base import Batch, RobustModel
@@ -20,7 +20,8 @@ class GradAlign(RobustModel):
 
     x' is one step of step_scale * eps from x along the first gradient, which is a constant in the
     cosine, as in the authors' code. Where either gradient is zero there is no cosine, and the term
-    is left out. By default both gradients use batch statistics (`craft`).
+    is left out. As in the authors' code, x + eta is not clipped to the box, and all three passes
+    (at x, x' and x + eta) use batch statistics and move BatchNorm's averages (craft="train").
     """
 
     default_attack = None
@@ -32,7 +33,7 @@ class GradAlign(RobustModel):
         *,
         weight: float = 0.2,
         step_scale: float = 1.0,
-        craft: str = "frozen",
+        craft: str = "train",
         **kwargs: Any,
     ):
         self.weight, self.step_scale = weight, step_scale
@@ -46,8 +47,9 @@ class GradAlign(RobustModel):
         step = self.step_scale * threat.eps * threat.steepest(gradient)
         entries = {"adv": threat.project(x + step, x)}
         if self.weight:
-            noisy = threat.random_start(x, self.seed_for("alignment"))
-            entries |= {"gradient": gradient, "noisy": noisy}
+            shape, seed = tf.shape(x), self.seed_for("alignment")
+            eta = threat.eps * noise.uniform_in_ball(shape, seed, threat.norm)
+            entries |= {"gradient": gradient, "noisy": tf.ensure_shape(x + eta, x.shape)}
         return entries
 
     def robust_loss(self, batch: Batch) -> Batch:

@@ -37,7 +37,8 @@ class Iaat(Adv):
     authors' code).
 
     The attack's step size is 2 eps_i / steps, but at least `min_step`. gamma and min_step are in
-    image units. The authors craft with batch statistics (craft="train").
+    image units. All passes use batch statistics and move BatchNorm's averages, as in the authors'
+    code (craft="train").
     """
 
     default_attack = PGD(steps=10)
@@ -56,13 +57,14 @@ class Iaat(Adv):
         min_step: float | str = 2 / 255,
         rule: str = "probe",
         misclassified: str = "clean",
+        craft: str = "train",
         **kwargs: Any,
     ):
         self.warmup_epochs, self.smoothing = warmup_epochs, smoothing
         self.gamma, self.min_step = number("gamma", gamma), number("min_step", min_step)
         self.rule = choose("rule", rule, ("probe", "simple"))
         self.misclassified = choose("misclassified", misclassified, ("clean", "adversarial"))
-        super().__init__(network, **kwargs)
+        super().__init__(network, craft=craft, **kwargs)
         require_at_least(0, warmup_epochs=warmup_epochs)
         require(self.gamma >= 0, "gamma", "a number >= 0", gamma)
         require(self.min_step > 0, "min_step", "a number > 0", min_step)

@@ -10,6 +10,7 @@ from tfrobust import losses
 from tfrobust.errors import require
 from tfrobust.jacobian import squared_jacobian
 from tfrobust.methods.base import Batch, RobustModel
+from tfrobust.methods.batch_norm import RepeatablePass
 
 
 class LocalGlobal(RobustModel):
@@ -19,6 +20,9 @@ class LocalGlobal(RobustModel):
     grow with eps (paper, section 5.3). A term whose coefficient is 0 is not computed, and no
     adversary is crafted if neither the centre nor the global term needs it. ||J||_F^2 is estimated
     by one random projection (`tfrobust.jacobian`), without the factor 1/2 of Hoffman's package.
+
+    BatchNorm's averages move by the statistics at c, then by those at o where a term needs o. With
+    a clean centre they move by those at x again, as in TRADES's code, which passes x twice.
     """
 
     adversarial_centre = False
@@ -49,14 +53,17 @@ class LocalGlobal(RobustModel):
             centre, other, at_centre, at_other = other, centre, at_other, at_centre
 
         terms: Batch = {}
-        if self.alpha:
-            logits, terms["jacobian"] = squared_jacobian(logits_fn, centre, batch["projection"])
-        else:
-            logits = logits_fn(centre)
+        with RepeatablePass(self.network) as central:
+            if self.alpha:
+                logits, terms["jacobian"] = squared_jacobian(logits_fn, centre, batch["projection"])
+            else:
+                logits = logits_fn(centre)
         terms["loss"] = losses.cross_entropy(logits, label)
         terms[at_centre] = losses.correct(logits, label)
         if self.beta or self.clean_weight:
             logits_other = logits_fn(other)
+            if not self.adversarial_centre:
+                central.repeat()
             terms[at_other] = losses.correct(logits_other, label)
         if self.clean_weight:
             terms["loss"] *= 1.0 - self.clean_weight

@@ -60,3 +60,9 @@ class Means(CompileMetrics):
             values = tf.cast(values, tf.float32)
             means[name].update_state(values, tf.broadcast_to(weight * present, tf.shape(values)))
         return {name: means[name].result() for name in terms}
+
+
+def for_keras(logs: dict[str, Any]) -> dict[str, Any]:
+    """Return logs that Keras can reduce: it wants vectors from several machines."""
+    several = isinstance(tf.distribute.get_strategy(), tf.distribute.MultiWorkerMirroredStrategy)
+    return {k: tf.reshape(v, [1]) for k, v in logs.items()} if several else logs

@@ -22,7 +22,8 @@ class Nfgsm(Adv):
     x' = x + eta + step_scale * eps * sign(grad CE at x + eta), and eta is uniform in the ball of
     radius noise_scale * eps. Both x + eta and x' are only clipped to the box, so x' may be as far
     away as (noise_scale + step_scale) * eps. This noise keeps one-step training from catastrophic
-    overfitting. The authors craft with batch statistics (craft="train").
+    overfitting. Both passes use batch statistics and move BatchNorm's averages, as in the authors'
+    code (craft="train").
     """
 
     default_attack = None
@@ -33,10 +34,11 @@ class Nfgsm(Adv):
         *,
         noise_scale: float = 2.0,
         step_scale: float = 1.0,
+        craft: str = "train",
         **kwargs: Any,
     ):
         self.noise_scale, self.step_scale = noise_scale, step_scale
-        super().__init__(network, **kwargs)
+        super().__init__(network, craft=craft, **kwargs)
         require(noise_scale >= 0, "noise_scale", "a number >= 0", noise_scale)
         require(step_scale > 0, "step_scale", "a number > 0", step_scale)
 

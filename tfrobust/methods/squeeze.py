@@ -47,8 +47,10 @@ class Squeeze(RobustModel):
     """CE(f(x), y) + beta * R(f(x'), f(x_col)).
 
     x' is the adversarial example, with the highest loss found in the ball; x_col is the
-    collaborative example, with the lowest. One search finds both (`squeezed`). The `regularizer` R
-    is "symmetric_kl" (as in the paper and the authors' code), "js" or "l2".
+    collaborative example, with the lowest. One search finds two points (`squeezed`), and the logits
+    at x' and at x_col are taken from those at x and at the two points, for each example. The
+    `regularizer` R is "symmetric_kl" (as in the paper and the authors' code), "js" or "l2". The
+    collaborative point uses batch statistics without moving BatchNorm's averages, as there.
     """
 
     example = {"beta": 1.0}
@@ -92,8 +94,9 @@ class Squeeze(RobustModel):
     def robust_loss(self, batch: Batch) -> Batch:
         label, logits_fn = batch["label"], self.logits_fn(batch, "train")
         low = self.logits_fn(batch, "frozen")(batch["collaborative"])
-        clean, adversarial = logits_fn(batch["image"]), logits_fn(batch["adv"])
-        distance = REGULARIZERS[self.regularizer](adversarial, low)
+        clean, high = logits_fn(batch["image"]), logits_fn(batch["adv"])
+        adversarial, collaborative = extremes([clean, low, high], [clean, low, high], label)
+        distance = REGULARIZERS[self.regularizer](adversarial, collaborative)
         return {
             "loss": losses.cross_entropy(clean, label) + self.scale * self.beta * distance,
             "squeeze": distance,
@@ -103,6 +106,24 @@ class Squeeze(RobustModel):
 
     def scalars(self) -> dict[str, Any]:
         return super().scalars() | {"beta": self.scale * self.beta}
+
+
+def extremes(
+    values: list[tf.Tensor], logits: list[tf.Tensor], y: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return, for each example, the values where its label is least and where it is most likely.
+
+    Args:
+        values: one [B, ...] for each of several points.
+        logits: the logits [B, C] at these points.
+        y: the labels [B].
+    """
+    loss, stacked = [losses.cross_entropy(z, y) for z in logits], tf.stack(values, axis=1)
+
+    def pick(which: tf.Tensor) -> tf.Tensor:
+        return tf.ensure_shape(tf.gather(stacked, which, batch_dims=1), values[0].shape)
+
+    return pick(tf.argmax(loss, axis=0)), pick(tf.argmin(loss, axis=0))
 
 
 def squeezed(
@@ -115,12 +136,12 @@ def squeezed(
     seed: Any,
     regularizer: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] = symmetric_kl,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return (adversarial, collaborative) examples, each [B, H, W, C].
+    """Return two points of the ball, each [B, H, W, C]: an adversarial and a collaborative one.
 
-    They are the points found at which the network is least and most sure of the label. Before each
-    step and at the end both are chosen again, for each example, from x and the two current points;
-    then one step moves both to increase R(f(adversarial), f(collaborative)). The number of steps,
-    the step size and the start are the attack's.
+    Before each step they are chosen again, for each example, from x and the two points: where the
+    network is least and most sure of the label. Then one step moves both to increase
+    R(f(adversarial), f(collaborative)). After the last step any of the three may be the extreme.
+    The number of steps, the step size and the start are the attack's.
 
     Args:
         logits_fn: images -> logits [B, C].
@@ -132,34 +153,21 @@ def squeezed(
         regularizer: R, from two logits [B, C] to [B].
     """
     step = per_example(attack.step(threat.eps), x)
-    sure_clean = -losses.cross_entropy(logits_fn(x), y)
 
-    def chosen(high: tf.Tensor, low: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        sure = [sure_clean]
-        for point in (high, low):
-            sure.append(-losses.cross_entropy(logits_fn(point), y))
-        points = tf.stack([x, high, low], axis=1)
-
-        def pick(which: tf.Tensor) -> tf.Tensor:
-            return tf.ensure_shape(tf.gather(points, which, batch_dims=1), x.shape)
-
-        return pick(tf.argmin(sure, axis=0)), pick(tf.argmax(sure, axis=0))
-
-    def body(i: tf.Tensor, *points: tf.Tensor) -> Any:
-        pair = chosen(*points)
+    def body(i: tf.Tensor, high: tf.Tensor, low: tf.Tensor) -> Any:
+        points = [x, low, high]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(pair)
-            distance = tf.reduce_sum(regularizer(*(logits_fn(point) for point in pair)))
+            tape.watch(points)
+            logits = [logits_fn(point) for point in points]
+            distance = tf.reduce_sum(regularizer(*extremes(logits, logits, y)))
         # Through rounding and the like there is no gradient: take zero rather than None.
-        gradients = tape.gradient(distance, pair, unconnected_gradients="zero")
-        moved = (
-            threat.project(point + step * threat.steepest(gradient), x)
-            for point, gradient in zip(pair, gradients, strict=True)
-        )
+        gradients = tape.gradient(distance, points, unconnected_gradients="zero")
+        pairs = zip(extremes(points, logits, y), extremes(gradients, logits, y), strict=True)
+        moved = (threat.project(point + step * threat.steepest(g), x) for point, g in pairs)
         return i + 1, *moved
 
     starts = (attack.begin(x, threat, noise.fold(seed, number)) for number in range(2))
     state = (tf.constant(0), *starts)
     steps = attack.schedule[0]
     end = tf.while_loop(lambda i, *_: i < steps, body, state, parallel_iterations=1)
-    return tuple(tf.stop_gradient(point) for point in chosen(*end[1:]))
+    return tuple(tf.stop_gradient(point) for point in end[1:])

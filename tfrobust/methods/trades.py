@@ -6,14 +6,19 @@ from typing import Any
 
 import keras
 
+from tfrobust.attacks import PGD
 from tfrobust.methods.local_global import LocalGlobal
 from tfrobust.serialization import serializable
 
 
 @serializable
 class Trades(LocalGlobal):
-    """CE(f(x), y) + beta * KL(p(x) || p(x')), x' crafted on the KL divergence from p(x)."""
+    """CE(f(x), y) + beta * KL(p(x) || p(x')), x' crafted on the KL divergence from p(x).
 
+    The attack is the authors' by default: ten steps from x + 0.001 * N(0, 1).
+    """
+
+    default_attack = PGD(steps=10, start="normal")
     crafting_loss = "kl"
     example = {"beta": 1.0}
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 
+from tfrobust.attacks import PGD
 from tfrobust.methods.local_global import LocalGlobal
 from tfrobust.serialization import serializable
 
@@ -14,6 +15,7 @@ from tfrobust.serialization import serializable
 class TradesJac(LocalGlobal):
     """CE(f(x), y) + alpha * ||J(x)||_F^2 + beta * KL(p(x) || p(x')): ATLAS with a clean centre."""
 
+    default_attack = PGD(steps=10, start="normal")
     crafting_loss = "kl"
     example = {"alpha": 0.01, "beta": 1.0}
 

@@ -1,0 +1,80 @@
+"""The passes of a training step that move BatchNorm's averages, in the order of the authors' code.
+
+The network normalises the image itself, so that each pass moves the one mean towards that of its
+images.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfrobust import Threat
+from tfrobust.methods import METHODS
+
+RNG = np.random.default_rng(0)
+IMAGES = ("image", "adv", "collaborative", "noisy")
+BATCH = {name: RNG.random((8, 2, 2, 1)).astype("float32") for name in IMAGES}
+BATCH |= {"label": np.arange(8, dtype=np.int32) % 3, "gradient": RNG.normal(size=(8, 2, 2, 1))}
+BATCH |= {"projection": RNG.normal(size=(8, 3))}
+PASSES = {
+    "natural": ["image"],
+    "adv": ["adv"],
+    "atlas": ["adv", "image"],
+    "trades": ["image", "adv", "image"],
+    "trades_jac": ["image", "adv", "image"],
+    "awp": ["adv"],
+    "alp": ["both"],
+    "mart": ["image", "adv"],
+    "gradalign": ["adv", "noisy"],
+    "squeeze": ["image", "adv"],
+}
+
+
+def network() -> keras.Model:
+    image = keras.Input((2, 2, 1))
+    x = keras.layers.BatchNormalization(momentum=0.9)(image)
+    return keras.Model(image, keras.layers.Dense(3)(keras.layers.Flatten()(x)))
+
+
+def model_of(name: str) -> Any:
+    method = METHODS[name]
+    model = method(network(), threat=Threat("linf", 0.1), **method.example)
+    model.compile("sgd")
+    return model
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_the_loss_moves_the_averages_as_in_the_authors_code(name: str) -> None:
+    model, batch = model_of(name), {k: tf.constant(v) for k, v in BATCH.items()}
+    batch = {k: tf.cast(v, tf.float32) if v.dtype == tf.float64 else v for k, v in batch.items()}
+    means = {name: BATCH[name].mean() for name in IMAGES}
+    means["both"] = 0.5 * (means["image"] + means["adv"])
+    expected = 0.0
+    for images in PASSES[name]:
+        expected = 0.9 * expected + 0.1 * means[images]
+    model.gradients(batch)
+    found = model.network.layers[1].moving_mean.numpy()
+    np.testing.assert_allclose(found, [expected], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["nfgsm", "iaat", "gradalign"])
+def test_methods_that_craft_in_training_mode(name: str) -> None:
+    method, facts = METHODS[name], {"num_examples": 8, "batch_size": 8, "steps_per_epoch": 1}
+    model = method(network(), threat=Threat("linf", 0.1), **facts)
+    batch = {"image": tf.constant(BATCH["image"]), "label": tf.constant(BATCH["label"])}
+    model.perturb(batch | {"index": tf.range(8)})
+    assert model.network.layers[1].moving_mean.numpy()[0] > 0.04  # one pass, or more
+
+
+def test_a_frozen_layer_is_not_moved_by_a_repeated_pass() -> None:
+    model = model_of("trades")
+    model.network.layers[1].trainable = False
+    batch = {name: tf.constant(BATCH[name]) for name in ("image", "adv", "label")}
+    model.robust_loss(batch)
+    np.testing.assert_array_equal(model.network.layers[1].moving_mean, [0.0])
+    np.testing.assert_array_equal(model.network.layers[1].moving_variance, [1.0])
