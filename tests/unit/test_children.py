@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.products import slow_but
+
 ROOT = Path(__file__).resolve().parents[2]
 
 # A run that saves for a second once it is asked to stop, and fails if it is asked twice.
@@ -81,7 +83,9 @@ def begun(tmp_path: Path) -> Callable[[float], subprocess.Popen[str]]:
     return start
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number", slow_but([signal.SIGINT, signal.SIGTERM, signal.SIGHUP], [signal.SIGTERM])
+)
 def test_a_second_signal_leaves_no_run_behind(
     begun: Callable[[float], subprocess.Popen[str]], tmp_path: Path, number: signal.Signals
 ) -> None:

@@ -12,6 +12,7 @@ import keras
 import pytest
 
 import tfrobust
+from tests.products import slow_but
 from tfrobust.attacks import ATTACKS, Attack, Outcome, Staged
 from tfrobust.keras_import import REGISTERED
 from tfrobust.methods import METHODS, RobustModel
@@ -79,16 +80,16 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(file)
 
 
-@pytest.mark.parametrize(
-    "imports",
-    [
-        "import tfrobust; import keras",
-        "import keras; import tfrobust",
-        "import tfrobust; import tensorflow; import keras",
-        "import tfrobust.threat; import keras",
-        "from tfrobust.evaluation import evaluate; import keras",
-    ],
+IMPORTS = (
+    "import tfrobust; import keras",
+    "import keras; import tfrobust",
+    "import tfrobust; import tensorflow; import keras",
+    "import tfrobust.threat; import keras",
+    "from tfrobust.evaluation import evaluate; import keras",
 )
+
+
+@pytest.mark.parametrize("imports", slow_but(IMPORTS, IMPORTS[:2]))
 def test_keras_loads_our_classes_in_any_order_of_imports(imports: str, saved: str) -> None:
     done = python("import sys", imports, LOAD, argument=saved)
     assert done.returncode == 0, done.stderr
