@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text
 
+from tfrobust.errors import require
 from tfrobust.report import (
     Table,
     comparison,
@@ -30,8 +31,11 @@ def compare(folders: Sequence[Path], out: Path | None) -> None:
         out: A folder for a page with the same tables and with figures; None for no page.
 
     Raises:
-        UserError: For a folder without an evaluation.
+        UserError: For a folder without an evaluation, and for an `out` that is the folder of a run.
     """
+    if out is not None:
+        expected = "a folder that is not a run's, whose report the page would replace"
+        require(not (out / "eval.json").exists(), "--out", expected, str(out))
     rows = named(folders)
     runs = measured(rows)
     tested = differences(runs)

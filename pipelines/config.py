@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
-from tfrobust.errors import UserError
+from tfrobust.errors import UserError, nearest, nearest_path
 
 HERE = Path(__file__).resolve().parent
 CONFIGS = HERE / "configs" if (HERE / "configs").is_dir() else HERE.parent / "configs"
@@ -49,14 +48,15 @@ def find(name: str) -> Path:
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
-            raise UserError(f"{name}: expected a config file, found none there")
+            hint = nearest_path(path)
+            raise UserError(f"{name}: expected a config file, found none there{hint}")
         return path
     for file in (CONFIGS / f"{name}.yaml", CONFIGS / "suites" / f"{name}.yaml"):
         if file.is_file() and path.name == name:
             return file
     names = [*available(), *suites()]
-    near = difflib.get_close_matches(name, names, n=1)
-    hint = f" (did you mean {near[0]!r}?)" if near else f"; there are {', '.join(names)}"
+    files = [file for file in (f"{name}.yaml", f"{name}.yml") if Path(file).is_file()]
+    hint = nearest(name, files or names) or f"; there are {', '.join(names)}"
     raise UserError(f"{name}: expected a config's name or the path of a .yaml file{hint}")
 
 
@@ -73,9 +73,9 @@ def suites() -> list[str]:
 def load(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Return a config file as a resolved mapping.
 
-    `include: base/file.yaml` (relative to the file) puts another file below this one, and
-    `${threat.eps}` refers to another key. References of a search are not resolved, because its
-    trials change the keys that they refer to.
+    `include: base/file.yaml` puts another file below this one: a file relative to this one, or
+    else one that comes with the library. `${threat.eps}` refers to another key. References of a
+    search are not resolved, because its trials change the keys that they refer to.
 
     Args:
         path: The file.
@@ -179,8 +179,6 @@ def _merged(path: Path, above: tuple[Path, ...] = ()) -> DictConfig:
     try:
         # Plain, so that references stay as they are written until all is merged.
         config = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except FileNotFoundError:
-        raise UserError(f"{above[-1]}: include: expected a file, found none at {path}") from None
     except (OSError, *MISFIT) as error:
         raise UserError(f"{path}: expected YAML: {_first_line(error)}") from None
     if not isinstance(config, dict):
@@ -190,7 +188,14 @@ def _merged(path: Path, above: tuple[Path, ...] = ()) -> DictConfig:
         return OmegaConf.create(config)
     if not isinstance(base, str):
         raise UserError(f"{path}: include: expected a path, received {base!r}")
-    below = OmegaConf.to_container(_merged(path.parent / base, (*above, path)), resolve=False)
+    places = (path.parent / base, CONFIGS / base)
+    file = next((place for place in places if place.is_file()), None)
+    if file is None:
+        shipped = [str(file.relative_to(CONFIGS)) for file in CONFIGS.rglob("*.yaml")]
+        expected = "a file beside this one, or one that comes with the library"
+        hint = nearest_path(places[0]) or nearest(base, shipped)
+        raise UserError(f"{path}: include: expected {expected}, received {base}{hint}")
+    below = OmegaConf.to_container(_merged(file, (*above, path)), resolve=False)
     _drop_replaced(below, config)
     try:
         return OmegaConf.merge(below, config)  # type: ignore[return-value]

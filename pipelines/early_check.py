@@ -86,13 +86,22 @@ def read_config(name: str, overrides: Sequence[str]) -> tuple[str, dict[str, Any
     return run_name, config
 
 
+def _check_set(node: Any, key: str = "") -> None:
+    """Raise a UserError for the first key of a config whose value the user still has to give."""
+    if isinstance(node, Mapping):
+        for name, value in node.items():
+            _check_set(value, f"{key}.{name}" if key else str(name))
+    elif node == UNSET:
+        raise UserError(f"{key}: expected a value, received none; --set {key}=VALUE gives one")
+
+
 @contextlib.contextmanager
 def named_source(name: str, overrides: Sequence[str]) -> Iterator[None]:
     """Let a UserError about a key begin with the override that set the key, else with the file."""
     try:
         yield
     except UserError as error:
-        key = str(error).partition(":")[0]
+        key = re.sub(r"\[(\d+)\]", r".\1", str(error).partition(":")[0])  # attacks[0] is in attacks
         source = str(configs.find(name))
         for override in overrides:
             if configs.related(key, override.partition("=")[0]):
@@ -129,6 +138,7 @@ def _check_config(name: str, overrides: Sequence[str]) -> dict[str, Any]:
     config = read_config(name, overrides)[1]
     with named_source(name, overrides):
         check_keys(config)
+    _check_set(config)
     return config
 
 

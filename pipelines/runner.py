@@ -166,6 +166,8 @@ def main(name: str, options: argparse.Namespace) -> None:
         if worker()[1] == 1:
             raise
         fail(f"a worker has stopped or is out of reach ({_line(error)}); start all again: {GO_ON}")
+    except MemoryError as error:
+        fail(f"expected a network and batches that fit into memory: {_line(error)}")
     except OSError as error:
         place = error.filename or workdir
         fail(f"{place}: expected a place to read or write: {error.strerror or _line(error)}")

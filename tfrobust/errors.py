@@ -10,9 +10,11 @@ import difflib
 import errno
 import math
 import numbers
+import os
 import re
 from collections.abc import Collection, Iterator
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 FRACTION = re.compile(r"\s*[+-]?\d{1,18}(\.\d{1,18})?\s*/\s*\d{1,18}(\.\d{1,18})?\s*")
@@ -76,11 +78,25 @@ def in_memory(argument: str, batch_size: int) -> Iterator[None]:
 def choose(argument: str, value: Any, options: Collection[str]) -> Any:
     """Return the value if it is one of the options, else raise a UserError with the nearest one."""
     if not isinstance(value, str) or value not in options:
-        near = difflib.get_close_matches(str(value), list(options), n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
         names = ", ".join(sorted(set(options)))
+        hint = nearest(str(value), options)
         raise UserError(f"{argument}: expected one of {names}, received {value!r}{hint}")
     return value
+
+
+def nearest(name: str, options: Collection[str]) -> str:
+    """Return " (did you mean 'OPTION'?)" for the option nearest to a name; "" if none is near."""
+    near = difflib.get_close_matches(name, list(options), n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def nearest_path(path: str | Path) -> str:
+    """Return the hint of `nearest` for a path that does not exist, from the names in its folder."""
+    path = Path(path).expanduser()
+    try:
+        return nearest(path.name, os.listdir(path.parent))
+    except OSError:
+        return ""
 
 
 def number(argument: str, value: Any) -> float:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import numpy as np
 import pydantic
 
-from tfrobust.errors import UserError
+from tfrobust.errors import UserError, nearest_path
 from tfrobust.io import UNREADABLE, write_atomically, write_text
 
 # Raised whenever rows of before must not stand beside new ones, such as when the noise of the
@@ -224,9 +224,10 @@ class Record(Part):
         try:
             return cls.parse(json.loads(path.read_text(encoding="utf-8")))
         except FileNotFoundError:
+            hint = "" if path.parent.is_dir() else nearest_path(path.parent)
             raise UserError(
                 f"{path}: expected the result of the stage attack_eval, or of "
-                "evaluate(..., folder=...), received no such file"
+                f"evaluate(..., folder=...), received no such file{hint}"
             ) from None
         except (OSError, ValueError, RecursionError) as error:
             line = " ".join(str(error).split()) or type(error).__name__

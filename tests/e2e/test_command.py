@@ -98,6 +98,8 @@ def test_mistakes_in_files_name_the_file(tmp_path: Path) -> None:
     fails("method: [1, 2", "expected YAML")
     fails("- 1\n- 2\n", "expected a mapping")
     fails("include: nowhere.yaml\n", "include: expected a file")
+    fails("include: digits_atlass.yaml\n", "did you mean 'digits_atlas.yaml'")
+    fails("include: base/digits.yaml\n", "method: expected a section")
     fails("include: mine.yaml\n", "does not include itself")
     fails("seed: 1\n", "expected a value for threat, data")
     base = configs.CONFIGS / "base" / "digits.yaml"

@@ -82,8 +82,9 @@ def test_the_early_check_says_what_the_full_check_says(
 
 
 def test_every_config_and_suite_passes_the_early_check(tmp_path: Path) -> None:
+    needed = {"evaluate": ["threat.eps=0.3", "data.name=digits", "model.path=x.keras"]}
     for name in [*configs.available(), *configs.suites()]:
-        early_check.check(name, [], tmp_path)
+        early_check.check(name, needed.get(name, []), tmp_path)
 
 
 def test_values_are_left_to_the_full_check(tmp_path: Path) -> None:
@@ -117,6 +118,8 @@ def test_a_member_of_a_suite_is_checked_too(tmp_path: Path) -> None:
             "did you mean 'mode'",
         ),
         ("tfrobust", ["evaluate", "x.keras", "y.keras"], "expected one network at most"),
+        ("tfrobust", ["evaluate", "x.keras"], "threat.eps: expected a value, received none; --set"),
+        ("tfrobust", ["evaluate", "--set", "attacks=pdg"], "--set attacks=pdg: attacks[0].name"),
         ("tfrobust", ["evalute"], "did you mean 'evaluate'"),
         ("tfrobust", [], "COMMAND: expected one of run, evaluate, compare, received none"),
     ],
@@ -128,6 +131,16 @@ def test_a_typing_mistake_is_one_line_without_tensorflow(
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert line in done.stderr
+
+
+def test_a_file_of_the_users_is_the_nearest_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("digits.yaml").touch()
+    for name in ("digits", "digts.yaml"):
+        with pytest.raises(UserError, match=r"\(did you mean 'digits.yaml'\?\)"):
+            configs.find(name)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

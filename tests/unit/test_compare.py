@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipelines.comparison import compare
 from tests.unit.test_report import change, make_run
 from tfrobust.errors import UserError
 from tfrobust.record import Flags, digests
@@ -134,6 +135,10 @@ def test_runs_that_cannot_be_compared_are_one_line(tmp_path: Path) -> None:
         named([one, tmp_path / "x" / ".." / "one"])
     with pytest.raises(UserError, match=r"eval\.json: expected the result of the stage"):
         measured(named([one, tmp_path / "none"]))
+    with pytest.raises(UserError, match=r"no such file \(did you mean 'other'\?\)"):
+        measured(named([one, tmp_path / "othr"]))
+    with pytest.raises(UserError, match=r"^--out: expected a folder that is not a run's"):
+        compare([one, other], out=one)
     (one / "flags.npz").write_bytes(b"PK damaged")
     with pytest.raises(UserError, match=r"flags\.npz: expected a readable file"):
         measured(named([one]))

@@ -123,10 +123,14 @@ def emptied(folder: Path) -> None:
     ("damage", "message"),
     [
         (lambda f: (f / "val").rename(f / "tset"), "received .*: no test or val"),
-        (lambda f: f.rename(f.parent / "moved"), "received .*: no train, test or val"),
+        (lambda f: f.rename(f.parent / "moved"), "received .*: no such folder"),
+        (
+            lambda f: [shutil.rmtree(path) for path in f.iterdir()],
+            "received .*: no train, test or val",
+        ),
         (
             lambda f: (f / "val" / "b").rename(f / "val" / "c"),
-            "the same classes in train and val, received 'b, c'",
+            "the same classes in train and val, received 'train/b, val/c'",
         ),
         (emptied, "images in .*train/a, received none"),
         (lambda f: shutil.rmtree(f / "val" / "a"), "at least 2 classes in .*val, received 1"),

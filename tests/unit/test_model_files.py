@@ -161,8 +161,8 @@ def with_code(folder: Path) -> Path:
         (renamed_weights, "does not load: it holds weights alone: network.load_weights(FILE) wher"),
         (lambda d: d, "or a run folder with model.keras, or a SavedModel folder, received"),
         (
-            lambda d: d / "none",
-            "or a run folder with model.keras, or a SavedModel folder, received",
+            lambda d: [(d / "network.h5").touch(), d / "netwrk.h5"][1],
+            "netwrk.h5': no such file (did you mean 'network.h5'?)",
         ),
     ],
 )

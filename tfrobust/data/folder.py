@@ -17,7 +17,7 @@ from absl import logging
 
 from tfrobust.data.files import RESIZES, Files, printable
 from tfrobust.data.split import Dataset, Split
-from tfrobust.errors import UserError, choose, require, require_at_least
+from tfrobust.errors import UserError, choose, nearest_path, require, require_at_least
 
 ENDINGS = (".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 # Folders that systems and archivers put beside the classes, as they do hidden ones.
@@ -140,6 +140,8 @@ def open_folder(
     if "test" not in folders:
         expected = "a folder with train/CLASS and test/CLASS (or val/CLASS), or with test alone"
         missing = "no test or val" if "train" in folders else "no train, test or val"
+        if not root.is_dir():
+            missing = f"no such folder{nearest_path(root)}"
         raise UserError(f"path: expected {expected}, received {printable(path)}: {missing}")
     classes, left_out = {}, []
     for split, folder in folders.items():
@@ -166,7 +168,12 @@ def _check_classes(classes: dict[str, dict[str, list[str]]], folders: dict[str, 
         if empty and (split == "train" or len(empty) == len(files)):
             raise UserError(f"path: expected images in {printable(empty[0])}, received none")
         _warn_of(folder.parent, "classes without a test image", empty)
-    unmatched = set(classes.get("train", classes["test"])) ^ set(classes["test"])
-    different = ", ".join(printable(name) for name in sorted(unmatched))
+    shared = set.intersection(*(set(files) for files in classes.values()))
+    alone = [
+        f"{folders[split].name}/{printable(name)}"
+        for split, files in classes.items()
+        for name in files
+        if name not in shared
+    ]
     expected = f"the same classes in train and {folders['test'].name}"
-    require(not different, "path", expected, different)
+    require(not alone, "path", expected, ", ".join(alone))

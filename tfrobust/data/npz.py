@@ -10,7 +10,7 @@ from typing import IO
 import numpy as np
 
 from tfrobust.data.split import Dataset, Split, numbered
-from tfrobust.errors import UserError, require
+from tfrobust.errors import UserError, nearest_path, require
 from tfrobust.gate import MOST_CLASSES, check_image_form, check_label_form, check_labels
 from tfrobust.io import UNREADABLE
 
@@ -118,7 +118,8 @@ def _headers(path: str) -> tuple[dict[str, np.ndarray], str]:
                         shape, _, dtype = _header(file)
                     stand_ins[key] = np.broadcast_to(np.empty((), dtype), shape)
     except FileNotFoundError:
-        raise UserError(f"path: expected an .npz file, received {path}: no such file") from None
+        received = f"{path}: no such file{nearest_path(path)}"
+        raise UserError(f"path: expected an .npz file, received {received}") from None
     except UNREADABLE as error:
         raise UserError(f"path: expected an .npz file, received {path}: {_line(error)}") from None
     names = ", ".join(sorted(name.removesuffix(".npy") for name in members)) or "no array"

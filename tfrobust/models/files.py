@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import keras
 
-from tfrobust.errors import UserError, require
+from tfrobust.errors import UserError, nearest_path, require
 from tfrobust.models.keras_defaults import neutral
 from tfrobust.models.keras_layers import with_tfrobust_layers
 from tfrobust.models.signatures import cut
@@ -63,6 +63,8 @@ def keras_file(path: str | Path, where: str = "path", also: str = "") -> Path:
         hint = "; TFLite has no gradients: give the network that it was made from"
     elif file.is_file() and name.endswith(SUFFIXES):
         return file
+    elif not file.exists():
+        hint = f": no such file{nearest_path(path)}"
     raise UserError(f"{where}: expected {KERAS}{also}, received {str(path)!r}{hint}")
 
 
