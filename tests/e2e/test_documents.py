@@ -40,7 +40,7 @@ def test_there_are_some() -> None:
     )
 
 
-FAST = ("README.md", "quickstart.md", "add_a_method.md")
+FAST = ("README.md", "quickstart.md", "add_a_method.md", "add_an_attack.md")
 
 
 @pytest.mark.parametrize("name", slow_but(LANGUAGES["python"], FAST))
