@@ -51,10 +51,11 @@ def network_maker(
 
     Returns:
         A function of no arguments that returns a new network, or the one of the file `init_from`;
-        None if the config only evaluates the network of a file.
+        it raises a UserError for a value that is wrong, or a file that does not fit the data. None
+        if the config only evaluates the network of a file.
 
     Raises:
-        UserError: If the section is wrong, or a network does not fit the data.
+        UserError: If the section is wrong.
     """
     require(section is not None or init_from, "model", "a section with a name or a path", None)
     section = section or {}
@@ -73,11 +74,8 @@ def network_maker(
     elif section or init_from is None:
         maker = resolve(MODELS, section, "model", ("image_shape", "num_classes"), ("path",))
         make = partial(maker, source.image_shape, source.num_classes)
-        located("model", make)  # the constructor checks its values now, before any data is loaded
     if init_from is not None:
-        read = partial(_read, init_from, output, source)
-        read()  # raises now if the file does not fit; the training reads it again
-        return read
+        return partial(_read, init_from, output, source)
     return None if make is None else lambda: located("model", make)
 
 

@@ -20,7 +20,7 @@ from tfrobust.errors import UserError, choose, number, require
 from tfrobust.evaluation import ListedAttack, list_attacks
 from tfrobust.gate import check_threat
 from tfrobust.methods import METHODS, RobustModel
-from tfrobust.models import MODELS, PRECISIONS
+from tfrobust.models import PRECISIONS
 from tfrobust.registry import arguments, build, convert, located, resolve
 from tfrobust.threat import Threat
 from tfrobust.training import OPTIMIZERS, SCHEDULES, Guided
@@ -122,13 +122,12 @@ def parse(name: str, config: dict[str, Any]) -> Spec:
         require(makes_images, where, "an attack that makes its images", "saved_images")
         located(where, attack.check, training_threat, image_shape)
     attack_files(training_attacks(method, train))
-    if method is not None:  # the constructor checks its values at once, on a small network
-        stand_in = _stand_in(top.model or {}, method, train)
-        located("method", method, stand_in, ramp_steps=0, **dict.fromkeys(FACTS, 1))
     optimizer = None if top.optimizer is None else _optimizer(top.optimizer)
     train = train if trains else None
     init_from = None if train is None else train.init_from
     network = network_maker(top.model, data.source, trains, init_from)
+    if method is not None and network is not None:  # both constructors check their values now
+        located("method", method, network(), ramp_steps=0, **dict.fromkeys(FACTS, 1))
     options = arguments(EvaluationOptions, top.evaluation or {}, "evaluation")
     evaluation = located("evaluation", EvaluationOptions, **options)
     _check_conditions(evaluation, top.model or {})
@@ -352,18 +351,3 @@ def _check_conditions(evaluation: EvaluationOptions, model: Mapping[str, Any]) -
             continue  # such a network takes any lambda
         inside = set(values) <= set(trained or ())
         require(inside, where, f"some of model.{name} {trained}", values)
-
-
-def _stand_in(
-    model: Mapping[str, Any], method: partial[RobustModel], train: Train | None
-) -> keras.Model:
-    """Return a small network that has the inputs of the one that is trained."""
-    lambdas = convert("model.lambdas", model.get("lambdas"), list[float] | None)
-    widths = convert("model.widths", model.get("widths"), list[float] | None)
-    encoding = convert("model.encoding", model.get("encoding") or "random", str)
-    conditional = "strength" in getattr(method.func, "network_inputs", ())
-    if train is not None and train.init_from is not None and conditional:
-        lambdas, encoding = [0.0, 1.0], "none"  # those that count are in the file
-    small: dict[str, Any] = {"filters": [2], "units": 2, "lambdas": lambdas, "encoding": encoding}
-    small["widths"] = widths
-    return located("model", MODELS["small_cnn"], (8, 8, 1), 4, **small)
