@@ -30,6 +30,8 @@ PASSES = {
     "awp": ["adv"],
     "alp": ["both"],
     "mart": ["image", "adv"],
+    "llr": ["image"],  # its statistics serve at the adversary
+    "gkl": ["adv", "image"],
     "gradalign": ["adv", "noisy"],
     "squeeze": ["image", "adv"],
 }
@@ -43,7 +45,8 @@ def network() -> keras.Model:
 
 def model_of(name: str) -> Any:
     method = METHODS[name]
-    model = method(network(), threat=Threat("linf", 0.1), **method.example)
+    facts = {"steps_per_epoch": 1, "num_examples": 8}
+    model = method(network(), threat=Threat("linf", 0.1), **facts, **method.example)
     model.compile("sgd")
     return model
 
@@ -62,10 +65,9 @@ def test_the_loss_moves_the_averages_as_in_the_authors_code(name: str) -> None:
     np.testing.assert_allclose(found, [expected], rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["nfgsm", "iaat", "gradalign"])
+@pytest.mark.parametrize("name", ["nfgsm", "iaat", "gradalign", "mma"])
 def test_methods_that_craft_in_training_mode(name: str) -> None:
-    method, facts = METHODS[name], {"num_examples": 8, "batch_size": 8, "steps_per_epoch": 1}
-    model = method(network(), threat=Threat("linf", 0.1), **facts)
+    model = model_of(name)
     batch = {"image": tf.constant(BATCH["image"]), "label": tf.constant(BATCH["label"])}
     model.perturb(batch | {"index": tf.range(8)})
     assert model.network.layers[1].moving_mean.numpy()[0] > 0.04  # one pass, or more

@@ -139,8 +139,8 @@ def squeeze(kind: str) -> Formula:
 
 
 def mma(w: np.ndarray, _: np.ndarray, s: float) -> np.ndarray:
-    right = log_p(X, w).argmax(axis=1) == Y
-    boundary = np.where(right, (MARGIN < 0.35) * ce(X_ADV, w), ce(X, w))
+    inside = ce(X, w) < np.log(2)
+    boundary = np.where(inside, (MARGIN < 0.35) * ce(X_ADV, w), ce(X, w))
     return ce(X, w) / 3 + 2 / 3 * boundary
 
 

@@ -26,7 +26,7 @@ PASSES = {
     "iaat": (1 + 2 * (K + 1) + K + 1, 3 * K + 1),  # two probes and a look at each
     "llr": (1 + K + 2, 1 + K + 1 + 2),
     "mart": (K + 2, K + 2),
-    "mma": (K + 10 + 2, K + 2),  # ten halvings
+    "mma": (K + 10 + 2, K + 2),  # ten looks of the bisection
     "nfgsm": (1 + 1, 1 + 1),
     "oat": (K + 2, K + 2),
     "squeeze": (3 * K + 3, 3 * K + 3),  # the image and both points

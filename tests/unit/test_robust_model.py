@@ -15,6 +15,7 @@ from tfrobust import PGD, Adv, Atlas, Natural, Threat
 from tfrobust.data import from_arrays
 from tfrobust.errors import UserError
 from tfrobust.methods import METHODS
+from tfrobust.methods.decay import half_square
 from tfrobust.models import small_cnn, with_precision
 
 RNG = np.random.default_rng(0)
@@ -92,6 +93,15 @@ def test_l2_is_coupled_decay(network: Any) -> None:
     """Examples of weight 0 give no gradient: what remains of a step is w (1 - lr * l2)."""
     moved = stepped(Natural(network, threat=THREAT, l2=0.5), X, Y, np.zeros(8, np.float32))
     np.testing.assert_allclose(moved, W.ravel() * (1 - 0.1 * 0.5), rtol=1e-5)
+
+
+@pytest.mark.parametrize("on", ["all", "kernels"])
+def test_l2_is_for_all_weights_or_for_the_kernels(on: str) -> None:
+    layers = [keras.layers.BatchNormalization(), keras.layers.Flatten(), keras.layers.Dense(3)]
+    model = Natural(keras.Sequential([keras.Input((2, 2, 1)), *layers]), threat=THREAT, l2_on=on)
+    scale, _, kernel, _ = model.network.trainable_variables
+    expected = np.sum(kernel.numpy() ** 2) + (np.sum(scale.numpy() ** 2) if on == "all" else 0)
+    assert float(half_square(model.network, model.l2_on)) == pytest.approx(expected / 2)
 
 
 def test_the_networks_own_regularisers_count() -> None:

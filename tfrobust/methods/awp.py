@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from tfrobust.errors import require, require_at_least
 from tfrobust.methods.base import Batch, RobustModel
+from tfrobust.methods.decay import is_kernel
 from tfrobust.methods.table import Table
 from tfrobust.registry import located, parameters, resolve
 from tfrobust.serialization import serializable
@@ -101,8 +102,7 @@ class Awp(RobustModel):
         moved = {}
         pairs = zip(self.network.trainable_variables, gradients, strict=True)
         for k, (weight, gradient) in enumerate(pairs):
-            kernel = len(weight.shape) > 1 and weight.name not in ("gamma", "beta")
-            if gradient is None or not kernel:
+            if gradient is None or not is_kernel(weight):
                 continue
             g = tf.distribute.get_replica_context().all_reduce("SUM", gradient)
             length = tf.norm(g)

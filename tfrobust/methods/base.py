@@ -19,6 +19,7 @@ from tfrobust.errors import choose, require, require_at_least
 from tfrobust.gate import check_threat
 from tfrobust.jacobian import squared_jacobian
 from tfrobust.methods.batch import Batch, as_batch, weighed, without_strings
+from tfrobust.methods.decay import DECAYED, half_square
 from tfrobust.methods.gated import GatedModel
 from tfrobust.methods.means import Means, for_keras
 from tfrobust.methods.table import Table
@@ -47,8 +48,9 @@ class RobustModel(GatedModel):
         craft: the network's mode while it is attacked in training: "eval" (moving averages),
             "frozen" (batch statistics; the averages do not move) or "train" (batch statistics; the
             averages move). Papers differ.
-        l2: adds l2 / 2 * ||w||^2 over all trainable weights to the loss. This is the coupled
+        l2: adds l2 / 2 * ||w||^2 over the trainable weights to the loss. This is the coupled
             weight decay of the papers, which is not Keras's `weight_decay`.
+        l2_on: the weights that l2 is for: "all" or "kernels", without biases and BatchNorm's.
         ema: keeps an average a <- ema * a + (1 - ema) * w of the network's weights w, BatchNorm's
             averages included, updated after every step and starting at the initial weights.
             Validation and predictions use a, and `pipelines` keeps it (`evaluated_weights`). 0
@@ -128,6 +130,7 @@ class RobustModel(GatedModel):
         ramp_steps: int = 0,
         craft: str = "eval",
         l2: float = 0.0,
+        l2_on: str = "all",
         ema: float = 0.0,
         seed: int = 0,
         num_examples: int | None = None,
@@ -172,6 +175,7 @@ class RobustModel(GatedModel):
         self.num_examples, self.batch_size = num_examples, batch_size
         self.steps_per_epoch = steps_per_epoch
         self.craft = choose("craft", craft, MODES)
+        self.l2_on = choose("l2_on", l2_on, DECAYED)
         self.step = self.add_weight(
             shape=(), dtype="int64", trainable=False, initializer="zeros", name="step"
         )
@@ -340,7 +344,7 @@ class RobustModel(GatedModel):
             if penalised:
                 loss += tf.add_n([0.0, *self.network.losses])
             if penalised and self.l2:
-                loss += self.l2 * tf.add_n([tf.nn.l2_loss(weight) for weight in weights])
+                loss += self.l2 * half_square(self.network, self.l2_on)
             # The optimizer sums the gradients of the replicas.
             replicas = tf.distribute.get_strategy().num_replicas_in_sync
             scaled = self.optimizer.scale_loss(loss / replicas)

@@ -1,4 +1,4 @@
-"""BatchNorm's moving averages: a pass that the authors make twice on the same images costs one."""
+"""BatchNorm's statistics of one pass: they move the averages again, or serve another pass."""
 
 from __future__ import annotations
 
@@ -8,6 +8,21 @@ import keras
 import tensorflow as tf
 
 from tfrobust._compat import layers_of
+from tfrobust.models.layers import differentiable_statistics
+
+
+def averages(network: keras.Model) -> list[tuple[keras.Variable, float]]:
+    """Return the moving averages of a network's BatchNorm layers, each with its momentum.
+
+    A pass in mode "train" moves each average a to momentum * a + (1 - momentum) * s, where s is the
+    mean or the variance of the batch.
+    """
+    return [
+        (average, layer.momentum)
+        for layer in layers_of(network)
+        if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
+        for average in (layer.moving_mean, layer.moving_variance)
+    ]
 
 
 class RepeatablePass:
@@ -17,17 +32,11 @@ class RepeatablePass:
             logits = logits_fn(x)
         clean.repeat()
 
-    A pass moves each average a to momentum * a + (1 - momentum) * s, where s is the batch's mean or
-    variance. `repeat` does so again with the same s, as a second pass on the same images would.
+    `repeat` moves them as a second pass on the same images would, at no cost.
     """
 
     def __init__(self, network: keras.Model):
-        self.averages = [
-            (average, layer.momentum)
-            for layer in layers_of(network)
-            if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
-            for average in (layer.moving_mean, layer.moving_variance)
-        ]
+        self.averages = averages(network)
 
     def __enter__(self) -> RepeatablePass:
         self.before = [tf.identity(average.value) for average, _ in self.averages]
@@ -41,3 +50,52 @@ class RepeatablePass:
         """Move the averages as the pass did."""
         for (average, momentum), share in zip(self.averages, self.shares, strict=True):
             average.assign(momentum * average.value + share)
+
+
+class SharedStatistics:
+    """Keep the batch statistics of the one pass in mode "train" in this context, for other passes.
+
+        with SharedStatistics(network) as statistics:
+            logits = logits_fn(x)
+        with statistics.used():
+            others = averaged_fn(x_adv)  # in mode "eval"
+
+    Neither pass moves the averages of BatchNorm; `move_averages` does as the first would have.
+    Gradients flow through the statistics.
+    """
+
+    def __init__(self, network: keras.Model):
+        self.network, self.averages = network, averages(network)
+
+    def __enter__(self) -> SharedStatistics:
+        # From an average of 0 the pass moves to (1 - momentum) * s.
+        self.scope = self._with([tf.zeros_like(average.value) for average, _ in self.averages])
+        self.differentiable = differentiable_statistics()
+        self.scope.__enter__()
+        self.differentiable.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.differentiable.__exit__(*error)
+        self.scope.__exit__(*error)
+        self.shares = [self.scope.get_current_value(average) for average, _ in self.averages]
+        moved = {id(average) for average, _ in self.averages}
+        for variable in self.network.non_trainable_variables:  # such as the seeds of Dropout
+            if id(variable) not in moved:
+                variable.assign(self.scope.get_current_value(variable))
+
+    def used(self) -> keras.StatelessScope:
+        """Return a context in which mode "eval" normalises by the statistics."""
+        pairs = zip(self.averages, self.shares, strict=True)
+        return self._with([share / (1.0 - momentum) for (_, momentum), share in pairs])
+
+    def move_averages(self) -> None:
+        """Move the averages as the pass would have done."""
+        for (average, momentum), share in zip(self.averages, self.shares, strict=True):
+            average.assign(momentum * average.value + share)
+
+    def _with(self, values: list[tf.Tensor]) -> keras.StatelessScope:
+        """Return a context in which the averages have these values."""
+        pairs = [(variable, variable.value) for variable in self.network.variables]
+        pairs += [(a, value) for (a, _), value in zip(self.averages, values, strict=True)]
+        return keras.StatelessScope(pairs)

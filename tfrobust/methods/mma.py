@@ -10,26 +10,36 @@ import tensorflow as tf
 from tfrobust import losses
 from tfrobust.attacks import PGD
 from tfrobust.attacks.gradient import GradientAttack
-from tfrobust.errors import number, require
+from tfrobust.errors import choose, number, require
 from tfrobust.methods.base import Batch, RobustModel
 from tfrobust.methods.table import Table
-from tfrobust.norms import per_example
+from tfrobust.norms import per_example, rows
 from tfrobust.serialization import serializable
 
-HALVINGS = 10
+LOOKS = 10  # of the bisection
 BEYOND = 1.05  # the search for the boundary ends at this multiple of max_margin
 CLEAN = 1 / 3  # the weight of the clean loss
+BOUNDARIES = {"soft_margin": losses.soft_margin, "margin": losses.margin}
 
 
 @serializable
 class Mma(RobustModel):
-    """CE(f(x), y) / 3 + 2 / 3 * CE(f(b), y), where b is the decision boundary.
+    """CE(f(x), y) / 3 + 2 / 3 * CE(f(b), y), where b is a point of the decision boundary.
 
-    Where x is classified correctly, b = x + delta with the shortest delta found that changes the
-    class; the term is left out if delta is longer than `max_margin`. Where x is misclassified,
-    b = x. The direction of delta comes from an attack on the soft margin, within the example's last
-    margin; its length from a bisection. Margins are in image units and are kept between
-    `min_margin` and `max_margin`. The threat's eps plays no part in training.
+    The boundary is where the function of the logits that `boundary` names is 0; the side of the
+    label is where it is negative. "soft_margin" is log sum_{k != y} exp z_k - z_y, which is 0 where
+    p_y = 1/2, as in the authors' code; "margin" is max_{k != y} z_k - z_y, 0 where the predicted
+    class changes.
+
+    Where x is on the side of the label, b = x + delta; the term is left out if delta is not shorter
+    than `max_margin`. Elsewhere b = x. The direction of delta comes from an attack on the soft
+    margin, within the example's last margin; its length from a bisection that begins at the last
+    margin. Margins are in image units and at least `min_margin`. The threat's eps plays no part in
+    training.
+
+    The attack sees the moving averages of BatchNorm, the bisection the mode `craft`, as in the
+    authors' code. Their bisection comes after the clean pass and holds only the images on the side
+    of the label; here it holds the batch. They do not clip b to the box.
     """
 
     example = {"max_margin": 0.1}
@@ -47,11 +57,14 @@ class Mma(RobustModel):
         *,
         max_margin: float | str,
         min_margin: float | str = 0.005,
+        boundary: str = "soft_margin",
+        craft: str = "train",
         **kwargs: Any,
     ):
         self.max_margin = number("max_margin", max_margin)
         self.min_margin = number("min_margin", min_margin)
-        super().__init__(network, **kwargs)
+        self.boundary = choose("boundary", boundary, BOUNDARIES)
+        super().__init__(network, craft=craft, **kwargs)
         require(self.max_margin > 0, "max_margin", "a number > 0", max_margin)
         expected = f"a number above 0, at most the max_margin {self.max_margin:g}"
         require(0 < self.min_margin <= self.max_margin, "min_margin", expected, min_margin)
@@ -60,11 +73,12 @@ class Mma(RobustModel):
 
     def perturb(self, batch: Batch) -> Batch:
         assert isinstance(self.attack, GradientAttack)
-        x, label, logits_fn = batch["image"], batch["label"], self.logits_fn(batch, self.craft)
+        x, label, averaged = batch["image"], batch["label"], self.logits_fn(batch, "eval")
+        last = self.margins.read(batch["index"])
         x_adv = self.attack.maximise(
-            lambda images: losses.soft_margin(logits_fn(images), label),
+            lambda images: losses.soft_margin(averaged(images), label),
             x,
-            threat=self.threat.at(self.margins.read(batch["index"])),
+            threat=self.threat.at(last),
             seed=self.seed_for("attack"),
         )
         length = per_example(self.threat.distance(x_adv, x), x)
@@ -74,33 +88,34 @@ class Mma(RobustModel):
             moved = x + per_example(length, x) * direction
             return tf.clip_by_value(moved, *self.threat.box)
 
-        def halve(i: tf.Tensor, low: tf.Tensor, high: tf.Tensor) -> Any:
-            middle = 0.5 * (low + high)
-            right = losses.correct(logits_fn(at(middle)), label)
-            return i + 1, tf.where(right, middle, low), tf.where(right, high, middle)
+        def narrow(i: tf.Tensor, low: tf.Tensor, high: tf.Tensor, here: tf.Tensor) -> Any:
+            inside = self._inside(self.logits_fn(batch, self.craft)(at(here)), label)
+            low, high = tf.where(inside, here, low), tf.where(inside, high, here)
+            return i + 1, low, high, 0.5 * (low + high)
 
-        low = tf.zeros_like(length, tf.float32)
-        low = tf.reshape(low, [-1])
-        state = (tf.constant(0), low, low + BEYOND * self.max_margin)
-        margin = tf.while_loop(lambda i, *_: i < HALVINGS, halve, state, parallel_iterations=1)[2]
+        state = (tf.constant(0), 0.0 * last, 0.0 * last + BEYOND * self.max_margin, last)
+        margin = tf.while_loop(lambda i, *_: i < LOOKS, narrow, state, parallel_iterations=1)[3]
         return {"adv": at(margin), "margin": margin}
 
+    def _inside(self, logits: tf.Tensor, label: tf.Tensor) -> tf.Tensor:
+        """Return which examples are on the side of the label, bool [B]."""
+        return BOUNDARIES[self.boundary](logits, label) < 0
+
     def robust_loss(self, batch: Batch) -> Batch:
-        label, logits_fn = batch["label"], self.logits_fn(batch, "train")
-        clean, beyond = logits_fn(batch["image"]), logits_fn(batch["adv"])
-        right, here = losses.correct(clean, label), losses.cross_entropy(clean, label)
-        near = tf.cast(batch["margin"] < self.max_margin, tf.float32)
-        boundary = tf.where(right, near * losses.cross_entropy(beyond, label), here)
+        label, x, logits_fn = batch["label"], batch["image"], self.logits_fn(batch, "train")
+        clean = logits_fn(x)
+        inside = self._inside(clean, label)
+        there = logits_fn(tf.where(rows(inside, x), batch["adv"], x))
+        counts = ~inside | (batch["margin"] < self.max_margin)
+        boundary = tf.cast(counts, tf.float32) * losses.cross_entropy(there, label)
         return {
-            "loss": CLEAN * here + (1.0 - CLEAN) * boundary,
-            "accuracy": right,
-            "margin": batch["margin"] * tf.cast(right, tf.float32),
+            "loss": CLEAN * losses.cross_entropy(clean, label) + (1.0 - CLEAN) * boundary,
+            "accuracy": losses.correct(clean, label),
+            "margin": batch["margin"] * tf.cast(inside, tf.float32),
         }
 
     def after_update(self, batch: Batch) -> None:
-        kept = tf.where(batch["accuracy"], batch["margin"], self.min_margin)
-        kept = tf.clip_by_value(kept, self.min_margin, self.max_margin)
-        self.margins.write(batch["index"], kept)
+        self.margins.write(batch["index"], tf.maximum(batch["margin"], self.min_margin))
 
     def tables(self) -> dict[str, Table]:
         return {"margin": self.margins}

@@ -6,6 +6,9 @@ load with Keras alone (`tfrobust.models.keras_layers`).
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -97,6 +100,19 @@ def _max_pool(x: Any) -> Any:
     return y, gradient
 
 
+_differentiable = contextvars.ContextVar("differentiable", default=False)
+
+
+@contextlib.contextmanager
+def differentiable_statistics() -> Iterator[None]:
+    """Let gradients flow through the values that BatchNorm assigns to its averages."""
+    token = _differentiable.set(True)
+    try:
+        yield
+    finally:
+        _differentiable.reset(token)
+
+
 @serializable
 class BatchNorm(layers.BatchNormalization):
     """Keras's BatchNormalization of [B, H, W, C] by TensorFlow's fused kernel.
@@ -116,10 +132,18 @@ class BatchNorm(layers.BatchNormalization):
         if not (training and self.trainable):
             scale = scale * tf.math.rsqrt(variance + self.epsilon)
             return _affine(inputs, scale, offset - mean * scale)
-        out, mean, variance = _normalized(inputs, scale, offset, self.epsilon)
+        if _differentiable.get():
+            wide = tf.cast(inputs, tf.float32)
+            mean = tf.reduce_mean(wide, [0, 1, 2])
+            # tf.nn.moments stops a gradient here, which its second derivative needs.
+            variance = tf.reduce_mean(tf.square(wide - mean), [0, 1, 2])
+            scale = scale * tf.math.rsqrt(variance + self.epsilon)
+            out = _affine(inputs, scale, offset - mean * scale)
+        else:
+            out, mean, variance = _normalized(inputs, scale, offset, self.epsilon)
+            mean, variance = tf.stop_gradient(mean), tf.stop_gradient(variance)
         for average, now in ((self.moving_mean, mean), (self.moving_variance, variance)):
-            moved = self.momentum * average.value + (1.0 - self.momentum) * tf.stop_gradient(now)
-            average.assign(moved)
+            average.assign(self.momentum * average.value + (1.0 - self.momentum) * now)
         return out
 
     def _is_fused(self, rank: int) -> bool:
