@@ -126,6 +126,13 @@ def test_names_of_data_and_of_attacks_are_no_proof(tmp_path: Path) -> None:
     assert differences(measured(named([one, other]))).rows[0][2] == NOTHING
 
 
+def test_a_network_trained_elsewhere_has_no_epochs(tmp_path: Path) -> None:
+    runs = [made(tmp_path / name, 8, 4) for name in ("mine", "theirs")]
+    (runs[1] / "history.csv").unlink()
+    rows = comparison(measured(named(runs))).rows
+    assert [row[-2:] for row in rows] == [["42.0 ms", "4"], [NOTHING, NOTHING]]
+
+
 def test_runs_that_cannot_be_compared_are_one_line(tmp_path: Path) -> None:
     one = made(tmp_path / "one", 10, 9)
     other = made(tmp_path / "other", 10, 1, threat={"norm": "l2", "eps": 1.0})

@@ -148,8 +148,11 @@ def _costs(family: Sequence[Measured]) -> list[str]:
     """Return the mean time per batch and the epochs of a label's runs."""
     costs = [summarise_training(run.record.history, run.record.config) for run in family]
     times = [cost.seconds_per_batch for cost in costs if cost.seconds_per_batch is not None]
-    epochs = sorted({cost.epochs for cost in costs})
-    return [milliseconds(mean(times) if times else None), "/".join(map(str, epochs))]
+    epochs = sorted({cost.epochs for cost in costs} - {0})  # 0: trained elsewhere
+    return [
+        milliseconds(mean(times) if times else None),
+        "/".join(map(str, epochs)) or NOTHING,
+    ]
 
 
 def _highest(means: Sequence[Sequence[float]], first_column: int) -> frozenset[tuple[int, int]]:
