@@ -8,7 +8,8 @@ from typing import Any
 import keras
 import torch
 from torch import nn
-from torch.nn import functional as F
+
+ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "softplus": nn.Softplus}
 
 
 class TorchNetwork(nn.Module):
@@ -56,8 +57,12 @@ class TorchNetwork(nn.Module):
             made = nn.MaxPool2d(2)
         elif kind == "Flatten":  # Keras flattens channels last
             made = lambda x: x.permute(0, 2, 3, 1).flatten(1)  # noqa: E731
-        elif kind == "ReLU":
-            made = nn.ReLU()
+        elif kind in ("ReLU", "Activation"):
+            name = layer.get_config().get("activation", "relu")
+            made = ACTIVATIONS[name]()
+        elif kind == "ZeroPadding2D":
+            (top, bottom), (left, right) = layer.padding
+            made = nn.ZeroPad2d((left, right, top, bottom))
         elif kind == "Add":
             made = torch.add
         elif kind == "GlobalAveragePooling2D":
@@ -68,33 +73,18 @@ class TorchNetwork(nn.Module):
 
 
 def _convolution(layer: keras.layers.Conv2D, weights: list[torch.Tensor]) -> nn.Module:
-    size, stride = layer.kernel_size[0], layer.strides[0]
-    same = layer.padding == "same"
-    # With a stride that divides the image, "same" pads more at the end than at the start.
-    before, after = (max(0, size - stride) // 2, -(-max(0, size - stride) // 2))
-    even = before == after
+    size = layer.kernel_size[0]
     made = nn.Conv2d(
         weights[0].shape[2],
         weights[0].shape[3],
         size,
-        stride,
-        padding=before if same and even else 0,
+        layer.strides[0],
+        padding=size // 2 if layer.padding == "same" else 0,  # "same" has stride 1 in our networks
         bias=layer.use_bias,
     )
     filled = {"bias": weights[1]} if layer.use_bias else {}
     _fill(made, weight=weights[0].permute(3, 2, 0, 1), **filled)
-    if not same or even:
-        return made
-    return nn.Sequential(_Pad(before, after), made)
-
-
-class _Pad(nn.Module):
-    def __init__(self, before: int, after: int):
-        super().__init__()
-        self.sides = (before, after) * 2
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.pad(x, self.sides)
+    return made
 
 
 def _fill(module: nn.Module, **tensors: torch.Tensor) -> None:

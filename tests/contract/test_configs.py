@@ -27,6 +27,8 @@ FAST_SUITES = ("digits_table", "cifar10_table1", "stl10_oat_frontier")
 THIN = {
     "wide_resnet": ["model.depth=10", "model.width=1"],
     "resnet": ["model.depth=18", "model.width=1"],
+    "preact_resnet": ["model.depth=18", "model.width=1"],
+    "iaat_wide_resnet": ["model.depth=8", "model.width=1"],
 }
 
 

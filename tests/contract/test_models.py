@@ -15,6 +15,8 @@ from tfrobust.models import MODELS, PRECISIONS, with_precision
 from tfrobust.registry import parameters
 
 SMALL: dict[str, dict[str, Any]] = {
+    "iaat_wide_resnet": {"depth": 8, "width": 1},
+    "preact_resnet": {"width": 4},
     "resnet": {"width": 4},
     "small_cnn": {"filters": [4], "kernel": 3, "units": 8},
     "small_resnet": {"groups": [4, 8]},

@@ -27,6 +27,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "small_resnet": {"groups": [4, 8]},
     "wide_resnet": {"depth": 10, "width": 1},
     "resnet": {"depth": 18, "width": 4},
+    "preact_resnet": {"depth": 18, "width": 4},
 }
 THREAT = Threat("linf", 0.1)
 

@@ -17,7 +17,9 @@ from tfrobust._compat import layers_of
 from tfrobust.errors import UserError
 from tfrobust.methods import Adv
 from tfrobust.models import (
+    iaat_wide_resnet,
     load_keras,
+    preact_resnet,
     resnet,
     small_cnn,
     small_resnet,
@@ -34,7 +36,9 @@ NETWORKS: dict[str, Any] = {
     "trades_cnn": lambda: trades_cnn((16, 16, 1), 4),
     "small_resnet": lambda: small_resnet((8, 8, 3), 4, groups=[2, 3], mean=[0.4, 0.5, 0.6]),
     "wide_resnet": lambda: wide_resnet((8, 8, 3), 4, depth=10, width=1, dropout=0.3),
-    "resnet": lambda: resnet((8, 8, 3), 4, width=2),
+    "resnet": lambda: resnet((8, 8, 3), 4, width=2, stem="imagenet", activation="silu"),
+    "preact_resnet": lambda: preact_resnet((8, 8, 3), 4, width=2, activation="softplus"),
+    "iaat_wide_resnet": lambda: iaat_wide_resnet((8, 8, 3), 4, depth=8, width=1),
 }
 ALONE = """
 import sys

@@ -39,12 +39,14 @@ def test_max_pool_is_tensorflows(size: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("jit", [False, True])
 @pytest.mark.parametrize("training", [False, True])
-def test_batch_norm_is_kerass(training: bool, jit: bool) -> None:
+@pytest.mark.parametrize("affine", [True, False])
+def test_batch_norm_is_kerass(training: bool, jit: bool, affine: bool) -> None:
     """Output, averages, and the gradients of first and second order in the image and the scale."""
     x = tf.constant(RNG.normal(2.0, 3.0, size=(4, 5, 6, 3)).astype("float32"))
-    start = [RNG.uniform(0.5, 2.0, 3).astype("float32") for _ in range(4)]
+    start = [RNG.uniform(0.5, 2.0, 3).astype("float32") for _ in range(4 if affine else 2)]
+    options = {"momentum": 0.8, "scale": affine, "center": affine}
     found = []
-    for layer in (BatchNorm(momentum=0.8), keras.layers.BatchNormalization(momentum=0.8)):
+    for layer in (BatchNorm(**options), keras.layers.BatchNormalization(**options)):
         layer.build(x.shape)
         layer.set_weights(start)
 
@@ -56,9 +58,10 @@ def test_batch_norm_is_kerass(training: bool, jit: bool) -> None:
                     inner.watch(x)
                     y = layer(x, training=training)
                     total = tf.reduce_sum(y**3)
-                first = inner.gradient(total, [x, layer.gamma.value, layer.beta.value])
+                of = [x, *(v.value for v in layer.trainable_variables)]
+                first = inner.gradient(total, of)
                 cost = total + tf.add_n([tf.reduce_sum(g**2 + g) for g in first])
-            return [y, *first, *outer.gradient(cost, [x, layer.gamma.value, layer.beta.value])]
+            return [y, *first, *outer.gradient(cost, of)]
 
         found.append([*look(x), *layer.get_weights()])
     for ours, kerass in zip(*found, strict=True):
@@ -66,7 +69,7 @@ def test_batch_norm_is_kerass(training: bool, jit: bool) -> None:
 
 
 def test_batch_norm_elsewhere_is_kerass() -> None:
-    """Of vectors, and without a scale; and frozen layers keep their averages."""
+    """Of vectors; and frozen layers keep their averages."""
     x = RNG.normal(size=(8, 3)).astype("float32")
     np.testing.assert_allclose(
         BatchNorm()(x, training=True), keras.layers.BatchNormalization()(x, training=True)
@@ -172,7 +175,7 @@ def test_wide_resnet_parameters(width: int, classes: int, count: int) -> None:
     assert trainable(network) == closed() == count
 
 
-@pytest.mark.parametrize("depth", [27, 4, 29, 0, -2])
+@pytest.mark.parametrize("depth", [27, 4, 2, 30, 0, -2])
 def test_wide_resnet_refuses_a_depth(depth: int) -> None:
     with pytest.raises(UserError, match=rf"^depth: expected 6 n \+ 4.*received {depth}$"):
         wide_resnet((32, 32, 3), 10, depth=depth)

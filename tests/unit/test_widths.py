@@ -27,6 +27,8 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "small_cnn": ("small_cnn", {"filters": [4, 8], "kernel": 3, "units": 8}),
     "small_resnet": ("small_resnet", {"groups": [4, 8]}),
     "wide_resnet": ("wide_resnet", {"depth": 10, "width": 1}),
+    "softplus": ("wide_resnet", {"depth": 10, "width": 1, "activation": "softplus"}),
+    "preact_50": ("preact_resnet", {"depth": 50, "width": 4}),
     "resnet_18": ("resnet", {"depth": 18, "width": 4}),
     "resnet_50": ("resnet", {"depth": 50, "width": 4, "stem": "imagenet"}),
 }
@@ -51,7 +53,7 @@ def at(width: float, strength: Any = STRENGTH) -> dict[str, Any]:
     return {"image": IMAGES, "strength": strength, "width": np.full(4, width, np.float32)}
 
 
-@pytest.mark.parametrize("name", slow_but(NETWORKS, ["small_cnn", "resnet_18"]))
+@pytest.mark.parametrize("name", slow_but(NETWORKS, ["small_cnn", "softplus", "resnet_18"]))
 def test_a_width_in_use_is_the_network_of_that_width(name: str) -> None:
     network = slimmable(name)
     for width in WIDTHS:

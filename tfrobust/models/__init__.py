@@ -13,15 +13,19 @@ from tfrobust.models.keras_layers import with_keras_layers as with_keras_layers
 from tfrobust.models.narrowing import narrow as narrow
 from tfrobust.models.precision import PRECISIONS as PRECISIONS
 from tfrobust.models.precision import with_precision as with_precision
-from tfrobust.models.residual import resnet as resnet
-from tfrobust.models.residual import small_resnet as small_resnet
-from tfrobust.models.residual import wide_resnet as wide_resnet
+from tfrobust.models.resnets import preact_resnet as preact_resnet
+from tfrobust.models.resnets import resnet as resnet
 from tfrobust.models.saved import OUTPUTS as OUTPUTS
 from tfrobust.models.saved import SavedNetwork as SavedNetwork
 from tfrobust.models.saved import in_precision as in_precision
 from tfrobust.models.saved import load_network as load_network
+from tfrobust.models.wide_resnets import iaat_wide_resnet as iaat_wide_resnet
+from tfrobust.models.wide_resnets import small_resnet as small_resnet
+from tfrobust.models.wide_resnets import wide_resnet as wide_resnet
 
 MODELS: dict[str, Callable[..., keras.Model]] = {
+    "iaat_wide_resnet": iaat_wide_resnet,
+    "preact_resnet": preact_resnet,
     "resnet": resnet,
     "small_cnn": small_cnn,
     "small_resnet": small_resnet,

@@ -6,10 +6,10 @@ import keras
 from keras import layers
 
 from tfrobust.errors import require
-from tfrobust.models.conditional import conditional_inputs, slim
+from tfrobust.models.conditional import slim
 from tfrobust.models.keras_defaults import neutral
 from tfrobust.models.layers import Dropout, MaxPool, input_image, logits
-from tfrobust.models.residual import model, norm_relu
+from tfrobust.models.residual import parts
 
 
 @neutral()
@@ -51,16 +51,16 @@ def small_cnn(
         f"at most {poolings} poolings of {image_shape[0]} x {image_shape[1]} images",
         filters,
     )
-    x = image = input_image(image_shape)
-    condition = conditional_inputs(lambdas, encoding, widths)
+    made_of = parts(image_shape, lambdas, encoding, widths)
+    x = made_of.image
     for size in filters:
-        if condition is None:
+        if made_of.condition is None:
             x = layers.Conv2D(size, kernel, padding="same", activation="relu")(x)
         else:
-            x = norm_relu(layers.Conv2D(size, kernel, padding="same", use_bias=False)(x), condition)
+            x = made_of.active(layers.Conv2D(size, kernel, padding="same", use_bias=False)(x))
         x = MaxPool()(x) if pool else x
-    x = slim(layers.Dense(units, activation="relu")(layers.Flatten()(x)), condition)
-    return model(image, condition, x, num_classes, "small_cnn")
+    x = slim(layers.Dense(units, activation="relu")(layers.Flatten()(x)), made_of.condition)
+    return made_of.model(x, num_classes, "small_cnn")
 
 
 @neutral()
@@ -80,4 +80,4 @@ def trades_cnn(image_shape: tuple[int, ...], num_classes: int) -> keras.Model:
         x = MaxPool()(x)
     x = layers.Dense(200, activation="relu")(layers.Flatten()(x))
     x = layers.Dense(200, activation="relu")(Dropout(0.5)(x))
-    return keras.Model(image, logits(num_classes)(x), name="trades_cnn")
+    return keras.Model(image, logits(x, num_classes), name="trades_cnn")

@@ -20,6 +20,12 @@ from tfrobust.errors import require
 from tfrobust.serialization import serializable
 
 LEAST_EPSILON = 1e-5  # the least that the fused kernels of all devices take
+ACTIVATIONS = ("relu", "silu", "softplus")
+# How the weights start. "keras": convolutions He-normal of the fan-in, truncated; the last layer
+# Glorot-uniform. "he": convolutions He-normal of the fan-out, and the last layer as in torch but
+# without a bias, as in the WideResNet code of TRADES and AWP. "torch": torch's defaults, uniform
+# within 1 / sqrt(fan-in), as in the ResNet and PreActResNet code.
+INITS = ("keras", "he", "torch")
 
 
 @serializable
@@ -125,10 +131,11 @@ class BatchNorm(layers.BatchNormalization):
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         if mask is not None or not self._is_fused(len(inputs.shape)):
             return super().call(inputs, training=training, mask=mask)
-        scale, offset, mean, variance = (
-            tf.cast(v.value, tf.float32)
-            for v in (self.gamma, self.beta, self.moving_mean, self.moving_variance)
+        mean, variance = (
+            tf.cast(v.value, tf.float32) for v in (self.moving_mean, self.moving_variance)
         )
+        scale = tf.cast(self.gamma.value, tf.float32) if self.scale else tf.ones_like(mean)
+        offset = tf.cast(self.beta.value, tf.float32) if self.center else tf.zeros_like(mean)
         if not (training and self.trainable):
             scale = scale * tf.math.rsqrt(variance + self.epsilon)
             return _affine(inputs, scale, offset - mean * scale)
@@ -150,7 +157,7 @@ class BatchNorm(layers.BatchNormalization):
         """Return whether the fused kernel computes this layer for inputs of a rank."""
         if self.synchronized or self.renorm or self.epsilon < LEAST_EPSILON:
             return False
-        return self.scale and self.center and rank == 4 and self.axis in (-1, 3)
+        return rank == 4 and self.axis in (-1, 3)
 
 
 def _normalized(x: Any, scale: Any, offset: Any, epsilon: float) -> Any:
@@ -256,24 +263,82 @@ def normalize(x: Any, mean: list[float] | None, std: list[float] | None) -> Any:
     return layers.Normalization(mean=mean, variance=[s * s for s in std], name="normalize")(x)
 
 
-def conv(filters: int, kernel: int, stride: int = 1, use_bias: bool = False) -> layers.Conv2D:
-    """Return a convolution with "same" padding and He initialisation."""
-    return layers.Conv2D(
-        filters, kernel, stride, "same", use_bias=use_bias, kernel_initializer="he_normal"
+def conv(
+    x: Any, filters: int, kernel: int, stride: int = 1, *, init: str = "keras", bias: bool = False
+) -> Any:
+    """Convolve x with kernel // 2 zeros on each side, as torch's code does.
+
+    Keras's "same" agrees with that only for stride 1: for stride 2 and an even size it has one zero
+    fewer, at the start.
+
+    Args:
+        x: [B, H, W, C].
+        filters: Number of filters.
+        kernel: Height and width of the filters, odd.
+        stride: The stride; the result has ceil(H / stride) rows.
+        init: One of INITS.
+        bias: Whether a bias is added.
+    """
+    padding = "same"
+    if stride > 1:
+        x = layers.ZeroPadding2D(kernel // 2)(x) if kernel > 1 else x
+        padding = "valid"
+    start = _torch_uniform() if init == "torch" else _normal(init)
+    return layers.Conv2D(filters, kernel, stride, padding, use_bias=bias, kernel_initializer=start)(
+        x
     )
 
 
-def batch_norm() -> BatchNorm:
+def _normal(init: str) -> keras.initializers.Initializer:
+    """Return N(0, 2 / fan): of the fan-out for "he", of the fan-in and truncated for "keras"."""
+    if init == "he":
+        return keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
+    return keras.initializers.HeNormal()
+
+
+def _torch_uniform() -> keras.initializers.Initializer:
+    """Return U(-b, b) with b = 1 / sqrt(fan-in), torch's start of every weight."""
+    return keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform")
+
+
+def max_pool(x: Any) -> Any:
+    """Take the max over 3 x 3 windows around every second pixel, as torch's code pads: (1, 1).
+
+    Keras's own stride of 2 pads an even size only at the end. Zeros around x would do where x >= 0,
+    as after ReLU, but not after SiLU.
+    """
+    return layers.MaxPooling2D(1, 2)(layers.MaxPooling2D(3, 1, "same")(x))
+
+
+def activate(x: Any, activation: str) -> Any:
+    """Apply one of ACTIVATIONS. ReLU is Keras's layer, which oneDNN joins with what precedes it."""
+    return layers.ReLU()(x) if activation == "relu" else layers.Activation(activation)(x)
+
+
+def batch_norm(affine: bool = True) -> BatchNorm:
     """Return a BatchNorm with the constants of the papers' code.
 
-    In torch these are momentum 0.1, which is 0.9 in Keras, and epsilon 1e-5.
+    In torch these are momentum 0.1, which is 0.9 in Keras, and epsilon 1e-5. If it is not `affine`,
+    it has neither scale nor offset.
     """
-    return BatchNorm(momentum=0.9, epsilon=1e-5)
+    return BatchNorm(momentum=0.9, epsilon=1e-5, scale=affine, center=affine)
 
 
-def logits(classes: int) -> layers.Dense:
-    """Return the last layer, whose logits are float32 under every precision."""
-    return layers.Dense(classes, dtype="float32", name="logits")
+def logits(x: Any, classes: int, init: str = "keras") -> Any:
+    """Apply the last layer to x [B, D]. Its logits are float32 under every precision.
+
+    Args:
+        x: [B, D].
+        classes: Number of logits.
+        init: One of INITS.
+    """
+    bound = x.shape[-1] ** -0.5
+    kernel = keras.initializers.GlorotUniform() if init == "keras" else _torch_uniform()
+    bias = keras.initializers.RandomUniform(-bound, bound) if init == "torch" else "zeros"
+    dense = layers.Dense(
+        classes, kernel_initializer=kernel, bias_initializer=bias, dtype="float32", name="logits"
+    )
+    return dense(x)
 
 
 def input_image(shape: tuple[int, ...]) -> Any:
