@@ -16,19 +16,20 @@ from tfrobust.registry import parameters
 
 SMALL: dict[str, dict[str, Any]] = {
     "iaat_wide_resnet": {"depth": 8, "width": 1},
+    "keras_application": {"application": "VGG16"},
     "preact_resnet": {"width": 4},
     "resnet": {"width": 4},
     "small_cnn": {"filters": [4], "kernel": 3, "units": 8},
     "small_resnet": {"groups": [4, 8]},
     "wide_resnet": {"depth": 10, "width": 1},
 }
-X = np.random.default_rng(0).random((4, 16, 16, 3)).astype("float32")
+X = np.random.default_rng(0).random((4, 32, 32, 3)).astype("float32")
 
 
 @pytest.fixture(scope="module", params=MODELS)
 def network(request: pytest.FixtureRequest) -> keras.Model:
     keras.utils.set_random_seed(1)
-    return MODELS[request.param]((16, 16, 3), 5, **SMALL.get(request.param, {}))
+    return MODELS[request.param]((32, 32, 3), 5, **SMALL.get(request.param, {}))
 
 
 def test_gives_logits(network: keras.Model) -> None:
@@ -65,5 +66,6 @@ def test_saves_and_loads(network: keras.Model, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_takes_the_images_shape_and_the_classes(name: str) -> None:
     assert list(parameters(MODELS[name]))[:2] == ["image_shape", "num_classes"]
-    network = MODELS[name]((17, 16, 1), 2, **SMALL.get(name, {}))  # odd sizes too
-    assert network(X[..., :1].repeat(2, axis=1)[:, :17]).shape == (4, 2)
+    channels = 3 if name == "keras_application" else 1
+    network = MODELS[name]((33, 32, channels), 2, **SMALL.get(name, {}))  # odd sizes too
+    assert network(X[..., :channels].repeat(2, axis=1)[:, :33]).shape == (4, 2)

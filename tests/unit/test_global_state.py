@@ -99,7 +99,7 @@ def all_at_once() -> None:
 def test_every_network_is_float32_and_channels_last(name: str) -> None:
     with neutral():
         all_at_once()
-        network = MODELS[name]((16, 16, 3), 4, **SMALL.get(name, {}))
+        network = MODELS[name]((32, 32, 3), 4, **SMALL.get(name, {}))
     assert {layer.compute_dtype for layer in layers_of(network)} == {"float32"}
     formats = {getattr(layer, "data_format", "channels_last") for layer in network.layers}
     assert formats == {"channels_last"} and network.input.dtype == "float32"

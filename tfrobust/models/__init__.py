@@ -9,6 +9,7 @@ from tfrobust.models.cnn import trades_cnn as trades_cnn
 from tfrobust.models.files import keras_file as keras_file
 from tfrobust.models.files import load_keras as load_keras
 from tfrobust.models.files import model_files as model_files
+from tfrobust.models.keras_application import keras_application as keras_application
 from tfrobust.models.keras_layers import with_keras_layers as with_keras_layers
 from tfrobust.models.narrowing import narrow as narrow
 from tfrobust.models.precision import PRECISIONS as PRECISIONS
@@ -25,6 +26,7 @@ from tfrobust.models.wide_resnets import wide_resnet as wide_resnet
 
 MODELS: dict[str, Callable[..., keras.Model]] = {
     "iaat_wide_resnet": iaat_wide_resnet,
+    "keras_application": keras_application,
     "preact_resnet": preact_resnet,
     "resnet": resnet,
     "small_cnn": small_cnn,
