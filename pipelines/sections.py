@@ -48,7 +48,7 @@ class Data:
 
     Args:
         validation: The number of examples that are held out of the training split, at random.
-        augment: crop or crop_flip.
+        augment: Either crop or crop_flip.
     """
 
     source: Dataset
@@ -128,10 +128,11 @@ class EvaluationOptions:
     Args:
         mode: "cascade" gives each attack only the images that no earlier attack has broken; "each"
             gives every attack all images.
-        save: float32 or uint8 (rounded to 1/255) to keep the adversarial images in adversarial.npz.
+        save: Either float32 or uint8 (rounded to 1/255), to keep the adversarial images in
+            adversarial.npz.
         rerun: Whether to compute finished results again. The former results are kept aside.
-        craft_precision: float32, or mixed_bfloat16 to let attacks search in lower precision. The
-            network itself judges, in float32, the images that they return.
+        craft_precision: Either float32, or mixed_bfloat16 to let attacks search in lower precision.
+            The network itself judges, in float32, the images that they return.
         jit_compile: Whether XLA compiles the attacks. auto compiles them on GPUs only.
         lambdas: The lambdas at which a once-for-all network is evaluated, [1] by default. Reported
             results are those at the first lambda; the others add points to the trade-off curve.
@@ -172,8 +173,8 @@ class Search:
         space: The values of each key by its path: {method.alpha: {log: [1e-6, 1e-3]}, method.beta:
             {linear: [0, 10]}, model.units: {int: [64, 256]}, optimizer.name: {choice: [sgd,
             adam]}}.
-        tuner: random, bayesian or hyperband. hyperband trains many trials for few epochs and goes
-            on with the best, up to train.epochs.
+        tuner: One of random, bayesian or hyperband. hyperband trains many trials for few epochs and
+            goes on with the best, up to train.epochs.
         trials: The largest number of trials. Only hyperband may leave it out.
         min_clean: The least validation clean accuracy that the best trial must have.
     """

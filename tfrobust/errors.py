@@ -35,10 +35,10 @@ def require(ok: Any, argument: str, expected: str, received: object) -> None:
     """Raise a UserError unless a condition holds.
 
     Args:
-        ok: the condition.
-        argument: the name of what was wrong, such as "eps".
-        expected: what is valid, such as "a number >= 0".
-        received: what came instead.
+        ok: The condition.
+        argument: The name of what was wrong, such as "eps".
+        expected: What is valid, such as "a number >= 0".
+        received: What came instead.
     """
     if not ok:
         raise UserError(f"{argument}: expected {expected}, received {received!r}")

@@ -28,12 +28,12 @@ def export(network: keras.Model, folder: Path, images: np.ndarray) -> None:
     takes a dict of "image", "strength" [None] and, if it has widths, "width" [None].
 
     Args:
-        network: the network.
-        folder: where to write. Its contents are replaced only by a valid SavedModel.
-        images: a few images [N, H, W, C], on which the reloaded model is compared.
+        network: The network.
+        folder: Where to write. Its contents are replaced only by a valid SavedModel.
+        images: A few images [N, H, W, C], on which the reloaded model is compared.
 
     Raises:
-        UserError: the reloaded model does not give the network's logits.
+        UserError: The reloaded model does not give the network's logits.
     """
     inputs: Any = tf.constant(images)
     names = signature(network).inputs

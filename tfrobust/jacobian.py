@@ -17,9 +17,9 @@ def squared_jacobian(
     tape. With BatchNorm in training mode, the gradient includes the terms across the batch.
 
     Args:
-        logits_fn: images -> logits [B, C].
-        x: images [B, H, W, C].
-        projection: the unit vectors v, [B, C].
+        logits_fn: Images -> logits [B, C].
+        x: Images [B, H, W, C].
+        projection: The unit vectors v, [B, C].
 
     Returns:
         Logits [B, C], and the estimates float32 [B].

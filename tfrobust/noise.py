@@ -47,9 +47,9 @@ def seed_for(seed: Any, step: Any, purpose: str) -> tf.Tensor:
     """Return the seed, int64 [2], of one random draw.
 
     Args:
-        seed: the seed of the run.
-        step: the training step.
-        purpose: the purpose of the draw; different purposes get independent noise.
+        seed: The seed of the run.
+        step: The training step.
+        purpose: The purpose of the draw; different purposes get independent noise.
     """
     base = tf.stack([tf.cast(seed, tf.int64), tf.cast(step, tf.int64)])
     return fold(base, zlib.crc32(purpose.encode()) & 0x7FFFFFFF)
@@ -127,8 +127,8 @@ def sliced(draw: Callable[[tf.Tensor], tf.Tensor], shape: Any) -> tf.Tensor:
     """Draw for the global batch and return this replica's rows.
 
     Args:
-        draw: shape -> noise of that shape.
-        shape: the shape of the replica's noise, [B, ...].
+        draw: Shape -> noise of that shape.
+        shape: The shape of the replica's noise, [B, ...].
     """
     part = _rows.get()
     if part is not None:

@@ -53,9 +53,9 @@ def project_l1(delta: tf.Tensor, eps: Any, room: tf.Tensor) -> tf.Tensor:
     It is sign(delta) * clip(|delta| - t, 0, room) for the smallest t >= 0 with L1 norm <= eps.
 
     Args:
-        delta: the perturbations, [B, ...].
-        eps: the radius, a scalar or [B].
-        room: the largest absolute value of each coordinate, [B, ...]: the distance to the wall of
+        delta: The perturbations, [B, ...].
+        eps: The radius, a scalar or [B].
+        room: The largest absolute value of each coordinate, [B, ...]: the distance to the wall of
             the box, or |delta| if there is no box.
 
     Returns:

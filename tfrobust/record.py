@@ -205,7 +205,7 @@ class Record(Part):
         images if their rows determine it.
 
         Raises:
-            ValueError: in one line, if the content is not that of an eval.json.
+            ValueError: In one line, if the content is not that of an eval.json.
         """
         try:
             record = cls.model_validate(content)

@@ -64,17 +64,17 @@ def arguments(
     """Check values against the names and types of a constructor's parameters.
 
     Args:
-        constructor: a class or a function.
-        values: parameter -> value.
-        where: the place of the values in a config, for errors.
-        given: parameters that the caller fills in, so that `values` may not set them.
-        also: further keys that are valid in this place, for the list of names in an error.
+        constructor: A class or a function.
+        values: Parameter -> value.
+        where: The place of the values in a config, for errors.
+        given: Parameters that the caller fills in, so that `values` may not set them.
+        also: Further keys that are valid in this place, for the list of names in an error.
 
     Returns:
         Parameter -> converted value.
 
     Raises:
-        UserError: a name is unknown, a type is wrong, or a value is missing.
+        UserError: A name is unknown, a type is wrong, or a value is missing.
     """
     dot = f"{where}." if where else ""
     accepted = {k: p for k, p in parameters(constructor).items() if k not in given}
@@ -98,9 +98,9 @@ def resolve(
     """Return the constructor that a spec names, with its checked arguments bound.
 
     Args:
-        registry: name -> constructor.
-        spec: a name, or a mapping with "name" and keyword arguments.
-        where, given, also: as of `arguments`.
+        registry: Name -> constructor.
+        spec: A name, or a mapping with "name" and keyword arguments.
+        where, given, also: As of `arguments`.
     """
     spec = {"name": spec} if isinstance(spec, str) else spec
     require(isinstance(spec, Mapping), where, "a name or a mapping with 'name'", spec)

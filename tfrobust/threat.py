@@ -21,12 +21,12 @@ class Threat(Configurable):
 
     Args:
         norm: "linf", "l2" or "l1".
-        eps: the radius in image units, a number or a fraction such as "8/255". A tensor may be a
+        eps: The radius in image units, a number or a fraction such as "8/255". A tensor may be a
             scalar, or of shape [B] with one radius per example (see `at`).
-        box: the range of valid pixels, (low, high).
+        box: The range of valid pixels, (low, high).
 
     Raises:
-        UserError: an argument is not as described.
+        UserError: An argument is not as described.
     """
 
     norm: str = "linf"
@@ -53,8 +53,8 @@ class Threat(Configurable):
         nearest to x_adv in the intersection of ball and box (Croce and Hein, 2021).
 
         Args:
-            x_adv: the images to move, [B, ...].
-            x: the clean images, [B, ...], inside the box.
+            x_adv: The images to move, [B, ...].
+            x: The clean images, [B, ...], inside the box.
 
         Returns:
             Images of the same shape.

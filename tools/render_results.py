@@ -5,7 +5,7 @@
     python tools/render_results.py              # docs/results/*.json -> docs/results.md
     python tools/render_results.py --check      # exits with 1 when docs/results.md is stale
 
-`docs/results/intro.md`, when it exists, is put at the top.
+If `docs/results/intro.md` exists, the page begins with it.
 """
 
 import argparse
@@ -47,12 +47,14 @@ from tfrobust.report import (
 )
 
 PLACE_KEYS = {"dir", "path", "init_from"}  # keys whose values are places of files
-EXPLANATION = """Rendered by `python tools/render_results.py` from `docs/results/*.json`; change
-those, not this page. In parentheses the binomial 95 % interval (Wilson) in percent for the n test
-images evaluated; differences to a paper are in percentage points. In the worst case an image
-counts as right only if no attack succeeded: over the attacks that saw the most images and, where
-others saw fewer, over all attacks on the first of them. Time per batch is the median over
-epochs."""
+EXPLANATION = """This page is written by `python tools/render_results.py` from
+`docs/results/*.json`. To change the page, change these files.
+
+The percentages in parentheses are the 95 % interval (Wilson) of an accuracy on n test images.
+Differences from a paper are in percentage points. In the worst case an image counts as right only
+if no attack succeeded on it. The column `worst case` is over the attacks that ran on the most
+images. If other attacks ran on fewer images, a further column is over all attacks on these images.
+The time per batch is the median over the epochs."""
 
 
 def add_run(run: Path, results: Path, name: str | None = None) -> Path:
@@ -121,7 +123,7 @@ def without_places_in_command(command: str) -> str:
 
 
 def read_summary(path: Path) -> dict[str, Any]:
-    """Return a summary. Raises a UserError if its file is damaged."""
+    """Return a summary. Raises UserError if its file is damaged."""
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
         for key in ("name", "command", "config", "evaluation", "training"):
@@ -135,7 +137,7 @@ def read_summary(path: Path) -> dict[str, Any]:
 
 
 def paper_of(summary: Mapping[str, Any]) -> Any:
-    """Return the paper's figures that the config of this name has now, else those of the run."""
+    """Return the paper's figures in the config of this name or, without one, in the run's."""
     recorded = summary["config"].get("paper")
     if summary["name"] not in configs.available():
         return recorded
@@ -163,8 +165,10 @@ def rows_of(summary: Mapping[str, Any]) -> dict[str, AccuracyRow]:
 
 
 def attack_columns(group: Sequence[Mapping[str, Any]]) -> list[str]:
-    """clean, every attack of the group in the order of first use, worst case; a suite, not the
-    attacks in it."""
+    """Return the columns: clean, the attacks of the group in the order of first use, worst case.
+
+    A suite has one column; the attacks in it have none.
+    """
     attacks = [attack for summary in group for attack in summary["evaluation"].attacks]
     parts = {attack.name for attack in attacks if attack.suite}
     names = (name for summary in group for name in rows_of(summary))
@@ -176,13 +180,13 @@ def seed_of(summary: Mapping[str, Any]) -> Any:
 
 
 def title_of(summary: Mapping[str, Any], group: Iterable[Mapping[str, Any]]) -> str:
-    """The name, with the seed where the group holds the same name twice."""
+    """Return the name of a run, with its seed if the group has another run of this name."""
     twins = [other for other in group if other["name"] == summary["name"]]
     return summary["name"] + (f" (seed {seed_of(summary)})" if len(twins) > 1 else "")
 
 
 def results_table(group: Sequence[Mapping[str, Any]]) -> str:
-    """One row a run: every accuracy with interval, examples, paper and difference; its cost."""
+    """Return the table of a group: one row for each run, with its accuracies and its cost."""
     columns = attack_columns(group)
     header = ["run", "method", "threat", *columns, "time per batch", "wall time", "epochs"]
     lines = []
@@ -215,7 +219,7 @@ def accuracy_cell(row: AccuracyRow | None) -> str:
 
 
 def seeds_table(group: Sequence[Mapping[str, Any]]) -> str:
-    """Return mean and spread of the runs that differ only in name and seed; empty without such."""
+    """Return the table of runs that differ only in name and seed; empty if there are none."""
     families: dict[str, list[Mapping[str, Any]]] = {}
     for summary in group:
         config = {k: v for k, v in summary["config"].items() if k not in ("name", "seed")}
@@ -246,7 +250,7 @@ def spread(values: Sequence[float]) -> str:
 
 
 def run_section(summary: Mapping[str, Any]) -> str:
-    """Return the section that tells how to repeat the run."""
+    """Return the section that says how to repeat a run."""
     config, evaluation = summary["config"], summary["evaluation"]
     versions = evaluation.versions or {}
     facts = [

@@ -183,7 +183,7 @@ def test_check_notices_a_stale_page_and_writes_nothing(tmp_path: Path, capsys: A
     assert capsys.readouterr().err.count("\n") == 1
     assert (docs / "results.md").read_text() == before
     assert tool.main(docs) == 0
-    assert (docs / "results.md").read_text().startswith("# Measured\n\nBy hand.\n\nRendered")
+    assert (docs / "results.md").read_text().startswith("# Measured\n\nBy hand.\n\nThis page")
 
 
 def test_damaged_summaries_are_one_line(tmp_path: Path, capsys: Any) -> None:

@@ -161,7 +161,7 @@ def test_a_network_of_images_in_another_range(scale: int, offset: int, layer: st
     """Right on all images once they are scaled as it expects them."""
     y = honest(X).numpy().argmax(axis=1)
     network = lambda x: honest((x - offset) / scale)  # noqa: E731
-    check = scaling(dataclasses.replace(seen(network), whole=(X, y)))
+    check = scaling(dataclasses.replace(seen(network), first=(X, y)))
     right = int((network(X).numpy().argmax(axis=1) == y).sum())
     assert check.text.startswith(
         f"The network is right on {right} of the first 60 images in [0, 1]"

@@ -42,16 +42,16 @@ class APGD(Attack):
     pixels that the best image has changed.
 
     Args:
-        loss: the loss to maximise: "cross_entropy", "dlr", "margin" or "targeted_dlr" (APGD-T).
+        loss: The loss to maximise: "cross_entropy", "dlr", "margin" or "targeted_dlr" (APGD-T).
             With fewer than 3 classes for DLR, or 4 for the targeted DLR, the margin is used
             instead, with a warning.
-        steps: the number of steps of each restart.
-        restarts: the number of random starts, for each target if there are any.
-        targets: the number of target classes of the targeted DLR, the most likely wrong ones at
+        steps: The number of steps of each restart.
+        restarts: The number of random starts, for each target if there are any.
+        targets: The number of target classes of the targeted DLR, the most likely wrong ones at
             the clean image; all of them if there are fewer.
-        eot: the number of draws of a randomised network over which each gradient is averaged. Loss
+        eot: The number of draws of a randomised network over which each gradient is averaged. Loss
             and success are those of the last draw.
-        rho: the share of rising steps below which a step size is halved.
+        rho: The share of rising steps below which a step size is halved.
     """
 
     loss: str = "cross_entropy"
@@ -183,11 +183,11 @@ class APGD(Attack):
         """Take rule.steps steps from a start.
 
         Args:
-            look: evaluates the loss and misclassification of images.
-            start: the first iterates [B, H, W, C].
-            x: the clean images.
-            rule: how to move and to adapt the step size.
-            leave: whether a misclassified example stops.
+            look: Evaluates the loss and misclassification of images.
+            start: The first iterates [B, H, W, C].
+            x: The clean images.
+            rule: How to move and to adapt the step size.
+            leave: Whether a misclassified example stops.
 
         Returns:
             The "best" image with its "value", or the misclassified image if "broken".

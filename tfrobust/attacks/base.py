@@ -62,7 +62,7 @@ class Attack(Configurable):
         A step size that exceeds every distance within the box is refused too.
 
         Args:
-            threat: the threat.
+            threat: The threat.
             image_shape: (H, W, C), on which L2 and L1 distances depend. Without it, only steps
                 under Linf are checked.
         """
@@ -91,11 +91,11 @@ class Attack(Configurable):
         """Search for adversarial images.
 
         Args:
-            logits_fn: images [B, H, W, C] in the box -> logits [B, C], for any B.
-            x: clean images [B, H, W, C].
-            y: labels, int [B].
-            threat: the set to search in.
-            seed: int [2]. The same seed gives the same images.
+            logits_fn: Images [B, H, W, C] in the box -> logits [B, C], for any B.
+            x: Clean images [B, H, W, C].
+            y: Labels, int [B].
+            threat: The set to search in.
+            seed: Two integers [2]. The same seed gives the same images.
 
         Returns:
             The images with their success and cost.

@@ -1,4 +1,4 @@
-"""No passes for examples that are already broken."""
+"""Loops that spend no forward or backward pass on examples that are already broken."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _stand_in: contextvars.ContextVar[Hunt | None] = contextvars.ContextVar("stand_i
 def hunt(step: Step, state: State, steps: Any) -> State:
     """Call `step` up to `steps` times, each time on the examples that are not broken yet.
 
-    An example leaves with the state of the call that broke it. Where shapes are fixed it stays in
-    the batch, and its rows are not written any more.
+    An example keeps the state of the call that broke it, and the batch becomes smaller. Where
+    shapes are fixed, the batch keeps its size and the rows of broken examples stay unchanged.
 
     Args:
-        step: (number of the call, state of the remaining examples) -> their new state. The state
+        step: Function (number of the call, state of B' examples) -> their new state. The state
             has each example's position in the batch as "row" [B'].
-        state: tensors whose first axis is the example, "broken" [B] among them.
-        steps: the number of calls, an integer or a scalar tensor.
+        state: Tensors whose first axis is the example, "broken" [B] among them.
+        steps: The number of calls, an integer or a scalar tensor.
 
     Returns:
         The final state of all examples, in their order.
@@ -82,7 +82,7 @@ def written(everything: State, active: State) -> State:
 
 @contextlib.contextmanager
 def standing_in(stand_in: Hunt) -> Iterator[None]:
-    """Replace the next `hunt` inside by another function. Later and inner hunts are not."""
+    """Replace the first call of `hunt` in this context by a call of another function."""
 
     def once(step: Step, state: State, steps: Any) -> State:
         _stand_in.set(None)
@@ -96,9 +96,9 @@ def standing_in(stand_in: Hunt) -> Iterator[None]:
 
 
 def masked(step: Step, state: State, first: Any, last: Any) -> State:
-    """Make the calls `first` to `last` - 1 of `step` on all examples, as of `hunt`.
+    """Make the calls `first` to `last` - 1 of the `step` of `hunt`, each on all examples.
 
-    The rows of broken examples are not written.
+    The rows of broken examples stay unchanged.
     """
 
     def body(i: tf.Tensor, before: State) -> tuple[tf.Tensor, State]:

@@ -35,13 +35,13 @@ class FAB(Attack):
     into the ball, where it may still be misclassified.
 
     Args:
-        steps: the number of steps of each search.
-        targets: for FAB-T, the number of target classes t, the most likely wrong ones at the clean
+        steps: The number of steps of each search.
+        targets: For FAB-T, the number of target classes t, the most likely wrong ones at the clean
             image, each with `restarts` searches; all of them if there are fewer. None is FAB, which
             in every step takes the class whose boundary is nearest, at one backward pass per class.
-        restarts: the number of searches. The first begins at x, the others at a distance of eps / 2
+        restarts: The number of searches. The first begins at x, the others at a distance of eps / 2
             from it in random directions.
-        alpha_max, eta, beta: the constants above.
+        alpha_max, eta, beta: The constants above.
     """
 
     steps: int = 100

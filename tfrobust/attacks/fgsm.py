@@ -16,7 +16,7 @@ class FGSM(GradientAttack):
     """One step of `step_scale` * eps from a random start: the weak adversary of the ATLAS paper.
 
     Args:
-        step_scale: the step size in units of eps. The default, 1.25, is that of ATLAS, appendix
+        step_scale: The step size in units of eps. The default, 1.25, is that of ATLAS, appendix
             B.1. With start="none", 1 gives the plain FGSM of Goodfellow et al. (2015).
     """
 

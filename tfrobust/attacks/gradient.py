@@ -26,7 +26,7 @@ class GradientAttack(Attack):
     """Projected steepest ascent, x_{k+1} = project(x_k + step * steepest(grad objective(x_k))).
 
     Args:
-        loss: the loss to maximise: "cross_entropy", "kl" (divergence from the clean prediction) or
+        loss: The loss to maximise: "cross_entropy", "kl" (divergence from the clean prediction) or
             "margin". None is cross entropy, or in training the method's own crafting loss.
         start: "uniform" in the ball, "normal" (0.001 * N(0, 1), as TRADES), or "none".
     """
@@ -96,8 +96,8 @@ class GradientAttack(Attack):
         """Return images that maximise an objective, whether they are misclassified or not.
 
         Args:
-            objective: images [B, H, W, C] -> values [B].
-            x, threat, seed: as of `run`.
+            objective: Images [B, H, W, C] -> values [B].
+            x, threat, seed: As of `run`.
         """
 
         def evaluate(x_adv: tf.Tensor, row: tf.Tensor, run: Any) -> tuple[tf.Tensor, tf.Tensor]:
@@ -167,9 +167,9 @@ class GradientAttack(Attack):
         Args:
             evaluate: (images, rows, number of the restart) -> loss [B'], misclassified [B'], for
                 the rows that are left. Each restart may have a loss of its own.
-            x: clean images [B, H, W, C].
-            threat, seed: as of `run`.
-            broken: bool [B], the examples that need no search. They keep their images at no cost.
+            x: Clean images [B, H, W, C].
+            threat, seed: As of `run`.
+            broken: The examples that need no search, bool [B]. They keep their images at no cost.
         """
         steps, restarts, keep_broken = self.schedule
         size, zeros = self.step(threat.eps), tf.zeros(tf.shape(x)[:1], tf.int32)

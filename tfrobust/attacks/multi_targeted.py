@@ -25,9 +25,9 @@ class MultiTargeted(Attack):
     misclassified iterate, a random start included, whatever the predicted class.
 
     Args:
-        steps, step_size: of each ascent, as in PGD. None is a step of 2.5 * eps / steps.
-        restarts: the number of random starts for each class.
-        top: the number of wrong classes, those of the largest clean logits; None is all of them. It
+        steps, step_size: Those of each ascent, as in PGD. None is a step of 2.5 * eps / steps.
+        restarts: The number of random starts for each class.
+        top: The number of wrong classes, those of the largest clean logits; None is all of them. It
             is a UserError if the network has fewer.
     """
 

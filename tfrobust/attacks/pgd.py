@@ -20,10 +20,10 @@ class PGD(GradientAttack):
     """Projected gradient descent: `steps` projected steps from each of `restarts` random starts.
 
     Args:
-        steps: the number of steps.
-        step_size: in image units: a number, a fraction such as "2/255", or a tensor (scalar or
-            [B]). None is 2.5 * eps / steps.
-        restarts: the number of starts, of which the best end counts.
+        steps: The number of steps.
+        step_size: The step in image units: a number, a fraction such as "2/255", or a tensor
+            (scalar or [B]). None is 2.5 * eps / steps.
+        restarts: The number of starts, of which the best end counts.
         success: "last" returns the last iterate; "any" stops an example at its first misclassified
             iterate, the start included, so that a success on the way is not lost.
     """

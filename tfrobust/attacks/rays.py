@@ -48,7 +48,7 @@ class RayS(Attack):
     blocks agree for one channel only.
 
     Args:
-        queries: the number of queries for each image, besides that of the clean image. The last
+        queries: The number of queries for each image, besides that of the clean image. The last
             one is at the edge of the ball in the best direction; its image is returned if no
             misclassified one was found.
     """
@@ -84,8 +84,8 @@ class RayS(Attack):
         The mean distance over correctly classified images is the ADBD of the paper.
 
         Args:
-            logits_fn, x, y: as of `run`.
-            box: the range of valid pixels, (low, high).
+            logits_fn, x, y: As of `run`.
+            box: The range of valid pixels, (low, high).
         """
         threat = Threat("linf", 0.0, box)
         end = self._search(logits_fn, x, y, threat, at_the_edge=False)

@@ -27,7 +27,7 @@ class SavedImages(Attack):
     them as those of any attack.
 
     Args:
-        path: an .npz file with `image` [N, H, W, C], float32 in the box or uint8 (divided by 255),
+        path: An .npz file with `image` [N, H, W, C], float32 in the box or uint8 (divided by 255),
             and `index` [N], each image's position in the test split.
     """
 

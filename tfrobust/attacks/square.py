@@ -30,11 +30,11 @@ class Square(Attack):
     image. No gradients are used.
 
     Args:
-        queries: the number of windows in each restart. The clean image and the start of each
+        queries: The number of windows in each restart. The clean image and the start of each
             restart cost one query more: at most 1 + restarts * (1 + queries) in all.
-        p_init: the share of the image that the first windows cover. It is halved after windows 10,
+        p_init: The share of the image that the first windows cover. It is halved after windows 10,
             50, 200, 500, 1000, 2000 and 4000, whatever `queries` is.
-        restarts: the number of random starts.
+        restarts: The number of random starts.
     """
 
     queries: int = 5000

@@ -28,11 +28,11 @@ class Transfer(Attack):
     queried once for each example; passes of the surrogate are not counted.
 
     Args:
-        source: the surrogate: a run folder, a .keras or .h5 file, or a SavedModel. It is opened at
+        source: The surrogate: a run folder, a .keras or .h5 file, or a SavedModel. It is opened at
             first use.
-        attack: the attack on the surrogate, an Attack, or its name and settings as in a config.
-        outputs: the kind of the surrogate's outputs, "logits", "probabilities" or "sigmoids".
-        output, signature: the names of the output and the signature to use, if it has several.
+        attack: The attack on the surrogate, an Attack, or its name and settings as in a config.
+        outputs: The kind of the surrogate's outputs, "logits", "probabilities" or "sigmoids".
+        output, signature: The names of the output and the signature to use, if it has several.
     """
 
     source: str

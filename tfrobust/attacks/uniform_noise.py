@@ -25,7 +25,7 @@ class UniformNoise(Attack):
     draw raised the cross entropy.
 
     Args:
-        draws: the number of draws. Each costs one query, besides that of the clean image.
+        draws: The number of draws. Each costs one query, besides that of the clean image.
     """
 
     draws: int = 1

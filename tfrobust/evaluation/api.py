@@ -1,4 +1,4 @@
-"""The function `evaluate`: attack a network on a test set and count the images it gets right."""
+"""The function `evaluate`, which measures the robust accuracy of a network."""
 
 from __future__ import annotations
 
@@ -54,38 +54,46 @@ def evaluate(
 ) -> Evaluation:
     """Measure the robust accuracy of a network under a list of attacks.
 
+    Robust accuracy is the share of images that are classified correctly both when clean and under
+    every attack.
+
     Args:
-        logits_fn: [B, H, W, C] in the box -> logits [B, C], any callable, such as a Keras network.
-        x: float images [N, H, W, C]. Where all attacks have `examples`, the run is of the first
-            images that one of them sees, the clean accuracy too.
-        y: class numbers [N].
-        threat: the set in which the attacks search.
+        logits_fn: A Keras network or another function from images [B, H, W, C] in the box to
+            logits [B, C].
+        x: Float images [N, H, W, C] in the box. If every attack has a limit `examples`, only the
+            images up to the largest limit are evaluated, also for the clean accuracy.
+        y: Class numbers [N].
+        threat: The set in which the attacks search.
         attacks: "autoattack", "paper", the name of an attack, a mapping with its settings, an
             Attack, or a list of these.
-        mode: "cascade" attacks only what the attacks before have left standing; "each" gives every
-            attack all images that are right when clean.
-        seed: of all noise.
-        batch_size: images in a pass.
-        images: keep the adversarial images in memory; without a folder.
-        check: end with `checks` and, in a folder, the curves and pictures of its page: some 200
-            forward and backward passes for each of up to 200 images.
-        progress: a bar on a terminal.
-        folder: where the record is written after every attack, and taken up by the same call after
-            an interruption or with more attacks. `tfrobust.report.write_report(folder)` makes its
-            page. Results of another network, of other images or of another threat that are there
-            are moved aside, to folder/evaluation.1.
-        save: "float32" or "uint8" writes the adversarial images to the folder.
-        rerun: compute again what the folder has.
-        details: what the record says beside the numbers.
-        layout: "channels_last" or "channels_first", for images whose shape is asked about.
+        mode: "cascade" gives each attack only the images that no earlier attack has broken; "each"
+            gives every attack all images that are right when clean.
+        seed: The seed of all noise.
+        batch_size: Images in a pass.
+        images: Whether to keep the adversarial images in memory. Not possible with a folder.
+        check: Whether to end with the checks for a false sense of security and, in a folder, with
+            the curves and pictures of its page. This costs about 200 forward and backward passes
+            for each of up to 200 images.
+        progress: Whether to show a bar on a terminal.
+        folder: The folder of the record, which is written after every attack. The same call, also
+            with more attacks, reuses the results in it. Results of another network, of other images
+            or of another threat are moved to folder/evaluation.1.
+            `tfrobust.report.write_report(folder)` makes the page of the folder.
+        save: "float32" or "uint8" to write the adversarial images to the folder.
+        rerun: Whether to compute finished attacks in the folder again.
+        details: Descriptions that the record keeps beside the numbers.
+        layout: "channels_last" or "channels_first", for images whose shape is ambiguous.
         craft_precision: "float32", or "mixed_bfloat16" to let the attacks search on a Keras network
-            in bfloat16. The network itself decides whether an image is misclassified, and where the
-            search is wrong about it the attack is run again on the network itself.
-        jit_compile: whether XLA compiles the attacks, which takes a while for each and makes a GPU
-            faster; "auto": only on GPUs.
+            in bfloat16. The network itself decides whether an image is misclassified. Images on
+            which the search is wrong are attacked again on the network itself.
+        jit_compile: Whether XLA compiles the attacks, which takes time for each attack and makes
+            GPUs faster; "auto" compiles on GPUs only.
+
+    Returns:
+        The result of each attack and the checks.
 
     Raises:
-        UserError: inputs that do not fit; nothing is written then.
+        UserError: If an argument is not as described. Nothing is written then.
     """
     attack_list, details = list_attacks(attacks, threat), details or Details()
     require(isinstance(seed, numbers.Integral), "seed", "int", seed)

@@ -20,10 +20,11 @@ class ListedAttack:
     """An attack in the list of an evaluation: one row of its tables.
 
     Args:
-        attack: the attack.
-        name: its name in tables and files.
-        examples: it runs on the first `examples` images of the test set; None for all of them.
-        suite: the name of the suite it belongs to, such as "AutoAttack". The attacks of a suite
+        attack: The attack.
+        name: Its name in tables and files.
+        examples: The number of images, from the first of the test set on, that it runs on; None for
+            all of them.
+        suite: The name of the suite it belongs to, such as "AutoAttack". The attacks of a suite
             always run as a cascade among themselves.
     """
 
@@ -42,14 +43,14 @@ def list_attacks(
     """Return the attacks that `attacks` describes, in order, with suites expanded.
 
     Args:
-        attacks: an entry or a sequence of entries. An entry is the name of an attack or a suite; a
+        attacks: An entry or a sequence of entries. An entry is the name of an attack or a suite; a
             mapping with the key `name`, the settings of that attack or suite, and optionally
             `label` and `examples`; an `Attack`; or a `ListedAttack`.
-        threat: the threat under which the attacks run.
-        where: the name of the argument in error messages.
+        threat: The threat under which the attacks run.
+        where: The name of the argument in error messages.
 
     Raises:
-        UserError: for unknown names and keys, and for labels that are reserved or used twice.
+        UserError: For unknown names and keys, and for labels that are reserved or used twice.
     """
     entries = attacks
     if isinstance(entries, str | Mapping | Attack | ListedAttack):
@@ -97,8 +98,10 @@ def _common_keys(*, label: str | None = None, examples: int | None = None) -> No
 
 
 def _relabel(listed: ListedAttack, label: str | None) -> ListedAttack:
-    """Return an attack of a suite with the suite's label, which also begins its own name, since
-    the names in a list must differ."""
+    """Return an attack of a suite with a label for the suite, unless it is None.
+
+    The attack's name begins with the label, since the names in a list must differ.
+    """
     if label is None:
         return listed
     if listed.suite is None:
@@ -120,7 +123,7 @@ def autoattack(threat: Threat, version: str = "standard") -> list[ListedAttack]:
     targets of APGD-T.
 
     Args:
-        threat: the threat.
+        threat: The threat.
         version: "standard"; "plus", which adds restarts and the untargeted FAB at about four times
             the cost; or "rand", for networks with random outputs, which averages gradients over
             20 draws.
@@ -159,7 +162,7 @@ def paper(threat: Threat, budget: str = "small") -> list[ListedAttack]:
     8/255, in proportion to eps. The paper gives none for Un-T and Multi-T; they use the same.
 
     Args:
-        threat: the threat.
+        threat: The threat.
         budget: "paper" attacks all images, and runs RayS with 40,000 queries on 1,000 of them;
             "small" attacks only as many of the first images as two CPU cores can handle.
     """

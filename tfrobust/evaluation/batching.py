@@ -9,7 +9,7 @@ import numpy as np
 
 
 def batches(n: int, batch_size: int) -> Iterator[slice]:
-    """Return the rows of each batch of n examples; the last batch may be smaller."""
+    """Return the slice of each batch of n examples; the last batch may be smaller."""
     return (slice(start, start + batch_size) for start in range(0, n, batch_size))
 
 
@@ -19,11 +19,11 @@ def map_batches(
     """Apply a function to arrays batch by batch and join its results.
 
     Args:
-        function: takes B rows of each array, [B, ...], and returns a sequence of arrays or tensors
+        function: Takes B rows of each array, [B, ...], and returns a sequence of arrays or tensors
             [B, ...].
-        arrays: at least one array [n, ...] with n > 0; all of the same length.
-        batch_size: the largest B.
-        numbered: also pass the number of the batch, from 0, as the last argument.
+        arrays: At least one array [n, ...] with n > 0; all of the same length.
+        batch_size: The largest B.
+        numbered: Whether to pass the number of the batch, from 0, as the last argument.
 
     Returns:
         A list of arrays [n, ...], one for each array that the function returns.

@@ -1,4 +1,4 @@
-"""Run a list of attacks on a test set, each on what is left standing or on all that is right."""
+"""Run a list of attacks on a test set, as a cascade or each on all images that are right."""
 
 from __future__ import annotations
 
@@ -52,18 +52,18 @@ def run(
     jit_compile: bool | str = False,
     precision: str | None = None,
 ) -> Iterator[Result]:
-    """Yield the results of `evaluate`, each as soon as it is known.
+    """Yield the results of `evaluate` one by one.
 
     The noise of an attack is a function of the seed, its registered name and its place among the
     attacks of that name. Arguments that are not described here are those of `evaluate`.
 
     Args:
-        finished: results of an earlier, interrupted call with the same arguments; they are yielded
+        finished: Results of an earlier, interrupted call with the same arguments; they are yielded
             again without being computed again.
         predict: `predictor(logits_fn, batch_size)`, if it has been traced already.
-        search: the network on which the attacks search, if it is not logits_fn.
-        jit_compile: whether XLA compiles the attacks, as in `craft`.
-        precision: the precision of the network, by default the dtype of its logits.
+        search: The network on which the attacks search, if it is not logits_fn.
+        jit_compile: Whether XLA compiles the attacks, as in `craft`.
+        precision: The precision of the network, by default the dtype of its logits.
     """
     choose("mode", mode, MODES)
     former = {result.name: result for result in finished}
@@ -80,7 +80,9 @@ def run(
     first = attack_list[:1] if mode == "cascade" else attack_list
     check_files(waiting, x, clean.robust, threat, logits.shape[-1], batch_size, first)
     yield clean
-    standing = clean.robust.copy()  # after the attacks so far, those of the suite in mode each
+    standing = (
+        clean.robust.copy()
+    )  # right after the attacks so far; in mode each, after those of the suite
     suite: list[Result] = []
     equals: Counter[str] = Counter()
     for place, listed in enumerate(attack_list):
@@ -133,8 +135,11 @@ def run(
 
 
 def fitted(listed: ListedAttack, classes: int) -> ListedAttack:
-    """Return the attack for a network with this number of classes. Raises UserError if it cannot
-    run on it."""
+    """Return the attack for a network with this number of classes.
+
+    Raises:
+        UserError: If the attack cannot run on such a network.
+    """
     return dataclasses.replace(listed, attack=listed.attack.fitted(classes))
 
 
@@ -145,21 +150,21 @@ def check_files(
     threat: Threat,
     classes: int,
     batch_size: int,
-    whole: Sequence[ListedAttack],
+    on_all: Sequence[ListedAttack],
 ) -> None:
     """Open the files that attacks read, and check them before any attack runs.
 
     Args:
-        waiting: the attacks that are still to run.
-        x: clean images [N, H, W, C].
-        right: bool [N], whether each clean image is right.
-        threat: the threat.
-        classes: the number of classes of the network.
-        batch_size: images that are looked at together.
-        whole: the attacks that run on all images that are right.
+        waiting: The attacks that are still to run.
+        x: Clean images [N, H, W, C].
+        right: Whether each clean image is classified correctly, bool [N].
+        threat: The threat.
+        classes: The number of classes of the network.
+        batch_size: Images that are looked at together.
+        on_all: The attacks that run on all images that are right when clean.
 
     Raises:
-        UserError: if a file does not fit the images, the threat or the network.
+        UserError: If a file does not fit the images, the threat or the network.
     """
     for listed in waiting:
         attack = listed.attack
@@ -168,7 +173,7 @@ def check_files(
             count = attack.surrogate.classes
             require(count == classes, "source", f"a network of {classes} classes", count)
         if isinstance(attack, SavedImages):
-            rows = np.flatnonzero(right[: listed.examples if listed in whole else 0])
+            rows = np.flatnonzero(right[: listed.examples if listed in on_all else 0])
             for some in batches(max(1, len(rows)), batch_size):
                 saved_images(attack, rows[some], x[rows[some]], threat)
 

@@ -1,4 +1,4 @@
-"""Checks, curves and pictures, made after the attacks; no error in them loses the results."""
+"""Checks, curves and pictures, made after the attacks. An error in them loses no result."""
 
 from __future__ import annotations
 
@@ -28,9 +28,10 @@ CURVE = 500  # images of the curve over eps
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Closing:
-    """The last part of an evaluation.
+    """The checks, curves and pictures of an evaluation.
 
-    results: the clean result, then those of the attacks.
+    `results` are the clean result and then those of the attacks; the other attributes are the
+    arguments of `evaluate`.
     """
 
     logits_fn: LogitsFn
@@ -49,7 +50,7 @@ class Closing:
         return checks(self.logits_fn, self.x, self.y, self.threat, self.results, **options)
 
     def write(self, recorder: Recorder) -> None:
-        """Write checks, curves and pictures, each as soon as it is known.
+        """Make checks, curves and pictures, and write each as soon as it is finished.
 
         Where one fails, a check "Not measured" gives the reason.
         """
@@ -57,7 +58,7 @@ class Closing:
         recorder.save()
         points = [point for point, _ in details.curve]
         if record.closing is not None and [row.point for row in record.curve] == points:
-            return  # taken up: nothing has changed
+            return  # reused: nothing has changed
         signs = self.checks()
         record.checks = [CheckRow(**dataclasses.asdict(sign)) for sign in signs]
         recorder.save()
@@ -69,7 +70,7 @@ class Closing:
             try:
                 return function()
             except Exception as error:
-                if worker()[1] > 1:  # the workers go on together, or not at all
+                if worker()[1] > 1:  # an error stops all workers, as they compute together
                     raise
                 text = f"Not measured: {reason(error)}."
                 record.checks = [*record.checks, CheckRow(name=name, text=text, warns=False)]

@@ -1,4 +1,4 @@
-"""Run a network or an attack over many images in batches, and check what the attack made."""
+"""Run a network or an attack over many images in batches, and check the adversarial images."""
 
 from __future__ import annotations
 
@@ -25,20 +25,22 @@ from tfrobust.threat import Threat
 LogitsFn = Callable[[Any], Any]
 Predict = Callable[[np.ndarray], np.ndarray]  # images [N, H, W, C] -> classes [N]
 BATCH_SIZE = 250
-PIXELS = 2**22  # of images that are looked at in float64 at once: 32 MiB for each copy
+PIXELS = 2**22  # values of the images that are checked at once, 32 MiB in float64
 ROWS = tf.TensorSpec([None], tf.int64)
-TOLERANCE = 1e-6  # of a distance beyond eps: float32 rounding, of 1 or of what is larger
+TOLERANCE = (
+    1e-6  # for the rounding of distances, relative to 1, eps or the box, whichever is largest
+)
 
 
 class Crafted(NamedTuple):
     """The outcome of an attack on n images.
 
     Attributes:
-        images: float32 [n, H, W, C], the adversarial images.
-        right: bool [n], whether the network still predicts the label.
-        queries: int32 [n], the forward passes that the attack spent on each image.
-        gradients: int32 [n], the backward passes that it spent.
-        xla: whether XLA compiled the attack.
+        images: The adversarial images, float32 [n, H, W, C].
+        right: Whether the network still predicts the label, bool [n].
+        queries: The forward passes that the attack spent on each image, int32 [n].
+        gradients: The backward passes that it spent, int32 [n].
+        xla: Whether XLA compiled the attack.
     """
 
     images: np.ndarray
@@ -101,27 +103,27 @@ def craft(
     The network itself, with TensorFloat-32 off, decides whether each one is misclassified.
 
     Args:
-        logits_fn: the network.
-        x: images float32 [n, H, W, C].
-        y: labels [n].
-        attack: the attack.
-        threat: the threat.
-        seed: seed of the noise, which is a function of (seed, stream, number of the batch).
-        batch_size: images per pass.
-        progress: label of a progress bar that shows the robust accuracy so far; None for no bar.
-        rows: int [n], the places of x in the test set, by which saved images are looked up.
-        total: the images over which the bar's accuracy is computed, n by default; those that are
+        logits_fn: The network.
+        x: Images float32 [n, H, W, C].
+        y: Labels [n].
+        attack: The attack.
+        threat: The threat.
+        seed: Seed of the noise, which is a function of (seed, stream, number of the batch).
+        batch_size: Images per pass.
+        progress: Label of a progress bar that shows the robust accuracy so far; None for no bar.
+        rows: The places of x in the test set, int [n], by which saved images are looked up.
+        total: The images over which the bar's accuracy is computed, n by default; those that are
             not in x count as broken.
         predict: `predictor(logits_fn, batch_size)`, if it has been traced already.
-        stream: name of the stream of noise, by default the attack's registered name, so that a
+        stream: Name of the stream of noise, by default the attack's registered name, so that a
             label never changes a number.
-        search: the same network in a lower precision, on which the attack searches. Images that it
+        search: The same network in a lower precision, on which the attack searches. Images that it
             misclassifies but the network itself does not are attacked again on the network itself.
-        jit_compile: whether XLA compiles the attack; "auto" does so on GPUs, unless XLA cannot
+        jit_compile: Whether XLA compiles the attack; "auto" does so on GPUs, unless XLA cannot
             compile the network.
 
     Raises:
-        RuntimeError: if an adversarial image is not finite, outside the box or beyond eps.
+        RuntimeError: If an adversarial image is not finite, outside the box or beyond eps.
     """
 
     def craft_batch(network: LogitsFn, images: Any, labels: Any, number: Any) -> Outcome:
@@ -208,7 +210,7 @@ def by_xla(jit_compile: bool | str) -> bool:
     """Return whether XLA compiles attacks; "auto" is true on GPUs.
 
     Raises:
-        UserError: for any other choice.
+        UserError: For any other choice.
     """
     require(xla.is_choice(jit_compile), "jit_compile", "true, false or auto", jit_compile)
     return xla.on_gpus(strategy()) if jit_compile == "auto" else bool(jit_compile)
@@ -318,8 +320,14 @@ def saved_images(
 ) -> np.ndarray:
     """Return the saved adversarial images of the rows [n] of the test set.
 
-    x: the clean images of these rows, [n, H, W, C]. Raises UserError if the file lacks an image or
-    has images outside the threat.
+    Args:
+        attack: The attack that reads the file.
+        rows: The places of the images in the test set, int [n].
+        x: The clean images of these rows, [n, H, W, C].
+        threat: The threat that the images must respect.
+
+    Raises:
+        UserError: If the file lacks an image or has images outside the threat.
     """
     images = attack.lookup(rows)
     try:
@@ -334,14 +342,14 @@ def check_adversarial(title: str, threat: Threat, x_adv: np.ndarray, x: np.ndarr
     """Check that adversarial images are finite, inside the box and within eps of the clean ones.
 
     Args:
-        title: the name of the attack, for messages.
-        threat: defines the box and eps.
-        x_adv: adversarial images [n, H, W, C].
-        x: clean images [n, H, W, C].
+        title: The name of the attack, for messages.
+        threat: Defines the box and eps.
+        x_adv: Adversarial images [n, H, W, C].
+        x: Clean images [n, H, W, C].
 
     Raises:
-        RuntimeError: if an image is not.
-        UserError: if the shapes differ.
+        RuntimeError: If an image is not finite, outside the box or beyond eps.
+        UserError: If the shapes differ.
     """
     low, high = threat.box
     if x_adv.shape != x.shape:
@@ -349,7 +357,9 @@ def check_adversarial(title: str, threat: Threat, x_adv: np.ndarray, x: np.ndarr
             f"{title}: expected images of shape {x.shape[1:]}, received {x_adv.shape[1:]}"
         )
     most = threat.eps + TOLERANCE * max(1.0, threat.eps, *map(abs, threat.box))
-    for rows in batches(len(x), max(1, PIXELS // x[:1].size)):  # in float64, so in small parts
+    for rows in batches(
+        len(x), max(1, PIXELS // x[:1].size)
+    ):  # few at a time, since float64 takes twice the memory
         images, near = x_adv[rows].astype(np.float64), x[rows].astype(np.float64)
         if not np.isfinite(images).all():
             raise RuntimeError(f"{title}: made images that are not finite")
@@ -368,7 +378,12 @@ def check_adversarial(title: str, threat: Threat, x_adv: np.ndarray, x: np.ndarr
 def check_traceable(logits_fn: LogitsFn, image_shape: Any) -> None:
     """Check that TensorFlow can trace the network to a graph, as attacks need it.
 
-    It takes B images [H, W, C] and returns logits [B, C]. Raises UserError, in one line, otherwise.
+    Args:
+        logits_fn: Function from images [B, H, W, C] to logits [B, C].
+        image_shape: The shape [H, W, C].
+
+    Raises:
+        UserError: In one line, if it cannot be traced or if its output does not have a known C.
     """
     try:
         output = compiled(logits_fn, image_shape).structured_outputs
@@ -391,9 +406,12 @@ def check_traceable(logits_fn: LogitsFn, image_shape: Any) -> None:
 
 
 def compiled(function: Callable[..., Any], image_shape: Any, *others: Any) -> Any:
-    """Return a function of images [B, H, W, C] traced once for every B.
+    """Return a function, traced once, of images [B, H, W, C] with any B.
 
-    others: the TensorSpecs of its other arguments.
+    Args:
+        function: The function.
+        image_shape: The shape [H, W, C].
+        others: The TensorSpecs of its other arguments.
     """
     images = tf.TensorSpec([None, *image_shape], tf.float32)
     traced = tf.function(function, input_signature=[images, *others], autograph=False)

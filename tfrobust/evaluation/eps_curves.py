@@ -1,4 +1,4 @@
-"""Robust accuracy against eps: how far from each image the network still holds."""
+"""Robust accuracy as a function of eps."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def least_eps(
     start, without restarts; alone it gives an upper bound.
 
     Args:
-        logits_fn: the network.
-        x: images float32 [n, H, W, C].
-        y: labels [n].
-        threat: the threat.
-        clean: bool [n], whether each clean image is classified rightly.
-        seed: seed of the noise.
-        batch_size: images per pass.
+        logits_fn: The network.
+        x: Images float32 [n, H, W, C].
+        y: Labels [n].
+        threat: The threat.
+        clean: Whether each clean image is classified correctly, bool [n].
+        seed: Seed of the noise.
+        batch_size: Images per pass.
     """
     network = inference(logits_fn)
 
@@ -86,8 +86,8 @@ def eps_curve(least: np.ndarray, threat: Threat) -> list[EpsRow]:
     """Return the rows `eps_curve` of eval.json: the accuracy at 0 and at MULTIPLES of the eps.
 
     Args:
-        least: float [n], from `least_eps`.
-        threat: the threat; there are no rows if its eps is 0.
+        least: The least eps that breaks each image, float [n], from `least_eps`.
+        threat: The threat; there are no rows if its eps is 0.
     """
     radii = threat.eps * np.array([0.0, *MULTIPLES]) if threat.eps else ()
     return [

@@ -15,24 +15,25 @@ from tfrobust.attacks.gradient import pullback
 def first_order_distances(
     logits_fn: Callable[[Any], Any], x: tf.Tensor, y: tf.Tensor, p: str
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return a lower bound [B], Proposition 2 of ATLAS, and the first-order distance [B], its
-    equation 10. With q the dual of the norm p:
+    """Return a lower bound [B] of the first-order distance, and that distance [B].
+
+    These are Proposition 2 and equation 10 of ATLAS. With q the dual of the norm p:
 
         min_c (z_y - z_c) / (sqrt(2) (sum_c ||grad z_c||_q^2)^(1/2)) <= first-order distance
             = min_c (z_y - z_c) / ||grad z_y - grad z_c||_q.
 
-    Only the gradients of one class, as large as x, are in memory at a time.
+    Memory holds the gradients of one class at a time, which are as large as x.
     """
     dual = norms.DUAL[p]
     logits, gradient = pullback(logits_fn, x)
     classes = logits.shape[-1]
     margins = tf.gather(logits, y, axis=-1, batch_dims=1)[:, None] - logits
-    own = gradient(tf.one_hot(y, classes))
+    gradient_y = gradient(tf.one_hot(y, classes))
 
     def look(c: tf.Tensor, distance: tf.Tensor, least: tf.Tensor, squares: tf.Tensor) -> Any:
         slope = gradient(tf.ones_like(logits) * tf.one_hot(c, classes))
         margin = tf.where(tf.equal(c, y), math.inf, tf.gather(margins, c, axis=1))
-        distance = tf.minimum(distance, margin / norms.norm(own - slope, dual))
+        distance = tf.minimum(distance, margin / norms.norm(gradient_y - slope, dual))
         return c + 1, distance, tf.minimum(least, margin), squares + norms.norm(slope, dual) ** 2
 
     zeros = tf.zeros_like(logits[:, 0])

@@ -1,4 +1,4 @@
-"""The file adversarial.npz: for each image the adversary that broke it, or the last one tried."""
+"""The file adversarial.npz: the adversarial image that broke each image, or else the last tried."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from tfrobust.record import Flags
 
 IMAGES = "adversarial.npz"
 KINDS = ("float32", "uint8")
-GRID = 1e-4  # of 1/255: float32 rounding
+GRID = 1e-4  # in units of 1/255, for the rounding of float32
 
 
 class ImageFile:
     """The file of adversarial images in a folder.
 
     Args:
-        folder: the folder.
+        folder: The folder to read from and write to.
         kind: "float32", or "uint8" for images rounded to multiples of 1/255.
-        clean: the clean images, float32 [N, H, W, C].
+        clean: The clean images, float32 [N, H, W, C].
 
     Raises:
-        UserError: for uint8 if the clean images are not multiples of 1/255 themselves.
+        UserError: For uint8 if the clean images are not multiples of 1/255 themselves.
     """
 
     def __init__(self, folder: Path, kind: str, clean: np.ndarray):
         self.path = Path(folder) / IMAGES
         self.kind, self.clean = choose("evaluation.save", kind, KINDS), clean
         if kind == "uint8":
-            expected = "float32, as the images are no multiples of 1/255"
+            expected = "float32, since the images are not multiples of 1/255"
             off = max(np.abs(np.rint(255 * image) - 255 * image).max() for image in clean)
             require(off < 1e-3, "evaluation.save", expected, kind)
 
-    def whole(self) -> bool:
-        """Return whether the file holds all images in this kind."""
+    def complete(self) -> bool:
+        """Return whether the file holds all images as this kind."""
         try:
             with np.load(self.path) as arrays:
                 image = arrays["image"]
@@ -55,7 +55,7 @@ class ImageFile:
             rounding may undo an attack; None for float32.
         """
         before = self.clean
-        if self.whole():
+        if self.complete():
             with np.load(self.path) as arrays:
                 before = _as_float(arrays["image"])
         images, accuracy = merged(before, results), None

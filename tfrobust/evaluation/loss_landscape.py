@@ -21,9 +21,9 @@ class Landscape(NamedTuple):
     """The loss on a grid around each image.
 
     Attributes:
-        axis: [S], the positions on both axes, in units of eps.
-        loss: [n, S, S], the cross entropy at clip(x + eps (axis[j] g + axis[i] r)).
-        margin: [n, S, S], `losses.margin` there; positive margins are mistakes.
+        axis: The positions on both axes in units of eps, [S].
+        loss: The cross entropy, [n, S, S], at clip(x + eps (axis[j] g + axis[i] r)).
+        margin: `losses.margin` there, [n, S, S]; positive margins are mistakes.
     """
 
     axis: np.ndarray

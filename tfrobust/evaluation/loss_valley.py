@@ -1,6 +1,7 @@
 """The valley of the loss around images (Li et al., 2023, ICLR).
 
-It tells how far the loss rises and falls in the ball; robust networks have a shallow valley.
+The valley is how far the loss rises and falls within eps of an image; that of robust networks is
+shallow.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ class Valley(NamedTuple):
     """Cross entropies [n] around images.
 
     Attributes:
-        clean: at each image.
-        highest: the highest of those at the image, its adversarial and its collaborative example.
-        lowest: the lowest of the three.
+        clean: The loss at each image.
+        highest: The highest loss at the image, its adversarial and its collaborative example.
+        lowest: The lowest of these three losses.
     """
 
     clean: np.ndarray

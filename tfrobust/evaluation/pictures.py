@@ -42,8 +42,10 @@ class Pictures(NamedTuple):
         self._write("valley.npz", losses._asdict())
 
     def landscape(self, results: Sequence[Result]) -> None:
-        """Write landscape.npz: the loss around the first image that survived every attack and
-        around the first that an attack broke."""
+        """Write landscape.npz: the loss around two images.
+
+        These are the first image that no attack broke and the first that an attack broke.
+        """
         worst = worst_case(results)
         right = results[0].robust[: len(worst)]
         rows = np.concatenate([np.flatnonzero(worst)[:1], np.flatnonzero(right & ~worst)[:1]])

@@ -1,4 +1,4 @@
-"""An evaluation in a folder: resumed from its files, saved after every result."""
+"""The record of an evaluation in a folder, from which an interrupted evaluation resumes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tfrobust.record import (
 )
 from tfrobust.threat import Threat
 
-# What an evaluation leaves in its folder, and what is made from it.
+# The files of an evaluation and of its report.
 FILES = (
     "eval.json",
     "flags.npz",
@@ -44,8 +44,8 @@ FILES = (
     "report",
     "tensorboard/attack_eval",
 )
-LOCK = ".lock"  # held by the evaluation that is at work
-SIMILAR = 1e-4  # of the largest logit: rounding by other threads
+LOCK = ".lock"  # held while an evaluation uses the folder
+SIMILAR = 1e-4  # relative to the largest logit; another number of threads rounds differently
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,16 +53,16 @@ class Details:
     """Descriptions that a record keeps beside its numbers.
 
     Args:
-        data: the name of the data set.
-        split: the name of the split.
-        index: int [N], the places of the images in the split, 0 to N - 1 by default.
-        class_names: the names of the classes.
-        model: the evaluated network, as a config describes it.
-        digest: a digest of the network's files.
-        training_commit: the commit of the code that trained the network.
-        curve: a once-for-all network at each of its points, such as {"lambda": 0.5}; the first is
+        data: The name of the data set.
+        split: The name of the split.
+        index: The places of the images in the split, int [N], 0 to N - 1 by default.
+        class_names: The names of the classes.
+        model: The evaluated network, as a config describes it.
+        digest: A digest of the network's files.
+        training_commit: The commit of the code that trained the network.
+        curve: A once-for-all network at each of its points, such as {"lambda": 0.5}; the first is
             the evaluated network itself.
-        say: called with each line about the progress.
+        say: Called with each line about the progress.
     """
 
     data: str = "arrays"
@@ -79,14 +79,29 @@ class Details:
 class Recorder:
     """The record of one evaluation in a folder.
 
-    Results in the folder are reused if the network, images, threat, mode and seed are the same, up
-    to the first attack that differs; `finished` holds them. All other results are moved aside, not
-    overwritten, and not before there is something to save, so that an evaluation that is refused
-    changes nothing. No other evaluation may use the folder until `close`.
+    Results in the folder are reused, up to the first attack that differs, if the network, images,
+    threat, mode and seed are the same; `finished` holds them. All other results are moved to
+    another folder when the first new result is saved, so an evaluation that is refused changes
+    nothing. No other evaluation can use the folder until `close`.
 
-    network: what tells the network from others. attack_list: fitted to it. save: keep the
-    adversarial images, as "float32" or "uint8"; predict judges rounded ones. rerun: take up
-    nothing.
+    Args:
+        folder: The folder.
+        network: The logits and the digest that identify the network.
+        x: Images [N, H, W, C].
+        y: Labels [N].
+        threat: The threat.
+        attack_list: The attacks, fitted to the network.
+        predict: Function from images to classes, which judges images that are saved as uint8.
+        mode: The mode of the evaluation, as in `evaluate`.
+        seed: The seed of all noise.
+        details: Descriptions that are recorded.
+        save: "float32" or "uint8" to save the adversarial images.
+        rerun: Whether to reuse no result.
+        craft_precision: The precision of the search, as in `evaluate`.
+
+    Raises:
+        UserError: If the folder cannot be written to or another evaluation uses it, or if the
+            images cannot be saved as asked.
     """
 
     def __init__(
@@ -134,28 +149,30 @@ class Recorder:
         )
         self.results: list[Result] = []
         self.finished: list[Result] = []
-        self.former: dict[str, np.ndarray] = {}  # flags by the names that eval.json has until saved
-        self.aside: tuple[str, Sequence[str]] | None = None  # what `save` moves aside, and why
+        self.former: dict[str, np.ndarray] = {}  # reused flags, by the names in the old eval.json
+        self.aside: tuple[str, Sequence[str]] | None = (
+            None  # the reason and files that `save` moves
+        )
         require(writable(folder), "folder", "a folder that can be written to", str(folder))
         self.lock: int | None = None
         if (folder / LOCK).exists():
             self._take_folder()
-        self.seen = self._content()
-        if self.seen is not None:
-            self._take_up(rerun)
-        self.taken_up = {result.name for result in self.finished}
-        self.waiting = set(self.taken_up)
+        self.content = self._read_record()
+        if self.content is not None:
+            self._reuse(rerun)
+        self.reused = {result.name for result in self.finished}
+        self.waiting = set(self.reused)
 
     def add(self, result: Result) -> None:
-        """Save a result, unless it was taken up; its images are not kept in memory."""
+        """Save a result unless it is a reused one. Its images do not stay in memory."""
         self.results.append(result)
         self.waiting.discard(result.name)
-        new = result.name not in self.taken_up
+        new = result.name not in self.reused
         if result.name == "clean" and new:
             self.record.versions, self.record.commit = versions(), commit()
             self.record.provenance = result.provenance
         if new:
-            if not self.waiting:  # else eval.json would lose what is still to come
+            if not self.waiting:  # otherwise eval.json would lose the reused results that follow
                 self.save()
             self.details.say(f"{result.name}: {result.accuracy:.2%} of {len(result.robust)}")
         self.results[-1] = dataclasses.replace(result, images=None)
@@ -168,10 +185,10 @@ class Recorder:
         record.clean_accuracy = self.results[0].accuracy
         record.robust_accuracy = float(worst.mean()) if attacks else None
         record.worst_case_examples = len(worst)
-        rights = subsets([result.robust for result in attacks], self.results[0].robust)
+        worst_cases = subsets([result.robust for result in attacks], self.results[0].robust)
         record.subsets = [
             SubsetRow(examples=n, robust_accuracy=float(right.mean()))
-            for n, right in rights.items()
+            for n, right in worst_cases.items()
         ]
         record.attacks = [
             row_of(result, self.threat, self.files.get(result.name, ())) for result in attacks
@@ -197,31 +214,33 @@ class Recorder:
             os.close(self.lock)
             self.lock = None
 
-    # ------------------------------------------------------------------------ what is there
+    # ------------------------------------------------------- the former content of the folder
     def _make_room(self) -> None:
-        """Lock the folder, unless this is done, and move aside the files of other evaluations."""
+        """Lock the folder, unless it is locked, and move the files of other evaluations aside."""
         if self.lock is None:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._take_folder()
             expected = "a folder that no other evaluation has written to meanwhile"
-            require(self._content() == self.seen, "folder", expected, str(self.folder))
+            require(self._read_record() == self.content, "folder", expected, str(self.folder))
         if self.aside is not None:
             self._move_aside(*self.aside)
             self.aside = None
 
     def _take_folder(self) -> None:
+        """Lock the folder. Raises UserError if another evaluation has locked it."""
         try:
             self.lock = lock(self.folder / LOCK)
         except BlockingIOError:
             expected = "a folder that no other evaluation is at work in"
             raise UserError(f"folder: expected {expected}, received {str(self.folder)!r}") from None
 
-    def _content(self) -> bytes | None:
+    def _read_record(self) -> bytes | None:
+        """Return the bytes of eval.json; None without such a file."""
         path = self.folder / "eval.json"
         return path.read_bytes() if path.is_file() else None
 
-    def _take_up(self, rerun: bool) -> None:
-        """Fill `finished` with the results that can be reused; others are moved aside later."""
+    def _reuse(self, rerun: bool) -> None:
+        """Fill `finished` with the results that can be reused; `save` moves the others aside."""
         try:
             before, flags = Record.load(self.folder), Flags.load(self.folder)
         except UserError as error:
@@ -236,7 +255,7 @@ class Recorder:
         if len(kept) < len(rows):
             reason = f"another list of attacks from {rows[len(kept)].name} on"
             self.aside = (reason, FILES)
-            if self.images is not None:  # the file may hold images of attacks that are gone
+            if self.images is not None:  # the file may hold images of attacks that no longer count
                 return
         elif self.images is None and len(kept) < len(self.attack_list):
             if (self.folder / IMAGES).exists():
@@ -258,11 +277,11 @@ class Recorder:
             self.former[row.name] = right
         names = [listed.name for listed in self.attack_list]
         if not reason and [row.name for row in rows] == names and len(self.finished) > len(names):
-            # Nothing was moved aside, nothing is new, and the clean result stands too.
+            # The same attacks on the same images: what was made after them is valid too.
             self._keep(before, "checks", "curve", "eps_curve", "closing")
 
     def _difference(self, before: Record, flags: Flags) -> str | None:
-        """Return how the record differs from this evaluation; None if it belongs to it."""
+        """Return how the record differs from this evaluation; None if it does not."""
         if before.schema_version != SCHEMA:
             return f"of schema {before.schema_version}, this version writes schema {SCHEMA}"
         if not same_images(flags.digest, self.flags.digest):
@@ -272,32 +291,36 @@ class Recorder:
         for name in ("threat", "mode", "seed", "craft_precision"):
             if getattr(before, name) != getattr(self.record, name):
                 return f"another {name}"
-        if self.images is not None and not self.images.whole():
+        if self.images is not None and not self.images.complete():
             return f"no adversarial images as {self.images.kind}"
         return None
 
     def _same_rows(self, rows: Sequence[AttackRow], flags: Flags) -> list[AttackRow]:
-        """Return the rows, from the first on, that are those of the attack_list."""
+        """Return the leading rows that have the attacks of the list and complete flags.
+
+        Labels of attacks and suites may differ, but suites must begin at the same places.
+        """
         kept: list[AttackRow] = []
-        suites: tuple[str | None, str | None] = (None, None)
+        row_suite = listed_suite = None
         for row, listed in zip(rows, self.attack_list, strict=False):
-            count = min(listed.examples or self.record.examples, self.record.examples)
-            right = flags.right.get(row.name, np.zeros(0))
-            same = (
-                row.config == plain(listed.attack.settings(self.threat)),
-                row.examples == count,
-                bool(row.suite) == bool(listed.suite),
-                (row.suite == suites[0]) == (listed.suite == suites[1]),
-                row.files == self.files[listed.name],
-                len(right) == count and right.mean() == row.robust_accuracy,
-            )
-            if not all(same):
+            begins = row.suite != row_suite, listed.suite != listed_suite
+            if begins[0] != begins[1] or bool(row.suite) != bool(listed.suite):
+                break
+            if not self._is_row_of(row, listed) or not _has_flags(row, flags):
                 break
             kept.append(row)
-            suites = (row.suite, listed.suite)
+            row_suite, listed_suite = row.suite, listed.suite
         return kept
 
+    def _is_row_of(self, row: AttackRow, listed: ListedAttack) -> bool:
+        """Return whether a row has the settings, number of images and files of an attack."""
+        if row.config != plain(listed.attack.settings(self.threat)):
+            return False
+        count = min(listed.examples or self.record.examples, self.record.examples)
+        return row.examples == count and row.files == self.files[listed.name]
+
     def _keep(self, before: Record, *names: str) -> None:
+        """Copy fields of the former record that it has set."""
         for name in names:
             if name in before.model_fields_set:
                 setattr(self.record, name, getattr(before, name))
@@ -305,7 +328,7 @@ class Recorder:
     def _move_aside(self, reason: str, names: Sequence[str]) -> None:
         """Move files of an evaluation to the first free folder evaluation.1, evaluation.2, ...
 
-        eval.json is moved last, so that after an interruption the rest is still seen as results.
+        eval.json is moved last. After an interruption, the next evaluation moves the rest.
         """
         number = 1
         while (aside := self.folder / f"evaluation.{number}").exists():
@@ -318,6 +341,14 @@ class Recorder:
         if config.is_file():
             (aside / config.name).write_bytes(config.read_bytes())
         self.details.say(f"the former results are kept in {aside} ({reason})")
+
+
+def _has_flags(row: AttackRow, flags: Flags) -> bool:
+    """Return whether the flags of a row are complete and agree with its accuracy."""
+    right = flags.right.get(row.name)
+    if right is None or len(right) != row.examples:
+        return False
+    return bool(right.mean() == row.robust_accuracy)
 
 
 def of_other_code(rows: Sequence[Record | AttackRow]) -> str | None:
@@ -347,6 +378,7 @@ def _digests(listed: ListedAttack) -> list[str]:
 
 
 def _same_network(first: NetworkRow | None, second: NetworkRow | None) -> bool:
+    """Return whether two records are of one network: no other digest, and the same logits."""
     if first is None or second is None:
         return False
     if first.sha256 and second.sha256 and first.sha256 != second.sha256:

@@ -16,13 +16,20 @@ from tfrobust.threat import Threat
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What an attack left standing.
+    """The result of one attack or suite, or of the clean images, on the first n images.
 
-    name: "clean", the listed's or the suite's. robust: bool [n] of the first n images: right on
-    the clean image, under this attack, and in a cascade under those before it. attacked: how many
-    images the attack ran on; queries, gradients: its forward and backward passes over them all.
-    images: the adversarial images [n, H, W, C], the clean one where the attack did not run; only
-    on demand, and not for a suite. provenance: what it was made with.
+    Attributes:
+        name: "clean", or the name of the attack or the suite.
+        robust: Whether each image is right when clean, under this attack and, in a cascade, under
+            the attacks before it, bool [n].
+        seconds: The time that the attack took.
+        listed: The attack; None for the clean result and for suites.
+        attacked: The number of images that the attack ran on.
+        queries: The forward passes over these images, summed.
+        gradients: The backward passes over these images, summed.
+        images: The adversarial images [n, H, W, C], with the clean image where the attack did not
+            run. None unless they were requested, and for suites.
+        provenance: The version, device and precision of the computation.
     """
 
     name: str
@@ -46,10 +53,10 @@ class Check:
     """A check for a false sense of security.
 
     Attributes:
-        name: the name of the check.
-        value: the measured number; None if it could not be measured or is not finite.
-        text: a sentence that says what was measured, and on how many images.
-        warns: whether the value is a sign that the robust accuracy is too high.
+        name: The name of the check.
+        value: The measured number; None if it could not be measured or is not finite.
+        text: A sentence that says what was measured, and on how many images.
+        warns: Whether the value is a sign that the robust accuracy is too high.
     """
 
     name: str
@@ -63,8 +70,8 @@ class Evaluation:
     """A finished evaluation.
 
     Attributes:
-        results: the clean result, then one for each attack and suite.
-        checks: the checks for a false sense of security; empty if none were made.
+        results: The clean result, then one for each attack and suite.
+        checks: The checks for a false sense of security; empty if none were made.
     """
 
     results: list[Result]
@@ -76,27 +83,30 @@ class Evaluation:
 
     @property
     def robust(self) -> np.ndarray:
-        """bool [n], whether each image is right under every attack that saw the most images, n."""
+        """Whether each image is right under every attack on the most images, bool [n]."""
         return worst_case(self.results)
 
     @property
     def robust_accuracy(self) -> float:
-        """The headline: the worst case over the attacks that saw the most images."""
+        """The worst case over the attacks on the most images."""
         return float(self.robust.mean())
 
     @property
     def subsets(self) -> dict[int, float]:
-        """The robust accuracy on the first n images under all attacks that saw them, by n.
+        """The worst case over all attacks that ran on the first n images, by n.
 
-        There is an entry for each n that some attack saw and that is below the headline's.
+        Each n is the number of images of an attack that ran on fewer images than those of
+        `robust_accuracy`.
         """
         clean, *attacks = (result.robust for result in self.results)
         return {n: float(right.mean()) for n, right in subsets(attacks, clean).items()}
 
     @property
     def images(self) -> np.ndarray | None:
-        """The adversarial image that broke each image first, or else the last one tried, as
-        [N, H, W, C]; None unless they were kept."""
+        """The adversarial images [N, H, W, C]; None unless they were kept.
+
+        Each is the one that first broke its image or, if none did, the last one tried.
+        """
         first = self.results[0].images
         return None if first is None else merged(first, self.results)
 
@@ -109,18 +119,22 @@ class Evaluation:
 
 
 def worst_case(results: Sequence[Result]) -> np.ndarray:
-    """Return bool [n], whether each image is right when clean and under every attack that saw the
-    most images, n.
+    """Return whether each image is right in the worst case, bool [n].
 
-    results: the clean result, then those of the attacks.
+    This means right when clean and under every attack that ran on the most images, n.
+
+    Args:
+        results: The clean result, then those of the attacks.
     """
     clean, *attacks = (result.robust for result in results)
     return headline(attacks, clean)
 
 
 def merged(images: np.ndarray, results: Iterable[Result]) -> np.ndarray:
-    """Return a copy of images [N, H, W, C] overwritten with those of the results, in order; each
-    image only up to the result that broke it."""
+    """Return a copy of images [N, H, W, C], overwritten with those of the results in order.
+
+    An image is no longer overwritten after the result that broke it.
+    """
     images, standing = images.copy(), np.ones(len(images), bool)
     for result in results:
         n = len(result.robust)
@@ -132,7 +146,7 @@ def merged(images: np.ndarray, results: Iterable[Result]) -> np.ndarray:
 
 
 def row_of(result: Result, threat: Threat, files: Sequence[str] = ()) -> AttackRow:
-    """Return the row of a result in eval.json. files: digests of the files its attack reads."""
+    """Return the row of a result in eval.json, with digests of the files that its attack reads."""
     row = AttackRow(
         name=result.name,
         examples=len(result.robust),
@@ -142,7 +156,7 @@ def row_of(result: Result, threat: Threat, files: Sequence[str] = ()) -> AttackR
         queries=result.queries,
         gradients=result.gradients,
     )
-    # Only what is set is written to the file.
+    # Fields that are not set are not written to the file.
     if result.listed is not None:
         row.config = plain(result.listed.attack.settings(threat))
         row.suite = result.listed.suite
@@ -154,5 +168,5 @@ def row_of(result: Result, threat: Threat, files: Sequence[str] = ()) -> AttackR
 
 
 def plain(settings: Any) -> Any:
-    """Return settings as JSON would give them back, with lists for tuples."""
+    """Return settings as JSON reads them back, with lists for tuples."""
     return json.loads(json.dumps(settings))

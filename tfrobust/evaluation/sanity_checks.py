@@ -1,7 +1,8 @@
 """Signs that a robust accuracy is a false sense of security.
 
-Gradients that lead nowhere stop an attack and not an attacker (Athalye et al., 2018,
-arXiv:1802.00420); the signs are those of Carlini et al., 2019, arXiv:1902.06705.
+A network with useless gradients stops the attacks that follow gradients, but adversarial images
+still exist and other attacks find them (Athalye et al., 2018, arXiv:1802.00420). The signs are
+those of Carlini et al., 2019, arXiv:1902.06705.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ from tfrobust.threat import Threat
 
 ONE, SHORT = FGSM(start="none", step_scale=1.0), PGD(steps=10)
 FAR = APGD(steps=50)  # PGD's steps in an L1 ball are one pixel each
-STRONG = 20  # the least steps of a white-box attack to compare black-box attacks with
+STRONG = 20  # steps that a white-box attack must have to be compared with black-box attacks
 BLACK_BOX = 0.002  # the share of the images that only black-box attacks may break
-FEW = 0.01  # of the images
+FEW = 0.01  # the share of the images that may have a fault
 CHANCE = 0.01  # a difference less probable than this is significant
-NEAR_ZERO = 0.05
-PIXELS = 2**23  # of a block of images: a float32 for each is 32 MiB
+NEAR_ZERO = 0.05  # an accuracy below this counts as almost 0
+PIXELS = 2**23  # values in a block of images, 32 MiB in float32
 
 
 def checks(
@@ -51,19 +52,30 @@ def checks(
     examples: int = 200,
     progress: bool = True,
 ) -> list[Check]:
-    """Return the checks of a finished evaluation; none if no image is right.
+    """Return the checks of a finished evaluation, or an empty list if no clean image is right.
 
-    results: its results, the clean one first. The checks on the network itself attack the first
-    `examples` images that are right: about 200 forward and backward passes for each of them, and
-    one more for each class; and look at the first `examples` of all, scaled in other ways. A check
-    that fails, as where the memory does not suffice, says so, and the others go on.
+    A check that raises an error, for instance for lack of memory, returns the error as its text,
+    and the other checks go on.
+
+    Args:
+        logits_fn: Function from images [B, H, W, C] to logits [B, C].
+        x: Images [N, H, W, C].
+        y: Labels [N].
+        threat: The threat of the evaluation.
+        results: The results of the evaluation, the clean one first.
+        seed: Seed of the noise.
+        batch_size: Images per pass.
+        examples: How many images the checks look at: the first that are right, and for the check
+            "scaling" the first of all. Each costs about 200 forward and backward passes, and one
+            more backward pass for each class.
+        progress: Whether to show a bar on a terminal.
     """
     rows, logits_fn = np.flatnonzero(results[0].robust)[:examples], inference(logits_fn)
     if not len(rows):
         return []
-    whole = (x[:examples], y[:examples])
+    first = (x[:examples], y[:examples])
     seen = Seen(
-        logits_fn, x[rows], y[rows], threat, results, rows, whole, seed, batch_size, progress
+        logits_fn, x[rows], y[rows], threat, results, rows, first, seed, batch_size, progress
     )
     return [check(seen) for check in CHECKS]
 
@@ -71,7 +83,7 @@ def checks(
 def _more(right: np.ndarray, other: np.ndarray) -> bool:
     """Return whether significantly more images are right than in the other case, both bool [n].
 
-    This is a sign test over the images that differ, since random starts alone change a few.
+    The sign test over the images that differ is needed because random starts change a few.
     """
     gained, differ = int((right & ~other).sum()), int((right != other).sum())
     if not differ:
@@ -81,58 +93,64 @@ def _more(right: np.ndarray, other: np.ndarray) -> bool:
 
 @named("black box against white box")
 def black_box(seen: Seen) -> Measured:
-    """Attacks without gradients must not find what those with gradients miss."""
+    """Attacks without gradients must not break images that attacks with gradients do not."""
     tried = list(_tried(seen.results))
     white = [entry for entry in tried if entry[0].gradients]
     strong = [entry for entry in white if _steps(entry[0], seen.threat) >= STRONG]
-    told, shares, signs = [], [], []
-    for result, _, broke in tried:
+    sentences, shares, signs = [], [], []
+    for result, _, broken in tried:
         if result.gradients or not strong:
             continue
-        n = min(len(broke), max(len(ran) for _, ran, _ in strong))
-        met, found = np.zeros(n, bool), np.zeros(n, bool)
-        for _, ran, _ in strong:
-            met[: len(ran)] |= ran[:n]
-        for _, _, theirs in white:
-            found[: len(theirs)] |= theirs[:n]
-        alone = broke[:n] & ~found
-        if (alone & ~met).any():
-            continue  # in a cascade, before the strong ones: what they would have done is unknown
+        n = min(len(broken), max(len(attacked) for _, attacked, _ in strong))
+        attacked_by_strong = _union([attacked for _, attacked, _ in strong], n)
+        alone = broken[:n] & ~_union([other for _, _, other in white], n)
+        if (alone & ~attacked_by_strong).any():
+            # In a cascade this attack came first and left these images to no strong attack, so
+            # nobody knows whether a strong attack would have broken them.
+            continue
         count = int(alone.sum())
         shares.append(count / n)
         signs.append(count > 1 and count / n > BLACK_BOX)
-        told.append(f"{result.name} breaks {count} of {n} images")
-    if not told:
+        sentences.append(f"{result.name} breaks {count} of {n} images")
+    if not sentences:
         text = (
             "Not measured: it takes an attack without gradients, such as Square, beside or after "
             f"a white-box attack of at least {STRONG} steps."
         )
         return None, text, False
     names = ", ".join(result.name for result, _, _ in white)
-    text = f"{'; '.join(told)} that the white-box attacks ({names}) did not break."
+    text = f"{'; '.join(sentences)} that the white-box attacks ({names}) did not break."
     return max(shares), text, any(signs)
 
 
-def _tried(results: Sequence[Result]) -> Iterator[tuple[Result, np.ndarray, np.ndarray]]:
-    """Yield each attack with two masks bool [n]: the images it ran on and those it broke.
+def _union(masks: Sequence[np.ndarray], n: int) -> np.ndarray:
+    """Return whether an image is in any of the masks bool [m], for the first n images."""
+    union = np.zeros(n, bool)
+    for mask in masks:
+        union[: len(mask)] |= mask[:n]
+    return union
 
-    It ran on the images that were right when clean, or that the attacks before it in its suite, or
-    all attacks before it, had left. Each of these sets contains the next, so the number of attacked
-    images tells which it was.
+
+def _tried(results: Sequence[Result]) -> Iterator[tuple[Result, np.ndarray, np.ndarray]]:
+    """Yield each attack with two masks bool [n]: the images that it attacked and those it broke.
+
+    An attack runs on all images that are right when clean, or on those of them that the earlier
+    attacks of its suite did not break, or on those that no earlier attack broke. Each of these
+    sets contains the next, so the number of attacked images identifies the set.
     """
     clean, *attacks = results
     for place, result in enumerate(attacks):
         if result.listed is None or not result.attacked:
             continue
         before, suite = attacks[:place], result.listed.suite
-        own = [r for r in before if suite and r.listed and r.listed.suite == suite]
-        for others in ([], own, before):
-            ran = np.ones(len(result.robust), bool)
+        same_suite = [r for r in before if suite and r.listed and r.listed.suite == suite]
+        for others in ([], same_suite, before):
+            attacked = np.ones(len(result.robust), bool)
             for other in (clean, *others):
-                ran[: len(other.robust)] &= other.robust[: len(ran)]
-            if ran.sum() == result.attacked:
+                attacked[: len(other.robust)] &= other.robust[: len(attacked)]
+            if attacked.sum() == result.attacked:
                 break
-        yield result, ran, ran & ~result.robust
+        yield result, attacked, attacked & ~result.robust
 
 
 def _steps(result: Result, threat: Threat) -> int:
@@ -149,7 +167,7 @@ def more_steps(seen: Seen) -> Measured:
 
 @named("larger eps")
 def larger_eps(seen: Seen) -> Measured:
-    """Twice the radius must break more, if the radius breaks some and leaves some."""
+    """An attack at twice eps must break more images, unless eps already breaks all or none."""
     eps, near = seen.threat.eps, seen.long.right
     far = seen.attacked(LONG, "2 eps", 2 * eps).right
     some = NEAR_ZERO < near.mean() < 1 - NEAR_ZERO
@@ -163,11 +181,11 @@ def larger_eps(seen: Seen) -> Measured:
 
 @named("huge eps")
 def huge_eps(seen: Seen) -> Measured:
-    """At an eps that can turn every image grey, almost no image may stay right."""
+    """Almost no image may stay right at an eps that can turn every image grey."""
     low, high = seen.threat.box
     pixels = seen.x[0].size
-    ways = {"linf": 1.0, "l2": math.sqrt(pixels), "l1": float(pixels)}
-    eps = 0.5 * (high - low) * ways[seen.threat.norm]
+    distances = {"linf": 1.0, "l2": math.sqrt(pixels), "l1": float(pixels)}
+    eps = 0.5 * (high - low) * distances[seen.threat.norm]
     left = int(seen.attacked(FAR, f"eps {eps:.4g}", eps).right.sum())
     text = (
         f"At eps {eps:.4g}, enough to turn every image grey, APGD-CE with 50 steps leaves {left} "
@@ -188,13 +206,13 @@ def one_step(seen: Seen) -> Measured:
 
 @named("zero gradients")
 def zero_gradients(seen: Seen) -> Measured:
-    """Gradients of the loss must lead somewhere."""
+    """Gradients of the loss must be finite and not zero."""
 
     def useless(x: Any, y: Any) -> Any:
         def share(loss: Any) -> Any:
             def value(x: Any) -> Any:
-                found = loss(tf.cast(seen.logits_fn(x), tf.float32), y)
-                return found, found
+                values = loss(tf.cast(seen.logits_fn(x), tf.float32), y)
+                return values, values
 
             flat = tf.reshape(differentiated(value, x)[2], [tf.shape(x)[0], -1])
             usable = tf.reduce_all(tf.math.is_finite(flat), 1) & tf.reduce_any(flat != 0, 1)
@@ -214,7 +232,7 @@ def zero_gradients(seen: Seen) -> Measured:
 
 @named("random output")
 def random_output(seen: Seen) -> Measured:
-    """The same images must give the same logits; else attacks must average over draws."""
+    """The same images must give the same logits; otherwise attacks must average over draws."""
     first, second = seen.logits, seen.outputs()
     difference, largest = np.abs(first - second).max(), np.abs(first).max()
     text = (
@@ -226,37 +244,37 @@ def random_output(seen: Seen) -> Measured:
 
 @named("logits")
 def probabilities(seen: Seen) -> Measured:
-    """A softmax hides from the attacks how far a loss can rise."""
+    """The outputs must be logits: a softmax hides how far a loss can rise."""
     sums, least = seen.logits.sum(axis=1), seen.logits.min()
-    found = kind_of_outputs(seen.logits) != "logits"
-    kind = "probabilities, not logits" if found else "logits, not probabilities"
+    warns = kind_of_outputs(seen.logits) != "logits"
+    kind = "probabilities, not logits" if warns else "logits, not probabilities"
     text = (
         f"The outputs of {seen.n} images are at least {least:.3g} and sum to {sums.min():.3g} to "
         f"{sums.max():.3g}: {kind}."
     )
-    return np.abs(sums - 1).max(), text, found
+    return np.abs(sums - 1).max(), text, warns
 
 
 @named("scaling")
 def scaling(seen: Seen) -> Measured:
-    """A network that is better on images of another range is attacked in the wrong one."""
-    (x, y), (low, high) = seen.whole, seen.threat.box
-    here = right(outputs(seen.logits_fn, x, seen.batch_size), y)
+    """The network must not be more accurate on images scaled to another usual range."""
+    (x, y), (low, high) = seen.first, seen.threat.box
+    unscaled = right(outputs(seen.logits_fn, x, seen.batch_size), y)
     best = best_scaled(seen.logits_fn, x, y, (low, high), seen.batch_size)
     text = (
-        f"The network is right on {here.sum()} of the first {len(x)} images in [{low:g}, "
+        f"The network is right on {unscaled.sum()} of the first {len(x)} images in [{low:g}, "
         f"{high:g}], and on at most {best.right.sum()} of them scaled in another usual way "
         f"({best.name})."
     )
-    warns = _more(best.right, here)
+    warns = _more(best.right, unscaled)
     if warns:
         text += f" Put the scaling inside the network: keras.layers.{best.layer}."
-    return best.right.mean() - here.mean(), text, warns
+    return best.right.mean() - unscaled.mean(), text, warns
 
 
 @named("random noise")
 def random_noise(seen: Seen) -> Measured:
-    """An attack must find a higher loss than chance does."""
+    """An attack must reach a higher loss than uniform noise does."""
 
     def draw(images: np.ndarray, number: int) -> list[tf.Tensor]:
         numbered = noise.seed_for(seen.seed, number, "check")
@@ -264,20 +282,22 @@ def random_noise(seen: Seen) -> Measured:
 
     (noisy,) = map_batches(draw, seen.x, batch_size=seen.batch_size, numbered=True)
     check_adversarial("uniform noise", seen.threat, noisy, seen.x)
-    found, chance = seen.losses(seen.long.images, noisy)
-    beaten = int((~(found > chance)).sum())
+    attack, chance = seen.losses(seen.long.images, noisy)
+    beaten = int((~(attack > chance)).sum())
     text = (
-        f"The mean cross entropy is {found.mean():.3g} under PGD-50 and {chance.mean():.3g} under "
+        f"The mean cross entropy is {attack.mean():.3g} under PGD-50 and {chance.mean():.3g} under "
         f"uniform noise; the noise's is as high or higher at {beaten} of {seen.n} images."
     )
-    warns = beaten > 0.1 * seen.n or not found.mean() > chance.mean()
+    warns = beaten > 0.1 * seen.n or not attack.mean() > chance.mean()
     return beaten / seen.n, text, warns
 
 
 @named("first-order distance")
 def first_order(seen: Seen) -> Measured:
-    """Few images may be broken whose boundary is, to first order, further away than eps: there the
-    gradients mislead."""
+    """Attacks must break few images whose class boundary is, to first order, beyond eps.
+
+    Where they break many, the gradients mislead.
+    """
 
     def look(x: Any, y: Any) -> Any:
         def logits(x: Any) -> Any:
@@ -288,16 +308,16 @@ def first_order(seen: Seen) -> Measured:
     few = max(1, PIXELS // seen.x[0].size)
     bound, distance = seen.measured(look, seen.x, min(few, seen.batch_size))
     eps, standing = seen.threat.eps, worst_case(seen.results)
-    known = seen.rows < len(standing)
-    safe = bound[known] > eps
-    fell = int((safe & ~standing[seen.rows[known]]).sum())
+    compared = seen.rows < len(standing)
+    safe = bound[compared] > eps
+    broken = int((safe & ~standing[seen.rows[compared]]).sum())
     text = (
         f"To first order the median distance of the nearest class is {np.median(distance):.3g} "
         f"(more than eps at {(distance > eps).sum()} of {seen.n} clean images); its lower bound by "
         f"Proposition 2 of ATLAS is {np.median(bound):.3g} (more than eps at "
-        f"{(bound > eps).sum()}, of which the attacks broke {fell})."
+        f"{(bound > eps).sum()}, of which the attacks broke {broken})."
     )
-    return np.median(bound), text, fell > max(1, FEW * seen.n)
+    return np.median(bound), text, broken > max(1, FEW * seen.n)
 
 
 CHECKS = (

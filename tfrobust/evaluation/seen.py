@@ -36,15 +36,28 @@ Measured = tuple[Any, str, Any]  # the value or None, the text, whether it warns
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Seen:
-    """The images that the checks look at, and the measurements that several checks share."""
+    """The images that the checks look at, and the measurements that several checks share.
+
+    Attributes:
+        logits_fn: Function from images [B, H, W, C] to logits [B, C], in inference mode.
+        x: Images [n, H, W, C] that are right when clean.
+        y: Their labels [n].
+        threat: The threat of the evaluation.
+        results: The results of the evaluation, the clean one first.
+        rows: The places of the images in the test set, int [n].
+        first: The first images of the test set and their labels, right or wrong.
+        seed: Seed of the noise.
+        batch_size: Images per pass.
+        progress: Whether to show a bar on a terminal.
+    """
 
     logits_fn: LogitsFn
     x: np.ndarray
     y: np.ndarray
     threat: Threat
     results: Sequence[Result]
-    rows: np.ndarray  # their places in the test set
-    whole: tuple[np.ndarray, np.ndarray]  # images and labels, right or wrong
+    rows: np.ndarray
+    first: tuple[np.ndarray, np.ndarray]
     seed: int
     batch_size: int
     progress: bool
@@ -100,10 +113,9 @@ class Seen:
 
 
 def named(name: str) -> Callable[[Callable[[Seen], Measured]], Callable[[Seen], Check]]:
-    """Return a decorator that makes a check, with this name, of a function that measures.
+    """Return a decorator that turns a function that measures into a check with this name.
 
-    An error in a check costs neither the other checks nor the results; its message stands in place
-    of the measurement.
+    If the function raises an error, the check has no value and the error's message as its text.
     """
 
     def decorate(measure: Callable[[Seen], Measured]) -> Callable[[Seen], Check]:

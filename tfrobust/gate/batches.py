@@ -55,15 +55,15 @@ def check_data(x: Any, y: Any, taken: Taken, names: Names = ("x", "y")) -> tuple
     """Return (x, y) for Keras, with arrays and tensors checked and cast.
 
     Args:
-        x: images, a mapping with "image" and other entries, or a stream of batches. Streams are
+        x: Images, a mapping with "image" and other entries, or a stream of batches. Streams are
             not read; only the element_spec of a tf.data.Dataset is checked.
-        y: labels, if x is an array.
-        taken: the inputs that the network takes.
-        names: names of images and labels in errors. By default, those of a mapping are "image" and
+        y: Labels, if x is an array.
+        taken: The inputs that the network takes.
+        names: Names of images and labels in errors. By default, those of a mapping are "image" and
             "label".
 
     Raises:
-        UserError: if `check_images` or `check_labels` refuses the images or labels.
+        UserError: If `check_images` or `check_labels` refuses the images or labels.
     """
     if isinstance(x, tf.data.Dataset):
         _check_spec(x.element_spec, taken, names)
@@ -124,10 +124,10 @@ def check_batch(
     must not be compiled by XLA.
 
     Args:
-        image: float [B, H, W, C]; values outside the box by rounding only are clipped.
-        label: whole numbers or bool [B], from 0 to `classes` - 1.
-        classes: the number of classes, or None if it is not known.
-        box: the range of valid pixels.
+        image: Float [B, H, W, C]; values outside the box by rounding only are clipped.
+        label: Whole numbers or bool [B], from 0 to `classes` - 1.
+        classes: The number of classes, or None if it is not known.
+        box: The range of valid pixels.
     """
     low, high = box
     slack = rounding(box)
@@ -158,9 +158,9 @@ def demand(fits: tf.Tensor, line: str, values: tf.Tensor) -> list[Any]:
     `refusals` turns its failure into a UserError.
 
     Args:
-        fits: bool scalar.
+        fits: Whether the batch is valid, a bool scalar.
         line: "argument: expected ..., received"; the range of the values is appended.
-        values: the values to be described in the error.
+        values: The values to be described in the error.
 
     Returns:
         The list of operations that later computations must depend on; empty in eager execution.

@@ -30,17 +30,17 @@ def check_images(
     """Return the images as float32 [N, H, W, C] inside the box.
 
     Args:
-        images: an array or tensor [N, H, W, C] of floats of any width. Values outside the box by
+        images: An array or tensor [N, H, W, C] of floats of any width. Values outside the box by
             rounding only are clipped.
-        where: the name of the images in errors.
-        box: the range of valid pixels.
-        stored: whether to accept the forms in which files hold images too: uint8, returned
+        where: The name of the images in errors.
+        box: The range of valid pixels.
+        stored: Whether to accept the forms in which files hold images too: uint8, returned
             unchanged and standing for n / 255, and grey images [N, H, W].
         layout: "channels_last", or "channels_first" for [N, C, H, W], which is transposed. With
             None a shape that looks like channels first is refused.
 
     Raises:
-        UserError: if the images are not fit.
+        UserError: If the images are not fit.
     """
     images = as_array(images, where)
     check_image_form(images, where, box, stored=stored, layout=layout)
@@ -118,9 +118,9 @@ def check_threat(
     """Raise a UserError if eps is larger than the box, such as 8 where 8/255 is meant.
 
     Args:
-        threat: the threat model.
+        threat: The threat model.
         image_shape: (H, W, C). Without it, an eps in L2 or L1 is not checked.
-        where: the name of eps in errors.
+        where: The name of eps in errors.
     """
     low, high = threat.box
     if tf.is_tensor(threat.eps) or (threat.norm != "linf" and image_shape is None):
@@ -140,9 +140,9 @@ def check_size(shape: tuple[int | None, ...], taken: tuple[int | None, ...], whe
     """Raise a UserError unless images have the size that a network takes.
 
     Args:
-        shape: shape of the images (N, H, W, C), with None for an unknown size.
-        taken: size that the network takes (H, W, C), with None for any.
-        where: the name of the images in errors.
+        shape: Shape of the images (N, H, W, C), with None for an unknown size.
+        taken: Size that the network takes (H, W, C), with None for any.
+        where: The name of the images in errors.
     """
     sizes = zip(shape[1:], taken, strict=True)
     fits = all(None in (size, needed) or size == needed for size, needed in sizes)

@@ -31,15 +31,15 @@ def check_inputs(
     latter for a network that misclassifies most of them.
 
     Args:
-        logits_fn: as in `check_network`.
-        x: images, as in `check_images`.
-        y: labels, as in `check_labels`.
-        threat: a threat with eps > 0 in the units of the images.
-        batch_size: number of images in one forward pass.
-        layout: as in `check_images`.
+        logits_fn: As in `check_network`.
+        x: Images, as in `check_images`.
+        y: Labels, as in `check_labels`.
+        threat: A threat with eps > 0 in the units of the images.
+        batch_size: Number of images in one forward pass.
+        layout: As in `check_images`.
 
     Raises:
-        UserError: if any of them is not fit.
+        UserError: If any of them is not fit.
     """
     require_at_least(1, batch_size=batch_size)
     require(threat.eps > 0, "threat.eps", "a number > 0", threat.eps)

@@ -20,14 +20,14 @@ def check_labels(
     """Return class numbers as int32 [N].
 
     Args:
-        labels: an array or tensor [N] or [N, 1] of any integer dtype, of bool, or of floats that
+        labels: An array or tensor [N] or [N, 1] of any integer dtype, of bool, or of floats that
             are whole numbers.
-        count: the number of images; None for any.
-        classes: the number of classes of the network; None for any up to `MOST_CLASSES`.
-        where: the name of the labels in errors.
+        count: The number of images; None for any.
+        classes: The number of classes of the network; None for any up to `MOST_CLASSES`.
+        where: The name of the labels in errors.
 
     Raises:
-        UserError: if the labels are not fit.
+        UserError: If the labels are not fit.
     """
     labels = as_array(labels, where)
     check_label_form(labels, count, where)

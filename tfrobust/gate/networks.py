@@ -77,16 +77,16 @@ def check_network(
     Logs a warning if some logits are not finite.
 
     Args:
-        logits_fn: function from images [B, H, W, C] to logits [B, C].
-        images: float32 [N, H, W, C] in the box.
-        box: the range of valid pixels.
-        batch_size: number of images in one forward pass.
+        logits_fn: Function from images [B, H, W, C] to logits [B, C].
+        images: Images in the box, float32 [N, H, W, C].
+        box: The range of valid pixels.
+        batch_size: Number of images in one forward pass.
 
     Returns:
         Logits [n, C] of the first n images, with n up to 500.
 
     Raises:
-        UserError: if the network does not take the images, does not return a tensor of logits
+        UserError: If the network does not take the images, does not return a tensor of logits
             [B, C] with C >= 2, or returns no finite logits.
     """
     run = inference(logits_fn)
@@ -116,12 +116,12 @@ def check_scaling(
     scalings. Such a scaling belongs inside the network.
 
     Args:
-        logits_fn: function from images [B, H, W, C] to logits [B, C].
-        images: float32 [N, H, W, C] in the box.
-        labels: int [N].
-        logits: logits [n, C] of the first n images.
-        box: the range of valid pixels.
-        batch_size: number of images in one forward pass.
+        logits_fn: Function from images [B, H, W, C] to logits [B, C].
+        images: Images in the box, float32 [N, H, W, C].
+        labels: Class numbers, int [N].
+        logits: Logits [n, C] of the first n images.
+        box: The range of valid pixels.
+        batch_size: Number of images in one forward pass.
     """
     few, truth = images[: len(logits)], labels[: len(logits)]
     accuracy = right(logits, truth).mean()
@@ -147,11 +147,11 @@ def check_trained(
     finite, or only one.
 
     Args:
-        network: the network.
-        logits_fn: function from images [B, H, W, C] to its outputs in inference mode.
-        images: a few images, or noise in the box.
-        box: the range of valid pixels.
-        where: the name of the network in errors.
+        network: The network.
+        logits_fn: Function from images [B, H, W, C] to its outputs in inference mode.
+        images: A few images, or noise in the box.
+        box: The range of valid pixels.
+        where: The name of the network in errors.
     """
     few = images[:SOME]
     _check_pass(where, logits_fn, few[:1])
@@ -243,11 +243,11 @@ def kind_of_network(
     the logits of any network leave [0, 1].
 
     Args:
-        network: the network.
-        run: function from images to its outputs, in inference mode.
-        images: float32 [n, H, W, C] in the box.
-        values: finite outputs [n, C] for the images.
-        box: the range of valid pixels.
+        network: The network.
+        run: Function from images to its outputs, in inference mode.
+        images: Images in the box, float32 [n, H, W, C].
+        values: Finite outputs [n, C] for the images.
+        box: The range of valid pixels.
     """
     end = ending(network)
     if end is not None:

@@ -27,12 +27,12 @@ class Awp(RobustModel):
     is then taken from the weights as they were before.
 
     Args:
-        method: the other method: its name, a mapping of its `name` and its own arguments, or a
+        method: The other method: its name, a mapping of its `name` and its own arguments, or a
             method object, built on the same network. Any but `free`, which has a training step of
             its own. All arguments but `gamma` and `warmup_epochs` are passed on to it; with an
             object they are taken from it instead, but not its state.
-        gamma: the relative length of the move. The authors take 0.01 for ADV and 0.005 for TRADES.
-        warmup_epochs: the number of epochs in which the weights are not moved.
+        gamma: The relative length of the move. The authors take 0.01 for ADV and 0.005 for TRADES.
+        warmup_epochs: The number of epochs in which the weights are not moved.
     """
 
     def __init__(

@@ -39,27 +39,27 @@ class RobustModel(GatedModel):
     sum(weight). `class_weight` multiplies the weights of the examples, in training only.
 
     Args:
-        network: a built Keras model, images [B, H, W, C] in [0, 1] -> logits [B, C]. It is what
+        network: A built Keras model, images [B, H, W, C] in [0, 1] -> logits [B, C]. It is what
             is evaluated and exported.
-        threat: the set from which adversarial images are drawn.
-        attack: makes the adversarial images of training; None is the method's default.
-        validation_attack: the attack behind `val_robust_accuracy`, at the full eps.
-        ramp_steps: the steps over which eps grows linearly from 0; alpha and beta grow with it.
-        craft: the network's mode while it is attacked in training: "eval" (moving averages),
+        threat: The set from which adversarial images are drawn.
+        attack: Makes the adversarial images of training; None is the method's default.
+        validation_attack: The attack behind `val_robust_accuracy`, at the full eps.
+        ramp_steps: The steps over which eps grows linearly from 0; alpha and beta grow with it.
+        craft: The network's mode while it is attacked in training: "eval" (moving averages),
             "frozen" (batch statistics; the averages do not move) or "train" (batch statistics; the
             averages move). Papers differ.
-        l2: adds l2 / 2 * ||w||^2 over the trainable weights to the loss. This is the coupled
+        l2: Adds l2 / 2 * ||w||^2 over the trainable weights to the loss. This is the coupled
             weight decay of the papers, which is not Keras's `weight_decay`.
-        l2_on: the weights that l2 is for: "all" or "kernels", without biases and BatchNorm's.
-        ema: keeps an average a <- ema * a + (1 - ema) * w of the network's weights w, BatchNorm's
+        l2_on: The weights that l2 is for: "all" or "kernels", without biases and BatchNorm's.
+        ema: Keeps an average a <- ema * a + (1 - ema) * w of the network's weights w, BatchNorm's
             averages included, updated after every step and starting at the initial weights.
             Validation and predictions use a, and `pipelines` keeps it (`evaluated_weights`). 0
             keeps no average.
-        seed: all noise is a function of (seed, step, purpose).
-        num_examples: the number of training examples; `index` is below it. Only methods that name
+        seed: All noise is a function of (seed, step, purpose).
+        num_examples: The number of training examples; `index` is below it. Only methods that name
             it in `needs` need it, and so for the next two.
-        batch_size: the number of examples in a training batch.
-        steps_per_epoch: the number of training batches in an epoch.
+        batch_size: The number of examples in a training batch.
+        steps_per_epoch: The number of training batches in an epoch.
     """
 
     # The inputs of the network: the image, or a mapping of the image and others.
@@ -325,8 +325,8 @@ class RobustModel(GatedModel):
         """Return the terms of `robust_loss` and the gradients of the mean of weight * loss.
 
         Args:
-            batch: the batch with the entries of `perturb`.
-            penalised: whether the penalties on the weights (the network's and `l2`) are added.
+            batch: The batch with the entries of `perturb`.
+            penalised: Whether the penalties on the weights (the network's and `l2`) are added.
 
         Returns:
             The terms; the gradients in the network's trainable weights, as a list; and those in the

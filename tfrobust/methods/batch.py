@@ -28,16 +28,16 @@ def as_batch(
     """Return data as a batch {"image", "label", ...}.
 
     Args:
-        data: a dict, (x, y) or (x, y, sample_weight), where x is an array or a dict. The "weight"
+        data: A dict, (x, y) or (x, y, sample_weight), where x is an array or a dict. The "weight"
             of a dict and a sample_weight beside it are multiplied.
-        requires: the entries that must be there beside image and label.
-        method: the name of the method that requires them, for the error.
-        classes: the number of classes; None for any.
-        box: the range of the pixels.
-        examples: the number of training examples, which the index must be below; None for any.
+        requires: The entries that must be there beside image and label.
+        method: The name of the method that requires them, for the error.
+        classes: The number of classes; None for any.
+        box: The range of the pixels.
+        examples: The number of training examples, which the index must be below; None for any.
 
     Raises:
-        UserError: for a missing entry, an index out of range, images outside the box, or labels
+        UserError: For a missing entry, an index out of range, images outside the box, or labels
             that are no classes. In a compiled step the error is as that of
             `tfrobust.gate.check_batch`.
     """

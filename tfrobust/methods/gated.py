@@ -65,10 +65,10 @@ class GatedModel(HookedModel):
         A network that computes in float16 gets a LossScaleOptimizer.
 
         Args:
-            optimizer: an optimizer or its name.
-            jit_compile: whether XLA compiles the steps. "auto" is only on GPUs: on a CPU steps
+            optimizer: An optimizer or its name.
+            jit_compile: Whether XLA compiles the steps. "auto" is only on GPUs: on a CPU steps
                 take 1.5 to 1.8 times as long with it.
-            kwargs: the other arguments of `keras.Model.compile`.
+            kwargs: The other arguments of `keras.Model.compile`.
         """
         for name in ("loss", "metrics", "weighted_metrics", "loss_weights"):
             require(kwargs.pop(name, None) is None, name, "none (the method brings its own)", "one")
@@ -126,7 +126,7 @@ class GatedModel(HookedModel):
         """Train as Keras does, after a check of the data and of the network.
 
         Raises:
-            UserError: before any weight moves, for what is not fit to train on, such as images
+            UserError: Before any weight moves, for what is not fit to train on, such as images
                 outside the threat's box, labels that are no class numbers, or a network that
                 returns probabilities.
         """
@@ -194,7 +194,7 @@ class GatedModel(HookedModel):
 
         Args:
             images: [N, H, W, C]; the first of them are tried. None tries noise.
-            where: the beginning of the error's line.
+            where: The beginning of the error's line.
         """
         low, high = self.threat.box
         if images is None:

@@ -49,10 +49,10 @@ class Means(CompileMetrics):
         """Add a batch to the means, and return the means so far.
 
         Args:
-            loss: the metric of the term "loss", which Keras keeps itself.
-            terms: the values [B] by name. A term that only some examples have is a pair (values
+            loss: The metric of the term "loss", which Keras keeps itself.
+            terms: The values [B] by name. A term that only some examples have is a pair (values
                 [B], presence [B]), the presence 1 where an example has it and 0 elsewhere.
-            weight: the examples' weights [B], or one number for all.
+            weight: The examples' weights [B], or one number for all.
         """
         means = {"loss": loss, **self.means}
         for name, term in terms.items():

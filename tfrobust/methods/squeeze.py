@@ -144,12 +144,12 @@ def squeezed(
     The number of steps, the step size and the start are the attack's.
 
     Args:
-        logits_fn: images -> logits [B, C].
-        x: the images [B, H, W, C].
-        y: the labels [B].
-        attack: gives the steps, the step size and the start.
-        threat: the set that holds both examples.
-        seed: int32 [2].
+        logits_fn: Images -> logits [B, C].
+        x: The images [B, H, W, C].
+        y: The labels [B].
+        attack: Gives the steps, the step size and the start.
+        threat: The set that holds both examples.
+        seed: Two integers, int32 [2].
         regularizer: R, from two logits [B, C] to [B].
     """
     step = per_example(attack.step(threat.eps), x)

@@ -51,16 +51,16 @@ def write_comparison(
     `folder`/table.csv has one line per run, `folder`/report/ the page.
 
     Args:
-        folder: where to write.
-        name: the title of the page.
-        rows: the runs, with those that failed.
-        facts: name -> text of further facts for the page.
+        folder: Where to write.
+        name: The title of the page.
+        rows: The runs, with those that failed.
+        facts: Name -> text of further facts for the page.
 
     Returns:
         The path of the page.
 
     Raises:
-        UserError: as of `measured`.
+        UserError: As of `measured`.
     """
     runs = measured(rows)
     folder = Path(folder)

@@ -64,12 +64,12 @@ def write_page(
     The same input gives the same bytes.
 
     Args:
-        folder: where to write.
+        folder: Where to write.
         template: NAME of NAME.html, and perhaps NAME.md, in `templates/`. Both see the tables,
             NAME.html sees the figures as inline SVG.
-        values: further variables of the template.
-        figures: name -> figure.
-        tables: name -> table.
+        values: Further variables of the template.
+        figures: Name -> figure.
+        tables: Name -> table.
 
     Returns:
         The path of the page.

@@ -81,13 +81,13 @@ def write_report(run: Path) -> Path:
     tables lie beside them as files. The same run gives the same bytes.
 
     Args:
-        run: the run folder, with eval.json and whatever else `RunRecord` describes.
+        run: The run folder, with eval.json and whatever else `RunRecord` describes.
 
     Returns:
         The path of the page.
 
     Raises:
-        UserError: as of `load_run`.
+        UserError: As of `load_run`.
     """
     record = load_run(run)
     classes = class_rows(record)

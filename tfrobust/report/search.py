@@ -36,13 +36,13 @@ def write_search_report(run: Path) -> Path:
     """Write the report of a search: `report/index.html`, `report/report.md`, figures and tables.
 
     Args:
-        run: the folder with config.yaml and search/trials.csv.
+        run: The folder with config.yaml and search/trials.csv.
 
     Returns:
         The path of the page.
 
     Raises:
-        UserError: one of the files is missing or damaged. The line names the file.
+        UserError: One of the files is missing or damaged. The line names the file.
     """
     config = _config(Path(run) / "config.yaml")
     keys, trials = read_trials(Path(run) / "search" / "trials.csv")
@@ -78,11 +78,11 @@ def over(
     """Draw clean and robust accuracy over the values of a key, with a ring around the best trial.
 
     Args:
-        key: the searched key.
-        trials: the completed trials.
-        top: the best trial.
-        log: whether the axis of the key is logarithmic.
-        alone: whether it is the only searched key, so that lines may join the trials.
+        key: The searched key.
+        trials: The completed trials.
+        top: The best trial.
+        log: Whether the axis of the key is logarithmic.
+        alone: Whether it is the only searched key, so that lines may join the trials.
     """
     figure = Figure(figsize=(4.6, 3.0), layout="constrained")
     axes = figure.add_subplot()

@@ -84,7 +84,7 @@ def read_trials(path: Path) -> tuple[list[str], list[SearchTrial]]:
         The searched keys, and the trials.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: The file is damaged.
     """
     try:
         with path.open(newline="", encoding="utf-8") as file:

@@ -62,12 +62,12 @@ class Checkpoints:
         """Write a checkpoint, then remove the oldest.
 
         Args:
-            step: the number of training steps behind it.
-            state: the variables.
-            note: what else is to be kept, as JSON.
+            step: The number of training steps behind it.
+            state: The variables.
+            note: What else is to be kept, as JSON.
 
         Raises:
-            UserError: if it cannot be written; the checkpoints before are left as they are.
+            UserError: If it cannot be written; the checkpoints before are left as they are.
         """
         aside = self.folder / f".step-{step:09d}"
         try:
@@ -176,15 +176,15 @@ class Resume(keras.callbacks.Callback):
     Several workers save only after epochs, at the same time, each in a folder of its own.
 
     Args:
-        model: a built model with a built optimizer.
-        checkpoints: where to read and save.
-        others: the other callbacks. Those with `get_state` and `set_state` (`Kept`) are restored by
+        model: A built model with a built optimizer.
+        checkpoints: Where to read and save.
+        others: The other callbacks. Those with `get_state` and `set_state` (`Kept`) are restored by
             the names of their classes, and so are their `variables`.
-        steps_per_epoch: the number of training batches in an epoch.
-        minutes: the time between two checkpoints within an epoch.
-        interruption: the signals to heed.
-        history: the history file, whose lines are saved too.
-        note: further entries of the checkpoints' note.
+        steps_per_epoch: The number of training batches in an epoch.
+        minutes: The time between two checkpoints within an epoch.
+        interruption: The signals to heed.
+        history: The history file, whose lines are saved too.
+        note: Further entries of the checkpoints' note.
     """
 
     def __init__(

@@ -14,8 +14,8 @@ class Interrupted(BaseException):
     Like KeyboardInterrupt it is no Exception, so that handlers of errors let it pass.
 
     Args:
-        number: the signal's number.
-        done: what the run did before it stopped, for the message.
+        number: The signal's number.
+        done: What the run did before it stopped, for the message.
     """
 
     def __init__(self, number: int, done: str = "stopped"):
@@ -27,8 +27,8 @@ class NotFinite(Exception):
     """A loss or a weight was NaN or infinite.
 
     Args:
-        where: the batch, the validation or the step, for the message.
-        saved: the step of the last checkpoint.
+        where: The batch, the validation or the step, for the message.
+        saved: The step of the last checkpoint.
     """
 
     def __init__(self, where: str, saved: int):

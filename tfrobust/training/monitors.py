@@ -62,7 +62,7 @@ class TableQuantiles(keras.callbacks.Callback):
     """Adds quantiles of the method's tables to an epoch's logs: radius_q50 is the median radius.
 
     Args:
-        rows: the rows of the training examples, as those of held-out examples do not count.
+        rows: The rows of the training examples, as those of held-out examples do not count.
     """
 
     def __init__(self, rows: np.ndarray):
@@ -85,10 +85,10 @@ class History(keras.callbacks.Callback):
     publishes a row only when a checkpoint holds it, so that a killed run never takes one back.
 
     Args:
-        path: the file.
-        lines: the lines of the epochs before, from the last checkpoint. The file and TensorBoard's
+        path: The file.
+        lines: The lines of the epochs before, from the last checkpoint. The file and TensorBoard's
             curves begin with them, so neither has gaps or duplicates.
-        tensorboard: the folder of TensorBoard's curves.
+        tensorboard: The folder of TensorBoard's curves.
     """
 
     def __init__(self, path: Path, lines: Sequence[str], tensorboard: Path):
