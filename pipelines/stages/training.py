@@ -153,6 +153,8 @@ def _trained(
         print(f"train: going on after {position}", flush=True)
     validation_size = VALIDATION_BATCH // replicas * replicas
     validation = batches(held_out, validation_size) if len(held_out) else None
+    if validation is None:
+        print("train: no validation (data.validation is 0): the last epoch is kept", flush=True)
     verbose = 1 if sys.stdout.isatty() else 2
     if worker()[0] > 0:  # only the first worker prints
         verbose = 0

@@ -247,8 +247,12 @@ def test_training_summary(tmp_path: Path) -> None:
     assert "val_jacobian" not in history[2]
 
 
+def test_best_epoch_without_validation_is_the_last() -> None:
+    assert best_epoch([], {}) is None
+    assert best_epoch([{"epoch": 0}, {"epoch": 1}], {}) == 1
+
+
 def test_best_epoch_ignores_nan_and_absent_columns() -> None:
-    assert best_epoch([{"epoch": 0}], {}) is None
     nan = {"epoch": 0, "val_robust_accuracy": float("nan")}
     assert best_epoch([nan, {"epoch": 1, "val_robust_accuracy": 0.1}], {}) == 1
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,6 +28,8 @@ from tfrobust.training import (
 )
 
 BASE, STEPS, EPOCHS = 0.5, 10, 20
+# One of the 14 epochs of half a cosine after the peak, to 0.5 / 25 / 1e4.
+ONE_DOWN = 2e-6 + (0.5 - 2e-6) * (1 + math.cos(math.pi / 14)) / 2
 
 
 def rate(name: str, step: int, **options: Any) -> float:
@@ -50,6 +53,10 @@ def rate(name: str, step: int, **options: Any) -> float:
         # a triangle with its peak at 40 % of 200 steps
         ("cyclic", {}, {0: 0.0, 40: 0.25, 80: 0.5, 140: 0.25, 200: 0.0, 300: 0.0}),
         ("cyclic", {"peak": 0.1}, {10: 0.25, 20: 0.5, 110: 0.25}),
+        # torch 2.13's OneCycleLR(max_lr=0.5, total_steps=200), and by epoch with total_steps=20
+        ("one_cycle", {}, {0: 0.02, 59: 0.5, 129: 0.25, 199: 2e-6}),
+        ("one_cycle", {"shape": "linear", "start_divisor": 5}, {0: 0.1, 59: 0.5, 129: 0.250005}),
+        ("one_cycle", {"by_epoch": True}, {0: 0.02, 9: 0.02, 50: 0.5, 59: 0.5, 60: ONE_DOWN}),
     ],
 )
 def test_schedules(name: str, options: dict[str, Any], values: dict[int, float]) -> None:
@@ -58,14 +65,58 @@ def test_schedules(name: str, options: dict[str, Any], values: dict[int, float])
 
 
 def test_schedules_are_saved_with_the_optimizer() -> None:
-    triangle = SCHEDULES["cyclic"]().learning_rate(BASE, STEPS, EPOCHS)
-    config = keras.optimizers.schedules.serialize(triangle)
-    assert float(keras.optimizers.schedules.deserialize(config)(40)) == pytest.approx(0.25)
+    for name in ("cyclic", "one_cycle"):
+        schedule = SCHEDULES[name]().learning_rate(BASE, STEPS, EPOCHS)
+        config = keras.optimizers.schedules.serialize(schedule)
+        again = keras.optimizers.schedules.deserialize(config)
+        assert float(again(40)) == float(schedule(40)) > 0.1
+
+
+def test_a_piecewise_rate_drops_at_the_first_step_of_the_epoch_counted_from_0() -> None:
+    """Two epochs of 3 steps, with a gradient of 1: each step is the rate itself."""
+    weight = keras.Variable([0.0])
+    schedule = SCHEDULES["piecewise"](epochs=[1]).learning_rate(0.1, 3, 2)
+    optimizer, steps = OPTIMIZERS["sgd"](schedule), []
+    for _ in range(6):
+        before = float(weight[0])
+        optimizer.apply([keras.ops.ones(1)], [weight])
+        steps.append(before - float(weight[0]))
+    assert steps == pytest.approx([0.1] * 3 + [0.01] * 3, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("nesterov", "path"),
+    [
+        (False, [0.9, 0.72, 0.486, 0.46008, 0.4321512, 0.4026938]),
+        (True, [0.81, 0.5751, 0.3273210, 0.3039777, 0.2801391, 0.2560974]),
+    ],
+)
+def test_torch_sgd_drops_its_rate_as_torch_does(nesterov: bool, path: list[float]) -> None:
+    """The path of torch 2.13 on w^2 / 2 from 1, whose rate falls to a tenth after three steps.
+    Keras's own SGD is there the same until the drop, and a tenth of a step further after it."""
+    paths = []
+    for name in ("torch_sgd", "sgd"):
+        weight, optimizer = keras.Variable([1.0]), OPTIMIZERS[name](0.1, 0.9, nesterov)
+        paths.append([])
+        for step in range(6):
+            if step == 3:
+                optimizer.learning_rate.assign(0.01)
+            optimizer.apply([weight.value], [weight])
+            paths[-1].append(float(weight[0]))
+    assert paths[0] == pytest.approx(path, rel=1e-5)
+    assert paths[1][:3] == pytest.approx(path[:3], rel=1e-5)
+    assert paths[0][3] - paths[1][3] > 0.1
 
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("piecewise", {"epochs": [8, 5]}), ("piecewise", {"epochs": [5, 5]}), ("cyclic", {"peak": 1})],
+    [
+        ("piecewise", {"epochs": [8, 5]}),
+        ("piecewise", {"epochs": [5, 5]}),
+        ("cyclic", {"peak": 1}),
+        ("one_cycle", {"shape": "square"}),
+        ("one_cycle", {"end_divisor": 0.5}),
+    ],
 )
 def test_schedules_that_make_no_sense(name: str, options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="expected "):

@@ -250,9 +250,11 @@ def _training(record: RunRecord) -> list[tuple[str, str]]:
     if not record.history:
         return []
     cost = summarise_training(record.history, record.config)
+    validated = any("val_accuracy" in row for row in record.history)
+    kept = "best epoch (from 0)" if validated else "epoch kept, the last (from 0; no validation)"
     return [
         ("epochs run", str(cost.epochs)),
-        ("best epoch (from 0)", NOTHING if cost.best_epoch is None else str(cost.best_epoch)),
+        (kept, NOTHING if cost.best_epoch is None else str(cost.best_epoch)),
         ("median time per batch", milliseconds(cost.seconds_per_batch)),
         ("validation, of an epoch's time", percent(cost.validation_share)),
         ("wall time, pauses included", duration(cost.wall_seconds)),

@@ -300,12 +300,14 @@ def data_of(config: Mapping[str, Any], evaluation: Record) -> DataRow:
 def best_epoch(history: Sequence[Mapping[str, float]], config: Mapping[str, Any]) -> int | None:
     """Return the epoch, from 0, with the highest value of `train.monitor`.
 
-    The default monitor is robust validation accuracy. Of equal epochs the last counts; None if no
-    epoch has a value.
+    The default monitor is robust validation accuracy. Of equal epochs the last counts. It is the
+    last of all, whose weights a training without validation keeps, if no epoch has a value; None if
+    there is no epoch.
     """
     monitor = (config.get("train") or {}).get("monitor", "val_robust_accuracy")
     scores = [(row["epoch"], row.get(monitor, math.nan)) for row in history]
     known = [(epoch, score) for epoch, score in scores if math.isfinite(score)]
+    known = known or [(epoch, 0.0) for epoch, _ in scores]
     return int(max(known, key=lambda pair: (pair[1], pair[0]))[0]) if known else None
 
 

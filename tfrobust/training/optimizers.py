@@ -3,17 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import keras
 
 from tfrobust.errors import require
+from tfrobust.serialization import serializable
 
 
 def sgd(
     learning_rate: float = 0.01, momentum: float = 0.0, nesterov: bool = False
 ) -> keras.optimizers.Optimizer:
-    """Return Keras's SGD. For the papers' coupled weight decay see `l2` of the methods."""
+    """Return Keras's SGD. For the papers' coupled weight decay see `l2` of the methods.
+
+    Its velocity v <- m v - rate * g remembers the rates of past steps; see `torch_sgd`.
+    """
     return keras.optimizers.SGD(learning_rate, momentum=momentum, nesterov=nesterov)
+
+
+def torch_sgd(
+    learning_rate: float = 0.01, momentum: float = 0.9, nesterov: bool = False
+) -> keras.optimizers.Optimizer:
+    """Return SGD with the momentum of torch, in which almost all papers were trained.
+
+    v <- m v + g; w <- w - rate * v. At a constant rate this is Keras's SGD. When the rate drops,
+    the next steps of this one are all at the new rate, whereas Keras's velocity keeps the old rate
+    and makes steps that are too long, by a share that falls as m^k.
+    """
+    return TorchSGD(learning_rate, momentum=momentum, nesterov=nesterov)
+
+
+@serializable
+class TorchSGD(keras.optimizers.SGD):
+    """SGD as `torch_sgd` describes it, with coupled Nesterov momentum w <- w - rate (g + m v)."""
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        rate, g = (keras.ops.cast(x, variable.dtype) for x in (learning_rate, gradient))
+        if self.momentum:
+            velocity = self.momentums[self._get_variable_index(variable)]
+            self.assign(velocity, self.momentum * velocity.value + g)
+            g = g + self.momentum * velocity.value if self.nesterov else velocity.value
+        self.assign_sub(variable, rate * g)
 
 
 def adam(
@@ -35,4 +65,5 @@ OPTIMIZERS: dict[str, Callable[..., keras.optimizers.Optimizer]] = {
     "adam": adam,
     "adamw": adamw,
     "sgd": sgd,
+    "torch_sgd": torch_sgd,
 }

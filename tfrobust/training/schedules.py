@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, ClassVar
 
 import keras
 
-from tfrobust.errors import require, require_at_least
+from tfrobust.errors import choose, require, require_at_least
 from tfrobust.serialization import serializable
 from tfrobust.training.state import Kept
 
 MONITOR = "val_robust_accuracy"
 MONITORS = (MONITOR, "val_accuracy")  # what may guide the rate and choose the best epoch
+
+SHAPES = ("cosine", "linear")
+TINY = 1e-9  # keeps a rise or a fall of no length finite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +99,11 @@ class Constant(Schedule):
 
 @dataclasses.dataclass(frozen=True)
 class Piecewise(Schedule):
-    """The rate is multiplied by `factor` at the beginning of each of `epochs`, counted from 0."""
+    """The rate is multiplied by `factor` at the first step of each of `epochs`, counted from 0.
+
+    epochs: [100] gives 100 epochs at the full rate, and drops before the 101st. Code that counts
+    epochs from 1 and compares with >= (TRADES, MART) drops an epoch earlier for the same number.
+    """
 
     epochs: list[int]
     factor: float = 0.1
@@ -144,6 +152,80 @@ class Cyclic(Schedule):
         return Triangle(base, int(self.peak * steps_per_epoch * epochs), steps_per_epoch * epochs)
 
 
+@dataclasses.dataclass(frozen=True)
+class OneCycle(Schedule):
+    """The rate rises to the base rate and falls far below it (Smith and Topin, arXiv:1708.07120).
+
+    It begins at base / start_divisor and ends at base / start_divisor / end_divisor. This is
+    torch's OneCycleLR, without its cycle of the momentum.
+
+    Args:
+        peak: The fraction of the run after which the rate is highest.
+        shape: cosine or linear, of the rise and of the fall.
+        by_epoch: Whether the rate changes between epochs only, as in the FastAT Benchmark
+            (arXiv:2604.22853).
+    """
+
+    extends = False
+
+    peak: float = 0.3
+    shape: str = "cosine"
+    start_divisor: float = 25.0
+    end_divisor: float = 1e4
+    by_epoch: bool = False
+
+    def __post_init__(self) -> None:
+        require(0 < self.peak < 1, "peak", "a fraction between 0 and 1", self.peak)
+        choose("shape", self.shape, SHAPES)
+        for name in ("start_divisor", "end_divisor"):
+            divisor = getattr(self, name)
+            require(divisor >= 1, name, "a number >= 1", divisor)
+
+    def learning_rate(self, base: float, steps_per_epoch: int, epochs: int) -> Any:
+        length, count = (
+            (steps_per_epoch, epochs) if self.by_epoch else (1, steps_per_epoch * epochs)
+        )
+        start = base / self.start_divisor
+        top, end = self.peak * count - 1, count - 1
+        return Cycle(base, start, start / self.end_divisor, top, end, self.shape, length)
+
+
+@serializable
+class Cycle(keras.optimizers.schedules.LearningRateSchedule):
+    """A rate `first` at time 0, `base` at time `top` and `last` at time `end`.
+
+    The time is the number of complete intervals of `length` steps. In between the rate follows half
+    a cosine or a line (`shape`).
+    """
+
+    def __init__(
+        self,
+        base: float,
+        first: float,
+        last: float,
+        top: float,
+        end: float,
+        shape: str,
+        length: int,
+    ):
+        self.base, self.first, self.last = base, first, last
+        self.top, self.end, self.shape, self.length = top, end, shape, length
+
+    def __call__(self, step: Any) -> Any:
+        time = keras.ops.cast(step // self.length, "float32")
+        rises = time <= self.top
+        up, down = time / max(self.top, TINY), (time - self.top) / max(self.end - self.top, TINY)
+        part = keras.ops.clip(keras.ops.where(rises, 1.0 - up, down), 0.0, 1.0)
+        if self.shape == "cosine":
+            part = (1.0 - keras.ops.cos(math.pi * part)) / 2.0
+        other = keras.ops.where(rises, self.first, self.last)
+        return self.base + (other - self.base) * part
+
+    def get_config(self) -> dict[str, Any]:
+        names = ("base", "first", "last", "top", "end", "shape", "length")
+        return {name: getattr(self, name) for name in names}
+
+
 @serializable
 class Triangle(keras.optimizers.schedules.LearningRateSchedule):
     """A rate of 0 at step 0, `base` at step `peak` and 0 at step `end`, linear in between."""
@@ -165,5 +247,6 @@ SCHEDULES: dict[str, type[Schedule]] = {
     "cosine": Cosine,
     "cyclic": Cyclic,
     "guided": Guided,
+    "one_cycle": OneCycle,
     "piecewise": Piecewise,
 }
