@@ -1,4 +1,4 @@
-"""What every test shares: a quiet TensorFlow on the CPU, one seed, and the data sets on disk."""
+"""Settings of all tests: a quiet TensorFlow on the CPU, one seed, and the data sets on disk."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give what shares a costly fixture to one worker of pytest-xdist.
+    """Assign tests that share a costly fixture to one worker of pytest-xdist.
 
-    The tests of a module are a group, and so are all that use a run of the whole session.
+    The tests of a module are a group, and so are all tests that use the same run of the session.
     """
     for item in items:
         shared = SHARED_RUNS.intersection(getattr(item, "fixturenames", ()))
@@ -49,7 +49,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
-    """Start every test from one seed, whatever ran before it."""
+    """Start every test from the same seed."""
     if "keras" in sys.modules:
         sys.modules["keras"].utils.set_random_seed(SEED)
     else:  # a test without Keras does not pay for its import
@@ -59,7 +59,7 @@ def _seed() -> None:
 
 @pytest.fixture(scope="session")
 def tfds_dir() -> Path:
-    """The folder of prepared tensorflow-datasets: TFDS_DATA_DIR."""
+    """Return the folder of prepared tensorflow-datasets, TFDS_DATA_DIR."""
     named = os.environ.get("TFDS_DATA_DIR")
     if not named or not Path(named).is_dir():
         pytest.skip("no prepared data sets: set TFDS_DATA_DIR to a folder of them")
@@ -68,10 +68,10 @@ def tfds_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def on_two_devices() -> Callable[[str], Any]:
-    """Return a function that gives what a function of two_devices.py returns, by its name.
+    """Return a function that runs a function of two_devices.py by its name.
 
-    TensorFlow splits its CPU only before it is first used, so they run in a process of their own:
-    one for the quick ones together, and one for each of the others.
+    It runs in another process, because TensorFlow can split its CPU only before it is first used.
+    The quick functions share one process; each of the others has its own.
     """
     results: dict[str, Any] = {}
 
@@ -92,8 +92,10 @@ def on_two_devices() -> Callable[[str], Any]:
 
 @pytest.fixture
 def xla() -> Iterator[None]:
-    """With op determinism off: another test may have left it on, and XLA has no deterministic
-    gradient of pooling."""
+    """Switch op determinism off, since XLA has no deterministic gradient of pooling.
+
+    An earlier test may have left it on.
+    """
     from tensorflow.python.framework import config
 
     was_on = config.is_op_determinism_enabled()

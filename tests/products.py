@@ -1,4 +1,4 @@
-"""Products of cases of which the fast suite runs a few and the nightly one all."""
+"""Products of cases: the fast suite runs a few of them and the nightly suite all."""
 
 from __future__ import annotations
 

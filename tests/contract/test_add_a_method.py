@@ -1,4 +1,4 @@
-"""The method of docs/add_a_method.md keeps the promises of all methods, in another package too."""
+"""The method of docs/add_a_method.md passes the contract of methods, also in another package."""
 
 from __future__ import annotations
 

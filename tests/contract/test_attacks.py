@@ -1,4 +1,4 @@
-"""What every attack of the registry promises."""
+"""The contract of every attack in the registry."""
 
 from __future__ import annotations
 

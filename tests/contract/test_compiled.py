@@ -1,4 +1,4 @@
-"""What XLA compiles is what is computed without it: training steps and attacks."""
+"""Training steps and attacks compute the same with XLA as without."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_compiled_step_is_the_step(method: str, xla: None) -> None:
 def test_a_compiled_step_in_half_precision(
     method: str, precision: str, xla: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Within its rounding: what it moves the weights by is about the same."""
+    """A compiled step in half precision moves the weights equally, up to rounding."""
 
     def network(_: Any) -> keras.Model:
         keras.utils.set_random_seed(1)
@@ -79,7 +79,7 @@ def test_a_compiled_step_on_two_devices(
 
 
 def attacked(attack: Attack, norm: str, run: Callable[..., Any]) -> Any:
-    """What `run` makes of an attack on 13 images, as a function (images, labels, number)."""
+    """Return the outcome of `run` on 13 images, where `run` takes (images, labels, number)."""
     keras.utils.set_random_seed(1)
     layers = [keras.layers.Flatten(), keras.layers.Dense(16, "tanh"), keras.layers.Dense(5)]
     network = keras.Sequential([keras.Input((6, 6, 1)), *layers])
@@ -122,8 +122,11 @@ RUNS = [
 
 @pytest.mark.parametrize(("attack", "norm"), RUNS, ids=lambda part: getattr(part, "title", part))
 def test_a_compiled_attack_finds_what_it_finds(attack: Attack, norm: str, xla: None) -> None:
-    """The same flags at the same cost, where broken examples stay in the batch, and where they
-    leave in stages a batch that is filled up."""
+    """A compiled attack gives the same flags at the same cost.
+
+    This is so where broken examples stay in the batch, and where they leave in stages a batch that
+    is filled up.
+    """
     plain = attacked(attack, norm, lambda f: tf.function(f, autograph=False))
     for run in (compiled, lambda made: Staged(made, 16)):
         as_compiled = attacked(attack, norm, run)
@@ -135,7 +138,7 @@ def test_a_compiled_attack_finds_what_it_finds(attack: Attack, norm: str, xla: N
 
 
 def linear() -> tuple[keras.Model, np.ndarray, np.ndarray]:
-    """A network, and images that it classifies as their labels say."""
+    """Return a linear network, and images that it classifies correctly."""
     keras.utils.set_random_seed(1)
     network = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Flatten()])
     network.add(keras.layers.Dense(3))
@@ -144,8 +147,11 @@ def linear() -> tuple[keras.Model, np.ndarray, np.ndarray]:
 
 
 def test_few_shapes_are_compiled(xla: None) -> None:
-    """Of batches of 8 whose examples leave those of 8, 4, 2 and 1, once each: the beginning and the
-    end of an attack, and a stage of its loop for each size that a batch has left."""
+    """Few shapes are compiled, each once, although examples leave a batch of 8.
+
+    These are the beginning and the end of the attack, and a stage of its loop for each of the sizes
+    8, 4, 2 and 1.
+    """
     network, x, y = linear()
     traced: list[Any] = []
 
@@ -167,7 +173,7 @@ def test_few_shapes_are_compiled(xla: None) -> None:
 
 
 def test_an_evaluation_that_is_compiled(xla: None) -> None:
-    """The flags of the one that is not; the record says which it was."""
+    """A compiled evaluation has the same flags, and the record says that it was compiled."""
     network, x, y = linear()
     attacks = [PGD(steps=8, restarts=2, success="any"), Square(queries=20)]
     options: dict[str, Any] = {"batch_size": 8, "check": False, "progress": False}
@@ -188,16 +194,16 @@ def test_what_xla_does_not_take_is_not_compiled_by_default(
     network, x, y = linear()
 
     def logits_fn(images: tf.Tensor) -> tf.Tensor:
-        found = tf.numpy_function(lambda v: v, [network(images)], tf.float32)
-        return tf.ensure_shape(found, [None, 3])
+        result = tf.numpy_function(lambda v: v, [network(images)], tf.float32)
+        return tf.ensure_shape(result, [None, 3])
 
     monkeypatch.setattr("tfrobust.xla.on_gpus", lambda strategy: True)
     options: Any = {"attack": Square(queries=5), "threat": Threat("linf", 0.05)}
     plain = craft(logits_fn, x, y, **options)
-    found = craft(logits_fn, x, y, jit_compile="auto", **options)
-    np.testing.assert_array_equal(found.right, plain.right)
+    result = craft(logits_fn, x, y, jit_compile="auto", **options)
+    np.testing.assert_array_equal(result.right, plain.right)
     assert "Square-5: not compiled: XLA does not take this network" in caplog.text
-    assert not found.xla
+    assert not result.xla
     for other in ("false", 1):
         with pytest.raises(UserError, match="^jit_compile: expected true, false or auto"):
             craft(logits_fn, x, y, jit_compile=other, **options)
@@ -214,7 +220,10 @@ def fitted(steps: int, rows: int = 4, **settings: Any) -> Adv:
 
 @pytest.mark.slow
 def test_steps_that_follow_each_other_are_all_done(xla: None) -> None:
-    """Also where their number changes between two calls of `fit`, as where a run goes on."""
+    """All steps between two returns to the host are done.
+
+    This holds also where their number changes between two calls of `fit`, as when a run is resumed.
+    """
     _, x, y = linear()
     model = fitted(1)
     assert int(model.step) == 5 and model.jit_compile
@@ -226,7 +235,7 @@ def test_steps_that_follow_each_other_are_all_done(xla: None) -> None:
 
 
 def test_what_is_traced_anew_is_compiled_anew(xla: None) -> None:
-    """As without XLA, a setting counts once Keras makes its function again."""
+    """A changed setting takes effect once Keras makes its function again, as without XLA."""
     _, x, y = linear()
     model = fitted(1)
     before = model.evaluate(x, y, verbose=0, return_dict=True)["robust_accuracy"]
@@ -244,7 +253,7 @@ def test_what_is_traced_anew_is_compiled_anew(xla: None) -> None:
 
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_rows_and_strings_beside_the_images(jit_compile: bool, xla: None) -> None:
-    """XLA reads a table at whatever row, and takes no strings."""
+    """XLA reads any row of a table and accepts no strings."""
     network, x, y = linear()
     facts = {"num_examples": 8, "steps_per_epoch": 1, "warmup_epochs": 0}
     model = Iaat(network, threat=Threat("linf", 0.1), validation_attack=FGSM(), **facts)

@@ -34,7 +34,7 @@ THIN = {
 
 @functools.cache
 def spec_of(name: str) -> Spec:
-    """With a thin WideResNet, as the full one takes seconds."""
+    """Return the spec of a config with a thin WideResNet, as the full one takes seconds."""
     path = configs.find(name)
     overrides = [*THIN.get(configs.load(path)["model"]["name"], []), *GIVEN.get(name, [])]
     return parse(name, configs.load(path, overrides))
@@ -94,7 +94,7 @@ def test_train_eps_is_that_of_the_training_alone() -> None:
 
 
 def test_the_papers_constants() -> None:
-    """ATLAS, appendix B."""
+    """The constants are those of ATLAS, appendix B."""
     mnist, cifar = spec_of("mnist_atlas"), spec_of("cifar10_atlas")
     assert mnist.method.keywords["alpha"] == 1e-5 and mnist.method.keywords["beta"] == 0.3
     assert mnist.threat.eps == 0.3 and mnist.data.batch_size == 128

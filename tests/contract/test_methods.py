@@ -1,4 +1,4 @@
-"""What every training method of the registry promises."""
+"""The contract of every training method in the registry."""
 
 from __future__ import annotations
 
@@ -85,8 +85,10 @@ def test_fits_saves_and_loads(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", slow_but(METHODS, FAST))
 def test_the_loss_falls_in_one_trace(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sixteen images by heart, in bfloat16: forty steps at a small eps are enough for every
-    method. A step traced anew as eps grows would be slow."""
+    """Every method memorises sixteen images in bfloat16 in forty steps at a small eps.
+
+    The step is traced once; tracing it anew as eps grows would be slow.
+    """
     model, traces = make(name, "mixed_bfloat16", batch_size=16, ramp_steps=4), []
     run = model.perturb
     monkeypatch.setattr(model, "perturb", lambda batch: (traces.append(1), run(batch))[1])
@@ -105,7 +107,10 @@ def batch_of(model: Any) -> dict[str, tf.Tensor]:
 
 
 def test_perturb_draws_the_noise_and_the_loss_draws_none(name: str) -> None:
-    """A function of batch and weights only: evaluated twice it is the same, in any step."""
+    """The loss is a function of batch and weights alone.
+
+    Evaluated twice it is the same, in any step.
+    """
     model = make(name, batch_size=16)
     batch = batch_of(model)
     batch |= model.perturb(batch)
@@ -116,7 +121,7 @@ def test_perturb_draws_the_noise_and_the_loss_draws_none(name: str) -> None:
 
 
 def test_no_gradient_flows_through_what_is_crafted(name: str) -> None:
-    """A step is that of the gradients with all that perturb made as constants."""
+    """A step uses the gradients with everything that perturb made held constant."""
     once = {"replays": 1} if "replays" in parameters(METHODS[name]) else {}
     model = make(name, batch_size=16, **once)
     batch = batch_of(model)
@@ -132,7 +137,10 @@ def test_no_gradient_flows_through_what_is_crafted(name: str) -> None:
 
 
 def test_eps_0_crafts_the_image_itself(name: str) -> None:
-    """As the ramp begins. A method whose logs have no eps crafts the same at eps 0 and at eps."""
+    """At eps 0, where a ramp begins, the crafted image is the image itself.
+
+    A method whose logs have no eps crafts the same at eps 0 and at eps.
+    """
     model = make(name, batch_size=16, ramp_steps=4)
     made = model.perturb(batch_of(model))
     if "eps" not in model.scalars():

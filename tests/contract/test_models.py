@@ -1,4 +1,4 @@
-"""What every network of the registry promises."""
+"""The contract of every network in the registry."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def short_closing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def command(tmp_path: Path) -> Command:
-    """Runs `python -m pipelines.run ARGS --workdir TMP` as a user does, from the root."""
+    """Return a function that runs `python -m pipelines.run ARGS --workdir TMP` from the root."""
 
     def start(*args: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

@@ -1,4 +1,4 @@
-"""The pages in Chromium without a network: no error, tables sort, all is seen and readable."""
+"""Pages in Chromium without a network: no error, tables sort, all text is visible and readable."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A run with every section, and two such runs compared."""
+    """Return the pages of a run with every section and of a comparison of two such runs."""
     folder = tmp_path_factory.mktemp("runs")
     runs = [make_run(folder / name, channels=3) for name in ("one", "other")]
     rng, axis = np.random.default_rng(0), np.linspace(-1.5, 1.5, 7)
@@ -85,7 +85,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture
 def opened(browser: Any, pages: dict[str, Path], request: Any) -> Iterator[Any]:
-    """The page of this name, width and colour scheme; at the end nothing has gone wrong."""
+    """Open the page of this name, width and colour scheme. At the end no error has occurred."""
     name, (width, scheme) = request.param
     view = {"width": width, "height": 900}
     context = browser.new_context(viewport=view, color_scheme=scheme, offline=True)
@@ -120,7 +120,7 @@ def test_all_is_seen_and_readable(opened: Any) -> None:
 
 
 def column(page: Any, header: str) -> list[str]:
-    """The first cells of the rows of the first table, after a click on a header."""
+    """Click on a header and return the first cells of the rows of the first table."""
     table = page.locator("table.sortable").first
     table.locator("thead th", has_text=header).click()
     return table.locator("tbody th").all_inner_texts()
@@ -128,7 +128,11 @@ def column(page: Any, header: str) -> list[str]:
 
 @pytest.mark.parametrize("opened", [("run", SIZES[0])], indirect=True)
 def test_a_click_sorts_and_another_turns_the_order_around(opened: Any) -> None:
-    """Accuracies 80, 40, 30, 30 (a tie keeps its order); 3 min 03 s is more than 3.1 s."""
+    """A click sorts and a second click reverses the order.
+
+    The accuracies are 80, 40, 30 and 30, where the tie keeps its order; 3 min 03 s is more than 3.1
+    s.
+    """
     assert column(opened, "accuracy") == ["clean", "PGD-20", "Square", "worst case"]
     assert column(opened, "accuracy") == ["Square", "worst case", "PGD-20", "clean"]
     assert column(opened, "time")[:2] == ["Square", "PGD-20"]

@@ -1,4 +1,4 @@
-"""The command line: exit codes, one-line errors, and that a mistake leaves nothing behind."""
+"""The command line: exit codes, errors of one line, and no files left after a mistake."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The documents' Python runs as printed, their commands name what there is, the generated one is
-fresh."""
+"""Documents: their Python runs, their commands name existing configs, generated ones are fresh."""
 
 from __future__ import annotations
 
@@ -62,9 +61,9 @@ def test_python_of_a_document_runs(
 def test_commands_of_a_document_name_configs_that_there_are(name: str) -> None:
     lines = [line for block in LANGUAGES["bash"][name] for line in block.splitlines()]
     for line in lines:
-        _, found, rest = line.partition("python -m pipelines.run ")
+        _, command, rest = line.partition("python -m pipelines.run ")
         words = shlex.split(rest.split("&&")[0])
-        if not found or words[0] == "NAME|PATH":
+        if not command or words[0] == "NAME|PATH":
             continue
         settings = [after for word, after in zip(words, words[1:], strict=False) if word == "--set"]
         configs.load(configs.find(words[0]), settings)

@@ -1,4 +1,4 @@
-"""`train.epochs` of a run that is there: more go on where the schedule allows."""
+"""A higher `train.epochs` continues a finished run where the schedule allows it."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_more_epochs_are_those_of_a_run_that_was_asked_for_them(
 
 
 @pytest.mark.parametrize(
-    ("schedule", "epochs", "told"),
+    ("schedule", "epochs", "message"),
     [
         ("train.schedule=cosine", 3, "the rates of cosine depend on how many epochs there are"),
         pytest.param(
@@ -72,13 +72,13 @@ def test_more_epochs_are_those_of_a_run_that_was_asked_for_them(
     ],
 )
 def test_others_begin_anew_and_say_why(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], schedule: str, epochs: int, told: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], schedule: str, epochs: int, message: str
 ) -> None:
     folder = trained(tmp_path, 2, schedule)
     model = (folder / "model.keras").read_bytes()
     trained(tmp_path, epochs, schedule)
     out = capsys.readouterr().out
-    assert f"train.epochs: {told}" in out and "the former run is kept in" in out
+    assert f"train.epochs: {message}" in out and "the former run is kept in" in out
     assert (tmp_path / "digits_adv.1" / "model.keras").read_bytes() == model
     assert len(rows(folder)) == epochs
 

@@ -1,4 +1,4 @@
-"""A user's own network under `evaluate`: what it says and refuses, killed and started again."""
+"""A user's own network under `evaluate`: results, refusals, interruption and restart."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ATTACKS = "attacks=[{name: pgd, steps: 3}, {name: apgd, steps: 6}, {name: square
 
 @pytest.fixture(scope="module")
 def mine(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Overrides that name a network and arrays: two classes, bright and dark images."""
+    """Return overrides that name a network and arrays of two classes, bright and dark images."""
     folder = tmp_path_factory.mktemp("mine")
     rng = np.random.default_rng(0)
     y = rng.integers(0, 2, 120)
@@ -53,7 +53,7 @@ def evaluated(tmp_path: Path, overrides: list[str]) -> dict:
 
 
 def test_the_worst_case_of_a_cascade(mine: list[str], tmp_path: Path) -> None:
-    """A linear network: an image falls when its mean is within eps of 0.5, and PGD finds that."""
+    """PGD breaks an image of the linear network if its mean is within eps of 0.5."""
     result = evaluated(tmp_path, [*mine, ATTACKS])
     with np.load(mine[2].partition("=")[2]) as arrays:
         mean = arrays["x_test"].mean((1, 2, 3))
@@ -90,7 +90,7 @@ def test_a_saved_model_and_probabilities(mine: list[str], tmp_path: Path) -> Non
 
 @pytest.mark.usefixtures("short_closing")
 def test_a_network_of_any_size_with_two_outputs(mine: list[str], tmp_path: Path) -> None:
-    """The brightness of an image, whatever its size: the score of the linear network."""
+    """The brightness of an image of any size is the score of the linear network."""
     image = keras.Input((None, None, 1))
     bright = keras.layers.GlobalAveragePooling2D()(image)
     scores = keras.layers.Dense(2, name="scores")
@@ -134,7 +134,7 @@ def test_another_reading_of_the_outputs_is_another_evaluation(
 def test_saved_images_of_one_evaluation_attack_in_another(
     mine: list[str], tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rounded ones too lie in the ball: 0.17 is 43.35 / 255."""
+    """Rounded saved images stay in the ball too: 0.17 is 43.35 / 255."""
     first = evaluated(tmp_path, [*mine, "attacks={name: pgd, steps: 3}", f"evaluation.save={kind}"])
     images = tmp_path / "runs" / "evaluate" / "adversarial.npz"
     attacks = f"attacks=[{{name: saved_images, path: {images}}}]"
@@ -166,7 +166,7 @@ SIGNALS = [signal.SIGKILL, signal.SIGTERM]
 @pytest.mark.usefixtures("short_closing")
 @pytest.mark.parametrize("number", slow_but(SIGNALS, [signal.SIGTERM]))
 def test_killed_and_started_again(mine: list[str], tmp_path: Path, number: int) -> None:
-    """A signal once the first attack is in eval.json: the flags are those of a straight run."""
+    """A signal after the first attack and a restart give the flags of an uninterrupted run."""
     straight = run("evaluate", [*mine, ATTACKS], tmp_path / "straight", None, smoke=False)
     sets = [part for override in [*mine, ATTACKS] for part in ("--set", override)]
     workdir = tmp_path / "killed"
@@ -176,8 +176,8 @@ def test_killed_and_started_again(mine: list[str], tmp_path: Path, number: int) 
         command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
     while process.poll() is None:
-        known = folder / "eval.json"
-        if known.is_file() and json.loads(known.read_text())["attacks"]:
+        record = folder / "eval.json"
+        if record.is_file() and json.loads(record.read_text())["attacks"]:
             process.send_signal(number)
             break
         time.sleep(0.02)
@@ -197,7 +197,10 @@ def test_killed_and_started_again(mine: list[str], tmp_path: Path, number: int) 
 
 @pytest.mark.usefixtures("short_closing")
 def test_a_suite_in_small(mine: list[str], tmp_path: Path) -> None:
-    """And the precision, which is that of a training."""
+    """A smoke run shortens the attacks of a suite.
+
+    `precision` belongs to training and is refused.
+    """
     overrides = [*mine, "attacks=autoattack"]
     folder = run("evaluate", overrides, tmp_path, ["attack_eval"], smoke=True)
     rows = json.loads((folder / "eval.json").read_text())["attacks"]
@@ -210,7 +213,10 @@ def test_a_suite_in_small(mine: list[str], tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("short_closing")
 def test_two_networks_have_two_results(mine: list[str], tmp_path: Path) -> None:
-    """The first is kept aside with its page; one that is refused touches nothing."""
+    """The results of the first network are moved aside with their page.
+
+    A refused evaluation changes nothing.
+    """
     folder = Path(mine[0].partition("=")[2]).parent
     first = evaluated(tmp_path, [*mine, "attacks=fgsm"])
     runs = tmp_path / "runs" / "evaluate"
@@ -236,7 +242,7 @@ def test_two_networks_have_two_results(mine: list[str], tmp_path: Path) -> None:
 def test_more_attacks_other_labels_and_a_smaller_batch(
     mine: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """Of the stage as of `evaluate`: what is finished stays finished."""
+    """Finished attacks stay finished, in the stage as in `evaluate`."""
     evaluated(tmp_path, [*mine, "attacks=[{name: pgd, steps: 3}]"])
     capsys.readouterr()
     more = "attacks=[{name: pgd, steps: 3, label: mine}, fgsm]"
@@ -285,7 +291,7 @@ def test_results_of_other_code_are_kept_and_named(
 def test_a_refused_run_writes_nothing(
     config: str, overrides: list[str], stages: list[str] | None, message: str, tmp_path: Path
 ) -> None:
-    """No folder and no lock."""
+    """A refused run leaves neither a folder nor a lock."""
     with pytest.raises(UserError, match=message):
         run(config, overrides, tmp_path / "runs", stages, smoke=False)
     assert not (tmp_path / "runs").exists()

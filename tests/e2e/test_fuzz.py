@@ -1,4 +1,4 @@
-"""Broken configs and damaged run folders: each loads or is refused in one line."""
+"""Broken configs and damaged run folders are loaded or refused in one line."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def refused_or_done(what: Callable[[], Any]) -> None:
 
 
 def places(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The paths of all keys and items."""
+    """Yield the paths of all keys and items of a config."""
     inner = node.items() if isinstance(node, dict) else enumerate(node)
     for key, value in inner:
         yield (*path, key)
@@ -78,14 +78,14 @@ def places(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 
 @st.composite
-def broken(draw: st.DrawFn, whole: list[dict[str, Any]]) -> dict[str, Any]:
-    """One of them with one to three keys changed, removed or added."""
-    config = copy.deepcopy(draw(st.sampled_from(whole)))
+def broken(draw: st.DrawFn, configs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return one of the configs with one to three keys changed, removed or added."""
+    config = copy.deepcopy(draw(st.sampled_from(configs)))
     for _ in range(draw(st.integers(1, 3))):
-        known = list(places(config))
-        if not known:
+        paths = list(places(config))
+        if not paths:
             break
-        *way, last = draw(st.sampled_from(known))
+        *way, last = draw(st.sampled_from(paths))
         node = config
         for key in way:
             node = node[key]
@@ -137,7 +137,7 @@ def test_any_override(override: str) -> None:
 
 @st.composite
 def damaged(draw: st.DrawFn, content: bytes) -> bytes:
-    """Cut short, with a part replaced, or something else."""
+    """Return content that is cut short, partly replaced, or something else."""
     start, end = sorted(draw(st.tuples(*[st.integers(0, len(content))] * 2)))
     junk = draw(
         st.one_of(st.just(b""), st.binary(max_size=8), st.just(b"\n- [}"), st.just(b"null"))
@@ -166,12 +166,12 @@ READERS: dict[str, Callable[[Path], Any]] = {
 @FEWER
 @given(data=st.data(), name=st.sampled_from(FILES))
 def test_damaged_run_folders(data: st.DataObject, name: str, finished: Path) -> None:
-    """What reads the file: the report, a run that goes on from it, a network for an attack."""
+    """The report, a resumed run or an attack on the network reads the damaged file."""
     file = finished / name
-    whole = file.read_bytes()
-    file.write_bytes(data.draw(damaged(whole)))
+    content = file.read_bytes()
+    file.write_bytes(data.draw(damaged(content)))
     try:
         reader = READERS.get(name, lambda run: write_report(run))
         refused_or_done(lambda: reader(finished))
     finally:
-        file.write_bytes(whole)
+        file.write_bytes(content)

@@ -1,4 +1,4 @@
-"""The real run of the README in bfloat16."""
+"""The README's run in bfloat16."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tfrobust.report.text import interval
 
 @pytest.mark.slow
 def test_atlas_in_bfloat16_is_as_robust_within_the_interval(tmp_path: Path) -> None:
-    found = {}
+    result = {}
     for precision in ("float32", "mixed_bfloat16"):
         folder = run(
             "digits_atlas",
@@ -23,8 +23,8 @@ def test_atlas_in_bfloat16_is_as_robust_within_the_interval(tmp_path: Path) -> N
             smoke=False,
         )
         rows = json.loads((folder / "eval.json").read_text())["attacks"]
-        found[precision] = next(row for row in rows if row["name"] == "PGD-50")
-    row = found["float32"]
+        result[precision] = next(row for row in rows if row["name"] == "PGD-50")
+    row = result["float32"]
     low, high = interval(round(row["robust_accuracy"] * row["examples"]), row["examples"])
-    assert low <= found["mixed_bfloat16"]["robust_accuracy"] <= high, found
-    print(found)
+    assert low <= result["mixed_bfloat16"]["robust_accuracy"] <= high, result
+    print(result)

@@ -1,4 +1,4 @@
-"""A real process, killed at moments nobody chose, and started again."""
+"""A real process that is killed at random moments and started again."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def start(workdir: Path) -> subprocess.Popen[str]:
 
 
 def saved(workdir: Path) -> int:
-    """The step of the newest checkpoint."""
+    """Return the step of the newest checkpoint."""
     folder = workdir / "digits_atlas" / "checkpoints"
     return max((int(path.name[5:]) for path in folder.glob("step-*")), default=0)
 
 
 def stopped(workdir: Path, after: int, number: int) -> tuple[str, str, int]:
-    """The output of a process that gets a signal once `after` steps are saved; its exit code."""
+    """Send a signal once `after` steps are saved; return the output and exit code."""
     process = start(workdir)
     while saved(workdir) < after:
         assert process.poll() is None, process.communicate()[1][-2000:]
@@ -61,10 +61,10 @@ def stopped(workdir: Path, after: int, number: int) -> tuple[str, str, int]:
 
 
 def gone_on_after(out: str) -> int:
-    """The steps that a process found done."""
-    found = re.search(rf"going on after (\d+) of {EPOCHS} epochs and (\d+) batches", out)
-    assert found is not None, out
-    return int(found[1]) * STEPS + int(found[2])
+    """Return the number of steps that a process resumed from."""
+    result = re.search(rf"going on after (\d+) of {EPOCHS} epochs and (\d+) batches", out)
+    assert result is not None, out
+    return int(result[1]) * STEPS + int(result[2])
 
 
 KILLED = (signal.SIGKILL,)

@@ -1,4 +1,4 @@
-"""Searches, small: what they leave, killed and gone on with, by several processes."""
+"""Small searches: their files, resumption after a kill, and several processes."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def equal(ours: list[np.ndarray], theirs: list[np.ndarray]) -> None:
 
 
 def events(folder: Path) -> EventAccumulator:
-    """What TensorBoard reads there."""
+    """Return what TensorBoard reads in a folder."""
     return EventAccumulator(str(next(folder.glob("events*")))).Reload()
 
 
@@ -133,7 +133,7 @@ def start(workdir: Path, *overrides: str, **env: str) -> subprocess.Popen[str]:
 
 
 def saved(folder: Path) -> int:
-    """The step of a trial's newest checkpoint."""
+    """Return the step of a trial's newest checkpoint."""
     return max((int(p.name[5:]) for p in (folder / "checkpoints").glob("step-*")), default=0)
 
 
@@ -141,7 +141,10 @@ def saved(folder: Path) -> int:
 def test_killed_and_started_again_it_goes_on(
     finished: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """To the same trials, the one that was running from its last checkpoint."""
+    """A killed search reaches the same trials.
+
+    The trial that was running resumes from its last checkpoint.
+    """
     process, folder = start(tmp_path), tmp_path / NAME
     second = folder / "search" / "trial_1"
     until = time.monotonic() + 240
@@ -205,7 +208,11 @@ def test_a_least_clean_accuracy_that_no_trial_has(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_hyperband_goes_on_with_the_best_of_a_bracket(tmp_path: Path) -> None:
-    """Three epochs: three trials of one, the best of them to three, and two of three at once."""
+    """Hyperband continues the best trial of a bracket.
+
+    Three trials train for one epoch and the best of them to three; then two trials train for three
+    at once.
+    """
     folder = small(tmp_path, "search.tuner=hyperband", "search.trials=null")
     listed = rows(folder)
     assert [row["epochs"] for row in listed] == ["1", "1", "1", "3", "3", "3"]
@@ -215,14 +222,14 @@ def test_hyperband_goes_on_with_the_best_of_a_bracket(tmp_path: Path) -> None:
     first = folder / "search" / f"trial_{short['trial']}"
     assert "going on after 1 of 3 epochs" in (first / "train.log").read_text()
     values = [f"{key}={short[key]}" for key in keys]
-    whole = run(
+    uncut = run(
         "digits_atlas",
         [*SMALL[:-1], "train.schedule={name: guided, patience: 1, stop: 3}", *values],
         tmp_path,
         ["train"],
         smoke=False,
     )
-    equal(weights(first), weights(whole))
+    equal(weights(first), weights(uncut))
 
 
 def free_port() -> str:
@@ -248,9 +255,9 @@ def test_two_workers_share_the_trials_and_one_that_dies_goes_on(
     one.send_signal(signal.SIGKILL)
     one.communicate()
     again = join("one")
-    (told, chief_errors), *others = (p.communicate(timeout=500) for p in (chief, again, two))
+    (output, chief_errors), *others = (p.communicate(timeout=500) for p in (chief, again, two))
     assert [process.returncode for process in (chief, again, two)] == [0, 0, 0], others
-    assert "Traceback" not in chief_errors and "search: 4 of 4: trial" in told
+    assert "Traceback" not in chief_errors and "search: 4 of 4: trial" in output
     assert all("Traceback" not in err and "completed" in out for out, err in others)
     # The values are drawn in the order of the trials, whoever runs them.
     for ours, theirs in zip(rows(folder)[:3], rows(finished)[:3], strict=True):

@@ -1,4 +1,4 @@
-"""Every method through every stage, small: what a run leaves behind and what runs it again."""
+"""Every method through every stage, on few images: the files of a run and what resumes it."""
 
 from __future__ import annotations
 
@@ -82,20 +82,20 @@ def test_every_method_through_every_stage(method: str, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("short_closing")
 def test_a_network_with_widths_through_every_stage(tmp_path: Path) -> None:
-    """Evaluated at each, from the first on; and served at any."""
+    """The network is evaluated at each width from the first on, and served at any width."""
     points = ["evaluation.lambdas=[1.0, 0.0]", "evaluation.widths=[0.5, 1.0]", "attacks=fgsm"]
     folder = smoke("digits_oats", tmp_path, *points)
     evaluation = json.loads((folder / "eval.json").read_text())
     curve = evaluation["curve"]
-    found = [(row["width"], row["lambda"]) for row in curve]
-    assert found == [(0.5, 1.0), (0.5, 0.0), (1.0, 1.0), (1.0, 0.0)]
+    points = [(row["width"], row["lambda"]) for row in curve]
+    assert points == [(0.5, 1.0), (0.5, 0.0), (1.0, 1.0), (1.0, 0.0)]
     assert curve[0]["clean_accuracy"] == evaluation["clean_accuracy"]
     assert "<th scope=row>0.5</th><td>1</td>" in (folder / "report" / "index.html").read_text()
     served = tf.saved_model.load(str(folder / "saved_model"))
     images = np.random.default_rng(0).random((2, 8, 8, 1), np.float32)
-    given = {"image": images, "strength": np.ones(2, np.float32), "width": np.float32([0.5, 0.75])}
+    inputs = {"image": images, "strength": np.ones(2, np.float32), "width": np.float32([0.5, 0.75])}
     network = keras.saving.load_model(folder / "model.keras", compile=False)
-    np.testing.assert_allclose(served.serve(given), network(given), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(served.serve(inputs), network(inputs), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.usefixtures("short_closing")
@@ -127,23 +127,26 @@ def test_one_stage_needs_the_one_before(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One line that names the batch."""
+    """The error is one line that names the batch."""
     far = ["optimizer.learning_rate=1e35", "train.schedule=constant"]
     with pytest.raises(UserError, match="not finite in .* epoch 1.* step 0; lower") as e:
         smoke("digits_adv", tmp_path, *far, stages=["train"])
     assert "\n" not in str(e.value)
     # So many times in all, not at each start.
-    for told in (1, 0):
+    for count in (1, 0):
         with pytest.raises(UserError, match="not finite"):
             smoke("digits_adv", tmp_path, *far, "train.rollbacks=1", stages=["train"])
-        assert capsys.readouterr().out.count("going on from there") == told
+        assert capsys.readouterr().out.count("going on from there") == count
 
 
 @pytest.mark.parametrize("schedule", slow_but(["guided", "cosine"], ["guided"]))
 def test_each_rollback_halves_the_rate_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, schedule: str
 ) -> None:
-    """The loss is not finite in batch 1 (no checkpoint yet) and, later, in batches 3 and 4."""
+    """Each rollback halves the learning rate once.
+
+    The loss is not finite in batch 1, before the first checkpoint, and later in batches 3 and 4.
+    """
     left = {1: 1, 3: 1, 4: 1}
     finite = checkpoint._finite
 
@@ -155,11 +158,11 @@ def test_each_rollback_halves_the_rate_once(
         return finite(logs, name)
 
     seen: list[int] = []
-    whole = checkpoint.Resume.on_train_batch_end
+    original = checkpoint.Resume.on_train_batch_end
 
     def counted(self: Any, batch: int, logs: Any = None) -> None:
         seen.append(self.current_epoch * self.steps + self.first + batch + 1)
-        whole(self, batch, logs)
+        original(self, batch, logs)
 
     monkeypatch.setattr(checkpoint, "_finite", once)
     monkeypatch.setattr(checkpoint.Resume, "on_train_batch_end", counted)

@@ -1,4 +1,4 @@
-"""Suites and comparisons by their commands, small."""
+"""Small suites and comparisons by their commands."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def test_a_suite_trains_attacks_and_reports_all_and_marks_what_fails(
     path.write_text(SUITE)
     done = command(str(path), "--smoke")
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    told = done.stderr.splitlines()[-1]
-    assert told.startswith("error: 1 of 2 runs failed: digits_natural (") and "loss" in told
+    message = done.stderr.splitlines()[-1]
+    assert message.startswith("error: 1 of 2 runs failed: digits_natural (") and "loss" in message
     assert "Black box" in done.stdout and "PGD-2" in done.stdout
 
     folder = tmp_path / "runs" / "mine"
@@ -64,8 +64,8 @@ def test_a_mistake_in_a_run_of_a_suite_is_told_before_anything_is_run(
     path.write_text("runs: [digits_adv, {config: digits_atlas, set: {method.alhpa: 1.0}}]")
     done = command(str(path))
     assert done.returncode == 2
-    (told,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert "atlas: " in told and "did you mean 'alpha'" in told
+    (message,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "atlas: " in message and "did you mean 'alpha'" in message
     path.write_text("runs: [digits_adv, digits_atlas_search]")
     done = command(str(path))
     assert done.returncode == 2 and "stages: expected attack_eval among them" in done.stderr
@@ -76,12 +76,15 @@ def test_a_mistake_in_a_run_of_a_suite_is_told_before_anything_is_run(
 def test_a_suite_whose_runs_are_all_refused_writes_nothing(
     command: Command, tmp_path: Path
 ) -> None:
-    """More images in a batch than there are is known once the data are read, by each run."""
+    """A suite whose runs are all refused writes nothing.
+
+    Each run notices only once the data are read that its batches are larger than the data set.
+    """
     path = tmp_path / "mine.yaml"
     path.write_text("set: {data.batch_size: 5000}\nruns: [digits_adv, digits_natural]")
     done = command(str(path))
     assert done.returncode == 2
-    told = done.stderr.splitlines()[-1]
-    assert told.startswith("error: mine: every run is refused; digits_adv: ")
-    assert "data.batch_size: expected at most the" in told
+    message = done.stderr.splitlines()[-1]
+    assert message.startswith("error: mine: every run is refused; digits_adv: ")
+    assert "data.batch_size: expected at most the" in message
     assert not (tmp_path / "runs").exists()

@@ -1,4 +1,4 @@
-"""Two processes of one cluster: the same result as one, and all stop where one dies."""
+"""Two processes of one cluster give the result of one process, and all stop if one dies."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FEW = ["train.epochs=3", "train.epsilon_ramp_epochs=1", "train.schedule=constant
 
 
 def cluster(count: int) -> list[str]:
-    """TF_CONFIG of each worker, on free ports."""
+    """Return the TF_CONFIG of each worker, on free ports."""
     sockets = [socket.socket() for _ in range(count)]
     for held in sockets:
         held.bind(("127.0.0.1", 0))

@@ -1,6 +1,7 @@
-"""The small fixed network on which the references were made: an adversarially trained digits CNN.
+"""The small fixed network of the references, an adversarially trained digits CNN.
 
-Its weights lie in references/network.npz; `tools/make_references.py` builds the same one in torch.
+Its weights are in references/network.npz; `tools/make_references.py` builds the same network in
+torch.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ EXAMPLES = 200  # the first of the test split
 
 
 def digits_network() -> keras.Model:
-    """Logits of 8x8x1 images in [0, 1]: two valid convolutions, two dense layers."""
+    """Return the network for 8x8x1 images in [0, 1], with two convolutions and two dense layers."""
     network = keras.Sequential(
         [
             keras.Input((8, 8, 1)),
@@ -37,6 +38,6 @@ def digits_network() -> keras.Model:
 
 
 def images() -> tuple[np.ndarray, np.ndarray]:
-    """Images [200, 8, 8, 1] in [0, 1] and labels [200] of the digits test split."""
+    """Return images [200, 8, 8, 1] in [0, 1] and labels [200] of the digits test split."""
     test = DATASETS["digits"]().load("test")
     return test.as_float()[:EXAMPLES], test.labels[:EXAMPLES]

@@ -36,8 +36,11 @@ def network() -> Any:
 def test_one_run_from_the_same_start(
     p: str, loss: str, network: Any, reference: dict[str, np.ndarray]
 ) -> None:
-    """The loss at every step, and the best image where the loss is not flat, of 40 images that
-    never leave. One may go its own way: where a gradient is tiny its sign hangs on rounding."""
+    """The loss at every step is that of the reference, for 40 images that stay in the batch.
+
+    The best images are compared where the loss is not flat. One image may differ, since rounding
+    decides the sign of a tiny gradient.
+    """
     run = {k: reference[f"{p}_{NAMES[loss]}_{k}"] for k in ("start", "values", "best", "value")}
     steps, threat, values = len(run["values"]) - 1, Threat(p, EPS[p]), []
     x, y = (tf.constant(a[:40]) for a in images())
@@ -65,7 +68,7 @@ FAST = [("linf", "targeted_dlr"), ("l2", "dlr"), ("l1", "cross_entropy")]
 def test_robust_accuracy(
     case: tuple[str, str], network: Any, reference: dict[str, np.ndarray]
 ) -> None:
-    """Of 200 images as many stay right as under the reference's seeds, or one more or fewer."""
+    """As many of 200 images stay right as under the reference's seeds, give or take one."""
     p, loss = case
     attack, (x, y) = APGD(loss=loss), images()
     craft = tf.function(attack.run, autograph=False)

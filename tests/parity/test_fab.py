@@ -1,4 +1,7 @@
-"""FAB against the public implementation: one run draws nothing at random, so paths compare."""
+"""FAB against the public implementation.
+
+One run draws nothing at random, so the paths are compared.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ def search(attack: FAB, threat: Threat) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("norm", EPS)
 def test_projections(reference: dict[str, np.ndarray], norm: str) -> None:
-    """The reference's, made in float64; 5 of the 60 hyperplanes miss the box."""
+    """Projections are those of the reference in float64. 5 of the 60 hyperplanes miss the box."""
     points, slope, value = (reference[name] for name in ("points", "slope", "value"))
     step = to_zero(points, slope, value, (0.0, 1.0), norm).numpy()
     np.testing.assert_allclose(step, reference[f"{norm}_step"], atol=1e-5)
@@ -41,8 +44,10 @@ def test_projections(reference: dict[str, np.ndarray], norm: str) -> None:
 def test_least_distances(
     reference: dict[str, np.ndarray], norm: str, settings: tuple[int, int | None]
 ) -> None:
-    """Within 0.01 % of the reference's for 98 % of the images: rounding sends a few paths
-    elsewhere, which changes the mean by less than 0.2 %."""
+    """For 98 % of the images the distance is within 0.01 % of the reference's.
+
+    Rounding changes the path of a few images, which changes the mean by less than 0.2 %.
+    """
     steps, targets = settings
     end = search(FAB(steps=steps, targets=targets), Threat(norm, 0.0))
     each = reference[f"{norm}_distance_{steps}" if targets else f"{norm}_untargeted"][:targets]
@@ -56,6 +61,6 @@ def test_least_distances(
 
 @pytest.mark.parametrize("norm", slow_but(EPS, ["linf"]))
 def test_who_is_broken(reference: dict[str, np.ndarray], norm: str) -> None:
-    """The whole attack, 100 steps towards each of nine classes."""
+    """The attack with 100 steps towards each of nine classes breaks the same images."""
     end = search(FAB(), Threat(norm, EPS[norm]))
     assert (end["broken"] != reference[f"{norm}_broken"]).sum() <= 1

@@ -1,4 +1,7 @@
-"""RayS as github.com/uclaml/RayS: the search is deterministic, so the distances are the same."""
+"""RayS against github.com/uclaml/RayS.
+
+The search is deterministic, so the distances are the same.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +17,20 @@ EXAMPLES = 50
 
 @pytest.mark.parametrize("queries", [200, 1000])
 def test_distances(queries: int) -> None:
-    """The nearest misclassified image among the first queries. The reference asks nothing about
-    the image itself, so we count one query more, and of no use where that is misclassified. On
-    another processor rounding may turn one trial at the boundary, and the search after it: two
-    examples may differ."""
+    """The nearest misclassified image within the first queries is as far as in the reference.
+
+    The reference does not query the image itself, so we count one query more, and none are used if
+    the image is misclassified. On another processor, rounding may change one trial at the boundary
+    and the search after it, so two examples may differ.
+    """
     with np.load(REFERENCES / "rays.npz") as saved:
         expected = saved[f"distance_{queries}"]
     network, (x, y) = digits_network(), (array[:EXAMPLES] for array in images())
     search = tf.function(RayS(queries=queries).nearest, autograph=False)
-    found = search(network, tf.constant(x), tf.constant(y, tf.int32), (0.0, 1.0))
+    result = search(network, tf.constant(x), tf.constant(y, tf.int32), (0.0, 1.0))
     right = np.argmax(network(x), axis=1) == y
     assert right.sum() == 49
-    np.testing.assert_array_equal(found.queries, np.where(right, queries + 1, 1))
-    error = np.abs(found.distance - expected)
+    np.testing.assert_array_equal(result.queries, np.where(right, queries + 1, 1))
+    error = np.abs(result.distance - expected)
     assert np.sort(error)[-3] < 1e-3
-    assert np.mean(found.distance) == pytest.approx(expected.mean(), abs=1e-3)  # the ADBD
+    assert np.mean(result.distance) == pytest.approx(expected.mean(), abs=1e-3)  # the ADBD

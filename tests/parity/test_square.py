@@ -1,4 +1,4 @@
-"""Square Attack as in github.com/fra31/auto-attack: the schedule exactly, the results as a draw."""
+"""Square Attack against github.com/fra31/auto-attack: the same schedule and comparable results."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ def test_the_sides(saved: Mapping[str, np.ndarray], norm: str) -> None:
 @pytest.mark.parametrize("side", [1, 3, 4, 5, 8])
 @pytest.mark.parametrize("norm", ["l2", "l1"])
 def test_the_patterns(saved: Mapping[str, np.ndarray], norm: str, side: int) -> None:
-    """Which of its two turns the reference drew is chance."""
+    """The pattern is one of the two orientations between which the reference draws."""
     ours, theirs = pattern(side, norm), saved[f"{norm}_pattern_{side}"]
     assert min(np.abs(ours - theirs).max(), np.abs(ours.T - theirs).max()) < 1e-6
 
 
 @pytest.mark.parametrize("norm", EPS)
 def test_robust_accuracy(saved: Mapping[str, np.ndarray], norm: str) -> None:
-    """1000 windows; the mean of three draws lies between the reference's least and most of three.
+    """The mean of three draws of 1000 windows is in the range of the reference's three draws.
 
-    Two examples more either way: three draws seldom span what a fourth will be.
+    The range is widened by two examples, since a fourth draw often leaves that of three.
     """
     network, (x, y) = digits_network(), images()
     x, y = np.tile(x, [3, 1, 1, 1]), np.tile(y, 3)  # every row of a batch has its own draws

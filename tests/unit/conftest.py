@@ -14,9 +14,10 @@ HERE = Path(__file__).resolve().parent
 
 @pytest.fixture(scope="session")
 def linear() -> Callable[..., Any]:
-    """linear(W, power=1): the network z = (x W)^power of images [2, 2, 1] seen as vectors [4].
+    """Return a function linear(W, power=1) that builds the network z = (x W)^power.
 
-    Its Jacobian is W^T for power 1, and 2 diag(x W) W^T for power 2.
+    Images [2, 2, 1] are seen as vectors [4]. The Jacobian is W^T for power 1 and 2 diag(x W) W^T
+    for power 2.
     """
     import keras
 

@@ -1,7 +1,8 @@
 """APGD against closed forms.
 
-A linear network's nearest wrong image in an Lp ball lies at margin / dual norm of the difference
-of two columns. Images are scaled so that this distance is 1: logits without a bias scale with them.
+A linear network's nearest wrong image in an Lp ball lies at margin / dual norm of the difference of
+two columns. Images are scaled so that this distance is 1, because logits without a bias scale with
+them.
 """
 
 from __future__ import annotations
@@ -28,9 +29,11 @@ LOSSES = ["cross_entropy", "dlr", "margin", "targeted_dlr"]
 
 
 def at_distance_1(p: str, classes: int, low: int = 0) -> tuple[Any, np.ndarray, np.ndarray]:
-    """A linear network of `classes` and `low` more that never win, 20 images at distance 1 from
-    its nearest border, labels. Of two classes, two pixels count most and alike: APGD for L1 moves
-    two at least."""
+    """Return a linear network, 20 images at distance 1 from its nearest class boundary, and labels.
+
+    The network has `classes` classes and `low` more whose logits never win. With two classes, two
+    pixels matter most and equally, so APGD for L1 moves at least two.
+    """
     rng = np.random.default_rng(3)
     w = rng.normal(size=(4, classes)).astype("float32")
     w[:, 1] = w[:, 0] + [2.0, -2.0, 0.5, 1.0] if classes == 2 else w[:, 1]
@@ -85,7 +88,10 @@ def test_finds_the_nearest_wrong_image(p: str, loss: str, classes: int, low: int
 
 
 def test_targets_are_the_likely_classes_in_turn() -> None:
-    """The border to the second most likely class is far away, that to the third near."""
+    """The targets are the likely classes in turn.
+
+    The boundary to the second most likely class is far away, that to the third is near.
+    """
 
     def network(x: Any) -> Any:
         t = tf.reshape(x, [-1])
@@ -105,7 +111,10 @@ def test_targets_are_the_likely_classes_in_turn() -> None:
     ("p", "loss"), [*(("linf", loss) for loss in LOSSES), ("l2", "dlr"), ("l1", "dlr")]
 )
 def test_the_record_is_true(p: str, loss: str) -> None:
-    """Inside ball and box; success where misclassified; elsewhere the margin has grown."""
+    """Images stay inside ball and box, and success is true where they are misclassified.
+
+    The median margin of the other images has grown.
+    """
     (x, y), threat = curved_images(), Threat(p, {"linf": 0.02, "l2": 0.03, "l1": 0.05}[p])
     done = run(APGD(loss=loss, steps=10), curved, x, y, threat)
     assert (threat.distance(done.images, x).numpy() <= threat.eps + 1e-6).all()
@@ -119,7 +128,10 @@ def test_the_record_is_true(p: str, loss: str) -> None:
 
 @pytest.mark.parametrize("p", NORMS)
 def test_who_is_broken_does_not_change_the_others(p: str) -> None:
-    """Wrong labels break every second image at once: returned as it is, after one look."""
+    """Broken examples do not affect the others.
+
+    Every second image has a wrong label and is returned unchanged after one query.
+    """
     (x, y), threat = curved_images(20), Threat(p, 0.02)
     attack = APGD(loss="targeted_dlr", targets=2, steps=6)
     some = tf.where(tf.range(20) % 2 == 0, y, (y + 1) % 5)
@@ -134,7 +146,7 @@ def test_who_is_broken_does_not_change_the_others(p: str) -> None:
 
 @pytest.mark.parametrize("p", NORMS)
 def test_graph_and_eager_agree(p: str) -> None:
-    """The graph knows neither the batch's size nor its values."""
+    """The graph is traced without the size of the batch and without its values."""
     (x, y), threat, attack = curved_images(), Threat(p, 0.02), APGD(steps=10)
 
     @tf.function(
@@ -157,7 +169,10 @@ def test_eps_zero_is_the_image(p: str) -> None:
 
 
 def test_restarts_are_never_worse() -> None:
-    """The first start is that of one restart; what broke an example there stays broken."""
+    """More restarts break at least as many.
+
+    The first start is that of one restart, and an example that it broke stays broken.
+    """
     (x, y), threat = curved_images(), Threat("linf", 0.02)
     one, more = (
         run(APGD(steps=5, restarts=n, loss="margin"), curved, x, y, threat) for n in (1, 5)
@@ -195,7 +210,7 @@ def test_passes_through_the_network(attack: APGD, p: str, passes: int) -> None:
 
 @pytest.mark.parametrize("p", NORMS)
 def test_nan_gradients_leave_finite_images(p: str) -> None:
-    """The gradient of where(t > 0.5, sqrt(t - 0.5), 0) is NaN at t = 0.2, its value is not."""
+    """The gradient of where(t > 0.5, sqrt(t - 0.5), 0) at t = 0.2 is NaN, but its value is not."""
 
     def network(x: Any) -> Any:
         t, u = x[:, 0, 0, 0], x[:, 0, 1, 0]
@@ -218,7 +233,10 @@ def test_nan_logits_count_as_broken() -> None:
 
 
 def test_the_gradient_is_the_mean_of_its_draws() -> None:
-    """Draws k = 1, 2, 3 of k * x: mean gradient 2; value and success are the last draw's."""
+    """The draws are k * x with k = 1, 2, 3.
+
+    The mean gradient is 2; value and success are those of the last draw.
+    """
     draws = []
 
     def look(x: Any, row: Any) -> Any:
@@ -233,16 +251,19 @@ def test_the_gradient_is_the_mean_of_its_draws() -> None:
 
 
 def test_checkpoints() -> None:
-    """Those of the paper for 100 steps: w_j = ceil(p_j * 100), here 22, 41, 57, ..."""
-    found = intervals(100)
-    assert np.flatnonzero(found).tolist() == [22, 41, 57, 70, 80, 87, 93, 99]
-    assert np.cumsum([n for n in found if n]).tolist() == [22, 41, 57, 70, 80, 87, 93, 99]
+    """Checkpoints for 100 steps are those of the paper: w_j = ceil(p_j * 100), 22, 41, 57, ..."""
+    result = intervals(100)
+    assert np.flatnonzero(result).tolist() == [22, 41, 57, 70, 80, 87, 93, 99]
+    assert np.cumsum([n for n in result if n]).tolist() == [22, 41, 57, 70, 80, 87, 93, 99]
     assert intervals(3) == [0, 1, 1, 1]  # every step where a percentage is less than one
 
 
 def test_steps_are_halved_by_hand() -> None:
-    """At k = 22 of 100 steps: of the 22 before, at most 16.5 rose, or the best loss did not change
-    since the last checkpoint and the step was not halved there."""
+    """The step size is halved at checkpoints by two conditions.
+
+    At k = 22 of 100 steps: at most 16.5 of the 22 steps before raised the loss, or the best loss
+    has not changed since the last checkpoint and the step size was not halved there.
+    """
     rule = Halving(Threat("linf", 0.1), 100, 0.75)
     rises = [15.0, 16.0, 20.0, 20.0, 20.0]  # and the last step rises in all but the first
     value = tf.constant([0.0, 1.0, 1.0, 1.0, 1.0])
@@ -276,8 +297,11 @@ def test_steps_are_halved_by_hand() -> None:
 
 
 def test_momentum_by_hand() -> None:
-    """From 0.2, before that 0.1, step 0.05 upwards: 0.2 + 0.75 * 0.05 + 0.25 * 0.1 = 0.2625; from
-    the start no momentum; eps = 0.2 around 0 stops it."""
+    """The momentum step from 0.2, with 0.1 before it and step 0.05, ends at 0.2625.
+
+    This is 0.2 + 0.75 * 0.05 + 0.25 * 0.1. There is no momentum at the start, and the ball around 0
+    stops the step at eps = 0.2.
+    """
     one = tf.ones([1, 1, 1, 1])
     state = {"x": 0 * one, "x_adv": 0.2 * one, "before": 0.1 * one, "step": tf.constant([0.05])}
     for eps, k, end in ((1.0, 3, 0.2625), (1.0, 0, 0.25), (0.2, 3, 0.2)):
@@ -287,8 +311,11 @@ def test_momentum_by_hand() -> None:
 
 
 def test_l1_steps_by_hand() -> None:
-    """The best images now change 1, 2 and 1 of 4 pixels, instead of 2, 2 and 1: where they are
-    clearly fewer the step is eps again, from the best image; elsewhere / 1.5, at least eps / 10."""
+    """The best images change 1, 2 and 1 of 4 pixels, instead of 2, 2 and 1 before.
+
+    Where they are clearly fewer, the step is eps again from the best image; elsewhere it is divided
+    by 1.5, but is at least eps / 10.
+    """
     rule = Sparse(Threat("l1", 3.0), tf.constant(10))
     best = [[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]]
     best = tf.reshape(tf.constant(best), [3, 2, 2, 1])
@@ -322,15 +349,15 @@ def test_sparse_sign() -> None:
 def test_too_few_classes_for_dlr(
     loss: str, classes: int, replaced: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The margin instead, one run a restart, and a line that says so."""
-    told: list[str] = []
-    monkeypatch.setattr(logging, "warning", lambda text, *values: told.append(text % values))
+    """With too few classes, the margin is used in one run per restart, and one line says so."""
+    messages: list[str] = []
+    monkeypatch.setattr(logging, "warning", lambda text, *values: messages.append(text % values))
     network, x, y = at_distance_1("linf", classes)
     threat = Threat("linf", 0.9, WIDE)
     done = run(APGD(loss=loss, steps=5), network, x, y, threat)
     margin = run(APGD(loss="margin", steps=5), network, x, y, threat)
     text = f"apgd: loss {loss} needs {4 if loss == 'targeted_dlr' else 3} classes, the network has"
-    assert told == ([f"{text} {classes}: the margin is used instead"] if replaced else [])
+    assert messages == ([f"{text} {classes}: the margin is used instead"] if replaced else [])
     if replaced:
         np.testing.assert_array_equal(done.images, margin.images)
 

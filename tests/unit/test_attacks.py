@@ -68,7 +68,7 @@ def test_pgd_reaches_the_linf_optimum(network: Any, loss: str, start: str) -> No
 
 
 def test_pgd_reaches_the_l2_optimum(network: Any) -> None:
-    """A step s shrinks what is left of the start by eps / (eps + s): here by 11, ten times."""
+    """Each step s shrinks the error of the start by eps / (eps + s), here ten times by 11."""
     x_adv = run(PGD(steps=10, step_size=5.0), network, Threat("l2", 0.5, WIDE))
     np.testing.assert_allclose(x_adv, X + 0.5 * UNIT, atol=1e-4)
 
@@ -100,7 +100,7 @@ def test_each_example_has_its_eps(network: Any) -> None:
 
 
 def test_step_size() -> None:
-    """One step of 0.02 from x; by default 2.5 eps / steps."""
+    """One step moves by 0.02; the default step size is 2.5 eps / steps."""
     up = lambda x: tf.stack([tf.zeros(len(x)), x[:, 0, 0, 0] - 5.0], axis=1)  # noqa: E731
     zeros, threat = np.zeros((1, 1, 1, 1), np.float32), Threat("linf", 0.3)
     for attack, moved in (
@@ -114,7 +114,10 @@ def test_step_size() -> None:
 
 
 def stripe(low: float, high: float) -> Callable[[Any], Any]:
-    """Logits of one pixel: class 1 wins on [low, high] only, yet its gradient is +1 everywhere."""
+    """Return logits of one pixel.
+
+    Class 1 wins on [low, high] only, yet its gradient is +1 everywhere.
+    """
 
     def logits(x: Any) -> Any:
         t = tf.reshape(x, [-1])
@@ -145,8 +148,12 @@ def test_any_success_is_kept(success: str, low: float, high: float, end: float) 
 
 @pytest.mark.parametrize("attack", [PGD(steps=4, success="any"), MultiTargeted(steps=4)])
 def test_a_random_start_that_is_misclassified_is_a_success(attack: Any) -> None:
-    """Wrong below the image, where half of the starts lie, and the gradient leads upwards: those
-    end at their start, after one pass (two with the look at the clean image), as APGD's do."""
+    """A misclassified random start counts as a success.
+
+    The network is wrong below the image, where half of the starts are, and the gradient leads
+    upwards. These examples end at their start after one pass, or two with the query of the clean
+    image, as in APGD.
+    """
 
     def logits(x: Any) -> Any:
         t = tf.reshape(x, [-1])
@@ -167,7 +174,10 @@ def test_a_random_start_that_is_misclassified_is_a_success(attack: Any) -> None:
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "margin", "kl"])
 def test_restarts_are_never_worse(curved: Any, loss: str) -> None:
-    """The first start is that of one restart; what broke an example there stays broken."""
+    """More restarts break at least as many.
+
+    The first start is that of one restart, and an example that it broke stays broken.
+    """
     rng, threat = np.random.default_rng(6), Threat("linf", 0.05)
     x = rng.random((200, 2, 2, 1)).astype("float32")
     y = tf.argmax(curved(x), axis=1, output_type=tf.int32).numpy()
@@ -185,8 +195,10 @@ def test_restarts_are_never_worse(curved: Any, loss: str) -> None:
 
 
 def test_restarts_keep_the_one_that_broke_the_example() -> None:
-    """Flat logits that class 1 wins on [0.5, 0.6] only: the value is lower there than elsewhere, a
-    restart that falls into the stripe is kept nevertheless."""
+    """A restart that falls into the stripe is kept although its loss is lower.
+
+    The logits are flat and class 1 wins on [0.5, 0.6] only.
+    """
 
     def logits(x: Any) -> Any:
         t = tf.reshape(x, [-1])
@@ -214,7 +226,7 @@ def test_the_seed_is_all_the_randomness(curved: Any) -> None:
 
 
 def test_kl_has_no_gradient_at_the_image(curved: Any) -> None:
-    """KL(p(x) || p(x')) is at its minimum at x' = x; from a random start it grows."""
+    """KL(p(x) || p(x')) has its minimum at x' = x and grows from a random start."""
     threat, start, x = Threat("linf", 0.1), noise.fold(SEED, 0), tf.constant(X)
     with tf.GradientTape() as tape:
         tape.watch(x)
@@ -260,7 +272,7 @@ def test_one_trace_serves_every_eps_and_seed(curved: Any) -> None:
 
 
 def test_maximise_an_objective() -> None:
-    """sum(c x) has its maximum at x + eps * sign(c); nothing flows back through the result."""
+    """The maximum of sum(c x) is at x + eps * sign(c), and no gradient flows through the result."""
     x, threat = tf.constant(X), Threat("linf", 0.1, WIDE)
     c = tf.constant(np.random.default_rng(1).normal(size=X.shape).astype("float32"))
     with tf.GradientTape() as tape:
@@ -280,7 +292,7 @@ def test_arrays_and_any_integer_labels_will_do(network: Any) -> None:
 
 
 def test_nan_gradients_leave_finite_images() -> None:
-    """sqrt(x - 0.5) is NaN below 0.5: those pixels stay where they are."""
+    """sqrt(x - 0.5) is NaN below 0.5, and those pixels do not move."""
     nan = lambda x: tf.stack([tf.sqrt(x[:, 0, 0, 0] - 0.5), x[:, 0, 0, 0]], axis=1)  # noqa: E731
     x = np.array([0.2, 0.9], np.float32).reshape(2, 1, 1, 1)
     for norm in ("linf", "l2"):

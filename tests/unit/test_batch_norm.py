@@ -61,8 +61,8 @@ def test_the_loss_moves_the_averages_as_in_the_authors_code(name: str) -> None:
     for images in PASSES[name]:
         expected = 0.9 * expected + 0.1 * means[images]
     model.gradients(batch)
-    found = model.network.layers[1].moving_mean.numpy()
-    np.testing.assert_allclose(found, [expected], rtol=1e-5)
+    result = model.network.layers[1].moving_mean.numpy()
+    np.testing.assert_allclose(result, [expected], rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["nfgsm", "iaat", "gradalign", "mma"])

@@ -1,4 +1,4 @@
-"""The check of a GPU goes on after what fails, ends in time, and its page says all of it."""
+"""The check of a GPU continues after failures, ends in time, and its page reports everything."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ def test_the_page_has_a_row_for_each_step() -> None:
 
 def test_the_page_has_starts_and_what_tensorflow_said() -> None:
     noisy = START | {"tensorflow_said": ["E0000 layout failed"], "first_epoch_seconds": None}
-    found = {"first start": START, "second start": noisy, "programs kept": 3, "bytes kept": 2e6}
-    text = page(pipeline={"title": "Pipeline", "took": 1.0} | found)
+    results = {"first start": START, "second start": noisy, "programs kept": 3, "bytes kept": 2e6}
+    text = page(pipeline={"title": "Pipeline", "took": 1.0} | results)
     assert "| first start | 0 | 60 | 31.2 | train, attack" in text
     assert "3 files, 2.0 MB" in text and "E0000 layout failed" in text
 
@@ -107,7 +107,7 @@ def test_a_section_that_fails_is_a_line(check: check_gpu.Check) -> None:
         "second": check_gpu.Section("Second", 60, lambda check, seconds: {"seconds": seconds}),
     }
     written: list[list[str]] = []
-    results = check_gpu.run(sections, check, 100, lambda found: written.append(list(found)))
+    results = check_gpu.run(sections, check, 100, lambda result: written.append(list(result)))
     assert results["first"]["failed"] == "ValueError: no such device"
     assert results["second"]["seconds"] == 60  # no more than its own
     assert written == [["first"], ["first", "second"]]
@@ -124,21 +124,21 @@ def test_a_section_gets_what_is_left_or_is_skipped(
         return {"seconds": seconds}
 
     sections = {name: check_gpu.Section(name, 70, slow) for name in "abc"}
-    told: list[Mapping[str, Any]] = []
-    results = check_gpu.run(sections, check, 95, told.append)
+    calls: list[Mapping[str, Any]] = []
+    results = check_gpu.run(sections, check, 95, calls.append)
     assert [results[name].get("seconds") for name in "abc"] == [70, 50, None]
     assert results["c"]["skipped"].startswith("no time was left")
-    assert len(told) == 3
+    assert len(calls) == 3
 
 
 def test_a_tool_that_is_ended_leaves_what_it_found(check: check_gpu.Check, tmp_path: Path) -> None:
-    """And one that fails leaves its last line."""
+    """A tool that is ended leaves its results so far, and one that fails leaves its last line."""
     slow, broken = tmp_path / "slow.py", tmp_path / "broken.py"
     text = "import sys, time\nopen(sys.argv[-1], 'w').write('{\"a\": 1}')\n"
     slow.write_text(text + "time.sleep(60)\n")
     broken.write_text(text + "sys.exit('no card')\n")
-    found = check.tools([[str(slow)], [str(broken)]], 2.0)
-    assert found[0]["a"] == found[1]["a"] == 1
-    assert "unfinished" in found[0]["ended"]
-    assert found[1]["failed"] == "exit code 1: no card"
-    json.dumps(found)
+    results = check.tools([[str(slow)], [str(broken)]], 2.0)
+    assert results[0]["a"] == results[1]["a"] == 1
+    assert "unfinished" in results[0]["ended"]
+    assert results[1]["failed"] == "exit code 1: no card"
+    json.dumps(results)

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent, and what ends a run early."""
+"""Checkpoints are complete or absent, and what ends a run early."""
 
 from __future__ import annotations
 

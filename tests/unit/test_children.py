@@ -1,4 +1,4 @@
-"""Signals to a suite whose runs take a while to save: real processes."""
+"""Signals to a suite of real processes that take a while to save."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def wait(ready: Callable[[], object]) -> None:
 
 @pytest.fixture
 def begun(tmp_path: Path) -> Callable[[float], subprocess.Popen[str]]:
-    """Starts the suite, whose runs save for so many seconds, and waits for two of them."""
+    """Start the suite, whose runs save for this many seconds, and wait until two of them run."""
 
     def start(seconds: float) -> subprocess.Popen[str]:
         (tmp_path / "child.py").write_text(CHILD)

@@ -1,4 +1,4 @@
-"""The commands: what is answered before TensorFlow is imported, and what importing them changes."""
+"""Commands: mistakes are answered before TensorFlow is imported; importing has no effects."""
 
 from __future__ import annotations
 

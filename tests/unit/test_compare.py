@@ -1,4 +1,4 @@
-"""Runs side by side: the table, the differences beyond chance, the Pareto front, the page."""
+"""The comparison of runs: the table, significant differences, the Pareto front, the page."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tfrobust.report.text import NOTHING
 
 
 def made(path: Path, clean: int, attacked: int, **config: Any) -> Path:
-    """A run on 10 images, of which the first `clean` are right, and so many under PGD-20."""
+    """Return a run on 10 images of which the first `clean` are right, and so many under PGD-20."""
     run = make_run(path, **config)
     row = {"name": "PGD-20", "examples": 10, "robust_accuracy": attacked / 10}
     change(run, clean_accuracy=clean / 10, robust_accuracy=attacked / 10, attacks=[row])
@@ -70,10 +70,10 @@ def test_a_row_a_label_with_mean_and_spread(tmp_path: Path) -> None:
 def test_mcnemar_by_hand() -> None:
     first, second = np.zeros(20, bool), np.zeros(20, bool)
     first[:10], second[10:12] = True, True
-    found = difference(first, second)
-    assert (found.n, found.gained, found.lost, found.points) == (20, 10, 2, 0.4)
+    result = difference(first, second)
+    assert (result.n, result.gained, result.lost, result.points) == (20, 10, 2, 0.4)
     # Twice the chance of at most 2 heads in 12 throws: 2 (1 + 12 + 66) / 4096.
-    assert found.p == pytest.approx(158 / 4096) and found.beyond_chance
+    assert result.p == pytest.approx(158 / 4096) and result.beyond_chance
     assert difference(first, first).p == 1.0
 
 
@@ -90,7 +90,7 @@ def test_differences_are_on_the_images_that_both_saw(tmp_path: Path) -> None:
 
 
 def test_the_paired_test_is_of_the_same_images_and_labels(tmp_path: Path) -> None:
-    """Other labels, another order and unknown images are refused; fewer of the same are not."""
+    """Other labels, another order and unknown images are refused, but not fewer of the same."""
     one, other = made(tmp_path / "one", 10, 9), made(tmp_path / "other", 10, 1)
     flags, images = Flags.load(one), np.random.default_rng(0).random((10, 2, 2, 1), np.float32)
     rows = measured(named([one, other]))
@@ -117,7 +117,10 @@ def test_the_paired_test_is_of_the_same_images_and_labels(tmp_path: Path) -> Non
 
 
 def test_names_of_data_and_of_attacks_are_no_proof(tmp_path: Path) -> None:
-    """The same images of other names compare; an attack of other settings is no shared one."""
+    """The same images with other names are comparable.
+
+    An attack with other settings is not shared.
+    """
     one, other = made(tmp_path / "one", 10, 9), made(tmp_path / "other", 10, 1)
     change(other, data={"name": "copied", "split": "test"})
     assert differences(measured(named([one, other]))).rows[0][2].startswith("+80.0")

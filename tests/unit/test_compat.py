@@ -1,4 +1,4 @@
-"""The private APIs of Keras and KerasTuner that `tfrobust._compat` reaches are there and are used.
+"""The private functions of Keras and KerasTuner that `tfrobust._compat` uses exist and are used.
 
 A release without one of them fails here, with its name.
 """
@@ -80,7 +80,7 @@ def test_keras_still_has_compile_metrics() -> None:
     ],
 )
 def test_keras_still_calls(name: str, use: Callable[[Any], Any]) -> None:
-    """A hook that Keras no longer calls would be overridden in vain."""
+    """Keras still calls each hook that we override."""
     model = compiled(_compat.HookedModel)
     original = getattr(_compat.HookedModel, name)
     with mock.patch.object(_compat.HookedModel, name, autospec=True, side_effect=original) as hook:
@@ -124,7 +124,7 @@ def test_the_loss_is_averaged_in_loss_mean() -> None:
 
 
 def test_callbacks_ask_a_metric_for_its_direction() -> None:
-    """Of a metric whose name says nothing."""
+    """Callbacks ask a metric for its direction if the name does not tell it."""
 
     class Metrics(_compat.CompileMetrics):
         metrics = property(lambda self: [metric])

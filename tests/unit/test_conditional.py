@@ -1,4 +1,4 @@
-"""Once-for-all networks and their training: layers by hand, lambdas as drawn."""
+"""Once-for-all networks and their training: layers computed by hand, and the drawn lambdas."""
 
 from __future__ import annotations
 
@@ -33,23 +33,23 @@ THREAT = Threat("linf", 0.1)
 
 
 def test_dual_batchnorm_is_one_batchnorm_for_each_kind() -> None:
-    """Trained on a shuffled mixture it is two of Keras's, each on the examples of its kind."""
+    """Trained on a mixture, it is two of Keras's BatchNorms, each on the examples of one kind."""
     x = RNG.normal(1.0, 2.0, (12, 3, 3, 5)).astype("float32")
     strength = RNG.permutation([0.0] * 5 + [0.3] * 3 + [1.0] * 4).astype("float32")
     dual = DualBatchNorm()
     plain = [keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5) for _ in range(2)]
     for _ in range(3):
-        found = dual([x, strength], training=True).numpy()
+        result = dual([x, strength], training=True).numpy()
         for kind, layer in enumerate(plain):
             mine = (strength > 0) == kind
-            np.testing.assert_allclose(found[mine], layer(x[mine], training=True), atol=1e-5)
+            np.testing.assert_allclose(result[mine], layer(x[mine], training=True), atol=1e-5)
             np.testing.assert_allclose(dual.moving_mean[kind], layer.moving_mean, rtol=1e-5)
             spread = layer.moving_variance
             np.testing.assert_allclose(dual.moving_variance[kind], spread, rtol=1e-4)
-    found = dual([x, strength]).numpy()
+    result = dual([x, strength]).numpy()
     for kind, layer in enumerate(plain):
         mine = (strength > 0) == kind
-        np.testing.assert_allclose(found[mine], layer(x[mine]), atol=1e-5)
+        np.testing.assert_allclose(result[mine], layer(x[mine]), atol=1e-5)
 
 
 def test_dual_batchnorm_without_examples_of_a_kind() -> None:
@@ -64,12 +64,12 @@ def test_film_by_hand() -> None:
     x, code = RNG.normal(size=(3, 2, 2, 2)), RNG.normal(size=(3, 4))
     x, code = x.astype("float32"), code.astype("float32")
     layer = FiLM()
-    found = layer([x, code])
+    result = layer([x, code])
     w1, b1, w2, b2 = (weight.numpy() for weight in layer.weights)
     leaky = lambda v: np.where(v > 0, v, 0.01 * v)  # noqa: E731
     made = leaky(leaky(code @ w1 + b1) @ w2 + b2)
     mu, sigma = (part[:, None, None] for part in np.split(made, 2, axis=1))
-    np.testing.assert_allclose(found, x * mu + sigma, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(result, x * mu + sigma, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("encoding", ["random", "dct", "onehot", "none"])
@@ -127,15 +127,15 @@ def batch_of(model: Any, size: int) -> dict[str, tf.Tensor]:
 
 
 def test_lambdas_are_drawn_as_the_paper_says() -> None:
-    """ceil(B / 3) zeros; the others evenly from the rest, in any order."""
+    """ceil(B / 3) lambdas are 0 and the others are drawn evenly from the rest, in any order."""
     model, places = conditional(), Counter()
     drawn: Counter[float] = Counter()
     for step in range(40):
         model.step.assign(step)
-        found = model.perturb(batch_of(model, 10))["strength"].numpy()
-        assert (found == 0).sum() == 4
-        drawn.update(np.round(found.astype(float), 3))
-        places.update(np.flatnonzero(found == 0))
+        result = model.perturb(batch_of(model, 10))["strength"].numpy()
+        assert (result == 0).sum() == 4
+        drawn.update(np.round(result.astype(float), 3))
+        places.update(np.flatnonzero(result == 0))
     assert set(drawn) == set(LAMBDAS) and abs(drawn[0.2] - drawn[1.0]) < 60
     assert len(places) == 10
 
@@ -148,15 +148,18 @@ def test_no_attack_is_spent_on_lambda_0(monkeypatch: pytest.MonkeyPatch) -> None
         "run",
         lambda self, inputs, mode: (sizes.add(len(inputs["image"])), run(self, inputs, mode))[1],
     )
-    found = model.perturb(batch)
-    untouched = (found["adv"].numpy() == batch["image"].numpy()).all(axis=(1, 2, 3))
-    np.testing.assert_array_equal(untouched, found["strength"].numpy() == 0)
+    result = model.perturb(batch)
+    untouched = (result["adv"].numpy() == batch["image"].numpy()).all(axis=(1, 2, 3))
+    np.testing.assert_array_equal(untouched, result["strength"].numpy() == 0)
     assert sizes == {6}
 
 
 def test_the_loss_at_one_lambda_is_that_of_its_ends() -> None:
-    """lambda 0 is natural training of the network at 0, lambda 1 adversarial training at 1, and
-    between them it is adversarial training of that clean weight."""
+    """The loss at one lambda is that of natural and adversarial training at this lambda.
+
+    At 0 it is natural training, at 1 adversarial training, and between them adversarial training
+    with this clean weight.
+    """
     model = conditional()
     batch = batch_of(model, 6)
     batch["adv"] = THREAT.random_start(batch["image"], [0, 1])
@@ -171,9 +174,9 @@ def test_the_loss_at_one_lambda_is_that_of_its_ends() -> None:
         (0.2, Adv, {"clean_weight": 0.8}),
         (1.0, Adv, {}),
     ):
-        found = model.robust_loss(batch | {"strength": tf.fill([6], value)})["loss"]
+        result = model.robust_loss(batch | {"strength": tf.fill([6], value)})["loss"]
         expected = cls(ends(value), threat=THREAT, **terms).robust_loss(batch)["loss"]
-        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_network_without_lambda_is_refused() -> None:
@@ -189,7 +192,7 @@ def test_a_network_without_lambda_is_refused() -> None:
 
 
 def test_the_export_takes_both_inputs(tmp_path: Path) -> None:
-    """It gives the network's logits at any lambda, and the gradient that attacks need."""
+    """The export gives the network's logits at any lambda, and the gradient that attacks need."""
     network = small_cnn((8, 8, 1), 3, lambdas=LAMBDAS, **SMALL["small_cnn"])
     x = RNG.random((3, 8, 8, 1)).astype("float32")
     export(network, tmp_path / "saved", x)
@@ -199,13 +202,13 @@ def test_the_export_takes_both_inputs(tmp_path: Path) -> None:
         assert loaded.strength == 1.0
         for strength in LAMBDAS:
             at = dataclasses.replace(loaded, strength=strength)
-            given = {"image": tf.constant(x), "strength": tf.fill([3], strength)}
+            inputs = {"image": tf.constant(x), "strength": tf.fill([3], strength)}
             slopes = []
-            for function, images in ((at, given["image"]), (network, given)):
+            for function, images in ((at, inputs["image"]), (network, inputs)):
                 with tf.GradientTape() as tape:
-                    tape.watch(given["image"])
+                    tape.watch(inputs["image"])
                     logits = function(images)
                     total = tf.reduce_sum(logits[:, 0])
-                slopes.append((logits, tape.gradient(total, given["image"])))
-            for found, expected in zip(*slopes, strict=True):
-                np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+                slopes.append((logits, tape.gradient(total, inputs["image"])))
+            for result, expected in zip(*slopes, strict=True):
+                np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-5)

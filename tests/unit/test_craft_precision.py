@@ -1,4 +1,4 @@
-"""Attacks that search in a lower precision than the one that decides."""
+"""Attacks that search in a lower precision than the network that decides."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ THREAT = Threat("linf", 0.15)
 
 @pytest.fixture(scope="module")
 def digits() -> tuple[keras.Model, np.ndarray, np.ndarray]:
-    """A network trained a little, and 200 test images."""
+    """Return a briefly trained network and 200 test images."""
     keras.utils.set_random_seed(0)
     train, test = (open_digits().load(split) for split in ("train", "test"))
     network = small_cnn((8, 8, 1), 10, filters=[8], pool=False)
@@ -35,8 +35,11 @@ def digits() -> tuple[keras.Model, np.ndarray, np.ndarray]:
 
 
 def test_what_the_search_is_wrong_about_is_attacked_again(digits: Any) -> None:
-    """A search that takes every image for misclassified at once finds nothing: what is left is
-    what a search on the network itself leaves."""
+    """Images on which the search is wrong are attacked again.
+
+    A search that takes every image for misclassified breaks none itself, so the result is that of a
+    search on the network itself.
+    """
     network, x, y = digits
     attack = PGD(steps=5, success="any")
     alone = craft(network, x, y, attack, THREAT)
@@ -48,7 +51,10 @@ def test_what_the_search_is_wrong_about_is_attacked_again(digits: Any) -> None:
 
 @pytest.mark.slow
 def test_bfloat16_leaves_what_float32_leaves(digits: Any) -> None:
-    """Within one of 200 images, under attacks that stop at the first success."""
+    """As many of 200 images stay right as in float32, give or take one.
+
+    The attacks stop at the first success.
+    """
     network, x, y = digits
     # Of the standard length: shorter attacks leave more to chance, and differ by as much from one
     # seed to the next.
@@ -63,7 +69,10 @@ def test_bfloat16_leaves_what_float32_leaves(digits: Any) -> None:
 
 
 def test_the_record_says_what_was_searched_in(digits: Any, tmp_path: Path) -> None:
-    """And results of one precision are not gone on with in the other."""
+    """The record has the precision of the search.
+
+    Results of one precision are not reused in another.
+    """
     network, x, y = digits
     network.save(tmp_path / "model.keras")
     loaded, options = load_network(tmp_path), {"check": False, "progress": False}
@@ -93,7 +102,7 @@ def test_only_a_keras_network_is_copied(digits: Any, tmp_path: Path) -> None:
 
 
 def test_verdicts_are_computed_without_tensor_float_32(digits: Any) -> None:
-    """The switch is off for them, and as it was afterwards."""
+    """TensorFloat-32 is off for verdicts, and afterwards as it was before."""
     network, x, y = digits
     switch, seen = tf.config.experimental, []
     assert switch.tensor_float_32_execution_enabled()

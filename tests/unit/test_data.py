@@ -1,4 +1,4 @@
-"""Data sets, splits, batches and augmentation. References are NumPy, or facts of the data sets."""
+"""Data sets, splits, batches and augmentation, against NumPy and facts about the data sets."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def index_of(data: tf.data.Dataset, steps: int) -> list[list[int]]:
 
 
 def fails(call: Callable[[], Any]) -> str:
-    """The one line of the UserError of the call."""
+    """Return the one line of the UserError that a call raises."""
     with pytest.raises(UserError) as caught:
         call()
     assert "\n" not in str(caught.value)
@@ -114,9 +114,9 @@ def test_a_resumed_stream_is_the_tail_of_an_uninterrupted_one() -> None:
         )
 
     tail = list(stream(0).skip(5).take(4))  # 2 steps an epoch: from the middle of the third
-    for whole, resumed in zip(tail, stream(5).take(4), strict=True):
+    for expected, resumed in zip(tail, stream(5).take(4), strict=True):
         for key in ("image", "label", "index"):
-            np.testing.assert_array_equal(whole[key], resumed[key])
+            np.testing.assert_array_equal(expected[key], resumed[key])
 
 
 def test_epochs_cut_short_resume_where_a_straight_stream_stands() -> None:
@@ -128,7 +128,7 @@ def test_epochs_cut_short_resume_where_a_straight_stream_stands() -> None:
 
 
 def test_an_epoch_of_more_steps_than_the_split_has_batches() -> None:
-    """Ten steps of 4: each of the 10 examples four times, in every epoch; the tail resumes."""
+    """Ten steps of 4 show each of the 10 examples four times in every epoch. The stream resumes."""
     stream = batches(split_of(10), 4, training=True, steps_per_epoch=10)
     indices = np.array(index_of(stream, 20))
     for epoch in (indices[:10], indices[10:]):
@@ -214,7 +214,7 @@ def test_training_on_an_empty_split_is_an_error() -> None:
 
 
 def reference(images: np.ndarray, seed: list[int], mirror: bool) -> np.ndarray:
-    """One example at a time."""
+    """Augment one example at a time."""
     draws = tf.random.stateless_uniform([3, len(images)], seed, alg="philox").numpy()
     results = []
     for image, (top, left, flip) in zip(images, draws.T, strict=True):
@@ -338,12 +338,15 @@ def test_a_layout_that_is_said() -> None:
 
 
 def test_extra_examples_are_a_share_of_every_batch() -> None:
-    """Two of 8, with an index after the others', weights of mean 1, all of them in turn; the order
-    of the split's own and the resumed stream are as without them."""
-    own = Split.of(np.zeros((20, 2, 2), np.uint8), np.zeros(20, int))
+    """Two of every 8 examples are extra ones, and all of these take turns.
+
+    Their indices follow those of the split, and the weights have mean 1. The order of the split's
+    examples and the resumed stream are the same as without extra examples.
+    """
+    split = Split.of(np.zeros((20, 2, 2), np.uint8), np.zeros(20, int))
     more = Split.of(np.full((5, 2, 2), 255, np.uint8), np.ones(5, int))
     extra = Extra(more, share=0.25, weight=0.5)
-    stream = batches(own, 8, training=True, extra=extra)
+    stream = batches(split, 8, training=True, extra=extra)
     taken = list(stream.take(6).as_numpy_iterator())
     for batch in taken:
         np.testing.assert_array_equal(batch["label"], [0, 0, 1, 0, 0, 0, 1, 0])
@@ -355,21 +358,25 @@ def test_extra_examples_are_a_share_of_every_batch() -> None:
     assert set(extras.ravel()) == set(range(20, 25)) and (np.diff(extras) != 0).all()
     for first in (0, 2):  # an epoch has two batches: 16 of 20 examples, 12 of them its own
         assert sum(index < 20 for index in set(indices[first : first + 2].ravel())) == 12
-    tail = batches(own, 8, training=True, extra=extra, first_step=3)
+    tail = batches(split, 8, training=True, extra=extra, first_step=3)
     np.testing.assert_array_equal(next(tail.as_numpy_iterator())["index"], indices[3])
 
 
 def test_extra_images_of_another_dtype_and_only_one_of_them() -> None:
-    own, white = split_of(4), Split.of(np.ones((1, 6, 5, 3), np.float32), np.array([3]))
-    stream = batches(own, 2, training=True, extra=Extra(white))
+    split, white = split_of(4), Split.of(np.ones((1, 6, 5, 3), np.float32), np.array([3]))
+    stream = batches(split, 2, training=True, extra=Extra(white))
     for batch in stream.take(4).as_numpy_iterator():
-        image = own.as_float()[batch["index"][0]]
+        image = split.as_float()[batch["index"][0]]
         np.testing.assert_array_equal(batch["image"], [image, white.images[0]])
         assert batch["index"][1] == 4 and batch["label"][1] == 3
 
 
 def test_extra_examples_are_drawn_without_repetition_and_without_pattern() -> None:
-    """70 % of 100 batches of 10 are 700 of 1,000 others, of which neighbours are uncorrelated."""
+    """Extra examples do not repeat and have no pattern.
+
+    In 100 batches of 10, a share of 70 % is 700 different ones of 1,000, and neighbours are
+    uncorrelated.
+    """
     others = Split.of(np.full((1000, 6, 5, 3), 9, np.uint8), np.zeros(1000, int))
     stream = batches(split_of(10), 10, training=True, extra=Extra(others, 0.7), steps_per_epoch=100)
     index = np.concatenate(index_of(stream, 200)).reshape(2, -1) - 10
@@ -379,15 +386,15 @@ def test_extra_examples_are_drawn_without_repetition_and_without_pattern() -> No
 
 
 def test_mistakes_of_extra_examples() -> None:
-    own = Split.of(np.zeros((4, 2, 2), np.uint8), np.zeros(4, int))
+    split = Split.of(np.zeros((4, 2, 2), np.uint8), np.zeros(4, int))
     other = Split.of(np.zeros((4, 3, 3), np.uint8), np.zeros(4, int))
     with pytest.raises(UserError, match="extra: expected images of .2, 2, 1. as the others"):
-        batches(own, 2, training=True, extra=Extra(other))
+        batches(split, 2, training=True, extra=Extra(other))
     with pytest.raises(UserError, match="extra: expected at least the 2 examples of a batch, rec"):
-        batches(own, 4, training=True, extra=Extra(own.first(1)))
+        batches(split, 4, training=True, extra=Extra(split.first(1)))
     with pytest.raises(UserError, match="share: expected a number between 0 and 1, received 1"):
         Extra(other, share=1.0)
     with pytest.raises(UserError, match="split: expected examples, received 'none'"):
         Extra(other.first(0))
     with pytest.raises(UserError, match="extra: expected None without training=True"):
-        batches(own, 2, extra=Extra(own))
+        batches(split, 2, extra=Extra(split))

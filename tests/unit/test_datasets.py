@@ -1,4 +1,4 @@
-"""The data sets: what they are known to be, and every way in which they can be missing."""
+"""The data sets: published facts about them, and every way in which they can be missing."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ MADE = split_of(1500, 28, 28).images[..., :1]  # more than one read batch
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A prepared mnist of noise: 1,500 training and 20 test images, label i % 10."""
+    """Write a prepared mnist of noise: 1,500 training and 20 test images with label i % 10."""
     import tensorflow_datasets as tfds
 
     folder = tmp_path_factory.mktemp("tfds")

@@ -1,7 +1,7 @@
-"""Counts of an evaluation, exact, on networks whose answers are known.
+"""Exact counts of evaluations on networks with known answers.
 
-One pixel t: class 1 where t > 0.5. Class of an image at distance d from 0.5 breaks exactly when
-eps > d.
+Images have one pixel t, and class 1 is predicted where t > 0.5. An image at distance d from 0.5 is
+broken exactly when eps > d.
 """
 
 from __future__ import annotations
@@ -62,9 +62,12 @@ def test_exact_counts_with_a_partial_last_batch(batch_size: int) -> None:
 
 
 def test_one_trace() -> None:
-    """Seven images in batches of three, six of them attacked: one pass to count the classes, then
-    a trace for the predictions, clean and attacked, and for the attack, which looks at its image
-    again."""
+    """The network is traced once for each purpose.
+
+    Seven images in batches of three, six of them attacked: one pass counts the classes, then there
+    is one trace for the predictions of clean and attacked images, and one for the attack, which
+    queries its result too.
+    """
     calls = []
 
     def counted(x: Any) -> Any:
@@ -77,7 +80,10 @@ def test_one_trace() -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_logits_that_are_not_finite_are_wrong(bad: float) -> None:
-    """Everywhere above 0.65, where class 1 is right: no credit, and the evaluation goes on."""
+    """Images with logits that are not finite are wrong, and the evaluation continues.
+
+    These are all images above 0.65, where class 1 is right.
+    """
 
     def broken(x: Any) -> Any:
         return tf.where(tf.reshape(x, [-1, 1]) > 0.65, bad, network(x))
@@ -91,7 +97,7 @@ def test_logits_that_are_not_finite_are_wrong(bad: float) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Moves(Attack):
-    """Adds a constant, or NaN."""
+    """An attack that adds a constant, or NaN."""
 
     by: float = 0.0
     title = "Moves"
@@ -122,7 +128,10 @@ def test_rounding_is_no_cheating() -> None:
 
 
 def test_clean_mistakes_stay_mistakes() -> None:
-    """0.2 has label 1 and is wrong; moved to 0.55 it is called 1, which counts for nothing."""
+    """The image 0.2 has label 1 and is wrong.
+
+    Moved to 0.55 it is predicted as 1, which does not count.
+    """
     listed = ListedAttack(Moves(0.35), "moves", examples=2)
     clean, moved = flags(Threat("linf", 0.5), listed)
     shifted = adversaries(network, X[:2], Y[:2], listed.attack, Threat("linf", 0.5))
@@ -135,12 +144,12 @@ def test_the_worst_case_is_over_the_attacks_that_saw_the_most_images() -> None:
         ListedAttack(dataclasses.replace(PLAIN, step_scale=0.5), "half"),  # breaks 0.4 and 0.6
         ListedAttack(PLAIN, "whole", examples=4),
     )
-    clean, half, whole = flags(Threat("linf", 0.25), *attack_list)
+    clean, half, full = flags(Threat("linf", 0.25), *attack_list)
     np.testing.assert_array_equal(half.robust, [1, 0, 1, 0, 0, 1, 1])
-    np.testing.assert_array_equal(whole.robust, [1, 0, 0, 0])
+    np.testing.assert_array_equal(full.robust, [1, 0, 0, 0])
     np.testing.assert_array_equal(worst_case([clean, half]), half.robust)
-    np.testing.assert_array_equal(worst_case([clean, half, whole]), half.robust)
-    both = Evaluation([clean, half, whole])
+    np.testing.assert_array_equal(worst_case([clean, half, full]), half.robust)
+    both = Evaluation([clean, half, full])
     assert both.robust_accuracy == half.accuracy and both.subsets == {4: 0.25}
     assert str(both).splitlines()[-1] == "worst case: 25.00% of the first 4"
 
@@ -175,8 +184,8 @@ def test_a_cascade_attacks_only_what_stands() -> None:
     for one, other in zip(each, cascade, strict=True):
         np.testing.assert_array_equal(one.robust, other.robust)
     # The other way round the weak attack finds nothing left to break: its row shows the worst case.
-    clean, whole, half = flags(Threat("linf", 0.25), *attack_list[::-1], mode="cascade")
-    np.testing.assert_array_equal(half.robust, whole.robust)
+    clean, full, half = flags(Threat("linf", 0.25), *attack_list[::-1], mode="cascade")
+    np.testing.assert_array_equal(half.robust, full.robust)
     assert half.attacked == 2
     assert (half.queries, half.gradients) == (4, 2)  # of one-step attacks, with a look at the end
 
@@ -209,7 +218,10 @@ def test_finished_results_are_not_computed_again() -> None:
 
 
 def test_the_images_are_those_that_broke_first() -> None:
-    """0.4 and 0.6 by the half step, 0.3 and 0.7 by the whole one; 0.2 is wrong when clean."""
+    """The kept images are those that broke first.
+
+    The half step breaks 0.4 and 0.6, the full step 0.3 and 0.7, and 0.2 is wrong when clean.
+    """
     threat = Threat("linf", 0.25)
     result = evaluate(network, X, Y, threat, [HALF, WHOLE], images=True, check=False)
     moved = result.images.ravel() - T
@@ -293,13 +305,13 @@ def test_networks_of_other_dtypes(dtype: str) -> None:
     attacks = ["fgsm", {"name": "pgd", "steps": 3, "success": "any"}, {"name": "apgd", "steps": 4}]
     attacks += [{"name": "fab", "steps": 3}, {"name": "multi_targeted", "steps": 2}]
     attacks += [{"name": "square", "queries": 9}, {"name": "rays", "queries": 9}]
-    found = evaluate(logits, x, y, Threat("linf", 0.2), attacks, check=False)
-    assert found.robust_accuracy < 1
-    assert str(found).splitlines()[-1] == f"worst case: {found.robust_accuracy:.2%} of 20"
+    result = evaluate(logits, x, y, Threat("linf", 0.2), attacks, check=False)
+    assert result.robust_accuracy < 1
+    assert str(result).splitlines()[-1] == f"worst case: {result.robust_accuracy:.2%} of 20"
 
 
 def test_a_box_of_bytes() -> None:
-    """Rounding of float32 is in proportion to the pixels."""
+    """The rounding of float32 is in proportion to the pixels."""
     x = np.random.default_rng(0).integers(0, 256, (20, 4, 4, 3)).astype("float32")
     weights = tf.constant(np.random.default_rng(1).normal(size=(48, 3)), tf.float32)
     network = lambda images: tf.reshape(images, [-1, 48]) @ weights  # noqa: E731
@@ -308,7 +320,7 @@ def test_a_box_of_bytes() -> None:
 
 
 def test_the_least_eps_is_the_first_beyond_the_distance() -> None:
-    """Of distances 0.4, 0.2, 0.1, 0.1, 0.2, 0.3, and an image that is wrong when clean."""
+    """The distances are 0.4, 0.2, 0.1, 0.1, 0.2 and 0.3, and one image is wrong when clean."""
     threat, clean = Threat("linf", 0.14), np.array([1, 0, 1, 1, 1, 1, 1], bool)
     radii = 0.14 * np.array([0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 2])
     least = least_eps(network, X, Y, threat, clean=clean, batch_size=3)
@@ -328,8 +340,10 @@ def test_at_eps_0_there_is_no_curve() -> None:
 
 
 def test_an_image_broken_once_is_attacked_no_more() -> None:
-    """All are right when clean and break at the least eps: 20 steps and a look at 7 images, by a
-    function that is traced once for every eps."""
+    """All 7 images are right when clean and break at the least eps.
+
+    This costs 20 steps and one query for each, by a function that is traced once for every eps.
+    """
     traces, seen = [], tf.Variable(0)
 
     def counted(x: Any) -> Any:
@@ -346,55 +360,60 @@ def test_an_image_broken_once_is_attacked_no_more() -> None:
 
 @pytest.mark.parametrize("name", slow_but(["evaluated", "evaluated_by_others"], ["evaluated"]))
 def test_two_devices_find_what_one_finds(on_two_devices: Any, name: str) -> None:
-    """Each takes a batch; images, flags, queries and gradients are those of one device."""
-    found = on_two_devices(name)
-    assert found["replicas"] == 2
-    for attack, (one, two) in enumerate(zip(found["one"], found["two"], strict=True)):
+    """Each device takes a batch. Images, flags, queries and gradients are those of one device."""
+    result = on_two_devices(name)
+    assert result["replicas"] == 2
+    for attack, (one, two) in enumerate(zip(result["one"], result["two"], strict=True)):
         np.testing.assert_allclose(two[0], one[0], atol=1e-6, err_msg=str(attack))
         assert two[1:] == one[1:], attack
-    assert any(not all(right) for _, right, *_ in found["one"])
+    assert any(not all(right) for _, right, *_ in result["one"])
 
 
 def test_the_landscape_of_a_linear_network() -> None:
-    """Two classes: the logistic loss of a margin that falls by eps ||d||_1 a step along the signs
-    of the difference d of the weights, and by eps <d, r> along random signs r."""
+    """The landscape has a closed form for two classes.
+
+    It is the logistic loss of a margin that falls by eps ||d||_1 per step along the signs of the
+    difference d of the weights, and by eps <d, r> along random signs r.
+    """
     rng = np.random.default_rng(0)
     weights = rng.normal(size=(4, 2)).astype("float32")
     x, y = (0.4 + 0.2 * rng.random((3, 2, 2, 1))).astype("float32"), np.array([0, 1, 0])
     network = lambda images: tf.reshape(images, [-1, 4]) @ weights  # noqa: E731
-    found = landscape(network, x, y, Threat("linf", 0.1), batch_size=100)
+    result = landscape(network, x, y, Threat("linf", 0.1), batch_size=100)
     away = (weights[:, 1 - y] - weights[:, y]).T
     at_image = np.sum(x.reshape(3, 4) * away, axis=1)
-    axis, middle = found.axis, 12
+    axis, middle = result.axis, 12
     assert axis[middle] == 0 and axis[middle + 8] == 1
     along = at_image[:, None] + 0.1 * axis * np.abs(away).sum(axis=1)[:, None]
-    np.testing.assert_allclose(found.margin[:, middle], along, atol=1e-5)
-    np.testing.assert_allclose(found.loss, np.log1p(np.exp(found.margin)), rtol=1e-4)
+    np.testing.assert_allclose(result.margin[:, middle], along, atol=1e-5)
+    np.testing.assert_allclose(result.loss, np.log1p(np.exp(result.margin)), rtol=1e-4)
     signs = np.array(list(itertools.product([-1, 1], repeat=4)))
-    slopes = (found.margin[:, middle + 8, middle] - at_image) / 0.1
-    for slope, own in zip(slopes, away, strict=True):
-        assert np.abs(signs @ own - slope).min() < 1e-4
+    slopes = (result.margin[:, middle + 8, middle] - at_image) / 0.1
+    for slope, expected in zip(slopes, away, strict=True):
+        assert np.abs(signs @ expected - slope).min() < 1e-4
     edge = landscape(network, x, y, Threat("linf", 1.0)).margin[:, middle, -1]
     np.testing.assert_allclose(edge, np.maximum(away, 0).sum(axis=1), rtol=1e-5)  # clipped: 0 or 1
 
 
 def test_margins_clean_and_adversarial() -> None:
-    """|2 t - 1| where it is right; the attack takes 2 eps of it."""
-    found = margins(network, X, Y, Threat("linf", 0.05), batch_size=3)
+    """The margin is |2 t - 1| where the image is right, and the attack reduces it by 2 eps."""
+    result = margins(network, X, Y, Threat("linf", 0.05), batch_size=3)
     expected = np.where(Y == 1, 2 * T - 1, 1 - 2 * T)
-    np.testing.assert_allclose(found["clean"], expected, atol=1e-6)
-    np.testing.assert_allclose(found["adversarial"], expected - 0.1, atol=1e-6)
+    np.testing.assert_allclose(result["clean"], expected, atol=1e-6)
+    np.testing.assert_allclose(result["adversarial"], expected - 0.1, atol=1e-6)
 
 
 def test_the_valley_of_a_linear_network() -> None:
-    """For two classes the corners of the ball: log(1 + exp(-m +- eps ||d||_1)) with the margin m
-    and d the difference of the weights."""
+    """For two classes the extremes are at the corners of the ball.
+
+    They are log(1 + exp(-m +- eps ||d||_1)) with the margin m and the difference d of the weights.
+    """
     rng = np.random.default_rng(0)
     weights = rng.normal(size=(4, 2)).astype("float32")
     x, y = (0.3 + 0.4 * rng.random((6, 2, 2, 1))).astype("float32"), np.arange(6) % 2
     network = lambda images: tf.reshape(images, [-1, 4]) @ weights  # noqa: E731
-    found = valley(network, x, y, Threat("linf", 0.1))
+    result = valley(network, x, y, Threat("linf", 0.1))
     away = (weights[:, 1 - y] - weights[:, y]).T
     margin, reach = -np.sum(x.reshape(6, 4) * away, axis=1), 0.1 * np.abs(away).sum(axis=1)
-    for part, shift in ((found.clean, 0), (found.highest, reach), (found.lowest, -reach)):
+    for part, shift in ((result.clean, 0), (result.highest, reach), (result.lowest, -reach)):
         np.testing.assert_allclose(part, np.log1p(np.exp(shift - margin)), rtol=1e-4)

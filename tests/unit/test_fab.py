@@ -35,7 +35,7 @@ def run(attack: FAB, network: Any, threat: Threat, x: Any = X, y: Any = None) ->
 
 
 def nearest(norm: str, w: np.ndarray = W) -> np.ndarray:
-    """The exact distances of X on logits x w."""
+    """Return the exact distances of X on logits x w."""
     z = X.reshape(-1, 4) @ w
     y = z.argmax(1)
     away = (w[:, :, None] - w[:, None, :])[:, :, y].transpose(2, 0, 1)  # [B, 4, C]: w_t - w_y
@@ -45,7 +45,7 @@ def nearest(norm: str, w: np.ndarray = W) -> np.ndarray:
 
 
 def scalar(value: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """The network of one pixel t with z_1 - z_0 = value(t)."""
+    """Return the network of one pixel t with z_1 - z_0 = value(t)."""
 
     def logits(x: Any) -> Any:
         t = tf.reshape(x, [-1])
@@ -82,7 +82,11 @@ def test_projection_by_hand(norm: str, x: Any, slope: Any, value: float, step: A
 
 
 def test_projection_within_any_box() -> None:
-    """Box [-1, 3], x = (2, 2): need 8 = 1 * 2 + 3 * 2, upwards there is 1 of room each."""
+    """The step to a zero from x = (2, 2) stays in the box [-1, 3].
+
+    A fall of 8 = 1 * 2 + 3 * 2 moves each pixel by -2, and a rise of 2 moves each by 0.5, with room
+    for 1.
+    """
     x, slope = tf.constant([[2.0, 2.0]] * 2), tf.constant([[1.0, 3.0]] * 2)
     got = to_zero(x, slope, tf.constant([8.0, -2.0]), (-1.0, 3.0), "linf")
     np.testing.assert_allclose(got, [[-2, -2], [0.5, 0.5]], atol=1e-6)
@@ -93,7 +97,7 @@ def test_projection_within_any_box() -> None:
 def test_a_linear_network_breaks_just_above_its_margin(
     linear: Callable[..., Any], norm: str, targets: int | None
 ) -> None:
-    """Of 20 examples, each at its own eps: 2 % above the exact distance and 2 % below it."""
+    """Each of 20 examples is attacked at 2 % above and 2 % below its exact distance."""
     network, exact = linear(W), nearest(norm)
     for scale, broken in ((1.02, True), (0.98, False)):
         threat = Threat(norm, 0.0, WIDE).at(tf.constant(scale * exact, tf.float32))
@@ -106,7 +110,7 @@ def test_a_linear_network_breaks_just_above_its_margin(
 
 @pytest.mark.parametrize("norm", DUAL)
 def test_the_nearest_find(linear: Callable[..., Any], norm: str) -> None:
-    """The first find is eta times as far as the boundary; beta leads back until it is near 1."""
+    """The first hit is eta times as far as the boundary; beta leads back until it is near 1."""
     network, exact = linear(W), nearest(norm)
     y = np.argmax(network(X), axis=1)
 
@@ -126,8 +130,10 @@ def test_the_nearest_find(linear: Callable[..., Any], norm: str) -> None:
     ("alpha_max", "end"), [(0.0, (1.0, 1.2)), (0.1, (0.9, 1.24)), (0.9, (0.75, 1.3))]
 )
 def test_alpha_leads_back_towards_the_image(alpha_max: float, end: tuple[float, float]) -> None:
-    """From (1, 0), 1 from the line y = 1, with the image at (0, -2), 3 from it: a is at most 1/4;
-    eta leads on to (1, 1.2) and (0, 1.6)."""
+    """From (1, 0), 1 from the line y = 1, with the image at (0, -2), 3 from it, a is at most 1/4.
+
+    Then eta leads on to (1, 1.2) and (0, 1.6).
+    """
     here, image = tf.constant([[1.0, 0.0]]), tf.constant([[0.0, -2.0]])
     attack, threat = FAB(alpha_max=alpha_max, eta=1.2), Threat("l2", 0.0, WIDE)
     moved = attack._moved(here, image, tf.constant([-1.0]), tf.constant([[0.0, 1.0]]), threat)
@@ -136,7 +142,10 @@ def test_alpha_leads_back_towards_the_image(alpha_max: float, end: tuple[float, 
 
 @pytest.mark.parametrize("norm", DUAL)
 def test_what_each_example_costs(linear: Callable[..., Any], norm: str) -> None:
-    """One look at the image; in each step a gradient and a look; one more at what is returned."""
+    """An example costs a query of its image, and a gradient and a query in each step.
+
+    The returned image costs one query more.
+    """
     two = W[:, :2]
     network = linear(two)
     eps = np.where(np.arange(20) < 10, 1.06, 0.5) * nearest(norm, two)  # the first find is at 1.05
@@ -152,7 +161,7 @@ def test_what_each_example_costs(linear: Callable[..., Any], norm: str) -> None:
 
 @pytest.mark.parametrize("norm", DUAL)
 def test_the_nearest_boundary(norm: str) -> None:
-    """Of x W the class that is nearest in the dual norm, with its margin and w_t - w_y."""
+    """The boundary is that of the class nearest in the dual norm, with its margin and w_t - w_y."""
     network = lambda x: tf.reshape(x, [-1, 4]) @ W  # noqa: E731
     y = np.argmax(network(X), axis=1)
     value, slope = nearest_boundary(network, tf.constant(X), tf.constant(y), norm)
@@ -162,7 +171,11 @@ def test_the_nearest_boundary(norm: str) -> None:
 
 
 def test_untargeted_costs_a_gradient_for_each_class(linear: Callable[..., Any]) -> None:
-    """Three classes, four steps, two restarts; a step asks twice, the first and last look once."""
+    """Each step costs a gradient for each class.
+
+    There are three classes, four steps and two restarts; a step has two queries, and the first and
+    the last image have one each.
+    """
     end = run(FAB(steps=4, targets=None, restarts=2), linear(W), Threat("l2", 1e-3))
     standing = ~end.success
     assert standing.sum() > 15
@@ -176,8 +189,11 @@ def test_no_more_targets_than_classes(linear: Callable[..., Any]) -> None:
 
 
 def test_every_target_has_its_turn() -> None:
-    """Class 1 is the likelier one but its logit is flat; class 2 is reached by its own run, or
-    as the one whose boundary is nearest."""
+    """Every target has its turn.
+
+    Class 1 is the likelier one but its logit is flat; class 2 is reached by the run towards it, or
+    as the class of the nearest boundary.
+    """
 
     def logits(x: Any) -> Any:
         t = tf.reshape(x, [-1])
@@ -189,7 +205,7 @@ def test_every_target_has_its_turn() -> None:
 
 
 def test_the_finds_outside_the_ball_are_projected() -> None:
-    """Class 1 wins above 0.6 and within a stripe around 0.25, which no gradient shows."""
+    """Class 1 wins above 0.6 and within a stripe around 0.25 that no gradient shows."""
     network = scalar(lambda t: t - 0.6 + tf.where(tf.abs(t - 0.25) < 0.05, 3.0, 0.0))
     for eps, broken in ((0.25, True), (0.4, False)):
         end = run(FAB(steps=3), network, Threat("linf", eps), PIXEL)
@@ -200,7 +216,10 @@ def test_the_finds_outside_the_ball_are_projected() -> None:
 
 @pytest.mark.parametrize("norm", DUAL)
 def test_restarts_begin_at_half_eps(norm: str) -> None:
-    """z_1 - z_0 is flat to 0.05 around the image, then grows with the distance; 0 at 0.15."""
+    """A restart begins at half eps, beyond the flat part around the image.
+
+    There z_1 - z_0 is flat up to a distance of 0.05; it then grows and is 0 at 0.15.
+    """
     network = scalar(lambda t: 10 * tf.nn.relu(tf.abs(t - 0.5) - 0.05) - 1.0)
     half, threat = np.full((1, 1, 1, 1), 0.5, np.float32), Threat(norm, 0.2)
     assert not run(FAB(steps=5), network, threat, half).success.item()

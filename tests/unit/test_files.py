@@ -1,4 +1,4 @@
-"""Images in files of every kind: the pixels that other programs show, or one line."""
+"""Images in files of every kind have the pixels that other programs show, or give one line."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ KINDS: dict[str, tuple[Image.Image, np.ndarray]] = {
 
 @pytest.mark.parametrize("name", KINDS)
 def test_pixels_that_are_kept(tmp_path: Path, name: str) -> None:
-    """Of transparency only the colours count."""
+    """Pixels are kept exactly; of transparent pixels only the colours count."""
     image, expected = KINDS[name]
     image.save(tmp_path / name)
     np.testing.assert_array_equal(read(tmp_path / name), expected)
@@ -76,7 +76,7 @@ def test_of_16_bits_the_upper_8(tmp_path: Path, ending: str) -> None:
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.jfif", "a.webp", "grey.jpeg", "cmyk.jpg"])
 def test_pixels_that_are_nearly_kept(tmp_path: Path, name: str) -> None:
-    """By formats with losses, in an image of one shade."""
+    """Formats with losses keep an image of one shade almost exactly."""
     shade = Image.new("RGB", (16, 16), (200, 90, 40))
     shade = shade.convert({"grey": "L", "cmyk": "CMYK"}.get(name.partition(".")[0], "RGB"))
     with (tmp_path / name).open("wb") as file:
@@ -107,8 +107,8 @@ def test_images_are_upright(tmp_path: Path, ending: str, orientation: int) -> No
     exif[274] = orientation
     turned = Image.fromarray(np.ascontiguousarray(TURNS[orientation](PIXELS)))
     turned.save(tmp_path / f"a.{ending}", exif=exif)
-    given = read(tmp_path / f"a.{ending}").astype(int)
-    assert np.abs(given - PIXELS).mean() < (8 if ending == "jpg" else 1e-9)
+    pixels = read(tmp_path / f"a.{ending}").astype(int)
+    assert np.abs(pixels - PIXELS).mean() < (8 if ending == "jpg" else 1e-9)
 
 
 def test_of_several_pictures_the_first(tmp_path: Path) -> None:
@@ -119,7 +119,10 @@ def test_of_several_pictures_the_first(tmp_path: Path) -> None:
 
 
 def test_the_shorter_side_is_kept(tmp_path: Path) -> None:
-    """Where it has the asked length nothing is resized: the middle is cut out. By hand."""
+    """An image whose shorter side has the requested length is not resized.
+
+    Its middle is cut out.
+    """
     wide = RNG.integers(0, 256, (16, 21, 3), np.uint8)
     Image.fromarray(wide).save(tmp_path / "wide.png")
     np.testing.assert_array_equal(read(tmp_path / "wide.png"), wide[:, 2:18])
@@ -131,7 +134,10 @@ def test_the_shorter_side_is_kept(tmp_path: Path) -> None:
 
 
 def test_the_rule_of_imagenet(tmp_path: Path) -> None:
-    """Of a square of 224 the middle 196, seven eighths: a frame of 14 pixels is not seen."""
+    """Of a square of 224 the middle 196 pixels, seven eighths, are used.
+
+    A frame of 14 pixels is cut off.
+    """
     framed = np.full((224, 224, 3), 255, np.uint8)
     framed[14:-14, 14:-14] = 90
     Image.fromarray(framed).save(tmp_path / "a.png")
@@ -147,7 +153,7 @@ def damaged(path: Path) -> None:
 
 
 def huge(path: Path) -> None:
-    """A header of 20,000 x 20,000 pixels, then nothing."""
+    """Write a header of 20,000 x 20,000 pixels and nothing after it."""
     Image.new("L", (1, 1)).save(path, "BMP")
     content = bytearray(path.read_bytes())
     content[18:26] = np.array([20000, 20000], "<i4").tobytes()
@@ -178,7 +184,7 @@ def test_what_cannot_be_read(tmp_path: Path, make: Callable[[Path], None], reaso
 
 @pytest.mark.parametrize("ending", slow_but(["sys.exit(3)", "raise OSError"], ["sys.exit(3)"]))
 def test_a_process_ends_in_the_midst_of_a_stream(tmp_path: Path, ending: str) -> None:
-    """While threads still read ahead."""
+    """A process ends while threads still read ahead."""
     Image.fromarray(np.zeros((999, 999, 3), np.uint8)).save(tmp_path / "a.jpg")
     script = f"""
 import sys

@@ -1,4 +1,4 @@
-"""The fingerprint of a stage's inputs: what is read counts, and nothing else does."""
+"""The fingerprint of a stage depends on the inputs that are read and on nothing else."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def of(*files: Path) -> str:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A small and a large image of each class; of an image only its bytes matter here."""
+    """Make a small and a large image of each class. Only the bytes of an image matter here."""
     for split in ("train", "test"):
         for name in "ab":
             place = tmp_path / "images" / split / name
@@ -34,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def repaired(folder: Path) -> None:
-    """Of the same size, with the time it had."""
+    """Change a file but keep its size and its time."""
     file = folder / "test" / "a" / "small.bmp"
     times = file.stat().st_atime_ns, file.stat().st_mtime_ns
     file.write_bytes(b"other")
@@ -48,7 +48,7 @@ def repaired_large(folder: Path) -> None:
 
 
 def exchanged(folder: Path) -> None:
-    """Two images of one size by each other, of different content."""
+    """Make two images of one size differ, then exchange them."""
     repaired(folder)
     one, other = (folder / "test" / name / "small.bmp" for name in "ab")
     one.rename(folder / "aside")
@@ -72,7 +72,10 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("linked", [".", "*"])
 def test_a_change_is_seen(folder: Path, tmp_path: Path, change: str, linked: str) -> None:
-    """Within a process; in a folder that is a link, and in one whose train and test are links."""
+    """A change within a process is noticed.
+
+    The folder may be a link, and so may its train and test.
+    """
     read = linked_to(folder, linked, tmp_path / "links")
     before = of(read)
     assert of(read) == before == of(folder)
@@ -83,7 +86,7 @@ def test_a_change_is_seen(folder: Path, tmp_path: Path, change: str, linked: str
 @pytest.mark.parametrize("change", ["repaired", "repaired, large", "one fewer"])
 @pytest.mark.parametrize("linked", ["*/*", "*/*/*"])
 def test_a_change_behind_links(folder: Path, tmp_path: Path, change: str, linked: str) -> None:
-    """To classes, and to images."""
+    """A change behind links to classes and to images is noticed."""
     read = linked_to(folder, linked, tmp_path / "links")
     before = of(read)
     assert before == of(folder)
@@ -92,7 +95,7 @@ def test_a_change_behind_links(folder: Path, tmp_path: Path, change: str, linked
 
 
 def linked_to(folder: Path, pattern: str, links: Path) -> Path:
-    """A folder of links to all that has a pattern's depth."""
+    """Make a folder of links to everything at the depth of a pattern."""
     for place in folder.glob(pattern) if pattern != "." else [folder]:
         link = links / place.relative_to(folder)
         link.parent.mkdir(parents=True, exist_ok=True)
@@ -114,8 +117,10 @@ def test_links_that_lead_elsewhere(folder: Path, tmp_path: Path) -> None:
 
 
 def test_what_changes_nothing(folder: Path, tmp_path: Path) -> None:
-    """Where it lies, what is not read, the time of what is read, and a copy that keeps the times of
-    large images."""
+    """The place, files that are not read, and times of files do not matter.
+
+    Nor does a copy that keeps the times of large images.
+    """
     before = of(folder)
     copy = shutil.copytree(folder, tmp_path / "copy")
     for file in copy.glob("*/*/small.bmp"):
@@ -130,7 +135,10 @@ def test_what_changes_nothing(folder: Path, tmp_path: Path) -> None:
 def test_the_bytes_that_are_read_are_bounded(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After so many the time counts; in the order of names, training first."""
+    """After a number of bytes the time counts instead.
+
+    Files are read in the order of names, training first.
+    """
     monkeypatch.setattr(module, "MOST", 12)  # two of the four small images
     before = of(folder)
     times = (DAY, DAY)
@@ -153,7 +161,7 @@ def test_files_count_by_their_content(tmp_path: Path) -> None:
 
 
 def test_a_network_behind_links(tmp_path: Path) -> None:
-    """A SavedModel whose variables lie elsewhere."""
+    """The variables of a SavedModel may be behind links."""
     model, variables = tmp_path / "model", tmp_path / "variables"
     model.mkdir()
     variables.mkdir()

@@ -1,4 +1,4 @@
-"""The distance of the nearest class to first order: closed forms, and class by class."""
+"""The first-order distance of the nearest class: closed forms, and class by class."""
 
 from __future__ import annotations
 
@@ -39,7 +39,10 @@ def test_first_order_distance_in_closed_form(norm: str, q: float) -> None:
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_class_by_class_is_the_whole_jacobian(norm: str) -> None:
-    """On a network that is not linear, with classes and images that share no number."""
+    """Class by class gives the same as the full Jacobian.
+
+    The network is not linear, and the numbers of classes and of images have no common divisor.
+    """
     rng = np.random.default_rng(4)
     a, b = (rng.normal(size=s).astype("float32") for s in ((12, 16), (16, 7)))
 
@@ -63,7 +66,7 @@ def test_class_by_class_is_the_whole_jacobian(norm: str) -> None:
 
 
 def test_first_order_takes_few_images_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A block of 3 images of 4 pixels, and no gradient but those of one class at a time."""
+    """A block has 3 images of 4 pixels, and memory holds the gradients of one class at a time."""
     sizes, networks = [], []
 
     def counted(x: Any) -> Any:
@@ -76,8 +79,8 @@ def test_first_order_takes_few_images_at_once(monkeypatch: pytest.MonkeyPatch) -
     sizes.clear()
     networks.clear()
     monkeypatch.setattr(checks_module, "PIXELS", 12)
-    found = first_order(look)
-    assert found.value == pytest.approx(expected.value, rel=1e-6) and found.text == expected.text
+    result = first_order(look)
+    assert result.value == pytest.approx(expected.value, rel=1e-6) and result.text == expected.text
     assert sizes == [3] * 20 and networks == [1]
 
 

@@ -1,4 +1,4 @@
-"""Imports only go down: every place has a floor, and imports itself or places on lower floors."""
+"""Imports only go down: every place has a floor and imports only itself or lower floors."""
 
 from __future__ import annotations
 
@@ -66,14 +66,14 @@ def inside(name: str, place: str) -> bool:
 
 
 def place_of(name: str) -> str | None:
-    """The place that holds a module or a name in one; None when it has no floor."""
+    """Return the place that holds a module or a name in it; None if it has no floor."""
     parts = name.split(".")
     place = ".".join(parts[:2]) if parts[0] == "tfrobust" else parts[0]
     return place if place in FLOORS else None
 
 
 def imports(path: Path, root: Path) -> Iterator[tuple[int, str]]:
-    """(line, full dotted name) of everything a file imports, at any depth of its code."""
+    """Return (line, full dotted name) of every import of a file, at any depth of its code."""
     package = path.relative_to(root).with_suffix("").parts[:-1]
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):
         if isinstance(node, ast.Import):
@@ -85,7 +85,7 @@ def imports(path: Path, root: Path) -> Iterator[tuple[int, str]]:
 
 
 def problem(source: str, target: str, root: Path) -> str | None:
-    """Why a module may not import a name, or None when it may."""
+    """Return why a module may not import a name; None if it may."""
     for where, banned in FORBIDDEN.items():
         if inside(source, where) and any(inside(target, name) for name in banned):
             return f"{where} never imports {target}"
@@ -104,16 +104,16 @@ def problem(source: str, target: str, root: Path) -> str | None:
 
 
 def problems(root: Path) -> list[str]:
-    """Every broken rule under root, each as `file:line: reason`."""
-    found = []
+    """Return every broken rule under root, each as `file:line: reason`."""
+    names = []
     for path in sorted([*root.glob("tfrobust/**/*.py"), *root.glob("pipelines/**/*.py")]):
         source, shown = module_name(path, root), path.relative_to(root).as_posix()
         if place_of(source) is None:
-            found.append(f"{shown}:1: no floor: give {source} one in FLOORS")
+            names.append(f"{shown}:1: no floor: give {source} one in FLOORS")
         for line, target in imports(path, root):
             if reason := problem(source, target, root):
-                found.append(f"{shown}:{line}: {reason}")
-    return found
+                names.append(f"{shown}:{line}: {reason}")
+    return names
 
 
 def test_imports_only_go_down() -> None:
@@ -123,7 +123,7 @@ def test_imports_only_go_down() -> None:
 
 @pytest.fixture
 def house(tmp_path: Path) -> Path:
-    """A small tree in which every import is allowed."""
+    """Return a small tree in which every import is allowed."""
     files = {
         "tfrobust/__init__.py": "from tfrobust.threat import Threat\n__version__ = '0'\n",
         "tfrobust/norms.py": "import tensorflow as tf\n",
@@ -184,6 +184,6 @@ def test_a_broken_rule_is_found(house: Path, name: str, text: str, reason: str) 
     path = house / name
     path.parent.mkdir(exist_ok=True)
     path.write_text(text, encoding="utf-8")
-    found = problems(house)
-    assert len(found) == 1
-    assert reason in found[0]
+    names = problems(house)
+    assert len(names) == 1
+    assert reason in names[0]

@@ -1,4 +1,4 @@
-"""A folder of images: what is read of it, in which order, and how its mistakes are told."""
+"""A folder of images: which are read, in which order, and how its mistakes are reported."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHADES = {"a": 40, "b": 200}
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Twelve images to train on and six to test on, each of one shade, of several sizes."""
+    """Return a folder of twelve training and six test images of one shade, in several sizes."""
     rng, tmp_path = np.random.default_rng(0), tmp_path / "images"
     for split, count in (("train", 6), ("val", 3)):
         for name, shade in SHADES.items():
@@ -51,7 +51,7 @@ def test_images_are_read_when_they_are_used(folder: Path) -> None:
 
 
 def test_batches_are_those_of_the_arrays(folder: Path) -> None:
-    """Same order, same augmentation, same index; and the resumed stream its tail."""
+    """Batches have the order, augmentation and index of arrays. A resumed stream is their tail."""
     train = open_folder(str(folder), image_size=8).load("train")
     held = type(train)(np.asarray(train.images), train.labels, train.index)
     options = {"seed": 1, "training": True, "augment": "crop_flip"}
@@ -71,7 +71,7 @@ def test_only_some_of_the_test_images(folder: Path) -> None:
 
 
 def test_a_broken_image_is_named(folder: Path, tmp_path: Path) -> None:
-    """Where it is decoded, in a batch, in training and in evaluation."""
+    """A broken image is named when decoded, in a batch, in training and in evaluation."""
     options = [
         f"data={{name: folder, path: {folder}, image_size: 16, batch_size: 4}}",
         "model={name: small_cnn, filters: [2], kernel: 3, units: 4}",
@@ -96,7 +96,7 @@ def test_a_broken_image_is_named(folder: Path, tmp_path: Path) -> None:
 
 
 def test_iaat_on_a_folder(folder: Path, tmp_path: Path) -> None:
-    """A row of the table for each file."""
+    """The table has a row for each file."""
     out = run(
         "digits_iaat",
         [
@@ -147,13 +147,13 @@ def test_mistakes_are_one_line(folder: Path, damage: Callable[[Path], None], mes
 
 
 def test_images_in_files_beside_extra_arrays(folder: Path) -> None:
-    """And the other way round."""
+    """Images in files take extra arrays, and arrays take extra images in files."""
     files = open_folder(str(folder), image_size=8).load("train")
     arrays = Split.of(np.full((9, 8, 8, 3), 7, np.uint8), np.ones(9, int))
-    for own, others in ((files, arrays), (arrays, files)):
-        batch = next(iter(batches(own, 4, training=True, extra=Extra(others))))
+    for main, others in ((files, arrays), (arrays, files)):
+        batch = next(iter(batches(main, 4, training=True, extra=Extra(others))))
         for image, index in zip(batch["image"], batch["index"].numpy(), strict=True):
-            split, at = (own, index) if index < len(own) else (others, index - len(own))
+            split, at = (main, index) if index < len(main) else (others, index - len(main))
             np.testing.assert_array_equal(image, split.take([at]).as_float()[0])
 
 
@@ -176,7 +176,7 @@ def test_a_class_without_test_images_keeps_its_number(
 
 
 def test_what_is_left_out_is_counted(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Once, however often the folder is opened."""
+    """Files that are left out are reported once, however often the folder is opened."""
     image = (folder / "train" / "a" / "0.png").read_bytes()
     (folder / "train" / "a" / "notes.txt").unlink()
     open_folder(str(folder), image_size=8)
@@ -199,7 +199,7 @@ def test_what_is_left_out_is_counted(folder: Path, caplog: pytest.LogCaptureFixt
 
 
 def test_names_in_any_encoding(folder: Path) -> None:
-    """Latin-1 and control characters are shown as escapes, other scripts as they are."""
+    """Latin-1 and control characters are shown as escapes, other scripts unchanged."""
     names = {b"a": b"caf\xe9\n", b"b": "猫 $1 <b>".encode()}
     for split in (b"train", b"val"):
         for before, after in names.items():

@@ -1,4 +1,4 @@
-"""What images, labels and threats the gate lets pass, whatever brings them."""
+"""The images, labels and threats that the gate accepts, in every container."""
 
 from __future__ import annotations
 
@@ -179,8 +179,8 @@ def test_a_mistake_is_one_line_before_a_weight_moves(pair: tuple[str, str]) -> N
     before = model.get_weights()
     line = fails(lambda: model.fit(**CONTAINERS[container](x, y), verbose=0))
     assert message in line
-    for own, earlier in zip(model.get_weights(), before, strict=True):
-        np.testing.assert_array_equal(own, earlier)
+    for after, earlier in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(after, earlier)
     if "validation" in container:
         assert "validation_data" in line
 
@@ -202,13 +202,16 @@ def test_a_single_batch_is_looked_at(eager: bool) -> None:
 
 
 def test_a_generator_that_was_looked_at_gives_all_it_has() -> None:
-    """Of 12 images the first 4 are of class 0, the others not: 4 of 12 are right."""
+    """A generator still gives all its images after its first ones were checked.
+
+    Of 12 images the first 4 have class 0 and the others do not, so 4 of 12 are right.
+    """
     model = Adv(network(), threat=Threat("linf", 0.1), validation_attack=FGSM())
     model.compile(keras.optimizers.SGD(0.0))
     model.network.layers[-1].set_weights([np.zeros((16, 3)), np.array([2.0, 1.0, 0.0])])
     labels = np.repeat([0, 1, 2], 4)
-    given = (batch for batch in stream(X, labels).as_numpy_iterator())
-    history = model.fit(X, Y, validation_data=given, verbose=0).history
+    data = (batch for batch in stream(X, labels).as_numpy_iterator())
+    history = model.fit(X, Y, validation_data=data, verbose=0).history
     assert history["val_accuracy"] == [pytest.approx(1 / 3)]
 
 
@@ -216,8 +219,8 @@ def test_a_generator_that_was_looked_at_gives_all_it_has() -> None:
 def test_evaluate_refuses_the_same(container: str) -> None:
     model = Adv(network(), threat=Threat("linf", 0.1), validation_attack=FGSM())
     model.compile("sgd")
-    given = CONTAINERS[container](255 * X, Y)
-    assert "images in [0, 1]" in fails(lambda: model.evaluate(**given, verbose=0))
+    data = CONTAINERS[container](255 * X, Y)
+    assert "images in [0, 1]" in fails(lambda: model.evaluate(**data, verbose=0))
 
 
 def test_a_batch_in_the_middle_of_a_stream_is_looked_at() -> None:
@@ -236,7 +239,7 @@ def test_a_batch_on_one_of_two_devices(on_two_devices: Callable[[str], dict[str,
 
 
 def test_under_xla_later_batches_are_looked_at_too(xla: None) -> None:
-    """XLA has no assertions, so it compiles only what comes behind them."""
+    """XLA has no assertions, so it compiles only what follows the checks."""
     model = Adv(network(), threat=Threat("linf", 0.1), validation_attack=FGSM())
     model.compile("sgd", jit_compile=True)
     late = X.copy()
@@ -287,19 +290,19 @@ def test_shapes_of_a_stream(data: tf.data.Dataset, message: str) -> None:
 
 
 def test_what_fits_is_trained_on() -> None:
-    """Images off by rounding, and labels of any dtype."""
+    """Images that are off by rounding and labels of any dtype are accepted."""
     labels = (Y.astype("float32"), Y > 0, Y.astype("uint8")[:, None])
     containers = [name for name in CONTAINERS if "validation" not in name]
     model = Adv(network(), threat=Threat("linf", 0.1), attack=FGSM(), validation_attack=FGSM())
     model.compile("sgd")
     for place, container in enumerate(containers):
-        given = CONTAINERS[container](X / X.max() * np.float32(1 + 1e-7), labels[place % 3])
-        losses = model.fit(**given, verbose=0).history["loss"]
+        data = CONTAINERS[container](X / X.max() * np.float32(1 + 1e-7), labels[place % 3])
+        losses = model.fit(**data, verbose=0).history["loss"]
         assert np.isfinite(losses).all(), container
 
 
 def test_a_layout_that_was_said_is_not_asked_about_again() -> None:
-    """[12, 1, 8, 12] are images of height 1, says who gives them."""
+    """With a stated layout, [12, 1, 8, 12] are images of height 1."""
     x = RNG.random((12, 1, 8, 12)).astype("float32")
     said: Any = {"training": False, "layout": "channels_last"}
     layers = [keras.layers.Flatten(), keras.layers.Dense(3)]
@@ -329,7 +332,7 @@ def test_an_eps_or_a_step_of_a_config(override: str, message: str) -> None:
 
 @pytest.mark.parametrize("section", ["method.attack", "train.validation_attack", "attacks"])
 def test_a_step_of_a_config_longer_than_its_images(section: str) -> None:
-    """8 x 8 x 1 pixels: no way in L2 is longer than 8."""
+    """With 8 x 8 x 1 pixels no L2 distance is greater than 8."""
     attack = {"name": "pgd", "step_size": 9.0}
     config = configs.load(configs.find("digits_adv"), ["threat={norm: l2, eps: 1}"])
     name, _, key = section.partition(".")

@@ -1,6 +1,6 @@
-"""What an evaluation refuses, on networks whose answers are known.
+"""The inputs that an evaluation refuses, on networks with known answers.
 
-One pixel t in [0, 1] and three classes: below a third, between, above two thirds. Images lie at
+One pixel t in [0, 1] has three classes: below a third, between, above two thirds. The images are
 the middles, t = 1/6, 1/2, 5/6.
 """
 
@@ -23,7 +23,7 @@ X = ((2 * Y + 1) / 6).astype(np.float32).reshape(-1, 1, 1, 1)
 
 
 def network(x: Any) -> Any:
-    """-|t - middle| / 0.1: never a probability."""
+    """Return the logits -|t - middle| / 0.1, which are never probabilities."""
     t = tf.reshape(x, [-1, 1])
     return -10.0 * tf.abs(t - tf.constant([[1 / 6, 3 / 6, 5 / 6]]))
 
@@ -33,7 +33,7 @@ def softmax(x: Any) -> Any:
 
 
 class Counted:
-    """Counts the images that go through."""
+    """A network that counts the images it is called on."""
 
     def __init__(self, logits_fn: Any = network):
         self.logits_fn, self.images = logits_fn, 0
@@ -52,7 +52,10 @@ def test_what_fits_passes_at_the_cost_of_two_looks() -> None:
 
 
 def test_a_network_that_is_wrong_whatever_the_scale_is_no_mistake() -> None:
-    """Always class 0: right on a third of the images as they are and in three other scales."""
+    """A network that always returns class 0 is not refused.
+
+    It is right on a third of the images, as they are and in three other scales.
+    """
     counted = Counted(lambda x: 0.0 * network(x) + [[2.0, 1.0, 0.0]])
     check_inputs(counted, X, Y, THREAT)
     assert counted.images == 1 + 4 * 500
@@ -76,14 +79,14 @@ def test_a_scaling_that_belongs_inside_the_network(scale: str) -> None:
 
 
 def sharp(x: Any) -> Any:
-    """Class 0 wherever the image is more than 0.02 from a middle; of negative logits too."""
+    """Class 0 wins if the image is over 0.02 from every middle; logits may be negative."""
     t = tf.reshape(x, [-1, 1])
     near = tf.abs(t - tf.constant([[1 / 6, 3 / 6, 5 / 6]])) < 0.02
     return tf.where(near, 1.0, tf.constant([[0.5, -1.0, -1.0]]))
 
 
 def test_chance_is_no_scaling() -> None:
-    """On 99 images the same network passes: so few say nothing."""
+    """The same network passes on 99 images, since so few show nothing."""
     scaled = lambda x: sharp(x / 255)  # noqa: E731
     check_inputs(scaled, X[:99], Y[:99], THREAT)
     with pytest.raises(UserError):
@@ -91,7 +94,7 @@ def test_chance_is_no_scaling() -> None:
 
 
 def test_another_box() -> None:
-    """Images in [0, 255] are what the threat says: the network of [0, 1] images is refused."""
+    """Images in [0, 255] fit the threat, but a network of [0, 1] images is refused."""
     threat = Threat("linf", 8.0, (0.0, 255.0))
     check_inputs(lambda x: network(x / 255), 255 * X, Y, threat)
     with pytest.raises(UserError, match=r"images in \[0, 1\]; .*Rescaling\(0.00392157, offset=0\)"):

@@ -1,4 +1,4 @@
-"""What the gate says of networks: logits or not, in training mode or not, finite or not."""
+"""How the gate judges networks: logits or not, in training mode or not, finite or not."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def network(*last: Any, seed: int = 0, units: int = 3) -> keras.Model:
 
 
 def plain(function: Any) -> Any:
-    """A callable of which nothing is known but what it gives."""
+    """Return a function of which only the outputs are known."""
     return lambda x: function(x)
 
 
@@ -136,7 +136,7 @@ def test_one_output_is_told_how_to_become_two() -> None:
 
 
 def broken(x: Any) -> Any:
-    """NaN where the first pixel is above one half."""
+    """Return NaN where the first pixel is above one half."""
     logits = tf.reshape(x, [-1, 36])[:, :3]
     return tf.where(logits[:, :1] > 0.5, np.nan, logits)
 
@@ -155,7 +155,7 @@ def test_logits_that_are_not_finite_are_told_at_once(caplog: pytest.LogCaptureFi
 
 
 def test_not_finite_is_wrong_everywhere() -> None:
-    """Of images that were said to be right: broken at the least eps, not robust at any."""
+    """Images with NaN are broken at the least eps and robust at none, although marked as right."""
     never = lambda x: broken(1 + x)  # noqa: E731
     assert (predictor(never)(X) == -1).all()
     least = least_eps(never, X, Y, THREAT, clean=np.ones(40, bool))

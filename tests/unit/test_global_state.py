@@ -1,4 +1,4 @@
-"""Keras's global switches are the user's: what is built and trained here does not follow them."""
+"""Keras's global switches do not affect what is built and trained here."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ MADE: dict[str, Callable[[], RobustModel]] = {
 
 
 def trained(name: str, switch: str | None) -> list[Any]:
-    """The weights after two steps, then predictions and what the logs say."""
+    """Return the weights after two steps, then predictions and the logs."""
     keras.utils.set_random_seed(0)
     with users(switch):
         model = MADE[name]()
@@ -124,7 +124,7 @@ def run(code: list[str], **environment: str) -> subprocess.CompletedProcess[str]
 
 
 def test_another_backend_is_one_line() -> None:
-    """Also one that there is not."""
+    """Another backend is an error of one line, also one that does not exist."""
     done = run(["-c", "import tfrobust"], KERAS_BACKEND="theano")
     assert done.stderr.splitlines()[-1] == (
         "ImportError: Keras's backend: expected tensorflow, received theano from KERAS_BACKEND; "

@@ -1,7 +1,7 @@
 """Attacks on images that are not square, down to a single pixel.
 
-A linear network with random weights, its label changed nowhere near: what is tried is that images
-of any height and width have their start and their moves, in the threat's set.
+The network is linear with random weights and changes its label nowhere near, so only the starts and
+the moves are tested: they exist for every height and width and stay in the set of the threat.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def linear(shape: tuple[int, int, int], classes: int = 4) -> Any:
 def test_square_starts_and_moves_on_the_edge_of_the_ball(
     height: int, width: int, channels: int, norm: str, windows: list[int], draw: int
 ) -> None:
-    """Far from the box's walls every image has the distance eps; in the box at most that."""
+    """Far from the walls of the box every image is at distance eps; near them at most."""
     shape, eps = (height, width, channels), 0.5
     sides = [Square().side(i, height, width, norm) for i in windows]
     assert all(1 <= side <= min(height, width) for side in sides)
@@ -76,8 +76,11 @@ def inside(images: np.ndarray, x: np.ndarray, threat: Threat, edge: bool = False
 
 
 def test_a_move_that_would_cancel_the_old_pattern_takes_its_place() -> None:
-    """Windows of one pixel hold -eps, and the drawn sign is +: the sum is 0, the move is to +eps;
-    and the other way round."""
+    """A move that would cancel the old pattern replaces it.
+
+    Windows of one pixel hold -eps and the drawn sign is +, so the sum is 0 and the move goes to
+    +eps; likewise with the signs exchanged.
+    """
     x = np.zeros([2, 1, 1, 1], np.float32)
     for norm in ("l2", "l1"):
         threat = Threat(norm, 0.5, WIDE)

@@ -1,4 +1,4 @@
-"""ImageNet of TFDS, made up: which images it gives, in which order, and how it can be missing."""
+"""A made-up ImageNet of TFDS: its images, their order, and how it can be missing."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ SIZES = np.random.default_rng(0).integers(9, 30, (14, 2))
 
 
 def shade(number: int) -> np.ndarray:
-    """An image of one shade, which JPEG keeps, in a size of its own."""
+    """Return an image of one shade, which JPEG keeps, in its own size."""
     return np.full((*SIZES[number], 3), 10 * number, np.uint8)
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten training images and four of validation, of class 100 times their number."""
+    """Write ten training and four validation images. Their class is 100 times their number."""
     import tensorflow_datasets as tfds
 
     def examples(first: int, last: int) -> tf.data.Dataset:
@@ -67,24 +67,24 @@ def test_it_is_known_before_anything_is_read(tmp_path: Path) -> None:
 
 
 def test_records_are_read_in_the_order_of_the_files(prepared: Path) -> None:
-    """That of TFDS itself, whatever it has shuffled when it wrote them."""
+    """The order is that of TFDS, however it shuffled the records when it wrote them."""
     import tensorflow_datasets as tfds
 
     source = opened(prepared)
-    for split, own in (("train", "train"), ("test", "validation")):
-        found = source.load(split)
+    for split, current in (("train", "train"), ("test", "validation")):
+        result = source.load(split)
         builder = tfds.builder("imagenet2012", data_dir=prepared)
-        written = list(builder.as_dataset(split=own).as_numpy_iterator())
-        np.testing.assert_array_equal(found.labels, [row["label"] for row in written])
-        np.testing.assert_array_equal(found.index, np.arange(len(written)))
-        images = np.asarray(found.images)
+        written = list(builder.as_dataset(split=current).as_numpy_iterator())
+        np.testing.assert_array_equal(result.labels, [row["label"] for row in written])
+        np.testing.assert_array_equal(result.index, np.arange(len(written)))
+        images = np.asarray(result.images)
         assert images.shape == (len(written), 8, 8, 3)
         shades = [row["image"].mean() for row in written]
         np.testing.assert_allclose(images.mean(axis=(1, 2, 3)), shades, atol=2)
 
 
 def test_batches_are_those_of_the_arrays(prepared: Path) -> None:
-    """Same order, same augmentation, same index; and the resumed stream its tail."""
+    """Batches have the order, augmentation and index of arrays. A resumed stream is their tail."""
     train = opened(prepared).load("train")
     held = Split(np.asarray(train.images), train.labels, train.index)
     options: Any = {"seed": 1, "training": True, "augment": "crop_flip"}
@@ -99,12 +99,12 @@ def test_batches_are_those_of_the_arrays(prepared: Path) -> None:
 def test_only_some_of_the_test_images(prepared: Path) -> None:
     few = opened(prepared, test_examples=2).load("test")
     assert len(few) == 2 and len(opened(prepared, test_examples=2).load("train")) == 10
-    whole = opened(prepared).load("test")
-    np.testing.assert_array_equal(few.as_float(), whole.take(few.index).as_float())
+    dataset = opened(prepared).load("test")
+    np.testing.assert_array_equal(few.as_float(), dataset.take(few.index).as_float())
 
 
 def test_a_place_is_a_file_and_a_byte(tmp_path: Path) -> None:
-    """Over several files, in folders of any name."""
+    """The places of records cover several files, in folders of any name."""
     folder = tmp_path / "a:1 [é]"
     folder.mkdir()
     files = [str(folder / f"{name}.tfrecord") for name in "ab"]
@@ -121,11 +121,11 @@ def test_a_place_is_a_file_and_a_byte(tmp_path: Path) -> None:
     places, labels = _places_and_labels(files, [3, 3])
     np.testing.assert_array_equal(labels, np.arange(6))
     assert places[0] == f"{files[0]}:0".encode() and places[3] == f"{files[1]}:0".encode()
-    found = np.asarray(Records(places, (8, 8, 3))[[4, 1]])
-    np.testing.assert_allclose(found.mean(axis=(1, 2, 3)), [40, 10], atol=1)
-    whole = Path(files[1]).read_bytes()
+    result = np.asarray(Records(places, (8, 8, 3))[[4, 1]])
+    np.testing.assert_allclose(result.mean(axis=(1, 2, 3)), [40, 10], atol=1)
+    content = Path(files[1]).read_bytes()
     at = int(places[4].decode().rpartition(":")[2])
-    Path(files[1]).write_bytes(whole[: at + 60] + b"!" + whole[at + 61 :])
+    Path(files[1]).write_bytes(content[: at + 60] + b"!" + content[at + 61 :])
     with pytest.raises(UserError) as caught:
         np.asarray(Records(places, (8, 8, 3)))
     broken = "expected an image that can be read, received a broken one"

@@ -1,4 +1,4 @@
-"""The estimate of ||J||_F^2 against linear networks' closed forms and exact Jacobians."""
+"""The estimate of ||J||_F^2 against closed forms of linear networks and exact Jacobians."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def cnn() -> keras.Model:
 
 
 def test_linear_closed_form(linear: Callable[..., Any]) -> None:
-    """f = x W: C ||W v||^2 at every x, and the network's own logits."""
+    """For f = x W the estimate is C ||W v||^2 at every x, beside the network's logits."""
     logits, squared = squared_jacobian(linear(W), tf.constant(X), V)
     np.testing.assert_allclose(logits, X.reshape(3, 4) @ W, rtol=1e-5)
     np.testing.assert_allclose(squared, 3 * np.sum((V.numpy() @ W.T) ** 2, axis=1), rtol=1e-5)
 
 
 def test_one_hot_projections_sum_to_the_norm(linear: Callable[..., Any]) -> None:
-    """v = e_j gives C ||column j||^2; their mean over j is ||W||_F^2 without any sampling."""
+    """v = e_j gives C ||column j||^2. The mean over j is ||W||_F^2 without sampling."""
     _, squared = squared_jacobian(linear(W), tf.constant(X), tf.eye(3))
     np.testing.assert_allclose(squared, 3 * np.sum(W**2, axis=0), rtol=1e-5)
     np.testing.assert_allclose(np.mean(squared), np.sum(W**2), rtol=1e-5)
@@ -63,8 +63,10 @@ def test_weight_gradient_linear_closed_form(linear: Callable[..., Any]) -> None:
 
 
 def test_weight_gradient_against_differences(cnn: keras.Model) -> None:
-    """Along one random direction in weight space, central differences with h = 1e-3: their error
-    is O(h^2) + 1e-7 / h."""
+    """The gradient along a random direction of the weights is that of central differences.
+
+    With h = 1e-3 their error is O(h^2) + 1e-7 / h.
+    """
     x = tf.constant(np.random.default_rng(2).random((3, 4, 4, 1)).astype("float32"))
     weights = cnn.trainable_variables
     with tf.GradientTape() as tape:
@@ -87,7 +89,7 @@ def test_weight_gradient_against_differences(cnn: keras.Model) -> None:
 
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
 def test_mixed_precision_gives_float32(cnn: keras.Model, precision: str) -> None:
-    """float32 results near those of the float32 network: bfloat16 holds 3 digits at best."""
+    """Results are float32 and near those in float32; bfloat16 holds 3 digits at best."""
     x = tf.constant(np.random.default_rng(2).random((3, 4, 4, 1)).astype("float32"))
     logits, squared = squared_jacobian(with_precision(cnn, precision), x, V)
     expected_logits, expected = squared_jacobian(cnn, x, V)

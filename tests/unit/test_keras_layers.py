@@ -1,4 +1,4 @@
-"""Files of our networks that load with Keras alone, and come back with our layers."""
+"""Files of our networks that load with Keras alone and get our layers back."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ assert not [module for module in sys.modules if module.startswith("tfrobust")]
 
 
 def varied(network: keras.Model) -> keras.Model:
-    """The network with averages of BatchNorm that differ from channel to channel."""
+    """Return the network with BatchNorm averages that differ between channels."""
     for layer in network.layers:
         if isinstance(layer, BatchNorm):
             layer.set_weights([RNG.uniform(0.5, 2.0, w.shape) for w in layer.get_weights()])
@@ -65,8 +65,10 @@ def kinds(network: keras.Model) -> list[tuple[str, str]]:
 
 
 def test_saved_networks_load_with_keras_alone(tmp_path: Path) -> None:
-    """In a process without tfrobust the logits are those of the network that was saved, to the
-    bit; those of ours too where it has no BatchNorm, which rounds differently."""
+    """In a process without tfrobust the logits are those of the saved network, to the bit.
+
+    Without BatchNorm, which rounds differently, they are also those of ours.
+    """
     expected = {}
     for name, make in NETWORKS.items():
         network = varied(make())
@@ -89,7 +91,7 @@ def test_saved_networks_load_with_keras_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_loaded_networks_have_our_layers_again(name: str, tmp_path: Path) -> None:
-    """With the names, the weights and the logits of the network that was saved, to the bit."""
+    """Names, weights and logits are those of the saved network, to the bit."""
     network = varied(NETWORKS[name]())
     images = RNG.random((3, *network.input_shape[1:])).astype("float32")
     network(images, training=True)  # the seeds of Dropout move; Keras saves none of them
@@ -119,7 +121,7 @@ def test_layers_of_nested_networks_are_exchanged() -> None:
 
 
 def test_networks_of_others_are_left_alone() -> None:
-    """Keras's layers under Keras's names, and pooling that ours cannot do."""
+    """Keras layers with Keras names do not change, nor does pooling that ours cannot do."""
     image = keras.Input((8, 8, 3))
     x = keras.layers.BatchNormalization()(keras.layers.MaxPooling2D()(image))
     network = keras.Model(image, keras.layers.Dropout(0.5)(x))

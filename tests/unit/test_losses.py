@@ -18,7 +18,7 @@ def test_cross_entropy() -> None:
 
 
 def test_cross_entropy_of_huge_logits_is_exact() -> None:
-    """-log softmax(1000, 0)[1] = 1000 to float32's last digit."""
+    """-log softmax(1000, 0)[1] is 1000 to the last digit of float32."""
     values = losses.cross_entropy(tf.constant([[1000.0, 0.0]]), tf.constant([1]))
     np.testing.assert_allclose(values, [1000.0])
 
@@ -60,7 +60,7 @@ def test_margin() -> None:
 
 
 def test_margin_gradient() -> None:
-    """+1 at the best rival, -1 at the label."""
+    """The gradient is +1 at the best rival and -1 at the label."""
     logits = tf.constant([[1.0, 3.0, 2.0]])
     with tf.GradientTape() as tape:
         tape.watch(logits)
@@ -69,14 +69,14 @@ def test_margin_gradient() -> None:
 
 
 def test_dlr() -> None:
-    """Right by 1, wrong by 3, over z_(1) - z_(3) = 4 - 1."""
+    """Right by 1 and wrong by 3, divided by z_(1) - z_(3) = 4 - 1."""
     logits = tf.constant([[1.0, 4.0, 3.0, 0.0], [1.0, 4.0, 3.0, 0.0]])
     values = losses.dlr(logits, tf.constant([1, 0]))
     np.testing.assert_allclose(values, [-1 / 3, 1.0], rtol=1e-6)
 
 
 def test_targeted_dlr() -> None:
-    """z_t - z_y = -4 and 2, over z_(1) - (z_(3) + z_(4)) / 2 = 4 - 0.5."""
+    """z_t - z_y = -4 and 2, divided by z_(1) - (z_(3) + z_(4)) / 2 = 4 - 0.5."""
     logits = tf.constant([[1.0, 4.0, 3.0, 0.0, -9.0], [1.0, 4.0, 3.0, 0.0, -9.0]])
     values = losses.targeted_dlr(logits, tf.constant([1, 0]), tf.constant([3, 2]))
     np.testing.assert_allclose(values, [-4 / 3.5, 2 / 3.5], rtol=1e-6)
@@ -110,7 +110,7 @@ def test_correct(dtype: tf.DType) -> None:
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("place", [0, 1])
 def test_logits_that_are_not_finite_are_wrong(bad: float, place: int) -> None:
-    """Whichever class they stand at: argmax of (NaN, 0) would be 0, a right answer for label 0."""
+    """They are wrong at any class; argmax of (NaN, 0) would be 0, the right answer for label 0."""
     logits = np.zeros((2, 2), np.float32)
     logits[:, place] = bad
     assert not losses.correct(tf.constant(logits), tf.constant([0, 1])).numpy().any()

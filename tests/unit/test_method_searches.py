@@ -1,6 +1,6 @@
 """What the methods craft and keep, on linear networks where it is known by hand.
 
-For two classes z = x W the margin of x is m = z_y - z_other; with d = W[:, other] - W[:, y] the
+For two classes z = x W the margin of x is m = z_y - z_other. With d = W[:, other] - W[:, y], the
 steepest step towards the other class is eps * sign(d), which takes m to m - eps * ||d||_1.
 """
 
@@ -44,7 +44,7 @@ def batch_of(model: Any) -> dict[str, tf.Tensor]:
 
 
 def cross_entropy_gradient(x: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of the mean in the weights, and of each example in its image."""
+    """Return the gradient of the mean in the weights, and of each example in its image."""
     z = np.exp(x @ w)
     error = z / z.sum(axis=1, keepdims=True) - np.eye(w.shape[1])[Y]
     return x.T @ error / len(x), error @ w.T
@@ -54,14 +54,14 @@ def test_nfgsm_steps_from_noise_and_is_not_projected(network: Any) -> None:
     model = Nfgsm(network, threat=THREAT)
     start = THREAT.at(0.2).random_start(tf.constant(X), model.seed_for("attack"))
     expected = start + 0.1 * np.sign(AWAY).reshape(X.shape)
-    found = model.perturb(batch_of(model))["adv"]
-    np.testing.assert_allclose(found, np.clip(expected, 0, 1), atol=1e-6)
-    assert np.abs(found - X).max() > 0.2
+    result = model.perturb(batch_of(model))["adv"]
+    np.testing.assert_allclose(result, np.clip(expected, 0, 1), atol=1e-6)
+    assert np.abs(result - X).max() > 0.2
 
 
 @pytest.mark.parametrize("patience", [0, 1, 3])
 def test_fat_stops_tau_steps_after_the_mistake(network: Any, patience: int) -> None:
-    """Steps of eps / 4 towards the other class: those up to the first mistake, then tau more."""
+    """Steps of eps / 4 go towards the other class up to the first mistake, then tau more."""
     model = Fat(
         network,
         threat=THREAT,
@@ -75,8 +75,8 @@ def test_fat_stops_tau_steps_after_the_mistake(network: Any, patience: int) -> N
     needed = np.maximum(0, np.ceil(DISTANCE / 0.025))
     moved = np.minimum(needed + patience, 4)  # the ball ends after four
     expected = FLAT + 0.025 * moved[:, None] * np.sign(AWAY)
-    found = model.perturb(batch_of(model))["adv"]
-    np.testing.assert_allclose(np.reshape(found, (6, 4)), expected, atol=1e-6)
+    result = model.perturb(batch_of(model))["adv"]
+    np.testing.assert_allclose(np.reshape(result, (6, 4)), expected, atol=1e-6)
     assert int(model.scalars()["patience"]) == patience
 
 
@@ -89,16 +89,16 @@ def test_fat_wants_as_many_epochs_as_changes(network: Any) -> None:
 
 @pytest.mark.parametrize("regularizer", ["symmetric_kl", "js", "l2"])
 def test_squeeze_finds_both_ends_of_the_valley(network: Any, regularizer: str) -> None:
-    """The corner of highest loss and the opposite one."""
+    """It returns the corner of highest loss and the opposite corner."""
     model = Squeeze(network, threat=THREAT, beta=1.0, regularizer=regularizer)
-    found = model.perturb(batch_of(model))
+    result = model.perturb(batch_of(model))
     corner = 0.1 * np.sign(AWAY).reshape(X.shape)
-    np.testing.assert_allclose(found["adv"], X + corner, atol=1e-6)
-    np.testing.assert_allclose(found["collaborative"], X - corner, atol=1e-6)
+    np.testing.assert_allclose(result["adv"], X + corner, atol=1e-6)
+    np.testing.assert_allclose(result["collaborative"], X - corner, atol=1e-6)
 
 
 def test_the_benign_point_takes_part(network: Any) -> None:
-    """Where both points have a higher loss than x itself, x is the collaborative example."""
+    """The image is the collaborative example where both points have a higher loss."""
     from tfrobust.methods.squeeze import squeezed
 
     class Still(PGD):  # no step, one start: towards the other class
@@ -133,36 +133,36 @@ def iaat(network: Any, radii: np.ndarray, **options: Any) -> Any:
 
 def test_iaat_warms_up_at_the_eps_of_the_threat(network: Any) -> None:
     model = iaat(network, np.full(6, 0.5))
-    found, right = model.perturb(batch_of(model)), MARGIN > 0
-    np.testing.assert_allclose(found["radius"], 0.1 * right, atol=1e-7)
+    result, right = model.perturb(batch_of(model)), MARGIN > 0
+    np.testing.assert_allclose(result["radius"], 0.1 * right, atol=1e-7)
     expected = X + (0.1 * right[:, None] * np.sign(AWAY)).reshape(X.shape)
-    np.testing.assert_allclose(found["adv"], expected, atol=1e-6)
-    model.after_update(batch_of(model) | found)
+    np.testing.assert_allclose(result["adv"], expected, atol=1e-6)
+    model.after_update(batch_of(model) | result)
     np.testing.assert_allclose(model.radii.table, 0.1 * right, atol=1e-7)
 
 
 @pytest.mark.parametrize("misclassified", ["clean", "adversarial"])
 def test_iaat_moves_every_radius_by_the_three_way_test(network: Any, misclassified: str) -> None:
-    """Algorithm 2 by hand: an attack at eps succeeds where eps is beyond the distance."""
+    """Algorithm 2 by hand: an attack at eps succeeds where eps is greater than the distance."""
     right = MARGIN > 0
-    known = np.where(right, DISTANCE, 0.1) + np.array([0, -0.03, -0.01, 0.01, -0.03, 0.03])
-    known = np.maximum(known, 0.001).astype(np.float32)
-    wider, same = known + 0.02 < DISTANCE, known < DISTANCE
+    start_radii = np.where(right, DISTANCE, 0.1) + np.array([0, -0.03, -0.01, 0.01, -0.03, 0.03])
+    start_radii = np.maximum(start_radii, 0.001).astype(np.float32)
+    wider, same = start_radii + 0.02 < DISTANCE, start_radii < DISTANCE
     assert wider.any() and (same & ~wider).any() and (~same & right).any() and not right.all()
-    wanted = known + np.where(wider, 0.02, np.where(same, 0.0, -0.02))
-    expected = 0.5 * np.where(right, np.maximum(wanted, 0), 0) + 0.5 * known
+    wanted = start_radii + np.where(wider, 0.02, np.where(same, 0.0, -0.02))
+    expected = 0.5 * np.where(right, np.maximum(wanted, 0), 0) + 0.5 * start_radii
 
-    model = iaat(network, known, misclassified=misclassified)
+    model = iaat(network, start_radii, misclassified=misclassified)
     model.step.assign(2)  # epoch 1
-    found = model.perturb(batch_of(model))
-    np.testing.assert_allclose(found["radius"], expected, atol=1e-6)
+    result = model.perturb(batch_of(model))
+    np.testing.assert_allclose(result["radius"], expected, atol=1e-6)
     moved = expected * (right if misclassified == "clean" else 1)
     adversary = X + (moved[:, None] * np.sign(AWAY)).reshape(X.shape)
-    np.testing.assert_allclose(found["adv"], adversary, atol=1e-6)
+    np.testing.assert_allclose(result["adv"], adversary, atol=1e-6)
 
 
 def test_iaat_of_a_shuffled_epoch_whose_last_batch_is_short(network: Any) -> None:
-    """Each radius moves once, whatever batch its example is in."""
+    """Each radius moves once, in whatever batch its example is."""
 
     def radii(*parts: list[int]) -> np.ndarray:
         model = iaat(network, np.full(6, np.median(DISTANCE)))
@@ -178,35 +178,35 @@ def test_iaat_of_a_shuffled_epoch_whose_last_batch_is_short(network: Any) -> Non
 
 
 def test_iaat_simple_rule(network: Any) -> None:
-    """gamma up where the training attack failed, down where it succeeded."""
-    known = np.full(6, np.median(DISTANCE), np.float32)
-    model = iaat(network, known, rule="simple")
+    """A radius grows by gamma where the training attack failed, and shrinks where it succeeded."""
+    start_radii = np.full(6, np.median(DISTANCE), np.float32)
+    model = iaat(network, start_radii, rule="simple")
     model.step.assign(2)
-    change = np.where(known < DISTANCE, 0.02, -0.02)
+    change = np.where(start_radii < DISTANCE, 0.02, -0.02)
     assert len(set(change)) == 2
-    found = model.perturb(batch_of(model))["radius"]
-    np.testing.assert_allclose(found, np.maximum(known + change, 0), atol=1e-6)
+    result = model.perturb(batch_of(model))["radius"]
+    np.testing.assert_allclose(result, np.maximum(start_radii + change, 0), atol=1e-6)
 
 
 @pytest.mark.parametrize("boundary", ["soft_margin", "margin"])
 def test_mma_stands_at_the_boundary(network: Any, boundary: str) -> None:
-    """The distance, to within the last halving; of two classes both margins are the same."""
+    """The margin is the least wrong length, up to the last halving."""
     options = {"attack": PLAIN, "max_margin": 0.2, "num_examples": 6, "boundary": boundary}
     model = Mma(network, threat=THREAT, **options)
     batch = batch_of(model)
-    found = model.perturb(batch)
-    apart = found["margin"].numpy() - np.maximum(DISTANCE, 0)
+    result = model.perturb(batch)
+    apart = result["margin"].numpy() - np.maximum(DISTANCE, 0)
     width = 1.05 * 0.2 / 2**10
     assert (np.abs(apart) <= width + 1e-6).all()
-    lengths = np.abs(found["adv"] - X).max(axis=(1, 2, 3))
-    np.testing.assert_allclose(lengths, found["margin"], atol=1e-6)
-    model.after_update(batch | found | model.robust_loss(batch | found))
-    kept = np.where(MARGIN > 0, np.maximum(found["margin"], 0.005), 0.005)
+    lengths = np.abs(result["adv"] - X).max(axis=(1, 2, 3))
+    np.testing.assert_allclose(lengths, result["margin"], atol=1e-6)
+    model.after_update(batch | result | model.robust_loss(batch | result))
+    kept = np.where(MARGIN > 0, np.maximum(result["margin"], 0.005), 0.005)
     np.testing.assert_allclose(model.margins.table, kept, atol=1e-6)
 
 
 def test_free_replays_by_hand(network: Any) -> None:
-    """Each replay: a step of the weights at x + delta, then delta moves by eps along the sign."""
+    """Each replay moves the weights by a step at x + delta, then delta by eps along the sign."""
     model = Free(network, threat=THREAT, replays=3, batch_size=6)
     model.compile(keras.optimizers.SGD(0.5))
     data = (tf.constant(X), tf.constant(Y))
@@ -223,7 +223,7 @@ def test_free_replays_by_hand(network: Any) -> None:
 
 @pytest.mark.parametrize("gamma", [0.0, 0.2])
 def test_awp_steps_at_moved_weights(network: Any, gamma: float) -> None:
-    """Natural training: W - lr * gradient at W + gamma ||W|| g / ||g||."""
+    """Natural training becomes W - lr * gradient at W + gamma ||W|| g / ||g||."""
     model = Awp(network, threat=THREAT, method="natural", gamma=gamma)
     model.compile(keras.optimizers.SGD(0.5))
     model.train_step((tf.constant(X), tf.constant(Y)))
@@ -312,7 +312,7 @@ def test_a_method_object_that_awp_does_not_take(network: Any, make: Any, message
 
 
 def test_gkl_weighs_classes_by_the_epoch_before(network: Any) -> None:
-    """The mean of softmax(z / 4) for each class over an epoch of two batches."""
+    """The means of a class are those of softmax(z / 4) over the last epoch, here of two batches."""
     model = Gkl(network, threat=THREAT, temperature=4.0, steps_per_epoch=2)
     batch = batch_of(model)
     np.testing.assert_allclose(model.class_means, np.full((2, 2), 0.5))

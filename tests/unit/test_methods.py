@@ -85,7 +85,7 @@ def divergence(log_base: np.ndarray, log_other: np.ndarray) -> np.ndarray:
 
 
 def kl(base: np.ndarray, other: np.ndarray, w: np.ndarray) -> np.ndarray:
-    """KL(p(base) || p(other))."""
+    """Return KL(p(base) || p(other))."""
     return divergence(log_p(base, w), log_p(other, w))
 
 
@@ -94,7 +94,7 @@ def jac(x: np.ndarray, w: np.ndarray) -> np.ndarray:
 
 
 def slope(x: np.ndarray, w: np.ndarray) -> np.ndarray:
-    """The gradient of the cross entropy at x, [5, 4]."""
+    """Return the gradient of the cross entropy at x, [5, 4]."""
     error = np.exp(log_p(x, w)) - np.eye(3)[Y]
     return (error * 2 * (x.reshape(5, 4).astype(np.float64) @ w)) @ w.T
 
@@ -145,7 +145,7 @@ def mma(w: np.ndarray, _: np.ndarray, s: float) -> np.ndarray:
 
 
 def gkl(w: np.ndarray, w0: np.ndarray, s: float) -> np.ndarray:
-    """The paper's double sum over pairs of classes."""
+    """Return the paper's double sum over pairs of classes."""
     apart = logits(X, w) - logits(X_ADV, w)
     weight = MEANS[Y] ** 0.4
     weight /= weight.sum(axis=1, keepdims=True)
@@ -155,7 +155,7 @@ def gkl(w: np.ndarray, w0: np.ndarray, s: float) -> np.ndarray:
 
 
 def oat(w: np.ndarray, _: np.ndarray, s: float) -> np.ndarray:
-    """Of the network whose logits are (1 + lambda) z."""
+    """Return the loss of the network whose logits are (1 + lambda) z."""
     hard, clean = (
         -log_softmax((1 + LAMBDA[:, None]) * logits(x, w))[np.arange(5), Y] for x in (X_ADV, X)
     )
@@ -261,12 +261,14 @@ def test_loss_is_the_papers_formula(network: Any, method: Any, terms: Any, formu
 def test_gradient_is_that_of_the_formula(
     network: Any, method: Any, terms: Any, formula: Any, scale: float, weight: Any
 ) -> None:
-    """Central differences of the mean, in float64; what the paper holds constant stays so. At the
-    first step of a ramp, scale 0, the terms with a coefficient have vanished. Of extra examples
-    each counts by its weight."""
+    """The gradient is that of central differences of the mean, in float64.
+
+    What the paper holds constant is constant here too. At the first step of a ramp, scale 0, the
+    terms with a coefficient are 0. Each extra example counts by its weight.
+    """
     model = make(method, network, terms, ramp_steps=0 if scale else 8)
     model.compile("sgd")
-    _, (found,), _ = model.gradients(BATCH if weight is None else BATCH | {"weight": weight})
+    _, (result,), _ = model.gradients(BATCH if weight is None else BATCH | {"weight": weight})
     share = 1.0 if weight is None else weight
     w, h = W.astype(np.float64), 1e-6
     expected = np.zeros_like(w)
@@ -275,7 +277,7 @@ def test_gradient_is_that_of_the_formula(
         step[place] = h
         up, down = ((share * formula(w + sign * step, w, scale)).mean() for sign in (1, -1))
         expected[place] = (up - down) / (2 * h)
-    assert np.linalg.norm(found - expected) < 1e-5 * np.linalg.norm(expected)
+    assert np.linalg.norm(result - expected) < 1e-5 * np.linalg.norm(expected)
 
 
 def test_terms_of_the_logs(network: Any) -> None:
@@ -355,8 +357,10 @@ def test_crafting_loss(network: Any) -> None:
     authors = PGD(steps=10, start="normal", loss="kl")
     assert Trades(network, threat=THREAT, beta=1.0).attack == authors
     assert Trades(network, threat=THREAT, beta=1.0, attack=two).attack == PGD(steps=2, loss="kl")
-    own = PGD(steps=2, loss="margin")
-    assert TradesJac(network, threat=THREAT, alpha=1.0, beta=1.0, attack=own).attack == own
+    explicit = PGD(steps=2, loss="margin")
+    assert (
+        TradesJac(network, threat=THREAT, alpha=1.0, beta=1.0, attack=explicit).attack == explicit
+    )
     atlas = Atlas(network, threat=THREAT, alpha=1.0, beta=1.0, attack=two)
     assert atlas.attack == PGD(steps=2, loss="cross_entropy")
     assert atlas.validation_attack == PGD(steps=10)

@@ -1,4 +1,4 @@
-"""Files that people have of a network: which load, and the line that says how another one would."""
+"""Network files in common use: which load, and how the error explains the others."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def subclassed_heads(d: Path) -> Path:
 
 
 class Unregistered(keras.layers.Layer):
-    """Its file is read elsewhere, where nobody has heard of it."""
+    """A class that is not registered where its file is read."""
 
     def call(self, x: Any) -> Any:
         return x
@@ -90,7 +90,7 @@ def renamed_weights(d: Path) -> Path:
 
 
 def only(kind: str) -> Callable[[Path], Path]:
-    """A SavedModel with one thing wrong."""
+    """A SavedModel with one fault."""
 
     def write(d: Path) -> Path:
         outputs: Callable[[Any], Any] = lambda z: z  # noqa: E731

@@ -23,7 +23,10 @@ def trainable(network: keras.Model) -> int:
 
 @pytest.mark.parametrize("size", [(4, 6), (5, 7), (2, 3)])
 def test_max_pool_is_tensorflows(size: tuple[int, int]) -> None:
-    """Forward and gradient, also of odd sizes, whose last row or column is dropped (VALID)."""
+    """Output and gradient are TensorFlow's, also for odd sizes.
+
+    The last row or column is dropped (VALID).
+    """
     x = tf.constant(RNG.normal(size=(2, *size, 3)).astype("float32"))  # no ties
     results = []
     for pool in (MaxPool(), lambda z: tf.nn.max_pool2d(z, 2, 2, "VALID")):
@@ -41,11 +44,14 @@ def test_max_pool_is_tensorflows(size: tuple[int, int]) -> None:
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("affine", [True, False])
 def test_batch_norm_is_kerass(training: bool, jit: bool, affine: bool) -> None:
-    """Output, averages, and the gradients of first and second order in the image and the scale."""
+    """Output, averages and gradients are Keras's.
+
+    The gradients are of first and second order, in the image and the scale.
+    """
     x = tf.constant(RNG.normal(2.0, 3.0, size=(4, 5, 6, 3)).astype("float32"))
     start = [RNG.uniform(0.5, 2.0, 3).astype("float32") for _ in range(4 if affine else 2)]
     options = {"momentum": 0.8, "scale": affine, "center": affine}
-    found = []
+    results = []
     for layer in (BatchNorm(**options), keras.layers.BatchNormalization(**options)):
         layer.build(x.shape)
         layer.set_weights(start)
@@ -63,13 +69,13 @@ def test_batch_norm_is_kerass(training: bool, jit: bool, affine: bool) -> None:
                 cost = total + tf.add_n([tf.reduce_sum(g**2 + g) for g in first])
             return [y, *first, *outer.gradient(cost, of)]
 
-        found.append([*look(x), *layer.get_weights()])
-    for ours, kerass in zip(*found, strict=True):
+        results.append([*look(x), *layer.get_weights()])
+    for ours, kerass in zip(*results, strict=True):
         np.testing.assert_allclose(ours, kerass, rtol=2e-4, atol=2e-4 * np.abs(kerass).max())
 
 
 def test_batch_norm_elsewhere_is_kerass() -> None:
-    """Of vectors; and frozen layers keep their averages."""
+    """BatchNorm of vectors, without a scale, and in frozen layers, which keep their averages."""
     x = RNG.normal(size=(8, 3)).astype("float32")
     np.testing.assert_allclose(
         BatchNorm()(x, training=True), keras.layers.BatchNormalization()(x, training=True)
@@ -83,7 +89,7 @@ def test_batch_norm_elsewhere_is_kerass() -> None:
 
 
 def test_dropout_is_keras_own_on_one_device() -> None:
-    """On two devices: two_devices.py."""
+    """On one device, dropout is that of Keras. two_devices.py tests two."""
     x = RNG.normal(size=(8, 5)).astype("float32")
     ours, keras_own = (cls(0.4, seed=3) for cls in (Dropout, keras.layers.Dropout))
     for _ in range(2):
@@ -114,7 +120,7 @@ def test_max_pool_second_order(jit: bool, xla: None) -> None:
 
 
 def test_max_pool_in_a_loop() -> None:
-    """Its gradient stands in a function apart, where TensorFlow finds oneDNN's kernel."""
+    """The gradient is a separate function, in which TensorFlow finds oneDNN's kernel."""
     x, pool = tf.constant(RNG.normal(size=(2, 4, 4, 2)).astype("float32")), MaxPool()
 
     def step(x: Any) -> Any:
@@ -147,7 +153,7 @@ def test_dropout_wants_what_it_can_do() -> None:
 
 
 def test_small_cnn_parameters() -> None:
-    """MNIST: (25 + 1) 32 + (25 * 32 + 1) 64 + (7 * 7 * 64 + 1) 1024 + (1024 + 1) 10."""
+    """The counts are (25 + 1) 32 + (25 * 32 + 1) 64 + (7 * 7 * 64 + 1) 1024 + (1024 + 1) 10."""
     expected = 26 * 32 + 801 * 64 + 3137 * 1024 + 1025 * 10
     assert expected == 3_274_634
     assert small_cnn((28, 28, 1), 10).count_params() == expected
@@ -182,7 +188,7 @@ def test_wide_resnet_refuses_a_depth(depth: int) -> None:
 
 
 def test_wide_resnet_halves_twice_and_small_resnet_thrice() -> None:
-    """32 -> 32, 16, 8 and 32 -> 16, 8, 4."""
+    """The sizes are 32, 32, 16, 8 and 32, 16, 8, 4."""
     for network, size in (
         (wide_resnet((32, 32, 3), 10, depth=10, width=1), 8),
         (small_resnet((32, 32, 3), 10), 4),
@@ -192,7 +198,7 @@ def test_wide_resnet_halves_twice_and_small_resnet_thrice() -> None:
 
 
 def test_normalisation_is_inside() -> None:
-    """The network of x with mean and std is the plain one of (x - mean) / std."""
+    """The network of x with mean and std equals the plain one of (x - mean) / std."""
     mean, std = [0.1, 0.2, 0.3], [0.5, 1.0, 2.0]
     plain = wide_resnet((8, 8, 3), 4, depth=10, width=1)
     inside = wide_resnet((8, 8, 3), 4, depth=10, width=1, mean=mean, std=std)
@@ -220,7 +226,7 @@ def network() -> keras.Model:
 
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
 def test_precision_round_trip(network: keras.Model, tmp_path: Path, precision: str) -> None:
-    """There and back again gives the same network bit for bit; between, weights stay float32."""
+    """Two conversions give the same network bit for bit, and weights stay float32 in between."""
     x = RNG.random((3, 8, 8, 3)).astype("float32")
     mixed = with_precision(network, precision)
     assert {v.dtype for v in mixed.variables} == {"float32"}
@@ -247,8 +253,8 @@ def test_another_precision_is_a_copy(network: keras.Model) -> None:
 
 def test_precision_reaches_nested_networks() -> None:
     body = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
-    whole = keras.Sequential([keras.Input((4,)), body, keras.layers.Dense(2)])
-    mixed = with_precision(whole, "mixed_bfloat16")
+    outer = keras.Sequential([keras.Input((4,)), body, keras.layers.Dense(2)])
+    mixed = with_precision(outer, "mixed_bfloat16")
     assert mixed.layers[0].layers[0].compute_dtype == "bfloat16"
     assert mixed.layers[1].compute_dtype == "float32"
 

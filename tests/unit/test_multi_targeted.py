@@ -1,7 +1,7 @@
-"""Multi-targeted PGD on networks whose nearest class boundary is known in closed form.
+"""Multi-targeted PGD on networks whose nearest class boundary has a closed form.
 
-On logits x W the image of margin m = z_y - z_i reaches class i exactly when eps > m / ||w||_dual,
-w = W[:, i] - W[:, y]: the L1 norm of w for Linf, its L2 norm for L2.
+On logits x W the image of margin m = z_y - z_i reaches class i exactly when eps > m / ||w||_dual
+with w = W[:, i] - W[:, y]. The dual norm is L1 for Linf and L2 for L2.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def run(attack: Any, network: Any, threat: Threat, x: Any = X, y: Any = Y) -> An
 
 
 def distances(order: int) -> np.ndarray:
-    """[B, C]: how far each class is, in the dual of the given norm; inf for the label."""
+    """Return the distance of each class in the dual of a norm, [B, C]; inf for the label."""
     z = X.reshape(40, 4) @ W
     margin = z[np.arange(40), Y][:, None] - z
     w = W.T[None] - W.T[Y][:, None]
@@ -42,7 +42,7 @@ def distances(order: int) -> np.ndarray:
 
 @pytest.mark.parametrize(("norm", "dual"), [("linf", 1), ("l2", 2)])
 def test_breaks_exactly_what_can_be_broken(linear: Any, norm: str, dual: int) -> None:
-    """A large step ends each run at the optimum of its class: the nearest class decides."""
+    """A large step ends each run at the optimum of its class, so the nearest class decides."""
     attack, nearest = MultiTargeted(steps=2, step_size=100.0), distances(dual).min(axis=1)
     for factor, expected in ((0.99, False), (1.01, True)):
         eps = tf.constant(factor * nearest, tf.float32)
@@ -53,7 +53,7 @@ def test_breaks_exactly_what_can_be_broken(linear: Any, norm: str, dual: int) ->
 
 
 def test_the_best_attempt_is_the_optimum_of_the_nearest_boundary(linear: Any) -> None:
-    """Of unbroken examples: x + eps sign(w) of the class whose logit comes closest there."""
+    """Unbroken examples end at x + eps sign(w) of the class whose logit comes closest there."""
     threat = Threat("linf", 1e-3, WIDE)
     assert distances(1).min() > 1e-3
     outcome = run(MultiTargeted(steps=3, step_size=1.0), linear(W), threat)
@@ -67,15 +67,21 @@ def test_the_best_attempt_is_the_optimum_of_the_nearest_boundary(linear: Any) ->
 
 
 def detour(x: Any) -> Any:
-    """Of one pixel u, label 0: class 1 is near (-0.1 + 0.05 u < 0 for u <= 1) and out of reach,
-    class 2 far (-19 - 20 u) and reached below u = -0.95."""
+    """Return logits of one pixel u with label 0.
+
+    Class 1 is near but out of reach: -0.1 + 0.05 u < 0 for u <= 1. Class 2 is far, -19 - 20 u, and
+    is reached below u = -0.95.
+    """
     u = tf.reshape(x, [-1])
     return tf.stack([tf.zeros_like(u), -0.1 + 0.05 * u, -19.0 - 20.0 * u], axis=1)
 
 
 def test_where_untargeted_losses_follow_the_wrong_rival() -> None:
-    """The gradient of cross entropy is p1 * 0.05 - p2 * 20, positive for u > -0.65, and that of the
-    margin 0.05 for u > -0.94: from 0 both climb to u = 1, where nothing is misclassified."""
+    """Both untargeted losses climb from 0 to u = 1, where nothing is misclassified.
+
+    The gradient of the cross entropy is p1 * 0.05 - p2 * 20, positive for u > -0.65, and that of
+    the margin is 0.05 for u > -0.94.
+    """
     x, y = np.zeros((3, 1, 1, 1), np.float32), np.zeros(3, np.int32)
     threat = Threat("linf", 1.0, WIDE)
     for loss in ("cross_entropy", "margin"):
@@ -89,9 +95,12 @@ def test_where_untargeted_losses_follow_the_wrong_rival() -> None:
 
 
 def test_the_untargeted_margin_follows_the_largest_rival_at_each_step() -> None:
-    """Un-T, PGD on the margin, on two pixels u, v: at 0 the rival is class 1 (-1 + u), after a step
-    of 0.1 it is class 2 (-1.05 + 3 u + v), which moves v too. One rival alone would end at v = 0
-    (class 1) or at v = 0.2 (class 2)."""
+    """Un-T, PGD on the margin, follows the largest rival at each step.
+
+    On two pixels u and v the rival at 0 is class 1 (-1 + u). After a step of 0.1 it is class 2
+    (-1.05 + 3 u + v), which moves v too. One rival alone would end at v = 0 (class 1) or at v = 0.2
+    (class 2).
+    """
 
     def logits(x: Any) -> Any:
         u, v = x[:, 0, 0, 0], x[:, 0, 1, 0]
@@ -115,8 +124,11 @@ def test_the_untargeted_margin_follows_the_largest_rival_at_each_step() -> None:
     ],
 )
 def test_passes_and_the_order_of_the_rivals(attack: Any, passes: int, success: bool) -> None:
-    """The likeliest rival at the clean image first. Of one pixel u, label 0: class 3 alone can be
-    reached (u > 0.3), and the runs towards classes 1 and 2 lead away from it."""
+    """The likeliest rival at the clean image comes first.
+
+    For one pixel u and label 0 only class 3 can be reached (u > 0.3); the runs towards classes 1
+    and 2 lead away from it.
+    """
 
     def network(x: Any) -> Any:
         u = tf.reshape(x, [-1])

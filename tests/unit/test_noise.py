@@ -27,7 +27,7 @@ def test_another_act_draws_anew(other: tuple[int, int, str]) -> None:
 
 
 def test_seed_and_step_are_no_sum() -> None:
-    """Run 1 at step 2 is not run 2 at step 1, and a fold is not the next step."""
+    """Run 1 at step 2 differs from run 2 at step 1, and a fold differs from the next step."""
     seeds = [noise.seed_for(s, t, "attack") for s in range(4) for t in range(4)]
     seeds += [noise.fold(seeds[0], k) for k in range(4)]
     assert len({tuple(seed.numpy()) for seed in seeds}) == len(seeds)
@@ -42,7 +42,10 @@ def test_graph_and_eager_draw_the_same() -> None:
 
 
 def test_uniform_fills_the_cube() -> None:
-    """U[-1, 1): mean 0, variance 1/3; five standard errors of 60000 numbers are 0.012 and 0.006."""
+    """U[-1, 1) has mean 0 and variance 1/3.
+
+    Five standard errors of 60000 numbers are 0.012 and 0.006.
+    """
     u = noise.uniform_in_ball([20000, 3], noise.seed_for(0, 0, "u"), "linf").numpy()
     assert u.min() >= -1 and u.max() < 1
     assert abs(u.mean()) < 0.012
@@ -75,7 +78,7 @@ def test_uniform_on_the_faces_of_the_l1_ball() -> None:
 
 
 def test_unit_vectors() -> None:
-    """Norm 1; every coordinate has mean 0 and mean square 1/C."""
+    """Vectors have norm 1, and every coordinate has mean 0 and mean square 1/C."""
     v = noise.unit_vectors([20000, 4], noise.seed_for(0, 0, "v")).numpy()
     np.testing.assert_allclose(np.linalg.norm(v, axis=1), 1.0, rtol=1e-5)
     assert np.abs(v.mean(axis=0)).max() < 0.02
@@ -91,7 +94,7 @@ def test_images_are_one_vector_each() -> None:
 def test_replicas_share_one_draw(
     on_two_devices: Callable[[str], dict[str, Any]], kind: str
 ) -> None:
-    """Both replicas' rows, one after the other, are what one device draws for all rows."""
-    whole, joined = on_two_devices("drawn")[kind]
-    assert np.shape(whole) == (8, 3)
-    np.testing.assert_allclose(joined, whole, rtol=1e-6, atol=1e-7)  # graph against eager rounding
+    """The rows of both replicas, joined, are those that one device draws."""
+    single, joined = on_two_devices("drawn")[kind]
+    assert np.shape(single) == (8, 3)
+    np.testing.assert_allclose(joined, single, rtol=1e-6, atol=1e-7)  # graph against eager rounding

@@ -14,7 +14,7 @@ DELTA = np.array([[3.0, -4.0], [0.3, 0.4], [0.0, 0.0]], np.float32)
 
 @pytest.fixture(params=[(3, 2), (3, 1, 2, 1)], ids=["vectors", "images"])
 def delta(request: pytest.FixtureRequest) -> tf.Tensor:
-    """DELTA as vectors and as images: every axis but the first counts as one."""
+    """Return DELTA as vectors and as images, whose axes but the first count as one."""
     return tf.constant(DELTA.reshape(request.param))
 
 
@@ -56,7 +56,7 @@ def test_project(delta: tf.Tensor, p: str, eps: object, expected: np.ndarray) ->
 
 @pytest.mark.parametrize("p", norms.NORMS)
 def test_project_is_the_nearest_point(p: str) -> None:
-    """<d - Pd, z - Pd> <= 0 for every z of a convex set, and for its nearest point Pd only."""
+    """<d - Pd, z - Pd> <= 0 holds for every z of a convex set only at the nearest point Pd."""
     rng = np.random.default_rng(0)
     d = rng.normal(size=(50, 6)).astype("float32")
     nearest = norms.project(tf.constant(d), 0.7, p).numpy()
@@ -68,7 +68,10 @@ def test_project_is_the_nearest_point(p: str) -> None:
 @pytest.mark.parametrize("radius", [0.01, 1.0, 30.0, 200.0])
 @pytest.mark.parametrize("walls", [False, True])
 def test_l1_projection_is_one_threshold(radius: float, walls: bool) -> None:
-    """sign(d) clip(|d| - t, 0, room), with t by bisection in float64 instead of Newton's steps."""
+    """The projection is sign(d) clip(|d| - t, 0, room).
+
+    Here t is found by bisection in float64 instead of Newton's steps.
+    """
     rng = np.random.default_rng(1)
     d = rng.normal(size=(20, 300)) * rng.choice([0.0, 1.0, 50.0], size=(20, 300), p=[0.4, 0.5, 0.1])
     size = np.abs(d)

@@ -1,4 +1,4 @@
-"""A user's own arrays in an .npz file, and every way in which it can be mistaken."""
+"""A user's arrays in an .npz file, and every mistake in them."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_npz_without_an_array(tmp_path: Path, key: str) -> None:
 
 
 def test_an_npz_to_evaluate_on(tmp_path: Path) -> None:
-    """Test arrays alone, and more classes than they show."""
+    """Test arrays alone suffice, also with more classes than they show."""
     path = saved(tmp_path, x_train=None, y_train=None, y_test=np.array([3, 0]))
     data = DATASETS["npz"](path=path, num_classes=7)
     assert data.num_classes == 7
@@ -85,7 +85,7 @@ def test_an_npz_to_evaluate_on(tmp_path: Path) -> None:
 
 
 def is_mapped(array: Any) -> bool:
-    """Whether the values of an array lie in a file."""
+    """Return whether the values of an array are in a file."""
     while array is not None and not isinstance(array, mmap.mmap):
         array = getattr(array, "base", None)
     return array is not None
@@ -94,7 +94,7 @@ def is_mapped(array: Any) -> bool:
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 @pytest.mark.parametrize("order", "CF")
 def test_generated_images(tmp_path: Path, save: Any, order: str) -> None:
-    """As published: `image` and `label`, uncompressed, and so never read as a whole."""
+    """Published files of `image` and `label` are uncompressed and are not read into memory."""
     x = np.random.default_rng(0).integers(0, 256, (50, 4, 4, 3), np.uint8)
     y = np.arange(50) % 10
     save(tmp_path / "1m.npz", image=np.asarray(x, order=order), label=y)
@@ -105,8 +105,8 @@ def test_generated_images(tmp_path: Path, save: Any, order: str) -> None:
     np.testing.assert_array_equal(train.images, x)
     line = fails(lambda: data.load("test"))
     assert line.startswith("path: expected x_test and y_test to evaluate on in")
-    own = Split.of(x[:10] // 2, y[:10])
-    stream = batches(own, 10, training=True, extra=Extra(train, share=0.7), steps_per_epoch=7)
+    split = Split.of(x[:10] // 2, y[:10])
+    stream = batches(split, 10, training=True, extra=Extra(train, share=0.7), steps_per_epoch=7)
     for batch in stream.take(7).as_numpy_iterator():
         assert (batch["index"] >= 10).sum() == 7
         for image, label, index in zip(*map(batch.get, ("image", "label", "index")), strict=True):
@@ -116,7 +116,7 @@ def test_generated_images(tmp_path: Path, save: Any, order: str) -> None:
 
 
 def test_training_arrays_alone(tmp_path: Path) -> None:
-    """As extra data need no test arrays; half of a pair is still a mistake."""
+    """Extra data need no test arrays, but a pair must be complete."""
     data = DATASETS["npz"](path=saved(tmp_path, x_test=None, y_test=None))
     np.testing.assert_array_equal(data.load("train").images, X)
     path = saved(tmp_path, **dict.fromkeys(("x_train", "y_train", "x_test", "y_test")), image=X)

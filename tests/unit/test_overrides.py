@@ -1,4 +1,4 @@
-"""What `--set` reads: names and places as they are typed, all else as YAML."""
+"""`--set` reads names and paths as they are typed and everything else as YAML."""
 
 from __future__ import annotations
 
@@ -127,21 +127,26 @@ def test_a_written_config_is_read_back(value: dict[str, Any], tmp_path_factory: 
 @pytest.mark.parametrize("name", ["2024_01_01", "1e5", "yes", "0x10", "1.10"])
 def test_a_name_in_a_file_is_text_in_quotes(tmp_path: Path, name: str) -> None:
     path = tmp_path / "mine.yaml"
-    own = f"include: {DIGITS}\nname: "
-    path.write_text(f"{own}{name}\n")
+    head = f"include: {DIGITS}\nname: "
+    path.write_text(f"{head}{name}\n")
     with pytest.raises(UserError, match=r"name: expected text \(put it in quotes\), received"):
         load_spec(str(path), [], False)
-    path.write_text(f"{own}'{name}'\n")
+    path.write_text(f"{head}'{name}'\n")
     assert load_spec(str(path), [], False).name == name
 
 
 def test_suites_hand_on_what_their_file_says(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
-    given = {"train.init_from": None, "data.dir": "1e5", "data.path": "a: #b", "model.path": "null"}
-    path.write_text(configs.dump({"runs": [{"config": "digits_adv", "set": given}]}))
+    values = {
+        "train.init_from": None,
+        "data.dir": "1e5",
+        "data.path": "a: #b",
+        "model.path": "null",
+    }
+    path.write_text(configs.dump({"runs": [{"config": "digits_adv", "set": values}]}))
     (member,) = load_suite(path, [], tmp_path).members
     config = configs.load(DIGITS, member.overrides)
-    for key, value in given.items():
+    for key, value in values.items():
         section, _, name = key.partition(".")
         assert config[section][name] == value
     with pytest.raises(UserError, match="name: expected none .*label and grid.*received 'x'"):

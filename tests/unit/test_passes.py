@@ -1,4 +1,4 @@
-"""A training step takes the passes through the network that its formula needs, and none twice."""
+"""A training step makes the passes that its formula needs and none twice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The promises of the repository itself: its documents agree and its files are fit to publish."""
+"""The repository: its documents agree and its files are fit to publish."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def version() -> str:
 
 @pytest.fixture(scope="module")
 def tracked() -> list[Path]:
-    """The files git tracks, or would track if they were added now."""
+    """Return the files that git tracks or would track if they were added now."""
     if not (ROOT / ".git").exists():
         pytest.skip("not a git checkout: which files belong to the project is not known")
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
@@ -68,23 +68,23 @@ def test_readme_has_both_commands() -> None:
     assert lines.count(TEST_COMMAND) == 1
     runs = [name for line in lines for name in re.findall(r"-m pipelines\.run ([a-z]\w+)", line)]
     assert runs, "README.md: expected a command that runs a config"
-    known = {path.stem for path in (ROOT / "configs").rglob("*.yaml")}
-    missing = [name for name in runs if name not in known]
+    names = {path.stem for path in (ROOT / "configs").rglob("*.yaml")}
+    missing = [name for name in runs if name not in names]
     assert not missing
 
 
 def test_no_machine_paths(tracked: list[Path]) -> None:
-    found = []
+    matches = []
     for path in tracked:
         text = path.read_bytes().decode("utf-8", errors="ignore")
         for number, line in enumerate(text.splitlines(), 1):
             if MACHINE_PATH.search(line):
-                found.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()[:100]}")
-    assert not found, "\n".join(found)
+                matches.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()[:100]}")
+    assert not matches, "\n".join(matches)
 
 
 @pytest.mark.parametrize(
-    ("line", "found"),
+    ("line", "expected"),
     [
         ("data_dir: /" + "work/data", True),
         ("/" + "root/x", True),
@@ -93,8 +93,8 @@ def test_no_machine_paths(tracked: list[Path]) -> None:
         ("the workshop", False),
     ],
 )
-def test_machine_path_pattern(line: str, found: bool) -> None:
-    assert bool(MACHINE_PATH.search(line)) is found
+def test_machine_path_pattern(line: str, expected: bool) -> None:
+    assert bool(MACHINE_PATH.search(line)) is expected
 
 
 def test_configs_say_what_they_are() -> None:

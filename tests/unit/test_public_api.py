@@ -1,4 +1,4 @@
-"""`import tfrobust`: what it gives, when TensorFlow is imported, and what Keras then knows."""
+"""`import tfrobust`: its names, when TensorFlow is imported, and what Keras then knows."""
 
 from __future__ import annotations
 
@@ -72,8 +72,7 @@ def test_names_that_need_no_tensorflow_import_none() -> None:
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The file of a saved training model: its class, its attack, its threat and its network's
-    layers are ours."""
+    """Return the file of a saved training model whose class, attack, threat and layers are ours."""
     network = tfrobust.models.small_cnn((8, 8, 1), 4, filters=[2], units=2)
     file = tmp_path_factory.mktemp("saved") / "model.keras"
     tfrobust.Adv(network, threat=tfrobust.Threat("linf", 0.1), attack=tfrobust.PGD()).save(file)
@@ -96,7 +95,7 @@ def test_keras_loads_our_classes_in_any_order_of_imports(imports: str, saved: st
 
 
 def test_every_registered_class_is_found() -> None:
-    """Those of the modules that `keras_import` imports are all that there are."""
+    """The modules that `keras_import` imports have all registered classes."""
     lines = ["import tfrobust, keras", "names = set(keras.saving.get_custom_objects())"]
     lines += ["import importlib, pkgutil"]
     lines += ["for m in pkgutil.walk_packages(tfrobust.__path__, 'tfrobust.'):"]

@@ -1,4 +1,4 @@
-"""RayS against closed forms and searches followed by hand."""
+"""RayS against closed forms and searches traced by hand."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TOLERANCE = 1e-3 / 4  # of a bisection: 1e-3 in L2 length, 16 pixels
 
 
 class Recorded:
-    """A network that keeps what it was asked, images of one example: [queries, pixels]."""
+    """A network that records its queries about one example, [queries, pixels]."""
 
     def __init__(self, network: Any):
         self.network, self.images = network, []
@@ -34,7 +34,7 @@ class Recorded:
 
 
 def wrong_where(condition: Callable[[Any], Any]) -> Recorded:
-    """Class 0, but class 1 where condition(flat images [B, D]) [B] holds."""
+    """Return logits of class 0, but of class 1 where condition(flat images [B, D]) [B] holds."""
 
     def logits(x: Any) -> Any:
         one = tf.cast(condition(tf.reshape(x, [len(x), -1])), tf.float32)
@@ -44,13 +44,18 @@ def wrong_where(condition: Callable[[Any], Any]) -> Recorded:
 
 
 def linear(weights: np.ndarray) -> Callable[[Any], Any]:
-    """No class wins in the middle of [0, 1], so every image has a boundary in the box."""
+    """Return a linear network where no class wins in the middle of [0, 1].
+
+    Every image then has a boundary in the box.
+    """
     return lambda x: tf.reshape(x - 0.5, [-1, 16]) @ weights
 
 
 def least(weights: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Linf distance from X to the boundary between label and rival, margin / ||w||_1: [12, C - 1]
-    in the order of the other classes."""
+    """Return the Linf distances [12, C - 1] from X to the boundaries, margin / ||w||_1.
+
+    The rivals are in the order of the other classes.
+    """
     z = linear(weights)(X).numpy()
     away = np.abs(weights[:, None, :] - weights[:, :, None]).sum(0)
     distance = (z[np.arange(12), y][:, None] - z) / np.where(away == 0, np.inf, away)[y]
@@ -58,7 +63,10 @@ def least(weights: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def graph(function: Callable[..., Any], network: Any, **settings: Any) -> Callable[..., Any]:
-    """(x, y) -> function(network, x, y, **settings) in numpy, from a graph of no batch size."""
+    """Return (x, y) -> result of a function(network, x, y, **settings) in numpy.
+
+    The graph has no batch size.
+    """
 
     images, labels = tf.TensorSpec([None, 4, 4, 1]), tf.TensorSpec([None], tf.int64)
 
@@ -67,8 +75,8 @@ def graph(function: Callable[..., Any], network: Any, **settings: Any) -> Callab
         return function(network, x, y, **settings)
 
     def call(x: np.ndarray, y: np.ndarray) -> Any:
-        found = traced(x, y)
-        return type(found)(*(value.numpy() for value in found))
+        result = traced(x, y)
+        return type(result)(*(value.numpy() for value in result))
 
     return call
 
@@ -78,69 +86,81 @@ def nearest(queries: int, network: Any, x: Any, y: Any, box: Any = (0.0, 1.0)) -
 
 
 def test_finds_the_boundary_of_two_linear_classes() -> None:
-    """Every flip towards sign(w) comes nearer. By 2 |w_i| d / ||w||_1 at least: more than a
-    bisection can miss is found in the round over single pixels, whose end this is: 1 + 2 + 4 + 8 +
-    16 trials, each with the query at its length and log2(60 * 4 / 1e-3) < 18 bisections. The images
-    are in [0, 10], so that the tolerance is small."""
+    """Every flip towards sign(w) reduces the distance by at least 2 |w_i| d / ||w||_1.
+
+    The round over single pixels finds every reduction that is larger than the tolerance of a
+    bisection. The queries suffice for this round: 1 + 2 + 4 + 8 + 16 trials, each with the query at
+    its length and log2(60 * 4 / 1e-3) < 18 bisections. The images are in [0, 10], which makes the
+    tolerance small.
+    """
     weights = W[:, :2]
     logits = lambda x: linear(weights)(x / 10.0)  # noqa: E731
     y = logits(X * 10.0).numpy().argmax(1)
-    found = nearest(31 * 19, logits, X * 10.0, y, (-30.0, 30.0))
+    result = nearest(31 * 19, logits, X * 10.0, y, (-30.0, 30.0))
     exact, w = 10.0 * least(weights, y)[:, 0], weights[:, 1] - weights[:, 0]
-    assert (found.distance >= exact - 1e-5).all()
-    np.testing.assert_allclose(found.distance, exact, atol=8 * TOLERANCE)
-    moved = (found.images - X * 10.0).reshape(12, 16) * np.where(y == 0, 1, -1)[:, None]
+    assert (result.distance >= exact - 1e-5).all()
+    np.testing.assert_allclose(result.distance, exact, atol=8 * TOLERANCE)
+    moved = (result.images - X * 10.0).reshape(12, 16) * np.where(y == 0, 1, -1)[:, None]
     clear = 2 * np.abs(w) * exact[:, None] / np.abs(w).sum() > TOLERANCE
     assert clear.mean() > 0.8 and (np.sign(moved) == np.sign(w))[clear].all()
 
 
 def test_finds_a_boundary_of_three_linear_classes() -> None:
-    """A sign vector that no flip improves is that of one of the rivals; mostly it is the nearer."""
-    found, exact = nearest(1500, linear(W), X, Y, WIDE), least(W, Y)
-    assert (np.abs(found.distance[:, None] - exact).min(1) < 8 * TOLERANCE).all()
-    assert (found.distance < exact.min(1) + 8 * TOLERANCE).mean() > 0.5
+    """A sign vector that no flip improves is that of a rival, mostly of the nearer one."""
+    result, exact = nearest(1500, linear(W), X, Y, WIDE), least(W, Y)
+    assert (np.abs(result.distance[:, None] - exact).min(1) < 8 * TOLERANCE).all()
+    assert (result.distance < exact.min(1) + 8 * TOLERANCE).mean() > 0.5
 
 
 def test_the_blocks_in_turn() -> None:
-    """Five pixels, never fooled: every query is a corner of the box with one block at 0. Blocks of
-    5, then of 3, 2 and 1 = ceil(5 / 2^k), the last of each level cut; then of 1 for ever."""
+    """All queries about an image that is never misclassified are corners with one block at 0.
+
+    It has five pixels. The blocks have 5, then 3, 2 and 1 = ceil(5 / 2^k) pixels, with the last
+    block of each level cut, and then 1 until the end.
+    """
     network = wrong_where(lambda z: z[:, 0] > 2.0)
-    found = RayS(queries=14).nearest(network, np.full([1, 1, 5, 1], 0.5, np.float32), [0])
+    result = RayS(queries=14).nearest(network, np.full([1, 1, 5, 1], 0.5, np.float32), [0])
     blocks = ["00000", "00011", "11100", "00111", "11001", "11110"]
     blocks += ["01111", "10111", "11011", "11101", "11110", "01111", "10111", "11011"]
     asked = ["".join(str(int(v)) for v in image) for image in network.images[1:]]
     assert asked == blocks
-    assert np.isinf(found.distance).all() and found.queries.numpy().tolist() == [15]
-    np.testing.assert_array_equal(found.images, np.full([1, 1, 5, 1], 0.5))
+    assert np.isinf(result.distance).all() and result.queries.numpy().tolist() == [15]
+    np.testing.assert_array_equal(result.images, np.full([1, 1, 5, 1], 0.5))
 
 
 def test_a_bisection_by_hand() -> None:
-    """One pixel at 0.5, fooled below 0.3: from the corner 0, at lengths 1/2, 1/4, 1/8, ... until
-    the gap 1 / 2^10 is below 1e-3. Then pixels up, from the length found: always in vain."""
+    """One pixel at 0.5 is misclassified below 0.3.
+
+    From the corner 0 the lengths are 1/2, 1/4, 1/8, ... until the gap 1 / 2^10 is below 1e-3.
+    Trials of an upward pixel, at the length reached, then always fail.
+    """
     network = wrong_where(lambda z: z[:, 0] < 0.3)
-    found = RayS(queries=13).nearest(network, np.full([1, 1, 1, 1], 0.5, np.float32), [0])
+    result = RayS(queries=13).nearest(network, np.full([1, 1, 1, 1], 0.5, np.float32), [0])
     asked = np.concatenate(network.images)
     expected = [0.5, 0.0, 0.0, 0.25, 0.375, 0.3125, 0.28125, 0.296875, 0.3046875]
     np.testing.assert_array_equal(asked[:9], expected)
-    length = float(found.distance[0])
+    length = float(result.distance[0])
     assert 0.2 < length < 0.2 + 2**-10 and (length * 2**10).is_integer()
     np.testing.assert_allclose(asked[12:], 0.5 + length)
     assert len(asked) == 14
 
 
 def test_a_change_that_comes_no_nearer_is_not_kept() -> None:
-    """Two pixels at 0.5; only the first counts, fooled below 0.3. Flipping the second changes
-    nothing at the same length, nor any nearer, so each of its trials ends with the sign - it had
-    from the first one, and the corner of the second pixel goes on being below 0.5."""
+    """A flip that does not reduce the distance is not kept.
+
+    There are two pixels at 0.5, and only the first matters, misclassified below 0.3. Flipping the
+    second leaves the distance equal, so each of its trials ends with the sign - of the first trial,
+    and the corner of the second pixel stays below 0.5.
+    """
     network = wrong_where(lambda z: z[:, 0] < 0.3)
-    found = RayS(queries=100).nearest(network, np.full([1, 1, 2, 1], 0.5, np.float32), [0])
-    flat = np.ravel(found.images)
-    np.testing.assert_allclose(flat, 0.5 - found.distance[0], rtol=1e-6)
-    assert 0.2 < found.distance[0] < 0.2 + 1e-3
+    result = RayS(queries=100).nearest(network, np.full([1, 1, 2, 1], 0.5, np.float32), [0])
+    flat = np.ravel(result.images)
+    np.testing.assert_allclose(flat, 0.5 - result.distance[0], rtol=1e-6)
+    assert 0.2 < result.distance[0] < 0.2 + 1e-3
 
 
 def test_stops_within_eps() -> None:
-    """The same pixel: lengths 1, 1/2, 1/4 (fooled), the third query, within eps = 0.26."""
+    """The same pixel at 1, 1/2 and 1/4: the third query is misclassified, within eps = 0.26."""
     network = wrong_where(lambda z: z[:, 0] < 0.3)
     x = np.full([1, 1, 1, 1], 0.5, np.float32)
     outcome = RayS().run(network, x, [0], threat=Threat("linf", 0.26), seed=SEED)
@@ -150,8 +170,11 @@ def test_stops_within_eps() -> None:
 
 
 def test_the_last_query_is_at_the_edge_of_the_ball() -> None:
-    """The nearest image found is 0.2 away, at 0.3 below; a window about 0.4 that no bisection
-    meets lies at the edge of eps = 0.1."""
+    """The last query is at the edge of the ball, eps = 0.1.
+
+    The nearest image of the search is 0.2 away, below 0.3; a window around 0.4 that no bisection
+    meets lies at this edge.
+    """
     x, threat = np.full([1, 1, 1, 1], 0.5, np.float32), Threat("linf", 0.1)
     for lowest, success in ((0.39, True), (0.5, False)):
         network = wrong_where(
@@ -166,14 +189,14 @@ def test_the_last_query_is_at_the_edge_of_the_ball() -> None:
 
 @pytest.mark.parametrize("box", [(0.0, 1.0), (-1.0, 1.0), (0.0, 255.0)])
 def test_any_box(box: tuple[float, float]) -> None:
-    """The search in another box is the same one, shifted and stretched; only the 1e-3 is not."""
+    """The search in another box is the same, shifted and scaled, except for the tolerance 1e-3."""
     low, width = box[0], box[1] - box[0]
     x = (X * width + low).astype("float32")
     logits = lambda z: linear(W)((z - low) / width)  # noqa: E731
-    found, plain = nearest(400, logits, x, Y, box), nearest(400, linear(W), X, Y)
-    assert found.images.min() >= box[0] and found.images.max() <= box[1]
-    np.testing.assert_allclose(np.median(found.distance / width / plain.distance), 1.0, atol=0.1)
-    assert (linear(W)((found.images - low) / width).numpy().argmax(1) != Y).all()
+    result, plain = nearest(400, logits, x, Y, box), nearest(400, linear(W), X, Y)
+    assert result.images.min() >= box[0] and result.images.max() <= box[1]
+    np.testing.assert_allclose(np.median(result.distance / width / plain.distance), 1.0, atol=0.1)
+    assert (linear(W)((result.images - low) / width).numpy().argmax(1) != Y).all()
     for eps in (0.0, 0.02 * width):
         threat = Threat("linf", eps, box)
         outcome = graph(RayS(queries=100).run, logits, threat=threat, seed=SEED)(x, Y)
@@ -183,18 +206,18 @@ def test_any_box(box: tuple[float, float]) -> None:
 
 
 def test_examples_in_different_phases_share_a_pass() -> None:
-    """Each alone gives what it gives in the batch, within eps or to the last query."""
+    """Each example alone ends as it does in the batch, within eps or at the last query."""
     y = np.where(np.arange(12) == 3, (Y + 1) % 3, Y)  # the fourth is wrong from the start
     threat = Threat("linf", float(np.median(nearest(100, linear(W), X, y).distance)))
     attack = graph(RayS(queries=100).run, linear(W), threat=threat, seed=SEED)
-    whole = attack(X, y)
-    assert 2 < whole.success.sum() < 10
+    joint = attack(X, y)
+    assert 2 < joint.success.sum() < 10
     for i in range(12):
         alone = attack(X[i : i + 1], y[i : i + 1])
-        np.testing.assert_array_equal(alone.images[0], whole.images[i])
-        assert alone.queries[0] == whole.queries[i]
-    assert whole.queries[3] == 1 and nearest(9, linear(W), X, y).distance[3] == 0.0
-    np.testing.assert_array_equal(whole.images[3], X[3])
+        np.testing.assert_array_equal(alone.images[0], joint.images[i])
+        assert alone.queries[0] == joint.queries[i]
+    assert joint.queries[3] == 1 and nearest(9, linear(W), X, y).distance[3] == 0.0
+    np.testing.assert_array_equal(joint.images[3], X[3])
 
 
 def test_more_queries_never_go_further() -> None:

@@ -1,6 +1,6 @@
-"""The record of an evaluation: the headline, provenance, and that nothing finished is lost.
+"""The record of an evaluation: headline, provenance, and that no finished result is lost.
 
-The network of test_evaluation.py: one pixel t, class 1 where t > 0.5.
+The network is that of test_evaluation.py: one pixel t, class 1 where t > 0.5.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ NOISY = {"name": "uniform_noise", "label": "noise"}
 
 
 class Lines(list):
-    """What an evaluation says."""
+    """The lines that an evaluation reports."""
 
     @property
     def attacks(self) -> list[str]:
-        """The results that were computed now, the clean one too."""
+        """Return the results that were computed in this call, the clean one too."""
         return [line.partition(":")[0] for line in self if "% of " in line]
 
 
@@ -54,7 +54,10 @@ def evaluated(
 @given(st.data())
 @settings(max_examples=3 * settings.default.max_examples)
 def test_the_headline_is_never_above_a_row_that_saw_as_many_images(data: st.DataObject) -> None:
-    """Over random lists of attacks; nor is that of fewer images above the rows that saw these."""
+    """For random lists of attacks, no row of as many images is below the headline.
+
+    Likewise for the worst case of fewer images.
+    """
     n = data.draw(st.integers(1, 12))
     clean = np.array(data.draw(st.lists(st.booleans(), min_size=n, max_size=n)))
     results = [Result("clean", clean, 0.0)]
@@ -62,18 +65,18 @@ def test_the_headline_is_never_above_a_row_that_saw_as_many_images(data: st.Data
     for place, size in enumerate([n, *sizes]):
         right = np.array(data.draw(st.lists(st.booleans(), min_size=size, max_size=size)))
         results.append(Result(str(place), right & clean[:size], 0.0))
-    found = Evaluation(results)
-    assert len(found.robust) == n
+    result = Evaluation(results)
+    assert len(result.robust) == n
     for row in results:
         if len(row.robust) >= n:
-            assert found.robust_accuracy <= row.accuracy
-    assert sorted(found.subsets) == sorted(set(sizes) - {n})
-    for size, share in found.subsets.items():
+            assert result.robust_accuracy <= row.accuracy
+    assert sorted(result.subsets) == sorted(set(sizes) - {n})
+    for size, share in result.subsets.items():
         assert all(share <= row.robust[:size].mean() for row in results if len(row.robust) >= size)
 
 
 def test_where_all_attacks_see_fewer_images_the_run_is_of_these(tmp_path: Path) -> None:
-    """The clean accuracy stands beside the robust one: on the same images."""
+    """The clean accuracy is then of the same images as the robust accuracy."""
     evaluated(tmp_path, [HALF | {"examples": 4}, WHOLE | {"examples": 2}])
     record = Record.load(tmp_path)
     assert (record.examples, record.clean_accuracy) == (4, 0.75)
@@ -100,7 +103,7 @@ def test_finished_attacks_stay_when_the_list_grows_or_a_label_or_the_batch_chang
 def test_a_kill_between_the_two_files_costs_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """flags.npz has the new names and eval.json the old ones: both are known."""
+    """flags.npz has the new names and eval.json the old ones; both are recognised."""
     evaluated(tmp_path, [HALF, WHOLE])
     save, written = Record.save, []
 
@@ -119,7 +122,7 @@ def test_a_kill_between_the_two_files_costs_nothing(
 
 
 def test_noise_is_that_of_the_attacks_name_and_place_not_of_its_label() -> None:
-    """Two equal attacks have noise of their own; a label changes none."""
+    """Two equal attacks have different noise, and a label does not change it."""
     rng = np.random.default_rng(0)
     x = rng.random((40, 4, 4, 1), np.float32)
     weights = tf.constant(rng.normal(size=(16, 3)), tf.float32)
@@ -175,7 +178,7 @@ def test_damaged_files_are_kept_aside_and_all_runs_again(tmp_path: Path, name: s
 
 
 def test_a_refused_evaluation_writes_nothing(tmp_path: Path) -> None:
-    """And leaves what is there."""
+    """A refused evaluation writes no file and changes none."""
     softmax = lambda x: tf.nn.softmax(network(x))  # noqa: E731
     with pytest.raises(UserError, match="expected logits"):
         evaluated(tmp_path / "new", [HALF], softmax)
@@ -191,7 +194,7 @@ def test_a_refused_evaluation_writes_nothing(tmp_path: Path) -> None:
 def test_rows_keep_the_version_that_made_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A later version adds a row of its own, says so, and relabels none."""
+    """A later version adds its row, says so, and relabels none."""
     evaluated(tmp_path, [HALF], seed=3)
     first = Record.load(tmp_path)
     made = first.attacks[0].provenance
@@ -203,8 +206,8 @@ def test_rows_keep_the_version_that_made_them(
     lines = evaluated(tmp_path, [HALF, WHOLE], seed=3)
     assert lines.attacks == ["whole"]
     assert any("are kept, this is tfrobust 9.9.9" in line for line in lines)
-    half, whole = Record.load(tmp_path).attacks
-    assert half.provenance == made and whole.provenance.version == "9.9.9"
+    half, full = Record.load(tmp_path).attacks
+    assert half.provenance == made and full.provenance.version == "9.9.9"
     assert Record.load(tmp_path).versions == first.versions
     assert evaluated(tmp_path, [HALF, WHOLE], seed=3, rerun=True).attacks == [
         "clean",
@@ -224,7 +227,7 @@ def test_a_record_of_another_schema_is_computed_again(
 
 
 def test_a_keras_network_is_known_by_its_weights(tmp_path: Path) -> None:
-    """Also where the logits of the first images do not tell."""
+    """This holds also where the logits of the first images are equal."""
     model = keras.Sequential([keras.Input((1, 1, 1)), keras.layers.Dense(2)])
     model = keras.Sequential([model, keras.layers.Flatten()])
     model.set_weights([np.array([[-1.0, 1.0]]), np.array([0.5, -0.5])])
@@ -251,7 +254,7 @@ def test_checks_curves_and_pictures_of_a_folder_and_its_page(tmp_path: Path) -> 
 
 
 def test_of_fewer_attacks_the_checks_are_taken_again(tmp_path: Path) -> None:
-    """The first one's row stands; its checks spoke of the second one too."""
+    """The first attack's row stays, but its checks were about the second one too."""
     evaluated(tmp_path, [HALF, {"name": "square", "queries": 3, "label": "gone"}], check=True)
     lines = evaluated(tmp_path, [HALF], check=True)
     assert lines.attacks == [] and (tmp_path / "evaluation.1" / "valley.npz").is_file()
@@ -263,7 +266,7 @@ def test_of_fewer_attacks_the_checks_are_taken_again(tmp_path: Path) -> None:
 def test_what_follows_the_attacks_cannot_cost_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is reported as not measured, with its reason."""
+    """A later failure is reported as not measured, with its reason."""
 
     def fails(*_: Any, **__: Any) -> Any:
         raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")

@@ -1,7 +1,7 @@
-"""What an evaluation does in a folder that is there: one that is refused changes nothing, and no
-file disagrees with the record.
+"""An evaluation in an existing folder.
 
-The network of test_evaluation.py: one pixel t, class 1 where t > 0.5.
+One that is refused changes nothing, and no file disagrees with the record. The network is that of
+test_evaluation.py: one pixel t, class 1 where t > 0.5.
 """
 
 from __future__ import annotations
@@ -65,8 +65,10 @@ def test_a_place_that_is_no_folder_is_refused_before_anything_is_computed(tmp_pa
 def test_one_evaluation_at_a_time_works_in_a_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that comes while another is at work is refused; so is one that finds results which were
-    not there when it began."""
+    """An evaluation is refused while another uses the folder.
+
+    It is also refused if results appeared after it had begun.
+    """
     rows: list[str] = []
 
     def second(line: str) -> None:
@@ -82,10 +84,10 @@ def test_one_evaluation_at_a_time_works_in_a_folder(
 
     late, clean = tmp_path / "late", cascade._clean
 
-    def another_first(*given: Any) -> Any:
+    def another_first(*args: Any) -> Any:
         monkeypatch.setattr(cascade, "_clean", clean)
         evaluated(late, [HALF])
-        return clean(*given)
+        return clean(*args)
 
     monkeypatch.setattr(cascade, "_clean", another_first)
     with pytest.raises(UserError, match="no other evaluation has written to meanwhile"):
@@ -94,8 +96,10 @@ def test_one_evaluation_at_a_time_works_in_a_folder(
 
 
 def test_saved_images_are_those_of_the_attacks_of_the_record(tmp_path: Path) -> None:
-    """Of another list, none stay of attacks that are gone; and none stay where more attacks ran
-    without saving."""
+    """No images stay of attacks that are no longer in the list.
+
+    None stay either where more attacks ran without saving.
+    """
     evaluated(tmp_path, [HALF, WHOLE], save="float32")
     evaluated(tmp_path, [HALF, NOISY], save="float32")
     fresh = tmp_path / "fresh"
@@ -115,7 +119,7 @@ def test_saved_images_are_those_of_the_attacks_of_the_record(tmp_path: Path) -> 
 
 
 def test_flags_that_are_not_those_of_the_row_are_not_taken_up(tmp_path: Path) -> None:
-    """As after a kill while labels were exchanged."""
+    """Flags and row disagree, as after a kill while labels were exchanged."""
     evaluated(tmp_path, [HALF, WHOLE])
     flags, row = Flags.load(tmp_path), Record.load(tmp_path).attacks[1]
     wrong = dataclasses.replace(flags, right={**flags.right, "whole": flags.right["clean"]})

@@ -1,4 +1,4 @@
-"""Objects from names and mappings; every mistake is one line."""
+"""Objects from names and mappings, with an error of one line for every mistake."""
 
 from __future__ import annotations
 
@@ -42,17 +42,17 @@ REGISTRY: dict[str, Any] = {"walk": Walk, "method": Method}
 
 
 @pytest.mark.parametrize(
-    ("given", "value"),
+    ("text", "value"),
     [("8/255", 8 / 255), ("-1/2", -0.5), ("1.5/3", 0.5), (3, 3.0), (np.float32(0.5), 0.5)],
 )
-def test_number(given: object, value: float) -> None:
-    assert number("eps", given) == value
+def test_number(text: object, value: float) -> None:
+    assert number("eps", text) == value
 
 
-@pytest.mark.parametrize("given", ["1/0", "a", "1/2/3", None, True, float("nan"), [1]])
-def test_not_a_number(given: object) -> None:
+@pytest.mark.parametrize("value", ["1/0", "a", "1/2/3", None, True, float("nan"), [1]])
+def test_not_a_number(value: object) -> None:
     with pytest.raises(UserError, match="^eps: expected "):
-        number("eps", given)
+        number("eps", value)
 
 
 def test_build_from_a_name_and_from_a_mapping() -> None:
@@ -68,9 +68,9 @@ def test_resolve_leaves_the_caller_his_arguments() -> None:
 
 
 def test_parameters_reach_through_kwargs_to_the_bases() -> None:
-    found = parameters(Method)
-    assert list(found) == ["network", "alpha", "ramp", "seed"]
-    assert found["ramp"].default == 5  # the subclass's own, not its base's
+    result = parameters(Method)
+    assert list(result) == ["network", "alpha", "ramp", "seed"]
+    assert result["ramp"].default == 5  # the subclass's own, not its base's
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""docs/results.md says what the run folders said, and --check notices when it does not."""
+"""docs/results.md agrees with the run folders, and --check notices when it does not."""
 
 import importlib.util
 import json

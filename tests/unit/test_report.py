@@ -1,4 +1,4 @@
-"""Report: numbers, escaping, absent and damaged files, self-containment, determinism."""
+"""The report: numbers, escaping, absent and damaged files, self-containment, determinism."""
 
 import csv
 import json
@@ -30,7 +30,7 @@ PGD = {"name": "pgd", "steps": 20, "step_size": 2 / 255, "restarts": 1, "loss": 
 
 
 def make_run(run: Path, channels: int = 1, **changes: Any) -> Path:
-    """A small finished run; `changes` replace keys of the config."""
+    """Write a small finished run; `changes` replace keys of the config."""
     run.mkdir(parents=True)
     config: dict[str, Any] = {
         "name": "digits_atlas",
@@ -137,8 +137,10 @@ def test_headline(tmp_path: Path) -> None:
 
 
 def test_a_headline_over_fewer_images_of_an_older_file(tmp_path: Path) -> None:
-    """It becomes a row of its own; the headline is that of the attacks that saw all, where their
-    rows tell it."""
+    """An older file's headline over fewer images becomes a row.
+
+    The headline is that of the attacks that ran on all images, where their rows show it.
+    """
     run = make_run(tmp_path / "run")
     rows = [
         {"name": "PGD-20", "examples": 10, "robust_accuracy": 0.7},
@@ -165,7 +167,7 @@ def test_the_cost_of_an_attack_is_that_of_each_attacked_image() -> None:
 
 
 def suite_rows(name: str = "AutoAttack") -> list[dict[str, Any]]:
-    """Two attacks of a suite, and the row of the suite."""
+    """Return two attacks of a suite and the row of the suite."""
     spent = {"examples": 10, "seconds": 2.0, "queries": 808, "gradients": 800}
     return [
         spent | {"name": f"{name}: APGD-CE", "robust_accuracy": 0.5, "attacked": 8, "suite": name,
@@ -187,8 +189,8 @@ def test_a_suite_is_one_attack_with_a_row_of_its_own(tmp_path: Path) -> None:
     assert "40.0 % under AutoAttack (" in headline(record.config, record.evaluation)
     first = load_run(make_run(tmp_path / "other")).evaluation.as_json()["attacks"]
     change(run, attacks=[*first, *suite_rows()])
-    told = headline(record.config, load_run(run).evaluation)
-    assert "under the worst of 4 attacks" in told  # the suite's own row is none
+    summary = headline(record.config, load_run(run).evaluation)
+    assert "under the worst of 4 attacks" in summary  # the suite's own row is none
     page = write_report(run)
     for text in (page.read_text(), (page.parent / "report.md").read_text()):
         assert "8 attacked, 101 + 100 passes each, 4 a second" in text
@@ -240,10 +242,10 @@ def test_damaged_checks_are_refused(tmp_path: Path, key: str) -> None:
 
 def test_training_summary(tmp_path: Path) -> None:
     history = load_run(make_run(tmp_path / "run")).history
-    told = summarise_training(history, {})
+    summary = summarise_training(history, {})
     # Ends at 1000, 1010, 1022, 1033: 33 s and the median epoch, 11 s, for the first one.
-    assert (told.epochs, told.best_epoch, told.wall_seconds) == (4, 1, 44.0)
-    assert told.seconds_per_batch == 0.042
+    assert (summary.epochs, summary.best_epoch, summary.wall_seconds) == (4, 1, 44.0)
+    assert summary.seconds_per_batch == 0.042
     assert "val_jacobian" not in history[2]
 
 
@@ -317,15 +319,15 @@ def test_a_killed_evaluation_is_called_unfinished(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_config(tmp_path: Path) -> None:
-    """As `evaluate(..., folder=...)` leaves it."""
+    """The folder is one that `evaluate(..., folder=...)` leaves."""
     run = make_run(tmp_path / "mine")
     for name in ("config.yaml", "history.csv"):
         (run / name).unlink()
     record = load_run(run)
     assert record.config == {"name": "mine", "data": {"name": "digits"}}
-    told = headline(record.config, record.evaluation)
-    assert told.startswith("mine on digits: 80.0 % clean, 30.0 % under the worst of 2 attacks")
-    assert told in write_report(run).read_text()
+    summary = headline(record.config, record.evaluation)
+    assert summary.startswith("mine on digits: 80.0 % clean, 30.0 % under the worst of 2 attacks")
+    assert summary in write_report(run).read_text()
 
 
 def test_without_history_paper_and_probes(tmp_path: Path) -> None:
@@ -360,7 +362,7 @@ def test_rendering_twice_gives_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_a_record_of_today_makes_the_page_of_a_file_of_before(tmp_path: Path) -> None:
-    """Byte for byte, where every attack saw all images."""
+    """The pages are equal byte for byte if every attack ran on all images."""
     run = make_run(tmp_path / "run")
     first = write_report(run).read_bytes()
     record = Record.load(run)

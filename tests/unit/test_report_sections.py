@@ -1,4 +1,4 @@
-"""Report: what only some runs have: a trade-off curve, a table of the method, a loss valley."""
+"""Sections of some reports: a trade-off curve, a table of the method, a loss valley."""
 
 from pathlib import Path
 
@@ -73,7 +73,7 @@ def test_the_landscape_of_the_loss(tmp_path: Path) -> None:
 
 
 def test_catastrophic_overfitting_is_flagged(tmp_path: Path) -> None:
-    """In epochs 2 and 3 of the run robust accuracy is low, FGSM's is not."""
+    """In epochs 2 and 3 robust accuracy is low while that under FGSM is not."""
     run = make_run(tmp_path / "run")
     page = write_report(run)
     line = (
@@ -84,8 +84,8 @@ def test_catastrophic_overfitting_is_flagged(tmp_path: Path) -> None:
     assert f'<p class="warning">{line}</p>' in html and f"**{line}**" in markdown
     assert "overfitting</text>" in html
     history = load_run(run).history
-    told = overfitting([*history, history[3] | {"epoch": 4}], {})
-    assert told.startswith("Catastrophic overfitting at epoch 3 and 1 more: ")
+    warning = overfitting([*history, history[3] | {"epoch": 4}], {})
+    assert warning.startswith("Catastrophic overfitting at epoch 3 and 1 more: ")
     (run / "history.csv").write_text(
         "epoch,val_robust_accuracy,val_fgsm_accuracy\n0,0.5,0.6\n1,0.45,0.9\n2,0.2,0.25\n3,0.2,0.25\n"
     )
@@ -103,7 +103,7 @@ FLAGS = {
 
 
 def test_the_accuracy_of_each_class(tmp_path: Path) -> None:
-    """By hand: of the five images that were attacked 0 and 4 stand."""
+    """Of the five attacked images, 0 and 4 are still right."""
     run = make_run(tmp_path / "run")
     assert class_rows(load_run(run)) == []
     np.savez(run / "flags.npz", **FLAGS)
@@ -133,7 +133,7 @@ def test_of_many_classes_the_figure_shows_the_least_robust(tmp_path: Path) -> No
 
 
 def test_the_numbers_of_training_images(tmp_path: Path) -> None:
-    """Their spread over the epochs, their histogram, the images at both ends."""
+    """The page has their spread over the epochs, their histogram and the extreme images."""
     run = make_run(tmp_path / "run")
     quantiles = ",".join(f"radius_q{share:02d}" for share in (5, 25, 50, 75, 95))
     (run / "history.csv").write_text(

@@ -1,4 +1,4 @@
-"""Training that is cut and resumed, to the bit."""
+"""Training that is interrupted and resumed, to the bit."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ GUIDED = Guided(patience=1, stop=30)
 
 
 class Signal(keras.callbacks.Callback):
-    """A signal during a batch: the `at`-th, counted over the whole process."""
+    """Sends a signal during the `at`-th batch of the process."""
 
     def __init__(self, interruption: Interruption, at: int):
         super().__init__()
@@ -70,7 +70,7 @@ def run(
     schedule: Schedule = GUIDED,
     method: tuple[type[RobustModel], dict[str, Any]] = (Adv, {}),
 ) -> tuple[np.ndarray, Any]:
-    """Train up to `epochs` of 3 batches, all objects fresh, as a new process would."""
+    """Train up to `epochs` of 3 batches with fresh objects, as a new process would."""
     keras.utils.set_random_seed(0)
     rng = np.random.default_rng(0)
     split = Split.of(rng.random((24, 4, 4, 1)).astype("float32"), rng.integers(0, 3, 24))
@@ -110,32 +110,32 @@ def run(
 
 
 def measured(folder: Path) -> list[list[str]]:
-    """history.csv without what is never the same twice."""
+    """Return history.csv without the columns that differ each time."""
     skip = ("finished_at", "seconds_per_batch", "validation_share")
     rows = csv.DictReader((folder / "history.csv").open())
     return [[v for k, v in row.items() if k not in skip] for row in rows]
 
 
 def charts(folder: Path) -> list[tuple[str, int]]:
-    """(name, epoch) of all scalars in TensorBoard's files."""
-    found = []
+    """Return (name, epoch) of all scalars in TensorBoard's files."""
+    results = []
     for file in sorted(folder.glob("tensorboard/*/events*")):
         for record in tf.data.TFRecordDataset(str(file)):
             event = event_pb2.Event.FromString(record.numpy())
-            found += [(f"{file.parent.name} {v.tag}", event.step) for v in event.summary.value]
-    return sorted(found)
+            results += [(f"{file.parent.name} {v.tag}", event.step) for v in event.summary.value]
+    return sorted(results)
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray, Any]:
-    """The folder, the variables and the state of a run that nothing cut."""
+    """Return the folder, the variables and the state of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("straight")
     return folder, *run(folder)
 
 
 @pytest.fixture(scope="module")
 def two_epochs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run that was cut after two epochs; tests copy it."""
+    """Return the folder of a run that stopped after two epochs; tests copy it."""
     folder = tmp_path_factory.mktemp("cut")
     run(folder, 2)
     return folder
@@ -151,8 +151,11 @@ def two_epochs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_resumed_run_is_the_uninterrupted_one(
     tmp_path: Path, schedule: Schedule, uninterrupted: tuple[Path, np.ndarray, Any]
 ) -> None:
-    """Weights, the best ones, BatchNorm, momentum, Dropout, metrics, the rate and the plateau
-    counters, to the bit: cut after epoch 1, and by signals within epochs 1 and 3."""
+    """A resumed run equals the uninterrupted one to the bit.
+
+    This covers weights, the best weights, BatchNorm, momentum, Dropout, metrics, the rate and the
+    plateau counters. The run stops after epochs 1 and 2, and by signals within epochs 1 and 3.
+    """
     folder, straight, state = uninterrupted
     if schedule is not GUIDED:
         folder = tmp_path / "straight"
@@ -175,7 +178,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(
 def test_a_row_is_published_once_a_checkpoint_has_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed before a save, nothing that was read of history.csv is taken back."""
+    """After a kill before a save, no published row of history.csv changes."""
     save = Checkpoints.save
 
     def killed(self: Checkpoints, step: int, *rest: Any) -> None:
@@ -196,8 +199,7 @@ def test_a_row_is_published_once_a_checkpoint_has_it(
 
 @pytest.mark.parametrize("name", slow_but(STATEFUL, ["iaat", "moving average"]))
 def test_the_state_of_a_method_resumes_too(tmp_path: Path, name: str) -> None:
-    """Its tables and counters, and what is validated, to the bit: cut after an epoch, and within
-    one."""
+    """Its tables, counters and validation are equal to the bit, after an epoch and within one."""
     method = STATEFUL[name]
     straight, state = run(tmp_path / "straight", method=method)
     run(tmp_path / "cut", 1, method=method)
@@ -210,7 +212,7 @@ def test_the_state_of_a_method_resumes_too(tmp_path: Path, name: str) -> None:
 
 
 def rewritten(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    """The newest checkpoint's callbacks as `change` makes them."""
+    """Replace the callbacks of the newest checkpoint by what `change` makes of them."""
     newest = Checkpoints(folder).newest
     assert newest is not None
     note = json.loads((newest / "note.json").read_text())
@@ -227,7 +229,7 @@ def test_the_state_of_callbacks_has_their_names(
     uninterrupted: tuple[Path, np.ndarray, Any],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Their order means nothing; one that is not there is told, and begins anew."""
+    """The order of callbacks does not matter. One without a state is reported and begins anew."""
     _, straight, state = uninterrupted
     shutil.copytree(two_epochs, tmp_path / "cut")
     note = Checkpoints(tmp_path / "cut").note["callbacks"]
@@ -243,8 +245,8 @@ def test_the_state_of_callbacks_has_their_names(
     kept = ("BatchTimer", "GuidedStop", "Other")
     rewritten(tmp_path / "lacking", lambda states: {k: v for k, v in states.items() if k in kept})
     run(tmp_path / "lacking", 3)
-    told = "step-000000006: has no state of Best, CatastrophicOverfitting, GuidedRate"
-    assert told in caplog.text and caplog.text.count("no state of") == 1
+    message = "step-000000006: has no state of Best, CatastrophicOverfitting, GuidedRate"
+    assert message in caplog.text and caplog.text.count("no state of") == 1
 
 
 def test_checkpoints_with_states_by_position_resume_too(

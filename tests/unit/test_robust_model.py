@@ -1,4 +1,4 @@
-"""RobustModel: one training step by hand, what fit takes, saving, precision, devices."""
+"""RobustModel: a training step by hand, the arguments of fit, saving, precision, devices."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def weights(model: Any) -> np.ndarray:
 
 
 def stepped(model: Any, *data: Any, steps: int = 1) -> np.ndarray:
-    """All weights after steps of SGD on one batch."""
+    """Return all weights after steps of SGD on one batch."""
     model.compile(keras.optimizers.SGD(0.1))
     for _ in range(steps):
         model.train_step(tuple(tf.constant(part) for part in data))
@@ -63,7 +63,7 @@ def network(linear: Callable[..., Any]) -> Any:
 
 @pytest.fixture
 def normed() -> keras.Model:
-    """BatchNorm of the image itself, then a dense layer: its statistics are the images'."""
+    """Return BatchNorm of the image, then a dense layer. The statistics are those of the images."""
     image = keras.Input((2, 2, 1))
     x = keras.layers.BatchNormalization(momentum=0.9)(image)
     return keras.Model(image, keras.layers.Dense(3)(keras.layers.Flatten()(x)))
@@ -75,13 +75,13 @@ def small(precision: str = "float32") -> keras.Model:
 
 
 def digits(n: int = 32) -> tuple[np.ndarray, np.ndarray]:
-    """Images whose class is the brightest of three pixels."""
+    """Return images whose class is the brightest of three pixels."""
     x = np.random.default_rng(3).random((n, 4, 4, 1)).astype("float32")
     return x, x.reshape(n, 16)[:, :3].argmax(axis=1)
 
 
 def test_one_step_by_hand(network: Any) -> None:
-    """Softmax regression: W - lr * x^T (p - onehot) / B."""
+    """A step of softmax regression is W - lr * x^T (p - onehot) / B."""
     moved = stepped(Natural(network, threat=THREAT), X, Y).reshape(4, 3)
     flat = X.reshape(8, 4)
     z = np.exp(flat @ W)
@@ -90,7 +90,7 @@ def test_one_step_by_hand(network: Any) -> None:
 
 
 def test_l2_is_coupled_decay(network: Any) -> None:
-    """Examples of weight 0 give no gradient: what remains of a step is w (1 - lr * l2)."""
+    """Examples of weight 0 give no gradient, so a step takes w to w (1 - lr * l2)."""
     moved = stepped(Natural(network, threat=THREAT, l2=0.5), X, Y, np.zeros(8, np.float32))
     np.testing.assert_allclose(moved, W.ravel() * (1 - 0.1 * 0.5), rtol=1e-5)
 
@@ -105,7 +105,7 @@ def test_l2_is_for_all_weights_or_for_the_kernels(on: str) -> None:
 
 
 def test_the_networks_own_regularisers_count() -> None:
-    """keras.regularizers.L2(0.25) adds 0.25 ||w||^2: a step takes w to w (1 - lr * 0.5)."""
+    """keras.regularizers.L2(0.25) adds 0.25 ||w||^2, so a step takes w to w (1 - lr * 0.5)."""
     image = keras.Input((2, 2, 1))
     dense = keras.layers.Dense(3, use_bias=False, kernel_regularizer=keras.regularizers.L2(0.25))
     model = Natural(keras.Model(image, dense(keras.layers.Flatten()(image))), threat=THREAT)
@@ -115,15 +115,15 @@ def test_the_networks_own_regularisers_count() -> None:
 
 
 def test_averages_of_weights_and_statistics_are_what_is_validated(normed: keras.Model) -> None:
-    """a <- 0.5 a + 0.5 w after each step; the moving averages of BatchNorm too."""
+    """Each step averages a <- 0.5 a + 0.5 w, also for the moving averages of BatchNorm."""
     model = Natural(normed, threat=THREAT, ema=0.5)
     model.compile(keras.optimizers.SGD(0.5))
     expected = [w.copy() for w in normed.get_weights()]
     for _ in range(3):
         model.train_step((tf.constant(X), tf.constant(Y)))
         expected = [0.5 * a + 0.5 * w for a, w in zip(expected, normed.get_weights(), strict=True)]
-    for found, wanted in zip(model.evaluated_weights(), expected, strict=True):
-        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+    for result, wanted in zip(model.evaluated_weights(), expected, strict=True):
+        np.testing.assert_allclose(result, wanted, rtol=1e-5, atol=1e-6)
     predicted, raw = model(X).numpy(), normed(X).numpy()
     logs = model.evaluate(X, Y, verbose=0, return_dict=True)
     normed.set_weights(expected)
@@ -170,7 +170,7 @@ def test_craft_modes_and_moving_averages(normed: keras.Model, craft: str) -> Non
 
 
 def test_frozen_crafts_what_train_crafts(normed: keras.Model) -> None:
-    """Both see batch statistics; eval sees the moving averages, which say something else."""
+    """Both use batch statistics. "eval" uses the moving averages, which differ."""
     normed.layers[1].moving_variance.assign([0.01])
     normed.layers[1].moving_mean.assign([3.0])
     adv = {}
@@ -235,8 +235,10 @@ def test_fit_tells_of_uint8_images(network: Any) -> None:
 
 
 def test_metrics_by_name(network: Any) -> None:
-    """The names that callbacks and configs monitor; a linear network has no overfitting to hide:
-    its Jacobian is W^T everywhere, and the clean accuracy is that of x W."""
+    """Callbacks and configs monitor these names.
+
+    For a linear network the Jacobian is W^T everywhere, and the clean accuracy is that of x W.
+    """
     model = Adv(network, threat=THREAT, validation_attack=PGD(steps=5))
     model.compile(keras.optimizers.SGD(0.0))
     history = model.fit(X, Y, validation_data=(X, Y), batch_size=4, verbose=0).history
@@ -295,7 +297,10 @@ def test_predict_and_call_are_the_network(network: Any) -> None:
     [("float32", False), ("mixed_bfloat16", False), ("mixed_float16", True)],
 )
 def test_precisions(tmp_path: Path, precision: str, scaled: bool) -> None:
-    """Only float16 needs a loss scale; the loss falls under each, and the model survives saving."""
+    """Only float16 needs a loss scale.
+
+    The loss falls in each precision, and saving keeps the model.
+    """
     model = Atlas(small(precision), threat=Threat("linf", 0.02), alpha=1e-3, beta=1.0)
     model.compile(keras.optimizers.SGD(0.2, momentum=0.9))
     assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer) == scaled
@@ -316,7 +321,7 @@ def test_a_loss_scale_optimizer_is_not_wrapped_again() -> None:
 
 
 def test_xla_gives_the_same_gradients(xla: None) -> None:
-    """Through MaxPool twice, where XLA's own pooling is wrong. (XLA draws other noise.)"""
+    """Gradients agree through two MaxPools, where XLA's pooling is wrong. XLA draws other noise."""
     x, y = digits(8)
     model = Atlas(small(), threat=THREAT, alpha=0.1, beta=1.0)
     batch = model.as_batch((tf.constant(x), tf.constant(y)))

@@ -1,6 +1,6 @@
-"""Each check warns of a network made to have its fault, and is quiet on an honest one.
+"""Each check warns of a network with its fault and does not warn of an honest one.
 
-Honest is a linear network: its worst image within eps is one step away, whatever the attack.
+The honest network is linear: its worst image within eps is one step away for any attack.
 """
 
 from __future__ import annotations
@@ -46,17 +46,17 @@ WHITE, WEAK, BLACK = (
 
 
 def honest(x: Any) -> Any:
-    """Every class holds a corner of the box, and all meet in plain grey."""
+    """Each class has a corner of the box, and all meet in grey."""
     return tf.reshape(x - 0.5, [-1, 4]) @ W
 
 
 def rounded(x: Any) -> Any:
-    """Gradients are 0 everywhere."""
+    """The gradients are 0 everywhere."""
     return honest(tf.round(8 * x) / 8) + 0 * honest(x)
 
 
 def saturated(x: Any) -> Any:
-    """Differences of logits in the thousands: exp(-1000) is 0 in float32."""
+    """Differences of logits are in the thousands; exp(-1000) is 0 in float32."""
     return 1e5 * honest(x)
 
 
@@ -69,7 +69,7 @@ def softmax(x: Any) -> Any:
 
 
 def pixel(margin: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Two classes; the margin of class 0 is a function of the first pixel alone."""
+    """Return a network of two classes; the margin of class 0 depends on the first pixel alone."""
 
     def network(x: Any) -> Any:
         z = margin(x[:, 0, 0, 0])
@@ -83,14 +83,17 @@ GREY = np.full((60, 1, 1, 1), 0.5, np.float32)
 
 @pixel
 def trap(t: Any) -> Any:
-    """From 0.5 upwards the margin falls from 0.05 to -0.03 at 0.6, but rises from 0.54 to 0.55:
-    steps of 0.005 stay there, most of those of 0.025 leap over it, one of 0.1 always."""
+    """Return a margin with a local minimum at 0.54.
+
+    From 0.5 upwards it falls from 0.05 to -0.03 at 0.6, but rises from 0.54 to 0.55. Steps of 0.005
+    stay there, most of those of 0.025 leap over it, and one of 0.1 always does.
+    """
     return 0.05 - (t - 0.5) + 2 * tf.clip_by_value(t - 0.54, 0, 0.01)
 
 
 @pixel
 def beyond(t: Any) -> Any:
-    """Wrong from 0.55 to 0.62; the gradient points past it, to where class 0 is right."""
+    """Wrong from 0.55 to 0.62; the gradient points beyond it, to where class 0 is right again."""
     return 0.05 - (t - 0.5) + tf.where(t > 0.62, 0.5, 0.0)
 
 
@@ -100,7 +103,7 @@ def seen(
     threat: Threat = THREAT,
     results: Sequence[Result] = (),
 ) -> Seen:
-    """All images, with the network's own answers as labels."""
+    """Return all images, labelled by the network itself."""
     y, n = np.asarray(network(x)).argmax(axis=1), len(x)
     clean = Result("clean", np.ones(n, bool), 0.0)
     return Seen(network, x, y, threat, results or [clean], np.arange(n), (x, y), 0, 25, False)
@@ -111,16 +114,16 @@ def test_an_honest_network_passes_every_check() -> None:
     y[:5] = (y[:5] + 1) % 3  # wrong when clean: looked at by no check
     attack_list = [WHITE, ListedAttack(Square(queries=50), "Square")]
     results = evaluate(honest, X, y, THREAT, attack_list, check=False, progress=False).results
-    found = checks(honest, X, y, THREAT, results, examples=40, progress=False)
-    assert len(found) == len(CHECKS) and len({check.name for check in found}) == len(CHECKS)
-    assert [check.name for check in found if check.warns] == []
-    told = {check.name: check for check in found}
-    assert told["huge eps"].value == 0 and told["random output"].value == 0
-    assert told["zero gradients"].value == 0 and told["random noise"].value == 0
-    assert told["black box against white box"].value <= 1 / 60  # chance, at the boundary
-    assert all("40 images" in c.text or "40 clean images" in c.text for c in found[1:])
+    result = checks(honest, X, y, THREAT, results, examples=40, progress=False)
+    assert len(result) == len(CHECKS) and len({check.name for check in result}) == len(CHECKS)
+    assert [check.name for check in result if check.warns] == []
+    by_name = {check.name: check for check in result}
+    assert by_name["huge eps"].value == 0 and by_name["random output"].value == 0
+    assert by_name["zero gradients"].value == 0 and by_name["random noise"].value == 0
+    assert by_name["black box against white box"].value <= 1 / 60  # chance, at the boundary
+    assert all("40 images" in c.text or "40 clean images" in c.text for c in result[1:])
     # Both go straight to the worst corner.
-    assert told["one step against many"].value == 0 and told["more steps"].value == 0
+    assert by_name["one step against many"].value == 0 and by_name["more steps"].value == 0
 
 
 def test_nothing_is_measured_where_nothing_is_right() -> None:
@@ -137,7 +140,7 @@ def test_zero_gradients(network: Any, share: float) -> None:
 
 
 def test_gradients_that_are_not_finite() -> None:
-    """sqrt(relu(x - 2)) is 0 in the box; its derivative is infinity times 0."""
+    """sqrt(relu(x - 2)) is 0 in the box, and its derivative is infinity times 0."""
     check = zero_gradients(seen(lambda x: honest(x + tf.sqrt(tf.nn.relu(x - 2)))))
     assert check.value == 1 and check.warns
 
@@ -158,7 +161,7 @@ def test_probabilities() -> None:
     [(1, 0, None), (2, -1, "Rescaling(2, offset=-1)"), (255, 0, "Rescaling(255, offset=0)")],
 )
 def test_a_network_of_images_in_another_range(scale: int, offset: int, layer: str | None) -> None:
-    """Right on all images once they are scaled as it expects them."""
+    """The network is right on all images once they are scaled as it expects."""
     y = honest(X).numpy().argmax(axis=1)
     network = lambda x: honest((x - offset) / scale)  # noqa: E731
     check = scaling(dataclasses.replace(seen(network), first=(X, y)))
@@ -172,28 +175,28 @@ def test_a_network_of_images_in_another_range(scale: int, offset: int, layer: st
 
 def test_the_evaluation_tells_what_warns() -> None:
     y = rounded(X).numpy().argmax(axis=1)
-    found = evaluate(rounded, X, y, THREAT, PGD(steps=2), progress=False)
-    assert len(found.checks) == len(CHECKS)
-    assert "\nwarning: zero gradients: The gradient" in str(found)
+    result = evaluate(rounded, X, y, THREAT, PGD(steps=2), progress=False)
+    assert len(result.checks) == len(CHECKS)
+    assert "\nwarning: zero gradients: The gradient" in str(result)
 
 
 @pytest.mark.parametrize("check", [huge_eps, random_noise])
 def test_an_attack_without_gradients_is_no_better_than_its_random_start(check: Any) -> None:
-    found = check(seen(rounded))
-    assert found.warns and found.value > 0.2
+    result = check(seen(rounded))
+    assert result.warns and result.value > 0.2
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.5), ("l2", 1), ("l1", 2)])
 def test_huge_eps_reaches_grey_in_every_norm(norm: str, eps: float) -> None:
-    """Four pixels: 0.5 * 4^(1/p)."""
+    """For four pixels the distance is 0.5 * 4^(1/p)."""
     check = huge_eps(seen(honest, threat=Threat(norm, 0.01)))
     assert check.text.startswith(f"At eps {eps},")
     assert (check.value, check.warns) == (0, False)
 
 
 def test_one_step_and_few_steps_that_beat_many() -> None:
-    found = seen(trap, GREY, Threat("linf", 0.1))
-    few, one = more_steps(found), one_step(found)
+    result = seen(trap, GREY, Threat("linf", 0.1))
+    few, one = more_steps(result), one_step(result)
     assert few.warns and one.warns
     assert "FGSM) leaves 0 of 60" in one.text
     assert one.value is not None and few.value is not None and one.value > few.value > 0.1
@@ -207,8 +210,10 @@ def test_a_larger_eps_that_breaks_fewer() -> None:
 
 @pytest.mark.parametrize("share", [0, 0.5, 1])
 def test_a_larger_eps_that_breaks_no_more(share: float) -> None:
-    """A second pixel says which images have no margin to lose. It is a sign only if eps breaks
-    some and leaves some: no other eps need change what stands or falls as a whole."""
+    """A larger eps that breaks no more is a sign only if eps breaks some and leaves some.
+
+    A second pixel says which images have no margin.
+    """
     x = np.full((60, 1, 2, 1), 0.5, np.float32)
     x[:, 0, 1] = (np.arange(60) < 60 * share)[:, None]
 
@@ -249,30 +254,30 @@ class Failing:
 def test_a_check_that_fails_costs_neither_the_others_nor_the_results(
     error: Exception, reason: str
 ) -> None:
-    found = [check(seen(Failing(error))) for check in CHECKS]
-    assert len({check.name for check in found}) == len(CHECKS)
-    assert not any(check.warns or check.value is not None for check in found)
+    result = [check(seen(Failing(error))) for check in CHECKS]
+    assert len({check.name for check in result}) == len(CHECKS)
+    assert not any(check.warns or check.value is not None for check in result)
     # The first looks at results alone, and these lack an attack.
-    assert all(c.text.startswith(f"Not measured: {reason}") for c in found[1:])
-    assert all("\n" not in c.text for c in found)
+    assert all(c.text.startswith(f"Not measured: {reason}") for c in result[1:])
+    assert all("\n" not in c.text for c in result)
 
 
 def test_an_evaluation_ends_with_its_results_when_checks_fail(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """All the memory that there is goes into a Jacobian, say."""
+    """For instance, a Jacobian needs more memory than there is."""
 
     def greedy(*_: Any) -> Any:
         raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating")
 
     monkeypatch.setattr(checks_module, "first_order_distances", greedy)
     y = honest(X).numpy().argmax(axis=1)
-    found = evaluate(honest, X, y, THREAT, PGD(steps=2), progress=False)
-    assert [result.name for result in found.results] == ["clean", "PGD-2"]
-    *others, last = found.checks
+    signs = evaluate(honest, X, y, THREAT, PGD(steps=2), progress=False)
+    assert [result.name for result in signs.results] == ["clean", "PGD-2"]
+    *others, last = signs.checks
     assert (last.name, last.value, last.warns) == ("first-order distance", None, False)
     assert last.text == "Not measured: the memory does not suffice; lower the batch size."
-    assert len(found.checks) == len(CHECKS)
+    assert len(signs.checks) == len(CHECKS)
     assert not any("Not measured" in check.text for check in others[1:])
 
 
@@ -283,14 +288,14 @@ def test_a_stop_is_no_failing_check(stop: BaseException) -> None:
 
 
 def test_noise_that_leaves_the_ball_is_no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The images that a check makes are checked as those of an attack."""
+    """The images of a check are checked like those of an attack."""
     monkeypatch.setattr(Threat, "random_start", lambda self, x, seed: 0 * x)
-    found = random_noise(dataclasses.replace(seen(honest), x=X))
-    assert found.value is None and "RuntimeError: uniform noise: made images at" in found.text
+    result = random_noise(dataclasses.replace(seen(honest), x=X))
+    assert result.value is None and "RuntimeError: uniform noise: made images at" in result.text
 
 
 def test_noise_in_batches() -> None:
-    """Each batch has its own draws; with one batch they are those of the whole."""
+    """Each batch has its own noise; a single batch has that of all images."""
     one = random_noise(dataclasses.replace(seen(honest), batch_size=60))
     several = random_noise(dataclasses.replace(seen(honest), batch_size=7))
     assert one.value is not None and several.value == pytest.approx(one.value, abs=0.1)
@@ -298,7 +303,7 @@ def test_noise_in_batches() -> None:
 
 
 def made(listed: ListedAttack, attacked: int, broken: Sequence[int], n: int = 10) -> Result:
-    """Of n images, those that are broken after it."""
+    """Return a result on n images, of which these are broken."""
     flags = ~np.isin(np.arange(n), broken)
     return Result(
         listed.name, flags, 0.0, listed, attacked, 9, 0 if listed.attack is BLACK.attack else 9
@@ -349,8 +354,8 @@ def test_square_finds_what_gradients_do_not() -> None:
     y = rounded(X).numpy().argmax(axis=1)
     threat = Threat("linf", 0.2)
     attack_list = [WHITE, ListedAttack(Square(queries=100), "Square")]
-    found = evaluate(rounded, X, y, threat, attack_list, check=False)
-    check = black_box(seen(rounded, threat=threat, results=found.results))
+    result = evaluate(rounded, X, y, threat, attack_list, check=False)
+    check = black_box(seen(rounded, threat=threat, results=result.results))
     assert check.warns and "Square breaks" in check.text and WHITE.name in check.text
 
 
@@ -359,7 +364,7 @@ def test_square_finds_what_gradients_do_not() -> None:
     [(0, 0, False), (6, 0, False), (7, 0, True), (4, 1, False), (12, 2, True), (0, 9, False)],
 )
 def test_a_sign_test_tells_chance(gained: int, lost: int, expected: bool) -> None:
-    """Of six that differ all one way: 1/64; of seven: 1/128 < 1 %; 12 of 14: 106 / 2^14."""
+    """Six images that all differ one way have 1/64, seven 1/128 < 1 %, and 12 of 14 106 / 2^14."""
     right, other = np.ones(200, bool), np.ones(200, bool)
     other[:gained] = False
     right[100 : 100 + lost] = False

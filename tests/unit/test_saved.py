@@ -1,4 +1,4 @@
-"""Networks from files: whatever wrote them, the same logits and the same gradients."""
+"""Networks from files of any origin have the same logits and the same gradients."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Z = X.reshape(5, 4) @ W
 
 
 class Exotic(tf.Module):
-    """A network of nobody's framework; its names are its own."""
+    """A network of no framework, with its own names."""
 
     def __init__(self, outputs: Callable[[Any], Any], spec: Any = None) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ WRITERS: dict[str, Callable[[Any, Path], Path]] = {
 
 @pytest.mark.parametrize("writer", WRITERS)
 def test_logits_and_gradients(writer: str, linear: Callable[..., Any], tmp_path: Path) -> None:
-    """z = x W; the gradient of sum(c z) is W c."""
+    """z = x W, and the gradient of sum(c z) is W c."""
     network = load_network(WRITERS[writer](linear(W), tmp_path))
     assert network.input_shape == (2, 2, 1) and network.classes == 3
     np.testing.assert_allclose(network(X), Z, rtol=1e-5)
@@ -106,7 +106,7 @@ CONTAINERS: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.parametrize("container", slow_but(CONTAINERS, ["one of two", "any size"]))
 @pytest.mark.filterwarnings("error:The structure of `inputs`")
 def test_containers(container: str, linear: Callable[..., Any], tmp_path: Path) -> None:
-    """As an evaluation loads it, and as a training does and exports it."""
+    """Networks load as an evaluation loads them, and as a training loads and exports them."""
     CONTAINERS[container](linear(W)).save(tmp_path / "model.keras")
     output = "y" if container == "one of two" else None
     network = load_network(tmp_path, output=output)
@@ -122,7 +122,7 @@ def test_containers(container: str, linear: Callable[..., Any], tmp_path: Path) 
 
 @keras.saving.register_keras_serializable("test_saved")
 class Subclassed(keras.Model):
-    """z = x W of images that may lie in a dict of one."""
+    """z = x W of images that may be in a dict with one entry."""
 
     def build(self, shape: Any) -> None:
         self.matrix = self.add_weight((4, 3), name="matrix")
@@ -160,7 +160,7 @@ FLAT = [4]
 def test_a_network_of_other_images_is_told_what_to_put_in_front(
     shape: tuple[int, ...], inside: list[int], dtype: str, tmp_path: Path
 ) -> None:
-    """The line's code, run, gives a network that loads, with the same logits."""
+    """The code in the error gives a network that loads and has the same logits."""
     image = keras.Input(shape, dtype=dtype)
     flat = keras.layers.Reshape(inside)(image)
     scale = keras.layers.Rescaling(1 / 255 if dtype == "uint8" else 1.0)
@@ -183,7 +183,7 @@ def test_a_network_of_other_images_is_told_what_to_put_in_front(
 
 
 def test_sigmoids_become_logits_of_the_same_sigmoids(tmp_path: Path) -> None:
-    """log p - log(1 - p) is the logit itself; p of 0 and 1 stay finite, in their order."""
+    """log p - log(1 - p) is the logit. p of 0 and 1 give finite logits in their order."""
     save_exotic(tf.sigmoid, tmp_path)
     network = load_network(tmp_path, outputs="sigmoids")
     np.testing.assert_allclose(network(X), Z, rtol=1e-4, atol=1e-5)
@@ -218,7 +218,7 @@ def test_a_failed_export_leaves_the_former_one(
 
 
 def test_probabilities_become_logits_of_the_same_softmax(tmp_path: Path) -> None:
-    """log p differs from the logits by one number for each image; p = 0 stays finite."""
+    """log p differs from the logits by one number per image, and p = 0 gives a finite logit."""
     save_exotic(tf.nn.softmax, tmp_path)
     logits = load_network(tmp_path, outputs="probabilities")(X).numpy()
     gap = logits - Z
@@ -244,7 +244,7 @@ def test_a_network_built_by_its_first_batch(tmp_path: Path) -> None:
 
 
 def test_importing_the_library_is_enough_for_keras_to_load_its_layers(tmp_path: Path) -> None:
-    """In a fresh process: here the layers are known already."""
+    """This needs a fresh process, since this one has registered the layers."""
     image = keras.Input((2, 2, 1))
     keras.Model(image, MaxPool()(image)).save(tmp_path / "model.keras")
     code = "import sys, tfrobust, keras; keras.saving.load_model(sys.argv[1])"

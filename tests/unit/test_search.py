@@ -1,4 +1,4 @@
-"""The space of a search, its checks, and which of its trials are the best: by hand."""
+"""The space of a search, its checks, and its best trials, computed by hand."""
 
 from __future__ import annotations
 
@@ -147,8 +147,8 @@ def trials(*accuracies: tuple[float, float]) -> list[SearchTrial]:
 FAILED = SearchTrial("9", {"method.alpha": 7.0}, "failed", reason="the loss, so, is not finite")
 
 
-def names(found: list[SearchTrial]) -> list[str]:
-    return [trial.name for trial in found]
+def names(results: list[SearchTrial]) -> list[str]:
+    return [trial.name for trial in results]
 
 
 def test_the_pareto_front_by_hand() -> None:

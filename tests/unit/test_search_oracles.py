@@ -1,4 +1,4 @@
-"""KerasTuner's oracles on a function with a known maximum: ranges, going on, damaged state."""
+"""KerasTuner's oracles on a function with a known maximum: ranges, resumption, damaged state."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SPACE = ranges(
 
 
 def height(values: dict[str, Any]) -> float:
-    """At most 1, at alpha 1e-4, units 6."""
+    """Return the height, at most 1 at alpha 1e-4 and units 6."""
     away = abs(math.log10(values["method.alpha"]) + 4) / 4 + abs(values["model.units"] - 6) / 8
     return 1 - away / 2
 
@@ -45,7 +45,7 @@ def begin(oracle: Any) -> Any:
 
 def end(oracle: Any, trial: Any) -> dict[str, Any]:
     drawn = trial.hyperparameters.values
-    values = {key: known.value(drawn[key]) for key, known in SPACE.items()}
+    values = {key: expected.value(drawn[key]) for key, expected in SPACE.items()}
     result = {SCORE: height(values), CLEAN: 1.0, ROBUST: height(values), "epochs": 3.0}
     oracle.update_trial(trial.trial_id, result)
     trial.status = "COMPLETED"
@@ -54,25 +54,25 @@ def end(oracle: Any, trial: Any) -> dict[str, Any]:
 
 
 def search(oracle: Any) -> list[dict[str, Any]]:
-    found = []
+    results = []
     while (trial := begin(oracle)) is not None:
-        found.append(end(oracle, trial))
-    return found
+        results.append(end(oracle, trial))
+    return results
 
 
 @pytest.mark.parametrize(
     "tuner", slow_but(["random", "bayesian", "hyperband"], ["random", "hyperband"])
 )
 def test_every_tuner_stays_in_the_space_and_ends(tuner: str, tmp_path: Path) -> None:
-    told: list[str] = []
-    found = search(made(tmp_path, Search(SPACE, tuner, 14), told.append))
-    assert len(found) == len(told) == (6 if tuner == "hyperband" else 14)
-    for values in found:
+    lines: list[str] = []
+    results = search(made(tmp_path, Search(SPACE, tuner, 14), lines.append))
+    assert len(results) == len(lines) == (6 if tuner == "hyperband" else 14)
+    for values in results:
         assert 1e-6 <= values["method.alpha"] <= 1e-2
         assert values["model.units"] in range(4, 9)
         assert values["method.attack"] in SPACE["method.attack"].values
     if tuner == "bayesian":  # nine are drawn at random before it has learnt anything
-        assert max(map(height, found[9:])) > 0.9
+        assert max(map(height, results[9:])) > 0.9
 
 
 def test_a_seed_is_a_search(tmp_path: Path) -> None:
@@ -91,14 +91,14 @@ def test_a_stopped_search_goes_on_with_the_trial_that_was_running(tmp_path: Path
 
     before = made(tmp_path / "cut", plan)
     before.save()
-    found = [end(before, begin(before)), end(before, begin(before))]
+    results = [end(before, begin(before)), end(before, begin(before))]
     running = begin(before).trial_id
     after = made(tmp_path / "cut", plan)
     _reload(after, tmp_path / "cut" / "search" / "oracle.json")
     trial = begin(after)
     assert trial.trial_id == running == "2"
-    found.append(end(after, trial))
-    assert found + search(after) == straight
+    results.append(end(after, trial))
+    assert results + search(after) == straight
 
 
 def test_a_trial_that_was_written_but_not_noted_is_drawn_again(tmp_path: Path) -> None:
@@ -106,14 +106,14 @@ def test_a_trial_that_was_written_but_not_noted_is_drawn_again(tmp_path: Path) -
     straight = search(made(tmp_path / "straight", plan))
     cut = made(tmp_path / "cut", plan)
     cut.save()
-    found, noted = [end(cut, begin(cut))], tmp_path / "cut" / "search" / "oracle.json"
+    results, noted = [end(cut, begin(cut))], tmp_path / "cut" / "search" / "oracle.json"
     state = noted.read_bytes()
     begin(cut)
     noted.write_bytes(state)  # killed after trial_1/trial.json, before oracle.json
     after = made(tmp_path / "cut", plan)
     _reload(after, noted)
     assert list(after.trials) == ["0"]
-    assert found + search(after) == straight
+    assert results + search(after) == straight
 
 
 @pytest.mark.parametrize("name", ["oracle.json", "trial_0/trial.json"])
@@ -121,8 +121,8 @@ def test_damaged_state_is_one_line(name: str, tmp_path: Path) -> None:
     plan = Search(SPACE, "random", 1)
     search(made(tmp_path, plan))
     file = tmp_path / "search" / name
-    whole = file.read_text()
-    for damaged in ("", whole[: len(whole) // 2], "[]", json.dumps({"seed": 1})):
+    content = file.read_text()
+    for damaged in ("", content[: len(content) // 2], "[]", json.dumps({"seed": 1})):
         file.write_text(damaged)
         with pytest.raises(UserError, match="oracle.json: expected KerasTuner's state") as error:
             _reload(made(tmp_path, plan), tmp_path / "search" / "oracle.json")

@@ -1,4 +1,4 @@
-"""The report of a search from its two files: whatever the trials were, and that text stays text."""
+"""The report of a search from its two files, for any trials, with all text escaped."""
 
 from __future__ import annotations
 
@@ -45,8 +45,10 @@ def test_the_page_says_what_was_best(tmp_path: Path) -> None:
     ]
     page = write_search_report(made(tmp_path / "run", SPACE, trials, min_clean=0.85))
     html, markdown = page.read_text(), (page.parent / "report.md").read_text()
-    told = "Random search, 3 trials, 1 of them failed: the best of at least 85.0 % clean has 50.0 %"
-    assert told in html and told in markdown and "on 60 validation images" in html
+    message = (
+        "Random search, 3 trials, 1 of them failed: the best of at least 85.0 % clean has 50.0 %"
+    )
+    assert message in html and message in markdown and "on 60 validation images" in html
     assert re.search(r"<tr><th scope=row>0</th>.*<td>best, on the front</td></tr>", html)
     assert "&lt;script&gt;" in html and not re.search(r"<script>(?!\n)", html)
     assert "NaN \\| x" in markdown

@@ -1,4 +1,4 @@
-"""Networks of any kind in training, and how a softmax is taken off one."""
+"""Networks of any kind in training, and how to remove a softmax from one."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ KINDS: dict[str, Callable[[], keras.Model]] = {
 @pytest.mark.parametrize("kind", slow_but(KINDS, ["Sequential", "dicts", "subclassed, dicts"]))
 @pytest.mark.filterwarnings("error:The structure of `inputs`")
 def test_every_kind_trains_and_validates(kind: str) -> None:
-    """As the plain functional network, to the bit."""
+    """Training equals that of the plain functional network, to the bit."""
     plain = functional(keras.Model)()
     network = KINDS[kind]()
     network.set_weights(plain.get_weights())
@@ -162,7 +162,7 @@ ENDINGS: dict[str, Callable[[], keras.Model]] = {
 
 @pytest.mark.parametrize("kind", ENDINGS)
 def test_advice_is_code_that_works(kind: str, tmp_path: Any, monkeypatch: Any) -> None:
-    """The saved network's logits have the softmax, or the sigmoids, that the network gave."""
+    """The softmax or sigmoids of the saved network's logits are the outputs of the network."""
     monkeypatch.chdir(tmp_path)
     network = ENDINGS[kind]()
     before = np.asarray(forward(network, X))

@@ -1,4 +1,4 @@
-"""The documents as a site: the navigation is complete and no page loads anything from outside."""
+"""The documents as a site: complete navigation, and no page loads anything from outside."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ NORMS = ["linf", "l2", "l1"]
 
 
 def least_eps(norm: str) -> np.ndarray:
-    """eps* of each example."""
+    """Return eps* of each example."""
     order = {"linf": 1, "l2": 2, "l1": np.inf}[norm]
     away = np.linalg.norm(W[:, None, :] - W[:, :, None], order, axis=0)  # [label, rival]
     margins = LOGITS[np.arange(20), Y][:, None] - LOGITS
@@ -47,7 +47,10 @@ def network(x: Any) -> Any:
 def run(
     attack: Any, threat: Threat, x: Any = X, y: Any = Y, logits: Any = network, graph: bool = False
 ) -> Any:
-    """The outcome in numpy, eager (quicker for few queries) or from a graph of no batch size."""
+    """Return the outcome in numpy.
+
+    Eager execution is faster for few queries; the graph has no batch size.
+    """
 
     def craft(images: Any) -> Any:
         return attack.run(logits, images, y, threat=threat, seed=SEED)
@@ -65,7 +68,7 @@ def margin(images: Any, y: Any = Y) -> np.ndarray:
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_breaks_an_example_above_its_least_eps_and_none_below(norm: str) -> None:
-    """Random search with squares is slow on a W of white noise: 200 of them at 4 eps*."""
+    """Random search with squares is slow on W of white noise, so it has 200 windows at 4 eps*."""
     least = least_eps(norm)[:10]
     above = run(
         Square(queries=200), Threat(norm, 4 * least.max(), WIDE), X[:10], Y[:10], graph=True
@@ -77,7 +80,7 @@ def test_breaks_an_example_above_its_least_eps_and_none_below(norm: str) -> None
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_more_queries_are_never_worse(norm: str) -> None:
-    """The draws of the first windows do not depend on how many follow; most come near the edge."""
+    """The first windows do not depend on how many follow, and most examples come near the edge."""
     threat = Threat(norm, 1.2 * float(np.median(least_eps(norm))), WIDE)
     runs = [run(Square(queries=n), threat) for n in (1, 5, 30)]
     for few, more in zip(runs, runs[1:], strict=False):
@@ -91,14 +94,14 @@ def test_more_queries_are_never_worse(norm: str) -> None:
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_an_example_does_not_feel_the_others(norm: str) -> None:
-    """Its place in the batch decides its draws, whoever else is broken, and when."""
+    """The place in the batch decides the draws, whichever other examples are broken, and when."""
     threat = Threat(norm, 1.2 * float(np.median(least_eps(norm))), WIDE)
-    whole = run(Square(queries=20), threat)
-    assert 0 < whole.success.sum() < 20
+    joint = run(Square(queries=20), threat)
+    assert 0 < joint.success.sum() < 20
     wrong = np.where(np.arange(20) % 2, Y, (Y + 1) % 3)  # every other one is wrong from the start
     half = run(Square(queries=20), threat, y=wrong)
-    np.testing.assert_allclose(half.images[1::2], whole.images[1::2], atol=1e-5)
-    np.testing.assert_array_equal(half.queries[1::2], whole.queries[1::2])
+    np.testing.assert_allclose(half.images[1::2], joint.images[1::2], atol=1e-5)
+    np.testing.assert_array_equal(half.queries[1::2], joint.queries[1::2])
     assert (half.queries[::2] == 1).all() and half.success[::2].all()
     np.testing.assert_array_equal(half.images[::2], X[::2])
 
@@ -111,7 +114,7 @@ def test_graph_and_eager_are_the_same() -> None:
 
 
 def test_every_example_has_its_own_draws() -> None:
-    """Twenty times the same image, with an eps too small to break any: twenty different results."""
+    """Twenty copies of an image, with eps too small to break any, give twenty results."""
     same, labels = np.repeat(X[:1], 20, axis=0), np.repeat(Y[:1], 20)
     outcome = run(Square(queries=20, p_init=0.05), Threat("linf", 1e-3), same, labels)
     assert not outcome.success.any() and len(np.unique(outcome.images, axis=0)) == 20
@@ -119,7 +122,10 @@ def test_every_example_has_its_own_draws() -> None:
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_passes_are_counted(norm: str) -> None:
-    """Nothing breaks: one look at the image, and for each restart at its start and its windows."""
+    """Nothing is broken.
+
+    The image costs one query, and each restart one for its start and one for each window.
+    """
     calls = []
 
     def right(x: Any) -> Any:
@@ -134,7 +140,10 @@ def test_passes_are_counted(norm: str) -> None:
 
 
 def test_an_example_stops_at_its_first_success() -> None:
-    """At the start, which fools the network; or before, the third being wrong anyway."""
+    """Examples stop at the start, which is misclassified, or before.
+
+    The third is wrong when clean.
+    """
 
     def fooled(x: Any) -> Any:
         moved = tf.reduce_max(tf.abs(x - 0.5), axis=(1, 2, 3)) > 0
@@ -165,7 +174,7 @@ def test_restarts_are_never_worse(norm: str) -> None:
 @pytest.mark.parametrize(("channels", "box"), [(1, (0.0, 1.0)), (3, (-1.0, 1.0))])
 @pytest.mark.parametrize("norm", NORMS)
 def test_stays_in_the_ball_and_the_box(norm: str, channels: int, box: Any) -> None:
-    """Unbroken examples end at the edge of the ball, some in the box's corners; eps 0 is x."""
+    """Unbroken examples end on the ball, some in corners of the box. At eps 0 they are x."""
     x = np.random.default_rng(1).uniform(*box, [6, 7, 9, channels]).astype("float32")
     x[0], x[1] = box
     weights = np.random.default_rng(2).normal(size=x[0].size).astype("float32")
@@ -190,7 +199,7 @@ def test_the_start_is_vertical_stripes() -> None:
 
 
 def test_a_window_moves_to_an_edge() -> None:
-    """u = -1 is the first row or column, u = 1 would be the first too far by one: room 5 - 2."""
+    """u = -1 is the first row or column, and u = 1 would be one too far, with room 5 - 2."""
     x, u = np.full([2, 5, 5, 2], 0.5, np.float32), np.full([2, 7], -1.0, np.float32)
     u[1, :2], u[1, 5:] = (0.0, 0.99), (-1.0, 1.0)  # row int(1.5), column int(2.98)
     x_adv = x + np.where(np.arange(5) % 2, 0.125, -0.125).astype("float32")[:, None]
@@ -227,13 +236,13 @@ def test_moves_on_the_edge_of_the_ball(norm: str) -> None:
     outside[:3, :3] = outside[5:8, 5:8] = False
     np.testing.assert_allclose(moved[:, outside], start[:, outside], rtol=1e-4, atol=1e-6)
     size = lambda d: np.linalg.norm(d.reshape(4, -1), 2 if norm == "l2" else 1, axis=1)  # noqa: E731
-    given = size(np.where(outside, 0.0, start))
-    np.testing.assert_allclose(size(moved[:, :3, :3]), given, rtol=1e-4)
+    expected = size(np.where(outside, 0.0, start))
+    np.testing.assert_allclose(size(moved[:, :3, :3]), expected, rtol=1e-4)
     old, drawn = start[:, :3, :3, 0], pattern(3, norm)
     old = old / size(old)[:, None, None]
     for row, (sign, turned) in enumerate([(-1, 0), (1, 0), (-1, 1), (1, 1)]):
         new = old[row] + sign * (drawn.T if turned else drawn)
-        scale = given[row] / size(np.repeat(new[None], 4, 0))[0]
+        scale = expected[row] / size(np.repeat(new[None], 4, 0))[0]
         np.testing.assert_allclose(moved[row, :3, :3, 0], scale * new, rtol=1e-4, atol=1e-6)
 
 
@@ -254,7 +263,7 @@ def test_what_each_channel_gains(norm: str) -> None:
 
 
 def test_the_sides_of_windows() -> None:
-    """28 x 28 pixels, share 0.8 / 2^k: sqrt(627.2 / 2^k) = 25.04, 17.7, 12.5, 8.9, 6.3, ..."""
+    """28 x 28 pixels, share 0.8 / 2^k: sqrt(627.2 / 2^k) is 25.04, 17.7, 12.5, 8.9, 6.3, ..."""
     attack, first = Square(), (0, 11, 51, 201, 501, 1001, 2001, 4001)
     assert [attack.share(i) for i in (10, 11, 4999)] == [0.8, 0.4, 0.8 / 128]
     sides = {n: [attack.side(i, 28, 28, n) for i in first] for n in NORMS}

@@ -1,4 +1,4 @@
-"""A suite's file: its runs, their names and labels, what it refuses."""
+"""A suite's file: its runs, their names and labels, and its errors."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def test_a_run_for_each_combination(tmp_path: Path) -> None:
       - digits_adv
       - {config: digits_atlas, label: A, grid: {method.beta: [0.0, 1.0]}}
     """
-    found = suite(tmp_path, text).members
-    assert [(m.name, m.label, m.config) for m in found] == [
+    loaded = suite(tmp_path, text).members
+    assert [(m.name, m.label, m.config) for m in loaded] == [
         ("digits_adv_seed-0", "adv", "digits_adv"),
         ("digits_adv_seed-1", "adv", "digits_adv"),
         ("A_seed-0_beta-0.0", "A beta=0.0", "digits_atlas"),
@@ -39,8 +39,8 @@ def test_a_run_for_each_combination(tmp_path: Path) -> None:
         ("A_seed-1_beta-0.0", "A beta=0.0", "digits_atlas"),
         ("A_seed-1_beta-1.0", "A beta=1.0", "digits_atlas"),
     ]
-    assert found[3].varied == {"seed": 0, "method.beta": 1.0}
-    assert found[3].overrides == ("seed=0", "method.beta=1.0")
+    assert loaded[3].varied == {"seed": 0, "method.beta": 1.0}
+    assert loaded[3].overrides == ("seed=0", "method.beta=1.0")
 
 
 def test_what_is_nearer_to_the_run_counts(tmp_path: Path) -> None:
@@ -66,19 +66,19 @@ def test_the_surrogate_is_a_folder_of_the_suite(tmp_path: Path) -> None:
     set: {attacks: [{name: transfer, source: "${surrogate.folder}", attack: fgsm}]}
     runs: [digits_atlas]
     """
-    found = suite(tmp_path, text)
-    (member,) = found.members
+    loaded = suite(tmp_path, text)
+    (member,) = loaded.members
     source = str(tmp_path / "runs" / "mine" / "surrogate")
     config = configs.load(configs.find(member.config), member.overrides)
     assert config["attacks"] == [{"name": "transfer", "source": source, "attack": "fgsm"}]
-    assert found.surrogate is not None and found.surrogate.name == "surrogate"
-    assert "seed=9" in found.surrogate.overrides
+    assert loaded.surrogate is not None and loaded.surrogate.name == "surrogate"
+    assert "seed=9" in loaded.surrogate.overrides
     without = suite(tmp_path, "runs: [digits_adv]\nsurrogate: {config: x}", "surrogate=null")
     assert without.surrogate is None
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("runs: []", "runs: expected a list of runs"),
         ("runs: [digits_adv, digits_adv]", r"runs that differ.*\['digits_adv'\]"),
@@ -95,8 +95,8 @@ def test_the_surrogate_is_a_folder_of_the_suite(tmp_path: Path) -> None:
         ("{runs: [digits_adv], budget: b, budgets: {bb: {}}}", "did you mean 'bb'"),
     ],
 )
-def test_mistakes_are_one_line(tmp_path: Path, text: str, told: str) -> None:
-    with pytest.raises(UserError, match=told) as error:
+def test_mistakes_are_one_line(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
         suite(tmp_path, text)
     assert "\n" not in str(error.value)
 

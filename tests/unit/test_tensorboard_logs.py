@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run, read back from the event files."""
+"""The TensorBoard logs of a run, read from the event files."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def test_an_evaluation(tmp_path: Path) -> None:
     board = events(tmp_path / "board")
     accuracy = {"clean": 0.8, "PGD-20": 0.4, "Square": 0.3, "worst case": 0.3}
     for name, value in accuracy.items():
-        ((step, found),) = values(board, f"attack_eval/accuracy/{name}")
-        assert step == 0 and found == pytest.approx(value)
+        ((step, result),) = values(board, f"attack_eval/accuracy/{name}")
+        assert step == 0 and result == pytest.approx(value)
     for name, n in (("clean", 2), ("adversarial", 3)):
         ((_, buckets),) = values(board, f"attack_eval/margin/{name}")  # left, right, count
         assert buckets[:, 2].sum() == n and buckets[-1, 1] == np.nanmax(MARGINS[name])
-    ((_, found),) = values(board, "attack_eval/clean, adversarial, difference")
-    assert found[:2].tolist() == [b"304", b"96"]  # 3 of 96, 2 gaps of 8
-    strips = np.stack([tf.io.decode_png(image) for image in found[2:]])[:, ::12]
+    ((_, result),) = values(board, "attack_eval/clean, adversarial, difference")
+    assert result[:2].tolist() == [b"304", b"96"]  # 3 of 96, 2 gaps of 8
+    strips = np.stack([tf.io.decode_png(image) for image in result[2:]])[:, ::12]
     clean, adversarial, difference = (strips[:, :, at : at + 96 : 12] for at in (0, 104, 208))
     np.testing.assert_allclose(clean, 255 * record.probes.image, atol=1)
     np.testing.assert_allclose(adversarial, 255 * record.probes.adversarial, atol=1)
@@ -54,13 +54,13 @@ def test_hyper_parameters(tmp_path: Path) -> None:
     write_board(tmp_path / "board", load_run(make_run(tmp_path / "run")), {})
     content = events(tmp_path / "board").PluginTagToContent(metadata.PLUGIN_NAME)
     start = metadata.parse_session_start_info_plugin_data(content[metadata.SESSION_START_INFO_TAG])
-    found = {key: value.string_value or value.number_value for key, value in start.hparams.items()}
+    result = {key: value.string_value or value.number_value for key, value in start.hparams.items()}
     numbers = {"seed": 0, "eps": 0.15, "method.alpha": 0.0002, "method.beta": 5.0}
-    assert found == {"method": "atlas", "data": "digits"} | numbers
+    assert result == {"method": "atlas", "data": "digits"} | numbers
 
 
 def test_a_training(tmp_path: Path) -> None:
-    """Written anew from the lines of the last checkpoint, beside what the evaluation left."""
+    """The logs are written anew from the last checkpoint, beside those of the evaluation."""
     board = tmp_path / "tensorboard"
     (board / "attack_eval").mkdir(parents=True)
     epochs = [{"loss": 2.0, "val_loss": 3.0, "val_robust_accuracy": 0.25}, {"loss": 1.0}]

@@ -1,4 +1,4 @@
-"""The set an adversary may choose from."""
+"""The set from which adversarial images are chosen."""
 
 from __future__ import annotations
 
@@ -15,27 +15,32 @@ EPS = {"scalar": 0.2, "each": np.array([0.0, 0.05, 0.1, 0.2, 0.4, 3.0], "float32
 
 
 def test_linf_by_hand() -> None:
-    """Ball first: 0.9 -> 0.6 and -0.5 -> -0.05 around 0.5 and 0.05; then the box: -0.05 -> 0."""
+    """The ball comes first: 0.9 -> 0.6 and -0.5 -> -0.05 around 0.5 and 0.05.
+
+    Then the box: -0.05 -> 0.
+    """
     x, far = tf.constant([[0.5, 0.05]]), tf.constant([[0.9, -0.5]])
     np.testing.assert_allclose(Threat("linf", 0.1).project(far, x), [[0.6, 0.0]], rtol=1e-6)
 
 
 def test_l2_by_hand() -> None:
-    """(3, 4) / 5 * 0.5 = (0.3, 0.4) from (0.5, 0.8): 1.2 is clipped to 1 after the ball."""
+    """From (0.5, 0.8), (3, 4) / 5 * 0.5 = (0.3, 0.4); after the ball 1.2 is clipped to 1."""
     moved = Threat("l2", 0.5).project(tf.constant([[3.5, 4.8]]), tf.constant([[0.5, 0.8]]))
     np.testing.assert_allclose(moved, [[0.8, 1.0]], rtol=1e-6)
 
 
 def test_l1_by_hand() -> None:
-    """(0.5 - t) + min(0.5 - t, 0.1) = 0.3 at t = 0.3: the wall at 1 leaves more to the first. Ball,
-    then box would give (0.65, 1)."""
+    """(0.5 - t) + min(0.5 - t, 0.1) = 0.3 at t = 0.3, as the wall at 1 leaves more to the first.
+
+    Ball before box would give (0.65, 1).
+    """
     moved = Threat("l1", 0.3).project(tf.constant([[1.0, 1.4]]), tf.constant([[0.5, 0.9]]))
     np.testing.assert_allclose(moved, [[0.7, 1.0]], rtol=2e-6)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l1"])
 def test_projection_is_the_nearest_point_in_ball_and_box(norm: str) -> None:
-    """<a - Pa, z - Pa> <= 0 for every z of the set. (L2 takes ball and box one after the other.)"""
+    """<a - Pa, z - Pa> <= 0 holds for every z of the set. For L2 the ball comes before the box."""
     rng, threat, x = np.random.default_rng(2), Threat(norm, 0.9, (-0.5, 1.0)), tf.constant(X)
 
     def projected() -> tuple[np.ndarray, np.ndarray]:
@@ -50,8 +55,11 @@ def test_projection_is_the_nearest_point_in_ball_and_box(norm: str) -> None:
 
 @pytest.mark.parametrize("eps", [0.1, 12.0])
 def test_l1_rounding_stays_within_eps(eps: float) -> None:
-    """Of 3072 pixels, measured in float64, as an evaluation does: all far out, or one step of one
-    pixel from a start in the ball, which shortens the others by less than they can be told."""
+    """Images of 3072 pixels stay within eps in float64, as an evaluation measures them.
+
+    They are all far out, or one pixel moved from a start in the ball, where the others shrink by
+    less than float32 resolves.
+    """
     rng, threat = np.random.default_rng(3), Threat("l1", eps)
     x = tf.constant(rng.random((100, 32, 32, 3)).astype("float32"))
     far = x + rng.normal(size=x.shape).astype("float32")
@@ -90,11 +98,11 @@ def test_another_box() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "eps"),
+    ("value", "eps"),
     [("8/255", 8 / 255), (" 1 / 4 ", 0.25), ("0.5/2", 0.25), (0, 0.0), (np.float32(0.5), 0.5)],
 )
-def test_eps_is_a_number_or_a_fraction(given: object, eps: float) -> None:
-    threat = Threat("linf", given)
+def test_eps_is_a_number_or_a_fraction(value: object, eps: float) -> None:
+    threat = Threat("linf", value)
     assert threat.eps == eps
     assert type(threat.eps) is float
 

@@ -1,4 +1,4 @@
-"""What a callable must be to be attacked: TensorFlow operations, traced once for any batch."""
+"""Functions that can be attacked: TensorFlow operations, traced once for any batch."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ FAILING = {
 
 @pytest.mark.parametrize("name", FAILING)
 def test_what_cannot_be_traced_is_refused_in_one_line(name: str) -> None:
-    """All of them work when they are called."""
+    """All of these work when they are called."""
     assert FAILING[name](tf.constant(X)).shape == (6, 3)
     with pytest.raises(UserError) as caught:
         check_traceable(FAILING[name], SHAPE)
@@ -89,7 +89,7 @@ def test_logits_of_an_unknown_shape() -> None:
 
 
 def test_what_has_no_gradient_is_for_attacks_without_gradients() -> None:
-    """tf.image.resize by area, which TensorFlow cannot differentiate."""
+    """TensorFlow cannot differentiate tf.image.resize by area."""
     area = lambda x: linear(tf.image.resize(x, [2, 2], method="area"))  # noqa: E731
     y, threat = linear(X).numpy().argmax(axis=1), Threat("linf", 0.5)
     check_traceable(area, SHAPE)
@@ -108,7 +108,7 @@ def eager() -> Iterator[None]:
 def test_functions_that_run_eagerly_change_nothing(eager: None) -> None:
     y = linear(X).numpy().argmax(axis=1)
     attacks = [PGD(steps=2), Square(queries=5)]
-    found = evaluate(linear, X, y, Threat("linf", 0.1), attacks, check=False, progress=False)
+    result = evaluate(linear, X, y, Threat("linf", 0.1), attacks, check=False, progress=False)
     tf.config.run_functions_eagerly(False)
     again = evaluate(linear, X, y, Threat("linf", 0.1), attacks, check=False, progress=False)
-    assert [r.robust.tolist() for r in found.results] == [r.robust.tolist() for r in again.results]
+    assert [r.robust.tolist() for r in result.results] == [r.robust.tolist() for r in again.results]

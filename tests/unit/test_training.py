@@ -1,4 +1,4 @@
-"""Schedules in closed form, callbacks fed by hand."""
+"""Schedules in closed form, and callbacks fed by hand."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_optimizers_take_what_papers_tune() -> None:
 
 
 def guided(values: list[float], first_epoch: int = 0) -> tuple[list[float], int | None]:
-    """The learning rate after each epoch of these accuracies, and the epoch that ended the run."""
+    """Return the learning rates after each epoch of these accuracies, and the last epoch."""
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
     model.compile(keras.optimizers.SGD(1.0))
     model.stop_training = False
@@ -150,7 +150,10 @@ def guided(values: list[float], first_epoch: int = 0) -> tuple[list[float], int 
 
 
 def test_guided_cuts_after_two_epochs_without_gain() -> None:
-    """Paper, appendix B: by five. Equal is no gain; a gain starts the count again."""
+    """The rate is divided by five (paper, appendix B).
+
+    An equal accuracy is no gain, and a gain starts the count again.
+    """
     rates, _ = guided([0.3, 0.3, 0.3, 0.2, 0.4, 0.1, 0.1])
     np.testing.assert_allclose(rates, [1, 1, 0.2, 0.2, 0.2, 0.2, 0.04], rtol=1e-5)
     rates, _ = guided([0.3, 0.2, 0.31, 0.2, 0.32, 0.2, 0.3200001])
@@ -164,7 +167,7 @@ def test_guided_stops_after_ten_epochs_without_gain() -> None:
 
 
 def test_guided_waits_for_the_ramps_end() -> None:
-    """Falling accuracy while eps grows says nothing: epoch 15 is the first that counts."""
+    """Accuracy falls while eps grows, so epoch 15 is the first that counts."""
     rates, ended = guided([0.9] * 15 + [0.3] * 30, first_epoch=15)
     np.testing.assert_allclose(rates[:17], np.ones(17))
     assert rates[17] == pytest.approx(0.2)
@@ -174,7 +177,7 @@ def test_guided_waits_for_the_ramps_end() -> None:
 def warnings_of(
     monkeypatch: pytest.MonkeyPatch, epochs: list[tuple[float, float]], drop: float = 0.1
 ) -> list[int]:
-    """The epochs that warn, for pairs of robust and FGSM accuracy."""
+    """Return the epochs that warn, for pairs of robust and FGSM accuracy."""
     warned: list[int] = []
     monkeypatch.setattr(logging, "warning", lambda text, epoch, *values: warned.append(epoch))
     callback = CatastrophicOverfitting(drop)
@@ -244,8 +247,10 @@ def test_history_rows(tmp_path: Path) -> None:
 
 
 def test_history_goes_on_after_the_checkpoint(tmp_path: Path) -> None:
-    """Rows before it stay byte for byte, rows of epochs after it (killed in between) go; what
-    became of the file since does not matter."""
+    """Rows up to the checkpoint stay byte for byte, and rows of later epochs are removed.
+
+    Changes to the file since the checkpoint do not matter.
+    """
     path = tmp_path / "history.csv"
     history = written(path, [], [{"loss": k / 3} for k in range(4)])
     before = path.read_bytes()
@@ -270,7 +275,7 @@ def test_callbacks_work_on_two_devices(on_two_devices: Callable[[str], dict[str,
 
 
 def test_quantiles_of_a_methods_table() -> None:
-    """Over the rows of the training examples alone; the others were held out."""
+    """The quantiles are over the training examples alone; the others were held out."""
     network = keras.Sequential(
         [keras.Input((2, 2, 1)), keras.layers.Flatten(), keras.layers.Dense(2)]
     )

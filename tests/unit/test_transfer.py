@@ -1,4 +1,4 @@
-"""Images that were made elsewhere: on a surrogate, or in another evaluation."""
+"""Images made elsewhere: on a surrogate, or in another evaluation."""
 
 from __future__ import annotations
 
@@ -44,8 +44,10 @@ class Counted:
 
 
 def test_images_of_the_surrogate_judged_on_the_other(source: Path, linear: Any) -> None:
-    """The gradient of the attacked network, x V, has another sign at the last pixel; half of what
-    breaks x W breaks it."""
+    """Half of the images that break x W break x V.
+
+    The gradient of x V, the attacked network, has another sign at the last pixel.
+    """
     other = np.array([[0.3, -0.2], [0.5, 2.0], [-1.0, 1.0], [-1.0, 1.0]], np.float32)
     attack, mine = Transfer(str(source), PGD(steps=3, step_size=1.0)), Counted(linear(other))
     outcome = attack.run(mine, X, Y, threat=THREAT, seed=SEED)
@@ -58,7 +60,7 @@ def test_images_of_the_surrogate_judged_on_the_other(source: Path, linear: Any) 
 
 
 def test_the_surrogate_is_read_once_and_first_in_a_graph(source: Path, linear: Any) -> None:
-    """Its weights are no variables of the function that happens to run it first."""
+    """Its weights are not variables of the function that first runs it."""
     attack = Transfer(str(source), {"name": "pgd", "steps": 3, "step_size": 1.0})
     network = linear(W)
 

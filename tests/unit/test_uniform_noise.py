@@ -1,4 +1,4 @@
-"""Uniform noise: probabilities in closed form, and draws made again by hand."""
+"""Uniform noise: probabilities in closed form, and draws repeated by hand."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def network(x: Any) -> Any:
 
 
 def run(draws: int, threat: Threat, x: Any = X, y: Any = Y, logits: Any = network) -> Any:
-    """The outcome in numpy, from a graph that knows no batch size."""
+    """Return the outcome in numpy, from a graph without a batch size."""
 
     @tf.function(autograph=False, input_signature=[tf.TensorSpec([None, *x.shape[1:]])])
     def craft(images: Any) -> Any:
@@ -35,8 +35,10 @@ def run(draws: int, threat: Threat, x: Any = X, y: Any = Y, logits: Any = networ
 
 @pytest.mark.parametrize("draws", [1, 3])
 def test_the_chance_of_a_success(draws: int) -> None:
-    """One pixel at 0.5, fooled above 0.55, eps 0.1: a quarter of the draws; five standard errors
-    of 4000 examples."""
+    """One pixel at 0.5 is misclassified above 0.55; at eps 0.1 these are a quarter of the draws.
+
+    The tolerance is five standard errors of 4000 examples.
+    """
     x = np.full([4000, 1, 1, 1], 0.5, np.float32)
     logits = lambda z: tf.stack([0.55 - z[:, 0, 0, 0], z[:, 0, 0, 0] - 0.55], axis=1)  # noqa: E731
     outcome = run(draws, Threat("linf", 0.1), x, np.zeros(4000, int), logits)

@@ -78,8 +78,8 @@ def test_validation_reports_weighted_means_of_every_metric(linear: Callable[...,
     assert evaluated(model, X, Y, sample_weight=WEIGHT[:, None].astype(int)) == expected
     for data in (streamed, Batches):
         for form in ((X, Y, WEIGHT), (dictionary(WEIGHT),)):
-            found = model.evaluate(data(*form), verbose=0, return_dict=True)
-            assert found == expected
+            result = model.evaluate(data(*form), verbose=0, return_dict=True)
+            assert result == expected
     validated = model.fit(X, Y, batch_size=6, verbose=0, validation_data=(X, Y, WEIGHT)).history
     alone = evaluated(model, X, Y, sample_weight=WEIGHT)
     assert [validated[f"val_{name}"][0] for name in alone] == pytest.approx(list(alone.values()))
@@ -97,7 +97,7 @@ def test_without_any_weight_there_is_nothing_to_report(linear: Callable[..., Any
 def test_training_reports_weighted_means_and_minimises_kerass_mean(
     linear: Callable[..., Any],
 ) -> None:
-    """The gradient is that of sum(w l) / B; the report of the loss sum(w l) / sum(w)."""
+    """The gradient is that of sum(w l) / B, and the reported loss is sum(w l) / sum(w)."""
     model = Natural(linear(W), threat=Threat("linf", 0.3))
     model.compile(keras.optimizers.SGD(0.1))
     logs = model.train_step((tf.constant(X), tf.constant(Y), tf.constant(WEIGHT)))
@@ -139,7 +139,7 @@ def trained_with(model: Any, fit: Callable[[Any], Any]) -> Trained:
 
 @pytest.fixture(scope="module")
 def weights_of_labels(linear: Callable[..., Any]) -> Trained:
-    """Train with the weight of its class as the weight of each example."""
+    """Train with the weight of the class as the weight of each example."""
     weight = np.array([0.0, 1.0, 3.0])[Y]
     return trained_with(compiled(linear), lambda fit: fit(X, Y, batch_size=6, sample_weight=weight))
 
@@ -165,12 +165,12 @@ def test_weights_of_classes_and_of_examples_multiply(linear: Callable[..., Any])
     options = {"class_weight": CLASSES}
     for data in ((X, Y, WEIGHT), (dictionary(WEIGHT),)):
         np.testing.assert_allclose(trained(streamed(*data), **options), expected, rtol=1e-5)
-    given = trained(X, Y, batch_size=6, sample_weight=WEIGHT, **options)
-    np.testing.assert_allclose(given, expected, rtol=1e-5)
+    result = trained(X, Y, batch_size=6, sample_weight=WEIGHT, **options)
+    np.testing.assert_allclose(result, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("weight", "told"),
+    ("weight", "message"),
     [
         (-np.ones(12), "expected finite numbers >= 0, received"),
         (np.full(12, np.nan), "expected finite numbers >= 0, received"),
@@ -180,23 +180,23 @@ def test_weights_of_classes_and_of_examples_multiply(linear: Callable[..., Any])
     ],
 )
 def test_weights_that_make_no_sense(
-    linear: Callable[..., Any], weight: np.ndarray, told: str
+    linear: Callable[..., Any], weight: np.ndarray, message: str
 ) -> None:
     model = compiled(linear)
-    with pytest.raises(UserError, match=f"^sample_weight: .*{told}"):
+    with pytest.raises(UserError, match=f"^sample_weight: .*{message}"):
         model.as_batch((tf.constant(X), Y, weight))
     for run in (model.fit, model.evaluate):
-        with pytest.raises(UserError, match=f"sample_weight: .*{told}"):
+        with pytest.raises(UserError, match=f"sample_weight: .*{message}"):
             run(streamed(X, Y, weight), verbose=0)
     np.testing.assert_array_equal(model.network.get_weights()[0], W)
 
 
 @pytest.mark.parametrize(
-    "given", [{0: -1.0}, {0: np.nan}, {"0": 1.0}, {-1: 1.0}, {3: 1.0}, {}, [1.0]]
+    "class_weight", [{0: -1.0}, {0: np.nan}, {"0": 1.0}, {-1: 1.0}, {3: 1.0}, {}, [1.0]]
 )
-def test_class_weights_that_make_no_sense(linear: Callable[..., Any], given: Any) -> None:
+def test_class_weights_that_make_no_sense(linear: Callable[..., Any], class_weight: Any) -> None:
     with pytest.raises(UserError, match="^class_weight: expected a mapping of classes 0 to 2 to"):
-        compiled(linear).fit(X, Y, class_weight=given, verbose=0)
+        compiled(linear).fit(X, Y, class_weight=class_weight, verbose=0)
 
 
 OF_IMAGES = [name for name, method in METHODS.items() if method.network_inputs == ("image",)]
@@ -206,7 +206,10 @@ FAST = ("gkl", "iaat")
 
 @pytest.mark.parametrize("name", slow_but(OF_IMAGES, FAST))
 def test_an_example_without_weight_leaves_no_trace(name: str) -> None:
-    """In the steps of every method: four of them, so that tables and averages are read again."""
+    """An example of weight 0 has no effect on the steps of any method.
+
+    The second two of four steps read tables and averages again.
+    """
 
     def trained(x: np.ndarray, y: np.ndarray) -> list[np.ndarray]:
         keras.utils.set_random_seed(3)
@@ -289,20 +292,22 @@ def test_what_methods_report_has_a_direction(name: str, linear: Callable[..., An
                                      or metric.name.endswith("accuracy") else "down")  # fmt: skip
 
 
-@pytest.mark.parametrize("given", [np.ones(11), np.ones((12, 2)), ["a"] * 12, 1.0])
-def test_weights_that_are_not_one_for_each_image(linear: Callable[..., Any], given: Any) -> None:
+@pytest.mark.parametrize("weight", [np.ones(11), np.ones((12, 2)), ["a"] * 12, 1.0])
+def test_weights_that_are_not_one_for_each_image(linear: Callable[..., Any], weight: Any) -> None:
     model = compiled(linear)
     for call in (model.fit, model.evaluate):
         with pytest.raises(UserError, match="^sample_weight: expected one number for each of 12 "):
-            call(X, Y, sample_weight=given, verbose=0)
+            call(X, Y, sample_weight=weight, verbose=0)
     assert int(model.step) == 0
 
 
 def test_a_single_batch_with_class_weights(linear: Callable[..., Any]) -> None:
-    """Of a dict its "weight" does the same."""
-    given, own = compiled(linear), compiled(linear)
-    given.train_on_batch(X, Y, class_weight=CLASSES | {1: 1.0})
-    own.train_on_batch(dictionary(np.array([0.0, 1.0, 3.0], "float32")[Y]))
-    np.testing.assert_allclose(given.network.get_weights()[0], own.network.get_weights()[0], 1e-5)
+    """The "weight" of a dict does the same."""
+    result, explicit = compiled(linear), compiled(linear)
+    result.train_on_batch(X, Y, class_weight=CLASSES | {1: 1.0})
+    explicit.train_on_batch(dictionary(np.array([0.0, 1.0, 3.0], "float32")[Y]))
+    np.testing.assert_allclose(
+        result.network.get_weights()[0], explicit.network.get_weights()[0], 1e-5
+    )
     with pytest.raises(UserError, match="class_weight: expected none for a batch that is one di"):
-        given.train_on_batch(dictionary(), class_weight=CLASSES)
+        result.train_on_batch(dictionary(), class_weight=CLASSES)

@@ -1,4 +1,4 @@
-"""Once-for-all networks that can be slimmed: a width in use is the network of that width alone."""
+"""Once-for-all networks with widths: at a width they equal the network of that width."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ THREAT = Threat("linf", 0.1)
 
 
 def slimmable(name: str = "small_cnn") -> keras.Model:
-    """With weights and averages of BatchNorm that differ from channel to channel."""
+    """Return a network whose weights and BatchNorm averages differ between channels."""
     keras.utils.set_random_seed(0)
     kind, options = NETWORKS[name]
     network = MODELS[kind]((16, 16, 1), 3, lambdas=LAMBDAS, widths=WIDTHS, **options)
@@ -58,8 +58,8 @@ def test_a_width_in_use_is_the_network_of_that_width(name: str) -> None:
     network = slimmable(name)
     for width in WIDTHS:
         thin = narrow(network, width)
-        found = thin({"image": IMAGES, "strength": STRENGTH})
-        np.testing.assert_allclose(found, network(at(width)), rtol=1e-3, atol=1e-4)
+        result = thin({"image": IMAGES, "strength": STRENGTH})
+        np.testing.assert_allclose(result, network(at(width)), rtol=1e-3, atol=1e-4)
     together = network(at(1.0) | {"width": np.float32([0.5, 1.0, 0.75, 0.5])}).numpy()
     for row, width in enumerate([0.5, 1.0, 0.75, 0.5]):
         np.testing.assert_allclose(together[row], network(at(width))[row], rtol=1e-3, atol=1e-4)
@@ -67,14 +67,14 @@ def test_a_width_in_use_is_the_network_of_that_width(name: str) -> None:
 
 
 def test_a_thin_network_is_the_first_channels_of_the_wide_one() -> None:
-    """Layer by layer that of half its sizes."""
+    """Layer by layer, it equals the network of half its sizes."""
     network, halves = slimmable(), {"filters": [2, 4], "kernel": 3, "units": 4}
     thin, built = narrow(network, 0.5), small_cnn((16, 16, 1), 3, lambdas=LAMBDAS, **halves)
     assert [w.shape for w in thin.weights] == [w.shape for w in built.weights]
 
     def weights_of(kind: type, number: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        found = [[la for la in m.layers if isinstance(la, kind)] for m in (thin, network)]
-        return found[0][number].get_weights(), found[1][number].get_weights()
+        result = [[la for la in m.layers if isinstance(la, kind)] for m in (thin, network)]
+        return result[0][number].get_weights(), result[1][number].get_weights()
 
     cut, wide = weights_of(keras.layers.Conv2D, 1)
     np.testing.assert_array_equal(cut[0], wide[0][:, :, :2, :4])
@@ -91,29 +91,29 @@ def test_a_thin_network_is_the_first_channels_of_the_wide_one() -> None:
 
 
 def test_slim_by_hand() -> None:
-    """1.5 rounds to 2, and one channel is left at least."""
+    """1.5 rounds to 2, and at least one channel stays."""
     x = np.arange(1.0, 7.0, dtype=np.float32).reshape(2, 3)
     layer = Slim([0.1, 0.5, 1.0])
-    found = layer([x, np.float32([[0, 1, 0], [1, 0, 0]])])
-    np.testing.assert_array_equal(found, [[1, 2, 0], [4, 0, 0]])
+    result = layer([x, np.float32([[0, 1, 0], [1, 0, 0]])])
+    np.testing.assert_array_equal(result, [[1, 2, 0], [4, 0, 0]])
 
 
 def test_batchnorm_is_one_for_each_width_and_kind() -> None:
-    """On a mixed batch it is Keras's, each on its own examples."""
+    """On a mixed batch it is Keras's, each on the examples of its kind."""
     x = RNG.normal(1.0, 2.0, (12, 3, 3, 5)).astype("float32")
     strength, which = np.float32([0, 0.3] * 6), np.repeat([0, 1], 6)
     layer = DualBatchNorm()
-    found = layer([x, strength, np.eye(2, dtype=np.float32)[which]], training=True).numpy()
+    result = layer([x, strength, np.eye(2, dtype=np.float32)[which]], training=True).numpy()
     for row in range(4):  # kind, then width
         mine = ((strength > 0) == row // 2) & (which == row % 2)
         plain = keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5)
-        np.testing.assert_allclose(found[mine], plain(x[mine], training=True), atol=1e-5)
+        np.testing.assert_allclose(result[mine], plain(x[mine], training=True), atol=1e-5)
         np.testing.assert_allclose(layer.moving_mean[row], plain.moving_mean, rtol=1e-5)
         np.testing.assert_allclose(layer.moving_variance[row], plain.moving_variance, rtol=1e-4)
 
 
 def test_a_step_at_one_width_leaves_the_others_alone() -> None:
-    """No statistics of theirs move, and no gradient reaches the channels beyond."""
+    """Statistics of other widths do not move, and no gradient reaches channels beyond the width."""
     network = slimmable()
     norms = [layer for layer in network.layers if isinstance(layer, DualBatchNorm)]
     before = [norm.moving_mean.numpy() for norm in norms]
@@ -124,10 +124,10 @@ def test_a_step_at_one_width_leaves_the_others_alone() -> None:
         moved = (norm.moving_mean.numpy() != old).any(axis=1)
         np.testing.assert_array_equal(moved, [True, False, False] * 2)
     weights = network.trainable_variables
-    found = {w.shape: g.numpy() for w, g in zip(weights, gradients, strict=True)}
+    result = {w.shape: g.numpy() for w, g in zip(weights, gradients, strict=True)}
     for shape, used in (((3, 3, 4, 8), np.s_[:, :, :2, :4]), ((8, 3), np.s_[:4])):
-        inside = np.count_nonzero(found[shape][used])
-        assert 0 < inside == np.count_nonzero(found[shape])
+        inside = np.count_nonzero(result[shape][used])
+        assert 0 < inside == np.count_nonzero(result[shape])
 
 
 def model(**options: Any) -> Oat:
@@ -144,21 +144,21 @@ def test_a_step_draws_one_width_for_its_batch() -> None:
         assert width.shape == (4,) and len(set(width)) == 1
         drawn.append(float(width[0]))
     assert {width: drawn.count(width) > 4 for width in WIDTHS} == dict.fromkeys(WIDTHS, True)
-    whole = oat.inputs({}, tf.constant(IMAGES))
-    np.testing.assert_array_equal(whole["width"], np.ones(4))
+    full = oat.inputs({}, tf.constant(IMAGES))
+    np.testing.assert_array_equal(full["width"], np.ones(4))
 
 
 @pytest.mark.parametrize("width", slow_but(WIDTHS, [0.5]))
 def test_training_at_a_width_is_training_the_thin_network(width: float) -> None:
-    """Attack and loss, with the statistics of the batch."""
+    """Attack and loss are equal, with the statistics of the batch."""
     oat = model(craft="frozen")
     thin = Oat(narrow(oat.network, width), threat=THREAT, attack=PGD(steps=2), craft="frozen")
     batch = oat.as_batch((tf.constant(IMAGES), tf.constant([0, 1, 2, 0])))
     oat._width = lambda: tf.constant(width)  # type: ignore[method-assign]
     made, expected = oat.perturb(batch), thin.perturb(batch)
     np.testing.assert_allclose(made["adv"], expected["adv"], atol=1e-6)
-    found = oat.robust_loss(batch | made)["loss"]
-    np.testing.assert_allclose(found, thin.robust_loss(batch | made)["loss"], rtol=1e-3, atol=1e-4)
+    result = oat.robust_loss(batch | made)["loss"]
+    np.testing.assert_allclose(result, thin.robust_loss(batch | made)["loss"], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", slow_but(["small_cnn", "resnet_18"], ["small_cnn"]))

@@ -34,7 +34,7 @@ def test_flags_of_the_users_own_stay(home: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_without_a_place_nothing_is_kept(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """TensorFlow would end the run."""
+    """TensorFlow would otherwise end the run."""
     (home / "file").touch()
     for place in (home / "file", home / "with space"):
         monkeypatch.setenv("XDG_CACHE_HOME", str(place))

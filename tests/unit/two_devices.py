@@ -1,4 +1,4 @@
-"""Run by conftest.py with names of functions below: one device against two, as JSON."""
+"""One device against two, as JSON; conftest.py runs it with names of the functions below."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ TERMS = {
 
 
 def network(normalized: str | bool) -> keras.Model:
-    """With statistics of a replica's "own" batch, with those of all replicas (True), without."""
+    """Return a network with BatchNorm statistics of one replica ("own"), of all (True), or none."""
     keras.utils.set_random_seed(1)
     layers: list[Any] = [keras.Input((4, 4, 1))]
     layers += [BatchNorm(synchronized=normalized is True)] if normalized else []
@@ -51,7 +51,7 @@ def network(normalized: str | bool) -> keras.Model:
 
 
 def conditional() -> keras.Model:
-    """Image and lambda side by side."""
+    """Return a network of image and lambda."""
     keras.utils.set_random_seed(1)
     image, strength = keras.Input((4, 4, 1), name="image"), keras.Input((), name="strength")
     both = [keras.layers.Flatten()(image), keras.layers.Reshape((1,))(strength)]
@@ -90,7 +90,10 @@ def model_for(method: str, normalized: str | bool = False) -> Any:
 
 
 def fit(model: Any, steps: int = STEPS, **options: Any) -> tuple[np.ndarray, dict[str, float]]:
-    """All weights and the last logs after so many steps an epoch, fed as the pipelines do."""
+    """Return all weights and the last logs after so many steps per epoch.
+
+    The data are fed as in the pipelines.
+    """
     rng = np.random.default_rng(0)
     x = rng.random((STEPS * BATCH, 4, 4, 1)).astype("float32")
     split = Split.of(x, rng.integers(0, 3, len(x)))
@@ -107,7 +110,7 @@ def fit(model: Any, steps: int = STEPS, **options: Any) -> tuple[np.ndarray, dic
 
 
 def resumed(folder: Path) -> tuple[np.ndarray, str]:
-    """Two epochs, each of a fresh model that takes up the checkpoint; the history file."""
+    """Train two epochs, each with a fresh model that loads the checkpoint; read the history."""
     for epoch in range(2):
         model = model_for("adv")
         model.optimizer.build(model.trainable_variables)
@@ -127,7 +130,7 @@ def resumed(folder: Path) -> tuple[np.ndarray, str]:
 
 
 def drawn(strategy: tf.distribute.Strategy) -> dict[str, Any]:
-    """Per kind of noise, eight rows on one device and four on each of two."""
+    """Return, for each kind of noise, eight rows of one device and four of each of two."""
     seed = noise.seed_for(1, 2, "test")
 
     def draws(rows: int) -> dict[str, Any]:
@@ -141,7 +144,10 @@ def drawn(strategy: tf.distribute.Strategy) -> dict[str, Any]:
 
 
 def trained(strategy: tf.distribute.Strategy) -> dict[str, Any]:
-    """Weights and logs of all methods on one device and on two, and of a resumed run on two."""
+    """Return weights and logs of all methods on one device and on two.
+
+    A run resumed on two is included.
+    """
     out: dict[str, Any] = {"replicas": strategy.num_replicas_in_sync}
     cases = [(method, False) for method in METHODS] + [("atlas", True)]
     for method, normalized in cases:
@@ -160,8 +166,10 @@ def trained(strategy: tf.distribute.Strategy) -> dict[str, Any]:
 
 
 def compiled(strategy: tf.distribute.Strategy) -> dict[str, Any]:
-    """Weights and validation of all methods on two devices after three steps, with XLA and without,
-    with statistics of the batch and without."""
+    """Return weights and validation of all methods on two devices after three steps.
+
+    They are computed with XLA and without, with statistics of the batch and without.
+    """
     out: dict[str, Any] = {}
     cases = [(method, False) for method in [*METHODS, "awp over oat"]]
     for method, normalized in [*cases, ("atlas", True), ("awp", True), ("iaat", True)]:
@@ -184,7 +192,7 @@ def evaluated_by_others(strategy: tf.distribute.Strategy) -> dict[str, Any]:
 
 
 def evaluated_by(attacks: list[Any], strategy: tf.distribute.Strategy) -> dict[str, Any]:
-    """Flags and queries of attacks with noise, in batches of 3, on one device and on two."""
+    """Return flags and queries of attacks with noise, in batches of 3, on one device and on two."""
     rng = np.random.default_rng(0)
     x, y = rng.random((14, 4, 4, 1)).astype("float32"), rng.integers(0, 3, 14)
     out: dict[str, Any] = {}
@@ -201,8 +209,10 @@ def evaluated_by(attacks: list[Any], strategy: tf.distribute.Strategy) -> dict[s
 
 
 def weighted(strategy: tf.distribute.Strategy) -> list[dict[str, Any]]:
-    """Logs of training and validation on one device and on two, whose examples weigh unequally and
-    whose last batch is split unequally."""
+    """Return logs of training and validation on one device and on two.
+
+    Examples have unequal weights and the last batch is split unequally.
+    """
     rng = np.random.default_rng(0)
     x, y = rng.random((13, 4, 4, 1)).astype("float32"), rng.integers(0, 3, 13)
     weight = rng.random(13).astype("float32") ** 4
@@ -219,8 +229,10 @@ def weighted(strategy: tf.distribute.Strategy) -> list[dict[str, Any]]:
 
 
 def refused(strategy: tf.distribute.Strategy) -> dict[str, Any]:
-    """What `fit` says of a batch whose second half, the second device's, has one bad pixel, and by
-    how much the network has moved."""
+    """Return the error of `fit` and how far the network has moved.
+
+    The second half of the batch, that of the second device, has one bad pixel.
+    """
     x = np.full((8, 4, 4, 1), 0.5, np.float32)
     x[6, 0, 0, 0] = 9.0
     with strategy.scope():
