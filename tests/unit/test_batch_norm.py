@@ -34,6 +34,8 @@ PASSES = {
     "gkl": ["adv", "image"],
     "gradalign": ["adv", "noisy"],
     "squeeze": ["image", "adv"],
+    "nuat": ["adv", "image"],  # after a pass of the image in perturb
+    "fgsm_pgi": ["noisy", "adv"],
 }
 
 
@@ -65,7 +67,7 @@ def test_the_loss_moves_the_averages_as_in_the_authors_code(name: str) -> None:
     np.testing.assert_allclose(result, [expected], rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["nfgsm", "iaat", "gradalign", "mma"])
+@pytest.mark.parametrize("name", ["nfgsm", "iaat", "gradalign", "mma", "nuat"])
 def test_methods_that_craft_in_training_mode(name: str) -> None:
     model = model_of(name)
     batch = {"image": tf.constant(BATCH["image"]), "label": tf.constant(BATCH["label"])}

@@ -14,9 +14,23 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfrobust import FGSM, PGD, Adv, Threat
+from tfrobust import FGSM, PGD, Adv, Threat, noise
 from tfrobust.errors import UserError
-from tfrobust.methods import Awp, Fat, Free, Gkl, Iaat, Llr, Mma, Natural, Nfgsm, Squeeze
+from tfrobust.methods import (
+    Awp,
+    Fat,
+    FgsmPgi,
+    Free,
+    Gkl,
+    Iaat,
+    Llr,
+    Mma,
+    Natural,
+    Nfgsm,
+    Nuat,
+    Squeeze,
+)
+from tfrobust.methods.nuat import mean_nuclear_norm, nuclear_norm
 from tfrobust.registry import parameters
 
 RNG = np.random.default_rng(1)
@@ -57,6 +71,72 @@ def test_nfgsm_steps_from_noise_and_is_not_projected(network: Any) -> None:
     result = model.perturb(batch_of(model))["adv"]
     np.testing.assert_allclose(result, np.clip(expected, 0, 1), atol=1e-6)
     assert np.abs(result - X).max() > 0.2
+
+
+@pytest.mark.parametrize("shape", [(2, 7, 4), (2, 4, 7)])
+def test_nuclear_norm_of_full_and_of_lower_rank(shape: tuple[int, ...]) -> None:
+    matrices = RNG.normal(size=shape).astype("float32")
+    matrices[1] = np.outer(matrices[1, :, 0], matrices[1, 0])
+    left, values, right = np.linalg.svd(matrices.astype(np.float64), full_matrices=False)
+    values[1, 1:] = 0
+    with tf.GradientTape() as tape:
+        variable = tf.Variable(matrices)
+        norms = nuclear_norm(variable)
+    np.testing.assert_allclose(norms, values.sum(axis=1), rtol=1e-6)
+    expected = (left * (values > 0)[:, None]) @ right
+    np.testing.assert_allclose(tape.gradient(norms, variable), expected, atol=1e-5)
+    assert float(nuclear_norm(tf.zeros(shape))[0]) == 0
+
+
+def test_nuclear_norm_of_groups() -> None:
+    rows = RNG.normal(size=(7, 3)).astype("float32")
+    means = [np.linalg.norm(part, "nuc") / len(part) for part in (rows[:4], rows[4:])]
+    found = mean_nuclear_norm(tf.constant(rows), 4)
+    np.testing.assert_allclose(found, np.repeat(means, [4, 3]), rtol=1e-5)
+
+
+@pytest.mark.parametrize("step", [6, 7, 20])
+def test_nuat_ascends_the_nuclear_norm_in_every_second_step(network: Any, step: int) -> None:
+    """In epochs of three steps. The weight grows by epochs, to all of it after four."""
+    options: Any = {"warmup_epochs": 4, "weight": 8.0, "group": 6, "steps_per_epoch": 3}
+    model = Nuat(network, threat=THREAT, **options)
+    model.step.assign(step)
+    weight = {6: 4.0, 7: 4.0, 20: 8.0}[step]
+    assert float(model.scalars()["weight"]) == weight
+    draw = noise.normal(X.shape, model.seed_for("attack"))
+    start = X + 0.05 * np.sign(draw)
+    flat = start.reshape(6, 4)
+    left, _, right = np.linalg.svd((flat - FLAT) @ W, full_matrices=False)
+    apart = (left @ right) @ W.T
+    slope = cross_entropy_gradient(flat, W)[1] + (step % 3 % 2) * weight * apart
+    moved = start + 0.1 * np.sign(slope).reshape(X.shape)
+    expected = X + np.clip(moved - X, -0.1, 0.1)
+    found = model.perturb(batch_of(model))["adv"]
+    np.testing.assert_allclose(found, np.clip(expected, 0, 1), atol=1e-6)
+
+
+def test_fgsm_pgi_keeps_a_prior_with_momentum(network: Any) -> None:
+    """By hand, with the tables of images in another order; afresh in epochs 0, 2, ..."""
+    model = FgsmPgi(network, threat=THREAT, decay=0.3, reset_epochs=2, **FACTS)
+    rows = np.array([3, 1, 0, 5, 4, 2])
+    batch = batch_of(model) | {"index": tf.constant(rows, tf.int64)}
+    prior, momentum = np.zeros_like(FLAT), np.zeros_like(FLAT)
+    for step in range(6):
+        model.step.assign(step)
+        if step // 2 % 2 == 0:
+            draw = noise.normal(X.shape, model.seed_for("prior")).numpy()
+            prior, momentum = 0.1 * np.sign(draw.reshape(6, 4)), 0.0 * momentum
+        slope = cross_entropy_gradient(FLAT + prior, W)[1]
+        momentum = 0.3 * momentum + slope / np.abs(slope).sum(axis=1, keepdims=True)
+        made = model.perturb(batch)
+        expected = FLAT + np.clip(prior + 0.1 * np.sign(slope), -0.1, 0.1)
+        np.testing.assert_allclose(np.reshape(made["noisy"], (6, 4)), FLAT + prior, atol=1e-6)
+        np.testing.assert_allclose(np.reshape(made["adv"], (6, 4)), expected, atol=1e-6)
+        model.after_update(batch | made)
+        prior = np.clip(prior + 0.1 * np.sign(momentum), -0.1, 0.1)
+        for table, values in ((model.priors, prior), (model.momenta, momentum)):
+            kept = np.reshape(table.table.numpy()[rows], (6, 4))
+            np.testing.assert_allclose(kept, values, atol=1e-6)
 
 
 @pytest.mark.parametrize("patience", [0, 1, 3])

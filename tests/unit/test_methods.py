@@ -20,6 +20,7 @@ from tfrobust.methods import (
     Alp,
     Awp,
     Fat,
+    FgsmPgi,
     FgsmReg,
     Free,
     Gkl,
@@ -29,6 +30,7 @@ from tfrobust.methods import (
     Mart,
     Mma,
     Nfgsm,
+    Nuat,
     Oat,
     Squeeze,
     local_global,
@@ -162,6 +164,13 @@ def oat(w: np.ndarray, _: np.ndarray, s: float) -> np.ndarray:
     return LAMBDA * hard + (1 - LAMBDA) * clean
 
 
+def nuat(w: np.ndarray, _: np.ndarray, s: float) -> np.ndarray:
+    """Of images 0 and 1, 2 and 3, and 4 alone."""
+    apart = logits(X, w) - logits(X_ADV, w)
+    means = [np.linalg.norm(part, "nuc") / len(part) for part in np.split(apart, [2, 4])]
+    return ce(X, w) + s * 0.3 * np.repeat(means, [2, 2, 1])
+
+
 FORMULAE: dict[str, tuple[type, dict[str, Any], Formula]] = {
     "natural": (Natural, {}, lambda w, _, s: ce(X, w)),
     "adv": (Adv, {}, lambda w, _, s: ce(X_ADV, w)),
@@ -208,6 +217,14 @@ FORMULAE: dict[str, tuple[type, dict[str, Any], Formula]] = {
             + s * 0.3 * np.mean((logits(X, w) - logits(X_ADV, w)) ** 2, axis=1)
         ),
     ),
+    "fgsm_pgi": (
+        FgsmPgi,
+        {"weight": 0.3},
+        lambda w, _, s: (
+            ce(X_ADV, w) + s * 0.3 * np.mean((logits(X_ADV, w) - logits(NOISY, w)) ** 2, axis=1)
+        ),
+    ),
+    "nuat": (Nuat, {"weight": 0.3, "warmup_epochs": 0, "group": 2}, nuat),
     "gradalign": (GradAlign, {"weight": 0.3}, gradalign),
     "llr": (Llr, {"alpha": 0.7, "beta": 0.3}, llr),
     "squeeze": (Squeeze, {"beta": 2.0}, squeeze("symmetric_kl")),

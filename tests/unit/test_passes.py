@@ -19,6 +19,7 @@ PASSES = {
     "alp": (K + 2, K + 2),  # the last two are one pass of twice as many images
     "awp": (K + 2, K + 2),
     "fat": (K + 1, K + 1),
+    "fgsm_pgi": (1 + 2, 1 + 2),
     "fgsm_reg": (1 + 2, 1 + 2),
     "free": (8, 8),  # replays
     "gkl": (1 + K + 2, K + 2),
@@ -28,6 +29,7 @@ PASSES = {
     "mart": (K + 2, K + 2),
     "mma": (K + 10 + 2, K + 2),  # ten looks of the bisection
     "nfgsm": (1 + 1, 1 + 1),
+    "nuat": (2 + 2, 1 + 2),
     "oat": (K + 2, K + 2),
     "squeeze": (3 * K + 3, 3 * K + 3),  # the image and both points
 }

@@ -37,6 +37,7 @@ TERMS = {
     "beta": 1.0,
     "max_margin": 0.2,
     "warmup_epochs": 0,
+    "group": BATCH // 2,
 }  # beside the examples of the methods, for those that take them
 
 

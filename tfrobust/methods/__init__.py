@@ -9,6 +9,7 @@ from tfrobust.methods.atlas import Atlas as Atlas
 from tfrobust.methods.awp import Awp as Awp
 from tfrobust.methods.base import RobustModel as RobustModel
 from tfrobust.methods.fat import Fat as Fat
+from tfrobust.methods.fgsm_pgi import FgsmPgi as FgsmPgi
 from tfrobust.methods.fgsm_reg import FgsmReg as FgsmReg
 from tfrobust.methods.free import Free as Free
 from tfrobust.methods.gkl import Gkl as Gkl
@@ -20,6 +21,7 @@ from tfrobust.methods.mart import Mart as Mart
 from tfrobust.methods.mma import Mma as Mma
 from tfrobust.methods.natural import Natural as Natural
 from tfrobust.methods.nfgsm import Nfgsm as Nfgsm
+from tfrobust.methods.nuat import Nuat as Nuat
 from tfrobust.methods.oat import Oat as Oat
 from tfrobust.methods.squeeze import Squeeze as Squeeze
 from tfrobust.methods.trades import Trades as Trades

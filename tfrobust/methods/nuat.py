@@ -1,0 +1,133 @@
+"""NuAT: nuclear-norm adversarial training (Sriramanan et al., 2021, NeurIPS).
+
+https://proceedings.neurips.cc/paper/2021/hash/62889e73828c756c961c5a6d6c01a463-Abstract.html
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfrobust import losses, noise
+from tfrobust.attacks.gradient import input_gradient
+from tfrobust.errors import require, require_at_least
+from tfrobust.methods.base import Batch, RobustModel
+from tfrobust.serialization import serializable
+
+ZERO = 1e-6  # of the largest singular value: below, a singular value has no direction
+
+
+@serializable
+class Nuat(RobustModel):
+    """CE(f(x), y) + c * ||f(X) - f(X')||_* / B, the nuclear norm of the logits of B images.
+
+    x' is one step of eps from noise: project(x + n + eps * steepest(grad at x + n)). n is a vertex
+    of the ball of noise_scale * eps (Linf: a random sign for each pixel, Bernoulli noise). The step
+    ascends the cross entropy, and in every second step the whole loss, whose f(x) is that of
+    the batch statistics. c grows from 0 to `weight` over `warmup_epochs`, by epochs.
+
+    The norm couples the images of a batch. It is taken over `group` images that follow each other,
+    64 as in the authors' batches, and each image's loss has the mean of its group. So the loss
+    does not depend on the number of devices, where `group` divides the images of one device; the
+    last group may be smaller.
+
+    Its gradient is U V^T of the singular value decomposition, without the directions whose singular
+    value is 0. The authors (github.com/val-iisc/NuAT) craft with moving averages (craft="eval").
+    """
+
+    default_attack = None
+    needs = ("steps_per_epoch",)
+    reports = ("nuclear",)
+
+    def __init__(
+        self,
+        network: keras.Model,
+        *,
+        weight: float = 4.5,
+        warmup_epochs: int = 90,
+        noise_scale: float = 0.5,
+        group: int = 64,
+        **kwargs: Any,
+    ):
+        self.weight, self.warmup_epochs = weight, warmup_epochs
+        self.noise_scale, self.group = noise_scale, group
+        super().__init__(network, **kwargs)
+        require(weight >= 0, "weight", "a number >= 0", weight)
+        require(noise_scale >= 0, "noise_scale", "a number >= 0", noise_scale)
+        require_at_least(0, warmup_epochs=warmup_epochs)
+        require_at_least(1, group=group)
+
+    @property
+    def coefficient(self) -> tf.Tensor:
+        """The weight of the nuclear norm in this epoch."""
+        grown = tf.cast(self.epoch, tf.float32) / max(self.warmup_epochs, 1)
+        return self.scale * self.weight * (tf.minimum(grown, 1.0) if self.warmup_epochs else 1.0)
+
+    def perturb(self, batch: Batch) -> Batch:
+        x, label, threat = batch["image"], batch["label"], self.threat_now
+        logits_fn, clean = self.logits_fn(batch, self.craft), self.logits_fn(batch, "train")(x)
+        signs = threat.steepest(noise.normal(tf.shape(x), self.seed_for("attack")))
+        start = tf.clip_by_value(x + self.noise_scale * threat.eps * signs, *threat.box)
+        second = tf.cast(tf.convert_to_tensor(self.step) % self.steps_per_epoch % 2, tf.float32)
+
+        def objective(images: tf.Tensor) -> tf.Tensor:
+            logits = logits_fn(images)
+            apart = mean_nuclear_norm(clean - logits, self.group)
+            return losses.cross_entropy(logits, label) + second * self.coefficient * apart
+
+        step = threat.eps * threat.steepest(input_gradient(objective, start))
+        return {"adv": threat.project(start + step, x)}
+
+    def robust_loss(self, batch: Batch) -> Batch:
+        logits_fn, label = self.logits_fn(batch, "train"), batch["label"]
+        adv, clean = logits_fn(batch["adv"]), logits_fn(batch["image"])
+        nuclear = mean_nuclear_norm(clean - adv, self.group)
+        return {
+            "loss": losses.cross_entropy(clean, label) + self.coefficient * nuclear,
+            "nuclear": nuclear,
+            "accuracy": losses.correct(clean, label),
+            "robust_accuracy": losses.correct(adv, label),
+        }
+
+    def scalars(self) -> dict[str, Any]:
+        return super().scalars() | {"weight": self.coefficient}
+
+
+def mean_nuclear_norm(rows: tf.Tensor, group: int) -> tf.Tensor:
+    """Return for each row of [B, C] the nuclear norm of its group, divided by the group's rows.
+
+    Args:
+        rows: The rows [B, C]; those that follow each other form groups.
+        group: The number of rows in a group; the last one may have fewer.
+
+    Returns:
+        Values [B], equal within a group.
+    """
+    size = tf.shape(rows)[0]
+    padding = [[0, -size % group], [0, 0]]  # rows of zeros do not change the norm
+    matrices = tf.reshape(tf.pad(rows, padding), [-1, group, rows.shape[-1]])
+    counts = tf.reshape(tf.pad(tf.ones([size, 1]), padding), [-1, group])
+    means = nuclear_norm(matrices) / tf.reduce_sum(counts, axis=1)
+    return tf.repeat(means, group)[:size]
+
+
+@tf.custom_gradient
+def nuclear_norm(matrices: tf.Tensor) -> Any:
+    """Return the sum of the singular values of matrices [..., R, C], with the gradient U V^T.
+
+    From the eigenvalues of the smaller Gram matrix, in float64, which halves the digits: XLA takes
+    25 times as long for the singular value decomposition itself.
+    """
+    wide = matrices.shape[-2] < matrices.shape[-1]
+    exact = tf.cast(matrices, tf.float64)
+    tall = tf.linalg.matrix_transpose(exact) if wide else exact
+    squares, axes = tf.linalg.eigh(tf.matmul(tall, tall, transpose_a=True))
+    values = tf.sqrt(tf.maximum(squares, 0.0))
+    directed = values > ZERO * tf.reduce_max(values, axis=-1, keepdims=True)
+    inverse = tf.where(directed, 1.0 / tf.where(directed, values, 1.0), 0.0)
+    polar = tf.matmul(tall, tf.matmul(axes * inverse[..., None, :], axes, transpose_b=True))
+    polar = tf.cast(tf.linalg.matrix_transpose(polar) if wide else polar, matrices.dtype)
+    norms = tf.cast(tf.reduce_sum(values, axis=-1), matrices.dtype)
+    return norms, lambda upstream: upstream[..., None, None] * polar
