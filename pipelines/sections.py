@@ -81,7 +81,8 @@ class Train:
     Args:
         eps: The eps of training and validation; None is threat.eps. The evaluation uses threat.eps
             in any case.
-        epsilon_ramp_epochs: The number of epochs over which eps grows linearly from 0.
+        epsilon_warmup_epochs: The number of epochs at eps 0 with which the training begins.
+        epsilon_ramp_epochs: The number of the next epochs, over which eps grows linearly from 0.
         steps_per_epoch: The number of steps in an epoch, which may be more than the training split
             has batches; None is the number of its batches.
         jit_compile: Whether XLA compiles the step (docs/performance.md). auto compiles it on GPUs
@@ -96,6 +97,7 @@ class Train:
     epochs: int
     schedule: Schedule
     eps: float | None = None
+    epsilon_warmup_epochs: float = 0
     epsilon_ramp_epochs: float = 0
     validation_attack: Attack = PGD(steps=10)
     steps_per_epoch: int | None = None
@@ -114,9 +116,12 @@ class Train:
         require_at_least(0, rollbacks=self.rollbacks)
         require_at_least(1, epochs=self.epochs)
         require(self.eps is None or self.eps >= 0, "eps", "a number >= 0", self.eps)
-        ramp = self.epsilon_ramp_epochs
+        warmup, ramp = self.epsilon_warmup_epochs, self.epsilon_ramp_epochs
         expected = f"a number from 0 to the {self.epochs} epochs"
-        require(0 <= ramp <= self.epochs, "epsilon_ramp_epochs", expected, ramp)
+        require(0 <= warmup <= self.epochs, "epsilon_warmup_epochs", expected, warmup)
+        if warmup:
+            expected = f"a number from 0 to the {self.epochs - warmup:g} epochs after the warm-up"
+        require(0 <= ramp <= self.epochs - warmup, "epsilon_ramp_epochs", expected, ramp)
         if self.steps_per_epoch is not None:
             require_at_least(1, steps_per_epoch=self.steps_per_epoch)
 

@@ -39,8 +39,9 @@ def smoke(spec: Spec) -> Spec:
         if "lambdas" in model:
             conditional = ("lambdas", "encoding", "widths")
             config["model"] |= {key: model[key] for key in conditional if key in model}
-        ramp = min(1, spec.train.epsilon_ramp_epochs)
-        small = {"epochs": 2, "steps_per_epoch": 2, "epsilon_ramp_epochs": ramp, "init_from": None}
+        small = {"epochs": 2, "steps_per_epoch": 2, "init_from": None}
+        for name in ("epsilon_warmup_epochs", "epsilon_ramp_epochs"):
+            small[name] = min(1, getattr(spec.train, name))
         config["train"] = {**config["train"], **small}
     if spec.search is not None:
         space = _small_space(spec.search.space)

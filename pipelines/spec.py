@@ -285,7 +285,8 @@ def _method(
 ) -> partial[RobustModel]:
     section = dict(section)
     attack = section.pop("attack", None)
-    filled_in = ("network", "threat", "attack", "validation_attack", "ramp_steps", "seed", *FACTS)
+    steps = ("warmup_steps", "ramp_steps", *FACTS)
+    filled_in = ("network", "threat", "attack", "validation_attack", "seed", *steps)
     maker = resolve(METHODS, section, "method", filled_in, also=("attack",))
     return partial(
         maker,

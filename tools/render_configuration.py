@@ -35,7 +35,10 @@ from tfrobust.training import OPTIMIZERS, SCHEDULES
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "configuration.md"
 # Parameters that the pipeline fills in.
-OF_METHODS = {"network", "threat", "validation_attack", "ramp_steps", "seed", *FACTS}
+OF_METHODS = {
+    *("network", "threat", "validation_attack", "warmup_steps", "ramp_steps", "seed"),
+    *FACTS,
+}
 OF_MODELS = {"image_shape", "num_classes"}
 INTRO = f"""# Configuration
 

@@ -117,6 +117,7 @@ def _trained(
         network = with_precision(spec.network(), spec.precision)
         model = spec.method(
             network,
+            warmup_steps=round(plan.epsilon_warmup_epochs * steps),
             ramp_steps=round(plan.epsilon_ramp_epochs * steps),
             num_examples=_table_size(split, held_out) + (0 if extra is None else len(extra.split)),
             batch_size=size,
@@ -132,7 +133,8 @@ def _trained(
     note = checkpoints.note
     history = History(folder.history, note.get("history", []), folder.tensorboard)
     best = Best(model, plan.monitor)
-    guides = plan.schedule.callbacks(math.ceil(plan.epsilon_ramp_epochs), plan.monitor)
+    first_full = math.ceil(plan.epsilon_warmup_epochs + plan.epsilon_ramp_epochs)
+    guides = plan.schedule.callbacks(first_full, plan.monitor)
     steering = [BatchTimer(), *guides, best, CatastrophicOverfitting(), TableQuantiles(split.index)]
     resume = Resume(
         model,

@@ -19,12 +19,14 @@ from tfrobust.methods import METHODS
 # What a user has to give: here, any images of the right form.
 GIVEN = {
     "cifar10_rst": ["data.extra={name: synthetic, image_shape: [32, 32, 3], num_classes: 10}"],
+    "folder_finetune": ["data={name: synthetic, like: cifar10}", "model.weights=none"],
 }
 
 
 # The smallest, a grid with budgets, and one of conditional networks.
 FAST_SUITES = ("digits_table", "cifar10_table1", "stl10_oat_frontier")
 THIN = {
+    "keras_application": ["model.application=MobileNet"],
     "wide_resnet": ["model.depth=10", "model.width=1"],
     "resnet": ["model.depth=18", "model.width=1"],
     "preact_resnet": ["model.depth=18", "model.width=1"],

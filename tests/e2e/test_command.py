@@ -32,6 +32,9 @@ MISTAKES = {
     ("threat.norm=l3",): "threat.norm: expected one of l1, l2, linf",
     ("train.epochs=1.5",): "train.epochs: expected a valid integer, received 1.5",
     ("train.epochs=10",): "train.epsilon_ramp_epochs: expected a number from 0 to the 10",
+    (
+        "train.epsilon_warmup_epochs=30",
+    ): "train.epsilon_ramp_epochs: expected a number from 0 to the 10 epochs after the warm-up",
     ("train.monitor=val_acuracy",): "train.monitor: .*did you mean 'val_accuracy'",
     (
         "train.init_from=no.keras",

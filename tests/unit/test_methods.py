@@ -350,6 +350,16 @@ def test_the_adversary_grows_with_the_ramp(network: Any) -> None:
         assert distance == pytest.approx(eps, abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("ramp_steps", "scales"), [(10, {0: 0, 4: 0, 9: 0.5, 14: 1, 99: 1}), (0, {0: 0, 3: 0, 4: 1})]
+)
+def test_a_warm_up_at_eps_0(network: Any, ramp_steps: int, scales: dict[int, float]) -> None:
+    model = Adv(network, threat=THREAT, warmup_steps=4, ramp_steps=ramp_steps)
+    for step, scale in scales.items():
+        model.step.assign(step)
+        assert float(model.scale) == pytest.approx(scale)
+
+
 def test_no_ramp_is_the_full_eps_at_once(network: Any) -> None:
     assert float(Adv(network, threat=THREAT).scale) == 1.0
 

@@ -22,6 +22,7 @@ from tfrobust.methods.batch import Batch, as_batch, weighed, without_strings
 from tfrobust.methods.decay import DECAYED, half_square
 from tfrobust.methods.gated import GatedModel
 from tfrobust.methods.means import Means, for_keras
+from tfrobust.methods.ramp import ramp
 from tfrobust.methods.table import Table
 from tfrobust.models.signatures import forward, signature
 from tfrobust.registry import located
@@ -44,7 +45,8 @@ class RobustModel(GatedModel):
         threat: The set from which adversarial images are drawn.
         attack: Makes the adversarial images of training; None is the method's default.
         validation_attack: The attack behind `val_robust_accuracy`, at the full eps.
-        ramp_steps: The steps over which eps grows linearly from 0; alpha and beta grow with it.
+        warmup_steps: The steps at eps 0 with which training begins.
+        ramp_steps: The next steps, over which eps grows linearly; alpha and beta grow with it.
         craft: The network's mode while it is attacked in training: "eval" (moving averages),
             "frozen" (batch statistics; the averages do not move) or "train" (batch statistics; the
             averages move). Papers differ.
@@ -127,6 +129,7 @@ class RobustModel(GatedModel):
         threat: Threat,
         attack: Attack | None = None,
         validation_attack: Attack | None = None,
+        warmup_steps: int = 0,
         ramp_steps: int = 0,
         craft: str = "eval",
         l2: float = 0.0,
@@ -164,15 +167,15 @@ class RobustModel(GatedModel):
             if value is not None or fact in self.needs:
                 positive = value is not None and value >= 1
                 require(positive, fact, "int >= 1, of the training data", value)
-        require_at_least(0, ramp_steps=ramp_steps)
+        require_at_least(0, warmup_steps=warmup_steps, ramp_steps=ramp_steps)
         require(l2 >= 0, "l2", "a number >= 0", l2)
         require(0 <= ema < 1, "ema", "a number in [0, 1)", ema)
         self.network, self.threat = network, threat
         self.attack = attack
         self.validation_attack = validation_attack or PGD(steps=10)
         self.check_attacks()
-        self.ramp_steps, self.l2, self.ema, self.seed = ramp_steps, l2, ema, seed
-        self.num_examples, self.batch_size = num_examples, batch_size
+        self.warmup_steps, self.ramp_steps, self.l2, self.ema = warmup_steps, ramp_steps, l2, ema
+        self.num_examples, self.batch_size, self.seed = num_examples, batch_size, seed
         self.steps_per_epoch = steps_per_epoch
         self.craft = choose("craft", craft, MODES)
         self.l2_on = choose("l2_on", l2_on, DECAYED)
@@ -221,9 +224,7 @@ class RobustModel(GatedModel):
     @property
     def scale(self) -> Any:
         """The eps of this step divided by the full eps, in [0, 1]."""
-        if self.ramp_steps == 0:
-            return tf.constant(1.0)
-        return tf.minimum(1.0, tf.cast(self.step, tf.float32) / self.ramp_steps)
+        return ramp(self.step, self.warmup_steps, self.ramp_steps)
 
     @property
     def threat_now(self) -> Threat:

@@ -1,0 +1,18 @@
+"""The growth of eps at the beginning of training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+
+
+def ramp(step: Any, warmup_steps: int, ramp_steps: int) -> tf.Tensor:
+    """Return the eps of a step divided by the full eps.
+
+    It is 0 for `warmup_steps`, grows linearly over the next `ramp_steps`, and then is 1.
+    """
+    ramped = tf.cast(step - warmup_steps, tf.float32)  # 0 where the ramp begins
+    if ramp_steps == 0:
+        return tf.cast(ramped >= 0, tf.float32)
+    return tf.clip_by_value(ramped / ramp_steps, 0.0, 1.0)
