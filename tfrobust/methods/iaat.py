@@ -80,11 +80,10 @@ class Iaat(Adv):
         right = losses.correct(logits_fn(batch["image"]), label)
         radius = self.radii.read(batch["index"])
 
-        def fails(eps: tf.Tensor, purpose: str) -> tf.Tensor:
-            return losses.correct(logits_fn(self._attacked(batch, eps, purpose)), label)
-
         def probed() -> tf.Tensor:
-            wider, same = fails(radius + self.gamma, "wider"), fails(radius, "same")
+            near = self._attacked(batch, radius, "same")
+            far = self._attacked(batch, radius + self.gamma, "wider")
+            same, wider = (losses.correct(logits_fn(images), label) for images in (near, far))
             change = tf.where(wider, self.gamma, tf.where(same, 0.0, -self.gamma))
             target = tf.where(right, tf.maximum(radius + change, 0.0), 0.0)
             return self.smoothing * target + (1.0 - self.smoothing) * radius

@@ -1,0 +1,101 @@
+"""The small network with BatchNorm, the images and the noise that the methods' references share.
+
+`tools/make_method_references.py` builds the same network in torch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from tfrobust.models.layers import BatchNorm
+
+REFERENCES = Path(__file__).parent / "references" / "methods"
+EPS, STEP_SIZE, STEPS, EXAMPLES, CLASSES = 0.1, 0.02, 10, 12, 10
+MOMENTUM, EPSILON = 0.9, 1e-5  # of BatchNorm, in Keras's meaning
+SHAPES = {
+    "conv1_kernel": (3, 3, 3, 8),
+    "conv1_bias": (8,),
+    "bn1_gamma": (8,),
+    "bn1_beta": (8,),
+    "bn1_moving_mean": (8,),
+    "bn1_moving_variance": (8,),
+    "conv2_kernel": (3, 3, 8, 8),
+    "conv2_bias": (8,),
+    "bn2_gamma": (8,),
+    "bn2_beta": (8,),
+    "bn2_moving_mean": (8,),
+    "bn2_moving_variance": (8,),
+    "dense_kernel": (32, CLASSES),
+    "dense_bias": (CLASSES,),
+}
+POSITIVE = ("gamma", "variance")
+
+
+def weights() -> dict[str, np.ndarray]:
+    """The weights by name, in Keras's shapes: 1170 of them, and 32 moving averages."""
+    rng = np.random.default_rng(0)
+    made = {}
+    for name, shape in SHAPES.items():
+        size = 1.0 if name == "dense_kernel" else 0.3
+        draw = size * rng.normal(size=shape)
+        made[name] = np.exp(draw) if name.endswith(POSITIVE) else draw
+    return {name: value.astype("float32") for name, value in made.items()}
+
+
+def network() -> keras.Model:
+    """Logits of images [8, 8, 3]: two valid convolutions, each with BatchNorm and softplus."""
+    layers = keras.layers
+    image = x = keras.Input((8, 8, 3))
+    for k, stride in ((1, 1), (2, 2)):
+        x = layers.Conv2D(8, 3, stride, name=f"conv{k}")(x)
+        x = BatchNorm(momentum=MOMENTUM, epsilon=EPSILON, name=f"bn{k}")(x)
+        x = layers.Activation("softplus")(x)
+    model = keras.Model(image, layers.Dense(CLASSES, name="dense")(layers.Flatten()(x)))
+    model.set_weights(list(weights().values()))
+    return model
+
+
+def images() -> np.ndarray:
+    """Images [12, 8, 8, 3] in [0, 1]."""
+    return np.random.default_rng(1).random((EXAMPLES, 8, 8, 3), "float32")
+
+
+def labels() -> np.ndarray:
+    """Labels [12]: the predictions in training mode, each with a probability above 1/2.
+
+    With the moving averages six of the images are misclassified.
+    """
+    return np.array([6, 6, 7, 6, 6, 6, 6, 7, 7, 6, 1, 6], np.int32)
+
+
+def adversaries() -> np.ndarray:
+    """Images [12, 8, 8, 3] on the corners of the ball, for losses whose attack is tested alone."""
+    return np.clip(images() + EPS * np.sign(draws("normal")[3]), 0, 1)
+
+
+def draws(kind: str) -> np.ndarray:
+    """Four draws of noise for the images, [4, 12, 8, 8, 3]: "normal", or "uniform" in [-1, 1)."""
+    rng = np.random.default_rng(2)
+    shape = (4, EXAMPLES, 8, 8, 3)
+    noise = rng.normal(size=shape) if kind == "normal" else rng.uniform(-1, 1, shape)
+    return noise.astype("float32")
+
+
+def class_means() -> np.ndarray:
+    """GKL's class means [10, 10]: in each row the same numbers, in another order."""
+    row = np.random.default_rng(3).dirichlet(np.ones(CLASSES))
+    return np.stack([np.roll(row, k) for k in range(CLASSES)])
+
+
+def projections() -> np.ndarray:
+    """Unit vectors [12, 10]."""
+    draw = np.random.default_rng(4).normal(size=(EXAMPLES, CLASSES))
+    return draw / np.linalg.norm(draw, axis=1, keepdims=True)
+
+
+def radii() -> np.ndarray:
+    """IAAT's radii [12] before the step."""
+    return np.linspace(0.0, 0.12, EXAMPLES).astype("float32")
