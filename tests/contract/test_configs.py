@@ -19,6 +19,9 @@ from tfrobust.methods import METHODS
 # What a user has to give: here, any images of the right form.
 GIVEN = {
     "cifar10_rst": ["data.extra={name: synthetic, image_shape: [32, 32, 3], num_classes: 10}"],
+    "cifar10_trades_generated": [
+        "data.extra={name: synthetic, image_shape: [32, 32, 3], num_classes: 10, share: 0.7}"
+    ],
     "folder_finetune": ["data={name: synthetic, like: cifar10}", "model.weights=none"],
 }
 
@@ -103,6 +106,9 @@ def test_the_papers_constants() -> None:
     assert cifar.method.keywords["alpha"] == 2e-4 and cifar.method.keywords["beta"] == 5.0
     assert cifar.method.keywords["l2"] == 2e-4 and cifar.threat.eps == 8 / 255
     assert cifar.train.epsilon_ramp_epochs == 15 and cifar.data.validation == 5000
+    generated = spec_of("cifar10_trades_generated")  # Wang et al., 2023
+    assert generated.method.keywords["beta"] == 5.0 and generated.train.steps_per_epoch == 98
+    assert generated.data.extra.share == 0.7 and generated.train.epsilon_ramp_epochs == 0
     steps = {
         n: spec_of(n).method.keywords["attack"].title for n in configs.available() if "step" in n
     }
