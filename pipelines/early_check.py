@@ -116,7 +116,9 @@ def check_keys(config: Mapping[str, Any]) -> None:
         return
     config = {key: value for key, value in config.items() if key not in ("name", "command")}
     _check_section("", config)
-    _check_section("threat", config.get("threat"))
+    threat = config.get("threat")
+    for each in threat if isinstance(threat, list) else [threat]:
+        _check_section("threat", each)
     data = config.get("data")
     _check_named("data", data)
     if isinstance(data, Mapping):

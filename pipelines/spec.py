@@ -22,7 +22,7 @@ from tfrobust.gate import check_threat
 from tfrobust.methods import METHODS, RobustModel
 from tfrobust.models import PRECISIONS
 from tfrobust.registry import arguments, build, convert, located, resolve
-from tfrobust.threat import Threat
+from tfrobust.threat import Threat, threats_of
 from tfrobust.training import OPTIMIZERS, SCHEDULES, Guided
 
 # Arguments of a method that only the training data give.
@@ -51,7 +51,7 @@ class Spec:
     config: dict[str, Any]
     seed: int
     precision: str
-    threat: Threat
+    threats: tuple[Threat, ...]
     data: Data
     attack_list: list[ListedAttack]
     evaluation: EvaluationOptions
@@ -68,7 +68,7 @@ class Spec:
 class TopLevel:
     """The top-level keys of a config and their types."""
 
-    threat: dict[str, Any]
+    threat: dict[str, Any] | list[dict[str, Any]]
     data: dict[str, Any]
     seed: int = 0
     precision: str = "float32"
@@ -101,17 +101,21 @@ def parse(name: str, config: dict[str, Any]) -> Spec:
         choose("stages", stage, STAGES)
     require(0 <= top.seed < 2**32, "seed", "an int from 0 to 2**32 - 1", top.seed)
     choose("precision", top.precision, PRECISIONS)
-    threat = located("threat", Threat, **arguments(Threat, top.threat, "threat"))
-    require(threat.box == (0.0, 1.0), "threat.box", "[0, 1], as the data have it", threat.box)
+    threats = _threats(top.threat)
+    threat = threats[0]
     data = _data(top.data)
     image_shape = data.source.image_shape
-    check_threat(threat, image_shape)
+    for each in threats:
+        check_threat(each, image_shape)
     # A config with a method evaluates the run's own network, whichever stages run now.
     trains = "train" in stages or top.method is not None
     if trains:
         for section in ("method", "optimizer", "train"):
             present = getattr(top, section) is not None
             require(present, section, "a section (the config trains)", None)
+    if trains:
+        expected = "one to train against (several are for the evaluation of a finished network)"
+        require(len(threats) == 1, "threat", expected, [each.norm for each in threats])
     train = None if top.train is None else _train(top.train, threat, data, trains)
     training_threat = _training_threat(threat, train)
     method = None
@@ -131,9 +135,9 @@ def parse(name: str, config: dict[str, Any]) -> Spec:
     options = arguments(EvaluationOptions, top.evaluation or {}, "evaluation")
     evaluation = located("evaluation", EvaluationOptions, **options)
     _check_conditions(evaluation, top.model or {})
-    attack_list = list_attacks(top.attacks or [], threat)
+    attack_list = list_attacks(top.attacks or [], threats)
     for listed in attack_list:
-        located("attacks", listed.attack.check, threat, image_shape)
+        located("attacks", listed.attack.check, listed.threat or threat, image_shape)
     attack_files(attacks_by_key(attack_list))
     if top.paper is not None:
         config = {**config, "paper": _paper(top.paper)}
@@ -148,7 +152,7 @@ def parse(name: str, config: dict[str, Any]) -> Spec:
         config=config,
         seed=top.seed,
         precision=top.precision,
-        threat=threat,
+        threats=threats,
         data=data,
         attack_list=attack_list,
         evaluation=evaluation,
@@ -222,6 +226,17 @@ def _long_form(config: Mapping[str, Any]) -> dict[str, Any]:
         listed = attacks if isinstance(attacks, list) else [attacks]
         long["attacks"] = [named(attack) for attack in listed]
     return {key: value for key, value in long.items() if key not in ("name", "command")}
+
+
+def _threats(section: Mapping[str, Any] | list[dict[str, Any]]) -> tuple[Threat, ...]:
+    several = isinstance(section, list)
+    threats = []
+    for place, values in enumerate(section if isinstance(section, list) else [section]):
+        where = f"threat[{place}]" if several else "threat"
+        threat = located(where, Threat, **arguments(Threat, values, where))
+        require(threat.box == (0.0, 1.0), f"{where}.box", "[0, 1], as the data have it", threat.box)
+        threats.append(threat)
+    return threats_of(threats)
 
 
 def _data(section: Mapping[str, Any]) -> Data:

@@ -74,6 +74,7 @@ class AttackRow(Part):
         gradients: its backward passes over all images.
         config: its settings.
         suite: the suite that it belongs to.
+        norm: the norm of the threat it ran under, where there are several.
         files: digests of the files that it read.
         provenance: the circumstances.
     """
@@ -87,6 +88,7 @@ class AttackRow(Part):
     gradients: Count = 0
     config: dict[str, Any] | None = None
     suite: str | None = None
+    norm: str | None = None
     files: list[str] = []
     provenance: Provenance | None = None
 
@@ -106,6 +108,14 @@ class ThreatRow(Part):
     norm: str
     eps: float
     box: list[float] | None = None
+
+
+class NormRow(Part):
+    """The robust accuracy under all attacks of one norm, of an evaluation with several."""
+
+    norm: str
+    robust_accuracy: Share
+    examples: pydantic.PositiveInt
 
 
 class DataRow(Part):
@@ -158,7 +168,9 @@ class Record(Part):
     Attributes:
         examples: the number of images, over which clean_accuracy is taken.
         robust_accuracy: the headline, over `worst_case_examples` images, under all attacks that saw
-            that many.
+            that many. With several threats it is that of their union: an image counts if it is
+            right under every norm.
+        norms: the robust accuracy under each norm, if there are several threats.
         subsets: the robust accuracy on the first n images under all attacks that saw them, for each
             smaller n.
         rounded_robust_accuracy: the headline with the saved images rounded to 1/255.
@@ -176,6 +188,7 @@ class Record(Part):
     clean_accuracy: Share
     robust_accuracy: Share | None = None
     worst_case_examples: Count | None = None
+    norms: list[NormRow] = []
     subsets: list[SubsetRow] = []
     rounded_robust_accuracy: Share | None = None
     mode: str | None = None
@@ -185,7 +198,7 @@ class Record(Part):
     checks: list[CheckRow] = []
     curve: list[CurveRow] = []
     eps_curve: list[EpsRow] = []
-    threat: ThreatRow
+    threat: ThreatRow | list[ThreatRow]
     seed: int | None = None
     data: DataRow | None = None
     model: dict[str, Any] | None = None
@@ -240,6 +253,16 @@ class Record(Part):
     def as_json(self) -> dict[str, Any]:
         """Return the content of eval.json: the values that were set, by their names in the file."""
         return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
+
+    @property
+    def threats(self) -> list[ThreatRow]:
+        """The threats, usually one."""
+        return self.threat if isinstance(self.threat, list) else [self.threat]
+
+    @property
+    def radii(self) -> list[tuple[str, float]]:
+        """The norm and the eps of each threat."""
+        return [(threat.norm, threat.eps) for threat in self.threats]
 
     @property
     def suites(self) -> set[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -83,3 +84,23 @@ class Threat(Configurable):
     def distance(self, x_adv: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
         """Return ||x_adv - x||_p of each example, [B]."""
         return norms.norm(x_adv - x, self.norm)
+
+
+def threats_of(threat: Threat | Sequence[Threat], where: str = "threat") -> tuple[Threat, ...]:
+    """Return the threats of an argument that is one threat, or a list of several.
+
+    A list stands for their union: the adversary chooses the norm too.
+
+    Raises:
+        UserError: the list is empty, has something else, one norm twice, or different boxes.
+    """
+    threats = (threat,) if isinstance(threat, Threat) else threat
+    expected = "a tfrobust.Threat or a list of them"
+    require(isinstance(threats, Sequence) and threats, where, expected, threat)
+    for each in threats:
+        require(isinstance(each, Threat), where, expected, each)
+    norms_of = [each.norm for each in threats]
+    require(len({*norms_of}) == len(threats), where, "threats of different norms", norms_of)
+    boxes = [each.box for each in threats]
+    require(len({*boxes}) == 1, where, "threats of one box", boxes)
+    return tuple(threats)

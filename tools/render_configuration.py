@@ -24,7 +24,7 @@ from pipelines.spec import FACTS, SEARCHING, STAGES, TopLevel
 from pipelines.suite import Entry, SuiteFile
 from tfrobust.attacks import ATTACKS
 from tfrobust.data import DATASETS
-from tfrobust.evaluation.attack_list import SUITES
+from tfrobust.evaluation.attack_list import COMMON, SUITES
 from tfrobust.io import write_text
 from tfrobust.methods import METHODS, RobustModel
 from tfrobust.models import MODELS, PRECISIONS
@@ -56,7 +56,8 @@ Top level: `threat`, `data`, `model`, `method`, `optimizer`, `train`, `attacks`,
 source and the figures that a paper has, by `clean` and an attack's label; `note`; `name`, of the
 run's folder. Where a section takes a name and arguments it is `{{name: NAME, argument: value}}`, or
 the name alone. An attack of the list `attacks` takes `label` and `examples` too, its column's name
-and how many test images it gets.
+and how many test images it gets. `threat` may be a list of mappings, one a norm, to evaluate in
+their union; an attack then runs under each norm, or under that of its key `norm`.
 """
 
 
@@ -83,8 +84,8 @@ def schema() -> str:
             "train.schedule": _keys(SCHEDULES),
             "train.validation_attack": attacks,
             "attacks": {
-                **_keys(ATTACKS, also={"label", "examples"}),
-                **_keys(SUITES, filled={"threat"}, also={"label", "examples"}),
+                **_keys(ATTACKS, also=COMMON),
+                **_keys(SUITES, filled={"threat"}, also=COMMON),
             },
         },
         "stages": {"run": list(STAGES), "search": list(SEARCHING)},

@@ -40,10 +40,10 @@ from tfrobust.report import (
     method_name,
     milliseconds,
     missing_from_paper,
-    number,
     percent,
     points,
     summarise_training,
+    threat_text,
 )
 
 PLACE_KEYS = {"dir", "path", "init_from"}  # keys whose values are places of files
@@ -192,11 +192,10 @@ def results_table(group: Sequence[Mapping[str, Any]]) -> str:
     lines = []
     for summary in group:
         config, training, rows = summary["config"], summary["training"], rows_of(summary)
-        threat = summary["evaluation"].threat
         line = [
             title_of(summary, group),
             method_name(config),
-            f"{threat.norm}, eps {number(threat.eps)}",
+            threat_text(summary["evaluation"].radii),
             *(accuracy_cell(rows.get(column)) for column in columns),
             milliseconds(training["seconds_per_batch"]),
             duration(training["wall_seconds"]),

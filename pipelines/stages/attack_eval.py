@@ -67,13 +67,13 @@ class AttackEval(Stage):
             in_precision(network, precision, "evaluation.craft_precision")
         with in_memory("evaluation.batch_size", size):
             images, labels = test.as_float(), test.labels
-            check_inputs(network, images, labels, spec.threat, size, "channels_last")
+            check_inputs(network, images, labels, spec.threats, size, "channels_last")
             correct = predictor(network, size)(images) == labels
             # In a cascade only the first attack sees all images.
             unfiltered = (
                 spec.attack_list[:1] if spec.evaluation.mode == "cascade" else spec.attack_list
             )
-            limits = (spec.threat, network.classes, size, unfiltered)
+            limits = (spec.threats[0], network.classes, size, unfiltered)
             check_files(spec.attack_list, images, correct, *limits)
             if spec.evaluation.save is not None:
                 ImageFile(folder.path, spec.evaluation.save, images)
@@ -117,7 +117,7 @@ def _attack_eval(spec: Spec, folder: Folder, network: SavedNetwork) -> None:
         network,
         x,
         y,
-        spec.threat,
+        spec.threats,
         spec.attack_list,
         mode=options.mode,
         seed=spec.seed,
@@ -135,7 +135,7 @@ def _attack_eval(spec: Spec, folder: Folder, network: SavedNetwork) -> None:
     if spec.attack_list:
         few = slice(VALLEY)
         sizes = {"seed": spec.seed, "batch_size": options.batch_size}
-        margins_of_few = margins(network, x[few], y[few], spec.threat, **sizes)
+        margins_of_few = margins(network, x[few], y[few], spec.threats[0], **sizes)
         write_board(folder.tensorboard / "attack_eval", load_run(folder.path), margins_of_few)
 
 

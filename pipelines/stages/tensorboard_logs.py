@@ -56,9 +56,14 @@ def hyper_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
     method = config.get("method") or {}
     values = {f"method.{key}": value for key, value in method.items() if key != "name"}
     values |= {"method": method_name(config), "data": config["data"]["name"]}
-    values |= {"seed": config.get("seed"), "eps": (config.get("threat") or {}).get("eps")}
+    values |= {"seed": config.get("seed"), "eps": _eps(config.get("threat"))}
     values["train.eps"] = (config.get("train") or {}).get("eps")
     return {key: v for key, v in values.items() if isinstance(v, bool | int | float | str)}
+
+
+def _eps(threat: Any) -> Any:
+    """Return the eps of a threat; None of several threats."""
+    return threat.get("eps") if isinstance(threat, Mapping) else None
 
 
 def write_columns(folder: Path, plan: Search) -> None:

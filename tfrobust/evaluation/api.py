@@ -17,7 +17,7 @@ import tensorflow as tf
 from tfrobust._compat import layers_of
 from tfrobust.errors import choose, in_memory, require
 from tfrobust.evaluation.attack_list import AttackSpec, list_attacks
-from tfrobust.evaluation.cascade import fitted, run
+from tfrobust.evaluation.cascade import fitted, run_all
 from tfrobust.evaluation.closing import Closing
 from tfrobust.evaluation.crafting import BATCH_SIZE, LogitsFn, by_xla, check_traceable, predictor
 from tfrobust.evaluation.recorder import Details, Recorder
@@ -26,7 +26,7 @@ from tfrobust.gate import check_inputs, inference, outputs
 from tfrobust.models import SavedNetwork, in_precision
 from tfrobust.record import NetworkRow
 from tfrobust.registry import located
-from tfrobust.threat import Threat
+from tfrobust.threat import Threat, threats_of
 
 FIRST = 16  # images whose logits identify a network
 
@@ -35,7 +35,7 @@ def evaluate(
     logits_fn: LogitsFn,
     x: np.ndarray,
     y: np.ndarray,
-    threat: Threat,
+    threat: Threat | Sequence[Threat],
     attacks: AttackSpec | Sequence[AttackSpec] = "autoattack",
     *,
     mode: str = "cascade",
@@ -63,7 +63,9 @@ def evaluate(
         x: Float images [N, H, W, C] in the box. If every attack has a limit `examples`, only the
             images up to the largest limit are evaluated, also for the clean accuracy.
         y: Class numbers [N].
-        threat: The set in which the attacks search.
+        threat: The set in which the attacks search, or a list of them with one for each norm. Every
+            attack then runs under each of them, or only under that of its key `norm`, and robust
+            accuracy is that in their union. `Evaluation.norms` has the accuracy under each norm.
         attacks: "autoattack", "paper", the name of an attack, a mapping with its settings, an
             Attack, or a list of these.
         mode: "cascade" gives each attack only the images that no earlier attack has broken; "each"
@@ -95,15 +97,18 @@ def evaluate(
     Raises:
         UserError: If an argument is not as described. Nothing is written then.
     """
-    attack_list, details = list_attacks(attacks, threat), details or Details()
+    threats = threats_of(threat)
+    attack_list, details = list_attacks(attacks, threats), details or Details()
     require(isinstance(seed, numbers.Integral), "seed", "int", seed)
     seed = int(seed)
     expected = "False with a folder (save='float32' keeps them there)"
     require(folder is None or not images, "images", expected, images)
+    expected = "none with several threats, whose images lie in different balls"
+    require(save is None or len(threats) == 1, "save", expected, save)
     with in_memory("batch_size", batch_size), contextlib.ExitStack() as stack:
-        x, y = check_inputs(logits_fn, x, y, threat, batch_size, layout)
+        x, y = check_inputs(logits_fn, x, y, threats, batch_size, layout)
         for listed in attack_list:
-            located(listed.name, listed.attack.check, threat, x.shape[1:])
+            located(listed.name, listed.attack.check, listed.threat or threats[0], x.shape[1:])
         digest = None if folder is None else _digest(logits_fn, details)
         network = inference(logits_fn)
         precision, search = _precision(logits_fn), None
@@ -125,18 +130,18 @@ def evaluate(
         if folder is not None:
             row = NetworkRow(logits=logits.tolist(), sha256=digest)
             recorder = Recorder(
-                Path(folder), row, x, y, threat, attack_list, predict,
+                Path(folder), row, x, y, threats, attack_list, predict,
                 mode=mode, seed=seed, save=save, details=details, rerun=rerun,
                 craft_precision=craft_precision,
             )  # fmt: skip
             stack.callback(recorder.close)
         options: Any = {"seed": seed, "batch_size": batch_size, "progress": progress}
         results = []
-        for result in run(
+        for result in run_all(
             logits_fn,
             x,
             y,
-            threat,
+            threats,
             attack_list,
             mode=mode,
             images=images or save is not None,
@@ -150,7 +155,7 @@ def evaluate(
             if recorder:
                 recorder.add(result)
             results.append(result if images else dataclasses.replace(result, images=None))
-        closing = Closing(logits_fn, x, y, threat, attack_list, results, **options)
+        closing = Closing(logits_fn, x, y, threats, attack_list, results, **options)
         if recorder is None:
             return Evaluation(results, closing.checks() if check and attack_list else [])
         if check and attack_list:

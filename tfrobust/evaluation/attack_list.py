@@ -9,10 +9,12 @@ from typing import Any
 from tfrobust.attacks import APGD, ATTACKS, FAB, PGD, Attack, MultiTargeted, RayS, Square
 from tfrobust.errors import choose, require
 from tfrobust.registry import arguments, build, located, resolve
-from tfrobust.threat import Threat
+from tfrobust.threat import Threat, threats_of
 
 # Names that eval.json, flags.npz and the tables use themselves.
 RESERVED = ("allow_pickle", "clean", "digest", "file", "index", "label", "worst case")
+# Keys of an entry beside the settings of its attack or suite.
+COMMON = ("label", "examples", "norm")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,38 +28,55 @@ class ListedAttack:
             all of them.
         suite: The name of the suite it belongs to, such as "AutoAttack". The attacks of a suite
             always run as a cascade among themselves.
+        threat: The threat it runs under, if the evaluation has several.
     """
 
     attack: Attack
     name: str
     examples: int | None = None
     suite: str | None = None
+    threat: Threat | None = None
 
 
 AttackSpec = str | Mapping[str, Any] | Attack | ListedAttack
 
 
 def list_attacks(
-    attacks: AttackSpec | Sequence[AttackSpec], threat: Threat, where: str = "attacks"
+    attacks: AttackSpec | Sequence[AttackSpec],
+    threat: Threat | Sequence[Threat],
+    where: str = "attacks",
 ) -> list[ListedAttack]:
     """Return the attacks that `attacks` describes, in order, with suites expanded.
 
     Args:
         attacks: An entry or a sequence of entries. An entry is the name of an attack or a suite; a
             mapping with the key `name`, the settings of that attack or suite, and optionally
-            `label` and `examples`; an `Attack`; or a `ListedAttack`.
-        threat: The threat under which the attacks run.
+            `label`, `examples` and `norm`; an `Attack`; or a `ListedAttack`.
+        threat: The threat under which the attacks run. Of a list, each attack runs under every
+            threat, or only under that of its `norm`, and its name begins with the norm.
         where: The name of the argument in error messages.
 
     Raises:
-        UserError: For unknown names and keys, and for labels that are reserved or used twice.
+        UserError: For unknown names and keys, for labels that are reserved or used twice, and for
+            several threats if one of them is attacked on fewer images than another.
     """
-    entries = attacks
+    entries: Any = attacks
     if isinstance(entries, str | Mapping | Attack | ListedAttack):
         entries = [entries]
+    threats = threats_of(threat)
     attack_list: list[ListedAttack] = []
-    for place, entry in enumerate(entries):
-        attack_list += _expand(entry, threat, f"{where}[{place}]")
+    for each in threats:
+        for place, entry in enumerate(entries):
+            at = f"{where}[{place}]"
+            norms = _norms(entry, threats, at)
+            if each.norm not in norms:
+                continue
+            listed = _expand(entry, each, at)
+            if len(threats) > 1:
+                listed = [_under(one, each, at, len(norms) > 1) for one in listed]
+            attack_list += listed
+    if attack_list and len(threats) > 1:
+        _check_sizes(attack_list, threats, where)
     suites = dict.fromkeys(listed.suite for listed in attack_list if listed.suite)
     names = [*(listed.name for listed in attack_list), *suites]
     reserved = next((name for name in names if name in RESERVED), None)
@@ -65,6 +84,59 @@ def list_attacks(
     repeated = next((name for name in names if names.count(name) > 1), None)
     require(repeated is None, where, "attacks whose labels differ (set `label`)", repeated)
     return attack_list
+
+
+def _norms(entry: AttackSpec, threats: Sequence[Threat], where: str) -> list[str]:
+    """Return the norms of the threats under which an entry runs."""
+    norms = [threat.norm for threat in threats]
+    if isinstance(entry, ListedAttack) and entry.threat is not None:
+        require(entry.threat in threats, f"{where}.threat", "one of the threats", entry.threat)
+        return [entry.threat.norm]
+    if isinstance(entry, Mapping) and entry.get("norm") is not None:
+        return [choose(f"{where}.norm", entry["norm"], norms)]
+    return norms
+
+
+def _under(listed: ListedAttack, threat: Threat, where: str, several: bool) -> ListedAttack:
+    """Return the attack under one of several threats.
+
+    Args:
+        listed: The attack.
+        threat: The threat.
+        where: The place of its entry, for errors.
+        several: Whether the entry stands for other threats too, all of which no step size in image
+            units fits.
+
+    Raises:
+        UserError: If it has such a step size.
+    """
+    if listed.threat is not None:  # listed before
+        return listed
+    absolute = several and listed.suite is None and getattr(listed.attack, "step_size", None)
+    expected = "none, a fraction of each eps, or a `norm` beside it (there are several threats)"
+    require(not absolute, f"{where}.step_size", expected, absolute)
+    suite = None if listed.suite is None else f"{threat.norm}: {listed.suite}"
+    name = f"{threat.norm}: {listed.name}"
+    return dataclasses.replace(listed, name=name, suite=suite, threat=threat)
+
+
+def _check_sizes(
+    attack_list: Sequence[ListedAttack], threats: Sequence[Threat], where: str
+) -> None:
+    """Check that every threat has an attack on as many images as any other threat has.
+
+    An image counts in the union only if it was attacked under every threat.
+
+    Raises:
+        UserError: If one of them has fewer or none.
+    """
+    most: dict[str, int | None] = {}
+    for threat in threats:
+        sizes = [a.examples for a in attack_list if a.threat and a.threat.norm == threat.norm]
+        require(sizes, where, f"an attack under {threat.norm}", "none")
+        most[threat.norm] = None if None in sizes else max(filter(None, sizes))
+    expected = "an attack on the same number of images under every norm"
+    require(len({*most.values()}) == 1, where, expected, most)
 
 
 def _expand(entry: AttackSpec, threat: Threat, where: str) -> list[ListedAttack]:
@@ -76,24 +148,26 @@ def _expand(entry: AttackSpec, threat: Threat, where: str) -> list[ListedAttack]
         return [ListedAttack(entry, entry.title)]
     entry = {"name": entry} if isinstance(entry, str) else entry
     require(isinstance(entry, Mapping), where, "a name or a mapping with 'name'", entry)
-    common = {key: value for key, value in entry.items() if key in ("label", "examples")}
+    common = {key: value for key, value in entry.items() if key in COMMON}
     settings = {key: value for key, value in entry.items() if key not in common}
     common = arguments(_common_keys, common, where)
     label, examples = common.get("label"), common.get("examples")
     require(examples is None or examples >= 1, f"{where}.examples", "int >= 1", examples)
     name = settings.get("name")
     if isinstance(name, str) and name in SUITES:
-        make = resolve(SUITES, settings, where, ("threat",), also=("label", "examples"))
+        make = resolve(SUITES, settings, where, ("threat",), also=COMMON)
         suite = located(where, make, threat)
         return [_relabel(_limit(listed, examples), label) for listed in suite]
     require("name" in settings, where, "a mapping with 'name'", dict(entry))
     choose(f"{where}.name", name, [*ATTACKS, *SUITES])
-    attack = build(ATTACKS, settings, where, also=("label", "examples"))
+    attack = build(ATTACKS, settings, where, also=COMMON)
     located(where, attack.check, threat)
     return [ListedAttack(attack, label or attack.title, examples)]
 
 
-def _common_keys(*, label: str | None = None, examples: int | None = None) -> None:
+def _common_keys(
+    *, label: str | None = None, examples: int | None = None, norm: str | None = None
+) -> None:
     """Declare the keys that every entry may have beside the settings of its attack or suite."""
 
 

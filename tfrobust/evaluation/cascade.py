@@ -134,6 +134,41 @@ def run(
                 suite = []
 
 
+def run_all(
+    logits_fn: LogitsFn,
+    x: np.ndarray,
+    y: np.ndarray,
+    threats: Sequence[Threat],
+    attack_list: Sequence[ListedAttack],
+    *,
+    finished: Iterable[Result] = (),
+    **options: Any,
+) -> Iterator[Result]:
+    """Yield the results of `run` under each threat in turn, and the clean one once.
+
+    Under each threat the results are those of an evaluation under it alone: a cascade begins anew,
+    as the survivors of another norm's attacks would make the accuracy under this norm too low.
+
+    Args:
+        logits_fn: As of `run`.
+        x: As of `run`.
+        y: As of `run`.
+        threats: The threats. Of several, every attack names one.
+        attack_list: The attacks.
+        finished: As of `run`.
+        options: The other arguments of `run`.
+    """
+    former = list(finished)
+    for place, threat in enumerate(threats):
+        listed = [each for each in attack_list if each.threat in (None, threat)]
+        for result in run(logits_fn, x, y, threat, listed, finished=former, **options):
+            if result.name != "clean":
+                yield result
+            elif not place:
+                former.append(result)
+                yield result
+
+
 def fitted(listed: ListedAttack, classes: int) -> ListedAttack:
     """Return the attack for a network with this number of classes.
 
@@ -158,7 +193,7 @@ def check_files(
         waiting: The attacks that are still to run.
         x: Clean images [N, H, W, C].
         right: Whether each clean image is classified correctly, bool [N].
-        threat: The threat.
+        threat: The threat of attacks that name none.
         classes: The number of classes of the network.
         batch_size: Images that are looked at together.
         on_all: The attacks that run on all images that are right when clean.
@@ -175,7 +210,7 @@ def check_files(
         if isinstance(attack, SavedImages):
             rows = np.flatnonzero(right[: listed.examples if listed in on_all else 0])
             for some in batches(max(1, len(rows)), batch_size):
-                saved_images(attack, rows[some], x[rows[some]], threat)
+                saved_images(attack, rows[some], x[rows[some]], listed.threat or threat)
 
 
 def _clean(

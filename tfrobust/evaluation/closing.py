@@ -10,7 +10,7 @@ import numpy as np
 
 from tfrobust.distribution import worker
 from tfrobust.evaluation.attack_list import ListedAttack
-from tfrobust.evaluation.cascade import run
+from tfrobust.evaluation.cascade import run_all
 from tfrobust.evaluation.crafting import LogitsFn, computed_by
 from tfrobust.evaluation.eps_curves import eps_curve, least_eps
 from tfrobust.evaluation.pictures import Pictures
@@ -37,7 +37,7 @@ class Closing:
     logits_fn: LogitsFn
     x: np.ndarray
     y: np.ndarray
-    threat: Threat
+    threats: Sequence[Threat]
     attack_list: Sequence[ListedAttack]
     results: Sequence[Result]
     seed: int
@@ -45,14 +45,28 @@ class Closing:
     progress: bool
 
     def checks(self) -> list[Check]:
-        """Return the checks for a false sense of security."""
+        """Return the checks for a false sense of security, under each threat."""
         options: Any = {**self._sizes, "progress": self.progress}
-        return checks(self.logits_fn, self.x, self.y, self.threat, self.results, **options)
+        signs = []
+        for threat in self.threats:
+            results = self._under(threat)
+            for sign in checks(self.logits_fn, self.x, self.y, threat, results, **options):
+                prefix = f"{threat.norm}: " if len(self.threats) > 1 else ""
+                signs.append(dataclasses.replace(sign, name=prefix + sign.name))
+        return signs
+
+    def _under(self, threat: Threat) -> Sequence[Result]:
+        """Return the clean result and, of several threats, those of the attacks under this one."""
+        if len(self.threats) == 1:
+            return self.results
+        clean, *attacks = self.results
+        return [clean, *(r for r in attacks if r.listed and r.listed.threat == threat)]
 
     def write(self, recorder: Recorder) -> None:
         """Make checks, curves and pictures, and write each as soon as it is finished.
 
-        Where one fails, a check "Not measured" gives the reason.
+        Where one fails, a check "Not measured" gives the reason. Of several threats the pictures
+        are of the first, and there is no curve over eps, as there is not one eps.
         """
         record, details = recorder.record, recorder.details
         recorder.save()
@@ -80,11 +94,12 @@ class Closing:
         attempt("trade-off", lambda: self._curve(recorder))
         record.eps_curve = attempt("accuracy against eps", self._eps_curve) or []
         recorder.save()
+        first = self.threats[0]
         pictures = Pictures(
-            recorder.folder, self.logits_fn, self.x, recorder.flags, self.threat, **self._sizes
+            recorder.folder, self.logits_fn, self.x, recorder.flags, first, **self._sizes
         )
         attempt("loss valley", pictures.valley)
-        attempt("loss landscape", lambda: pictures.landscape(self.results))
+        attempt("loss landscape", lambda: pictures.landscape(self._under(first)))
         attempt("images", lambda: pictures.probes(self.attack_list[0], details.class_names))
         made_with: Any = {"seed": self.seed, "examples": len(self.x), **circumstances()}
         precision = record.provenance.precision if record.provenance else "float32"
@@ -96,10 +111,12 @@ class Closing:
         return {"seed": self.seed, "batch_size": self.batch_size}
 
     def _eps_curve(self) -> list[EpsRow]:
+        if len(self.threats) > 1:
+            return []
         x, y = self.x[:CURVE], self.y[:CURVE]
         clean = self.results[0].robust[:CURVE]
-        least = least_eps(self.logits_fn, x, y, self.threat, clean=clean, **self._sizes)
-        return eps_curve(least, self.threat)
+        least = least_eps(self.logits_fn, x, y, self.threats[0], clean=clean, **self._sizes)
+        return eps_curve(least, self.threats[0])
 
     def _curve(self, recorder: Recorder) -> None:
         """Measure clean and worst-case accuracy at each point of a once-for-all network."""
@@ -111,7 +128,7 @@ class Closing:
             if place:
                 options: Any = {**self._sizes, "progress": self.progress}
                 results = list(
-                    run(network, self.x, self.y, self.threat, self.attack_list, **options)
+                    run_all(network, self.x, self.y, self.threats, self.attack_list, **options)
                 )
             worst = worst_case(results)
             clean, robust = float(results[0].robust[: len(worst)].mean()), float(worst.mean())

@@ -15,7 +15,7 @@ from tfrobust.errors import UserError, require
 from tfrobust.evaluation.attack_list import ListedAttack
 from tfrobust.evaluation.crafting import LogitsFn, Predict
 from tfrobust.evaluation.image_file import IMAGES, ImageFile
-from tfrobust.evaluation.results import Result, plain, row_of, worst_case
+from tfrobust.evaluation.results import Result, by_norm, plain, row_of, worst_case
 from tfrobust.io import lock, writable
 from tfrobust.provenance import commit, versions
 from tfrobust.record import (
@@ -24,6 +24,7 @@ from tfrobust.record import (
     DataRow,
     Flags,
     NetworkRow,
+    NormRow,
     Record,
     SubsetRow,
     ThreatRow,
@@ -110,7 +111,7 @@ class Recorder:
         network: NetworkRow,
         x: np.ndarray,
         y: np.ndarray,
-        threat: Threat,
+        threats: Sequence[Threat],
         attack_list: Sequence[ListedAttack],
         predict: Predict,
         *,
@@ -121,24 +122,21 @@ class Recorder:
         rerun: bool = False,
         craft_precision: str = "float32",
     ):
-        self.folder, self.threat, self.attack_list, self.details = (
-            folder,
-            threat,
-            attack_list,
-            details,
-        )
+        self.folder, self.details = folder, details
+        self.threats, self.attack_list = threats, attack_list
         index = np.arange(len(x)) if details.index is None else np.asarray(details.index)
         require(len(index) >= len(x), "details.index", f"a place for {len(x)} images", len(index))
         self.flags = Flags(index[: len(x)], y, {}, digests(x, y))
         self.images = None if save is None else ImageFile(folder, save, x)
         self.predict = predict
         self.files = {listed.name: _digests(listed) for listed in attack_list}
+        rows = [ThreatRow(norm=t.norm, eps=t.eps, box=list(t.box)) for t in threats]
         self.record = Record(
             schema_version=SCHEMA,
             examples=len(x),
             clean_accuracy=0.0,
             attacks=[],
-            threat=ThreatRow(norm=threat.norm, eps=threat.eps, box=list(threat.box)),
+            threat=rows if len(rows) > 1 else rows[0],
             seed=seed,
             mode=mode,
             craft_precision=craft_precision,
@@ -183,7 +181,16 @@ class Recorder:
         record, attacks = self.record, self.results[1:]
         worst = worst_case(self.results)
         record.clean_accuracy = self.results[0].accuracy
-        record.robust_accuracy = float(worst.mean()) if attacks else None
+        norms = by_norm(self.results)
+        # Until every norm has an attack on that many images there is no worst case of the union.
+        begun = [norm for norm, right in norms.items() if len(right) == len(worst)]
+        complete = len(self.threats) in (1, len(begun))
+        record.robust_accuracy = float(worst.mean()) if attacks and complete else None
+        if norms:
+            record.norms = [
+                NormRow(norm=norm, robust_accuracy=float(right.mean()), examples=len(right))
+                for norm, right in norms.items()
+            ]
         record.worst_case_examples = len(worst)
         worst_cases = subsets([result.robust for result in attacks], self.results[0].robust)
         record.subsets = [
@@ -191,7 +198,7 @@ class Recorder:
             for n, right in worst_cases.items()
         ]
         record.attacks = [
-            row_of(result, self.threat, self.files.get(result.name, ())) for result in attacks
+            row_of(result, self.threats[0], self.files.get(result.name, ())) for result in attacks
         ]
         done = {result.name for result in attacks}
         record.pending = [listed.name for listed in self.attack_list if listed.name not in done]
@@ -314,7 +321,7 @@ class Recorder:
 
     def _is_row_of(self, row: AttackRow, listed: ListedAttack) -> bool:
         """Return whether a row has the settings, number of images and files of an attack."""
-        if row.config != plain(listed.attack.settings(self.threat)):
+        if row.config != plain(listed.attack.settings(listed.threat or self.threats[0])):
             return False
         count = min(listed.examples or self.record.examples, self.record.examples)
         return row.examples == count and row.files == self.files[listed.name]

@@ -92,6 +92,14 @@ class Evaluation:
         return float(self.robust.mean())
 
     @property
+    def norms(self) -> dict[str, float]:
+        """The robust accuracy under each norm, on the images of the headline.
+
+        It is empty unless the evaluation has several threats. The headline is of their union.
+        """
+        return {norm: float(right.mean()) for norm, right in by_norm(self.results).items()}
+
+    @property
     def subsets(self) -> dict[int, float]:
         """The worst case over all attacks that ran on the first n images, by n.
 
@@ -112,6 +120,7 @@ class Evaluation:
 
     def __str__(self) -> str:
         lines = [f"{r.name}: {r.accuracy:.2%} of {len(r.robust)}" for r in self.results]
+        lines += [f"worst case in {norm}: {share:.2%}" for norm, share in self.norms.items()]
         lines.append(f"worst case: {self.robust_accuracy:.2%} of {len(self.robust)}")
         lines += [f"worst case: {share:.2%} of the first {n}" for n, share in self.subsets.items()]
         lines += [f"warning: {c.name}: {c.text}" for c in self.checks if c.warns]
@@ -128,6 +137,18 @@ def worst_case(results: Sequence[Result]) -> np.ndarray:
     """
     clean, *attacks = (result.robust for result in results)
     return headline(attacks, clean)
+
+
+def by_norm(results: Sequence[Result]) -> dict[str, np.ndarray]:
+    """Return the worst case of the attacks under each norm, norm -> bool [n].
+
+    It is empty unless the evaluation has several threats. results: as of `worst_case`.
+    """
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        if result.listed is not None and result.listed.threat is not None:
+            groups.setdefault(result.listed.threat.norm, []).append(result)
+    return {norm: worst_case([results[0], *group]) for norm, group in groups.items()}
 
 
 def merged(images: np.ndarray, results: Iterable[Result]) -> np.ndarray:
@@ -158,7 +179,9 @@ def row_of(result: Result, threat: Threat, files: Sequence[str] = ()) -> AttackR
     )
     # Fields that are not set are not written to the file.
     if result.listed is not None:
-        row.config = plain(result.listed.attack.settings(threat))
+        row.config = plain(result.listed.attack.settings(result.listed.threat or threat))
+        if result.listed.threat is not None:
+            row.norm = result.listed.threat.norm
         row.suite = result.listed.suite
     if files:
         row.files = list(files)

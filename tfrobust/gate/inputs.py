@@ -6,6 +6,7 @@ elsewhere, but make every score meaningless.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,14 +15,14 @@ from tfrobust.errors import require, require_at_least
 from tfrobust.gate.images import check_images, check_threat
 from tfrobust.gate.labels import check_labels
 from tfrobust.gate.networks import LogitsFn, check_network, check_scaling
-from tfrobust.threat import Threat
+from tfrobust.threat import Threat, threats_of
 
 
 def check_inputs(
     logits_fn: LogitsFn,
     x: Any,
     y: Any,
-    threat: Threat,
+    threat: Threat | Sequence[Threat],
     batch_size: int = 250,
     layout: str | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -34,7 +35,7 @@ def check_inputs(
         logits_fn: As in `check_network`.
         x: Images, as in `check_images`.
         y: Labels, as in `check_labels`.
-        threat: A threat with eps > 0 in the units of the images.
+        threat: A threat with eps > 0 in the units of the images, or several.
         batch_size: Number of images in one forward pass.
         layout: As in `check_images`.
 
@@ -42,10 +43,14 @@ def check_inputs(
         UserError: If any of them is not fit.
     """
     require_at_least(1, batch_size=batch_size)
-    require(threat.eps > 0, "threat.eps", "a number > 0", threat.eps)
-    images = check_images(x, "x", threat.box, layout=layout)
-    check_threat(threat, images.shape[1:])
-    logits = check_network(logits_fn, images, threat.box, batch_size)
+    threats = threats_of(threat)
+    for each in threats:
+        require(each.eps > 0, "threat.eps", "a number > 0", each.eps)
+    box = threats[0].box
+    images = check_images(x, "x", box, layout=layout)
+    for each in threats:
+        check_threat(each, images.shape[1:])
+    logits = check_network(logits_fn, images, box, batch_size)
     labels = check_labels(y, len(images), logits.shape[1])
-    check_scaling(logits_fn, images, labels, logits, threat.box, batch_size)
+    check_scaling(logits_fn, images, labels, logits, box, batch_size)
     return images, labels

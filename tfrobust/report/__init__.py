@@ -33,6 +33,7 @@ from tfrobust.report.text import (
     number,
     percent,
     points,
+    threat_text,
 )
 from tfrobust.report.trials import (
     SearchTrial,
@@ -78,6 +79,7 @@ __all__ = [
     "points",
     "read_trials",
     "summarise_training",
+    "threat_text",
     "unbeaten",
     "write_comparison",
     "write_page",

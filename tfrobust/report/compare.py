@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
+from itertools import chain, combinations
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -88,9 +88,9 @@ def alike(runs: Sequence[Measured]) -> bool:
     return all(_threat(r) == _threat(runs[0]) and _same_data(r, runs[0]) for r in runs)
 
 
-def _threat(run: Measured) -> tuple[str, float]:
-    threat = run.record.evaluation.threat
-    return threat.norm, threat.eps
+def _threat(run: Measured) -> tuple[Any, ...]:
+    """Return the norm and the eps of each threat."""
+    return tuple(chain.from_iterable(run.record.evaluation.radii))
 
 
 def _data(run: Measured) -> tuple[str, str]:

@@ -93,7 +93,7 @@ def over_eps(runs: Sequence[Measured]) -> Figure | None:
             values = [mean(c[i].robust_accuracy for c in curves) for i in range(len(eps))]
             axes.plot(eps, values, color=_colour(place), lw=1.6, marker=".", label=_text(label))
     if alike(runs):
-        axes.axvline(runs[0].record.evaluation.threat.eps, color=INK, lw=1, ls="--", alpha=0.55)
+        axes.axvline(runs[0].record.evaluation.threats[0].eps, color=INK, lw=1, ls="--", alpha=0.55)
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
     return _legend(figure, axes)
 

@@ -51,6 +51,7 @@ from tfrobust.report.text import (
     number,
     percent,
     points,
+    threat_text,
 )
 
 CHECKS_NOTE = (
@@ -106,7 +107,7 @@ def _figures(record: RunRecord) -> dict[str, Figure]:
     if evaluation.curve:
         figures["trade-off"] = trade_off(evaluation.curve)
     if evaluation.eps_curve:
-        figures["eps-curve"] = eps_curve(evaluation.eps_curve, evaluation.threat.eps)
+        figures["eps-curve"] = eps_curve(evaluation.eps_curve, evaluation.threats[0].eps)
     if record.valley is not None:
         figures["valley"] = valley(record.valley)
     if record.landscape is not None:
@@ -262,11 +263,11 @@ def _training(record: RunRecord) -> list[tuple[str, str]]:
 
 
 def _facts(config: dict[str, Any], evaluation: Record) -> list[tuple[str, str]]:
-    data, threat = data_of(config, evaluation), evaluation.threat
+    data = data_of(config, evaluation)
     versions, model = evaluation.versions or {}, config.get("model") or evaluation.model or {}
     training_eps = (config.get("train") or {}).get("eps")
     return [
-        ("threat", f"{threat.norm}, eps {number(threat.eps)}"),
+        ("threat", threat_text(evaluation.radii)),
         *([] if training_eps is None else [("trained at", f"eps {number(training_eps)}")]),
         ("data", f"{data.name}, {data.split} split"),
         ("model", str(model.get("name") or model.get("path", NOTHING))),

@@ -17,7 +17,7 @@ from scipy.interpolate import NearestNDInterpolator
 from tfrobust.errors import UserError
 from tfrobust.report.figures import COLOURS, plain_axes
 from tfrobust.report.html import INK, Table, write_page
-from tfrobust.report.text import NOTHING, number, percent
+from tfrobust.report.text import NOTHING, number, percent, threat_text
 from tfrobust.report.trials import SearchTrial, best_trial, completed, read_trials, unbeaten
 
 CELLS = 120  # of a heat map, in each direction
@@ -214,8 +214,9 @@ def _headline(
     search: Mapping[str, Any],
     config: Mapping[str, Any],
 ) -> str:
-    threat, training_eps = config["threat"], (config.get("train") or {}).get("eps")
-    eps = number(threat["eps"] if training_eps is None else training_eps)
+    training_eps = (config.get("train") or {}).get("eps")
+    threats = config["threat"] if isinstance(config["threat"], list) else [config["threat"]]
+    radii = [(t["norm"], t["eps"] if training_eps is None else training_eps) for t in threats]
     total, failed = len(trials), sum(trial.status == "failed" for trial in trials)
     tuner = str(search.get("tuner", "random")).capitalize()
     text = f"{tuner} search, {total} trial{'s' if total > 1 else ''}"
@@ -226,7 +227,7 @@ def _headline(
         return f"{text}: none{bound} that is complete"
     return (
         f"{text}: the best{bound} has {percent(top.robust)} robust and {percent(top.clean)} clean "
-        f"validation accuracy ({threat['norm']}, eps {eps}) at "
+        f"validation accuracy ({threat_text(radii)}) at "
         f"{_short(top.values)}"
     )
 
@@ -254,8 +255,10 @@ def _table(keys: Sequence[str], trials: Sequence[SearchTrial], top: SearchTrial 
 def _config(path: Path) -> dict[str, Any]:
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
-        needed = (config["search"]["space"], config["data"], config["threat"])
-        if all(isinstance(section, Mapping) for section in needed) and config["name"]:
+        needed = (config["search"]["space"], config["data"])
+        mappings = all(isinstance(section, Mapping) for section in needed)
+        mappings &= isinstance(config["threat"], Mapping | list)
+        if mappings and config["name"]:
             return dict(config)
     except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
         pass

@@ -13,7 +13,7 @@ from tfrobust.overfitting import ONE_STEP, ROBUST, overfitted
 from tfrobust.record import AttackRow, DataRow, Record
 from tfrobust.record import headline as worst_rows
 from tfrobust.report.record import RunRecord
-from tfrobust.report.text import interval, number, percent
+from tfrobust.report.text import interval, number, percent, threat_text
 
 WORST, FEWER = "worst case", "worst case, first "  # names of rows over several attacks
 
@@ -117,11 +117,17 @@ def accuracy_rows(config: Mapping[str, Any], evaluation: Record) -> list[Accurac
             settings = "right under each of its attacks above"
         more = {"seconds": attack.seconds, "settings": settings, "cost": attack_cost(attack)}
         rows.append(row(attack.name, attack.robust_accuracy, attack.examples, attack.name, **more))
+    for norm in evaluation.norms:
+        settings = f"right under every attack of {norm.norm} above"
+        name = f"{norm.norm}: {WORST}"
+        rows.append(row(name, norm.robust_accuracy, norm.examples, name, settings=settings))
     worst, total = evaluation.robust_accuracy, evaluation.worst_case_examples
     if evaluation.attacks and worst is not None and total:
         settings = "right under every attack above"
         if evaluation.subsets:
             settings = f"right under every attack above that saw all {total}"
+        if evaluation.norms:
+            settings += ": robust in the union of the norms"
         rows.append(row(WORST, worst, total, None, settings=settings))
     for subset in evaluation.subsets:
         settings = "right under every attack above that saw them"
@@ -202,6 +208,8 @@ def how_counted(evaluation: Record) -> str:
             "Each attack ran only on the images that those above it had left right: its accuracy "
             "is what was left after all of them."
         )
+        if evaluation.norms:
+            text += " Under each norm this begins anew with all that is right when clean."
     elif evaluation.mode == "each":
         text = "Each attack ran on all images that are right when clean: its accuracy is its own."
         if evaluation.suites:
@@ -273,7 +281,7 @@ def headline(config: Mapping[str, Any], evaluation: Record) -> str:
     """Return the run in one sentence: method, data, clean and worst-case accuracy, threat and
     number of examples."""
     clean, *_ = accuracy_rows(config, evaluation)
-    threat, data = evaluation.threat, data_of(config, evaluation)
+    data = data_of(config, evaluation)
     text = f"{method_name(config)} on {data.name}: {percent(clean.accuracy)} clean"
     total = f"{clean.examples} {data.split} images"
     worst, n = evaluation.robust_accuracy, evaluation.worst_case_examples
@@ -285,7 +293,7 @@ def headline(config: Mapping[str, Any], evaluation: Record) -> str:
         text += f", {percent(worst)} under {under}"
         if n != clean.examples:
             total += f", {n} of them attacked"
-    text += f" ({threat.norm}, eps {number(threat.eps)}, {total})"
+    text += f" ({threat_text(evaluation.radii)}, {total})"
     for subset in evaluation.subsets:
         text += f"; {percent(subset.robust_accuracy)} on the first {subset.examples} images, "
         text += "under all attacks"

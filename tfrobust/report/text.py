@@ -2,7 +2,7 @@
 
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from scipy.stats import binomtest
@@ -101,3 +101,9 @@ def markdown_table(header: Sequence[Any], rows: Sequence[Sequence[Any]], lines: 
         return f"| {' | '.join(cells)} |"
 
     return "\n".join(map(line, [header, ["---"] * len(header), *rows]))
+
+
+def threat_text(threats: Iterable[tuple[str, Any]]) -> str:
+    """Return the threats, (norm, eps) each, as text: "linf, eps 0.03", or the union of several."""
+    texts = [f"{norm}, eps {number(eps)}" for norm, eps in threats]
+    return texts[0] if len(texts) == 1 else f"union of {' and '.join(texts)}"
