@@ -91,6 +91,19 @@ def on_two_devices() -> Callable[[str], Any]:
 
 
 @pytest.fixture
+def short_closing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out most of what follows the attacks of an evaluation: checks, curves and pictures."""
+    from tfrobust.evaluation import sanity_checks
+    from tfrobust.evaluation.closing import Closing
+    from tfrobust.evaluation.pictures import Pictures
+
+    monkeypatch.setattr(sanity_checks, "CHECKS", sanity_checks.CHECKS[:1])
+    monkeypatch.setattr(Closing, "_eps_curve", lambda closing: [])
+    monkeypatch.setattr(Pictures, "valley", lambda pictures: None)
+    monkeypatch.setattr(Pictures, "landscape", lambda pictures, results: None)
+
+
+@pytest.fixture
 def xla() -> Iterator[None]:
     """Switch op determinism off, since XLA has no deterministic gradient of pooling.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,10 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.runner import run
-from tfrobust.evaluation.closing import Closing
-from tfrobust.evaluation.pictures import Pictures
 
-sanity_checks = importlib.import_module("tfrobust.evaluation.sanity_checks")
 ROOT = Path(__file__).resolve().parents[2]
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -26,15 +22,6 @@ def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Its attacks are FGSM; a test changes a copy.
     """
     return run("digits_adv", ["attacks=fgsm"], tmp_path_factory.mktemp("smoke"), None, smoke=True)
-
-
-@pytest.fixture
-def short_closing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out most of what follows the attacks of an evaluation: checks, curves and pictures."""
-    monkeypatch.setattr(sanity_checks, "CHECKS", sanity_checks.CHECKS[:1])
-    monkeypatch.setattr(Closing, "_eps_curve", lambda closing: [])
-    monkeypatch.setattr(Pictures, "valley", lambda pictures: None)
-    monkeypatch.setattr(Pictures, "landscape", lambda pictures, results: None)
 
 
 @pytest.fixture

@@ -80,6 +80,7 @@ def test_every_method_through_every_stage(method: str, tmp_path: Path) -> None:
     assert [row["examples"] for row in evaluation["eps_curve"]] == [32] * 8
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("short_closing")
 def test_a_network_with_widths_through_every_stage(tmp_path: Path) -> None:
     """The network is evaluated at each width from the first on, and served at any width."""

@@ -128,6 +128,7 @@ def test_flags_that_are_not_those_of_the_row_are_not_taken_up(tmp_path: Path) ->
     assert Record.load(tmp_path).attacks[1].robust_accuracy == row.robust_accuracy
 
 
+@pytest.mark.usefixtures("short_closing")
 def test_a_curve_is_of_the_points_that_are_asked_for(tmp_path: Path) -> None:
     def points(*values: float) -> list[float]:
         curve = [({"lambda": value}, network) for value in values]

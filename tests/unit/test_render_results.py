@@ -2,8 +2,6 @@
 
 import importlib.util
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -194,18 +192,11 @@ def test_damaged_summaries_are_one_line(tmp_path: Path, capsys: Any) -> None:
     assert "x.json: expected a run summary" in error and error.count("\n") == 1
 
 
-def test_command_line(tmp_path: Path) -> None:
-    def call(*words: str) -> subprocess.CompletedProcess[str]:
-        paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-        return subprocess.run(
-            [sys.executable, str(TOOL), f"--docs={tmp_path / 'docs'}", *words],
-            env=os.environ | {"PYTHONPATH": paths},
-            text=True,
-            capture_output=True,
-        )
+def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    def status(*words: str) -> int:
+        monkeypatch.setattr(sys, "argv", [str(TOOL), f"--docs={tmp_path / 'docs'}", *words])
+        return tool.command()
 
-    run = make_run(tmp_path / "run")
-    assert call("--add", str(run)).returncode == 0
+    assert status("--add", str(make_run(tmp_path / "run"))) == 0
     (tmp_path / "docs" / "results.md").write_text("old")
-    stale = call("--check")
-    assert stale.returncode == 1 and "results.md: stale" in stale.stderr
+    assert status("--check") == 1 and "results.md: stale" in capsys.readouterr().err
