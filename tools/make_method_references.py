@@ -24,9 +24,10 @@ from unittest import mock
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.autograd import Variable
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from torch_methods import ADV, UNIFORM, BatchNorm, Network, Noise, X, Y, lines, loaded
+from torch_methods import ADV, NORMAL, UNIFORM, BatchNorm, Network, Noise, X, Y, lines, loaded
 
 from tests.parity import methods as shared
 
@@ -254,6 +255,42 @@ def iaat(folder: Path) -> dict[str, Any]:
     return out | {"radius": eps.numpy()}
 
 
+def nuat(folder: Path) -> dict[str, Any]:
+    """github.com/val-iisc/NuAT (8962290), at a step that ascends the nuclear norm."""
+    network, script = Network(), folder / "CIFAR10" / "NuAT_cifar10.py"
+    names = {"Variable": Variable, "zero_gradients": lambda x: None, "loss": F.cross_entropy}
+    names |= {"TRAIN_BATCH_SIZE": len(X), "Nuc_reg": 4.5, "B_val": 127.5 * EPS, "l_ce": 1.0}
+    names |= {"Feps": 255 * EPS, "counter": 1, "model": network, "data": X, "target": Y}
+    names |= lines(script, "def NucAttack", "return img", **names)
+    signs = mock.patch.object(torch, "rand_like", lambda x: 0.5 - 0.5 * torch.sign(NORMAL[0]))
+    with signs:
+        names |= lines(script, "out  = model(data)", "adv_data = NucAttack(", **names)
+    network.train()
+    delta = torch.clamp(names["adv_data"] - X, -EPS, EPS)  # 8/255 in the script
+    names["adv_data"] = torch.clamp(X + delta, 0, 1)
+    names |= lines(script, "adv_out  = model(adv_data)", "cost = l_ce", **names)
+    return network.result(names["cost"], adv=names["adv_data"])
+
+
+def fgsm_pgi(folder: Path) -> dict[str, Any]:
+    """github.com/jiaxiaojunQAQ/FGSM-PGI (fc15cfe), without label smoothing, at momentum 0."""
+    network, script = Network(), folder / "FGSM_MEP.py"
+    prior = EPS * torch.sign(NORMAL[0])
+    names = {
+        "model": network, "X": X, "y": Y, "delta": prior.clone(), "next_delta": prior.clone(),
+        "momentum": torch.zeros_like(X), "Variable": Variable, "alpha": torch.tensor(EPS),
+        "epsilon": torch.tensor(EPS), "lower_limit": torch.tensor(0.0),
+        "upper_limit": torch.tensor(1.0),
+        "args": SimpleNamespace(factor=1.0, momentum_decay=0.3, lamda=10),
+        "clamp": lambda x, low, high: torch.max(torch.min(x, high), low),
+    }  # fmt: skip
+    names |= lines(script, "def _label_smoothing", "return result", **names)
+    names |= lines(script, "def LabelSmoothLoss", "return loss", **names)
+    names |= lines(script, "label_smoothing = Variable(", "loss = LabelSmoothLoss(output", **names)
+    noisy, adv = network.seen
+    return network.result(names["loss"], adv=adv, noisy=noisy, prior=names["next_delta"])
+
+
 def alp(_: None) -> dict[str, Any]:
     """Written here: the authors' code (tensorflow/models) is for TensorFlow 1."""
     network = Network()
@@ -297,8 +334,8 @@ def llr(_: None) -> dict[str, Any]:
 MAKERS: dict[str, Callable[[Any], dict[str, Any]]] = {
     made.__name__: made
     for made in (
-        alp, awp, fat, gkl, gradalign, iaat, jac, llr, mart, mma, nfgsm, squeeze, trades,
-        trades_awp,
+        alp, awp, fat, fgsm_pgi, gkl, gradalign, iaat, jac, llr, mart, mma, nfgsm, nuat,
+        squeeze, trades, trades_awp,
     )
 }  # fmt: skip
 

@@ -30,6 +30,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "trades_awp": ("awp", {"gamma": 0.05, "method": {"name": "trades", "beta": 3.0}}),
     "nfgsm": ("nfgsm", {}),
     "gradalign": ("gradalign", {}),
+    "nuat": ("nuat", {"warmup_epochs": 0}),
+    "fgsm_pgi": ("fgsm_pgi", {}),
     "squeeze": ("squeeze", {"beta": 3.0, "attack": AUTHORS}),
     "mma": ("mma", {"max_margin": 0.1, "min_margin": 0.05, "attack": PGD(steps=shared.STEPS)}),
     "gkl": ("gkl", {"attack": AUTHORS}),
@@ -71,6 +73,9 @@ def model_of(name: str) -> tuple[Any, dict[str, tf.Tensor]]:
         model.class_means.assign(shared.class_means())
     if name == "iaat":
         model.radii.table.assign(shared.radii())
+    if name == "nuat":
+        model.steps_per_epoch = 2
+        model.step.assign(1)  # which ascends the nuclear norm
     arrays = {"image": shared.images(), "label": shared.labels()}
     return model, {k: tf.constant(v) for k, v in arrays.items()} | {"index": tf.range(12)}
 
