@@ -96,16 +96,16 @@ def test_train_eps_is_that_of_the_training_alone() -> None:
     spec = parse("digits_adv", configs.load(configs.find("digits_adv"), ["train.eps=0.05"]))
     assert spec.method is not None and spec.network is not None
     model = spec.method(spec.network(), ramp_steps=0)
-    assert (model.threat.eps, spec.threat.eps) == (0.05, 0.15)
+    assert (model.threat.eps, spec.threats[0].eps) == (0.05, 0.15)
 
 
 def test_the_papers_constants() -> None:
     """The constants are those of ATLAS, appendix B."""
     mnist, cifar = spec_of("mnist_atlas"), spec_of("cifar10_atlas")
     assert mnist.method.keywords["alpha"] == 1e-5 and mnist.method.keywords["beta"] == 0.3
-    assert mnist.threat.eps == 0.3 and mnist.data.batch_size == 128
+    assert mnist.threats[0].eps == 0.3 and mnist.data.batch_size == 128
     assert cifar.method.keywords["alpha"] == 2e-4 and cifar.method.keywords["beta"] == 5.0
-    assert cifar.method.keywords["l2"] == 2e-4 and cifar.threat.eps == 8 / 255
+    assert cifar.method.keywords["l2"] == 2e-4 and cifar.threats[0].eps == 8 / 255
     assert cifar.train.epsilon_ramp_epochs == 15 and cifar.data.validation == 5000
     generated = spec_of("cifar10_trades_generated")  # Wang et al., 2023
     assert generated.method.keywords["beta"] == 5.0 and generated.train.steps_per_epoch == 98
