@@ -149,10 +149,10 @@ def _parse(
     """Return the options, and the arguments that are none, wherever they stand between them."""
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and stop")
     options, rest = parser.parse_known_args(list(argv))
-    known = re.findall(r"--\w+", parser.format_help())
+    available = re.findall(r"--\w+", parser.format_help())
     for argument in rest:
         if argument.startswith("-"):
-            _choose("option", argument.partition("=")[0], known)
+            _choose("option", argument.partition("=")[0], available)
     return options, rest
 
 

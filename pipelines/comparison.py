@@ -12,7 +12,7 @@ from rich.text import Text
 
 from tfrobust.errors import require
 from tfrobust.report import (
-    Table,
+    ReportTable,
     comparison,
     differences,
     measured,
@@ -46,7 +46,7 @@ def compare(folders: Sequence[Path], out: Path | None) -> None:
         print(f"Page: {write_comparison(out, 'Comparison', rows, {})}")
 
 
-def show(table: Table) -> None:
+def show(table: ReportTable) -> None:
     """Print a table in the terminal, its bold cells in bold."""
     grid = Grid()
     for column, title in enumerate(table.header):

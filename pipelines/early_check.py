@@ -54,9 +54,9 @@ def check(
         config = _check_config(name, overrides)
         kind = "run" if config.get("search") is None else "search"
         listed = config.get("stages")
-        known = listed if isinstance(listed, list) else schema()["stages"][kind]
+        available = listed if isinstance(listed, list) else schema()["stages"][kind]
         for stage in stages or []:
-            choose("--stages", stage, [str(name) for name in known])
+            choose("--stages", stage, [str(name) for name in available])
         return
     require(stages is None, "--stages", "none, for a suite", stages)
     suite = load_suite(path, overrides, workdir)

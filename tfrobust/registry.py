@@ -58,7 +58,7 @@ def arguments(
     constructor: Callable[..., Any],
     values: Mapping[str, Any],
     where: str,
-    given: Collection[str] = (),
+    filled: Collection[str] = (),
     also: Collection[str] = (),
 ) -> dict[str, Any]:
     """Check values against the names and types of a constructor's parameters.
@@ -67,7 +67,7 @@ def arguments(
         constructor: A class or a function.
         values: Parameter -> value.
         where: The place of the values in a config, for errors.
-        given: Parameters that the caller fills in, so that `values` may not set them.
+        filled: Parameters that the caller fills in, so that `values` may not set them.
         also: Further keys that are valid in this place, for the list of names in an error.
 
     Returns:
@@ -77,7 +77,7 @@ def arguments(
         UserError: A name is unknown, a type is wrong, or a value is missing.
     """
     dot = f"{where}." if where else ""
-    accepted = {k: p for k, p in parameters(constructor).items() if k not in given}
+    accepted = {k: p for k, p in parameters(constructor).items() if k not in filled}
     checked = {}
     for key, value in values.items():
         if key not in accepted:
@@ -92,7 +92,7 @@ def resolve(
     registry: Mapping[str, Callable[..., T]],
     spec: str | Mapping[str, Any],
     where: str,
-    given: Collection[str] = (),
+    filled: Collection[str] = (),
     also: Collection[str] = (),
 ) -> partial[T]:
     """Return the constructor that a spec names, with its checked arguments bound.
@@ -100,14 +100,14 @@ def resolve(
     Args:
         registry: Name -> constructor.
         spec: A name, or a mapping with "name" and keyword arguments.
-        where, given, also: As of `arguments`.
+        where, filled, also: As of `arguments`.
     """
     spec = {"name": spec} if isinstance(spec, str) else spec
     require(isinstance(spec, Mapping), where, "a name or a mapping with 'name'", spec)
     require("name" in spec, where, "a mapping with 'name'", dict(spec))
     constructor = registry[choose(f"{where}.name", spec["name"], list(registry))]
     values = {key: value for key, value in spec.items() if key != "name"}
-    return partial(constructor, **arguments(constructor, values, where, given, ("name", *also)))
+    return partial(constructor, **arguments(constructor, values, where, filled, ("name", *also)))
 
 
 def build(

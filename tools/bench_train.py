@@ -136,10 +136,10 @@ def methods(args: argparse.Namespace, x: np.ndarray, y: np.ndarray) -> None:
                 seconds = _turn(side, args.device)
                 if turn >= 0:
                     times[name_of_side].append(seconds)
-        natural, adv, own = (statistics.median(values) for values in times.values())
+        natural, adv, step_time = (statistics.median(values) for values in times.values())
         counts = map(str, passes(name, args.steps))
-        ratios = [f"{own / natural:.2f}", f"{own / adv:.2f}"]
-        cells.append([name, f"{1000 * own:.0f}", *ratios, *counts])
+        ratios = [f"{step_time / natural:.2f}", f"{step_time / adv:.2f}"]
+        cells.append([name, f"{1000 * step_time:.0f}", *ratios, *counts])
     header = ["method", "ms", "x natural", "x ADV", "forward", "backward"]
     print(markdown_table(header, cells))
 
@@ -189,11 +189,11 @@ def theirs(
         forms["torch.compile"] = {"compiled": True}
     device = torch_device(args.device)
     torch_step.prepare(device)
-    given: dict[str, Any] = {"eps": EPS, "rate": RATE, "momentum": MOMENTUM, "device": device}
-    given["autocast"] = args.precision == "mixed_bfloat16"
+    settings: dict[str, Any] = {"eps": EPS, "rate": RATE, "momentum": MOMENTUM, "device": device}
+    settings["autocast"] = args.precision == "mixed_bfloat16"
     return {
         form: Side(
-            torch_step.step(network, row, x, y, **given, **options),
+            torch_step.step(network, row, x, y, **settings, **options),
             lambda _: torch_step.wait(device),
         )
         for form, options in forms.items()

@@ -55,7 +55,7 @@ LOGGED = re.compile(
     r"|.*(tensorflow/|external/.*xla|XLA service|cuDNN version)"
 )
 
-Found = dict[str, Any]
+Measured = dict[str, Any]
 
 
 class Check:
@@ -68,11 +68,11 @@ class Check:
     def small(self) -> list[str]:
         return ["--quick"] if self.quick else []
 
-    def tool(self, name: str, *options: str, seconds: float) -> Found:
+    def tool(self, name: str, *options: str, seconds: float) -> Measured:
         """Return what a tool writes to its --json within so many seconds."""
         return self.tools([(name, *options)], seconds)[0]
 
-    def tools(self, commands: Sequence[Sequence[str]], seconds: float) -> list[Found]:
+    def tools(self, commands: Sequence[Sequence[str]], seconds: float) -> list[Measured]:
         """Run several tools at the same time; return what each writes to its --json."""
         with contextlib.ExitStack() as stack:
             processes = [
@@ -92,8 +92,8 @@ class Process:
         command: Sequence[str],
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        self.own = Path(tempfile.mkdtemp(dir=folder))
-        self.json = self.own / "found.json"
+        self.scratch = Path(tempfile.mkdtemp(dir=folder))
+        self.json = self.scratch / "measured.json"
         is_tool = command[0].endswith(".py")
         self.command = [sys.executable, *command, *(["--json", str(self.json)] if is_tool else [])]
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -107,7 +107,7 @@ class Process:
         }
 
     def __enter__(self) -> Process:
-        self.errors = self.own / "stderr"
+        self.errors = self.scratch / "stderr"
         with self.errors.open("w") as errors:
             self.begun = time.monotonic()
             self.process = subprocess.Popen(
@@ -145,18 +145,18 @@ class Process:
         self.reader.join(5)
         return True
 
-    def findings(self, seconds: float) -> Found:
+    def findings(self, seconds: float) -> Measured:
         """Return the results that the process has written; "failed" or "ended" says why there are
         no more."""
         ended = self.ended(seconds)
-        found = json.loads(self.json.read_text()) if self.json.exists() else {}
+        measured = json.loads(self.json.read_text()) if self.json.exists() else {}
         if not ended:
-            found["ended"] = f"after {time.monotonic() - self.begun:.0f} s, unfinished"
+            measured["ended"] = f"after {time.monotonic() - self.begun:.0f} s, unfinished"
         elif self.process.returncode:
             errors = self.errors.read_text(errors="replace").splitlines()
             last = next((line for line in reversed(errors) if line.strip()), "no message")
-            found["failed"] = f"exit code {self.process.returncode}: {last[:300]}"
-        return found
+            measured["failed"] = f"exit code {self.process.returncode}: {last[:300]}"
+        return measured
 
 
 class Section(NamedTuple):
@@ -168,24 +168,24 @@ class Section(NamedTuple):
 
     title: str
     seconds: float
-    find: Callable[[Check, float], Found]
+    find: Callable[[Check, float], Measured]
 
 
 # ---------------------------------------------------------------------------------- the sections
-def device(check: Check, seconds: float) -> Found:
-    found = check.tool("gpu_parts.py", "device", seconds=seconds)
-    check.gpu = bool(found.get("gpu"))
+def device(check: Check, seconds: float) -> Measured:
+    measured = check.tool("gpu_parts.py", "device", seconds=seconds)
+    check.gpu = bool(measured.get("gpu"))
     check.quick = check.quick or not check.gpu
     command = ["nvidia-smi", "--query-gpu=driver_version,memory.total", "--format=csv,noheader"]
     if check.gpu and shutil.which(command[0]):
         answer = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
-        found["driver, memory"] = answer.stdout.splitlines()[0] if answer.stdout else "unknown"
-    return found
+        measured["driver, memory"] = answer.stdout.splitlines()[0] if answer.stdout else "unknown"
+    return measured
 
 
-def pipeline(check: Check, seconds: float) -> Found:
+def pipeline(check: Check, seconds: float) -> Measured:
     """Start `digits_atlas` twice, with one folder of compiled programs."""
-    end, cache, found = time.monotonic() + seconds, check.folder / "cache", {}
+    end, cache, measured = time.monotonic() + seconds, check.folder / "cache", {}
     for number, name in enumerate(("first start", "second start")):
         command = ["-m", "pipelines.run", "digits_atlas", "--workdir", str(check.folder / name[:5])]
         command += ["--smoke"] if check.quick else []
@@ -196,19 +196,19 @@ def pipeline(check: Check, seconds: float) -> Found:
         ):
             # The second start gets half of the time.
             ended = process.ended((end - time.monotonic()) / (2 - number))
-            found[name] = started(process, ended)
+            measured[name] = started(process, ended)
     kept = [
         file.stat().st_size for file in (cache / "tfrobust" / "xla").glob("*") if file.is_file()
     ]
-    return found | {"programs kept": len(kept), "bytes kept": sum(kept)}
+    return measured | {"programs kept": len(kept), "bytes kept": sum(kept)}
 
 
-def started(process: Process, ended: bool) -> Found:
+def started(process: Process, ended: bool) -> Measured:
     """Return the results of one start of the pipeline."""
     errors = process.errors.read_text(errors="replace").splitlines()
     stages = [match[1] for _, line in process.lines if (match := STAGE.match(line))]
     done = any(line.startswith("Done: ") for _, line in process.lines)
-    found: Found = {
+    measured: Measured = {
         "exit_code": process.process.returncode if ended else None,
         "seconds": time.monotonic() - process.begun,
         "first_epoch_seconds": next((s for s, line in process.lines if EPOCH.match(line)), None),
@@ -216,8 +216,12 @@ def started(process: Process, ended: bool) -> Found:
         "tensorflow_said": [line[:300] for line in errors if LOGGED.match(line)][:20],
     }
     if ended and process.process.returncode:
-        found["failed"] = errors[-1][:300] if errors else "no message"
-    return found if ended else found | {"ended": f"after {found['seconds']:.0f} s, unfinished"}
+        measured["failed"] = errors[-1][:300] if errors else "no message"
+    return (
+        measured
+        if ended
+        else measured | {"ended": f"after {measured['seconds']:.0f} s, unfinished"}
+    )
 
 
 @contextlib.contextmanager
@@ -230,26 +234,26 @@ def without(*names: str) -> Any:
         os.environ.update(kept)
 
 
-def methods(check: Check, seconds: float) -> Found:
+def methods(check: Check, seconds: float) -> Measured:
     """Compare every method compiled and not compiled.
 
     The methods are shared between processes: most of the time goes into compiling, on one core.
     """
     shares = max(1, min(4, (os.cpu_count() or 1) // 4))
     command = ["gpu_parts.py", "methods", *check.small(), "--shares", str(shares)]
-    found: Found = {}
+    measured: Measured = {}
     for part in check.tools([[*command, "--share", str(k)] for k in range(shares)], seconds):
         for name in ("ended", "failed"):
-            if name in part and name in found:
-                part[name] = f"{found[name]}; {part[name]}"
-        found |= part
-    return found
+            if name in part and name in measured:
+                part[name] = f"{measured[name]}; {part[name]}"
+        measured |= part
+    return measured
 
 
-def steps(network: str, rows: Sequence[str], *options: str) -> Callable[[Check, float], Found]:
+def steps(network: str, rows: Sequence[str], *options: str) -> Callable[[Check, float], Measured]:
     """Return the section of rows of tools/bench_train.py."""
 
-    def find(check: Check, seconds: float) -> Found:
+    def find(check: Check, seconds: float) -> Measured:
         asked = [row for row in rows if "10" not in row] if check.quick else rows
         chosen = ["--network", "wrn_10_1" if check.quick else network, "--rows", *asked]
         chosen += ["--precision", "mixed_bfloat16", "--rounds", "1" if check.quick else "3"]
@@ -260,7 +264,7 @@ def steps(network: str, rows: Sequence[str], *options: str) -> Callable[[Check, 
     return find
 
 
-def autoattack(check: Check, seconds: float) -> Found:
+def autoattack(check: Check, seconds: float) -> Measured:
     """Attack a briefly trained ResNet-18 on 1,000 test images of CIFAR-10, or images like them."""
     end = time.monotonic() + seconds
     with Process(check.folder, [str(TOOLS / "gpu_parts.py"), "fitted", *check.small()]) as process:
@@ -273,11 +277,11 @@ def autoattack(check: Check, seconds: float) -> Found:
     options += ["--examples", "16", "--attacks", "1"] if check.quick else []
     options += ["--autoattack", str(check.autoattack.resolve())] if check.autoattack else []
     left = end - time.monotonic()
-    found = check.tool("bench_eval.py", str(file), *options, seconds=left)
-    return {"training": trained} | found
+    measured = check.tool("bench_eval.py", str(file), *options, seconds=left)
+    return {"training": trained} | measured
 
 
-def replicas(check: Check, seconds: float) -> Found:
+def replicas(check: Check, seconds: float) -> Measured:
     return check.tool("gpu_parts.py", "replicas", *check.small(), seconds=seconds)
 
 
@@ -303,8 +307,8 @@ def run(
     sections: Mapping[str, Section],
     check: Check,
     seconds: float,
-    write: Callable[[Mapping[str, Found]], None],
-) -> dict[str, Found]:
+    write: Callable[[Mapping[str, Measured]], None],
+) -> dict[str, Measured]:
     """Run the sections and return the results of each; a section that fails has a line instead.
 
     Args:
@@ -317,16 +321,16 @@ def run(
     for name, section in sections.items():
         begun = time.monotonic()
         left = min(section.seconds, end - begun)
-        found: Found
+        measured: Measured
         if left < LEAST:
-            found = {"skipped": f"no time was left of {seconds / 60:g} minutes"}
+            measured = {"skipped": f"no time was left of {seconds / 60:g} minutes"}
         else:
             try:
-                found = section.find(check, left)
+                measured = section.find(check, left)
             except Exception as error:
                 text = " ".join(str(error).split())[:300]
-                found = {"failed": f"{type(error).__name__}: {text}"}
-        results[name] = {"title": section.title} | found | {"took": time.monotonic() - begun}
+                measured = {"failed": f"{type(error).__name__}: {text}"}
+        results[name] = {"title": section.title} | measured | {"took": time.monotonic() - begun}
         write(results)
     return results
 
@@ -348,7 +352,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         check = Check(args, Path(folder))
 
-        def write(results: Mapping[str, Found]) -> None:
+        def write(results: Mapping[str, Measured]) -> None:
             about = {"minutes": args.minutes, "quick": check.quick, "sections": results}
             (args.out / "check_gpu.json").write_text(json.dumps(about, indent=2) + "\n")
             (args.out / "check_gpu.md").write_text(markdown(about))

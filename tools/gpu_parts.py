@@ -40,11 +40,11 @@ class Findings:
 
     def __init__(self, path: Path):
         self.path = path
-        self.found: dict[str, Any] = {}
+        self.measured: dict[str, Any] = {}
 
-    def __call__(self, name: str, found: Any) -> None:
-        self.found[name] = found
-        self.path.write_text(json.dumps(self.found, indent=2) + "\n")
+    def __call__(self, name: str, value: Any) -> None:
+        self.measured[name] = value
+        self.path.write_text(json.dumps(self.measured, indent=2) + "\n")
 
 
 # ------------------------------------------------------------------------- versions and device
@@ -78,8 +78,8 @@ def _compared(name: str) -> dict[str, float]:
     begin = _weights(network(name, normalized=True))
     plain, plain_first = trained(name, normalized=True, jit_compile=False)
     compiled, first = trained(name, normalized=True, jit_compile=True)
-    found = {"difference": _relative(compiled, plain, begin)}
-    return found | {"first_seconds": first, "first_seconds_uncompiled": plain_first}
+    row = {"difference": _relative(compiled, plain, begin)}
+    return row | {"first_seconds": first, "first_seconds_uncompiled": plain_first}
 
 
 # --------------------------------------------------------- two logical devices of the one card
@@ -166,9 +166,9 @@ def _weights(model: keras.Model) -> np.ndarray:
     return np.concatenate([weight.ravel() for weight in model.get_weights()])
 
 
-def _relative(found: np.ndarray, expected: np.ndarray, begin: np.ndarray) -> float:
+def _relative(result: np.ndarray, expected: np.ndarray, begin: np.ndarray) -> float:
     """Return the largest difference of a weight / the largest change of one in training."""
-    return float(np.abs(found - expected).max() / np.abs(expected - begin).max())
+    return float(np.abs(result - expected).max() / np.abs(expected - begin).max())
 
 
 # -------------------------------------------------------------- a network to attack

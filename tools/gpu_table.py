@@ -11,39 +11,39 @@ SMALL = 0.01  # of the change of the weights: the most that rounding makes in a 
 STOPS = ("skipped", "failed", "ended")
 SIDES = {"ours": "ours", "theirs": "public"}
 
-Found = Mapping[str, Any]
+Measured = Mapping[str, Any]
 
 
-def markdown(about: Found) -> str:
+def markdown(about: Measured) -> str:
     """Return the page: a table for each section, and which were skipped, failed or ended early."""
-    sections: Mapping[str, Found] = about["sections"]
+    sections: Mapping[str, Measured] = about["sections"]
     device = sections.get("device", {})
     parts = [f"# On {device.get('device', 'an unknown device')}", _about(about, sections)]
-    for name, found in sections.items():
-        parts.append(f"## {found['title']}")
-        parts += [f"{stop}: {found[stop]}" for stop in STOPS if stop in found]
-        parts += filter(None, [TABLES[name](found)])
+    for name, measured in sections.items():
+        parts.append(f"## {measured['title']}")
+        parts += [f"{stop}: {measured[stop]}" for stop in STOPS if stop in measured]
+        parts += filter(None, [TABLES[name](measured)])
     return "\n\n".join(parts) + "\n"
 
 
-def _about(about: Found, sections: Mapping[str, Found]) -> str:
-    seconds = sum(found["took"] for found in sections.values())
+def _about(about: Measured, sections: Mapping[str, Measured]) -> str:
+    seconds = sum(measured["took"] for measured in sections.values())
     line = f"`python tools/check_gpu.py`, {seconds:.0f} s of at most {60 * about['minutes']:.0f}."
     if not sections.get("device", {}).get("gpu"):
         line += " **No GPU was found: these are figures of a CPU.**"
     if about["quick"]:
         line += " **Quick: tiny networks and few images, to try the command; no measurement.**"
-    lacking = [name for name, found in sections.items() if any(s in found for s in STOPS)]
+    lacking = [name for name, measured in sections.items() if any(s in measured for s in STOPS)]
     return f"{line} Not finished: {', '.join(lacking)}." if lacking else line
 
 
-def _device(found: Found) -> str:
-    told = {k: v for k, v in found.items() if k not in ("title", "took", "gpu", *STOPS)}
-    return markdown_table(["what", "is"], list(told.items())) if told else ""
+def _device(measured: Measured) -> str:
+    facts = {k: v for k, v in measured.items() if k not in ("title", "took", "gpu", *STOPS)}
+    return markdown_table(["what", "is"], list(facts.items())) if facts else ""
 
 
-def _pipeline(found: Found) -> str:
-    starts = {name: row for name, row in found.items() if name.endswith(" start")}
+def _pipeline(measured: Measured) -> str:
+    starts = {name: row for name, row in measured.items() if name.endswith(" start")}
     rows = [
         [
             name,
@@ -60,19 +60,19 @@ def _pipeline(found: Found) -> str:
         return ""
     header = ["", "exit code", "s", "s to the first epoch", "stages done", "lines of TensorFlow's"]
     parts = [markdown_table([*header, "failure"], rows)]
-    if "programs kept" in found:
-        size = found["bytes kept"] / 1e6
-        parts.append(f"Compiled programs kept: {found['programs kept']} files, {size:.1f} MB.")
+    if "programs kept" in measured:
+        size = measured["bytes kept"] / 1e6
+        parts.append(f"Compiled programs kept: {measured['programs kept']} files, {size:.1f} MB.")
     said = dict.fromkeys(line for row in starts.values() for line in row["tensorflow_said"])
     if said:
         parts.append("Lines of TensorFlow's log:\n\n```\n" + "\n".join(said) + "\n```")
     return "\n\n".join(parts)
 
 
-def _differences(found: Found) -> str:
+def _differences(measured: Measured) -> str:
     """Return the table of a section that compares weights."""
     rows = []
-    for name, row in _named(found).items():
+    for name, row in _named(measured).items():
         if "failed" in row:
             rows.append([name, "–", "–", "–", row["failed"]])
             continue
@@ -86,12 +86,12 @@ def _differences(found: Found) -> str:
     return f"{text}\n\n{markdown_table(header, rows)}"
 
 
-def _named(found: Found) -> dict[str, Any]:
-    return {name: row for name, row in found.items() if isinstance(row, Mapping)}
+def _named(measured: Measured) -> dict[str, Any]:
+    return {name: row for name, row in measured.items() if isinstance(row, Mapping)}
 
 
-def _steps(found: Found) -> str:
-    rows = found.get("rows", [])
+def _steps(measured: Measured) -> str:
+    rows = measured.get("rows", [])
     if not rows:
         return ""
     sides = list(dict.fromkeys(side for row in rows for side in row["seconds"]))
@@ -107,45 +107,46 @@ def _steps(found: Found) -> str:
                 f"{min(theirs) / ours:.2f}" if theirs else "–",
                 f"{row['first_seconds']['ours']:.1f}",
                 f"{row['flops'] / ours / 1e12:.1f}",
-                f"{row['flops'] / ours / found['peak']:.0%}",
+                f"{row['flops'] / ours / measured['peak']:.0%}",
             ]
         )
     header = ["step, ms", *sides, "fastest of torch's / ours", "our first step, s"]
-    peaks = ", ".join(f"{k} {value / 1e12:.3g}" for k, value in found["peaks"].items())
-    supply = found["input_batches_per_second"]
+    peaks = ", ".join(f"{k} {value / 1e12:.3g}" for k, value in measured["peaks"].items())
+    supply = measured["input_batches_per_second"]
     times = supply * min(row["seconds"]["ours"] for row in rows)
+    compiled = "compiled by XLA" if measured.get("xla") else "not compiled"
     text = (
-        f"{found['network']}, batch {found['batch']}, {found['precision']}, "
-        f"{'compiled by XLA' if found.get('xla') else 'not compiled'}; peak of a product: {peaks} "
+        f"{measured['network']}, batch {measured['batch']}, {measured['precision']}, "
+        f"{compiled}; peak of a product: {peaks} "
         f"TFLOP/s; input pipeline {supply:.0f} batches/s, "
         f"{times:.1f} times the fastest step's need."
     )
-    if "torch" not in found["versions"]:
+    if "torch" not in measured["versions"]:
         text += " No torch that computes on this device: only our steps are timed."
     return f"{text}\n\n{markdown_table([*header, 'TFLOP/s', 'of the peak'], cells)}"
 
 
-def _autoattack(found: Found) -> str:
-    trained, rows = found.get("training", {}), []
+def _autoattack(measured: Measured) -> str:
+    trained, rows = measured.get("training", {}), []
     for side, shown in SIDES.items():
-        attacks = found.get(side, [])
+        attacks = measured.get(side, [])
         total = sum(row["seconds"] for row in attacks)
         for row in attacks:
-            rows.append(_attack(shown, row["attack"], row["seconds"], row["robust"], found))
+            rows.append(_attack(shown, row["attack"], row["seconds"], row["robust"], measured))
         if len(attacks) > 1:
-            rows.append(_attack(shown, "all", total, attacks[-1]["robust"], found))
+            rows.append(_attack(shown, "all", total, attacks[-1]["robust"], measured))
     if not rows:
         return ""
     text = (
-        f"{found['images']} images, {trained['data']}; the network was trained in "
+        f"{measured['images']} images, {trained['data']}; the network was trained in "
         f"{trained['training_seconds']:.0f} s, "
         f"{trained['first_seconds']:.0f} of them to the end of the first step."
     )
     return f"{text}\n\n{markdown_table(['side', 'attack', 's', 'images/s', 'robust'], rows)}"
 
 
-def _attack(side: str, attack: str, seconds: float, robust: float, found: Found) -> list[str]:
-    rate = found["images"] / seconds
+def _attack(side: str, attack: str, seconds: float, robust: float, measured: Measured) -> list[str]:
+    rate = measured["images"] / seconds
     return [side, attack, f"{seconds:.1f}", f"{rate:.1f}", f"{robust:.2%}"]
 
 
@@ -157,7 +158,7 @@ def _number(value: float | None, shape: str, times: float = 1.0) -> str:
     return "–" if value is None else shape.format(times * value)
 
 
-TABLES: dict[str, Callable[[Found], str]] = {
+TABLES: dict[str, Callable[[Measured], str]] = {
     "device": _device,
     "pipeline": _pipeline,
     "methods": _differences,

@@ -74,17 +74,17 @@ def step(
     def crafted() -> torch.Tensor:
         model.eval()
         clean = logits(images).detach().log_softmax(1) if name == "trades" else None
-        found = (images + eps * (2 * torch.rand_like(images) - 1)).clamp(0, 1)
+        moved = (images + eps * (2 * torch.rand_like(images) - 1)).clamp(0, 1)
         for _ in range(steps):
-            found.requires_grad_(True)
-            out = logits(found)
+            moved.requires_grad_(True)
+            out = logits(moved)
             loss = (
                 F.cross_entropy(out, labels, reduction="sum") if clean is None else _kl(out, clean)
             )
-            (gradient,) = torch.autograd.grad(loss, found)
-            found = found.detach() + size * gradient.sign()
-            found = (images + (found - images).clamp(-eps, eps)).clamp(0, 1)
-        return found
+            (gradient,) = torch.autograd.grad(loss, moved)
+            moved = moved.detach() + size * gradient.sign()
+            moved = (images + (moved - images).clamp(-eps, eps)).clamp(0, 1)
+        return moved
 
     def run() -> None:
         adversarial = crafted() if steps else images

@@ -30,10 +30,8 @@ LOSSES = ["cross_entropy", "dlr", "margin", "targeted_dlr"]
 
 def at_distance_1(p: str, classes: int, low: int = 0) -> tuple[Any, np.ndarray, np.ndarray]:
     """Return a linear network, 20 images at distance 1 from its nearest class boundary, and labels.
-
     The network has `classes` classes and `low` more whose logits never win. With two classes, two
-    pixels matter most and equally, so APGD for L1 moves at least two.
-    """
+    pixels matter most and equally, so APGD for L1 moves at least two."""
     rng = np.random.default_rng(3)
     w = rng.normal(size=(4, classes)).astype("float32")
     w[:, 1] = w[:, 0] + [2.0, -2.0, 0.5, 1.0] if classes == 2 else w[:, 1]
@@ -88,10 +86,8 @@ def test_finds_the_nearest_wrong_image(p: str, loss: str, classes: int, low: int
 
 
 def test_targets_are_the_likely_classes_in_turn() -> None:
-    """The targets are the likely classes in turn.
-
-    The boundary to the second most likely class is far away, that to the third is near.
-    """
+    """The targets are the likely classes in turn. The boundary to the second most likely class is
+    far away, that to the third is near."""
 
     def network(x: Any) -> Any:
         t = tf.reshape(x, [-1])
@@ -111,10 +107,8 @@ def test_targets_are_the_likely_classes_in_turn() -> None:
     ("p", "loss"), [*(("linf", loss) for loss in LOSSES), ("l2", "dlr"), ("l1", "dlr")]
 )
 def test_the_record_is_true(p: str, loss: str) -> None:
-    """Images stay inside ball and box, and success is true where they are misclassified.
-
-    The median margin of the other images has grown.
-    """
+    """Images stay inside ball and box, and success is true where they are misclassified. The median
+    margin of the other images has grown."""
     (x, y), threat = curved_images(), Threat(p, {"linf": 0.02, "l2": 0.03, "l1": 0.05}[p])
     done = run(APGD(loss=loss, steps=10), curved, x, y, threat)
     assert (threat.distance(done.images, x).numpy() <= threat.eps + 1e-6).all()
@@ -128,10 +122,8 @@ def test_the_record_is_true(p: str, loss: str) -> None:
 
 @pytest.mark.parametrize("p", NORMS)
 def test_who_is_broken_does_not_change_the_others(p: str) -> None:
-    """Broken examples do not affect the others.
-
-    Every second image has a wrong label and is returned unchanged after one query.
-    """
+    """Broken examples do not affect the others. Every second image has a wrong label and is
+    returned unchanged after one query."""
     (x, y), threat = curved_images(20), Threat(p, 0.02)
     attack = APGD(loss="targeted_dlr", targets=2, steps=6)
     some = tf.where(tf.range(20) % 2 == 0, y, (y + 1) % 5)
@@ -169,10 +161,8 @@ def test_eps_zero_is_the_image(p: str) -> None:
 
 
 def test_restarts_are_never_worse() -> None:
-    """More restarts break at least as many.
-
-    The first start is that of one restart, and an example that it broke stays broken.
-    """
+    """More restarts break at least as many. The first start is that of one restart, and an example
+    that it broke stays broken."""
     (x, y), threat = curved_images(), Threat("linf", 0.02)
     one, more = (
         run(APGD(steps=5, restarts=n, loss="margin"), curved, x, y, threat) for n in (1, 5)
@@ -233,10 +223,8 @@ def test_nan_logits_count_as_broken() -> None:
 
 
 def test_the_gradient_is_the_mean_of_its_draws() -> None:
-    """The draws are k * x with k = 1, 2, 3.
-
-    The mean gradient is 2; value and success are those of the last draw.
-    """
+    """The draws are k * x with k = 1, 2, 3. The mean gradient is 2; value and success are those of
+    the last draw."""
     draws = []
 
     def look(x: Any, row: Any) -> Any:
@@ -259,11 +247,9 @@ def test_checkpoints() -> None:
 
 
 def test_steps_are_halved_by_hand() -> None:
-    """The step size is halved at checkpoints by two conditions.
-
-    At k = 22 of 100 steps: at most 16.5 of the 22 steps before raised the loss, or the best loss
-    has not changed since the last checkpoint and the step size was not halved there.
-    """
+    """The step size is halved at checkpoints by two conditions. At k = 22 of 100 steps: at most
+    16.5 of the 22 steps before raised the loss, or the best loss has not changed since the last
+    checkpoint and the step size was not halved there."""
     rule = Halving(Threat("linf", 0.1), 100, 0.75)
     rises = [15.0, 16.0, 20.0, 20.0, 20.0]  # and the last step rises in all but the first
     value = tf.constant([0.0, 1.0, 1.0, 1.0, 1.0])
@@ -297,11 +283,9 @@ def test_steps_are_halved_by_hand() -> None:
 
 
 def test_momentum_by_hand() -> None:
-    """The momentum step from 0.2, with 0.1 before it and step 0.05, ends at 0.2625.
-
-    This is 0.2 + 0.75 * 0.05 + 0.25 * 0.1. There is no momentum at the start, and the ball around 0
-    stops the step at eps = 0.2.
-    """
+    """The momentum step from 0.2, with 0.1 before it and step 0.05, ends at 0.2625. This is 0.2 +
+    0.75 * 0.05 + 0.25 * 0.1. There is no momentum at the start, and the ball around 0 stops the
+    step at eps = 0.2."""
     one = tf.ones([1, 1, 1, 1])
     state = {"x": 0 * one, "x_adv": 0.2 * one, "before": 0.1 * one, "step": tf.constant([0.05])}
     for eps, k, end in ((1.0, 3, 0.2625), (1.0, 0, 0.25), (0.2, 3, 0.2)):
@@ -311,11 +295,9 @@ def test_momentum_by_hand() -> None:
 
 
 def test_l1_steps_by_hand() -> None:
-    """The best images change 1, 2 and 1 of 4 pixels, instead of 2, 2 and 1 before.
-
-    Where they are clearly fewer, the step is eps again from the best image; elsewhere it is divided
-    by 1.5, but is at least eps / 10.
-    """
+    """The best images change 1, 2 and 1 of 4 pixels, instead of 2, 2 and 1 before. Where they are
+    clearly fewer, the step is eps again from the best image; elsewhere it is divided by 1.5, but is
+    at least eps / 10."""
     rule = Sparse(Threat("l1", 3.0), tf.constant(10))
     best = [[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]]
     best = tf.reshape(tf.constant(best), [3, 2, 2, 1])

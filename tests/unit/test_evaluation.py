@@ -62,12 +62,9 @@ def test_exact_counts_with_a_partial_last_batch(batch_size: int) -> None:
 
 
 def test_one_trace() -> None:
-    """The network is traced once for each purpose.
-
-    Seven images in batches of three, six of them attacked: one pass counts the classes, then there
-    is one trace for the predictions of clean and attacked images, and one for the attack, which
-    queries its result too.
-    """
+    """The network is traced once for each purpose. Seven images in batches of three, six of them
+    attacked: one pass counts the classes, then there is one trace for the predictions of clean and
+    attacked images, and one for the attack, which queries its result too."""
     calls = []
 
     def counted(x: Any) -> Any:
@@ -80,10 +77,8 @@ def test_one_trace() -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_logits_that_are_not_finite_are_wrong(bad: float) -> None:
-    """Images with logits that are not finite are wrong, and the evaluation continues.
-
-    These are all images above 0.65, where class 1 is right.
-    """
+    """Images with logits that are not finite are wrong, and the evaluation continues. These are all
+    images above 0.65, where class 1 is right."""
 
     def broken(x: Any) -> Any:
         return tf.where(tf.reshape(x, [-1, 1]) > 0.65, bad, network(x))
@@ -128,10 +123,8 @@ def test_rounding_is_no_cheating() -> None:
 
 
 def test_clean_mistakes_stay_mistakes() -> None:
-    """The image 0.2 has label 1 and is wrong.
-
-    Moved to 0.55 it is predicted as 1, which does not count.
-    """
+    """The image 0.2 has label 1 and is wrong. Moved to 0.55 it is predicted as 1, which does not
+    count."""
     listed = ListedAttack(Moves(0.35), "moves", examples=2)
     clean, moved = flags(Threat("linf", 0.5), listed)
     shifted = adversaries(network, X[:2], Y[:2], listed.attack, Threat("linf", 0.5))
@@ -218,10 +211,8 @@ def test_finished_results_are_not_computed_again() -> None:
 
 
 def test_the_images_are_those_that_broke_first() -> None:
-    """The kept images are those that broke first.
-
-    The half step breaks 0.4 and 0.6, the full step 0.3 and 0.7, and 0.2 is wrong when clean.
-    """
+    """The kept images are those that broke first. The half step breaks 0.4 and 0.6, the full step
+    0.3 and 0.7, and 0.2 is wrong when clean."""
     threat = Threat("linf", 0.25)
     result = evaluate(network, X, Y, threat, [HALF, WHOLE], images=True, check=False)
     moved = result.images.ravel() - T
@@ -340,10 +331,8 @@ def test_at_eps_0_there_is_no_curve() -> None:
 
 
 def test_an_image_broken_once_is_attacked_no_more() -> None:
-    """All 7 images are right when clean and break at the least eps.
-
-    This costs 20 steps and one query for each, by a function that is traced once for every eps.
-    """
+    """All 7 images are right when clean and break at the least eps. This costs 20 steps and one
+    query for each, by a function that is traced once for every eps."""
     traces, seen = [], tf.Variable(0)
 
     def counted(x: Any) -> Any:
@@ -370,11 +359,9 @@ def test_two_devices_find_what_one_finds(on_two_devices: Any, name: str) -> None
 
 
 def test_the_landscape_of_a_linear_network() -> None:
-    """The landscape has a closed form for two classes.
-
-    It is the logistic loss of a margin that falls by eps ||d||_1 per step along the signs of the
-    difference d of the weights, and by eps <d, r> along random signs r.
-    """
+    """The landscape has a closed form for two classes. It is the logistic loss of a margin that
+    falls by eps ||d||_1 per step along the signs of the difference d of the weights, and by eps <d,
+    r> along random signs r."""
     rng = np.random.default_rng(0)
     weights = rng.normal(size=(4, 2)).astype("float32")
     x, y = (0.4 + 0.2 * rng.random((3, 2, 2, 1))).astype("float32"), np.array([0, 1, 0])
@@ -404,10 +391,8 @@ def test_margins_clean_and_adversarial() -> None:
 
 
 def test_the_valley_of_a_linear_network() -> None:
-    """For two classes the extremes are at the corners of the ball.
-
-    They are log(1 + exp(-m +- eps ||d||_1)) with the margin m and the difference d of the weights.
-    """
+    """For two classes the extremes are at the corners of the ball. They are log(1 + exp(-m +- eps
+    ||d||_1)) with the margin m and the difference d of the weights."""
     rng = np.random.default_rng(0)
     weights = rng.normal(size=(4, 2)).astype("float32")
     x, y = (0.3 + 0.4 * rng.random((6, 2, 2, 1))).astype("float32"), np.arange(6) % 2

@@ -278,11 +278,9 @@ def test_loss_is_the_papers_formula(network: Any, method: Any, terms: Any, formu
 def test_gradient_is_that_of_the_formula(
     network: Any, method: Any, terms: Any, formula: Any, scale: float, weight: Any
 ) -> None:
-    """The gradient is that of central differences of the mean, in float64.
-
-    What the paper holds constant is constant here too. At the first step of a ramp, scale 0, the
-    terms with a coefficient are 0. Each extra example counts by its weight.
-    """
+    """The gradient is that of central differences of the mean, in float64. What the paper holds
+    constant is constant here too. At the first step of a ramp, scale 0, the terms with a
+    coefficient are 0. Each extra example counts by its weight."""
     model = make(method, network, terms, ramp_steps=0 if scale else 8)
     model.compile("sgd")
     _, (result,), _ = model.gradients(BATCH if weight is None else BATCH | {"weight": weight})

@@ -137,10 +137,8 @@ def test_headline(tmp_path: Path) -> None:
 
 
 def test_a_headline_over_fewer_images_of_an_older_file(tmp_path: Path) -> None:
-    """An older file's headline over fewer images becomes a row.
-
-    The headline is that of the attacks that ran on all images, where their rows show it.
-    """
+    """An older file's headline over fewer images becomes a row. The headline is that of the attacks
+    that ran on all images, where their rows show it."""
     run = make_run(tmp_path / "run")
     rows = [
         {"name": "PGD-20", "examples": 10, "robust_accuracy": 0.7},

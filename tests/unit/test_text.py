@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tfrobust.report import Table, interval, markdown_table, number
+from tfrobust.report import ReportTable, interval, markdown_table, number
 
 
 def test_interval_is_wilson() -> None:
@@ -39,7 +39,7 @@ def test_markdown_cells_cannot_leave_their_cell() -> None:
 
 
 def test_a_table_in_latex_and_csv() -> None:
-    table = Table(["a_b", "c"], [["5 %", "x, y"], ["–", "{&}\\"]])
+    table = ReportTable(["a_b", "c"], [["5 %", "x, y"], ["–", "{&}\\"]])
     assert table.csv() == 'a_b,c\n5 %,"x, y"\n–,{&}\\\n'
     assert table.latex() == (
         "\\begin{tabular}{ll}\n\\toprule\na\\_b & c \\\\\n\\midrule\n5 \\% & x, y \\\\\n"

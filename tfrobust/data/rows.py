@@ -43,7 +43,7 @@ def mixed_rows(split: Split, others: Split) -> Rows:
     """
     size, other_size = split.images.shape[1:], others.images.shape[1:]
     require(size == other_size, "extra", f"images of {size} as the others", other_size)
-    own, read = rows_of(split), _in_place(others.images)
+    main, read = rows_of(split), _in_place(others.images)
     with tf.device("CPU"):
         labels = tf.constant(others.labels)
     first = int(split.index.max(initial=-1)) + 1
@@ -55,7 +55,7 @@ def mixed_rows(split: Split, others: Split) -> Rows:
         here, there = tf.dynamic_partition(positions, is_other, 2)
         there -= len(split)
         label = tf.gather(labels, there)
-        parts = [own(here), {"image": read(there), "label": label, "index": there + first}]
+        parts = [main(here), {"image": read(there), "label": label, "index": there + first}]
         if not alike:
             parts = [part | {"image": as_float(part["image"])} for part in parts]
         return {key: tf.dynamic_stitch(places, [part[key] for part in parts]) for key in parts[0]}

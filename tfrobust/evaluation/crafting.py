@@ -207,11 +207,7 @@ def computed_by() -> dict[str, Any]:
 
 
 def by_xla(jit_compile: bool | str) -> bool:
-    """Return whether XLA compiles attacks; "auto" is true on GPUs.
-
-    Raises:
-        UserError: For any other choice.
-    """
+    """Return whether XLA compiles attacks. "auto" is true on GPUs; UserError if not a choice."""
     require(xla.is_choice(jit_compile), "jit_compile", "true, false or auto", jit_compile)
     return xla.on_gpus(strategy()) if jit_compile == "auto" else bool(jit_compile)
 
@@ -318,16 +314,10 @@ def adversaries(
 def saved_images(
     attack: SavedImages, rows: np.ndarray, x: np.ndarray, threat: Threat
 ) -> np.ndarray:
-    """Return the saved adversarial images of the rows [n] of the test set.
+    """Return the saved adversarial images [n, H, W, C] of the rows int [n] of the test set.
 
-    Args:
-        attack: The attack that reads the file.
-        rows: The places of the images in the test set, int [n].
-        x: The clean images of these rows, [n, H, W, C].
-        threat: The threat that the images must respect.
-
-    Raises:
-        UserError: If the file lacks an image or has images outside the threat.
+    `x` holds the clean images of these rows. Raises UserError if the file lacks an image or has
+    images outside the threat.
     """
     images = attack.lookup(rows)
     try:
@@ -376,14 +366,9 @@ def check_adversarial(title: str, threat: Threat, x_adv: np.ndarray, x: np.ndarr
 
 
 def check_traceable(logits_fn: LogitsFn, image_shape: Any) -> None:
-    """Check that TensorFlow can trace the network to a graph, as attacks need it.
+    """Raise a UserError of one line unless TensorFlow can trace the network, as attacks need it.
 
-    Args:
-        logits_fn: Function from images [B, H, W, C] to logits [B, C].
-        image_shape: The shape [H, W, C].
-
-    Raises:
-        UserError: In one line, if it cannot be traced or if its output does not have a known C.
+    The network takes images [B, H, W, C] and returns logits [B, C] with a known C.
     """
     try:
         output = compiled(logits_fn, image_shape).structured_outputs
@@ -408,10 +393,7 @@ def check_traceable(logits_fn: LogitsFn, image_shape: Any) -> None:
 def compiled(function: Callable[..., Any], image_shape: Any, *others: Any) -> Any:
     """Return a function, traced once, of images [B, H, W, C] with any B.
 
-    Args:
-        function: The function.
-        image_shape: The shape [H, W, C].
-        others: The TensorSpecs of its other arguments.
+    `others` are the TensorSpecs of its other arguments.
     """
     images = tf.TensorSpec([None, *image_shape], tf.float32)
     traced = tf.function(function, input_signature=[images, *others], autograph=False)

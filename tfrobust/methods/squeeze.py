@@ -114,9 +114,9 @@ def extremes(
     """Return, for each example, the values where its label is least and where it is most likely.
 
     Args:
-        values: one [B, ...] for each of several points.
-        logits: the logits [B, C] at these points.
-        y: the labels [B].
+        values: One [B, ...] for each of several points.
+        logits: The logits [B, C] at these points.
+        y: The labels [B].
     """
     loss, stacked = [losses.cross_entropy(z, y) for z in logits], tf.stack(values, axis=1)
 

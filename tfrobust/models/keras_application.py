@@ -31,7 +31,7 @@ def keras_application(
     Args:
         application: The name in keras.applications, such as ConvNeXtTiny or ResNet50. Images must
             have three channels and the size that it takes, at least 32 x 32 for most.
-        weights: none for new ones, imagenet to download those of ImageNet, or a file of the
+        weights: None for new ones, imagenet to download those of ImageNet, or a file of the
             application's weights without its top: .weights.h5, .keras or .h5.
 
     Raises:

@@ -167,8 +167,8 @@ def _layer_in_front(image_shape: Shape, shape: Sequence[Any]) -> str:
         return "keras.layers.Permute((3, 1, 2))(x)" if transposed else ""
     if any(size is None for size in image_shape):
         return ""
-    known = [size for size in shape if isinstance(size, int)]
-    if known and math.prod(known) != math.prod(size or 1 for size in image_shape):
+    sizes = [size for size in shape if isinstance(size, int)]
+    if sizes and math.prod(sizes) != math.prod(size or 1 for size in image_shape):
         return ""
     return f"keras.layers.Reshape({tuple(image_shape)})(x)"
 

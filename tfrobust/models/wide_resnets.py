@@ -36,7 +36,7 @@ def wide_resnet(
             not count the shortcuts, so that 6 n + 2 is the same network: 32 is 34.
         width: The groups have 16, 32 and 64 times as many filters.
         dropout: The rate of dropout before the second convolution of a block.
-        activation: relu, silu or softplus.
+        activation: Relu, silu or softplus.
         init: How the weights start: keras (convolutions He-normal of the fan-in, logits
             Glorot-uniform), he (He-normal of the fan-out, as in the WideResNet code of TRADES and
             AWP; logits as in torch without a bias) or torch (all uniform within 1 / sqrt(fan-in)).

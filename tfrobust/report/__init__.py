@@ -6,7 +6,7 @@
 from tfrobust.report.compare import Row, comparison, differences, measured, named
 from tfrobust.report.compare_page import write_comparison
 from tfrobust.report.figures import amplification
-from tfrobust.report.html import Table, write_page
+from tfrobust.report.html import ReportTable, write_page
 from tfrobust.report.record import Probes, RunRecord, load_run
 from tfrobust.report.run_page import write_report
 from tfrobust.report.search import write_search_report
@@ -51,7 +51,7 @@ __all__ = [
     "Probes",
     "RunRecord",
     "SearchTrial",
-    "Table",
+    "ReportTable",
     "TrainingSummary",
     "accuracy_rows",
     "amplification",

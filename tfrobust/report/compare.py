@@ -12,7 +12,7 @@ from scipy.stats import binomtest
 
 from tfrobust.errors import UserError, require
 from tfrobust.record import Flags, same_images
-from tfrobust.report.html import Table
+from tfrobust.report.html import ReportTable
 from tfrobust.report.record import RunRecord, load_run
 from tfrobust.report.summary import (
     AccuracyRow,
@@ -115,7 +115,7 @@ def columns(runs: Sequence[Measured]) -> list[str]:
     return in_order(name for run in runs for name in run.accuracies)
 
 
-def comparison(runs: Sequence[Measured]) -> Table:
+def comparison(runs: Sequence[Measured]) -> ReportTable:
     """Return the table with one row per label.
 
     A cell has the mean accuracy over the seeds with its standard deviation and, where it is known,
@@ -135,7 +135,7 @@ def comparison(runs: Sequence[Measured]) -> Table:
         means.append(values)
     header = ["method", "seeds", *(_head(name, runs) for name in names)]
     best = _highest(means, first_column=2) if len(means) > 1 and alike(runs) else frozenset()
-    return Table([*header, "time per batch", "epochs"], lines, best)
+    return ReportTable([*header, "time per batch", "epochs"], lines, best)
 
 
 def _head(name: str, runs: Sequence[Measured]) -> str:
@@ -178,7 +178,7 @@ def _cell(rows: Sequence[AccuracyRow]) -> str:
     return f"{text}\npaper {percent(paper)}, {points(mean(values) - paper)}"
 
 
-def flat(runs: Sequence[Measured]) -> Table:
+def flat(runs: Sequence[Measured]) -> ReportTable:
     """Return a table for programs: one row per run, accuracies as fractions."""
     names = [name for name in columns(runs) if name != "clean" and not is_worst_case(name)]
     lines = []
@@ -189,7 +189,7 @@ def flat(runs: Sequence[Measured]) -> Table:
         lines.append(
             [run.row.label, str(run.seed), str(clean.examples), f"{clean.accuracy:.6g}", *cells]
         )
-    return Table(["method", "seed", "examples", "clean", *names], lines)
+    return ReportTable(["method", "seed", "examples", "clean", *names], lines)
 
 
 @dataclass(frozen=True)
@@ -231,7 +231,7 @@ def difference(first: np.ndarray, second: np.ndarray) -> Difference:
     return Difference(len(first), int((first & ~second).sum()), int((second & ~first).sum()))
 
 
-def differences(runs: Sequence[Measured]) -> Table:
+def differences(runs: Sequence[Measured]) -> ReportTable:
     """Return a table of the differences between every two runs, on the images that both saw.
 
     The columns are clean accuracy, and accuracy under all attacks that ran on both with the same
@@ -251,7 +251,7 @@ def differences(runs: Sequence[Measured]) -> Table:
             line.append(f"{points(pair.points)} (p {_p(pair.p)}, n={pair.n})")
         lines.append(line)
     header = ["difference in points", "clean", "right under all shared attacks"]
-    return Table(header, lines, frozenset(bold))
+    return ReportTable(header, lines, frozenset(bold))
 
 
 def _p(value: float) -> str:

@@ -22,7 +22,7 @@ from tfrobust.report.compare import (
     same_test_images,
 )
 from tfrobust.report.compare_figures import classes, over_eps, overlays, scatter, sweeps
-from tfrobust.report.html import Table, write_page
+from tfrobust.report.html import ReportTable, write_page
 from tfrobust.report.summary import overfitting
 
 EXPLAINED = (
@@ -134,7 +134,7 @@ def _sections(
     return sections
 
 
-def _runs(rows: Sequence[Row], runs: Sequence[Measured]) -> Table:
+def _runs(rows: Sequence[Row], runs: Sequence[Measured]) -> ReportTable:
     """Return a table of each run's command and commits, or why it failed."""
     finished = {id(run.row): run for run in runs}
     lines = []
@@ -147,4 +147,4 @@ def _runs(rows: Sequence[Row], runs: Sequence[Measured]) -> Table:
         commits = [evaluation.training_commit, evaluation.commit]
         shown = [commit or "not recorded" for commit in commits]
         lines.append([name_of(run, runs), str(config.get("command", "")), *shown])
-    return Table(["run", "command", "commit of training", "of evaluation"], lines)
+    return ReportTable(["run", "command", "commit of training", "of evaluation"], lines)

@@ -21,7 +21,7 @@ BLACK = "#1b1f24"  # replaces it in a figure's own file
 
 
 @dataclass(frozen=True)
-class Table:
+class ReportTable:
     """A table of text.
 
     Attributes:
@@ -57,7 +57,7 @@ def write_page(
     template: str,
     values: Mapping[str, Any],
     figures: Mapping[str, Figure],
-    tables: Mapping[str, Table],
+    tables: Mapping[str, ReportTable],
 ) -> Path:
     """Write `folder`/index.html, figures/, tables/, and report.md if the template has one.
 

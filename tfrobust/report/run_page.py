@@ -25,7 +25,7 @@ from tfrobust.report.figures import (
     probe_cards,
     spread,
 )
-from tfrobust.report.html import Table, write_page
+from tfrobust.report.html import ReportTable, write_page
 from tfrobust.report.record import RunRecord, load_run
 from tfrobust.report.summary import (
     AccuracyRow,
@@ -177,7 +177,7 @@ def _landscape_titles(record: RunRecord) -> list[str]:
     ]
 
 
-def _tables(record: RunRecord) -> dict[str, Table]:
+def _tables(record: RunRecord) -> dict[str, ReportTable]:
     config, evaluation = record.config, record.evaluation
     tables = {"accuracy": _accuracy(accuracy_rows(config, evaluation), bool(config.get("paper")))}
     if curve := evaluation.curve:
@@ -190,20 +190,20 @@ def _tables(record: RunRecord) -> dict[str, Table]:
             ]
             for row in curve
         ]
-        tables["trade-off"] = Table([*inputs, "clean", "worst case"], rows)
+        tables["trade-off"] = ReportTable([*inputs, "clean", "worst case"], rows)
     if evaluation.eps_curve:
         rows = [
             [number(row.eps), percent(row.robust_accuracy), _interval(row)]
             for row in evaluation.eps_curve
         ]
-        tables["eps-curve"] = Table(["eps", "robust accuracy", "95 % interval"], rows)
+        tables["eps-curve"] = ReportTable(["eps", "robust accuracy", "95 % interval"], rows)
     if evaluation.checks:
         rows = [[check.name, check.text, _mark(check)] for check in evaluation.checks]
-        tables["checks"] = Table(["check", "measured", "result"], rows)
+        tables["checks"] = ReportTable(["check", "measured", "result"], rows)
     return tables
 
 
-def _accuracy(rows: list[AccuracyRow], with_paper: bool) -> Table:
+def _accuracy(rows: list[AccuracyRow], with_paper: bool) -> ReportTable:
     paper = ["paper", "difference"] if with_paper else []
     header = ["evaluation", "accuracy", "95 % interval", *paper]
     header += ["examples", "time", "cost", "settings"]
@@ -220,17 +220,17 @@ def _accuracy(rows: list[AccuracyRow], with_paper: bool) -> Table:
         ]
         for row in rows
     ]
-    return Table(header, cells)
+    return ReportTable(header, cells)
 
 
-def _classes(rows: list[ClassRow]) -> Table:
+def _classes(rows: list[ClassRow]) -> ReportTable:
     fewer = any(row.attacked < row.examples for row in rows)
     cells = [
         [row.name, str(row.examples), percent(row.clean), percent(row.robust)]
         + [str(row.attacked)] * fewer
         for row in rows
     ]
-    return Table(["class", "images", "clean", "worst case", *["attacked"] * fewer], cells)
+    return ReportTable(["class", "images", "clean", "worst case", *["attacked"] * fewer], cells)
 
 
 def _interval(row: EpsRow) -> str:

@@ -16,7 +16,7 @@ from scipy.interpolate import NearestNDInterpolator
 
 from tfrobust.errors import UserError
 from tfrobust.report.figures import COLOURS, plain_axes
-from tfrobust.report.html import INK, Table, write_page
+from tfrobust.report.html import INK, ReportTable, write_page
 from tfrobust.report.text import NOTHING, number, percent, threat_text
 from tfrobust.report.trials import SearchTrial, best_trial, completed, read_trials, unbeaten
 
@@ -237,7 +237,9 @@ def _measured(keys: Sequence[str]) -> str:
     return ", ".join(k for k in keys if any(f"{k}.".startswith(f"{m}.") for m in MEASURED_BY))
 
 
-def _table(keys: Sequence[str], trials: Sequence[SearchTrial], top: SearchTrial | None) -> Table:
+def _table(
+    keys: Sequence[str], trials: Sequence[SearchTrial], top: SearchTrial | None
+) -> ReportTable:
     joined = unbeaten(trials)
     rows = []
     for trial in trials:
@@ -249,7 +251,7 @@ def _table(keys: Sequence[str], trials: Sequence[SearchTrial], top: SearchTrial 
         values = [_short(trial.values[key]) for key in keys]
         mark = ", ".join(marks) or trial.reason or NOTHING
         rows.append([trial.name, *values, *results, trial.status, mark])
-    return Table(["trial", *keys, "epochs", "clean", "robust", "status", "mark"], rows)
+    return ReportTable(["trial", *keys, "epochs", "clean", "robust", "status", "mark"], rows)
 
 
 def _config(path: Path) -> dict[str, Any]:

@@ -32,9 +32,9 @@ class Schedule:
         """Return the optimizer's `learning_rate`: a number or a Keras LearningRateSchedule.
 
         Args:
-            base: the learning rate of the config.
-            steps_per_epoch: the number of optimizer steps in an epoch.
-            epochs: the number of epochs.
+            base: The learning rate of the config.
+            steps_per_epoch: The number of optimizer steps in an epoch.
+            epochs: The number of epochs.
         """
         return base
 
@@ -161,7 +161,7 @@ class OneCycle(Schedule):
 
     Args:
         peak: The fraction of the run after which the rate is highest.
-        shape: cosine or linear, of the rise and of the fall.
+        shape: Either cosine or linear, for the rise and for the fall.
         by_epoch: Whether the rate changes between epochs only, as in the FastAT Benchmark
             (arXiv:2604.22853).
     """
