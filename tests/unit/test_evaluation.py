@@ -62,9 +62,7 @@ def test_exact_counts_with_a_partial_last_batch(batch_size: int) -> None:
 
 
 def test_one_trace() -> None:
-    """The network is traced once for each purpose. Seven images in batches of three, six of them
-    attacked: one pass counts the classes, then there is one trace for the predictions of clean and
-    attacked images, and one for the attack, which queries its result too."""
+    """One eager pass counts the classes; the predictions trace it once, the attack twice."""
     calls = []
 
     def counted(x: Any) -> Any:
@@ -77,8 +75,7 @@ def test_one_trace() -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_logits_that_are_not_finite_are_wrong(bad: float) -> None:
-    """Images with logits that are not finite are wrong, and the evaluation continues. These are all
-    images above 0.65, where class 1 is right."""
+    """Images above 0.65, where class 1 is right, are wrong; the evaluation continues."""
 
     def broken(x: Any) -> Any:
         return tf.where(tf.reshape(x, [-1, 1]) > 0.65, bad, network(x))
@@ -123,8 +120,7 @@ def test_rounding_is_no_cheating() -> None:
 
 
 def test_clean_mistakes_stay_mistakes() -> None:
-    """The image 0.2 has label 1 and is wrong. Moved to 0.55 it is predicted as 1, which does not
-    count."""
+    """The image 0.2 has label 1 and is wrong; moved to 0.55, it is predicted as 1 in vain."""
     listed = ListedAttack(Moves(0.35), "moves", examples=2)
     clean, moved = flags(Threat("linf", 0.5), listed)
     shifted = adversaries(network, X[:2], Y[:2], listed.attack, Threat("linf", 0.5))
@@ -211,8 +207,7 @@ def test_finished_results_are_not_computed_again() -> None:
 
 
 def test_the_images_are_those_that_broke_first() -> None:
-    """The kept images are those that broke first. The half step breaks 0.4 and 0.6, the full step
-    0.3 and 0.7, and 0.2 is wrong when clean."""
+    """The half step breaks 0.4 and 0.6, the full one 0.3 and 0.7; 0.2 is wrong when clean."""
     threat = Threat("linf", 0.25)
     result = evaluate(network, X, Y, threat, [HALF, WHOLE], images=True, check=False)
     moved = result.images.ravel() - T
@@ -331,8 +326,7 @@ def test_at_eps_0_there_is_no_curve() -> None:
 
 
 def test_an_image_broken_once_is_attacked_no_more() -> None:
-    """All 7 images are right when clean and break at the least eps. This costs 20 steps and one
-    query for each, by a function that is traced once for every eps."""
+    """All 7 images break at the least eps, after 20 steps and one query for each."""
     traces, seen = [], tf.Variable(0)
 
     def counted(x: Any) -> Any:

@@ -137,8 +137,7 @@ def test_headline(tmp_path: Path) -> None:
 
 
 def test_a_headline_over_fewer_images_of_an_older_file(tmp_path: Path) -> None:
-    """An older file's headline over fewer images becomes a row. The headline is that of the attacks
-    that ran on all images, where their rows show it."""
+    """The headline is over the attacks that ran on all images, where their rows show it."""
     run = make_run(tmp_path / "run")
     rows = [
         {"name": "PGD-20", "examples": 10, "robust_accuracy": 0.7},
@@ -247,14 +246,11 @@ def test_training_summary(tmp_path: Path) -> None:
     assert "val_jacobian" not in history[2]
 
 
-def test_best_epoch_without_validation_is_the_last() -> None:
-    assert best_epoch([], {}) is None
-    assert best_epoch([{"epoch": 0}, {"epoch": 1}], {}) == 1
-
-
 def test_best_epoch_ignores_nan_and_absent_columns() -> None:
     nan = {"epoch": 0, "val_robust_accuracy": float("nan")}
     assert best_epoch([nan, {"epoch": 1, "val_robust_accuracy": 0.1}], {}) == 1
+    assert best_epoch([], {}) is None
+    assert best_epoch([{"epoch": 0}, {"epoch": 1}], {}) == 1  # no validation: the last
 
 
 def test_best_epoch_is_the_last_of_equals_by_what_led_the_run() -> None:
