@@ -28,6 +28,7 @@ from tfrobust.training import OPTIMIZERS, SCHEDULES, Guided
 # Arguments of a method that only the training data give.
 FACTS = ("num_examples", "batch_size", "steps_per_epoch")
 STAGES = ("train", "attack_eval", "report", "export")
+Threats = tuple[Threat, ...]
 SEARCHING = ("search", "report")  # the stages of a config with a section `search`
 
 
@@ -51,7 +52,7 @@ class Spec:
     config: dict[str, Any]
     seed: int
     precision: str
-    threats: tuple[Threat, ...]
+    threats: Threats
     data: Data
     attack_list: list[ListedAttack]
     evaluation: EvaluationOptions
@@ -113,18 +114,16 @@ def parse(name: str, config: dict[str, Any]) -> Spec:
         for section in ("method", "optimizer", "train"):
             present = getattr(top, section) is not None
             require(present, section, "a section (the config trains)", None)
-    if trains:
-        expected = "one to train against (several are for the evaluation of a finished network)"
-        require(len(threats) == 1, "threat", expected, [each.norm for each in threats])
-    train = None if top.train is None else _train(top.train, threat, data, trains)
-    training_threat = _training_threat(threat, train)
+    train = None if top.train is None else _train(top.train, threats, data, trains)
+    training_threats = _training_threats(threats, train)
     method = None
     if top.method is not None:
-        method = _method(top.method, training_threat, train, top.seed)
+        method = _method(top.method, training_threats, train, top.seed)
     for where, attack in training_attacks(method, train).items():
         makes_images = not isinstance(attack, SavedImages)
         require(makes_images, where, "an attack that makes its images", "saved_images")
-        located(where, attack.check, training_threat, image_shape)
+        for each in training_threats:
+            located(where, attack.check, each, image_shape)
     attack_files(training_attacks(method, train))
     optimizer = None if top.optimizer is None else _optimizer(top.optimizer)
     train = train if trains else None
@@ -266,7 +265,7 @@ def _source(
     return source, arguments(kind, options, where, ("source", *also))
 
 
-def _train(section: Mapping[str, Any], threat: Threat, data: Data, trains: bool) -> Train:
+def _train(section: Mapping[str, Any], threats: Threats, data: Data, trains: bool) -> Train:
     nested = {"schedule": (SCHEDULES, "guided"), "validation_attack": (ATTACKS, None)}
     plain = {k: v for k, v in section.items() if k not in nested}
     values = arguments(Train, plain, "train", tuple(nested), also=tuple(nested))
@@ -275,7 +274,10 @@ def _train(section: Mapping[str, Any], threat: Threat, data: Data, trains: bool)
             spec = section.get(key, default)
             values[key] = build(registry, spec, f"train.{key}")  # type: ignore[arg-type]
     train = located("train", Train, **values)
-    check_threat(_training_threat(threat, train), data.source.image_shape, "train.eps")
+    alone = train.eps is None or len(threats) == 1
+    require(alone, "train.eps", "none (threat is a list, each with its eps)", train.eps)
+    for threat in _training_threats(threats, train):
+        check_threat(threat, data.source.image_shape, "train.eps")
     if trains and isinstance(train.schedule, Guided):
         expected = "examples to hold out (train.schedule is guided)"
         require(data.validation, "data.validation", expected, data.validation)
@@ -291,12 +293,14 @@ def _optimizer(section: Mapping[str, Any]) -> partial[keras.optimizers.Optimizer
     return optimizer
 
 
-def _training_threat(threat: Threat, train: Train | None) -> Threat:
-    return threat if train is None or train.eps is None else threat.at(train.eps)
+def _training_threats(threats: Threats, train: Train | None) -> Threats:
+    if train is None or train.eps is None:
+        return threats
+    return tuple(threat.at(train.eps) for threat in threats)
 
 
 def _method(
-    section: Mapping[str, Any], threat: Threat, train: Train | None, seed: int
+    section: Mapping[str, Any], threats: Threats, train: Train | None, seed: int
 ) -> partial[RobustModel]:
     section = dict(section)
     attack = section.pop("attack", None)
@@ -305,7 +309,7 @@ def _method(
     maker = resolve(METHODS, section, "method", filled_in, also=("attack",))
     return partial(
         maker,
-        threat=threat,
+        threat=threats if len(threats) > 1 else threats[0],
         validation_attack=None if train is None else train.validation_attack,
         seed=seed,
         attack=None if attack is None else build(ATTACKS, attack, "method.attack"),

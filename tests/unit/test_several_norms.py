@@ -174,7 +174,7 @@ def test_an_interrupted_union_has_no_headline(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("threat", "message"),
     [
-        ([{"norm": "linf", "eps": 0.1}, {"norm": "l2", "eps": 1}], "threat: expected one to train"),
+        ([{"norm": "linf", "eps": 0.1}, {"norm": "l2", "eps": 1}], "validation_attack.step_size: "),
         ([{"norm": "linf", "eps": 0.1}, {"norm": "l3", "eps": 1}], r"threat\[1\].norm: expected"),
         ([{"norm": "linf", "eps": 0.1}, {"norm": "l2", "box": [0, 2]}], r"threat\[1\].box: exp"),
         ([{"norm": "linf", "eps": 0.1}, {"norm": "l2", "eps": 99}], "threat.eps: expected at most"),

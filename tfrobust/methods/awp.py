@@ -13,9 +13,18 @@ from tfrobust.methods.decay import is_kernel
 from tfrobust.methods.table import Table
 from tfrobust.registry import located, parameters, resolve
 from tfrobust.serialization import serializable
+from tfrobust.threat import Threat
 
 # What the method of the loss asks for, so AWP asks for it too.
-COPIED = ("reports", "requires", "needs", "network_inputs", "crafting_loss", "sizes_vary")
+COPIED = (
+    "reports",
+    "requires",
+    "needs",
+    "network_inputs",
+    "crafting_loss",
+    "sizes_vary",
+    "one_threat",
+)
 
 
 @serializable
@@ -50,7 +59,7 @@ class Awp(RobustModel):
             same = method.network is network
             require(same, "method", "an object built on the same network", "one on another network")
             shared = [name for name in parameters(RobustModel) if name not in ("network", "name")]
-            kwargs = {name: getattr(method, name) for name in shared}
+            kwargs = {name: getattr(method, name) for name in shared} | {"threat": method.threats}
             method = _settings(method)
         maker = resolve(_others(), method, "method", tuple(parameters(RobustModel)))
         inner = located("method", maker, network, **kwargs | {"ema": 0.0})
@@ -71,6 +80,9 @@ class Awp(RobustModel):
 
     def perturb(self, batch: Batch) -> Batch:
         return self.inner.perturb(batch)
+
+    def perturb_under(self, threat: Threat, batch: Batch) -> Batch:
+        return self.inner.perturb_under(threat, batch)
 
     def robust_loss(self, batch: Batch) -> Batch:
         return self.inner.robust_loss(batch)

@@ -11,22 +11,22 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfrobust import losses, noise
+from tfrobust import noise
 from tfrobust._compat import loss_mean
 from tfrobust.attacks import FGSM, PGD, Attack
 from tfrobust.attacks.gradient import GradientAttack
 from tfrobust.errors import choose, require, require_at_least
 from tfrobust.gate import check_threat
-from tfrobust.jacobian import squared_jacobian
 from tfrobust.methods.batch import Batch, as_batch, weighed, without_strings
 from tfrobust.methods.decay import DECAYED, half_square
 from tfrobust.methods.gated import GatedModel
 from tfrobust.methods.means import Means, for_keras
 from tfrobust.methods.ramp import ramp
+from tfrobust.methods.several_norms import WAYS, Errors, check_attack, perturbed
 from tfrobust.methods.table import Table
+from tfrobust.methods.validation import measured
 from tfrobust.models.signatures import forward, signature
-from tfrobust.registry import located
-from tfrobust.threat import Threat
+from tfrobust.threat import Threat, threats_of
 
 MODES = ("eval", "train", "frozen")
 
@@ -42,7 +42,9 @@ class RobustModel(GatedModel):
     Args:
         network: A built Keras model, images [B, H, W, C] in [0, 1] -> logits [B, C]. It is what
             is evaluated and exported.
-        threat: The set from which adversarial images are drawn.
+        threat: The set from which adversarial images are drawn; or a list, one a norm.
+        norms: With a list, "sample" draws one threat for each batch in proportion to its robust
+            error so far (E-AT); "max" takes for each example the one of the greatest loss.
         attack: Makes the adversarial images of training; None is the method's default.
         validation_attack: The attack behind `val_robust_accuracy`, at the full eps.
         warmup_steps: The steps at eps 0 with which training begins.
@@ -78,6 +80,8 @@ class RobustModel(GatedModel):
     needs: Sequence[str] = ()
     # The number of optimizer steps that `update` takes on a batch.
     updates_per_batch = 1
+    # Whether the method keeps something that belongs to one norm.
+    one_threat = False
     class_weight: np.ndarray | None = None  # float32 [classes], during a `fit` that has them
     # The attack when none is passed; None for a method that takes no attack.
     default_attack: Attack | None = FGSM()
@@ -119,14 +123,17 @@ class RobustModel(GatedModel):
 
     def scalars(self) -> dict[str, Any]:
         """Return the current values of what grows or changes in training, for the logs."""
-        return {"eps": self.threat.eps * self.scale}
+        if len(self.threats) == 1:
+            return {"eps": self.threat.eps * self.scale}
+        return {f"eps_{each.norm}": each.eps * self.scale for each in self.threats}
 
     # ---------------------------------------------------------------------------- construction
     def __init__(
         self,
         network: keras.Model,
         *,
-        threat: Threat,
+        threat: Threat | Sequence[Threat],
+        norms: str = "sample",
         attack: Attack | None = None,
         validation_attack: Attack | None = None,
         warmup_steps: int = 0,
@@ -155,9 +162,11 @@ class RobustModel(GatedModel):
         require(
             network.trainable_variables, "network", "one with trainable weights", "a frozen one"
         )
-        require(isinstance(threat, Threat), "threat", "a tfrobust.Threat", threat)
-        check_threat(threat)
-        attack = self._attack(attack, threat)
+        self.threats = threats_of(threat)
+        for each in self.threats:
+            check_threat(each)
+        one = len(self.threats) == 1 or not self.one_threat
+        require(one, "threat", f"one threat ({type(self).__name__} takes no list)", threat)
         facts = {
             "num_examples": num_examples,
             "batch_size": batch_size,
@@ -170,8 +179,9 @@ class RobustModel(GatedModel):
         require_at_least(0, warmup_steps=warmup_steps, ramp_steps=ramp_steps)
         require(l2 >= 0, "l2", "a number >= 0", l2)
         require(0 <= ema < 1, "ema", "a number in [0, 1)", ema)
-        self.network, self.threat = network, threat
-        self.attack = attack
+        self.network, self.threat = network, self.threats[0]
+        self.norms = choose("norms", norms, WAYS)
+        self.attack = self._attack(attack)
         self.validation_attack = validation_attack or PGD(steps=10)
         self.check_attacks()
         self.warmup_steps, self.ramp_steps, self.l2, self.ema = warmup_steps, ramp_steps, l2, ema
@@ -194,12 +204,14 @@ class RobustModel(GatedModel):
         ]
         for k, average in enumerate(self.averages):  # checkpoints do not follow lists
             setattr(self, f"average_{k}", average)
+        sampled = len(self.threats) > 1 and norms == "sample"
+        self.errors = Errors(len(self.threats)) if sampled else None
         names = dict.fromkeys((*RobustModel.reports, *self.reports, "fgsm_accuracy"))
         self.means = Means(names)
         self.compiled_parts = {}
         self.built = True
 
-    def _attack(self, attack: Attack | None, threat: Threat) -> Attack | None:
+    def _attack(self, attack: Attack | None) -> Attack | None:
         """Return the attack or the method's default, with the method's loss unless it names one."""
         if self.default_attack is None:
             require(attack is None, "attack", f"none ({type(self).__name__} takes none)", attack)
@@ -216,9 +228,8 @@ class RobustModel(GatedModel):
         return attack
 
     def check_attacks(self, image_shape: tuple[int, ...] | None = None) -> None:
-        if self.attack is not None:
-            located("attack", self.attack.check, self.threat, image_shape)
-        located("validation_attack", self.validation_attack.check, self.threat, image_shape)
+        check_attack("attack", self.attack, self.threats, image_shape)
+        check_attack("validation_attack", self.validation_attack, self.threats, image_shape)
 
     # ------------------------------------------------------------------------ schedules, noise
     @property
@@ -313,12 +324,22 @@ class RobustModel(GatedModel):
         for weight, average in zip(self._averaged, self.averages, strict=False):
             average.assign(self.ema * average.value + (1.0 - self.ema) * weight.value)
         self.after_update(batch | terms | slopes)
+        if self.errors is not None:
+            self.errors.count(batch["norm"], terms.get("robust_accuracy", 0.0))
         names = ("loss", *RobustModel.reports, *self.reports)
         reported = {name: terms[name] for name in names if name in terms}
         return self.means.measure(loss_mean(self), reported, batch.get("weight", 1.0))
 
     def _perturbed(self, batch: Batch) -> Batch:
-        return tf.nest.map_structure(tf.stop_gradient, self.perturb(batch))
+        return tf.nest.map_structure(tf.stop_gradient, perturbed(self, batch))
+
+    def perturb_under(self, threat: Threat, batch: Batch) -> Batch:
+        """Return the entries of `perturb` with one of the threats as `self.threat`."""
+        self.threat = threat
+        try:
+            return self.perturb(batch)
+        finally:
+            self.threat = self.threats[0]
 
     def gradients(
         self, batch: Batch, penalised: bool = True
@@ -364,28 +385,7 @@ class RobustModel(GatedModel):
 
     def _validated(self, batch: Batch) -> Batch:
         with self._as_evaluated():
-            return self._measured(batch)
-
-    def _measured(self, batch: Batch) -> Batch:
-        x, y, logits_fn = batch["image"], batch["label"], self.logits_fn(batch, "eval")
-
-        def attacked(attack: Attack, purpose: str) -> tf.Tensor:
-            seed = noise.seed_for(self.seed, 0, purpose)
-            return attack(logits_fn, x, y, threat=self.threat, seed=seed)
-
-        clean = logits_fn(x)
-        robust = logits_fn(attacked(self.validation_attack, "validation"))
-        seed = noise.seed_for(self.seed, 0, "validation projection")
-        weak, jacobian = squared_jacobian(
-            logits_fn, attacked(FGSM(), "validation fgsm"), self.projections(batch, seed)
-        )
-        return {
-            "loss": losses.cross_entropy(robust, y),
-            "accuracy": losses.correct(clean, y),
-            "robust_accuracy": losses.correct(robust, y),
-            "fgsm_accuracy": losses.correct(weak, y),
-            "jacobian": jacobian,
-        }
+            return measured(self, batch)
 
     # ------------------------------------------------------------------------ as a Keras model
     def call(self, x: Any, training: bool = False) -> tf.Tensor:

@@ -39,6 +39,7 @@ class FgsmPgi(RobustModel):
     """
 
     default_attack = None
+    one_threat = True
     requires = ("index",)
     needs = ("num_examples", "steps_per_epoch")
     reports = ("pairing",)

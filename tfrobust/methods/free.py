@@ -26,6 +26,7 @@ class Free(Adv):
     """
 
     default_attack = None
+    one_threat = True
     differentiate = ("adv",)
     needs = ("batch_size",)
 

@@ -34,7 +34,8 @@ class GatedModel(HookedModel):
     """The part of `RobustModel` that fits into Keras; `RobustModel` adds the step."""
 
     network: keras.Model
-    threat: Threat
+    threat: Threat  # of several, the first, or while a batch is attacked the one at work
+    threats: Sequence[Threat]
     signature: Signature
     network_inputs: Sequence[str]
     # Whether the number of examples that a replica computes with differs from step to step.
@@ -200,7 +201,8 @@ class GatedModel(HookedModel):
         if images is None:
             shape = (SOME, *(side or 32 for side in self.signature.image_shape))
             images = np.random.default_rng(0).uniform(low, high, shape).astype(np.float32)
-        check_threat(self.threat, images.shape[1:])
+        for threat in self.threats:
+            check_threat(threat, images.shape[1:])
         self.check_attacks(images.shape[1:])
 
         def logits(points: tf.Tensor) -> tf.Tensor:
@@ -258,8 +260,10 @@ class GatedModel(HookedModel):
 
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments: each is an attribute of the same name."""
-        names = parameters(type(self))
-        return {n: keras.saving.serialize_keras_object(getattr(self, n)) for n in names}
+        values = {name: getattr(self, name) for name in parameters(type(self))}
+        if len(self.threats) > 1:
+            values["threat"] = self.threats
+        return {n: keras.saving.serialize_keras_object(value) for n, value in values.items()}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:

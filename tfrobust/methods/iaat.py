@@ -42,6 +42,7 @@ class Iaat(Adv):
     """
 
     default_attack = PGD(steps=10)
+    one_threat = True
     attack_kind = PGD
     requires = ("index",)
     needs = ("num_examples", "steps_per_epoch")

@@ -47,6 +47,7 @@ class Mma(RobustModel):
     default_attack = PGD(steps=10)
     attack_kind = GradientAttack
     crafting_loss = None
+    one_threat = True
     requires = ("index",)
     needs = ("num_examples",)
     reports = ("margin",)

@@ -1,0 +1,114 @@
+"""Training against several threats, on a linear network, whose adversaries have a closed form."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfrobust
+from tfrobust import FGSM, PGD, Threat, losses
+from tfrobust.errors import UserError
+from tfrobust.methods import METHODS
+from tfrobust.methods.several_norms import Errors
+
+THREATS = (Threat("linf", 0.05), Threat("l2", 0.3))
+X = np.random.default_rng(0).uniform(0.3, 0.7, (24, 4, 4, 1)).astype(np.float32)
+Y = (np.arange(24) % 3).astype(np.int32)
+BATCH = {"image": tf.constant(X), "label": tf.constant(Y), "index": tf.range(24)}
+FACTS = {"num_examples": 24, "batch_size": 8, "steps_per_epoch": 3}
+
+
+def model(name: str = "adv", **options: Any) -> Any:
+    keras.utils.set_random_seed(0)
+    layers = [keras.Input((4, 4, 1)), keras.layers.Flatten(), keras.layers.Dense(3)]
+    options = {"threat": THREATS, "validation_attack": PGD(steps=4)} | options
+    options = {**METHODS[name].example, **options}
+    return METHODS[name](keras.Sequential(layers), **options)
+
+
+def test_errors_are_the_authors_statistics() -> None:
+    """1/2 each until every threat was drawn; then 1 - right / seen over all of training."""
+    errors = Errors(2)
+    np.testing.assert_array_equal(errors.shares(), [0.5, 0.5])
+    errors.count(tf.constant(0), tf.constant([True, True, True, False]))
+    np.testing.assert_array_equal(errors.shares(), [0.5, 0.5])
+    errors.count(tf.constant(1), tf.constant([0.0, 1.0, 0.0, 0.0]))
+    np.testing.assert_array_equal(errors.shares(), [0.25, 0.75])
+    errors.count(tf.constant(1), (tf.ones(4), tf.constant([1.0, 0.0, 0.0, 0.0])))  # one attacked
+    np.testing.assert_allclose(errors.shares(), [0.25, 1 - 2 / 5])
+    drawn = [int(errors.draw(tf.constant([7, seed]))) for seed in range(400)]
+    assert np.mean(drawn) == pytest.approx(0.6 / 0.85, abs=0.06)
+
+
+def test_a_sampled_batch_is_under_the_threat_that_was_drawn() -> None:
+    """FGSM in closed form: all images of a batch move by eps in the norm that was drawn."""
+    network, places = model(attack=FGSM(start="none", step_scale=1.0)), set()
+    for step in range(12):
+        network.step.assign(step)
+        entries = network._perturbed(BATCH)
+        place = int(entries["norm"])
+        distance = THREATS[place].distance(entries["adv"], X)
+        np.testing.assert_allclose(distance, THREATS[place].eps, rtol=1e-3)
+        places.add(place)
+    assert places == {0, 1} and network.threat == THREATS[0]
+
+
+def test_max_takes_the_greater_loss_of_each_example() -> None:
+    network = model(norms="max", attack=FGSM(start="none", step_scale=1.0))
+    entries = [network.perturb_under(threat, BATCH)["adv"] for threat in THREATS]
+    values = np.stack([losses.cross_entropy(network.network(adv), Y) for adv in entries])
+    kept = network._perturbed(BATCH)["adv"]
+    np.testing.assert_allclose(
+        losses.cross_entropy(network.network(kept), Y), values.max(axis=0), rtol=1e-6
+    )
+    for row, place in enumerate(values.argmax(axis=0)):
+        np.testing.assert_array_equal(kept[row], entries[place][row])
+
+
+def test_validation_is_of_the_union() -> None:
+    network = model()
+    network.compile(keras.optimizers.SGD(0.1))
+    logs = network.evaluate(X, Y, verbose=0, return_dict=True)
+    right = []
+    for threat in THREATS:
+        alone = model(threat=threat)
+        alone.network.set_weights(network.network.get_weights())
+        alone.compile(keras.optimizers.SGD(0.1))
+        right.append(alone.test_step((tf.constant(X), tf.constant(Y)))["robust_accuracy"])
+    assert logs["robust_accuracy"] <= min(map(float, right))
+
+
+@pytest.mark.parametrize("norms", ["sample", "max"])
+@pytest.mark.parametrize("name", ["adv", "trades", "awp", "natural"])
+def test_fit_save_and_load(name: str, norms: str, tmp_path: Path) -> None:
+    network = model(name, norms=norms, **FACTS)
+    network.compile(keras.optimizers.SGD(0.1))
+    data = tf.data.Dataset.from_tensor_slices(BATCH).batch(8)
+    history = network.fit(data, epochs=2, verbose=0).history
+    assert np.isfinite(history["loss"]).all()
+    if name != "natural":
+        assert history["eps_linf"][-1] == pytest.approx(0.05) and "eps" not in history
+    if norms == "sample" and name != "natural":
+        assert int(tf.reduce_sum(network.errors.seen.value)) == 48
+    network.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    assert again.threats == THREATS and again.norms == norms
+    for one, other in zip(network.get_weights(), again.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("name", ["free", "iaat", "mma", "fgsm_pgi"])
+def test_methods_that_keep_state_of_one_norm_refuse_a_list(name: str) -> None:
+    with pytest.raises(UserError, match="threat: expected one threat"):
+        model(name, **FACTS)
+
+
+def test_a_step_in_image_units_is_refused() -> None:
+    with pytest.raises(UserError, match="attack.step_size: expected none, a fraction of each eps"):
+        model(attack=PGD(steps=3, step_size=0.01))
+    assert tfrobust.Adv is METHODS["adv"]
