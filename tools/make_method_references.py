@@ -125,6 +125,29 @@ def nfgsm(folder: Path) -> dict[str, Any]:
     return network.result(loss, adv=network.seen[-1])
 
 
+def free(folder: Path) -> dict[str, Any]:
+    """github.com/mahyarnajibi/FreeAdversarialTraining (e185c84), three replays of one batch.
+
+    The images are kept from the walls of the box, where its gradient in delta is 0, unlike ours.
+    """
+    network, delta, images = Network(), torch.zeros_like(X), 0.2 + 0.6 * X
+    sgd = torch.optim.SGD(network.parameters(), lr=0.05)
+    meter = SimpleNamespace(update=lambda *_: None)
+    adv = SimpleNamespace(fgsm_step=EPS, clip_eps=EPS)
+    for _ in range(3):
+        lines(
+            folder / "main_free.py",
+            "noise_batch = Variable",
+            "optimizer.step()",
+            Variable=torch.autograd.Variable, global_noise_data=delta, input=images, target=Y,
+            mean=torch.zeros(3, 1, 1), std=torch.ones(3, 1, 1), model=network, optimizer=sgd,
+            criterion=F.cross_entropy, accuracy=lambda *_, **__: ([0.0], [0.0]), losses=meter,
+            top1=meter, top5=meter, configs=SimpleNamespace(ADV=adv),
+            fgsm=lambda gradient, step: step * torch.sign(gradient),
+        )  # fmt: skip
+    return network.result(delta=delta)
+
+
 def gradalign(folder: Path) -> dict[str, Any]:
     """github.com/tml-epfl/understanding-fast-adv-training (ceed494)."""
     network = Network()
@@ -334,7 +357,7 @@ def llr(_: None) -> dict[str, Any]:
 MAKERS: dict[str, Callable[[Any], dict[str, Any]]] = {
     made.__name__: made
     for made in (
-        alp, awp, fat, fgsm_pgi, gkl, gradalign, iaat, jac, llr, mart, mma, nfgsm, nuat,
+        alp, awp, fat, fgsm_pgi, free, gkl, gradalign, iaat, jac, llr, mart, mma, nfgsm, nuat,
         squeeze, trades, trades_awp,
     )
 }  # fmt: skip

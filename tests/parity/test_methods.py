@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -78,6 +79,21 @@ def model_of(name: str) -> tuple[Any, dict[str, tf.Tensor]]:
         model.step.assign(1)  # which ascends the nuclear norm
     arrays = {"image": shared.images(), "label": shared.labels()}
     return model, {k: tf.constant(v) for k, v in arrays.items()} | {"index": tf.range(12)}
+
+
+def test_free_replays_as_the_authors_do() -> None:
+    """delta and the averages after three replays, each of which is a step of the optimizer."""
+    with np.load(shared.REFERENCES / "free.npz") as saved:
+        expected = dict(saved)
+    facts = {"replays": 3, "batch_size": shared.EXAMPLES}
+    model = METHODS["free"](shared.network(), threat=Threat("linf", shared.EPS), **facts)
+    model.compile(keras.optimizers.SGD(0.05))
+    images = 0.2 + 0.6 * shared.images()  # away from the walls
+    model.train_step((tf.constant(images), tf.constant(shared.labels())))
+    assert np.mean(np.abs(model.delta.table - expected["delta"]) > 1e-5) < 0.005
+    weights = dict(zip(shared.SHAPES, model.network.get_weights(), strict=True))
+    for key in (key for key in weights if "moving" in key):
+        np.testing.assert_allclose(weights[key], expected[key], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -33,7 +33,9 @@ class Awp(RobustModel):
 
     Each kernel w (a weight of more than one axis that is no scale or offset) moves by
     gamma * ||w|| * g / ||g||, where g is the gradient of the loss on the same adversaries. The step
-    is then taken from the weights as they were before.
+    is then taken from the weights as they were before. BatchNorm's averages move at the moved
+    weights, in the passes of the other method. (The authors pass x' before x for TRADES, and with
+    ADV they craft with craft="train" and pass x once more after the step.)
 
     Args:
         method: The other method: its name, a mapping of its `name` and its own arguments, or a

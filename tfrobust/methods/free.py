@@ -23,6 +23,9 @@ class Free(Adv):
     eps in its steepest direction. delta has a row for each place in a batch and is carried from
     batch to batch. x + delta is kept in the box, delta in the ball. Each replay is a step of the
     optimizer, so the papers divide their number of epochs by `replays`.
+
+    Where x + delta leaves the box, delta moves by the gradient at the wall. In the authors' torch
+    code this gradient is 0, because it is that through the clipping.
     """
 
     default_attack = None
