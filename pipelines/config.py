@@ -204,9 +204,12 @@ def _merged(path: Path, above: tuple[Path, ...] = ()) -> DictConfig:
 
 
 def _drop_replaced(below: Any, above: dict[Any, Any]) -> None:
-    """Drop the sections of `below` for which `above` names another constructor, with their keys."""
+    """Drop the sections of `below` that `above` replaces by another constructor or a list."""
     for key, new in above.items():
         old = below.get(key)
+        if {type(new), type(old)} == {list, dict}:  # such as a list of threats over one
+            del below[key]
+            continue
         if isinstance(new, dict) and isinstance(old, dict):
             if "name" in new and new["name"] != old.get("name"):
                 del below[key]

@@ -207,3 +207,16 @@ def test_an_evaluation_of_several_norms_in_a_config(tmp_path: Path) -> None:
         ("linf: PGD-10", spec.threats[0]),
         ("l2: PGD-10", spec.threats[1]),
     ]
+
+
+def test_a_list_of_threats_replaces_the_one_of_an_included_file(tmp_path: Path) -> None:
+    path = tmp_path / "union.yaml"
+    path.write_text(
+        "include: digits_adv.yaml\n"
+        "threat: [{norm: linf, eps: 0.15}, {norm: l2, eps: 0.8}]\n"
+        "train: {validation_attack: {step_size: null}}\n"
+        "attacks: [{name: pgd, steps: 20}]\n"
+    )
+    spec = parse("union", read_config(str(path), [])[1])
+    assert [threat.norm for threat in spec.threats] == ["linf", "l2"]
+    assert spec.method is not None and spec.method.keywords["threat"] == spec.threats
