@@ -124,9 +124,8 @@ def test_no_gradient_flows_through_what_is_crafted(name: str) -> None:
     """A step uses the gradients with everything that perturb made held constant."""
     once = {"replays": 1} if "replays" in parameters(METHODS[name]) else {}
     model = make(name, batch_size=16, **once)
-    batch = batch_of(model)
+    batch, before = batch_of(model), model.network.get_weights()
     made = {key: tf.constant(value.numpy()) for key, value in model.perturb(batch).items()}
-    before = model.network.get_weights()
     _, gradients, _ = model.gradients(batch | made)
     model.network.set_weights(before)  # the averages of BatchNorm
     model.update(batch)
@@ -142,10 +141,11 @@ def test_eps_0_crafts_the_image_itself(name: str) -> None:
     A method whose logs have no eps crafts the same at eps 0 and at eps.
     """
     model = make(name, batch_size=16, ramp_steps=4)
+    before = model.network.get_weights()  # crafting may move the averages of BatchNorm
     made = model.perturb(batch_of(model))
     if "eps" not in model.scalars():
         at_eps = make(name, batch_size=16)
-        at_eps.network.set_weights(model.network.get_weights())
+        at_eps.network.set_weights(before)
         expected = at_eps.perturb(batch_of(at_eps))
         assert made.keys() == expected.keys()
         for entry, value in expected.items():
