@@ -123,6 +123,10 @@ def check_keys(config: Mapping[str, Any]) -> None:
     _check_named("data", data)
     if isinstance(data, Mapping):
         _check_named("data.extra", data.get("extra"))
+        augment = data.get("augment")
+        for place, item in enumerate(augment if isinstance(augment, list) else [augment]):
+            where = f"data.augment[{place}]" if isinstance(augment, list) else None
+            _check_named("data.augment", item, where)
     _check_train(config.get("train"))
     method = config.get("method")
     _check_named("method", method)
@@ -164,7 +168,7 @@ def _check_search(config: Mapping[str, Any]) -> None:
 def _check_train(section: Any) -> None:
     _check_section("train", section)
     if isinstance(section, Mapping):
-        for key in ("schedule", "validation_attack"):
+        for key in ("schedule", "validation_attack", "averaging"):
             _check_named(f"train.{key}", section.get(key))
 
 

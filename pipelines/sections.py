@@ -9,9 +9,10 @@ import numpy as np
 
 from pipelines.space import Range
 from tfrobust.attacks import PGD, Attack
-from tfrobust.data import AUGMENTATIONS, Dataset, Extra, Split
+from tfrobust.data import Augmentation, Dataset, Extra, Split, in_sequence
 from tfrobust.errors import choose, require, require_at_least
 from tfrobust.evaluation import MODES
+from tfrobust.methods import Averaging
 from tfrobust.registry import located
 from tfrobust.training import MONITOR, MONITORS, Schedule
 from tfrobust.xla import is_choice
@@ -48,13 +49,13 @@ class Data:
 
     Args:
         validation: The number of examples that are held out of the training split, at random.
-        augment: Either crop or crop_flip.
+        augment: The augmentations of training that follow each other.
     """
 
     source: Dataset
     batch_size: int = 128
     validation: int = 0
-    augment: str | None = None
+    augment: tuple[Augmentation, ...] = ()
     extra: ExtraData | None = None
 
     @functools.cached_property
@@ -70,8 +71,7 @@ class Data:
     def __post_init__(self) -> None:
         require_at_least(1, batch_size=self.batch_size)
         require_at_least(0, validation=self.validation)
-        if self.augment is not None:
-            choose("augment", self.augment, AUGMENTATIONS)
+        in_sequence(self.augment)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +88,7 @@ class Train:
         jit_compile: Whether XLA compiles the step (docs/performance.md). auto compiles it on GPUs
             only. Steps that are not compiled are deterministic on CPU.
         init_from: A run folder or .keras file with the network to start from.
+        averaging: The average of the weights that is validated and kept instead of the weights.
         monitor: The validation accuracy that a guided rate follows and that chooses the best epoch.
         checkpoint_minutes: The time between two checkpoints within an epoch.
         rollbacks: How often a run whose loss is not finite may go back to its last checkpoint; it
@@ -103,6 +104,7 @@ class Train:
     steps_per_epoch: int | None = None
     jit_compile: bool | str = "auto"
     init_from: str | None = None
+    averaging: Averaging | None = None
     monitor: str = MONITOR
     checkpoint_minutes: float = 10.0
     rollbacks: int = 0
@@ -122,6 +124,9 @@ class Train:
         if warmup:
             expected = f"a number from 0 to the {self.epochs - warmup:g} epochs after the warm-up"
         require(0 <= ramp <= self.epochs - warmup, "epsilon_ramp_epochs", expected, ramp)
+        start = 0 if self.averaging is None else self.averaging.start_epoch
+        expected = f"less than the {self.epochs} epochs"
+        require(start < self.epochs, "averaging.start_epoch", expected, start)
         if self.steps_per_epoch is not None:
             require_at_least(1, steps_per_epoch=self.steps_per_epoch)
 

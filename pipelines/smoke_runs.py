@@ -27,7 +27,7 @@ def smoke(spec: Spec) -> Spec:
         "test": 32,
         "batch_size": 16,
         "validation": 16,
-        "augment": spec.data.augment,
+        "augment": spec.config["data"].get("augment"),
     }
     if spec.data.extra is not None:
         shape = {key: config["data"][key] for key in ("name", "image_shape", "num_classes")}

@@ -15,11 +15,11 @@ from pipelines.network import named_output, network_maker
 from pipelines.sections import Data, EvaluationOptions, ExtraData, Search, Train
 from pipelines.space import ranges
 from tfrobust.attacks import ATTACKS, Attack, SavedImages
-from tfrobust.data import DATASETS, Dataset
+from tfrobust.data import AUGMENTATIONS, DATASETS, Dataset
 from tfrobust.errors import UserError, choose, number, require
 from tfrobust.evaluation import ListedAttack, list_attacks
 from tfrobust.gate import check_threat
-from tfrobust.methods import METHODS, RobustModel
+from tfrobust.methods import AVERAGINGS, METHODS, RobustModel
 from tfrobust.models import PRECISIONS
 from tfrobust.registry import arguments, build, convert, located, resolve
 from tfrobust.threat import Threat, threats_of
@@ -130,7 +130,12 @@ def parse(name: str, config: dict[str, Any]) -> Spec:
     init_from = None if train is None else train.init_from
     network = network_maker(top.model, data.source, trains, init_from)
     if method is not None and network is not None:  # both constructors check their values now
-        located("method", method, network(), ramp_steps=0, **dict.fromkeys(FACTS, 1))
+        checked = located("method", method, network(), ramp_steps=0, **dict.fromkeys(FACTS, 1))
+        expected = f"none that mixes labels ({type(checked).__name__} needs one for each image)"
+        mixes = any(augmentation.mixes for augmentation in data.augment)
+        require(
+            checked.mixed_labels or not mixes, "data.augment", expected, top.data.get("augment")
+        )
     options = arguments(EvaluationOptions, top.evaluation or {}, "evaluation")
     evaluation = located("evaluation", EvaluationOptions, **options)
     _check_conditions(evaluation, top.model or {})
@@ -241,7 +246,13 @@ def _threats(section: Mapping[str, Any] | list[dict[str, Any]]) -> tuple[Threat,
 def _data(section: Mapping[str, Any]) -> Data:
     section = dict(section)
     extra = section.pop("extra", None)
-    source, options = _source(Data, section, "data", ("extra",))
+    augment = section.pop("augment", None) or []
+    source, options = _source(Data, section, "data", ("extra", "augment"))
+    several = isinstance(augment, list)
+    options["augment"] = tuple(
+        build(AUGMENTATIONS, item, f"data.augment[{place}]" if several else "data.augment")
+        for place, item in enumerate(augment if several else [augment])
+    )
     if extra is not None:
         where = "data.extra"
         extra_source, extra_options = _source(ExtraData, extra, where)
@@ -266,12 +277,16 @@ def _source(
 
 
 def _train(section: Mapping[str, Any], threats: Threats, data: Data, trains: bool) -> Train:
-    nested = {"schedule": (SCHEDULES, "guided"), "validation_attack": (ATTACKS, None)}
+    nested = {
+        "schedule": (SCHEDULES, "guided"),
+        "validation_attack": (ATTACKS, None),
+        "averaging": (AVERAGINGS, None),
+    }
     plain = {k: v for k, v in section.items() if k not in nested}
     values = arguments(Train, plain, "train", tuple(nested), also=tuple(nested))
     for key, (registry, default) in nested.items():
-        if key in section or default:
-            spec = section.get(key, default)
+        spec = section.get(key, default)
+        if spec is not None:
             values[key] = build(registry, spec, f"train.{key}")  # type: ignore[arg-type]
     train = located("train", Train, **values)
     alone = train.eps is None or len(threats) == 1
@@ -304,13 +319,14 @@ def _method(
 ) -> partial[RobustModel]:
     section = dict(section)
     attack = section.pop("attack", None)
-    steps = ("warmup_steps", "ramp_steps", *FACTS)
-    filled_in = ("network", "threat", "attack", "validation_attack", "seed", *steps)
+    of_train = ("validation_attack", "warmup_steps", "ramp_steps", "averaging")
+    filled_in = ("network", "threat", "attack", "seed", *of_train, *FACTS)
     maker = resolve(METHODS, section, "method", filled_in, also=("attack",))
     return partial(
         maker,
         threat=threats if len(threats) > 1 else threats[0],
         validation_attack=None if train is None else train.validation_attack,
+        averaging=None if train is None else train.averaging,
         seed=seed,
         attack=None if attack is None else build(ATTACKS, attack, "method.attack"),
     )

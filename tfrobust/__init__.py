@@ -5,8 +5,9 @@
     model.fit(x, y)
 
 Every training method and every attack is here by the name of its class, beside `Threat`,
-`evaluate`, `load_network` and `UserError`; the subpackages are attributes. Names are imported when
-they are first asked for: `import tfrobust` alone imports neither TensorFlow nor Keras.
+`evaluate`, `load_network`, the averages `Ema` and `Swa`, and `UserError`; the subpackages are
+attributes. Names are imported when they are first asked for: `import tfrobust` alone imports
+neither TensorFlow nor Keras.
 """
 
 import importlib
@@ -28,8 +29,10 @@ if TYPE_CHECKING:
 _HOMES = {
     "ATTACKS": "tfrobust.attacks",
     "Attack": "tfrobust.attacks",
+    "Ema": "tfrobust.methods",
     "METHODS": "tfrobust.methods",
     "RobustModel": "tfrobust.methods",
+    "Swa": "tfrobust.methods",
     "Threat": "tfrobust.threat",
     "UserError": "tfrobust.errors",
     "evaluate": "tfrobust.evaluation",

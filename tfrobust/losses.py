@@ -8,8 +8,21 @@ TINY = 1e-12  # keeps the ratios finite where the largest logits are equal
 
 
 def cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-    """Return the cross entropy, -log softmax(logits)[label]."""
+    """Return the cross entropy, -log softmax(logits)[label].
+
+    For targets [B, C], the probabilities of the classes, it is -sum_c target_c log softmax_c.
+    """
+    if labels.shape.rank == 2:
+        return tf.nn.softmax_cross_entropy_with_logits(labels, logits)
     return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+
+
+def smoothed(targets: tf.Tensor, smoothing: float) -> tf.Tensor:
+    """Return (1 - smoothing) * targets + smoothing / C (Szegedy et al., 2016, arXiv:1512.00567).
+
+    targets: probabilities of the C classes, [B, C].
+    """
+    return (1.0 - smoothing) * targets + smoothing / targets.shape[-1]
 
 
 def kl(logits: tf.Tensor, reference: tf.Tensor) -> tf.Tensor:

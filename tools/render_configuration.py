@@ -23,10 +23,10 @@ from pipelines.sections import TRAINED, Data, EvaluationOptions, ExtraData, Sear
 from pipelines.spec import FACTS, SEARCHING, STAGES, TopLevel
 from pipelines.suite import Entry, SuiteFile
 from tfrobust.attacks import ATTACKS
-from tfrobust.data import DATASETS
+from tfrobust.data import AUGMENTATIONS, DATASETS
 from tfrobust.evaluation.attack_list import COMMON, SUITES
 from tfrobust.io import write_text
-from tfrobust.methods import METHODS, RobustModel
+from tfrobust.methods import AVERAGINGS, METHODS, RobustModel
 from tfrobust.models import MODELS, PRECISIONS
 from tfrobust.registry import parameters
 from tfrobust.report import markdown_table
@@ -36,7 +36,7 @@ from tfrobust.training import OPTIMIZERS, SCHEDULES
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "configuration.md"
 # Parameters that the pipeline fills in.
 OF_METHODS = {
-    *("network", "threat", "validation_attack", "warmup_steps", "ramp_steps", "seed"),
+    *("network", "threat", "validation_attack", "warmup_steps", "ramp_steps", "seed", "averaging"),
     *FACTS,
 }
 OF_MODELS = {"image_shape", "num_classes"}
@@ -76,11 +76,13 @@ def schema() -> str:
         },
         "names": {
             "data": _keys(DATASETS, also=data - {"source"}),
+            "data.augment": _keys(AUGMENTATIONS),
             "data.extra": _keys(DATASETS, also=extra - {"source"}),
             "model": _keys(MODELS, filled=OF_MODELS, also={"path"}),
             "method": _keys(METHODS, filled=OF_METHODS | {"attack"}, also={"attack"}),
             "method.attack": attacks,
             "optimizer": _keys(OPTIMIZERS),
+            "train.averaging": _keys(AVERAGINGS),
             "train.schedule": _keys(SCHEDULES),
             "train.validation_attack": attacks,
             "attacks": {
@@ -130,9 +132,11 @@ def render() -> str:
         "method.attack.name, attacks": ATTACKS,
         "attacks: suites": SUITES,
         "data.name": DATASETS,
+        "data.augment.name": AUGMENTATIONS,
         "model.name": MODELS,
         "optimizer.name": OPTIMIZERS,
         "train.schedule.name": SCHEDULES,
+        "train.averaging.name": AVERAGINGS,
     }
     hidden = {"method.name": set(parameters(RobustModel)), "model.name": OF_MODELS}
     for title, registry in registries.items():

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from pipelines.folder import Folder
 from pipelines.sections import Train
@@ -30,6 +31,7 @@ from tfrobust.training import (
     History,
     Interruption,
     NotFinite,
+    RecomputedStatistics,
     Resume,
     TableQuantiles,
 )
@@ -132,10 +134,25 @@ def _trained(
 
     note = checkpoints.note
     history = History(folder.history, note.get("history", []), folder.tensorboard)
+
+    def stream(first: int) -> tf.data.Dataset:
+        return batches(
+            split,
+            size,
+            seed=spec.seed,
+            training=True,
+            augment=spec.data.augment,
+            first_step=first,
+            steps_per_epoch=steps,
+            extra=extra,
+        )
+
+    statistics = RecomputedStatistics(model, lambda epoch: stream(epoch * steps).take(steps))
     best = Best(model, plan.monitor)
     first_full = math.ceil(plan.epsilon_warmup_epochs + plan.epsilon_ramp_epochs)
     guides = plan.schedule.callbacks(first_full, plan.monitor)
-    steering = [BatchTimer(), *guides, best, CatastrophicOverfitting(), TableQuantiles(split.index)]
+    monitors = [CatastrophicOverfitting(), TableQuantiles(split.index)]
+    steering = [BatchTimer(), statistics, *guides, best, *monitors]
     resume = Resume(
         model,
         checkpoints,
@@ -166,16 +183,7 @@ def _trained(
         if model.jit_compile and replicas == 1:  # Keras fails on several replicas
             model.steps_per_execution = _steps_at_once(steps, first)
         model.fit(
-            batches(
-                split,
-                size,
-                seed=spec.seed,
-                training=True,
-                augment=spec.data.augment,
-                first_step=first,
-                steps_per_epoch=steps,
-                extra=extra,
-            ),
+            stream(first),
             steps_per_epoch=steps - first % steps,
             initial_epoch=first // steps,
             epochs=last,

@@ -18,7 +18,7 @@ from tests.contract.test_models import SMALL
 from tests.products import slow_but
 from tfrobust import FGSM, PGD, Adv, Atlas, RobustModel, Threat, load_network
 from tfrobust._compat import layers_of
-from tfrobust.methods import METHODS
+from tfrobust.methods import METHODS, Ema
 from tfrobust.models import MODELS, narrow, small_cnn, small_resnet
 from tfrobust.models.keras_defaults import neutral
 
@@ -57,7 +57,7 @@ def small(**options: Any) -> keras.Model:
 
 FAST: dict[str, Any] = {"threat": THREAT, "validation_attack": FGSM()}
 MADE: dict[str, Callable[[], RobustModel]] = {
-    "adv": lambda: Adv(small(), ema=0.9, **FAST),
+    "adv": lambda: Adv(small(), averaging=Ema(decay=0.9), steps_per_epoch=2, **FAST),
     "atlas": lambda: Atlas(
         small_resnet((8, 8, 1), 4, groups=[2], mean=[0.5], std=[0.25]), alpha=1e-3, beta=1.0, **FAST
     ),

@@ -18,6 +18,7 @@ from tfrobust import FGSM, PGD, Adv, Threat, noise
 from tfrobust.errors import UserError
 from tfrobust.methods import (
     Awp,
+    Ema,
     Fat,
     FgsmPgi,
     Free,
@@ -360,8 +361,14 @@ def test_awp_composes_with_any_method(network: Any) -> None:
 
 
 def test_awp_of_a_method_object_is_awp_of_its_settings(linear: Callable[..., Any]) -> None:
-    network = linear(W)
-    options = {"threat": THREAT, "ramp_steps": 4, "l2": 0.01, "ema": 0.5}
+    network, averaging = linear(W), Ema(decay=0.5)
+    options = {
+        "threat": THREAT,
+        "ramp_steps": 4,
+        "steps_per_epoch": 2,
+        "l2": 0.01,
+        "averaging": averaging,
+    }
     model = Awp(network, method=Squeeze(network, beta=2.0, **options), gamma=0.02)
     method = {"name": "squeeze", "beta": 2.0, "regularizer": "symmetric_kl"}
     same = Awp(linear(W), method=method, gamma=0.02, **options)
@@ -438,7 +445,6 @@ def test_gkl_weighs_classes_by_the_epoch_before(network: Any) -> None:
         ),
         (lambda n: Mma(n, threat=THREAT, max_margin=0, num_examples=1), "max_margin: expected a n"),
         (lambda n: Adv(n, threat=THREAT, clean_weight=2.0), "clean_weight: expected a number in"),
-        (lambda n: Adv(n, threat=THREAT, ema=1.0), "ema: expected a number in"),
         (lambda n: Awp(n, threat=THREAT, gamma=-1.0), "gamma: expected a number >= 0"),
     ],
 )

@@ -20,7 +20,7 @@ from tensorflow.core.util import event_pb2
 from tests.products import slow_but
 from tfrobust import PGD, Adv, Threat
 from tfrobust.data import Split, batches
-from tfrobust.methods import Awp, Free, Gkl, Iaat, Mma, RobustModel
+from tfrobust.methods import Awp, Ema, Free, Gkl, Iaat, Mma, RobustModel, Swa
 from tfrobust.training import (
     MONITOR,
     SCHEDULES,
@@ -32,6 +32,7 @@ from tfrobust.training import (
     History,
     Interrupted,
     Interruption,
+    RecomputedStatistics,
     Resume,
     Schedule,
 )
@@ -59,7 +60,8 @@ STATEFUL: dict[str, tuple[type[RobustModel], dict[str, Any]]] = {
     "free": (Free, {"replays": 2}),
     "gkl": (Gkl, {"attack": PGD(steps=2)}),
     "awp of iaat": (Awp, {"method": {"name": "iaat", "warmup_epochs": 1}, "warmup_epochs": 2}),
-    "moving average": (Adv, {"ema": 0.9}),
+    "moving average": (Adv, {"averaging": Ema(decay=0.9, statistics="averaged")}),
+    "mean of epochs": (Adv, {"averaging": Swa(start_epoch=1)}),
 }
 
 
@@ -87,7 +89,10 @@ def run(
     model.compile(keras.optimizers.SGD(rate, momentum=0.9))
     model.optimizer.build(model.network.trainable_variables)
     best, interruption = Best(model, MONITOR), Interruption()
-    steering = [BatchTimer(), *schedule.callbacks(0), best, CatastrophicOverfitting()]
+    statistics = RecomputedStatistics(
+        model, lambda epoch: batches(split, 8, training=True, first_step=3 * epoch).take(3)
+    )
+    steering = [BatchTimer(), statistics, *schedule.callbacks(0), best, CatastrophicOverfitting()]
     kept = Checkpoints(folder)
     history = History(folder / "history.csv", kept.note.get("history", []), folder / "tensorboard")
     resume = Resume(model, kept, steering, 3, interruption=interruption, history=history)

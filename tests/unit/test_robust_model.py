@@ -114,27 +114,6 @@ def test_the_networks_own_regularisers_count() -> None:
     np.testing.assert_allclose(moved, before * (1 - 0.1 * 0.5), rtol=1e-5)
 
 
-def test_averages_of_weights_and_statistics_are_what_is_validated(normed: keras.Model) -> None:
-    """Each step averages a <- 0.5 a + 0.5 w, also for the moving averages of BatchNorm."""
-    model = Natural(normed, threat=THREAT, ema=0.5)
-    model.compile(keras.optimizers.SGD(0.5))
-    expected = [w.copy() for w in normed.get_weights()]
-    for _ in range(3):
-        model.train_step((tf.constant(X), tf.constant(Y)))
-        expected = [0.5 * a + 0.5 * w for a, w in zip(expected, normed.get_weights(), strict=True)]
-    for result, wanted in zip(model.evaluated_weights(), expected, strict=True):
-        np.testing.assert_allclose(result, wanted, rtol=1e-5, atol=1e-6)
-    predicted, raw = model(X).numpy(), normed(X).numpy()
-    logs = model.evaluate(X, Y, verbose=0, return_dict=True)
-    normed.set_weights(expected)
-    np.testing.assert_allclose(predicted, normed(X), rtol=1e-5, atol=1e-6)
-    assert np.abs(predicted - raw).max() > 1e-3
-    again = Natural(normed, threat=THREAT)
-    again.compile("sgd")
-    plain = again.evaluate(X, Y, verbose=0, return_dict=True)
-    assert logs == pytest.approx(plain, rel=1e-4)
-
-
 def test_examples_of_weight_zero_have_no_influence(linear: Callable[..., Any]) -> None:
     def trained(x: np.ndarray, y: np.ndarray, weight: Any) -> np.ndarray:
         model = Atlas(linear(W, power=2), threat=THREAT, alpha=0.1, beta=1.0)

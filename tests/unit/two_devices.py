@@ -19,7 +19,7 @@ from tfrobust.attacks import RayS, Square
 from tfrobust.data import Split, batches
 from tfrobust.errors import UserError
 from tfrobust.evaluation import craft
-from tfrobust.methods import METHODS
+from tfrobust.methods import METHODS, Ema
 from tfrobust.models.layers import BatchNorm, Dropout
 from tfrobust.registry import parameters
 from tfrobust.training import (
@@ -65,7 +65,7 @@ def model_for(method: str, normalized: str | bool = False) -> Any:
     takes = parameters(METHODS[name])
     terms = {**METHODS[name].example, **{k: v for k, v in TERMS.items() if k in takes}}
     if method == "trades":
-        terms["ema"] = 0.5
+        terms["averaging"] = Ema(decay=0.5, statistics="averaged")
     if method.startswith("trades"):  # ten steps from near the image turn a sign
         terms["attack"] = FGSM()
     conditioned = "strength" in METHODS[name].network_inputs

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from tfrobust.data.augment import AUGMENTATIONS
+from tfrobust.data.augment import AUGMENTATIONS, Augmentation, in_sequence
 from tfrobust.data.digits import open_digits
 from tfrobust.data.files import readable
 from tfrobust.data.folder import open_folder
@@ -25,11 +25,13 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
 __all__ = [
     "AUGMENTATIONS",
     "DATASETS",
+    "Augmentation",
     "Dataset",
     "Extra",
     "Split",
     "batches",
     "from_arrays",
     "hold_out",
+    "in_sequence",
     "readable",
 ]

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 import tensorflow as tf
 
-from tfrobust.data.augment import AUGMENTATIONS
+from tfrobust.data.augment import Augment, Augmentation, in_sequence
 from tfrobust.data.rows import Rows, as_float, mixed_rows, rows_of
 from tfrobust.data.split import Split
-from tfrobust.errors import choose, require, require_at_least
-from tfrobust.noise import seed_for
+from tfrobust.errors import require, require_at_least
+from tfrobust.noise import fold, seed_for
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def batches(
     *,
     seed: int = 0,
     training: bool = False,
-    augment: str | None = None,
+    augment: Augment = None,
     first_step: int = 0,
     steps_per_epoch: int | None = None,
     extra: Extra | None = None,
@@ -69,7 +69,7 @@ def batches(
             replicas, each of which gets an equal part.
         seed: Seed of the order and of the augmentation.
         training: Whether the batches are for training.
-        augment: A name in AUGMENTATIONS, only with training=True.
+        augment: Names in AUGMENTATIONS or augmentations, one or several; only with training=True.
         first_step: The step of training to begin at.
         steps_per_epoch: The number of batches in an epoch, len(split) // batch_size if it is None.
             Give Keras the same number.
@@ -81,10 +81,15 @@ def batches(
         UserError: The augmentation is unknown, the split cannot fill a batch, or the extra images
             have another size.
     """
-    _check(split, batch_size, training, augment, most=len(split) if training else None)
+    steps_of_change = _check(
+        split, batch_size, training, augment, most=len(split) if training else None
+    )
     require(extra is None or training, "extra", "None without training=True", extra)
     rows = rows_of(split) if extra is None else mixed_rows(split, extra.split)
-    collect = _collector(rows, seed, augment)
+    mixes = any(step.mixes for step in steps_of_change)
+    unequal = extra is not None and extra.weight != 1
+    require(not (mixes and unequal), "extra.weight", "1 (augment mixes examples)", extra)
+    collect = _collector(rows, seed, steps_of_change)
     if not training:
         positions = tf.data.Dataset.range(len(split)).batch(batch_size)
         return _mapped(tf.data.Dataset.zip(tf.data.Dataset.counter(), positions), collect)
@@ -132,7 +137,7 @@ def from_arrays(
     *,
     seed: int = 0,
     training: bool = True,
-    augment: str | None = None,
+    augment: Augment = None,
     layout: str | None = None,
 ) -> tf.data.Dataset:
     """Batches of a user's arrays, as `batches` makes them, with the index that some methods need.
@@ -148,7 +153,7 @@ def from_arrays(
         seed: Seed of the order and of the augmentation. TensorFlow's global seed counts too, if
             set.
         training: Whether the examples are shuffled, differently in every pass.
-        augment: A name in AUGMENTATIONS, only with training=True.
+        augment: Names in AUGMENTATIONS or augmentations, one or several; only with training=True.
         layout: As for `Split.of`.
 
     Raises:
@@ -157,12 +162,12 @@ def from_arrays(
     split = Split.of(x, y, layout=layout)
     if not training:
         return batches(split, batch_size, augment=augment)
-    _check(split, batch_size, training, augment)
+    steps_of_change = _check(split, batch_size, training, augment)
     positions = tf.data.Dataset.range(len(split))
     positions = positions.shuffle(len(split), seed, reshuffle_each_iteration=True).batch(batch_size)
     # A pass does not know its number, so a new random number stands for that of the batch.
     counters = tf.data.Dataset.random(seed, rerandomize_each_iteration=True)
-    collect = _collector(rows_of(split), seed, augment)
+    collect = _collector(rows_of(split), seed, steps_of_change)
     return _mapped(tf.data.Dataset.zip(counters, positions), collect)
 
 
@@ -180,16 +185,16 @@ def _drawn(count: int, size: int, seed: tf.Tensor) -> tf.Tensor:
 
 
 def _collector(
-    rows: Rows, seed: int, augment: str | None
+    rows: Rows, seed: int, augmentations: tuple[Augmentation, ...]
 ) -> Callable[[tf.Tensor, tf.Tensor], dict[str, tf.Tensor]]:
     """Return the function from a batch's number and positions [B] to the batch."""
 
     def collect(counter: tf.Tensor, positions: tf.Tensor) -> dict[str, tf.Tensor]:
-        batch = rows(positions)
-        x = batch["image"]
-        if augment is not None:
-            x = AUGMENTATIONS[augment](x, seed_for(seed, counter, "augment"))
-        return batch | {"image": as_float(x)}  # last: the gathers move a quarter of the bytes
+        batch, first = rows(positions), seed_for(seed, counter, "augment")
+        for place, augment in enumerate(augmentations):
+            batch = augment(batch, fold(first, place) if place else first)
+        # Last, as the gathers of a crop move a quarter of the bytes in uint8.
+        return batch | {"image": as_float(batch["image"])}
 
     return collect
 
@@ -204,13 +209,13 @@ def _mapped(
 
 
 def _check(
-    split: Split, batch_size: int, training: bool, augment: str | None, most: int | None = None
-) -> None:
+    split: Split, batch_size: int, training: bool, augment: Augment, most: int | None = None
+) -> tuple[Augmentation, ...]:
+    """Check the arguments, and return the augmentations."""
     if most is None:
         require_at_least(1, batch_size=batch_size)
     else:
         expected = f"1 to the {most} examples of the split"
         require(1 <= batch_size <= most, "batch_size", expected, batch_size)
-    if augment is not None:
-        require(training, "augment", "None without training=True", augment)
-        choose("augment", augment, AUGMENTATIONS)
+    require(training or augment is None, "augment", "None without training=True", augment)
+    return in_sequence(augment)

@@ -6,6 +6,10 @@ The import of a class registers it: a method's name is that of its file.
 from tfrobust.methods.adv import Adv as Adv
 from tfrobust.methods.alp import Alp as Alp
 from tfrobust.methods.atlas import Atlas as Atlas
+from tfrobust.methods.averaging import AVERAGINGS as AVERAGINGS
+from tfrobust.methods.averaging import Averaging as Averaging
+from tfrobust.methods.averaging import Ema as Ema
+from tfrobust.methods.averaging import Swa as Swa
 from tfrobust.methods.awp import Awp as Awp
 from tfrobust.methods.base import RobustModel as RobustModel
 from tfrobust.methods.fat import Fat as Fat

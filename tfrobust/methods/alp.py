@@ -62,7 +62,8 @@ class Alp(RobustModel):
         both = tf.reshape(both, tf.concat([[-1], tf.shape(x)[1:]], axis=0))
         logits = self.logits_fn(batch, "train")(tf.ensure_shape(both, [None, *x.shape[1:]]))
         clean, adversarial = logits[::2], logits[1::2]
-        sum_of_two = losses.cross_entropy(clean, label) + losses.cross_entropy(adversarial, label)
+        truth = self.truth(batch)
+        sum_of_two = losses.cross_entropy(clean, truth) + losses.cross_entropy(adversarial, truth)
         pairing = tf.reduce_mean(tf.square(clean - adversarial), axis=-1)
         return {
             "loss": 0.5 * sum_of_two + self.scale * self.weight * pairing,

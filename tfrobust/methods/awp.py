@@ -24,6 +24,7 @@ COPIED = (
     "crafting_loss",
     "sizes_vary",
     "one_threat",
+    "mixed_labels",
 )
 
 
@@ -64,7 +65,7 @@ class Awp(RobustModel):
             kwargs = {name: getattr(method, name) for name in shared} | {"threat": method.threats}
             method = _settings(method)
         maker = resolve(_others(), method, "method", tuple(parameters(RobustModel)))
-        inner = located("method", maker, network, **kwargs | {"ema": 0.0})
+        inner = located("method", maker, network, **kwargs | {"averaging": None})
         self.method, self.gamma, self.warmup_epochs = method, gamma, warmup_epochs
         for name in COPIED:
             setattr(self, name, getattr(inner, name))

@@ -11,15 +11,15 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfrobust import noise
+from tfrobust import losses, noise
 from tfrobust._compat import loss_mean
 from tfrobust.attacks import FGSM, PGD, Attack
 from tfrobust.attacks.gradient import GradientAttack
 from tfrobust.errors import choose, require, require_at_least
 from tfrobust.gate import check_threat
+from tfrobust.methods.averaging import AveragedModel, Averaging
 from tfrobust.methods.batch import Batch, as_batch, weighed, without_strings
 from tfrobust.methods.decay import DECAYED, half_square
-from tfrobust.methods.gated import GatedModel
 from tfrobust.methods.means import Means, for_keras
 from tfrobust.methods.ramp import ramp
 from tfrobust.methods.several_norms import WAYS, Errors, check_attack, perturbed
@@ -31,7 +31,7 @@ from tfrobust.threat import Threat, threats_of
 MODES = ("eval", "train", "frozen")
 
 
-class RobustModel(GatedModel):
+class RobustModel(AveragedModel):
     """A Keras model that trains a network against a threat; a method overrides some of five hooks.
 
     `fit` and `evaluate` take (x, y), (x, y, sample_weight) or batches {"image", "label", "index"},
@@ -52,13 +52,14 @@ class RobustModel(GatedModel):
         craft: The network's mode while it is attacked in training: "eval" (moving averages),
             "frozen" (batch statistics; the averages do not move) or "train" (batch statistics; the
             averages move). Papers differ.
+        label_smoothing: With s, the cross entropies of the loss take 1 - s + s / C as the
+            probability of the label and s / C as that of each other class. Attacks and validation
+            do not.
         l2: Adds l2 / 2 * ||w||^2 over the trainable weights to the loss. This is the coupled
             weight decay of the papers, which is not Keras's `weight_decay`.
         l2_on: The weights that l2 is for: "all" or "kernels", without biases and BatchNorm's.
-        ema: Keeps an average a <- ema * a + (1 - ema) * w of the network's weights w, BatchNorm's
-            averages included, updated after every step and starting at the initial weights.
-            Validation and predictions use a, and `pipelines` keeps it (`evaluated_weights`). 0
-            keeps no average.
+        averaging: An average of the weights (`Ema`, `Swa`), with which the network is validated,
+            predicts, and is kept by `pipelines` (`evaluated_weights`).
         seed: All noise is a function of (seed, step, purpose).
         num_examples: The number of training examples; `index` is below it. Only methods that name
             it in `needs` need it, and so for the next two.
@@ -88,6 +89,8 @@ class RobustModel(GatedModel):
     attack_kind: type[Attack] = Attack
     # The loss of an attack that names none; None where the method brings its own objective.
     crafting_loss: str | None = "cross_entropy"
+    # Whether the loss has a meaning for examples of two labels (`tfrobust.data.augment.Mixing`).
+    mixed_labels = True
     # Constructor arguments for a trial on a few images: those without a default, at least. Tests
     # and tools build the method with them.
     example: Mapping[str, Any] = {}
@@ -139,9 +142,10 @@ class RobustModel(GatedModel):
         warmup_steps: int = 0,
         ramp_steps: int = 0,
         craft: str = "eval",
+        label_smoothing: float = 0.0,
         l2: float = 0.0,
         l2_on: str = "all",
-        ema: float = 0.0,
+        averaging: Averaging | None = None,
         seed: int = 0,
         num_examples: int | None = None,
         batch_size: int | None = None,
@@ -167,47 +171,39 @@ class RobustModel(GatedModel):
             check_threat(each)
         one = len(self.threats) == 1 or not self.one_threat
         require(one, "threat", f"one threat ({type(self).__name__} takes no list)", threat)
+        averages = averaging is None or isinstance(averaging, Averaging)
+        require(averages, "averaging", "a tfrobust.Ema or tfrobust.Swa", averaging)
         facts = {
             "num_examples": num_examples,
             "batch_size": batch_size,
             "steps_per_epoch": steps_per_epoch,
         }
         for fact, value in facts.items():
-            if value is not None or fact in self.needs:
+            epochs = fact == "steps_per_epoch" and averaging and averaging.counts_epochs
+            if value is not None or fact in self.needs or epochs:
                 positive = value is not None and value >= 1
                 require(positive, fact, "int >= 1, of the training data", value)
         require_at_least(0, warmup_steps=warmup_steps, ramp_steps=ramp_steps)
+        require(0 <= label_smoothing < 1, "label_smoothing", "a number in [0, 1)", label_smoothing)
         require(l2 >= 0, "l2", "a number >= 0", l2)
-        require(0 <= ema < 1, "ema", "a number in [0, 1)", ema)
         self.network, self.threat = network, self.threats[0]
         self.norms = choose("norms", norms, WAYS)
         self.attack = self._attack(attack)
         self.validation_attack = validation_attack or PGD(steps=10)
         self.check_attacks()
-        self.warmup_steps, self.ramp_steps, self.l2, self.ema = warmup_steps, ramp_steps, l2, ema
-        self.num_examples, self.batch_size, self.seed = num_examples, batch_size, seed
+        self.label_smoothing, self.l2, self.averaging = label_smoothing, l2, averaging
+        self.warmup_steps, self.ramp_steps, self.seed = warmup_steps, ramp_steps, seed
+        self.num_examples, self.batch_size = num_examples, batch_size
         self.steps_per_epoch = steps_per_epoch
         self.craft = choose("craft", craft, MODES)
         self.l2_on = choose("l2_on", l2_on, DECAYED)
         self.step = self.add_weight(
             shape=(), dtype="int64", trainable=False, initializer="zeros", name="step"
         )
-        self.averages = [
-            self.add_weight(
-                shape=weight.shape,
-                dtype=weight.dtype,
-                initializer=lambda shape, dtype=None, weight=weight: tf.identity(weight.value),
-                trainable=False,
-                name=f"average_{k}",
-            )
-            for k, weight in enumerate(self._averaged if ema else ())
-        ]
-        for k, average in enumerate(self.averages):  # checkpoints do not follow lists
-            setattr(self, f"average_{k}", average)
+        self.start_averages()
         sampled = len(self.threats) > 1 and norms == "sample"
         self.errors = Errors(len(self.threats)) if sampled else None
-        names = dict.fromkeys((*RobustModel.reports, *self.reports, "fgsm_accuracy"))
-        self.means = Means(names)
+        self.means = Means(dict.fromkeys((*RobustModel.reports, *self.reports, "fgsm_accuracy")))
         self.compiled_parts = {}
         self.built = True
 
@@ -255,6 +251,20 @@ class RobustModel(GatedModel):
         """Return random unit vectors [B, C] on which to project the Jacobian."""
         return noise.unit_vectors([tf.shape(batch["label"])[0], self.signature.classes], seed)
 
+    def truth(self, batch: Batch) -> tf.Tensor:
+        """Return what the loss's cross entropies take: labels [B], or targets [B, C] of labels that
+        are smoothed or mixed."""
+        mixed, label, classes = "other_label" in batch, batch["label"], self.signature.classes
+        if not (mixed or self.label_smoothing):
+            return label
+        targets = tf.one_hot(label, classes)
+        if mixed:
+            expected = f"labels that are not mixed ({type(self).__name__} needs one)"
+            require(self.mixed_labels, "batch", expected, "other_label")
+            other, share = tf.one_hot(batch["other_label"], classes), batch["other_share"][:, None]
+            targets = (1.0 - share) * targets + share * other
+        return losses.smoothed(targets, self.label_smoothing)
+
     def adversary(self, batch: Batch) -> tf.Tensor:
         """Return adversarial images [B, H, W, C] of the batch by `attack`, at this step's eps."""
         assert self.attack is not None
@@ -286,33 +296,20 @@ class RobustModel(GatedModel):
         pairs += [(weights[k], value) for k, value in values.items()]
         return keras.StatelessScope(pairs)
 
-    @property
-    def _averaged(self) -> list[Any]:
-        """The weights that `ema` averages: all but Dropout's seeds."""
-        return [w for w in self.network.weights if tf.as_dtype(w.dtype).is_floating]
-
-    def _as_evaluated(self) -> Any:
-        """Return a context in which, with `ema`, the network's weights are their averages."""
-        if not self.ema:
-            return contextlib.nullcontext()
-        pairs = zip(self._averaged, self.averages, strict=True)
-        return keras.StatelessScope([(weight, average.value) for weight, average in pairs])
-
-    def evaluated_weights(self) -> list[np.ndarray]:
-        """Return the weights with which the network is validated, for its `set_weights`."""
-        pairs = zip(self._averaged, self.averages, strict=True) if self.ema else ()
-        averages = {id(weight): average for weight, average in pairs}
-        return [averages.get(id(w), w).numpy() for w in self.network.weights]
-
     # ---------------------------------------------------------------------- one training batch
     def train_step(self, data: Any) -> dict[str, Any]:
         batch = weighed(self.as_batch(data, self.requires), self.class_weight)
         # On replicas only the parts without communication are compiled (`computed`).
-        update = self.update if self.distributed else self.by_xla(self.update)
+        update = self._updated if self.distributed else self.by_xla(self._updated)
         logs = update(batch) | self.scalars()
         with tf.control_dependencies([batch["image"]]):  # a refused batch does not count
             self.step.assign_add(1)
         return for_keras(logs)
+
+    def _updated(self, batch: Batch) -> dict[str, Any]:
+        logs = self.update(batch)
+        self.move_averages()
+        return logs
 
     def update(self, batch: Batch) -> dict[str, Any]:
         """Take one optimizer step on the batch; return the averages of what `reports` names."""
@@ -321,8 +318,6 @@ class RobustModel(GatedModel):
         batch = batch | (craft(batch) if moves else self.computed(craft, batch))
         terms, gradients, slopes = self.gradients(batch)
         self.optimizer.apply(gradients, self.network.trainable_variables)
-        for weight, average in zip(self._averaged, self.averages, strict=False):
-            average.assign(self.ema * average.value + (1.0 - self.ema) * weight.value)
         self.after_update(batch | terms | slopes)
         if self.errors is not None:
             self.errors.count(batch["norm"], terms.get("robust_accuracy", 0.0))

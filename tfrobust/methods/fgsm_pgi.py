@@ -41,6 +41,7 @@ class FgsmPgi(RobustModel):
     default_attack = None
     one_threat = True
     requires = ("index",)
+    mixed_labels = False  # a perturbation belongs to one image
     needs = ("num_examples", "steps_per_epoch")
     reports = ("pairing",)
 
@@ -90,9 +91,10 @@ class FgsmPgi(RobustModel):
     def robust_loss(self, batch: Batch) -> Batch:
         logits_fn, label = self.logits_fn(batch, "train"), batch["label"]
         before, logits = logits_fn(batch["noisy"]), logits_fn(batch["adv"])
+        hard = losses.cross_entropy(logits, self.truth(batch))
         pairing = tf.reduce_mean((logits - before) ** 2, axis=-1)
         return {
-            "loss": losses.cross_entropy(logits, label) + self.scale * self.weight * pairing,
+            "loss": hard + self.scale * self.weight * pairing,
             "pairing": pairing,
             "robust_accuracy": losses.correct(logits, label),
         }

@@ -37,6 +37,7 @@ class Gkl(RobustModel):
 
     default_attack = PGD(steps=5, start="normal")
     crafting_loss = "kl"
+    mixed_labels = False  # the weights are those of the class
     needs = ("steps_per_epoch",)
 
     def __init__(
@@ -73,7 +74,7 @@ class Gkl(RobustModel):
         soft = tf.nn.softmax_cross_entropy_with_logits(target, adversarial)
         terms = self.alpha * soft + 0.5 * self.beta * variance
         return {
-            "loss": losses.cross_entropy(clean, label) + terms,
+            "loss": losses.cross_entropy(clean, self.truth(batch)) + terms,
             "kl": losses.kl(adversarial, reference=clean),
             "accuracy": losses.correct(clean, label),
             "robust_accuracy": losses.correct(adversarial, label),

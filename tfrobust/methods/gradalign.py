@@ -55,7 +55,7 @@ class GradAlign(RobustModel):
     def robust_loss(self, batch: Batch) -> Batch:
         logits = self.logits_fn(batch, "train")(batch["adv"])
         terms = {
-            "loss": losses.cross_entropy(logits, batch["label"]),
+            "loss": losses.cross_entropy(logits, self.truth(batch)),
             "robust_accuracy": losses.correct(logits, batch["label"]),
         }
         if self.weight:

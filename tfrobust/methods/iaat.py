@@ -45,6 +45,7 @@ class Iaat(Adv):
     one_threat = True
     attack_kind = PGD
     requires = ("index",)
+    mixed_labels = False  # a radius belongs to one image
     needs = ("num_examples", "steps_per_epoch")
     reports = ("radius",)
 

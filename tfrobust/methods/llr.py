@@ -55,9 +55,10 @@ class Llr(RobustModel):
 
     def adversary(self, batch: Batch) -> tf.Tensor:
         assert isinstance(self.attack, GradientAttack)
-        x, loss = batch["image"], self._loss(batch, "eval")
+        x, label = batch["image"], batch["label"]
+        loss = self._loss(batch, label, "eval")
         with self.substituted({}):  # crafting moves no averages
-            (here, _, slope), statistics = self._at_image(batch)
+            (here, _, slope), statistics = self._at_image(batch, label)
 
             def gap(x_adv: tf.Tensor) -> tf.Tensor:
                 with statistics.used():
@@ -69,10 +70,10 @@ class Llr(RobustModel):
             )
 
     def robust_loss(self, batch: Batch) -> Batch:
-        x, x_adv = batch["image"], batch["adv"]
-        (here, right, slope), statistics = self._at_image(batch)
+        x, x_adv, truth = batch["image"], batch["adv"], self.truth(batch)
+        (here, right, slope), statistics = self._at_image(batch, truth)
         with statistics.used():
-            there, right_there = self._loss(batch, "eval")(x_adv)
+            there, right_there = self._loss(batch, truth, "eval")(x_adv)
         statistics.move_averages()
         along = _dot(x_adv - x, slope)
         gap = tf.abs(there - here - along)
@@ -83,20 +84,21 @@ class Llr(RobustModel):
             "robust_accuracy": right_there,
         }
 
-    def _loss(self, batch: Batch, mode: str) -> Any:
-        """Return the function from images to their cross entropy and whether they are right."""
+    def _loss(self, batch: Batch, truth: tf.Tensor, mode: str) -> Any:
+        """Return the function from images to their cross entropy with the truth (labels or targets)
+        and whether they are right."""
         logits_fn, label = self.logits_fn(batch, mode), batch["label"]
 
         def loss(images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             logits = logits_fn(images)
-            return losses.cross_entropy(logits, label), losses.correct(logits, label)
+            return losses.cross_entropy(logits, truth), losses.correct(logits, label)
 
         return loss
 
-    def _at_image(self, batch: Batch) -> tuple[Any, SharedStatistics]:
+    def _at_image(self, batch: Batch, truth: tf.Tensor) -> tuple[Any, SharedStatistics]:
         """Return the cross entropy at x, whether x is right, and the gradient; the statistics."""
         with SharedStatistics(self.network) as statistics:
-            return differentiated(self._loss(batch, "train"), batch["image"]), statistics
+            return differentiated(self._loss(batch, truth, "train"), batch["image"]), statistics
 
     def scalars(self) -> dict[str, Any]:
         now = {"alpha": self.scale * self.alpha, "beta": self.scale * self.beta}

@@ -58,7 +58,7 @@ class LocalGlobal(RobustModel):
                 logits, terms["jacobian"] = squared_jacobian(logits_fn, centre, batch["projection"])
             else:
                 logits = logits_fn(centre)
-        terms["loss"] = losses.cross_entropy(logits, label)
+        terms["loss"] = losses.cross_entropy(logits, self.truth(batch))
         terms[at_centre] = losses.correct(logits, label)
         if self.beta or self.clean_weight:
             logits_other = logits_fn(other)
@@ -67,7 +67,8 @@ class LocalGlobal(RobustModel):
             terms[at_other] = losses.correct(logits_other, label)
         if self.clean_weight:
             terms["loss"] *= 1.0 - self.clean_weight
-            terms["loss"] += self.clean_weight * losses.cross_entropy(logits_other, label)
+            loss_other = losses.cross_entropy(logits_other, self.truth(batch))
+            terms["loss"] += self.clean_weight * loss_other
         if self.alpha:
             terms["loss"] += self.scale * self.alpha * terms["jacobian"]
         if self.beta:

@@ -26,6 +26,7 @@ class Mart(RobustModel):
 
     example = {"beta": 1.0}
 
+    mixed_labels = False  # the loss depends on the probability of the label
     default_attack = PGD(steps=10, start="normal")
 
     def __init__(self, network: keras.Model, *, beta: float = 5.0, **kwargs: Any):
@@ -37,7 +38,8 @@ class Mart(RobustModel):
         label, logits_fn = batch["label"], self.logits_fn(batch, "train")
         clean, adversarial = logits_fn(batch["image"]), logits_fn(batch["adv"])
         rival = tf.exp(losses.log_rival(adversarial, label))
-        boosted = losses.cross_entropy(adversarial, label) - tf.math.log(1.0 + ROOM - rival)
+        boosted = losses.cross_entropy(adversarial, self.truth(batch))
+        boosted -= tf.math.log(1.0 + ROOM - rival)
         divergence = losses.kl(adversarial, reference=clean)
         doubt = 1.0 - tf.exp(-losses.cross_entropy(clean, label))
         return {

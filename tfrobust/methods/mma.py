@@ -49,6 +49,7 @@ class Mma(RobustModel):
     crafting_loss = None
     one_threat = True
     requires = ("index",)
+    mixed_labels = False  # a margin belongs to one image
     needs = ("num_examples",)
     reports = ("margin",)
 
@@ -104,13 +105,13 @@ class Mma(RobustModel):
 
     def robust_loss(self, batch: Batch) -> Batch:
         label, x, logits_fn = batch["label"], batch["image"], self.logits_fn(batch, "train")
-        clean = logits_fn(x)
+        clean, truth = logits_fn(x), self.truth(batch)
         inside = self._inside(clean, label)
         there = logits_fn(tf.where(rows(inside, x), batch["adv"], x))
         counts = ~inside | (batch["margin"] < self.max_margin)
-        boundary = tf.cast(counts, tf.float32) * losses.cross_entropy(there, label)
+        boundary = tf.cast(counts, tf.float32) * losses.cross_entropy(there, truth)
         return {
-            "loss": CLEAN * losses.cross_entropy(clean, label) + (1.0 - CLEAN) * boundary,
+            "loss": CLEAN * losses.cross_entropy(clean, truth) + (1.0 - CLEAN) * boundary,
             "accuracy": losses.correct(clean, label),
             "margin": batch["margin"] * tf.cast(inside, tf.float32),
         }

@@ -85,7 +85,7 @@ class Nuat(RobustModel):
         adv, clean = logits_fn(batch["adv"]), logits_fn(batch["image"])
         nuclear = mean_nuclear_norm(clean - adv, self.group)
         return {
-            "loss": losses.cross_entropy(clean, label) + self.coefficient * nuclear,
+            "loss": losses.cross_entropy(clean, self.truth(batch)) + self.coefficient * nuclear,
             "nuclear": nuclear,
             "accuracy": losses.correct(clean, label),
             "robust_accuracy": losses.correct(adv, label),

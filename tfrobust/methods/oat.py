@@ -92,7 +92,7 @@ class Oat(RobustModel):
         label, strength = batch["label"], batch["strength"]
         clean = self.logits_fn(batch, "train")(batch["image"])
         attacked = self._attacked(strength)
-        names = ("adv", "label", "strength", "width")
+        names = ("adv", "label", "other_label", "other_share", "strength", "width")
         part = {key: tf.gather(batch[key], attacked) for key in names if key in batch}
         with noise.of_rows(tf.size(strength), attacked):  # for Dropout
             adversarial = self.logits_fn(part, "train")(part["adv"])
@@ -100,10 +100,11 @@ class Oat(RobustModel):
         def scattered(values: tf.Tensor) -> tf.Tensor:
             return tf.scatter_nd(attacked[:, None], values, tf.shape(label, tf.int64))
 
-        hard = scattered(losses.cross_entropy(adversarial, part["label"]))
+        hard = scattered(losses.cross_entropy(adversarial, self.truth(part)))
+        easy = losses.cross_entropy(clean, self.truth(batch))
         right = scattered(tf.cast(losses.correct(adversarial, part["label"]), tf.float32))
         return {
-            "loss": (1.0 - strength) * losses.cross_entropy(clean, label) + strength * hard,
+            "loss": (1.0 - strength) * easy + strength * hard,
             "accuracy": losses.correct(clean, label),
             "robust_accuracy": (right, tf.cast(strength > 0, tf.float32)),
         }

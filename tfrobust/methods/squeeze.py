@@ -97,8 +97,9 @@ class Squeeze(RobustModel):
         clean, high = logits_fn(batch["image"]), logits_fn(batch["adv"])
         adversarial, collaborative = extremes([clean, low, high], [clean, low, high], label)
         distance = REGULARIZERS[self.regularizer](adversarial, collaborative)
+        natural = losses.cross_entropy(clean, self.truth(batch))
         return {
-            "loss": losses.cross_entropy(clean, label) + self.scale * self.beta * distance,
+            "loss": natural + self.scale * self.beta * distance,
             "squeeze": distance,
             "accuracy": losses.correct(clean, label),
             "robust_accuracy": losses.correct(adversarial, label),

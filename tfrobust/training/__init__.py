@@ -10,6 +10,7 @@ from tfrobust.training.monitors import (
 )
 from tfrobust.training.optimizers import OPTIMIZERS
 from tfrobust.training.schedules import MONITOR, MONITORS, SCHEDULES, Guided, Schedule
+from tfrobust.training.statistics import RecomputedStatistics
 
 __all__ = [
     "MONITOR",
@@ -25,6 +26,7 @@ __all__ = [
     "Interrupted",
     "Interruption",
     "NotFinite",
+    "RecomputedStatistics",
     "Resume",
     "Schedule",
     "TableQuantiles",

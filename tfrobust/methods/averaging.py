@@ -1,0 +1,193 @@
+"""Averages of the weights over training, which are validated and kept instead of the weights."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfrobust._compat import layers_of
+from tfrobust.errors import choose, require, require_at_least
+from tfrobust.methods.batch import Batch
+from tfrobust.methods.gated import GatedModel
+from tfrobust.serialization import Configurable, serializable
+
+STATISTICS = ("current", "averaged", "recomputed")
+
+
+@dataclasses.dataclass(frozen=True)
+class Averaging(Configurable):
+    """An average a of the weights w: a <- keep * a + (1 - keep) * w after every training batch.
+
+    Args:
+        start_epoch: The epoch, counted from 0, with which averaging starts. Until then a is w.
+        statistics: BatchNorm's means and variances beside a. "current" takes those of the network,
+            "averaged" averages them as the weights, and "recomputed" takes at the end of each epoch
+            those of the training images (`tfrobust.training.RecomputedStatistics`).
+    """
+
+    start_epoch: int = 0
+    statistics: str = "current"
+
+    def __post_init__(self) -> None:
+        require_at_least(0, start_epoch=self.start_epoch)
+        choose("statistics", self.statistics, STATISTICS)
+
+    @property
+    def counts_epochs(self) -> bool:
+        """Whether `keep` depends on the steps of an epoch."""
+        return self.start_epoch > 0
+
+    def keep(self, step: tf.Tensor, steps_per_epoch: int) -> tf.Tensor:
+        """Return `keep` after the batch number `step`, counted from 0; float32 in [0, 1]."""
+        raise NotImplementedError
+
+
+@serializable
+@dataclasses.dataclass(frozen=True)
+class Ema(Averaging):
+    """An exponential average: keep is min(decay, (1 + t) / (10 + t)) after t batches.
+
+    With its defaults this is the average in the code of Rebuffi et al. (2021, arXiv:2103.01946) and
+    Wang et al. (2023, arXiv:2302.04638), who start it after 0 and 2.5 % of the epochs. The FastAT
+    Benchmark (arXiv:2604.22853) has decay 0.9995, no warm-up and averaged statistics.
+
+    Args:
+        decay: The greatest `keep`.
+        warm_up: Whether the average is short at first; otherwise `keep` is `decay` from the start.
+        start_epoch: The epoch, counted from 0, with which averaging starts.
+        statistics: BatchNorm's: current, averaged or recomputed.
+    """
+
+    decay: float = 0.995
+    warm_up: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 < self.decay < 1, "decay", "a number between 0 and 1", self.decay)
+
+    def keep(self, step: tf.Tensor, steps_per_epoch: int) -> tf.Tensor:
+        passed = tf.cast(step + 1 - self.start_epoch * steps_per_epoch, tf.float32)
+        short = (1.0 + passed) / (10.0 + tf.maximum(passed, 0.0))
+        decay = tf.minimum(self.decay, short) if self.warm_up else tf.constant(self.decay)
+        return tf.where(passed > 0, decay, 0.0)
+
+
+@serializable
+@dataclasses.dataclass(frozen=True)
+class Swa(Averaging):
+    """Stochastic weight averaging: the mean of the weights at the ends of epochs.
+
+    Izmailov et al., 2018, arXiv:1803.05407; against robust overfitting by Chen et al., 2021 (ICLR).
+    The first weights are those at the end of `start_epoch`.
+
+    Args:
+        start_epoch: The epoch, counted from 0, whose end gives the first weights.
+        statistics: BatchNorm's: current, averaged or recomputed.
+    """
+
+    statistics: str = "recomputed"
+    counts_epochs = True
+
+    def keep(self, step: tf.Tensor, steps_per_epoch: int) -> tf.Tensor:
+        ends = (step + 1) % steps_per_epoch == 0
+        taken = tf.cast(tf.maximum(step // steps_per_epoch - self.start_epoch, 0), tf.float32)
+        return tf.where(ends, taken / (taken + 1.0), tf.minimum(taken, 1.0))
+
+
+AVERAGINGS: dict[str, type[Averaging]] = {"ema": Ema, "swa": Swa}
+
+
+class AveragedModel(GatedModel):
+    """The part of `RobustModel` that averages the network's weights."""
+
+    averaging: Averaging | None
+    steps_per_epoch: int | None
+    step: Any
+
+    def inputs(self, batch: Batch, x: tf.Tensor) -> Any:
+        """Return the inputs of the network as `RobustModel` does."""
+        raise NotImplementedError
+
+    def start_averages(self) -> None:
+        """Make the variables of the averages, which begin at the network's weights."""
+        self.averages = [
+            self.add_weight(
+                shape=weight.shape,
+                dtype=weight.dtype,
+                initializer=lambda shape, dtype=None, weight=weight: tf.identity(weight.value),
+                trainable=False,
+                name=f"average_{k}",
+            )
+            for k, weight in enumerate(self._averaged)
+        ]
+        for k, average in enumerate(self.averages):  # checkpoints do not follow lists
+            setattr(self, f"average_{k}", average)
+
+    def move_averages(self) -> None:
+        """Take the weights after a training batch into the averages."""
+        if self.averaging is None:
+            return
+        keep = self.averaging.keep(tf.convert_to_tensor(self.step), self.steps_per_epoch or 1)
+        for weight, average in zip(self._averaged, self.averages, strict=True):
+            share = tf.cast(keep, average.dtype)
+            average.assign(share * average.value + (1.0 - share) * weight.value)
+
+    def recompute_statistics(self, batches: Iterable[Batch]) -> None:
+        """Set the averages of BatchNorm's statistics to their means over the images of batches.
+
+        The network has the averaged weights meanwhile; its other inputs, if any, have their
+        defaults.
+        """
+        averages = {id(w): a for w, a in zip(self._averaged, self.averages, strict=True)}
+        moving = [
+            (statistic, layer.momentum)
+            for layer in layers_of(self.network)
+            if hasattr(layer, "moving_mean")
+            for statistic in (layer.moving_mean, layer.moving_variance)
+            if id(statistic) in averages
+        ]
+
+        @tf.function
+        def after(images: tf.Tensor) -> list[tf.Tensor]:
+            with self._as_evaluated() as scope:
+                self.run(self.inputs({}, images), "train")
+                return [scope.get_current_value(statistic) for statistic, _ in moving]
+
+        before = [averages[id(statistic)].numpy() for statistic, _ in moving]
+        sums, count = [np.zeros_like(value) for value in before], 0
+        for batch in batches if moving else ():
+            for total, value in zip(sums, after(batch["image"]), strict=True):
+                total += value.numpy()
+            count += 1
+        for (statistic, momentum), old, total in zip(moving, before, sums, strict=True):
+            # A pass moves a statistic from `old` to momentum * old + (1 - momentum) * batch's.
+            if count:
+                mean = (total / count - momentum * old) / (1.0 - momentum)
+                averages[id(statistic)].assign(mean)
+
+    def evaluated_weights(self) -> list[np.ndarray]:
+        """Return the weights with which the network is validated, for its `set_weights`."""
+        averages = {id(w): a for w, a in zip(self._averaged, self.averages, strict=True)}
+        return [averages.get(id(w), w).numpy() for w in self.network.weights]
+
+    @property
+    def _averaged(self) -> list[Any]:
+        """The weights that are averaged; Dropout's seeds never are."""
+        if self.averaging is None:
+            return []
+        current = self.averaging.statistics == "current"
+        weights = self.network.trainable_variables if current else self.network.weights
+        return [weight for weight in weights if tf.as_dtype(weight.dtype).is_floating]
+
+    def _as_evaluated(self) -> Any:
+        """Return a context in which the network's weights are their averages, if there are any."""
+        if not self.averages:
+            return contextlib.nullcontext()
+        pairs = zip(self._averaged, self.averages, strict=True)
+        return keras.StatelessScope([(weight, average.value) for weight, average in pairs])

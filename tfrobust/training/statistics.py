@@ -1,0 +1,43 @@
+"""BatchNorm's statistics beside averaged weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import keras
+
+from tfrobust.methods import RobustModel
+
+
+class RecomputedStatistics(keras.callbacks.Callback):
+    """Takes BatchNorm's statistics from the training images at the end of each epoch.
+
+    It does so before the validation, from the start of an averaging whose `statistics` are
+    "recomputed" (Izmailov et al., 2018, arXiv:1803.05407). It comes before callbacks that keep the
+    weights.
+
+    Args:
+        model: The model whose weights are averaged.
+        batches: The training batches of an epoch, by its number from 0.
+    """
+
+    def __init__(self, model: RobustModel, batches: Callable[[int], Iterable[dict[str, Any]]]):
+        super().__init__()
+        self.trained, self.batches = model, batches
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        averaging, self.due = self.trained.averaging, None
+        if averaging is not None and averaging.statistics == "recomputed":
+            self.due = epoch if epoch >= averaging.start_epoch else None
+
+    def on_test_begin(self, logs: Any = None) -> None:
+        self._recompute()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:  # there may be no validation
+        self._recompute()
+
+    def _recompute(self) -> None:
+        if self.due is not None:
+            self.trained.recompute_statistics(self.batches(self.due))
+            self.due = None
