@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.unit import test_methods
-from tests.unit.test_methods import BATCH, FORMULAE, W, Y, differences, make
+from tests.unit import formulae
+from tests.unit.formulae import BATCH, FORMULAE, W, Y
+from tests.unit.test_methods import differences, make
 from tfrobust.errors import UserError
 
 
@@ -30,7 +31,7 @@ def test_label_smoothing_is_in_the_formulas_cross_entropies(
     """
     model = make(method, network, terms, label_smoothing=0.3)
     model.compile("sgd")
-    monkeypatch.setattr(test_methods, "TARGETS", np.where(test_methods.TARGETS == 1, 0.8, 0.1))
+    monkeypatch.setattr(formulae, "TARGETS", np.where(formulae.TARGETS == 1, 0.8, 0.1))
     reported, (result,), _ = model.gradients(BATCH)
     w = W.astype(np.float64)
     np.testing.assert_allclose(reported["loss"], formula(w, w, 1.0), rtol=1e-5)
@@ -58,7 +59,7 @@ def test_mixed_labels_are_in_the_formulas_cross_entropies(
         with pytest.raises(UserError, match="expected labels that are not mixed"):
             model.robust_loss(batch)
         return
-    mixed = (1 - share[:, None]) * test_methods.TARGETS + share[:, None] * np.eye(3)[other]
-    monkeypatch.setattr(test_methods, "TARGETS", mixed)
+    mixed = (1 - share[:, None]) * formulae.TARGETS + share[:, None] * np.eye(3)[other]
+    monkeypatch.setattr(formulae, "TARGETS", mixed)
     w = W.astype(np.float64)
     np.testing.assert_allclose(model.robust_loss(batch)["loss"], formula(w, w, 1.0), rtol=1e-5)

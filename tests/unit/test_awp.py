@@ -1,0 +1,120 @@
+"""Adversarial weight perturbation around other methods, on the linear network of
+test_method_searches.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.unit.test_method_searches import FLAT, THREAT, W, X, Y, batch_of, cross_entropy_gradient
+from tfrobust import FGSM, PGD, Adv
+from tfrobust.errors import UserError
+from tfrobust.methods import Awp, Ema, Natural, Squeeze
+from tfrobust.registry import parameters
+
+
+@pytest.fixture
+def network(linear: Callable[..., Any]) -> Any:
+    return linear(W)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.2])
+def test_awp_steps_at_moved_weights(network: Any, gamma: float) -> None:
+    """Natural training becomes W - lr * gradient at W + gamma ||W|| g / ||g||."""
+    model = Awp(network, threat=THREAT, method="natural", gamma=gamma)
+    model.compile(keras.optimizers.SGD(0.5))
+    model.train_step((tf.constant(X), tf.constant(Y)))
+    first, _ = cross_entropy_gradient(FLAT, W)
+    moved = W + gamma * np.linalg.norm(W) * first / np.linalg.norm(first)
+    expected = W - 0.5 * cross_entropy_gradient(FLAT, moved)[0]
+    np.testing.assert_allclose(model.network.get_weights()[0], expected, rtol=1e-4, atol=1e-6)
+    assert int(model.inner.step) == 1
+
+
+def test_awp_waits_and_is_the_method_itself(linear: Callable[..., Any]) -> None:
+    def trained(cls: Any, **options: Any) -> np.ndarray:
+        model = cls(linear(W), threat=THREAT, l2=0.01, seed=3, **options)
+        model.compile(keras.optimizers.SGD(0.5))
+        for _ in range(3):
+            model.train_step((tf.constant(X), tf.constant(Y)))
+        return model.network.get_weights()[0]
+
+    expected = trained(Adv, attack=FGSM())
+    waiting = trained(Awp, gamma=0.2, warmup_epochs=2, steps_per_epoch=2)
+    np.testing.assert_allclose(waiting, expected, rtol=1e-5, atol=1e-6)
+    began = trained(Awp, gamma=0.2, warmup_epochs=1, steps_per_epoch=2)
+    assert np.abs(began - expected).max() > 1e-4
+
+
+def test_awp_moves_the_averages_of_batchnorm_once() -> None:
+    def averages(cls: Any, **options: Any) -> list[np.ndarray]:
+        keras.utils.set_random_seed(0)
+        layers = [keras.layers.BatchNormalization(), keras.layers.Flatten(), keras.layers.Dense(2)]
+        network = keras.Sequential([keras.Input((2, 2, 1)), *layers])
+        model = cls(network, threat=THREAT, **options)
+        model.compile(keras.optimizers.SGD(0.1))
+        model.train_step((tf.constant(X), tf.constant(Y)))
+        return network.get_weights()[2:4]
+
+    for one, other in zip(averages(Awp, method="natural"), averages(Natural), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5)
+
+
+def test_awp_composes_with_any_method(network: Any) -> None:
+    method = {"name": "squeeze", "beta": 2.0}
+    model = Awp(network, threat=THREAT, method=method, ramp_steps=4)
+    assert model.craft == "frozen" and model.attack == PGD(start="normal")
+    assert {"adv", "collaborative"} == set(model.perturb(batch_of(model)))
+    for wrong, message in (
+        ("awp", "method.name: expected one of adv"),
+        ("free", "method.name: expected one of adv"),
+        ({"name": "squeeze", "betta": 1.0}, "method.betta: unknown key.*did you mean 'beta'"),
+        ({"name": "squeeze", "beta": -1.0}, "method.beta: expected a number >= 0"),
+        ("iaat", "method.num_examples: expected int >= 1, of the training data"),
+    ):
+        with pytest.raises(UserError, match=message):
+            Awp(network, threat=THREAT, method=wrong)
+
+
+def test_awp_of_a_method_object_is_awp_of_its_settings(linear: Callable[..., Any]) -> None:
+    network, averaging = linear(W), Ema(decay=0.5)
+    options = {
+        "threat": THREAT,
+        "ramp_steps": 4,
+        "steps_per_epoch": 2,
+        "l2": 0.01,
+        "averaging": averaging,
+    }
+    model = Awp(network, method=Squeeze(network, beta=2.0, **options), gamma=0.02)
+    method = {"name": "squeeze", "beta": 2.0, "regularizer": "symmetric_kl"}
+    same = Awp(linear(W), method=method, gamma=0.02, **options)
+    names = parameters(Awp).keys() - {"network", "name"}
+    assert {n: getattr(model, n) for n in names} == {n: getattr(same, n) for n in names}
+    trained = []
+    for awp in (model, same):
+        awp.compile("sgd")
+        awp.train_step((tf.constant(X), tf.constant(Y)))
+        trained.append(awp.network.get_weights()[0])
+    np.testing.assert_array_equal(*trained)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda n, m: Awp(n, method=m, l2=0.1),
+            "method: expected a name or a mapping beside l2 .an object has its own., received 'Sq",
+        ),
+        (lambda n, m: Awp(m.network, method=Awp(m.network, threat=THREAT)), "method: expected one"),
+        (lambda n, m: Awp(keras.models.clone_model(n), method=m), "object built on the same netw"),
+    ],
+)
+def test_a_method_object_that_awp_does_not_take(network: Any, make: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make(network, Squeeze(network, threat=THREAT, beta=2.0))
