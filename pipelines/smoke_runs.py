@@ -39,9 +39,14 @@ def smoke(spec: Spec) -> Spec:
         if "lambdas" in model:
             conditional = ("lambdas", "encoding", "widths")
             config["model"] |= {key: model[key] for key in conditional if key in model}
-        small = {"epochs": 2, "steps_per_epoch": 2, "init_from": None}
+        small: dict[str, Any] = {"epochs": 2, "steps_per_epoch": 2, "init_from": None}
         for name in ("epsilon_warmup_epochs", "epsilon_ramp_epochs"):
             small[name] = min(1, getattr(spec.train, name))
+        averaging = config["train"].get("averaging")
+        if isinstance(averaging, dict):  # it starts within the two epochs
+            small["averaging"] = averaging | {
+                "start_epoch": min(1, averaging.get("start_epoch", 0))
+            }
         config["train"] = {**config["train"], **small}
     if spec.search is not None:
         space = _small_space(spec.search.space)
