@@ -115,3 +115,28 @@ def test_the_papers_constants() -> None:
     }
     assert steps["mnist_adv_20step"] == "PGD-20 step 0.01"
     assert steps["cifar100_adv_5step"] == "PGD-5 step 0.007"
+
+
+@pytest.mark.parametrize(
+    ("name", "updates", "last_rate"),
+    [
+        ("cifar10_fat", 46_800, 5e-4),
+        ("cifar10_free", 80_000, 1e-3),
+        ("cifar10_llr", 100_000, 2e-4),
+        ("cifar10_mart", 46_800, 1e-5),
+        ("cifar10_mma", 50_000, 9e-3),
+        ("cifar10_rst", 39_200, 0.0),
+        ("cifar10_squeeze", 46_800, 1e-3),
+    ],
+)
+def test_the_updates_and_the_last_rate_of_the_authors(
+    name: str, updates: int, last_rate: float
+) -> None:
+    """Those of their code; LLR's rate is twice theirs, as the loss is half of theirs."""
+    spec = spec_of(name)
+    steps = spec.train.steps_per_epoch or (50_000 - spec.data.validation) // spec.data.batch_size
+    steps *= spec.method.keywords.get("replays", 1)
+    assert steps * spec.train.epochs == updates
+    base = float(spec.optimizer().learning_rate)
+    rate = spec.train.schedule.learning_rate(base, steps, spec.train.epochs)
+    assert float(rate(updates - 1)) == pytest.approx(last_rate, rel=1e-5, abs=1e-8)

@@ -48,6 +48,12 @@ def rate(name: str, step: int, **options: Any) -> float:
             {"epochs": [5, 8], "factor": 0.1},
             {0: 0.5, 49: 0.5, 50: 0.05, 79: 0.05, 80: 0.005, 199: 0.005},
         ),
+        # the rates of FAT: 0.1, 0.01 and 0.005 of the first
+        (
+            "piecewise",
+            {"epochs": [5, 8, 10], "factor": [0.1, 0.1, 0.5]},
+            {49: 0.5, 50: 0.05, 80: 0.005, 99: 0.005, 100: 0.0025},
+        ),
         # half a cosine: 0.5 * (1 + cos(pi t / 200)) / 2
         ("cosine", {}, {0: 0.5, 50: 0.25 * (1 + 0.5**0.5), 100: 0.25, 200: 0.0}),
         # a triangle with its peak at 40 % of 200 steps
@@ -113,6 +119,7 @@ def test_torch_sgd_drops_its_rate_as_torch_does(nesterov: bool, path: list[float
     [
         ("piecewise", {"epochs": [8, 5]}),
         ("piecewise", {"epochs": [5, 5]}),
+        ("piecewise", {"epochs": [5, 8], "factor": [0.1]}),
         ("cyclic", {"peak": 1}),
         ("one_cycle", {"shape": "square"}),
         ("one_cycle", {"end_divisor": 0.5}),

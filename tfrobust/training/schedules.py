@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
+import operator
 from typing import Any, ClassVar
 
 import keras
@@ -103,10 +105,14 @@ class Piecewise(Schedule):
 
     epochs: [100] gives 100 epochs at the full rate, and drops before the 101st. Code that counts
     epochs from 1 and compares with >= (TRADES, MART) drops an epoch earlier for the same number.
+
+    Args:
+        epochs: Rising numbers of epochs.
+        factor: The factor of every drop, or a list with one for each.
     """
 
     epochs: list[int]
-    factor: float = 0.1
+    factor: float | list[float] = 0.1
 
     def __post_init__(self) -> None:
         rising = self.epochs == sorted(set(self.epochs))
@@ -116,11 +122,18 @@ class Piecewise(Schedule):
             "rising numbers > 0",
             self.epochs,
         )
+        fits = len(self.factors) == len(self.epochs)
+        require(fits, "factor", f"one number, or {len(self.epochs)} as epochs has", self.factor)
+
+    @property
+    def factors(self) -> list[float]:
+        """The factor of each drop."""
+        return self.factor if isinstance(self.factor, list) else [self.factor] * len(self.epochs)
 
     def learning_rate(self, base: float, steps_per_epoch: int, epochs: int) -> Any:
         return keras.optimizers.schedules.PiecewiseConstantDecay(
             [e * steps_per_epoch - 1 for e in self.epochs],
-            [base * self.factor**k for k in range(len(self.epochs) + 1)],
+            list(itertools.accumulate(self.factors, operator.mul, initial=base)),
         )
 
 
