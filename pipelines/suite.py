@@ -189,7 +189,7 @@ def _members(
 
 
 def _texts(varied: Mapping[str, Any]) -> list[str]:
-    return [f"{key.rpartition('.')[2]}={value}" for key, value in varied.items()]
+    return [f"{key.rpartition('.')[2]}={configs.flow(value)}" for key, value in varied.items()]
 
 
 def _file_name(parts: list[str]) -> str:

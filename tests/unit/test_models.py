@@ -74,6 +74,14 @@ def test_batch_norm_is_kerass(training: bool, jit: bool, affine: bool) -> None:
         np.testing.assert_allclose(ours, kerass, rtol=2e-4, atol=2e-4 * np.abs(kerass).max())
 
 
+def test_small_cnn_has_its_activation_everywhere() -> None:
+    network = small_cnn((8, 8, 1), 4, filters=[2], units=3, activation="silu")
+    layers = [layer for layer in network.layers if hasattr(layer, "activation")]
+    assert [layer.activation.__name__ for layer in layers] == ["silu", "silu", "linear"]
+    with pytest.raises(UserError, match="activation: expected one of relu, silu, softplus"):
+        small_cnn((8, 8, 1), 4, activation="tanh")
+
+
 def test_batch_norm_elsewhere_is_kerass() -> None:
     """BatchNorm of vectors, without a scale, and in frozen layers, which keep their averages."""
     x = RNG.normal(size=(8, 3)).astype("float32")

@@ -21,11 +21,12 @@ def small_cnn(
     kernel: int = 5,
     pool: bool = True,
     units: int = 1024,
+    activation: str = "relu",
     lambdas: list[float] | None = None,
     encoding: str = "random",
     widths: list[float] | None = None,
 ) -> keras.Model:
-    """A small CNN: convolutions with ReLU, one dense layer, logits.
+    """A small CNN: convolutions, one dense layer, logits.
 
     By default this is the 4-layer MNIST network of the ATLAS paper. The paper does not give its
     sizes; 32 and 64 filters of 5 x 5 and 1024 units are those of Madry et al. (2018).
@@ -35,6 +36,7 @@ def small_cnn(
         kernel: Height and width of the filters.
         pool: Whether each convolution is followed by max pooling over 2 x 2 windows.
         units: Width of the dense layer.
+        activation: Relu, silu or softplus, after each convolution and the dense layer.
         lambdas: Makes a once-for-all network with inputs {"image", "strength"}, and with dual
             BatchNorm and FiLM after each convolution.
         encoding: How lambda is encoded; see `tfrobust.models.conditional.Encoding`.
@@ -51,15 +53,15 @@ def small_cnn(
         f"at most {poolings} poolings of {image_shape[0]} x {image_shape[1]} images",
         filters,
     )
-    made_of = parts(image_shape, lambdas, encoding, widths)
+    made_of = parts(image_shape, lambdas, encoding, widths, activation)
     x = made_of.image
     for size in filters:
         if made_of.condition is None:
-            x = layers.Conv2D(size, kernel, padding="same", activation="relu")(x)
+            x = layers.Conv2D(size, kernel, padding="same", activation=activation)(x)
         else:
             x = made_of.active(layers.Conv2D(size, kernel, padding="same", use_bias=False)(x))
         x = MaxPool()(x) if pool else x
-    x = slim(layers.Dense(units, activation="relu")(layers.Flatten()(x)), made_of.condition)
+    x = slim(layers.Dense(units, activation=activation)(layers.Flatten()(x)), made_of.condition)
     return made_of.model(x, num_classes, "small_cnn")
 
 
