@@ -1,4 +1,4 @@
-"""Every private API of Keras and KerasTuner that tfrobust uses, behind a public name.
+"""Every private API of Keras, KerasTuner and TensorFlow that we use, behind a public name.
 
 `tests/unit/test_compat.py` tests each of them by its name, so that a release without it fails
 there first. KerasTuner is imported only by a search, which passes its classes in.
@@ -6,14 +6,19 @@ there first. KerasTuner is imported only by a search, which passes its classes i
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
+import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import keras
 import tensorflow as tf
+from keras.src.backend.tensorflow import nn
 from keras.src.trainers.compile_utils import CompileMetrics
+from tensorflow.python.framework.ops import gradient_registry
 
 from tfrobust.io import write_text
 from tfrobust.xla import on_gpus
@@ -25,6 +30,7 @@ __all__ = [
     "loss_mean",
     "operation_of",
     "set_direction",
+    "twice_differentiable",
     "validates_in_fit",
     "with_whole_files",
 ]
@@ -57,6 +63,72 @@ def loss_mean(model: keras.Model) -> keras.metrics.Mean:
 def validates_in_fit(options: Mapping[str, Any]) -> bool:
     """Return whether `fit` calls `evaluate` with these options (`_use_cached_eval_dataset`)."""
     return bool(options.get("_use_cached_eval_dataset"))
+
+
+@contextlib.contextmanager
+def twice_differentiable() -> Iterator[None]:
+    """Complete the second derivatives of Keras's normalisations and bilinear resizing.
+
+    In this context `keras.ops.moments` has all its derivatives, and from its first use on so has
+    `tf.image.resize`. Values and first derivatives remain as they were.
+    """
+    _replace_moments()
+    _register_resizing()
+    token = _sound.set(True)
+    try:
+        yield
+    finally:
+        _sound.reset(token)
+
+
+_sound = contextvars.ContextVar("sound", default=False)
+
+
+@functools.cache
+def _replace_moments() -> None:
+    """Replace what `keras.ops.moments` calls on TensorFlow, where `_sound` is set."""
+    kerass = nn._compute_moments
+
+    def moments(x: Any, axes: Any, keepdims: bool) -> Any:
+        return (_moments if _sound.get() else kerass)(x, axes, keepdims)
+
+    nn._compute_moments = moments
+
+
+def _moments(x: Any, axes: Any, keepdims: bool) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return mean(x) and var(x) = mean((x - c)^2) - (mean(x) - c)^2 for a constant c = mean(x).
+
+    The last term and its first derivative are 0; its second is what `tf.nn.moments` lacks. A
+    gradient through c would cost more, as x would be read once more.
+    """
+    mean = tf.reduce_mean(x, axes, keepdims=True)
+    centre = tf.stop_gradient(mean)
+    variance = tf.reduce_mean(tf.math.squared_difference(x, centre), axes, keepdims=True)
+    variance -= tf.square(mean - centre)
+    return (mean, variance) if keepdims else (tf.squeeze(mean, axes), tf.squeeze(variance, axes))
+
+
+@functools.cache
+def _register_resizing() -> None:
+    """Replace the gradient of bilinear resizing in TensorFlow's registry by a differentiable one.
+
+    It is the transpose of the resizing, whose own gradient is the resizing. TensorFlow takes the
+    transpose for a constant (`NotDifferentiable`).
+    """
+    gradient_registry._registry.pop("ResizeBilinear")
+
+    @tf.RegisterGradient("ResizeBilinear")
+    def gradient(op: Any, dy: Any) -> Any:
+        names = ("align_corners", "half_pixel_centers")
+        options = {name: op.get_attr(name) for name in names}
+        image, size = op.inputs[0], tf.shape(dy)[1:3]
+
+        @tf.custom_gradient
+        def transposed(dy: Any) -> Any:
+            dx = tf.raw_ops.ResizeBilinearGrad(grads=dy, original_image=image, **options)
+            return dx, lambda u: tf.raw_ops.ResizeBilinear(images=u, size=size, **options)
+
+        return transposed(dy), None
 
 
 class HookedModel(keras.Model):

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfrobust import losses, noise
-from tfrobust._compat import loss_mean
+from tfrobust._compat import loss_mean, twice_differentiable
 from tfrobust.attacks import FGSM, PGD, Attack
 from tfrobust.attacks.gradient import GradientAttack
 from tfrobust.errors import choose, require, require_at_least
@@ -277,6 +277,7 @@ class RobustModel(AveragedModel):
         )
 
     # -------------------------------------------------------------- passes through the network
+    @twice_differentiable()
     def run(self, inputs: Any, mode: str) -> tf.Tensor:
         """Return float32 logits [B, C] in the mode "eval", "train" or "frozen" (see `craft`)."""
         with self.substituted({}) if mode == "frozen" else contextlib.nullcontext():

@@ -1,0 +1,57 @@
+"""Gradients of input gradients through layers of Keras, against differences of the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+from tfrobust import Atlas, Threat
+from tfrobust.models.layers import BatchNorm
+
+RNG = np.random.default_rng(0)
+BATCH = {
+    "image": tf.constant(RNG.normal(size=(4, 2, 2, 1)), tf.float32),
+    "adv": tf.constant(RNG.normal(size=(4, 2, 2, 1)), tf.float32),
+    "label": tf.constant([0, 1, 2, 1]),
+    "projection": tf.linalg.l2_normalize(tf.constant(RNG.normal(size=(4, 3)), tf.float32), axis=1),
+}
+LAYERS: dict[str, Callable[[], list[keras.Layer]]] = {
+    "batch, of images": lambda: [layers.Reshape((1, 2, 4)), layers.BatchNormalization()],
+    "batch, of vectors": lambda: [layers.BatchNormalization()],
+    "batch, of all devices": lambda: [layers.BatchNormalization(synchronized=True)],
+    "ours, of vectors": lambda: [BatchNorm()],
+    "group": lambda: [layers.Reshape((2, 2, 2)), layers.GroupNormalization(2)],
+    "layer": lambda: [layers.LayerNormalization()],
+    "resizing": lambda: [layers.Reshape((2, 2, 2)), layers.Resizing(3, 3)],
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_training_gradient_is_the_slope_of_the_loss(name: str) -> None:
+    """Along a random direction of the weights, with a Jacobian term of the size of the others."""
+    keras.utils.set_random_seed(1)
+    start = [keras.Input((2, 2, 1)), layers.Flatten(), layers.Dense(8, "tanh")]
+    end = [layers.Flatten(), layers.Dense(3, "tanh")]
+    network = keras.Sequential([*start, *LAYERS[name](), *end])
+    model = Atlas(network, alpha=1.0, beta=1.0, threat=Threat("linf", 0.1))
+    model.compile(keras.optimizers.SGD(), run_eagerly=True)
+    weights = network.trainable_variables
+    values = [w.numpy() for w in weights]
+    directions = [RNG.normal(size=w.shape).astype("float32") for w in weights]
+
+    def loss(h: float) -> Any:
+        for weight, value, direction in zip(weights, values, directions, strict=True):
+            weight.assign(value + h * direction)
+        return tf.reduce_mean(model.robust_loss(BATCH)["loss"]).numpy()
+
+    narrow, wide = ((loss(h) - loss(-h)) / (2 * h) for h in (0.005, 0.01))
+    slope = (4 * narrow - wide) / 3  # an error of O(h^4)
+    loss(0.0)
+    pairs = zip(model.gradients(BATCH)[1], directions, strict=True)
+    np.testing.assert_allclose(sum(np.sum(g * d) for g, d in pairs), slope, rtol=1e-3)
