@@ -1,31 +1,32 @@
-"""Render docs/results.md, the measured results, from the records of runs.
+"""Render the measured results from the records of runs.
 
     python tools/render_results.py --add RUN    # RUN -> docs/results/NAME.json, then renders
     python tools/render_results.py --add RUN --as OTHER_NAME
-    python tools/render_results.py              # docs/results/*.json -> docs/results.md
-    python tools/render_results.py --check      # exits with 1 when docs/results.md is stale
+    python tools/render_results.py              # renders
+    python tools/render_results.py --check      # exits with 1 when a rendered file is out of date
 
-If `docs/results/intro.md` exists, the page begins with it.
+Rendered are docs/results/leaderboard.json, docs/results.md (which begins with
+docs/results/intro.md) and the table of README.md. Rendering also marks the results whose code has
+changed since (tools/stale.py); `--check` names them and the files, and does not fail for them.
 """
 
 import argparse
 import json
 import re
-import shlex
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import leaderboard
 import matplotlib
+import stale
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
+from summaries import add_run, by_data, seed_of, summaries_of
 
-from pipelines import config as configs
 from tfrobust.errors import UserError
-from tfrobust.evaluation import Record
 from tfrobust.io import write_atomically, write_text
 from tfrobust.report import (
     NOTHING,
@@ -34,7 +35,6 @@ from tfrobust.report import (
     duration,
     in_order,
     is_worst_case,
-    load_run,
     markdown_escape,
     markdown_table,
     method_name,
@@ -42,11 +42,9 @@ from tfrobust.report import (
     missing_from_paper,
     percent,
     points,
-    summarise_training,
     threat_text,
 )
 
-PLACE_KEYS = {"dir", "path", "init_from"}  # keys whose values are places of files
 EXPLANATION = """This page is written by `python tools/render_results.py` from
 `docs/results/*.json`. To change the page, change these files.
 
@@ -54,104 +52,27 @@ The percentages in parentheses are the 95 % interval (Wilson) of an accuracy on 
 Differences from a paper are in percentage points. In the worst case an image counts as right only
 if no attack succeeded on it. The column `worst case` is over the attacks that ran on the most
 images. If other attacks ran on fewer images, a further column is over all attacks on these images.
-The time per batch is the median over the epochs."""
+The time per batch is the median over the epochs. Code that a run marked † used has changed since;
+`python tools/render_results.py --check` names the files."""
+LEADERBOARD = """## Leaderboard
 
-
-def add_run(run: Path, results: Path, name: str | None = None) -> Path:
-    """Write the summary of a finished run.
-
-    Args:
-        run: The run's folder.
-        results: The folder of the summaries.
-        name: The name of the summary, by default the run's.
-
-    Returns:
-        The summary's file: `results`/NAME.json, or NAME_seedN.json for a second seed of a run.
-
-    Raises:
-        UserError: For a run that is damaged or whose evaluation is not finished.
-    """
-    record = load_run(run)
-    config, name = record.config, name or record.config["name"]
-    if not re.fullmatch(r"\w[\w.-]*", name):
-        raise UserError(f"{run}: expected a name that can be a file name, received {name!r}")
-    if pending := record.evaluation.pending:
-        raise UserError(f"{run}: expected a finished evaluation; not run: {', '.join(pending)}")
-    command = config.get("command") or f"python -m pipelines.run {config['name']}"
-    summary = {
-        "name": name,
-        "command": without_places_in_command(command),
-        "note": config.get("note"),
-        "config": without_places(
-            {k: v for k, v in config.items() if k not in ("command", "note")} | {"name": name}
-        ),
-        "evaluation": without_places(record.evaluation.as_json()),
-        "training": asdict(summarise_training(record.history, record.config)),
-    }
-    path = results / f"{name}.json"
-    if path.is_file() and read_summary(path)["config"].get("seed") != config.get("seed"):
-        path = results / f"{name}_seed{config.get('seed')}.json"
-    write_text(path, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
-    return path
-
-
-def is_place(text: Any) -> bool:
-    """Return whether a value is a path on some machine."""
-    return isinstance(text, str) and re.match(r"[/~\\]|\.\.?/|[A-Za-z]:\\", text) is not None
-
-
-def without_places(value: Any) -> Any:
-    """Return the value without the entries that name places on the machine that made it."""
-    if isinstance(value, Mapping):
-        kept = {k: v for k, v in value.items() if k not in PLACE_KEYS and not is_place(v)}
-        return {key: without_places(entry) for key, entry in kept.items()}
-    if isinstance(value, list):
-        return [without_places(entry) for entry in value if not is_place(entry)]
-    return value
-
-
-def without_places_in_command(command: str) -> str:
-    """Return the command without `--set key=PLACE`, which differs between machines."""
-    kept: list[str] = []
-    for word in shlex.split(command):
-        key, _, value = word.partition("=")
-        if kept[-1:] == ["--set"] and (key.split(".")[-1] in PLACE_KEYS or is_place(value)):
-            kept.pop()
-        else:
-            kept.append(word)
-    return shlex.join(kept)
-
-
-def read_summary(path: Path) -> dict[str, Any]:
-    """Return a summary. Raises UserError if its file is damaged."""
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-        for key in ("name", "command", "config", "evaluation", "training"):
-            summary[key]
-        summary["config"]["data"]["name"]
-        summary["config"]["paper"] = paper_of(summary)
-        summary["evaluation"] = Record.parse(summary["evaluation"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: expected a run summary, received {error!r}") from error
-    return summary
-
-
-def paper_of(summary: Mapping[str, Any]) -> Any:
-    """Return the paper's figures in the config of this name or, without one, in the run's."""
-    recorded = summary["config"].get("paper")
-    if summary["name"] not in configs.available():
-        return recorded
-    return configs.load(configs.find(summary["name"])).get("paper", recorded)
+These are the runs that were evaluated by AutoAttack, with their mean and range over seeds, or the
+95 % interval of a single seed. [leaderboard.json](results/leaderboard.json) has a row for each run
+in the field names of RobustBench, with hardware and times."""
 
 
 def render(docs: Path) -> str:
     """Return the text of results.md, from `docs`/results/*.json."""
     intro = docs / "results" / "intro.md"
     top = intro.read_text(encoding="utf-8").rstrip() if intro.is_file() else "# Results"
+    rows = leaderboard.read(docs)
+    marked = {(row["name"], row["seed"]) for row in rows if row["stale"]}
     parts = [top, EXPLANATION]
+    if table := leaderboard.table(rows):
+        parts += [LEADERBOARD, table]
     for data, group in by_data(docs).items():
         picture = f"![Clean and worst-case accuracy](results/{data}.svg)"
-        parts += [f"## {markdown_escape(data)}", picture, results_table(group)]
+        parts += [f"## {markdown_escape(data)}", picture, results_table(group, marked)]
         notes = dict.fromkeys(summary["note"] for summary in group if summary.get("note"))
         parts += [f"Note: {markdown_escape(note)}" for note in notes]
         if seeds := seeds_table(group):
@@ -175,25 +96,27 @@ def attack_columns(group: Sequence[Mapping[str, Any]]) -> list[str]:
     return [name for name in in_order(names) if name not in parts]
 
 
-def seed_of(summary: Mapping[str, Any]) -> Any:
-    return summary["config"].get("seed")
-
-
 def title_of(summary: Mapping[str, Any], group: Iterable[Mapping[str, Any]]) -> str:
     """Return the name of a run, with its seed if the group has another run of this name."""
     twins = [other for other in group if other["name"] == summary["name"]]
     return summary["name"] + (f" (seed {seed_of(summary)})" if len(twins) > 1 else "")
 
 
-def results_table(group: Sequence[Mapping[str, Any]]) -> str:
-    """Return the table of a group: one row for each run, with its accuracies and its cost."""
+def results_table(
+    group: Sequence[Mapping[str, Any]], marked: Collection[tuple[str, Any]] = ()
+) -> str:
+    """Return the table of a group: one row for each run, with its accuracies and its cost.
+
+    marked: The names and seeds of the results whose code has changed.
+    """
     columns = attack_columns(group)
     header = ["run", "method", "threat", *columns, "time per batch", "wall time", "epochs"]
     lines = []
     for summary in group:
         config, training, rows = summary["config"], summary["training"], rows_of(summary)
+        mark = leaderboard.MARK if (summary["name"], seed_of(summary)) in marked else ""
         line = [
-            title_of(summary, group),
+            title_of(summary, group) + mark,
             method_name(config),
             threat_text(summary["evaluation"].radii),
             *(accuracy_cell(rows.get(column)) for column in columns),
@@ -302,28 +225,71 @@ def figure(group: Sequence[Mapping[str, Any]], path: Path) -> None:
         write_atomically(path, lambda aside: drawn.savefig(aside, metadata={"Date": None}))
 
 
-def by_data(docs: Path) -> dict[str, list[dict[str, Any]]]:
-    """Return the summaries of `docs`/results by data set, in the order of name and seed."""
-    groups: dict[str, list[dict[str, Any]]] = {}
-    summaries = [read_summary(path) for path in sorted((docs / "results").glob("*.json"))]
-    for summary in sorted(summaries, key=lambda each: (each["name"], seed_of(each) or 0)):
-        groups.setdefault(summary["config"]["data"]["name"], []).append(summary)
-    return dict(sorted(groups.items()))
+def leaderboard_of(docs: Path, look: bool) -> str:
+    """Return the text of leaderboard.json.
+
+    Args:
+        docs: The folder of the page.
+        look: Whether to look for changes of code. Otherwise, and for runs whose commit is not in
+            the history at hand, the marks in the present file remain.
+    """
+    marks = {(row["name"], row["seed"]): row["stale"] for row in leaderboard.read(docs)}
+    rows = []
+    for summary in summaries_of(docs):
+        mark = marks.get((summary["name"], seed_of(summary)))
+        files = stale.changed_files(summary) if look else None
+        rows.append(leaderboard.row_of(summary, mark if files is None else bool(files)))
+    return leaderboard.as_text(rows)
+
+
+def outdated(docs: Path) -> list[Path]:
+    """Return the rendered files that do not agree with the records."""
+    texts = {docs / "results" / "leaderboard.json": leaderboard_of(docs, look=False)}
+    texts |= {docs / "results.md": render(docs), **readme(docs)}
+    return [
+        path
+        for path, text in texts.items()
+        if not path.is_file() or path.read_text(encoding="utf-8") != text
+    ]
+
+
+def readme(docs: Path) -> dict[Path, str]:
+    """Return the README beside `docs`, if there is one, and its text with the table renewed."""
+    path = docs.parent / "README.md"
+    if not path.is_file():
+        return {}
+    return {path: leaderboard.with_tables(path.read_text("utf-8"), leaderboard.read(docs))}
+
+
+def report_changes(docs: Path) -> None:
+    """Print a line for each result whose code has changed since, or may have."""
+    for summary in summaries_of(docs):
+        files = stale.changed_files(summary)
+        title = f"{summary['name']}, seed {seed_of(summary)}"
+        commit = summary["evaluation"].commit
+        if files is None:
+            print(f"{title}: unknown whether stale: no commit {commit} in this history")
+        elif files:
+            print(f"{title}: stale: changed since {commit}: {stale.sentence(files)}")
 
 
 def main(docs: Path, add: Sequence[str] = (), check: bool = False, name: str | None = None) -> int:
     """Add runs and render, or check; return the exit status. An error is one line."""
-    page = docs / "results.md"
     try:
         if check:
-            if not page.is_file() or page.read_text(encoding="utf-8") != render(docs):
-                raise UserError(f"{page}: stale; run python tools/render_results.py")
+            report_changes(docs)
+            if old := outdated(docs):
+                names = ", ".join(map(str, old))
+                raise UserError(f"{names}: out of date; run python tools/render_results.py")
             return 0
         if name is not None and len(add) != 1:
             raise UserError(f"--as: expected one --add with it, received {len(add)}")
         for run in add:
             print(add_run(Path(run), docs / "results", name))
-        write_text(page, render(docs))
+        # The page and the README are made from this file.
+        write_text(docs / "results" / "leaderboard.json", leaderboard_of(docs, look=True))
+        for path, text in {docs / "results.md": render(docs), **readme(docs)}.items():
+            write_text(path, text)
         for data, group in by_data(docs).items():
             figure(group, docs / "results" / f"{data}.svg")
     except ValueError as error:
@@ -343,7 +309,7 @@ def command() -> int:
         help="a finished run to add; repeatable",
     )
     parser.add_argument("--as", dest="name", help="another name for the run that is added")
-    parser.add_argument("--check", action="store_true", help="exit with 1 if results.md is stale")
+    parser.add_argument("--check", action="store_true", help="exit with 1 if a file is out of date")
     parser.add_argument("--docs", default="docs", help="the folder of results.md and results/")
     args = parser.parse_args()
     return main(Path(args.docs), args.add, args.check, args.name)

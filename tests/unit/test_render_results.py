@@ -1,6 +1,5 @@
-"""docs/results.md agrees with the run folders, and --check notices when it does not."""
+"""The rendered results agree with the run folders, and --check notices when they do not."""
 
-import importlib.util
 import json
 import sys
 from collections.abc import Sequence
@@ -10,19 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[2]
-TOOL = ROOT / "tools" / "render_results.py"
-
-
-def load_tool() -> Any:
-    spec = importlib.util.spec_from_file_location("render_results", TOOL)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-tool = load_tool()
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
+import render_results as tool
 
 
 def make_run(
@@ -146,7 +134,7 @@ def test_a_run_of_a_suite_can_have_another_name(tmp_path: Path, capsys: Any) -> 
     runs = [str(make_run(tmp_path / "a")), str(make_run(tmp_path / "b", robust=0.6))]
     assert tool.main(tmp_path / "docs", add=runs[:1]) == 0
     assert tool.main(tmp_path / "docs", add=runs[1:], name="digits_other") == 0
-    names = sorted(path.name for path in (tmp_path / "docs" / "results").glob("*.json"))
+    names = sorted(path.name for path in (tmp_path / "docs" / "results").glob("digits_*.json"))
     assert names == ["digits_atlas.json", "digits_other.json"]
     assert "### digits_other, seed 0" in (tmp_path / "docs" / "results.md").read_text()
     capsys.readouterr()
@@ -169,7 +157,7 @@ def test_unfinished_and_unnamed_runs_are_refused(tmp_path: Path) -> None:
         tool.add_run(make_run(tmp_path / "name", name="../x"), tmp_path / "results")
 
 
-def test_check_notices_a_stale_page_and_writes_nothing(tmp_path: Path, capsys: Any) -> None:
+def test_check_notices_an_old_page_and_writes_nothing(tmp_path: Path, capsys: Any) -> None:
     docs = tmp_path / "docs"
     assert tool.main(docs, check=True) == 1 and not docs.exists()
     assert tool.main(docs, add=[str(make_run(tmp_path / "run"))]) == 0
@@ -194,9 +182,88 @@ def test_damaged_summaries_are_one_line(tmp_path: Path, capsys: Any) -> None:
 
 def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     def status(*words: str) -> int:
-        monkeypatch.setattr(sys, "argv", [str(TOOL), f"--docs={tmp_path / 'docs'}", *words])
+        monkeypatch.setattr(
+            sys, "argv", ["render_results.py", f"--docs={tmp_path / 'docs'}", *words]
+        )
         return tool.command()
 
     assert status("--add", str(make_run(tmp_path / "run"))) == 0
     (tmp_path / "docs" / "results.md").write_text("old")
-    assert status("--check") == 1 and "results.md: stale" in capsys.readouterr().err
+    assert status("--check") == 1 and "results.md: out of date" in capsys.readouterr().err
+
+
+def autoattack(run: Path, robust: float, **changes: Any) -> Path:
+    return make_run(run, robust, "AutoAttack", **{"paper": None} | changes)
+
+
+def test_leaderboard_has_a_row_for_each_run_in_robustbench_fields(tmp_path: Path) -> None:
+    docs = tmp_path / "docs"
+    model = {"name": "wide_resnet", "depth": 28, "width": 10}
+    first = autoattack(tmp_path / "a", 0.3, model=model)
+    assert tool.main(docs, add=[str(first), str(make_run(tmp_path / "b", name="weak"))]) == 0
+    row, weak = json.loads((docs / "results" / "leaderboard.json").read_text())
+    assert row == {
+        "name": "digits_atlas",
+        "seed": 0,
+        "method": "atlas",
+        "dataset": "digits",
+        "architecture": "wide_resnet-28-10",
+        "norm": "Linf",
+        "eps": "8/255",
+        "additional_data": False,
+        "clean_acc": "80.00",
+        "clean_examples": 10,
+        "autoattack_acc": "30.00",
+        "autoattack_examples": 10,
+        "runtime": 3.1,
+        "training_seconds": 30.0,
+        "hardware": None,
+        "training_commit": None,
+        "commit": "abc123",
+        "stale": None,
+    }
+    assert weak["autoattack_acc"] is None and list(weak) == list(row)
+
+
+def test_tables_have_the_seeds_of_a_run_in_one_line(tmp_path: Path, capsys: Any) -> None:
+    docs, readme = tmp_path / "docs", tmp_path / "README.md"
+    runs = [autoattack(tmp_path / str(seed), 0.2 + seed / 10, seed=seed) for seed in (1, 2)]
+    runs.append(autoattack(tmp_path / "c", 0.5, name="better"))
+    readme.write_text("top\n<!-- leaderboard: digits_atlas -->\nold\n<!-- end -->\nbottom\n")
+    assert tool.main(docs, add=[str(run) for run in runs]) == 0
+    line = "| digits_atlas | Linf, eps 8/255 | 1, 2 | 80.0 % of 10 (80.0 to 80.0) | "
+    line += "35.0 % of 10 (30.0 to 40.0) |"
+    # Wilson for 5 of 10 is 0.2366 to 0.7634.
+    best = "| better | Linf, eps 8/255 | 0 | 80.0 % of 10 (49.0 to 94.3) | "
+    best += "50.0 % of 10 (23.7 to 76.3) |"
+    assert f"{best}\n{line}\n" in (docs / "results.md").read_text()
+    text = readme.read_text()
+    assert line in text and "better" not in text and "old" not in text
+    assert text.startswith("top\n") and text.endswith("<!-- end -->\nbottom\n")
+    assert tool.outdated(docs) == []
+    readme.write_text(text.replace("35.0", "99.0"))
+    assert tool.outdated(docs) == [readme]
+    readme.write_text(text.replace(": digits_atlas -->", ": digits_atlas none -->"))
+    capsys.readouterr()
+    assert tool.main(docs) == 1 and "received none" in capsys.readouterr().err
+
+
+def test_results_whose_code_has_changed_are_marked(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    docs = tmp_path / "docs"
+    files: list[str] | None = []
+    monkeypatch.setattr(tool.stale, "changed_files", lambda summary: files)
+    assert tool.main(docs, add=[str(autoattack(tmp_path / "run", 0.3))]) == 0
+    assert "| digits_atlas |" in (docs / "results.md").read_text()
+    files = ["a.py", "b.py", "c.py", "d.py"]
+    capsys.readouterr()
+    assert tool.main(docs, check=True) == 0
+    line = "digits_atlas, seed 0: stale: changed since abc123: a.py, b.py, c.py and 1 more\n"
+    assert capsys.readouterr().out == line
+    assert tool.main(docs) == 0
+    assert (docs / "results.md").read_text().count("| digits_atlas † |") == 2
+    files = None  # the history is not at hand: the mark remains
+    assert tool.main(docs) == 0 and tool.main(docs, check=True) == 0
+    assert "| digits_atlas † |" in (docs / "results.md").read_text()
+    assert "unknown" in capsys.readouterr().out

@@ -1,0 +1,146 @@
+"""docs/results/leaderboard.json, a row for each recorded run, and the tables made from it.
+
+The fields are named and written as in RobustBench's model_info: accuracies are strings in percent
+with two decimals, and eps is a string such as "8/255". RobustBench's `link`, `authors` and `venue`
+are left out, as a record does not have them. Further fields say what was measured and with what:
+
+- `clean_examples`, `autoattack_examples`: the numbers of test images;
+- `runtime`: seconds of AutoAttack; `training_seconds`: the wall time of training, in which pauses
+  of a run that was stopped count;
+- `hardware`: of the evaluation, null in records that are too old to name it;
+- `stale`: whether code that the run used has changed since (tools/stale.py), null if unknown.
+
+`autoattack_acc` is null for a run that was not evaluated by AutoAttack.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from tfrobust.errors import UserError
+from tfrobust.report import interval, markdown_table, method_name, number
+
+MARK = " †"  # beside the name of a result whose code has changed since
+TABLE = re.compile(r"(<!-- leaderboard: ([\w. -]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
+Row = dict[str, Any]
+
+
+def row_of(summary: Mapping[str, Any], stale: bool | None) -> Row:
+    """Return the row of a run, from its record."""
+    config, evaluation = summary["config"], summary["evaluation"]
+    model, where = config.get("model") or {}, evaluation.provenance
+    attack = next((row for row in evaluation.attacks if row.name == "AutoAttack"), None)
+    sizes = [str(model[key]) for key in ("depth", "width") if key in model]
+    return {
+        "name": summary["name"],
+        "seed": config.get("seed"),
+        "method": method_name(config),
+        "dataset": config["data"]["name"],
+        "architecture": "-".join([model["name"], *sizes]) if "name" in model else None,
+        "norm": " + ".join(norm.capitalize() for norm, _ in evaluation.radii),
+        "eps": " + ".join(number(eps).split(" = ")[0] for _, eps in evaluation.radii),
+        "additional_data": "extra" in config["data"] or model.get("weights", "none") != "none",
+        "clean_acc": f"{100 * evaluation.clean_accuracy:.2f}",
+        "clean_examples": evaluation.examples,
+        "autoattack_acc": f"{100 * attack.robust_accuracy:.2f}" if attack else None,
+        "autoattack_examples": attack.examples if attack else None,
+        "runtime": attack.seconds if attack else None,
+        "training_seconds": summary["training"]["wall_seconds"],
+        "hardware": f"{where.device}, {where.threads} threads" if where else None,
+        "training_commit": evaluation.training_commit,
+        "commit": evaluation.commit,
+        "stale": stale,
+    }
+
+
+def as_text(rows: Sequence[Row]) -> str:
+    """Return the content of leaderboard.json."""
+    return json.dumps(rows, indent=2, ensure_ascii=False) + "\n"
+
+
+def read(docs: Path) -> list[Row]:
+    """Return the rows of `docs`/results/leaderboard.json; none if there is no such file.
+
+    Raises:
+        UserError: If the file is damaged.
+    """
+    path = docs / "results" / "leaderboard.json"
+    if not path.is_file():
+        return []
+    try:
+        rows: list[Row] = json.loads(path.read_text(encoding="utf-8"))
+        for row in rows:
+            row["name"], row["seed"], row["stale"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: expected rows with name, seed and stale, received {error!r}"
+        ) from error
+    return rows
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Return the table of the runs with AutoAttack, the most robust of each data set first.
+
+    The seeds of a run share a line, with their mean and range; a single seed has the 95 % interval
+    (Wilson) over its test images.
+    """
+    runs: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        if row["autoattack_acc"] is not None:
+            name = re.sub(r"_seed\d+$", "", row["name"])
+            runs.setdefault((row["dataset"], row["norm"], row["eps"], name), []).append(row)
+    lines = [
+        (
+            name + (MARK if any(row["stale"] for row in seeds) else ""),
+            f"{norm}, eps {eps}",
+            ", ".join(str(row["seed"]) for row in seeds),
+            cell(seeds, "clean"),
+            cell(seeds, "autoattack"),
+        )
+        for (_, norm, eps, name), seeds in sorted(runs.items(), key=rank)
+    ]
+    header = ["run", "threat", "seeds", "clean", "AutoAttack"]
+    return markdown_table(header, lines) if lines else ""
+
+
+def rank(run: tuple[tuple[str, ...], Sequence[Row]]) -> tuple[Any, ...]:
+    """Return the key by which the runs of a table are sorted."""
+    (dataset, norm, eps, name), seeds = run
+    return dataset, norm, eps, -mean(float(row["autoattack_acc"]) for row in seeds), name
+
+
+def cell(seeds: Sequence[Row], kind: str) -> str:
+    """Return an accuracy, "clean" or "autoattack", with its number of images and its range."""
+    shares = [float(row[f"{kind}_acc"]) for row in seeds]
+    n = seeds[0][f"{kind}_examples"]
+    if len(seeds) > 1:
+        low, high = min(shares), max(shares)
+    else:
+        low, high = (100 * bound for bound in interval(round(shares[0] * n / 100), n))
+    return f"{mean(shares):.1f} % of {n:,} ({low:.1f} to {high:.1f})"
+
+
+def with_tables(text: str, rows: Sequence[Row]) -> str:
+    """Return a page with its tables renewed.
+
+    A table stands between the comments `<!-- leaderboard: NAME NAME ... -->`, which lists its runs,
+    and `<!-- end -->`.
+
+    Raises:
+        UserError: If a run of a table has no result under AutoAttack.
+    """
+
+    def renewed(found: re.Match[str]) -> str:
+        names = found[2].split()
+        chosen = [row for row in rows if row["name"] in names and row["autoattack_acc"]]
+        if missing := set(names) - {row["name"] for row in chosen}:
+            raise UserError(
+                "leaderboard: expected runs with a result under AutoAttack, "
+                f"received {', '.join(sorted(missing))}"
+            )
+        return f"{found[1]}\n{table(chosen)}\n\n{found[3]}"
+
+    return TABLE.sub(renewed, text)

@@ -1,0 +1,133 @@
+"""Find the results whose code has changed since they were measured.
+
+A record names the commits that trained and evaluated its network. Its files are those of the
+objects that its config names (method, attacks, model, data set, augmentations, optimizer and
+schedule), of the pipeline of batches and of the cascade of attacks, and all that these import.
+Left out are the modules in `ASIDE` and the `__init__.py` of packages.
+
+A file has changed if a statement of its top level (a function, a class, a constant) that it had at
+the commit is no longer there as it was. New statements, imports, docstrings, comments and layout do
+not count.
+"""
+
+import ast
+import functools
+import inspect
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tfrobust.attacks import ATTACKS
+from tfrobust.data import AUGMENTATIONS, DATASETS, batches
+from tfrobust.evaluation import run
+from tfrobust.methods import AVERAGINGS, METHODS
+from tfrobust.models import MODELS
+from tfrobust.training import OPTIMIZERS, SCHEDULES
+
+ROOT = Path(__file__).resolve().parents[1]
+REGISTRIES: tuple[Mapping[str, Any], ...] = (
+    *(METHODS, AVERAGINGS, ATTACKS, MODELS, DATASETS, AUGMENTATIONS, OPTIMIZERS, SCHEDULES),
+)
+# Modules that check, store or report, or make settings that the record holds: no number is theirs.
+ASIDE = tuple(
+    f"tfrobust.{name}"
+    for name in (
+        *("_compat", "errors", "evaluation.attack_list", "gate", "io"),
+        *("provenance", "record", "registry", "report", "serialization"),
+    )
+)
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+def strings(value: Any) -> Iterator[str]:
+    """Yield the strings in a config, at every depth."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from strings(list(value.values()))
+    elif isinstance(value, list):
+        for entry in value:
+            yield from strings(entry)
+
+
+def files_of(summary: Mapping[str, Any]) -> frozenset[str]:
+    """Return the files, relative to the root, that compute the numbers of a recorded run."""
+    attacks = [attack.config for attack in summary["evaluation"].attacks]
+    names = {*strings(summary["config"]), *strings(attacks)}
+    used = [registry[name] for registry in REGISTRIES for name in names & registry.keys()]
+    modules = {getattr(each, "func", each).__module__ for each in (*used, batches, run)}
+    return frozenset(file for module in modules for file in files_from(module))
+
+
+@functools.cache
+def files_from(start: str) -> frozenset[str]:
+    """Return the files of a module and of all that it imports, but for those that are left out."""
+    seen: set[str] = set()
+    pending = [start]
+    while pending:
+        module = pending.pop()
+        if module in seen or not module.startswith("tfrobust.") or module.startswith(ASIDE):
+            continue
+        if hasattr(sys.modules[module], "__path__"):
+            continue
+        seen.add(module)
+        # What a module imports is known by where it was defined, so no package is walked.
+        for value in vars(sys.modules[module]).values():
+            name = value.__name__ if inspect.ismodule(value) else getattr(value, "__module__", "")
+            pending.append(name if isinstance(name, str) else "")
+    paths = (sys.modules[module].__file__ for module in seen)
+    return frozenset(Path(path).relative_to(ROOT).as_posix() for path in paths if path)
+
+
+def changed_files(summary: Mapping[str, Any]) -> list[str] | None:
+    """Return the files of a run that have changed since it was measured.
+
+    None if a commit is not recorded or is not in the history at hand, as in a shallow clone.
+    """
+    evaluation = summary["evaluation"]
+    changed: set[str] = set()
+    for commit in {evaluation.training_commit, evaluation.commit}:
+        commit = (commit or "").removesuffix("-dirty")
+        if not commit or git("cat-file", "-e", f"{commit}^{{commit}}") is None:
+            return None
+        changed |= {file for file in files_of(summary) if has_changed(commit, file)}
+    return sorted(changed)
+
+
+@functools.cache
+def has_changed(commit: str, file: str) -> bool:
+    """Return whether a statement that a file had at a commit is no longer there as it was."""
+    before = git("show", f"{commit}:{file}")
+    now = (ROOT / file).read_text(encoding="utf-8")
+    return before is None or (before != now and not statements(before) <= statements(now))
+
+
+def statements(source: str) -> frozenset[str]:
+    """Return the statements of a module's top level, without imports and docstrings."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, DOCUMENTED) and ast.get_docstring(node) is not None:
+            del node.body[0]
+    imports = (ast.Import, ast.ImportFrom)
+    return frozenset(ast.dump(node) for node in tree.body if not isinstance(node, imports))
+
+
+@functools.cache
+def git(*words: str) -> str | None:
+    """Return what a git command prints; None if it fails or there is no git."""
+    try:
+        done = subprocess.run(
+            ["git", *words], cwd=ROOT, capture_output=True, encoding="utf-8", check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout
+
+
+def sentence(files: Iterable[str], shown: int = 3) -> str:
+    """Return the names of the first files and the number of the others."""
+    names = list(files)
+    rest = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + rest

@@ -1,0 +1,127 @@
+"""The summaries of runs, docs/results/NAME.json: written from run folders, and read."""
+
+import functools
+import json
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pipelines import config as configs
+from tfrobust.errors import UserError
+from tfrobust.evaluation import Record
+from tfrobust.io import write_text
+from tfrobust.report import load_run, summarise_training
+
+PLACE_KEYS = {"dir", "path", "init_from"}  # keys whose values are places of files
+
+
+def add_run(run: Path, results: Path, name: str | None = None) -> Path:
+    """Write the summary of a finished run.
+
+    Args:
+        run: The run's folder.
+        results: The folder of the summaries.
+        name: The name of the summary, by default the run's.
+
+    Returns:
+        The summary's file: `results`/NAME.json, or NAME_seedN.json for a second seed of a run.
+
+    Raises:
+        UserError: For a run that is damaged or whose evaluation is not finished.
+    """
+    record = load_run(run)
+    config, name = record.config, name or record.config["name"]
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise UserError(f"{run}: expected a name that can be a file name, received {name!r}")
+    if pending := record.evaluation.pending:
+        raise UserError(f"{run}: expected a finished evaluation; not run: {', '.join(pending)}")
+    command = config.get("command") or f"python -m pipelines.run {config['name']}"
+    summary = {
+        "name": name,
+        "command": without_places_in_command(command),
+        "note": config.get("note"),
+        "config": without_places(
+            {k: v for k, v in config.items() if k not in ("command", "note")} | {"name": name}
+        ),
+        "evaluation": without_places(record.evaluation.as_json()),
+        "training": asdict(summarise_training(record.history, record.config)),
+    }
+    path = results / f"{name}.json"
+    if path.is_file() and read_summary(path)["config"].get("seed") != config.get("seed"):
+        path = results / f"{name}_seed{config.get('seed')}.json"
+    write_text(path, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    return path
+
+
+def is_place(text: Any) -> bool:
+    """Return whether a value is a path on some machine."""
+    return isinstance(text, str) and re.match(r"[/~\\]|\.\.?/|[A-Za-z]:\\", text) is not None
+
+
+def without_places(value: Any) -> Any:
+    """Return the value without the entries that name places on the machine that made it."""
+    if isinstance(value, Mapping):
+        kept = {k: v for k, v in value.items() if k not in PLACE_KEYS and not is_place(v)}
+        return {key: without_places(entry) for key, entry in kept.items()}
+    if isinstance(value, list):
+        return [without_places(entry) for entry in value if not is_place(entry)]
+    return value
+
+
+def without_places_in_command(command: str) -> str:
+    """Return the command without `--set key=PLACE`, which differs between machines."""
+    kept: list[str] = []
+    for word in shlex.split(command):
+        key, _, value = word.partition("=")
+        if kept[-1:] == ["--set"] and (key.split(".")[-1] in PLACE_KEYS or is_place(value)):
+            kept.pop()
+        else:
+            kept.append(word)
+    return shlex.join(kept)
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """Return a summary. Raises UserError if its file is damaged."""
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        for key in ("name", "command", "config", "evaluation", "training"):
+            summary[key]
+        summary["config"]["data"]["name"]
+        summary["config"]["paper"] = paper_of(summary)
+        summary["evaluation"] = Record.parse(summary["evaluation"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: expected a run summary, received {error!r}") from error
+    return summary
+
+
+def paper_of(summary: Mapping[str, Any]) -> Any:
+    """Return the paper's figures in the config of this name or, without one, in the run's."""
+    return config_named(summary["name"]).get("paper", summary["config"].get("paper"))
+
+
+@functools.cache
+def config_named(name: str) -> Mapping[str, Any]:
+    """Return the config of this name, empty if there is none."""
+    return configs.load(configs.find(name)) if name in configs.available() else {}
+
+
+def seed_of(summary: Mapping[str, Any]) -> Any:
+    return summary["config"].get("seed")
+
+
+def summaries_of(docs: Path) -> list[dict[str, Any]]:
+    """Return the summaries of `docs`/results, in the order of name and seed."""
+    paths = sorted((docs / "results").glob("*.json"))
+    summaries = [read_summary(path) for path in paths if path.name != "leaderboard.json"]
+    return sorted(summaries, key=lambda each: (each["name"], seed_of(each) or 0))
+
+
+def by_data(docs: Path) -> dict[str, list[dict[str, Any]]]:
+    """Return the summaries of `docs`/results by data set, in the order of name and seed."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for summary in summaries_of(docs):
+        groups.setdefault(summary["config"]["data"]["name"], []).append(summary)
+    return dict(sorted(groups.items()))
