@@ -31,7 +31,7 @@ class FgsmPgi(RobustModel):
     image. By default g uses batch statistics (`craft`).
 
     The authors' code (github.com/jiaxiaojunQAQ/FGSM-PGI) divides g by its norm over the batch; here
-    it is that of the image, as in the paper, which does not depend on the number of devices. Their
+    it is that of the image, which does not depend on the number of devices. Their
     label smoothing gives the label 0.6 of the mass: `label_smoothing` 4/9 for ten classes.
 
     Two tables of num_examples images in float32 hold p and m: 1.2 GB for CIFAR-10, as much again
