@@ -1,5 +1,6 @@
 """Numbers in the form that people read, and text and tables for Markdown and LaTeX."""
 
+import functools
 import html
 import re
 from collections.abc import Iterable, Sequence
@@ -10,6 +11,7 @@ from scipy.stats import binomtest
 NOTHING = "–"
 
 
+@functools.cache
 def interval(successes: int, total: int) -> tuple[float, float]:
     """Return the Wilson 95 % interval of a proportion, (low, high) as fractions.
 
