@@ -12,7 +12,7 @@ def cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
 
     For targets [B, C], the probabilities of the classes, it is -sum_c target_c log softmax_c.
     """
-    if labels.shape.rank == 2:
+    if len(labels.shape) == 2:
         return tf.nn.softmax_cross_entropy_with_logits(labels, logits)
     return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
 

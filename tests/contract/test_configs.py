@@ -22,7 +22,7 @@ GIVEN = {
     "cifar10_trades_generated": [
         "data.extra={name: synthetic, image_shape: [32, 32, 3], num_classes: 10, share: 0.7}"
     ],
-    "digits_finetune": ["train.init_from=null"],
+    "digits_finetune": ["train.init_from="],
     "folder_finetune": ["data={name: synthetic, like: cifar10}", "model.weights=none"],
 }
 

@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,9 @@ def test_python_of_a_document_runs(
     for needed in dict.fromkeys(re.findall(r"\bruns/(\w+)", code)):
         if needed in configs.available():  # the others are made by the code itself
             run(needed, [], tmp_path / "runs", None, smoke=True)
-    exec(compile(code, name, "exec"), {"__name__": "document"})
+    document = types.ModuleType("document")
+    monkeypatch.setitem(sys.modules, "document", document)  # dataclasses look it up there
+    exec(compile(code, name, "exec"), vars(document))
     if name == "README.md":
         assert "PGD-20" in capsys.readouterr().out
         assert (tmp_path / "saved_model" / "saved_model.pb").is_file()

@@ -155,7 +155,9 @@ def test_images_off_the_grid_are_not_rounded(tmp_path: Path, mine: list[str]) ->
     with np.load(mine[2].partition("=")[2]) as arrays:
         off = {k: v * np.float32(0.99) if k[0] == "x" else v for k, v in arrays.items()}
     np.savez(tmp_path / "off.npz", **off)
-    with pytest.raises(UserError, match="evaluation.save: expected float32, as the images are no"):
+    with pytest.raises(
+        UserError, match="evaluation.save: expected float32, since the images are not"
+    ):
         evaluated(tmp_path / "refused", [*sets, "attacks=fgsm", "evaluation.save=uint8"])
     assert not (tmp_path / "refused").exists()
 

@@ -166,9 +166,10 @@ class RobustModel(AveragedModel):
         require(
             network.trainable_variables, "network", "one with trainable weights", "a frozen one"
         )
-        self.threats = threats_of(threat)
-        for each in self.threats:
+        threats = threats_of(threat)
+        for each in threats:
             check_threat(each)
+        self.threat, self.several_threats = threats[0], threats if len(threats) > 1 else ()
         one = len(self.threats) == 1 or not self.one_threat
         require(one, "threat", f"one threat ({type(self).__name__} takes no list)", threat)
         averages = averaging is None or isinstance(averaging, Averaging)
@@ -186,7 +187,7 @@ class RobustModel(AveragedModel):
         require_at_least(0, warmup_steps=warmup_steps, ramp_steps=ramp_steps)
         require(0 <= label_smoothing < 1, "label_smoothing", "a number in [0, 1)", label_smoothing)
         require(l2 >= 0, "l2", "a number >= 0", l2)
-        self.network, self.threat = network, self.threats[0]
+        self.network = network
         self.norms = choose("norms", norms, WAYS)
         self.attack = self._attack(attack)
         self.validation_attack = validation_attack or PGD(steps=10)

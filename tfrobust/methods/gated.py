@@ -35,7 +35,7 @@ class GatedModel(HookedModel):
 
     network: keras.Model
     threat: Threat  # of several, the first, or while a batch is attacked the one at work
-    threats: Sequence[Threat]
+    several_threats: Sequence[Threat]  # empty for one
     signature: Signature
     network_inputs: Sequence[str]
     # Whether the number of examples that a replica computes with differs from step to step.
@@ -258,11 +258,16 @@ class GatedModel(HookedModel):
         self.compile(**keras.saving.deserialize_keras_object(config))
         self.optimizer.build(self.trainable_variables)
 
+    @property
+    def threats(self) -> Sequence[Threat]:
+        """All threats of training and validation."""
+        return self.several_threats or (self.threat,)
+
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments: each is an attribute of the same name."""
         values = {name: getattr(self, name) for name in parameters(type(self))}
-        if len(self.threats) > 1:
-            values["threat"] = self.threats
+        if self.several_threats:
+            values["threat"] = self.several_threats
         return {n: keras.saving.serialize_keras_object(value) for n, value in values.items()}
 
     @classmethod

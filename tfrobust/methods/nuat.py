@@ -38,6 +38,7 @@ class Nuat(RobustModel):
     """
 
     default_attack = None
+    example = {"warmup_epochs": 0}
     needs = ("steps_per_epoch",)
     reports = ("nuclear",)
 
