@@ -60,6 +60,7 @@ def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+@pytest.mark.parametrize("name", slow_but(METHODS, (*FAST, "iaat", "nuat", "oat")))
 def test_fits_saves_and_loads(name: str, tmp_path: Path) -> None:
     model = make(name, ramp_steps=2)
     before = [weight.numpy() for weight in model.network.trainable_variables]

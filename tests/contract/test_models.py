@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.products import slow_but
 from tfrobust import Atlas, Threat
 from tfrobust.models import MODELS, PRECISIONS, with_precision
 from tfrobust.registry import parameters
@@ -40,7 +41,7 @@ def test_gives_logits(network: keras.Model) -> None:
     assert not np.allclose(np.sum(logits, axis=1), 1.0)
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", slow_but(PRECISIONS, ["float32", "mixed_bfloat16"]))
 def test_trains_a_step_of_atlas(network: keras.Model, precision: str) -> None:
     mixed = with_precision(network, precision)
     before = mixed.get_weights()

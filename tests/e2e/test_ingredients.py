@@ -11,6 +11,7 @@ import pytest
 from pipelines.folder import Folder
 from pipelines.resolve import load_spec
 from pipelines.stages import training
+from tests.products import slow_but
 from tfrobust.errors import UserError
 from tfrobust.models import load_keras
 
@@ -39,7 +40,7 @@ RECIPES = {
 }
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", slow_but(RECIPES, ["fast"]))
 def test_a_recipe_resumes_to_the_bit(
     tmp_path: Path, recipe: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import pytest
 
+from tests.products import slow_but
 from tests.unit.test_models import RNG
 from tfrobust._compat import layers_of
 from tfrobust.errors import UserError
@@ -89,7 +90,7 @@ def test_saved_networks_load_with_keras_alone(tmp_path: Path) -> None:
         np.testing.assert_array_equal(np.load(tmp_path / f"{name}.logits.npy"), logits)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", slow_but(NETWORKS, ("small_cnn", "small_resnet", "wide_resnet")))
 def test_loaded_networks_have_our_layers_again(name: str, tmp_path: Path) -> None:
     """Names, weights and logits are those of the saved network, to the bit."""
     network = varied(NETWORKS[name]())
