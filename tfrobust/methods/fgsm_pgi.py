@@ -31,8 +31,9 @@ class FgsmPgi(RobustModel):
     image. By default g uses batch statistics (`craft`).
 
     The authors' code (github.com/jiaxiaojunQAQ/FGSM-PGI) divides g by its norm over the batch; here
-    it is that of the image, which does not depend on the number of devices. Their
-    label smoothing gives the label 0.6 of the mass: `label_smoothing` 4/9 for ten classes.
+    it is that of the image, which does not depend on the number of devices. Their label smoothing
+    gives the label 0.6 of the mass, `label_smoothing` 4/9 for ten classes; their g is the gradient
+    of the smoothed cross entropy, while here g is that of the plain one.
 
     Two tables of num_examples images in float32 hold p and m: 1.2 GB for CIFAR-10, as much again
     while they are written, and as much in each checkpoint.
