@@ -90,6 +90,8 @@ def test_swa_is_the_mean_of_the_epochs_with_statistics_of_the_images(normed: ker
         (layer.moving_mean, layer.moving_variance), zip(*seen, strict=True), strict=True
     ):
         np.testing.assert_allclose(statistic, np.mean(both, axis=0), rtol=1e-4, atol=1e-5)
+    model.recompute_statistics(halves)
+    assert model._statistics_after.experimental_get_tracing_count() == 1  # of both calls
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import keras
@@ -145,24 +146,11 @@ class AveragedModel(GatedModel):
         defaults.
         """
         averages = {id(w): a for w, a in zip(self._averaged, self.averages, strict=True)}
-        moving = [
-            (statistic, layer.momentum)
-            for layer in layers_of(self.network)
-            if hasattr(layer, "moving_mean")
-            for statistic in (layer.moving_mean, layer.moving_variance)
-            if id(statistic) in averages
-        ]
-
-        @tf.function
-        def after(images: tf.Tensor) -> list[tf.Tensor]:
-            with self._as_evaluated() as scope:
-                self.run(self.inputs({}, images), "train")
-                return [scope.get_current_value(statistic) for statistic, _ in moving]
-
+        moving = self._moving
         before = [averages[id(statistic)].numpy() for statistic, _ in moving]
         sums, count = [np.zeros_like(value) for value in before], 0
         for batch in batches if moving else ():
-            for total, value in zip(sums, after(batch["image"]), strict=True):
+            for total, value in zip(sums, self._statistics_after(batch["image"]), strict=True):
                 total += value.numpy()
             count += 1
         for (statistic, momentum), old, total in zip(moving, before, sums, strict=True):
@@ -170,6 +158,30 @@ class AveragedModel(GatedModel):
             if count:
                 mean = (total / count - momentum * old) / (1.0 - momentum)
                 averages[id(statistic)].assign(mean)
+
+    @property
+    def _moving(self) -> list[tuple[Any, float]]:
+        """BatchNorm's statistics that are averaged, each with its momentum."""
+        averaged = {id(weight) for weight in self._averaged}
+        return [
+            (statistic, layer.momentum)
+            for layer in layers_of(self.network)
+            if hasattr(layer, "moving_mean")
+            for statistic in (layer.moving_mean, layer.moving_variance)
+            if id(statistic) in averaged
+        ]
+
+    @functools.cached_property
+    def _statistics_after(self) -> Callable[[tf.Tensor], list[tf.Tensor]]:
+        """A function from images to the statistics after their pass, traced once for all epochs."""
+
+        @tf.function
+        def after(images: tf.Tensor) -> list[tf.Tensor]:
+            with self._as_evaluated() as scope:
+                self.run(self.inputs({}, images), "train")
+                return [scope.get_current_value(statistic) for statistic, _ in self._moving]
+
+        return after
 
     def evaluated_weights(self) -> list[np.ndarray]:
         """Return the weights with which the network is validated, for its `set_weights`."""
