@@ -93,11 +93,12 @@ def test_the_loss_falls_in_one_trace(name: str, monkeypatch: pytest.MonkeyPatch)
     model, traces = make(name, "mixed_bfloat16", batch_size=16, ramp_steps=4), []
     run = model.perturb
     monkeypatch.setattr(model, "perturb", lambda batch: (traces.append(1), run(batch))[1])
-    # The conditional network starts with nearly constant outputs.
+    # The conditional network starts with nearly constant outputs, and its loss varies with the
+    # lambdas that are drawn: the last eighth of the epochs counts, five of forty.
     epochs = 200 if "strength" in METHODS[name].network_inputs else 40
     options = {"batch_size": 16, "epochs": epochs, "shuffle": False, "verbose": 0}
     losses = model.fit(DATA, Y, **options).history["loss"]
-    assert np.mean(losses[-5:]) < 0.8 * losses[0]
+    assert np.mean(losses[-epochs // 8 :]) < 0.8 * losses[0]
     # Keras traces a step once, and may once to build.
     assert len(traces) <= 2 * model.updates_per_batch
 
