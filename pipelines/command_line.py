@@ -13,6 +13,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from pipelines.stopping import stop_at_signals
+
 ABOUT = {
     "run": "Run a config or a suite: its name, or the path of a .yaml file.",
     "evaluate": "Evaluate a network: a run folder, a .keras or .h5 file or a SavedModel folder.",
@@ -53,6 +55,7 @@ def run_command(command: str, argv: Sequence[str], program: str) -> None:
         argv: The arguments that follow it.
         program: What was typed before them, for the help.
     """
+    stop_at_signals()
     _check_backend()
     _choose("COMMAND", command, ABOUT)
     parser = _parser(command, program)

@@ -68,6 +68,8 @@ class Folder:
                 raise UserError(
                     f"{self.path}: expected a folder that no other run is at work in"
                 ) from None
+            for partial in self.path.glob(".[0-9]*-*"):  # of a run that was killed while it wrote
+                partial.unlink(missing_ok=True)
             yield
 
     def begun(self, stage: str) -> str | None:

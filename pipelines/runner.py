@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import os
-import signal
 from pathlib import Path
-from typing import Any, NoReturn
 
 import numpy as np
 import tensorflow as tf
@@ -20,6 +18,7 @@ from pipelines.folder import Folder
 from pipelines.resolve import command, load_spec
 from pipelines.search_cluster import ID, role
 from pipelines.spec import Spec
+from pipelines.stopping import GO_ON
 from pipelines.suite import is_suite, load_suite
 from pipelines.suite_runner import run_suite
 from tfrobust.distribution import gathered, strategy, worker
@@ -29,10 +28,8 @@ from tfrobust.provenance import commit
 from tfrobust.report import comparison, measured
 from tfrobust.training import Interrupted
 
-AGAIN = 1.0  # seconds until an interruption that got lost is raised again
 # The errors of a place that cannot be written to; TensorFlow's have only their texts.
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
-GO_ON = "the same command goes on from what is saved"
 
 
 @neutral()  # a user's keras.json changes nothing
@@ -143,8 +140,6 @@ def main(name: str, options: argparse.Namespace) -> None:
         name: The config's name or path.
         options: The options of `tfrobust run`: overrides, workdir, stages, smoke, print_config.
     """
-    for number in (signal.SIGTERM, signal.SIGINT):  # training saves first, then raises the same
-        signal.signal(number, _stop)
     workdir = options.workdir
     try:
         if is_suite(configs.find(name)):
@@ -158,7 +153,6 @@ def main(name: str, options: argparse.Namespace) -> None:
     except UserError as error:
         fail(str(error))
     except Interrupted as error:
-        signal.setitimer(signal.ITIMER_REAL, 0)
         fail(f"{error}; {GO_ON}", 128 + error.number)
     except tf.errors.OpError as error:
         if any(os.strerror(number) in str(error) for number in UNWRITABLE):
@@ -190,10 +184,3 @@ def _suite(name: str, options: argparse.Namespace) -> None:
 
 def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:150]
-
-
-def _stop(number: int, _: Any) -> NoReturn:
-    # An exception that is raised while an object is deleted gets lost, so it is raised again.
-    signal.signal(signal.SIGALRM, lambda *_: _stop(number, None))
-    signal.setitimer(signal.ITIMER_REAL, AGAIN)
-    raise Interrupted(number)

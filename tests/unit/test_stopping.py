@@ -1,0 +1,68 @@
+"""Ctrl-C and SIGTERM end a command in one line."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipelines.folder import Folder
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# The signal arrives where Python ignores exceptions, and where a library catches them all.
+COMMAND = """
+import os, signal, sys
+from pipelines.stopping import stop_at_signals
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # some shells have it ignored
+
+class Deleted:
+    def __del__(self):
+        os.kill(os.getpid(), number)
+
+number = int(sys.argv[1])
+stop_at_signals()
+print("printed", end="")
+try:
+    if sys.argv[2] == "__del__":
+        Deleted()
+    else:
+        os.kill(os.getpid(), number)
+except BaseException:
+    raise TypeError("another error")
+print("and on")
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("place", ["__del__", "try"])
+def test_a_signal_ends_a_command_wherever_it_arrives(number: signal.Signals, place: str) -> None:
+    command = [sys.executable, "-c", COMMAND, str(int(number)), place]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 128 + number and done.stdout == "printed"
+    line = f"error: {number.name}: stopped; the same command goes on from what is saved"
+    assert done.stderr == f"\n{line}\n"
+
+
+def test_an_ignored_signal_stays_ignored() -> None:
+    code = (
+        "import signal; from pipelines.stopping import stop_at_signals;"
+        "signal.signal(signal.SIGINT, signal.SIG_IGN); stop_at_signals();"
+        "signal.raise_signal(signal.SIGINT); print('goes on')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "goes on\n")
+
+
+def test_what_a_killed_run_has_half_written_is_removed(tmp_path: Path) -> None:
+    folder = Folder(tmp_path / "run")
+    folder.path.mkdir()
+    half, whole = folder.path / ".123-eval.json", folder.path / "eval.json"
+    half.write_text("{")
+    whole.write_text("{}")
+    with folder.locked():
+        assert list(folder.path.iterdir()) == [whole]
