@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -11,7 +13,7 @@ from tfrobust import losses
 LN3 = float(np.log(3.0))
 
 
-def test_cross_entropy() -> None:
+def test_cross_entropy_by_hand() -> None:
     logits = tf.constant([[0.0, LN3], [0.0, LN3], [0.0, 0.0]])
     values = losses.cross_entropy(logits, tf.constant([1, 0, 0]))
     np.testing.assert_allclose(values, [np.log(4 / 3), np.log(4), np.log(2)], rtol=1e-6)
@@ -23,7 +25,7 @@ def test_cross_entropy_of_huge_logits_is_exact() -> None:
     np.testing.assert_allclose(values, [1000.0])
 
 
-def test_kl_and_its_direction() -> None:
+def test_kl_of_both_directions_by_hand() -> None:
     quarter, half = tf.constant([[0.0, LN3]]), tf.constant([[0.0, 0.0]])
     # sum p ln(p / q) with p = (1/4, 3/4), q = (1/2, 1/2), and the other way round
     forward = 0.25 * np.log(0.5) + 0.75 * np.log(1.5)
@@ -48,11 +50,11 @@ def test_kl_gradients() -> None:
 
 
 def test_kl_stays_finite_where_a_probability_is_zero() -> None:
-    sure, other = tf.constant([[500.0, 0.0]]), tf.constant([[0.0, 500.0]])
-    np.testing.assert_allclose(losses.kl(other, reference=sure), [500.0])
+    reference, logits = tf.constant([[500.0, 0.0]]), tf.constant([[0.0, 500.0]])
+    np.testing.assert_allclose(losses.kl(logits, reference), [500.0])
 
 
-def test_margin() -> None:
+def test_margin_is_the_best_rival_minus_the_label() -> None:
     logits = tf.constant([[1.0, 3.0, 2.0], [1.0, 3.0, 2.0], [2.0, 2.0, 0.0]])
     # right by 1; wrong by 2; a tie
     values = losses.margin(logits, tf.constant([1, 0, 0]))
@@ -60,7 +62,7 @@ def test_margin() -> None:
 
 
 def test_margin_gradient() -> None:
-    """The gradient is +1 at the best rival and -1 at the label."""
+    """It is +1 at the best rival and -1 at the label."""
     logits = tf.constant([[1.0, 3.0, 2.0]])
     with tf.GradientTape() as tape:
         tape.watch(logits)
@@ -68,24 +70,24 @@ def test_margin_gradient() -> None:
     np.testing.assert_array_equal(tape.gradient(value, logits), [[0.0, -1.0, 1.0]])
 
 
-def test_dlr() -> None:
-    """Right by 1 and wrong by 3, divided by z_(1) - z_(3) = 4 - 1."""
+def test_dlr_by_hand() -> None:
+    """The margins -1 and 3 are divided by z_(1) - z_(3) = 4 - 1."""
     logits = tf.constant([[1.0, 4.0, 3.0, 0.0], [1.0, 4.0, 3.0, 0.0]])
     values = losses.dlr(logits, tf.constant([1, 0]))
     np.testing.assert_allclose(values, [-1 / 3, 1.0], rtol=1e-6)
 
 
-def test_targeted_dlr() -> None:
-    """z_t - z_y = -4 and 2, divided by z_(1) - (z_(3) + z_(4)) / 2 = 4 - 0.5."""
+def test_targeted_dlr_by_hand() -> None:
+    """z_t - z_y, -4 and 2, is divided by z_(1) - (z_(3) + z_(4)) / 2 = 4 - 0.5."""
     logits = tf.constant([[1.0, 4.0, 3.0, 0.0, -9.0], [1.0, 4.0, 3.0, 0.0, -9.0]])
     values = losses.targeted_dlr(logits, tf.constant([1, 0]), tf.constant([3, 2]))
     np.testing.assert_allclose(values, [-4 / 3.5, 2 / 3.5], rtol=1e-6)
 
 
-def test_dlr_knows_no_shift_and_no_scale() -> None:
+def test_dlr_does_not_change_with_shift_or_scale_of_the_logits() -> None:
     logits = tf.random.stateless_normal([20, 6], seed=(0, 0))
     labels, targets = tf.zeros(20, tf.int32), tf.ones(20, tf.int32)
-    for loss in (losses.dlr, lambda z, y: losses.targeted_dlr(z, y, targets)):
+    for loss in (losses.dlr, partial(losses.targeted_dlr, targets=targets)):
         moved = loss(1000.0 * logits + 5.0, labels)
         np.testing.assert_allclose(moved, loss(logits, labels), rtol=1e-3, atol=1e-4)
 
@@ -101,7 +103,7 @@ def test_dlr_of_equal_logits_is_finite() -> None:
 
 
 @pytest.mark.parametrize("dtype", [tf.int32, tf.int64])
-def test_correct(dtype: tf.DType) -> None:
+def test_correct_needs_the_largest_logit_at_the_label(dtype: tf.DType) -> None:
     logits = tf.constant([[0.0, 1.0], [1.0, 0.0], [2.0, 2.0]])
     values = losses.correct(logits, tf.constant([1, 1, 0], dtype))
     np.testing.assert_array_equal(values, [True, False, True])
@@ -110,7 +112,7 @@ def test_correct(dtype: tf.DType) -> None:
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("place", [0, 1])
 def test_logits_that_are_not_finite_are_wrong(bad: float, place: int) -> None:
-    """They are wrong at any class; argmax of (NaN, 0) would be 0, the right answer for label 0."""
+    """The argmax of (NaN, 0) would be 0, the right answer for label 0."""
     logits = np.zeros((2, 2), np.float32)
     logits[:, place] = bad
     assert not losses.correct(tf.constant(logits), tf.constant([0, 1])).numpy().any()

@@ -1,4 +1,4 @@
-"""What the methods craft and keep, on linear networks where it is known by hand.
+"""The adversarial examples and the tables of the methods, by hand on a linear network.
 
 For two classes z = x W the margin of x is m = z_y - z_other. With d = W[:, other] - W[:, y], the
 steepest step towards the other class is eps * sign(d), which takes m to m - eps * ||d||_1.
@@ -16,27 +16,16 @@ import tensorflow as tf
 
 from tfrobust import FGSM, PGD, Adv, Threat, noise
 from tfrobust.errors import UserError
-from tfrobust.methods import (
-    Awp,
-    Fat,
-    FgsmPgi,
-    Free,
-    Gkl,
-    Iaat,
-    Llr,
-    Mma,
-    Nfgsm,
-    Nuat,
-    Squeeze,
-)
+from tfrobust.methods import Awp, Fat, FgsmPgi, Free, Gkl, Iaat, Llr, Mma, Nfgsm, Nuat, Squeeze
 from tfrobust.methods.nuat import mean_nuclear_norm, nuclear_norm
+from tfrobust.methods.squeeze import squeezed
 
 RNG = np.random.default_rng(1)
 W = np.array([[1.0, -1.0], [-0.5, 1.0], [0.25, 0.5], [-1.0, -0.75]], np.float32)
 X = (0.4 + 0.2 * RNG.random((6, 2, 2, 1))).astype("float32")  # far from the walls of the box
 FLAT = X.reshape(6, 4)
 Y = (FLAT @ W).argmax(axis=1).astype(np.int32)
-Y[0] = 1 - Y[0]  # one is misclassified
+Y[0] = 1 - Y[0]  # one image is misclassified
 AWAY = W[:, 1 - Y].T - W[:, Y].T  # d of each example, [6, 4]
 MARGIN = -np.sum(FLAT * AWAY, axis=1)
 DISTANCE = MARGIN / np.abs(AWAY).sum(axis=1)  # Linf, to the other class
@@ -51,6 +40,7 @@ def network(linear: Callable[..., Any]) -> Any:
 
 
 def batch_of(model: Any) -> dict[str, tf.Tensor]:
+    """Return the six images as a batch of the model."""
     data = {"image": tf.constant(X), "index": tf.range(6)}
     return model.as_batch((data, tf.constant(Y)))
 
@@ -72,7 +62,7 @@ def test_nfgsm_steps_from_noise_and_is_not_projected(network: Any) -> None:
 
 
 @pytest.mark.parametrize("shape", [(2, 7, 4), (2, 4, 7)])
-def test_nuclear_norm_of_full_and_of_lower_rank(shape: tuple[int, ...]) -> None:
+def test_nuclear_norm_and_gradient_of_full_and_lower_rank(shape: tuple[int, ...]) -> None:
     matrices = RNG.normal(size=shape).astype("float32")
     matrices[1] = np.outer(matrices[1, :, 0], matrices[1, 0])
     left, values, right = np.linalg.svd(matrices.astype(np.float64), full_matrices=False)
@@ -86,16 +76,16 @@ def test_nuclear_norm_of_full_and_of_lower_rank(shape: tuple[int, ...]) -> None:
     assert float(nuclear_norm(tf.zeros(shape))[0]) == 0
 
 
-def test_nuclear_norm_of_groups() -> None:
+def test_every_image_has_the_mean_nuclear_norm_of_its_group() -> None:
     rows = RNG.normal(size=(7, 3)).astype("float32")
     means = [np.linalg.norm(part, "nuc") / len(part) for part in (rows[:4], rows[4:])]
-    found = mean_nuclear_norm(tf.constant(rows), 4)
-    np.testing.assert_allclose(found, np.repeat(means, [4, 3]), rtol=1e-5)
+    values = mean_nuclear_norm(tf.constant(rows), 4)
+    np.testing.assert_allclose(values, np.repeat(means, [4, 3]), rtol=1e-5)
 
 
 @pytest.mark.parametrize("step", [6, 7, 20])
 def test_nuat_ascends_the_nuclear_norm_in_every_second_step(network: Any, step: int) -> None:
-    """In epochs of three steps. The weight grows by epochs, to all of it after four."""
+    """An epoch has three steps. The weight grows with the epoch and is 8 after four."""
     options: Any = {"warmup_epochs": 4, "weight": 8.0, "group": 6, "steps_per_epoch": 3}
     model = Nuat(network, threat=THREAT, **options)
     model.step.assign(step)
@@ -105,16 +95,16 @@ def test_nuat_ascends_the_nuclear_norm_in_every_second_step(network: Any, step: 
     start = X + 0.05 * np.sign(draw)
     flat = start.reshape(6, 4)
     left, _, right = np.linalg.svd((flat - FLAT) @ W, full_matrices=False)
-    apart = (left @ right) @ W.T
-    slope = cross_entropy_gradient(flat, W)[1] + (step % 3 % 2) * weight * apart
+    norm_gradient = (left @ right) @ W.T
+    slope = cross_entropy_gradient(flat, W)[1] + (step % 3 % 2) * weight * norm_gradient
     moved = start + 0.1 * np.sign(slope).reshape(X.shape)
     expected = X + np.clip(moved - X, -0.1, 0.1)
-    found = model.perturb(batch_of(model))["adv"]
-    np.testing.assert_allclose(found, np.clip(expected, 0, 1), atol=1e-6)
+    result = model.perturb(batch_of(model))["adv"]
+    np.testing.assert_allclose(result, np.clip(expected, 0, 1), atol=1e-6)
 
 
 def test_fgsm_pgi_keeps_a_prior_with_momentum(network: Any) -> None:
-    """By hand, with the tables of images in another order; afresh in epochs 0, 2, ..."""
+    """It is drawn anew in epochs 0, 2, ...; the index of an image is its row in the tables."""
     model = FgsmPgi(network, threat=THREAT, decay=0.3, reset_epochs=2, **FACTS)
     rows = np.array([3, 1, 0, 5, 4, 2])
     batch = batch_of(model) | {"index": tf.constant(rows, tf.int64)}
@@ -126,20 +116,20 @@ def test_fgsm_pgi_keeps_a_prior_with_momentum(network: Any) -> None:
             prior, momentum = 0.1 * np.sign(draw.reshape(6, 4)), 0.0 * momentum
         slope = cross_entropy_gradient(FLAT + prior, W)[1]
         momentum = 0.3 * momentum + slope / np.abs(slope).sum(axis=1, keepdims=True)
-        made = model.perturb(batch)
+        result = model.perturb(batch)
         expected = FLAT + np.clip(prior + 0.1 * np.sign(slope), -0.1, 0.1)
-        np.testing.assert_allclose(np.reshape(made["noisy"], (6, 4)), FLAT + prior, atol=1e-6)
-        np.testing.assert_allclose(np.reshape(made["adv"], (6, 4)), expected, atol=1e-6)
-        model.after_update(batch | made)
+        np.testing.assert_allclose(np.reshape(result["noisy"], (6, 4)), FLAT + prior, atol=1e-6)
+        np.testing.assert_allclose(np.reshape(result["adv"], (6, 4)), expected, atol=1e-6)
+        model.after_update(batch | result)
         prior = np.clip(prior + 0.1 * np.sign(momentum), -0.1, 0.1)
         for table, values in ((model.priors, prior), (model.momenta, momentum)):
-            kept = np.reshape(table.table.numpy()[rows], (6, 4))
-            np.testing.assert_allclose(kept, values, atol=1e-6)
+            stored = np.reshape(table.table.numpy()[rows], (6, 4))
+            np.testing.assert_allclose(stored, values, atol=1e-6)
 
 
 @pytest.mark.parametrize("patience", [0, 1, 3])
 def test_fat_stops_tau_steps_after_the_mistake(network: Any, patience: int) -> None:
-    """Steps of eps / 4 go towards the other class up to the first mistake, then tau more."""
+    """Steps of eps / 4 go towards the other class up to the first mistake; tau more follow."""
     model = Fat(
         network,
         threat=THREAT,
@@ -158,7 +148,7 @@ def test_fat_stops_tau_steps_after_the_mistake(network: Any, patience: int) -> N
     assert int(model.scalars()["patience"]) == patience
 
 
-def test_fat_wants_as_many_epochs_as_changes(network: Any) -> None:
+def test_fat_refuses_a_patience_without_its_epoch(network: Any) -> None:
     with pytest.raises(UserError, match="patience_epochs: expected 1 rising epochs, for 2"):
         Fat(network, threat=THREAT, patience=[0, 1], patience_epochs=[], steps_per_epoch=2)
     with pytest.raises(UserError, match="steps_per_epoch: expected int >= 1, of the training"):
@@ -166,8 +156,9 @@ def test_fat_wants_as_many_epochs_as_changes(network: Any) -> None:
 
 
 @pytest.mark.parametrize("regularizer", ["symmetric_kl", "js", "l2"])
-def test_squeeze_finds_both_ends_of_the_valley(network: Any, regularizer: str) -> None:
-    """It returns the corner of highest loss and the opposite corner."""
+def test_squeeze_crafts_the_corners_of_highest_and_lowest_loss(
+    network: Any, regularizer: str
+) -> None:
     model = Squeeze(network, threat=THREAT, beta=1.0, regularizer=regularizer)
     result = model.perturb(batch_of(model))
     corner = 0.1 * np.sign(AWAY).reshape(X.shape)
@@ -175,13 +166,14 @@ def test_squeeze_finds_both_ends_of_the_valley(network: Any, regularizer: str) -
     np.testing.assert_allclose(result["collaborative"], X - corner, atol=1e-6)
 
 
-def test_the_benign_point_takes_part(network: Any) -> None:
-    """The image is the collaborative example where both points have a higher loss."""
-    from tfrobust.methods.squeeze import squeezed
+def test_squeeze_keeps_the_image_where_both_points_have_a_higher_loss(network: Any) -> None:
+    worse = X + 0.05 * np.sign(AWAY).reshape(X.shape)
 
-    class Still(PGD):  # no step, one start: towards the other class
+    class Still(PGD):
+        """An attack that starts at the worse images and takes no step."""
+
         def begin(self, x: tf.Tensor, threat: Threat, seed: Any) -> tf.Tensor:
-            return x + 0.05 * np.sign(AWAY).reshape(X.shape)
+            return tf.constant(worse)
 
         def step(self, eps: Any) -> Any:
             return 0.0 * eps
@@ -190,10 +182,11 @@ def test_the_benign_point_takes_part(network: Any) -> None:
         network, tf.constant(X), tf.constant(Y), attack=Still(), threat=THREAT, seed=[0, 0]
     )
     np.testing.assert_allclose(low, X, atol=1e-6)
-    np.testing.assert_allclose(high, X + 0.05 * np.sign(AWAY).reshape(X.shape), atol=1e-6)
+    np.testing.assert_allclose(high, worse, atol=1e-6)
 
 
 def iaat(network: Any, radii: np.ndarray, **options: Any) -> Any:
+    """Return an IAAT model whose table holds the radii, [6]."""
     model = Iaat(
         network,
         threat=THREAT,
@@ -227,8 +220,8 @@ def test_iaat_moves_every_radius_by_the_three_way_test(network: Any, misclassifi
     start_radii = np.maximum(start_radii, 0.001).astype(np.float32)
     wider, same = start_radii + 0.02 < DISTANCE, start_radii < DISTANCE
     assert wider.any() and (same & ~wider).any() and (~same & right).any() and not right.all()
-    wanted = start_radii + np.where(wider, 0.02, np.where(same, 0.0, -0.02))
-    expected = 0.5 * np.where(right, np.maximum(wanted, 0), 0) + 0.5 * start_radii
+    target = start_radii + np.where(wider, 0.02, np.where(same, 0.0, -0.02))
+    expected = 0.5 * np.where(right, np.maximum(target, 0), 0) + 0.5 * start_radii
 
     model = iaat(network, start_radii, misclassified=misclassified)
     model.step.assign(2)  # epoch 1
@@ -239,24 +232,23 @@ def test_iaat_moves_every_radius_by_the_three_way_test(network: Any, misclassifi
     np.testing.assert_allclose(result["adv"], adversary, atol=1e-6)
 
 
-def test_iaat_of_a_shuffled_epoch_whose_last_batch_is_short(network: Any) -> None:
-    """Each radius moves once, in whatever batch its example is."""
-
-    def radii(*parts: list[int]) -> np.ndarray:
+def test_iaat_moves_the_same_radii_however_an_epoch_is_batched(network: Any) -> None:
+    def radii(*batches: list[int]) -> np.ndarray:
+        """Return the table, [6], after an epoch of batches of these images."""
         model = iaat(network, np.full(6, np.median(DISTANCE)))
         model.step.assign(2)
-        for rows in parts:
+        for rows in batches:
             batch = {name: tf.gather(v, rows) for name, v in batch_of(model).items()}
             model.after_update(batch | model.perturb(batch))
         return model.radii.table.numpy()
 
-    whole = radii([0, 1, 2, 3, 4, 5])
-    assert (whole != np.float32(np.median(DISTANCE))).any()
-    np.testing.assert_allclose(radii([3, 0, 5, 1], [4, 2]), whole, rtol=1e-6)
+    of_one_batch = radii([0, 1, 2, 3, 4, 5])
+    assert (of_one_batch != np.float32(np.median(DISTANCE))).any()
+    np.testing.assert_allclose(radii([3, 0, 5, 1], [4, 2]), of_one_batch, rtol=1e-6)
 
 
-def test_iaat_simple_rule(network: Any) -> None:
-    """A radius grows by gamma where the training attack failed, and shrinks where it succeeded."""
+def test_iaats_simple_rule_moves_each_radius_by_gamma(network: Any) -> None:
+    """A radius grows where the training attack failed, and shrinks where it succeeded."""
     start_radii = np.full(6, np.median(DISTANCE), np.float32)
     model = iaat(network, start_radii, rule="simple")
     model.step.assign(2)
@@ -267,24 +259,24 @@ def test_iaat_simple_rule(network: Any) -> None:
 
 
 @pytest.mark.parametrize("boundary", ["soft_margin", "margin"])
-def test_mma_stands_at_the_boundary(network: Any, boundary: str) -> None:
-    """The margin is the least wrong length, up to the last halving."""
+def test_mma_crafts_at_the_decision_boundary(network: Any, boundary: str) -> None:
+    """The margin is the smallest misclassified length, up to the last halving."""
     options = {"attack": PLAIN, "max_margin": 0.2, "num_examples": 6, "boundary": boundary}
     model = Mma(network, threat=THREAT, **options)
     batch = batch_of(model)
     result = model.perturb(batch)
-    apart = result["margin"].numpy() - np.maximum(DISTANCE, 0)
-    width = 1.05 * 0.2 / 2**10
-    assert (np.abs(apart) <= width + 1e-6).all()
+    error = result["margin"].numpy() - np.maximum(DISTANCE, 0)
+    last_halving = 1.05 * 0.2 / 2**10
+    assert (np.abs(error) <= last_halving + 1e-6).all()
     lengths = np.abs(result["adv"] - X).max(axis=(1, 2, 3))
     np.testing.assert_allclose(lengths, result["margin"], atol=1e-6)
     model.after_update(batch | result | model.robust_loss(batch | result))
-    kept = np.where(MARGIN > 0, np.maximum(result["margin"], 0.005), 0.005)
-    np.testing.assert_allclose(model.margins.table, kept, atol=1e-6)
+    expected = np.where(MARGIN > 0, np.maximum(result["margin"], 0.005), 0.005)
+    np.testing.assert_allclose(model.margins.table, expected, atol=1e-6)
 
 
-def test_free_replays_by_hand(network: Any) -> None:
-    """Each replay moves the weights by a step at x + delta, then delta by eps along the sign."""
+def test_free_moves_weights_and_delta_in_every_replay(network: Any) -> None:
+    """A replay steps the weights at x + delta, and then delta by eps along the sign."""
     model = Free(network, threat=THREAT, replays=3, batch_size=6)
     model.compile(keras.optimizers.SGD(0.5))
     data = (tf.constant(X), tf.constant(Y))
@@ -299,22 +291,21 @@ def test_free_replays_by_hand(network: Any) -> None:
     assert int(model.step) == 2
 
 
-def test_gkl_weighs_classes_by_the_epoch_before(network: Any) -> None:
-    """The means of a class are those of softmax(z / 4) over the last epoch, here of two batches."""
+def test_gkl_takes_the_class_means_of_the_last_epoch(network: Any) -> None:
+    """They are means of softmax(z / 4) over the images of a class. The epoch has two batches."""
     model = Gkl(network, threat=THREAT, temperature=4.0, steps_per_epoch=2)
     batch = batch_of(model)
     np.testing.assert_allclose(model.class_means, np.full((2, 2), 0.5))
-    seen = []
+    soft = []
     for step in range(2):
         model.step.assign(step)
-        images = FLAT * (1 + step)
-        z = np.exp(images @ W / 4)
-        seen.append(z / z.sum(axis=1, keepdims=True))
-        model.after_update(batch | {"clean_logits": tf.constant(images @ W)})
-    soft, labels = np.concatenate(seen), np.tile(Y, 2)
-    expected = [
-        soft[labels == c].mean(axis=0) if (labels == c).any() else [0.5, 0.5] for c in (0, 1)
-    ]
+        logits = FLAT * (1 + step) @ W
+        z = np.exp(logits / 4)
+        soft.append(z / z.sum(axis=1, keepdims=True))
+        model.after_update(batch | {"clean_logits": tf.constant(logits)})
+    expected = np.full((2, 2), 0.5)  # of a class without images
+    for label in np.unique(Y):
+        expected[label] = np.concatenate(soft)[np.tile(Y, 2) == label].mean(axis=0)
     np.testing.assert_allclose(model.class_means, expected, rtol=1e-5)
     np.testing.assert_array_equal(model.counts, np.zeros(2))
 
@@ -349,6 +340,8 @@ def test_gkl_weighs_classes_by_the_epoch_before(network: Any) -> None:
         (lambda n: Awp(n, threat=THREAT, gamma=-1.0), "gamma: expected a number >= 0"),
     ],
 )
-def test_mistakes_are_one_line(network: Any, make: Callable[[Any], Any], message: str) -> None:
+def test_a_mistaken_argument_is_named(
+    network: Any, make: Callable[[Any], Any], message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         make(network)

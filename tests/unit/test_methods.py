@@ -1,12 +1,10 @@
-"""The methods' losses against the papers' formulae, in NumPy's float64.
-
-Network, batch and formulae are those of formulae.py.
-"""
+"""The losses of the methods against the float64 formulae of their papers in formulae.py."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import Mock
 
 import keras
 import numpy as np
@@ -30,17 +28,13 @@ from tests.unit.formulae import (
 )
 from tfrobust import FGSM, PGD, Adv, Atlas, Jac, Natural, Trades, TradesJac
 from tfrobust.errors import UserError
-from tfrobust.methods import (
-    Gkl,
-    Mma,
-    Oat,
-    local_global,
-)
+from tfrobust.methods import Gkl, Mma, Oat, local_global
 
-RAMPED = ("alpha", "beta", "weight")  # what grows with eps and is logged
+RAMPED = ("alpha", "beta", "weight")  # coefficients that grow with eps and are logged
 
 
 def make(method: Any, network: Any, terms: dict[str, Any], **options: Any) -> Any:
+    """Return a model of the method; OAT's network has a second input, GKL's class means are set."""
     if method is Oat:
         image, strength = keras.Input((2, 2, 1), name="image"), keras.Input((), name="strength")
         scaled = network(image) * (1 + strength)[:, None]
@@ -58,10 +52,10 @@ def network(linear: Callable[..., Any]) -> Any:
 
 @pytest.mark.parametrize(("method", "terms", "formula"), FORMULAE.values(), ids=FORMULAE)
 def test_loss_is_the_papers_formula(network: Any, method: Any, terms: Any, formula: Any) -> None:
+    """With a ramp, alpha and beta grow in proportion to eps (Eq. 14), and are logged."""
     model = make(method, network, terms)
     w = W.astype(np.float64)
     np.testing.assert_allclose(model.robust_loss(BATCH)["loss"], formula(w, w, 1.0), rtol=1e-5)
-    # Eq. 14 with eps growing: alpha and beta become eps / v of themselves.
     model = make(method, network, terms, ramp_steps=8)
     for step, scale in ((0, 0.0), (4, 0.5), (8, 1.0), (20, 1.0)):
         getattr(model, "inner", model).step.assign(step)  # AWP's ramp is the inner method's
@@ -81,9 +75,11 @@ def test_loss_is_the_papers_formula(network: Any, method: Any, terms: Any, formu
 def test_gradient_is_that_of_the_formula(
     network: Any, method: Any, terms: Any, formula: Any, scale: float, weight: Any
 ) -> None:
-    """The gradient is that of central differences of the mean, in float64. What the paper holds
-    constant is constant here too. At the first step of a ramp, scale 0, the terms with a
-    coefficient are 0. Each extra example counts by its weight."""
+    """The gradient of the mean agrees with central differences in float64.
+
+    Constants of the paper are constants here too. At the first step of a ramp, scale 0, the terms
+    with a coefficient are 0. The weight is that of the extra examples.
+    """
     model = make(method, network, terms, ramp_steps=0 if scale else 8)
     model.compile("sgd")
     _, (result,), _ = model.gradients(BATCH if weight is None else BATCH | {"weight": weight})
@@ -103,7 +99,7 @@ def differences(formula: Formula, scale: float = 1.0, share: Any = 1.0) -> np.nd
     return gradient
 
 
-def test_terms_of_the_logs(network: Any) -> None:
+def test_atlas_reports_its_terms_and_accuracies(network: Any) -> None:
     terms = Atlas(network, threat=THREAT, alpha=0.3, beta=2.0).robust_loss(BATCH)
     np.testing.assert_allclose(terms["jacobian"], jac(X_ADV, W), rtol=1e-4)
     np.testing.assert_allclose(terms["kl"], kl(X_ADV, X, W), rtol=1e-3, atol=1e-5)
@@ -126,7 +122,7 @@ def test_terms_of_the_logs(network: Any) -> None:
         (TradesJac, {"alpha": 0.3, "beta": 0.0}, 1, {"projection"}),
     ],
 )
-def test_a_term_without_weight_costs_nothing(
+def test_a_term_of_weight_zero_takes_no_pass(
     network: Any,
     monkeypatch: pytest.MonkeyPatch,
     method: Any,
@@ -136,19 +132,17 @@ def test_a_term_without_weight_costs_nothing(
 ) -> None:
     model = method(network, threat=THREAT, **terms)
     assert set(model.perturb(BATCH)) == entries
-    calls, jacobians, run = [], [], model.run
-    squared = local_global.squared_jacobian
-    monkeypatch.setattr(model, "run", lambda *a: (calls.append(1), run(*a))[1])
-    monkeypatch.setattr(
-        local_global, "squared_jacobian", lambda *a: (jacobians.append(1), squared(*a))[1]
-    )
+    run = Mock(side_effect=model.run)
+    jacobian = Mock(side_effect=local_global.squared_jacobian)
+    monkeypatch.setattr(model, "run", run)
+    monkeypatch.setattr(local_global, "squared_jacobian", jacobian)
     reported = model.robust_loss(BATCH)
-    assert (len(calls), len(jacobians)) == (passes, bool(terms.get("alpha")))
+    assert (run.call_count, jacobian.call_count) == (passes, bool(terms.get("alpha")))
     assert ("jacobian" in reported) == bool(terms.get("alpha"))
     assert ("kl" in reported) == bool(terms.get("beta"))
 
 
-def test_the_adversary_grows_with_the_ramp(network: Any) -> None:
+def test_the_distance_of_the_adversary_grows_with_the_ramp(network: Any) -> None:
     model = Adv(network, threat=THREAT, ramp_steps=10, attack=PGD(steps=3))
     for step, eps in ((0, 0.0), (5, 0.1), (10, 0.2), (99, 0.2)):
         model.step.assign(step)
@@ -159,19 +153,22 @@ def test_the_adversary_grows_with_the_ramp(network: Any) -> None:
 @pytest.mark.parametrize(
     ("ramp_steps", "scales"), [(10, {0: 0, 4: 0, 9: 0.5, 14: 1, 99: 1}), (0, {0: 0, 3: 0, 4: 1})]
 )
-def test_a_warm_up_at_eps_0(network: Any, ramp_steps: int, scales: dict[int, float]) -> None:
+def test_the_ramp_begins_after_the_warm_up(
+    network: Any, ramp_steps: int, scales: dict[int, float]
+) -> None:
     model = Adv(network, threat=THREAT, warmup_steps=4, ramp_steps=ramp_steps)
     for step, scale in scales.items():
         model.step.assign(step)
         assert float(model.scale) == pytest.approx(scale)
 
 
-def test_no_ramp_is_the_full_eps_at_once(network: Any) -> None:
+def test_without_a_ramp_eps_is_full_from_the_first_step(network: Any) -> None:
     assert float(Adv(network, threat=THREAT).scale) == 1.0
 
 
-def test_noise_changes_with_the_step_and_with_nothing_else(network: Any) -> None:
+def test_noise_depends_on_the_step_and_the_seed_alone(network: Any) -> None:
     def entries(step: int, seed: int = 0) -> dict[str, np.ndarray]:
+        """Return the entries that ATLAS adds to the batch."""
         model = Atlas(network, threat=THREAT, alpha=0.3, beta=2.0, seed=seed)
         model.step.assign(step)
         return {name: value.numpy() for name, value in model.perturb(BATCH).items()}
@@ -180,12 +177,11 @@ def test_noise_changes_with_the_step_and_with_nothing_else(network: Any) -> None
     np.testing.assert_allclose(np.linalg.norm(first["projection"], axis=1), 1.0, rtol=1e-5)
     for name, value in entries(3).items():
         np.testing.assert_array_equal(value, first[name])
-    for other in (entries(4), entries(3, seed=1)):
-        assert all((other[name] != first[name]).any() for name in first)
+    for changed in (entries(4), entries(3, seed=1)):
+        assert all((changed[name] != first[name]).any() for name in first)
 
 
-def test_crafting_loss(network: Any) -> None:
-    """TRADES crafts on the KL divergence unless the attack names its loss."""
+def test_trades_crafts_on_the_kl_divergence_unless_the_attack_names_its_loss(network: Any) -> None:
     two = PGD(steps=2)
     authors = PGD(steps=10, start="normal", loss="kl")
     assert Trades(network, threat=THREAT, beta=1.0).attack == authors

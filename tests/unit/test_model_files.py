@@ -1,4 +1,7 @@
-"""Network files in common use: which load, and how the error explains the others."""
+"""Network files in common use: which ones load, and how the error explains the others.
+
+The functions with a parameter `folder` write a file into it and return the path to load.
+"""
 
 from __future__ import annotations
 
@@ -17,19 +20,19 @@ from tfrobust.errors import UserError
 from tfrobust.models import keras_file, load_keras
 
 
-def two_heads(d: Path) -> Path:
+def two_heads(folder: Path) -> Path:
     image = keras.Input((2, 2, 1))
     flat = keras.layers.Flatten()(image)
     heads = [keras.layers.Dense(3, name=name)(flat) for name in ("scores", "features")]
-    keras.Model(image, heads).save(d / "two.keras")
-    return d / "two.keras"
+    keras.Model(image, heads).save(folder / "two.keras")
+    return folder / "two.keras"
 
 
-def two_inputs(d: Path) -> Path:
+def two_inputs(folder: Path) -> Path:
     images = [keras.Input((2, 2, 1), name=name) for name in ("left", "right")]
-    both = keras.layers.Flatten()(keras.layers.Add()(images))
-    keras.Model(images, both).save(d / "two.keras")
-    return d / "two.keras"
+    logits = keras.layers.Flatten()(keras.layers.Add()(images))
+    keras.Model(images, logits).save(folder / "two.keras")
+    return folder / "two.keras"
 
 
 @keras.saving.register_keras_serializable("test_saved")
@@ -39,11 +42,11 @@ class Heads(keras.Model):
         return {"scores": flat @ W, "features": flat}
 
 
-def subclassed_heads(d: Path) -> Path:
+def subclassed_heads(folder: Path) -> Path:
     network = Heads()
     network(X)
-    network.save(d / "sub.keras")
-    return d / "sub.keras"
+    network.save(folder / "sub.keras")
+    return folder / "sub.keras"
 
 
 class Unregistered(keras.layers.Layer):
@@ -53,74 +56,89 @@ class Unregistered(keras.layers.Layer):
         return x
 
 
-def unregistered(d: Path) -> Path:
+def unregistered(folder: Path) -> Path:
     image = keras.Input((2, 2, 1))
     layer = Unregistered()
     layer.__module__ = Unregistered.__module__ = "nowhere"
-    keras.Model(image, keras.layers.Flatten()(layer(image))).save(d / "model.keras")
-    return d
+    keras.Model(image, keras.layers.Flatten()(layer(image))).save(folder / "model.keras")
+    return folder
 
 
-def unregistered_h5(d: Path) -> Path:
+def unregistered_h5(folder: Path) -> Path:
     layer = keras.saving.register_keras_serializable("mine")(type("Odd", (Unregistered,), {}))
-    keras.Sequential([keras.Input((2, 2, 1)), layer(), keras.layers.Flatten()]).save(d / "m.h5")
+    network = keras.Sequential([keras.Input((2, 2, 1)), layer(), keras.layers.Flatten()])
+    network.save(folder / "m.h5")
     del keras.saving.get_custom_objects()["mine>Odd"]
-    return d / "m.h5"
+    return folder / "m.h5"
 
 
-def empty(d: Path) -> Path:
-    (d / "model.keras").touch()
-    return d
+def no_network(folder: Path) -> Path:
+    return folder
 
 
-def cut_short(d: Path) -> Path:
-    two_heads(d)
-    (d / "model.keras").write_bytes((d / "two.keras").read_bytes()[:-100])
-    return d
+def misspelt(folder: Path) -> Path:
+    (folder / "network.h5").touch()
+    return folder / "netwrk.h5"
 
 
-def weights_alone(d: Path) -> Path:
+def empty(folder: Path) -> Path:
+    (folder / "model.keras").touch()
+    return folder
+
+
+def cut_short(folder: Path) -> Path:
+    complete = two_heads(folder).read_bytes()
+    (folder / "model.keras").write_bytes(complete[:-100])
+    return folder
+
+
+def weights_alone(folder: Path) -> Path:
     image = keras.Input((2, 2, 1))
-    keras.Model(image, keras.layers.Flatten()(image)).save_weights(d / "a.weights.h5")
-    return d / "a.weights.h5"
+    keras.Model(image, keras.layers.Flatten()(image)).save_weights(folder / "a.weights.h5")
+    return folder / "a.weights.h5"
 
 
-def renamed_weights(d: Path) -> Path:
-    return weights_alone(d).rename(d / "a.h5")
+def renamed_weights(folder: Path) -> Path:
+    return weights_alone(folder).rename(folder / "a.h5")
 
 
-def only(kind: str) -> Callable[[Path], Path]:
-    """A SavedModel with one fault."""
+def no_signature(folder: Path) -> Path:
+    tf.saved_model.save(tf.Module(), str(folder))
+    return folder
 
-    def write(d: Path) -> Path:
-        outputs: Callable[[Any], Any] = lambda z: z  # noqa: E731
-        spec = None
-        if kind == "outputs":
-            outputs = lambda z: {"scores": z, "features": z}  # noqa: E731
-        if kind == "classes":
-            outputs = lambda z: tf.argmax(z, axis=1)[:, None]  # noqa: E731
-        if kind == "map":
-            outputs = lambda z: z[:, None]  # noqa: E731
-        if kind == "uint8":
-            spec = tf.TensorSpec([None, 2, 2, 1], tf.uint8)
-        if kind == "fixed":
-            spec = tf.TensorSpec([1, 2, 2, 1])
-        if kind == "unsigned":
-            tf.saved_model.save(tf.Module(), str(d))
-        elif kind == "predict":
-            module = Exotic(outputs)
-            tf.saved_model.save(module, str(d), signatures={"predict": module.look})
-        else:
-            save_exotic(outputs, d, spec)
-        return d
+
+def predict_signature(folder: Path) -> Path:
+    module = Exotic(lambda z: {"classes": tf.argmax(z, 1), "logits": z})
+    tf.saved_model.save(module, str(folder), signatures={"predict": module.look})
+    return folder
+
+
+FAULTS: dict[str, tuple[Callable[[Any], Any], Any]] = {  # outputs of logits [B, 3]; input
+    "outputs": (lambda z: {"scores": z, "features": z}, None),
+    "classes": (lambda z: tf.argmax(z, axis=1)[:, None], None),
+    "map": (lambda z: z[:, None], None),
+    "uint8": (lambda z: z, tf.TensorSpec([None, 2, 2, 1], tf.uint8)),
+    "fixed": (lambda z: z, tf.TensorSpec([1, 2, 2, 1])),
+}
+
+
+def saved_model(fault: str) -> Callable[[Path], Path]:
+    """Return a function that writes a SavedModel with one fault."""
+
+    def write(folder: Path) -> Path:
+        outputs, spec = FAULTS[fault]
+        save_exotic(outputs, folder, spec)
+        return folder
 
     return write
 
 
 def damaged(name: str) -> Callable[[Path], Path]:
-    def write(d: Path) -> Path:
-        (d / name).write_bytes(b"no such thing")
-        return d if name == "saved_model.pb" else d / name
+    """Return a function that writes a file of this name with other contents."""
+
+    def write(folder: Path) -> Path:
+        (folder / name).write_bytes(b"no such thing")
+        return folder if name == "saved_model.pb" else folder / name
 
     return write
 
@@ -144,13 +162,28 @@ def with_code(folder: Path) -> Path:
             subclassed_heads,
             "received 2: features, scores; network.export(FOLDER) makes a Saved",
         ),
-        (only("outputs"), "path: expected a network with one output, received 2: features, scor"),
-        (only("classes"), "a network with a float output (None, classes), received 'int64 (None,"),
-        (only("map"), r"output (None, classes), received 'float32 (None, 1, 3)'"),
-        (only("uint8"), "path: expected a network of float images (None, H, W, C), received 'uin"),
-        (only("fixed"), "received 'float32 (1, 2, 2, 1)'; export it again for float images (H, W"),
-        (only("unsigned"), "received none; save it with one, as network.export(FOLDER) of Keras"),
-        (only("predict"), "received predict; name one by signature (model.signature in a config)"),
+        (
+            saved_model("outputs"),
+            "path: expected a network with one output, received 2: features, scor",
+        ),
+        (
+            saved_model("classes"),
+            "a network with a float output (None, classes), received 'int64 (None,",
+        ),
+        (saved_model("map"), r"output (None, classes), received 'float32 (None, 1, 3)'"),
+        (
+            saved_model("uint8"),
+            "path: expected a network of float images (None, H, W, C), received 'uin",
+        ),
+        (
+            saved_model("fixed"),
+            "received 'float32 (1, 2, 2, 1)'; export it again for float images (H, W",
+        ),
+        (no_signature, "received none; save it with one, as network.export(FOLDER) of Keras"),
+        (
+            predict_signature,
+            "received predict; name one by signature (model.signature in a config)",
+        ),
         (damaged("model.keras"), "model.keras is 13 bytes that are neither, perhaps cut short"),
         (damaged("saved_model.pb"), "path: expected a SavedModel, "),
         (damaged("model.pt"), "or a run folder with model.keras, or a SavedModel folder, received"),
@@ -159,24 +192,22 @@ def with_code(folder: Path) -> Path:
         (cut_short, " bytes that are neither, perhaps cut short"),
         (weights_alone, "; it holds weights alone: network.load_weights(FILE) where its code is"),
         (renamed_weights, "does not load: it holds weights alone: network.load_weights(FILE) wher"),
-        (lambda d: d, "or a run folder with model.keras, or a SavedModel folder, received"),
-        (
-            lambda d: [(d / "network.h5").touch(), d / "netwrk.h5"][1],
-            "netwrk.h5': no such file (did you mean 'network.h5'?)",
-        ),
+        (no_network, "or a run folder with model.keras, or a SavedModel folder, received"),
+        (misspelt, "netwrk.h5': no such file (did you mean 'network.h5'?)"),
     ],
 )
-def test_mistakes_are_one_line(write: Callable[[Path], Path], message: str, tmp_path: Path) -> None:
+def test_a_file_that_does_not_load_is_explained_in_one_line(
+    write: Callable[[Path], Path], message: str, tmp_path: Path
+) -> None:
     with pytest.raises(UserError) as caught:
         load_network(write(tmp_path))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_the_place_of_a_mistake(tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match="^train.init_from: expected a .keras or .h5 file, or a run"
-    ):
+def test_a_mistake_names_its_key_of_the_config(tmp_path: Path) -> None:
+    message = "^train.init_from: expected a .keras or .h5 file, or a run"
+    with pytest.raises(UserError, match=message):
         load_keras(tmp_path, "train.init_from")
     with pytest.raises(UserError, match="^train.init_from: .*train it in Python: tfrobust.Adv"):
         load_keras(with_code(tmp_path), "train.init_from")
@@ -187,9 +218,8 @@ def test_the_place_of_a_mistake(tmp_path: Path) -> None:
         load_network(tmp_path, outputs="softmax")
 
 
-def test_a_named_output_and_signature(tmp_path: Path) -> None:
-    module = Exotic(lambda z: {"classes": tf.argmax(z, 1), "logits": z})
-    tf.saved_model.save(module, str(tmp_path), signatures={"predict": module.look})
+def test_a_network_loads_by_its_named_signature_and_output(tmp_path: Path) -> None:
+    predict_signature(tmp_path)
     loaded = load_network(tmp_path, output="logits", signature="predict")
     np.testing.assert_allclose(loaded(X), Z, rtol=1e-5)
     for options, message in (
@@ -200,16 +230,14 @@ def test_a_named_output_and_signature(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=message):
             load_network(tmp_path, **options)
-    (tmp_path / "keras").mkdir()
-    two_heads(tmp_path / "keras")
-    with pytest.raises(UserError, match="path: output: .* features, scores, received 'score'"):
-        load_network(tmp_path / "keras" / "two.keras", output="score")
-    with pytest.raises(UserError, match="signature: expected none"):
-        load_network(tmp_path / "keras" / "two.keras", signature="predict")
 
 
-def test_a_named_output_of_each_head(tmp_path: Path) -> None:
+def test_each_head_of_a_keras_network_loads_by_its_name(tmp_path: Path) -> None:
     file = two_heads(tmp_path)
-    both = keras.saving.load_model(file)(X)
-    for name, expected in zip(("scores", "features"), both, strict=True):
+    outputs = keras.saving.load_model(file)(X)
+    for name, expected in zip(("scores", "features"), outputs, strict=True):
         np.testing.assert_allclose(load_network(file, output=name)(X), expected, rtol=1e-6)
+    with pytest.raises(UserError, match="path: output: .* features, scores, received 'score'"):
+        load_network(file, output="score")
+    with pytest.raises(UserError, match="signature: expected none"):
+        load_network(file, signature="predict")

@@ -19,15 +19,13 @@ RNG = np.random.default_rng(0)
 
 
 def trainable(network: keras.Model) -> int:
+    """Return the number of trainable parameters."""
     return sum(int(np.prod(v.shape)) for v in network.trainable_variables)
 
 
 @pytest.mark.parametrize("size", [(4, 6), (5, 7), (2, 3)])
-def test_max_pool_is_tensorflows(size: tuple[int, int]) -> None:
-    """Output and gradient are TensorFlow's, also for odd sizes.
-
-    The last row or column is dropped (VALID).
-    """
+def test_max_pool_and_its_gradient_agree_with_tensorflow(size: tuple[int, int]) -> None:
+    """Of odd sizes the last row or column is dropped (VALID)."""
     x = tf.constant(RNG.normal(size=(2, *size, 3)).astype("float32"))  # no ties
     results = []
     for pool in (MaxPool(), lambda z: tf.nn.max_pool2d(z, 2, 2, "VALID")):
@@ -36,19 +34,16 @@ def test_max_pool_is_tensorflows(size: tuple[int, int]) -> None:
             y = pool(x)
             total = tf.reduce_sum(y * y)
         results.append((y, tape.gradient(total, x)))
-    np.testing.assert_array_equal(results[0][0], results[1][0])
-    np.testing.assert_array_equal(results[0][1], results[1][1])
+    for ours, tensorflows in zip(*results, strict=True):
+        np.testing.assert_array_equal(ours, tensorflows)
     assert MaxPool().compute_output_shape(x.shape) == results[0][0].shape
 
 
 @pytest.mark.parametrize("jit", [False, True])
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("affine", [True, False])
-def test_batch_norm_is_kerass(training: bool, jit: bool, affine: bool) -> None:
-    """Output, averages and gradients are Keras's.
-
-    The gradients are of first and second order, in the image and the scale.
-    """
+def test_batch_norm_agrees_with_keras(training: bool, jit: bool, affine: bool) -> None:
+    """Output, averages and the gradients of first and second order in image and scale agree."""
     x = tf.constant(RNG.normal(2.0, 3.0, size=(4, 5, 6, 3)).astype("float32"))
     start = [RNG.uniform(0.5, 2.0, 3).astype("float32") for _ in range(4 if affine else 2)]
     options = {"momentum": 0.8, "scale": affine, "center": affine}
@@ -58,25 +53,25 @@ def test_batch_norm_is_kerass(training: bool, jit: bool, affine: bool) -> None:
         layer.set_weights(start)
 
         @tf.function(jit_compile=jit)
-        def look(x: Any, layer: Any = layer) -> Any:
+        def output_and_gradients(x: Any, layer: Any = layer) -> Any:
             with tf.GradientTape() as outer:
                 outer.watch(x)
                 with tf.GradientTape() as inner:
                     inner.watch(x)
                     y = layer(x, training=training)
                     total = tf.reduce_sum(y**3)
-                of = [x, *(v.value for v in layer.trainable_variables)]
-                first = inner.gradient(total, of)
+                sources = [x, *(v.value for v in layer.trainable_variables)]
+                first = inner.gradient(total, sources)
                 cost = total + tf.add_n([tf.reduce_sum(g**3) for g in first])
-            return [y, *first, *outer.gradient(cost, of)]
+            return [y, *first, *outer.gradient(cost, sources)]
 
         with twice_differentiable():
-            results.append([*look(x), *layer.get_weights()])
+            results.append([*output_and_gradients(x), *layer.get_weights()])
     for ours, kerass in zip(*results, strict=True):
         np.testing.assert_allclose(ours, kerass, rtol=2e-4, atol=2e-4 * np.abs(kerass).max())
 
 
-def test_small_cnn_has_its_activation_everywhere() -> None:
+def test_every_layer_of_small_cnn_but_the_last_has_its_activation() -> None:
     network = small_cnn((8, 8, 1), 4, filters=[2], units=3, activation="silu")
     layers = [layer for layer in network.layers if hasattr(layer, "activation")]
     assert [layer.activation.__name__ for layer in layers] == ["silu", "silu", "linear"]
@@ -84,8 +79,8 @@ def test_small_cnn_has_its_activation_everywhere() -> None:
         small_cnn((8, 8, 1), 4, activation="tanh")
 
 
-def test_batch_norm_elsewhere_is_kerass() -> None:
-    """BatchNorm of vectors, without a scale, and in frozen layers, which keep their averages."""
+def test_batch_norm_of_vectors_and_of_a_frozen_layer_agrees_with_keras() -> None:
+    """A frozen layer keeps its averages."""
     x = RNG.normal(size=(8, 3)).astype("float32")
     np.testing.assert_allclose(
         BatchNorm()(x, training=True), keras.layers.BatchNormalization()(x, training=True)
@@ -98,17 +93,17 @@ def test_batch_norm_elsewhere_is_kerass() -> None:
     assert not frozen.moving_mean.numpy().any()
 
 
-def test_dropout_is_keras_own_on_one_device() -> None:
-    """On one device, dropout is that of Keras. two_devices.py tests two."""
+def test_dropout_agrees_with_keras_on_one_device() -> None:
+    """Dropout on two devices is tested in two_devices.py."""
     x = RNG.normal(size=(8, 5)).astype("float32")
-    ours, keras_own = (cls(0.4, seed=3) for cls in (Dropout, keras.layers.Dropout))
+    ours, kerass = (cls(0.4, seed=3) for cls in (Dropout, keras.layers.Dropout))
     for _ in range(2):
-        np.testing.assert_allclose(ours(x, training=True), keras_own(x, training=True), rtol=1e-6)
+        np.testing.assert_allclose(ours(x, training=True), kerass(x, training=True), rtol=1e-6)
     np.testing.assert_array_equal(ours(x), x)
 
 
 @pytest.mark.parametrize("jit", [False, True])
-def test_max_pool_second_order(jit: bool, xla: None) -> None:
+def test_second_order_gradient_of_max_pool(jit: bool, xla: None) -> None:
     """g(x) = ||d/dx sum(pool(x)^3)||^2 = sum over maxima m of 9 m^4, so dg/dx = 36 m^3 there."""
     x = tf.constant(RNG.normal(size=(2, 4, 4, 2)).astype("float32"))
     pool = MaxPool()
@@ -129,8 +124,8 @@ def test_max_pool_second_order(jit: bool, xla: None) -> None:
     np.testing.assert_allclose(second(x), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_max_pool_in_a_loop() -> None:
-    """The gradient is a separate function, in which TensorFlow finds oneDNN's kernel."""
+def test_the_gradient_of_max_pool_in_a_loop_is_a_function_of_its_own() -> None:
+    """In a separate function TensorFlow finds oneDNN's kernel."""
     x, pool = tf.constant(RNG.normal(size=(2, 4, 4, 2)).astype("float32")), MaxPool()
 
     def step(x: Any) -> Any:
@@ -147,11 +142,11 @@ def test_max_pool_in_a_loop() -> None:
         expected = step(expected)
     np.testing.assert_allclose(looped(x), expected, rtol=1e-6)
     library = looped.get_concrete_function(x).graph.as_graph_def().library.function
-    apart = [f for f in library if f.attr["_noinline"].b]
-    assert apart and all("MaxPoolGrad" in {node.op for node in f.node_def} for f in apart)
+    separate = [f for f in library if f.attr["_noinline"].b]
+    assert separate and all("MaxPoolGrad" in {node.op for node in f.node_def} for f in separate)
 
 
-def test_dropout_wants_what_it_can_do() -> None:
+def test_dropout_refuses_a_rate_of_one_and_a_noise_shape() -> None:
     for options, message in (
         ({"rate": 1.0}, "rate: expected a number in .0, 1., received 1.0"),
         ({"rate": 0.5, "noise_shape": (None, 1)}, "noise_shape: expected none"),
@@ -162,8 +157,8 @@ def test_dropout_wants_what_it_can_do() -> None:
     assert Dropout.from_config(layer.get_config()).get_config() == layer.get_config()
 
 
-def test_small_cnn_parameters() -> None:
-    """The counts are (25 + 1) 32 + (25 * 32 + 1) 64 + (7 * 7 * 64 + 1) 1024 + (1024 + 1) 10."""
+def test_number_of_parameters_of_small_cnn() -> None:
+    """It is (25 + 1) 32 + (25 * 32 + 1) 64 + (7 * 7 * 64 + 1) 1024 + (1024 + 1) 10."""
     expected = 26 * 32 + 801 * 64 + 3137 * 1024 + 1025 * 10
     assert expected == 3_274_634
     assert small_cnn((28, 28, 1), 10).count_params() == expected
@@ -171,13 +166,13 @@ def test_small_cnn_parameters() -> None:
 
 @pytest.mark.parametrize(
     ("width", "classes", "count"),
-    # WRN-28-10: 36 479 194 in the torch code of the paper's authors, whose parameters are the
-    # trainable ones; Keras's count_params adds BatchNorm's 17 952 moving averages. The others
-    # from the same sum by hand: see `closed`.
+    # WRN-28-10 has 36 479 194 in the torch code of the paper's authors, which counts trainable
+    # parameters; Keras's count_params adds BatchNorm's 17 952 moving averages. The other numbers
+    # are the same sum by hand: see `closed_form`.
     [(10, 10, 36_479_194), (8, 10, 23_354_842), (8, 100, 23_354_842 + 90 * 513)],
 )
-def test_wide_resnet_parameters(width: int, classes: int, count: int) -> None:
-    def closed(n: int = 4) -> int:
+def test_number_of_parameters_of_wide_resnet(width: int, classes: int, count: int) -> None:
+    def closed_form(n: int = 4) -> int:
         total, before = 9 * 3 * 16, 16
         for size in (16 * width, 32 * width, 64 * width):
             total += before * size  # the shortcut of the first block
@@ -188,16 +183,16 @@ def test_wide_resnet_parameters(width: int, classes: int, count: int) -> None:
         return total + 2 * before + before * classes + classes
 
     network = wide_resnet((32, 32, 3), classes, depth=28, width=width)
-    assert trainable(network) == closed() == count
+    assert trainable(network) == closed_form() == count
 
 
 @pytest.mark.parametrize("depth", [27, 4, 2, 30, 0, -2])
-def test_wide_resnet_refuses_a_depth(depth: int) -> None:
+def test_wide_resnet_refuses_a_depth_that_is_not_6n_plus_4(depth: int) -> None:
     with pytest.raises(UserError, match=rf"^depth: expected 6 n \+ 4.*received {depth}$"):
         wide_resnet((32, 32, 3), 10, depth=depth)
 
 
-def test_wide_resnet_halves_twice_and_small_resnet_thrice() -> None:
+def test_wide_resnet_halves_the_image_twice_and_small_resnet_thrice() -> None:
     """The sizes are 32, 32, 16, 8 and 32, 16, 8, 4."""
     for network, size in (
         (wide_resnet((32, 32, 3), 10, depth=10, width=1), 8),
@@ -207,7 +202,7 @@ def test_wide_resnet_halves_twice_and_small_resnet_thrice() -> None:
         assert pooled.input.shape[1:3] == (size, size)
 
 
-def test_normalisation_is_inside() -> None:
+def test_networks_normalise_their_images() -> None:
     """The network of x with mean and std equals the plain one of (x - mean) / std."""
     mean, std = [0.1, 0.2, 0.3], [0.5, 1.0, 2.0]
     plain = wide_resnet((8, 8, 3), 4, depth=10, width=1)
@@ -235,8 +230,9 @@ def network() -> keras.Model:
 
 
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
-def test_precision_round_trip(network: keras.Model, tmp_path: Path, precision: str) -> None:
-    """Two conversions give the same network bit for bit, and weights stay float32 in between."""
+def test_weights_keep_their_bits_in_mixed_precision_and_back(
+    network: keras.Model, tmp_path: Path, precision: str
+) -> None:
     x = RNG.random((3, 8, 8, 3)).astype("float32")
     mixed = with_precision(network, precision)
     assert {v.dtype for v in mixed.variables} == {"float32"}
@@ -253,7 +249,7 @@ def test_precision_round_trip(network: keras.Model, tmp_path: Path, precision: s
     np.testing.assert_array_equal(loaded(x), mixed(x))
 
 
-def test_another_precision_is_a_copy(network: keras.Model) -> None:
+def test_a_network_of_another_precision_shares_no_weights(network: keras.Model) -> None:
     copy, before = with_precision(network, "mixed_bfloat16"), network.get_weights()[0].copy()
     np.testing.assert_array_equal(copy.get_weights()[0], before)
     copy.set_weights([w + 1 for w in copy.get_weights()])
@@ -269,6 +265,6 @@ def test_precision_reaches_nested_networks() -> None:
     assert mixed.layers[1].compute_dtype == "float32"
 
 
-def test_unknown_precision(network: keras.Model) -> None:
+def test_an_unknown_precision_is_an_error(network: keras.Model) -> None:
     with pytest.raises(UserError, match="did you mean 'mixed_bfloat16'"):
         with_precision(network, "mixed_bfloat")

@@ -27,12 +27,13 @@ Y = (X.reshape(40, 4) @ W).argmax(axis=1).astype("int32")
 
 
 def run(attack: Any, network: Any, threat: Threat, x: Any = X, y: Any = Y) -> Any:
+    """Return the outcome of an attack, its parts as arrays."""
     outcome = attack.run(network, tf.constant(x), tf.constant(y), threat=threat, seed=SEED)
     return type(outcome)(*(part.numpy() for part in outcome))
 
 
 def distances(order: int) -> np.ndarray:
-    """Return the distance of each class in the dual of a norm, [B, C]; inf for the label."""
+    """Return the distance of each class, [B, C], inf for the label; `order` is the dual norm's."""
     z = X.reshape(40, 4) @ W
     margin = z[np.arange(40), Y][:, None] - z
     w = W.T[None] - W.T[Y][:, None]
@@ -41,8 +42,10 @@ def distances(order: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("norm", "dual"), [("linf", 1), ("l2", 2)])
-def test_breaks_exactly_what_can_be_broken(linear: Any, norm: str, dual: int) -> None:
-    """A large step ends each run at the optimum of its class, so the nearest class decides."""
+def test_success_begins_at_the_distance_of_the_nearest_class(
+    linear: Any, norm: str, dual: int
+) -> None:
+    """A large step ends each run at the optimum of its class."""
     attack, nearest = MultiTargeted(steps=2, step_size=100.0), distances(dual).min(axis=1)
     for factor, expected in ((0.99, False), (1.01, True)):
         eps = tf.constant(factor * nearest, tf.float32)
@@ -52,8 +55,8 @@ def test_breaks_exactly_what_can_be_broken(linear: Any, norm: str, dual: int) ->
         np.testing.assert_array_equal(classes != Y, expected)
 
 
-def test_the_best_attempt_is_the_optimum_of_the_nearest_boundary(linear: Any) -> None:
-    """Unbroken examples end at x + eps sign(w) of the class whose logit comes closest there."""
+def test_a_failed_attack_returns_the_image_with_the_largest_logit_of_a_rival(linear: Any) -> None:
+    """It is the best of the optima x + eps sign(w) of all rivals, relative to the label."""
     threat = Threat("linf", 1e-3, WIDE)
     assert distances(1).min() > 1e-3
     outcome = run(MultiTargeted(steps=3, step_size=1.0), linear(W), threat)
@@ -67,16 +70,16 @@ def test_the_best_attempt_is_the_optimum_of_the_nearest_boundary(linear: Any) ->
 
 
 def detour(x: Any) -> Any:
-    """Return logits of one pixel u with label 0.
+    """Return the logits of one pixel u whose label is 0, [B, 3].
 
-    Class 1 is near but out of reach: -0.1 + 0.05 u < 0 for u <= 1. Class 2 is far, -19 - 20 u, and
-    is reached below u = -0.95.
+    Class 1 is near but out of reach: -0.1 + 0.05 u < 0 for u <= 1. Class 2 has -19 - 20 u, which
+    is far, but is reached below u = -0.95.
     """
     u = tf.reshape(x, [-1])
     return tf.stack([tf.zeros_like(u), -0.1 + 0.05 * u, -19.0 - 20.0 * u], axis=1)
 
 
-def test_where_untargeted_losses_follow_the_wrong_rival() -> None:
+def test_it_succeeds_where_untargeted_losses_follow_the_wrong_rival() -> None:
     """Both untargeted losses climb from 0 to u = 1, where nothing is misclassified.
 
     The gradient of the cross entropy is p1 * 0.05 - p2 * 20, positive for u > -0.65, and that of
@@ -95,11 +98,10 @@ def test_where_untargeted_losses_follow_the_wrong_rival() -> None:
 
 
 def test_the_untargeted_margin_follows_the_largest_rival_at_each_step() -> None:
-    """Un-T, PGD on the margin, follows the largest rival at each step.
+    """On two pixels u and v the rival at 0 is class 1 (-1 + u).
 
-    On two pixels u and v the rival at 0 is class 1 (-1 + u). After a step of 0.1 it is class 2
-    (-1.05 + 3 u + v), which moves v too. One rival alone would end at v = 0 (class 1) or at v = 0.2
-    (class 2).
+    After a step of 0.1 it is class 2 (-1.05 + 3 u + v), which moves v too. Steps towards one class
+    alone would end at v = 0 (class 1) or at v = 0.2 (class 2).
     """
 
     def logits(x: Any) -> Any:
@@ -115,7 +117,7 @@ def test_the_untargeted_margin_follows_the_largest_rival_at_each_step() -> None:
 @pytest.mark.parametrize(
     ("attack", "passes", "success"),
     [
-        # Each run looks at its start and the ends of its steps; one step spans the ball.
+        # Each run evaluates its start and the ends of its steps; one step spans the ball.
         (MultiTargeted(steps=4, step_size=1.0), 1 + 5 + 5 + 2, True),
         (MultiTargeted(steps=4, step_size=1.0, top=3), 1 + 5 + 5 + 2, True),
         (MultiTargeted(steps=4, step_size=1.0, top=2), 1 + 5 + 5, False),
@@ -123,11 +125,12 @@ def test_the_untargeted_margin_follows_the_largest_rival_at_each_step() -> None:
         (MultiTargeted(steps=4, step_size=1.0, top=2, restarts=2), 1 + 2 * 2 * 5, False),
     ],
 )
-def test_passes_and_the_order_of_the_rivals(attack: Any, passes: int, success: bool) -> None:
-    """The likeliest rival at the clean image comes first.
+def test_the_likeliest_rivals_of_the_clean_image_come_first(
+    attack: Any, passes: int, success: bool
+) -> None:
+    """For one pixel u and label 0 only class 3 can be reached, at u > 0.3.
 
-    For one pixel u and label 0 only class 3 can be reached (u > 0.3); the runs towards classes 1
-    and 2 lead away from it.
+    The runs towards classes 1 and 2 lead away from it.
     """
 
     def network(x: Any) -> Any:
@@ -136,17 +139,16 @@ def test_passes_and_the_order_of_the_rivals(attack: Any, passes: int, success: b
 
     x, y = np.zeros((2, 1, 1, 1), np.float32), np.array([0, 1], np.int32)
     outcome = run(attack, network, Threat("linf", 0.5, WIDE), x, y)
-    # The second is misclassified from the start: its image stays, one look is enough.
+    # The second image is misclassified as it is: it stays and takes one query.
     np.testing.assert_array_equal(outcome.success, [success, True])
     np.testing.assert_array_equal(outcome.queries, [passes, 1])
     np.testing.assert_array_equal(outcome.gradients, [passes - 1, 0])
     assert outcome.images[1].item() == 0.0
 
 
-def test_graph_with_an_unknown_batch_size_and_the_seed(linear: Callable[..., Any]) -> None:
+def test_one_graph_for_all_batch_sizes_agrees_with_eager_mode(linear: Callable[..., Any]) -> None:
     network, attack, threat = linear(W), MultiTargeted(steps=2, restarts=2), Threat("l2", 0.2, WIDE)
     traces = []
-
     signature = [tf.TensorSpec([None, 2, 2, 1]), tf.TensorSpec([None], tf.int32)]
 
     @tf.function(input_signature=signature, autograph=False)
@@ -155,16 +157,16 @@ def test_graph_with_an_unknown_batch_size_and_the_seed(linear: Callable[..., Any
         return attack.run(network, x, y, threat=threat, seed=SEED)
 
     eager = run(attack, network, threat)
-    for a, b in zip(craft(X, Y), eager, strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5)
+    for value, expected in zip(craft(X, Y), eager, strict=True):
+        np.testing.assert_allclose(value, expected, atol=1e-5)
     craft(X[:7], Y[:7])
     assert len(traces) == 1
     assert 0 < eager.success.mean() < 1
-    other = attack(network, X, Y, threat=threat, seed=noise.fold(SEED, 1)).numpy()
-    assert (other != eager.images).any()
+    of_another_seed = attack(network, X, Y, threat=threat, seed=noise.fold(SEED, 1)).numpy()
+    assert (of_another_seed != eager.images).any()
 
 
-def test_fractions_titles_and_settings() -> None:
+def test_title_and_settings_name_what_differs_from_the_defaults() -> None:
     assert MultiTargeted().title == "Multi-T 1x50"
     assert MultiTargeted(restarts=20).title == "Multi-T 20x50"
     attack = MultiTargeted(steps=20, restarts=5, top=9, step_size="1/50")
@@ -185,11 +187,11 @@ def test_fractions_titles_and_settings() -> None:
         ({"step_size": -1}, "step_size: expected a number > 0, received -1.0"),
     ],
 )
-def test_mistakes_are_one_line(options: dict[str, Any], message: str) -> None:
+def test_a_mistaken_argument_is_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         MultiTargeted(**options)
 
 
-def test_more_rivals_than_there_are(linear: Callable[..., Any]) -> None:
+def test_more_rivals_than_the_network_has_are_an_error(linear: Callable[..., Any]) -> None:
     with pytest.raises(UserError, match="^top: expected at most the 4 rivals of a class, rec.* 5$"):
         run(MultiTargeted(top=5), linear(W), Threat("linf", 0.1))
