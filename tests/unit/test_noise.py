@@ -13,27 +13,27 @@ from tfrobust import noise
 
 
 def draw(seed: int, step: int, purpose: str) -> np.ndarray:
+    """Return normal noise, [4, 5]."""
     return noise.normal([4, 5], noise.seed_for(seed, step, purpose)).numpy()
 
 
-def test_the_same_act_draws_the_same() -> None:
-    np.testing.assert_array_equal(draw(1, 2, "attack"), draw(1, 2, "attack"))
+@pytest.mark.parametrize("changed", [(2, 2, "attack"), (1, 3, "attack"), (1, 2, "projection")])
+def test_noise_changes_with_the_seed_the_step_and_the_purpose(
+    changed: tuple[int, int, str],
+) -> None:
+    noise_of_step = draw(1, 2, "attack")
+    np.testing.assert_array_equal(draw(1, 2, "attack"), noise_of_step)
+    assert not np.isclose(draw(*changed), noise_of_step).any()
 
 
-@pytest.mark.parametrize("other", [(2, 2, "attack"), (1, 3, "attack"), (1, 2, "projection")])
-def test_another_act_draws_anew(other: tuple[int, int, str]) -> None:
-    mine, theirs = draw(1, 2, "attack"), draw(*other)
-    assert not np.isclose(mine, theirs).any()
-
-
-def test_seed_and_step_are_no_sum() -> None:
+def test_every_pair_of_seed_and_step_has_its_noise() -> None:
     """Run 1 at step 2 differs from run 2 at step 1, and a fold differs from the next step."""
     seeds = [noise.seed_for(s, t, "attack") for s in range(4) for t in range(4)]
     seeds += [noise.fold(seeds[0], k) for k in range(4)]
     assert len({tuple(seed.numpy()) for seed in seeds}) == len(seeds)
 
 
-def test_graph_and_eager_draw_the_same() -> None:
+def test_noise_in_a_graph_is_that_of_eager_mode() -> None:
     @tf.function
     def traced(step: Any) -> Any:
         return noise.normal([4, 5], noise.seed_for(1, step, "attack"))
@@ -41,11 +41,8 @@ def test_graph_and_eager_draw_the_same() -> None:
     np.testing.assert_array_equal(traced(tf.constant(2)), draw(1, 2, "attack"))
 
 
-def test_uniform_fills_the_cube() -> None:
-    """U[-1, 1) has mean 0 and variance 1/3.
-
-    Five standard errors of 60000 numbers are 0.012 and 0.006.
-    """
+def test_uniform_noise_in_the_cube_has_mean_0_and_variance_a_third() -> None:
+    """Five standard errors of 60000 numbers are 0.012 and 0.006."""
     u = noise.uniform_in_ball([20000, 3], noise.seed_for(0, 0, "u"), "linf").numpy()
     assert u.min() >= -1 and u.max() < 1
     assert abs(u.mean()) < 0.012
@@ -54,7 +51,7 @@ def test_uniform_fills_the_cube() -> None:
 
 @pytest.mark.parametrize("d", [1, 3, 20])
 @pytest.mark.parametrize(("p", "order"), [("l2", 2), ("l1", 1)])
-def test_uniform_in_the_ball(p: str, order: int, d: int) -> None:
+def test_uniform_noise_in_the_ball_has_the_radii_of_its_volume(p: str, order: int, d: int) -> None:
     """A fraction t^d of the volume lies within radius t, so E r = d / (d + 1)."""
     n = 20000
     points = noise.uniform_in_ball([n, d], noise.seed_for(0, 0, "ball"), p).numpy()
@@ -66,9 +63,11 @@ def test_uniform_in_the_ball(p: str, order: int, d: int) -> None:
     assert np.abs(points.mean(axis=0)).max() < 5 / np.sqrt(n)
 
 
-def test_uniform_on_the_faces_of_the_l1_ball() -> None:
-    """|x| / r is uniform on the simplex: each share has mean 1/d and mean square 2 / (d (d + 1));
-    each sign is as likely as the other."""
+def test_directions_in_the_l1_ball_are_uniform() -> None:
+    """|x| / r is uniform on the simplex: its mean is 1/d, its mean square 2 / (d (d + 1)).
+
+    Both signs are equally likely.
+    """
     n, d = 20000, 3
     points = noise.uniform_in_ball([n, d], noise.seed_for(0, 0, "faces"), "l1").numpy()
     share = np.abs(points) / np.abs(points).sum(axis=1, keepdims=True)
@@ -77,24 +76,21 @@ def test_uniform_on_the_faces_of_the_l1_ball() -> None:
     np.testing.assert_allclose((points > 0).mean(axis=0), 0.5, atol=5 * 0.5 / np.sqrt(n))
 
 
-def test_unit_vectors() -> None:
-    """Vectors have norm 1, and every coordinate has mean 0 and mean square 1/C."""
+def test_unit_vectors_have_norm_1_and_no_preferred_direction() -> None:
+    """Every coordinate has mean 0 and mean square 1/C. An image is one vector."""
     v = noise.unit_vectors([20000, 4], noise.seed_for(0, 0, "v")).numpy()
     np.testing.assert_allclose(np.linalg.norm(v, axis=1), 1.0, rtol=1e-5)
     assert np.abs(v.mean(axis=0)).max() < 0.02
     np.testing.assert_allclose((v * v).mean(axis=0), 0.25, atol=0.01)
-
-
-def test_images_are_one_vector_each() -> None:
-    v = noise.unit_vectors([3, 2, 2, 1], noise.seed_for(0, 0, "v")).numpy()
-    np.testing.assert_allclose(np.sum(v * v, axis=(1, 2, 3)), 1.0, rtol=1e-5)
+    images = noise.unit_vectors([3, 2, 2, 1], noise.seed_for(0, 0, "v")).numpy()
+    np.testing.assert_allclose(np.sum(images**2, axis=(1, 2, 3)), 1.0, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["uniform", "normal", "unit_vectors", "ball linf", "ball l2"])
-def test_replicas_share_one_draw(
+def test_the_noise_of_two_replicas_joined_is_that_of_one_device(
     on_two_devices: Callable[[str], dict[str, Any]], kind: str
 ) -> None:
-    """The rows of both replicas, joined, are those that one device draws."""
     single, joined = on_two_devices("drawn")[kind]
     assert np.shape(single) == (8, 3)
-    np.testing.assert_allclose(joined, single, rtol=1e-6, atol=1e-7)  # graph against eager rounding
+    # The tolerance is for the rounding of a graph, which differs from that of eager mode.
+    np.testing.assert_allclose(joined, single, rtol=1e-6, atol=1e-7)

@@ -1,5 +1,4 @@
-"""Lp geometry by hand: the vectors (3, -4) and (0.3, 0.4) have the L2 norms 5 and 0.5, the L1
-norms 7 and 0.7."""
+"""Lp geometry by hand: (3, -4) and (0.3, 0.4) have L2 norms 5 and 0.5, and L1 norms 7 and 0.7."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ DELTA = np.array([[3.0, -4.0], [0.3, 0.4], [0.0, 0.0]], np.float32)
 
 @pytest.fixture(params=[(3, 2), (3, 1, 2, 1)], ids=["vectors", "images"])
 def delta(request: pytest.FixtureRequest) -> tf.Tensor:
-    """Return DELTA as vectors and as images, whose axes but the first count as one."""
+    """Return DELTA as vectors, [3, 2], and as images, [3, 1, 2, 1]."""
     return tf.constant(DELTA.reshape(request.param))
 
 
@@ -22,7 +21,7 @@ def flat(value: tf.Tensor) -> np.ndarray:
     return value.numpy().reshape(3, 2)
 
 
-def test_norm(delta: tf.Tensor) -> None:
+def test_norm_by_hand(delta: tf.Tensor) -> None:
     np.testing.assert_allclose(norms.norm(delta, "linf"), [4.0, 0.4, 0.0], rtol=1e-6)
     np.testing.assert_allclose(norms.norm(delta, "l2"), [5.0, 0.5, 0.0], rtol=1e-6)
     np.testing.assert_allclose(norms.norm(delta, "l1"), [7.0, 0.7, 0.0], rtol=1e-6)
@@ -40,7 +39,7 @@ def test_norm(delta: tf.Tensor) -> None:
         ("linf", 4.0, DELTA),
         ("l2", 5.0, DELTA),
         ("l1", 7.0, DELTA),
-        # one eps an example
+        # an eps for each example
         ("linf", [2.0, 0.35, 1.0], [[2.0, -2.0], [0.3, 0.35], [0.0, 0.0]]),
         ("l2", [2.5, 0.25, 1.0], [[1.5, -2.0], [0.15, 0.2], [0.0, 0.0]]),
         ("l1", [2.5, 0.35, 1.0], [[0.75, -1.75], [0.125, 0.225], [0.0, 0.0]]),  # t = 2.25, 0.175
@@ -50,12 +49,12 @@ def test_norm(delta: tf.Tensor) -> None:
         ("l2", [0.0, 1.0, 0.0], [[0.0, 0.0], [0.3, 0.4], [0.0, 0.0]]),
     ],
 )
-def test_project(delta: tf.Tensor, p: str, eps: object, expected: np.ndarray) -> None:
+def test_project_by_hand(delta: tf.Tensor, p: str, eps: object, expected: np.ndarray) -> None:
     np.testing.assert_allclose(flat(norms.project(delta, eps, p)), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("p", norms.NORMS)
-def test_project_is_the_nearest_point(p: str) -> None:
+def test_the_projection_is_the_nearest_point(p: str) -> None:
     """<d - Pd, z - Pd> <= 0 holds for every z of a convex set only at the nearest point Pd."""
     rng = np.random.default_rng(0)
     d = rng.normal(size=(50, 6)).astype("float32")
@@ -67,11 +66,10 @@ def test_project_is_the_nearest_point(p: str) -> None:
 
 @pytest.mark.parametrize("radius", [0.01, 1.0, 30.0, 200.0])
 @pytest.mark.parametrize("walls", [False, True])
-def test_l1_projection_is_one_threshold(radius: float, walls: bool) -> None:
-    """The projection is sign(d) clip(|d| - t, 0, room).
-
-    Here t is found by bisection in float64 instead of Newton's steps.
-    """
+def test_l1_projection_agrees_with_a_bisection_for_its_threshold(
+    radius: float, walls: bool
+) -> None:
+    """The projection is sign(d) clip(|d| - t, 0, room), here with t from a float64 bisection."""
     rng = np.random.default_rng(1)
     d = rng.normal(size=(20, 300)) * rng.choice([0.0, 1.0, 50.0], size=(20, 300), p=[0.4, 0.5, 0.1])
     size = np.abs(d)
@@ -87,7 +85,7 @@ def test_l1_projection_is_one_threshold(radius: float, walls: bool) -> None:
     np.testing.assert_allclose(norms.project_l1(d, radius, room), expected, atol=1e-4)
 
 
-def test_steepest_by_hand(delta: tf.Tensor) -> None:
+def test_steepest_direction_by_hand(delta: tf.Tensor) -> None:
     signs = [[1.0, -1.0], [1.0, 1.0], [0.0, 0.0]]
     np.testing.assert_array_equal(flat(norms.steepest(delta, "linf")), signs)
     units = [[0.6, -0.8], [0.6, 0.8], [0.0, 0.0]]
@@ -97,14 +95,14 @@ def test_steepest_by_hand(delta: tf.Tensor) -> None:
 
 
 @pytest.mark.parametrize("size", [1e-30, 1e-20, 1e20, 1e30])
-def test_steepest_at_the_ends_of_float32(size: float) -> None:
-    """The squares of such gradients leave float32; the direction has norm 1 nevertheless."""
+def test_steepest_l2_direction_has_norm_1_at_the_ends_of_float32(size: float) -> None:
+    """The squares of such gradients overflow or underflow in float32."""
     gradient = tf.constant(DELTA[:1] * size)
     np.testing.assert_allclose(norms.steepest(gradient, "l2"), [[0.6, -0.8]], rtol=1e-5)
     np.testing.assert_allclose(norms.norm(gradient, "l2"), [5 * size], rtol=1e-5)
 
 
-def test_steepest_stays_where_the_gradient_is_nan() -> None:
+def test_steepest_direction_is_0_where_the_gradient_is_nan() -> None:
     gradient = tf.constant([[np.nan, 2.0], [np.nan, np.nan], [3.0, 4.0]])
     linf = [[0.0, 1.0], [0.0, 0.0], [1.0, 1.0]]
     np.testing.assert_array_equal(norms.steepest(gradient, "linf"), linf)
@@ -115,7 +113,7 @@ def test_steepest_stays_where_the_gradient_is_nan() -> None:
     np.testing.assert_allclose(l2[2], [0.6, 0.8], rtol=1e-6)
 
 
-def test_per_example_broadcasts() -> None:
+def test_values_per_example_broadcast_over_images_and_keep_their_dtype() -> None:
     x = tf.zeros([2, 3, 4, 5])
     assert norms.per_example([1.0, 2.0], x).shape == (2, 1, 1, 1)
     assert norms.per_example(1.0, x).shape == ()

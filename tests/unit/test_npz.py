@@ -17,12 +17,21 @@ from tfrobust.registry import build
 
 
 def saved(path: Path, **changes: Any) -> str:
+    """Return the file of four training and two test images; an array that is None is left out."""
     arrays = {"x_train": X, "y_train": Y, "x_test": X[:2], "y_test": Y[:2], **changes}
     np.savez(path / "data.npz", **{k: v for k, v in arrays.items() if v is not None})
     return str(path / "data.npz")
 
 
-def test_npz(tmp_path: Path) -> None:
+def saved_with_bytes(path: Path, name: str, content: bytes) -> str:
+    """Return the file in which an array has this content."""
+    file = saved(path, **{name: None})
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.writestr(f"{name}.npy", content)
+    return file
+
+
+def test_an_npz_has_the_shape_classes_and_images_of_its_arrays(tmp_path: Path) -> None:
     x = np.linspace(0, 1, 4 * 9).reshape(4, 3, 3)
     path = saved(tmp_path, x_train=x, y_test=np.array([[6], [0]], np.uint8))
     data = DATASETS["npz"](path=path)
@@ -34,12 +43,14 @@ def test_npz(tmp_path: Path) -> None:
     assert test.images.dtype == np.uint8
 
 
-def test_npz_of_one_class_has_two(tmp_path: Path) -> None:
+def test_an_npz_has_at_least_two_classes(tmp_path: Path) -> None:
     path = saved(tmp_path, y_train=0 * Y, y_test=0 * Y[:2])
     assert DATASETS["npz"](path=path).num_classes == 2
 
 
-def test_npz_constructor_reads_no_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_constructor_reads_the_labels_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path, read = saved(tmp_path), []
     load = np.lib.npyio.NpzFile.__getitem__
     monkeypatch.setattr(
@@ -51,30 +62,29 @@ def test_npz_constructor_reads_no_image(tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("split", ["train", "test"])
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistaken_npz(tmp_path: Path, mistake: str, split: str) -> None:
+def test_a_mistake_in_the_arrays_is_named(tmp_path: Path, mistake: str, split: str) -> None:
     x, y, blamed, message = MISTAKES[mistake]
     path = saved(tmp_path, **{f"x_{split}": x, f"y_{split}": y})
-    values_of_images = mistake in ("NaN", "0 to 255", "below 0", "0 and 1")
 
-    def call() -> None:
+    def load() -> None:
         data = DATASETS["npz"](path=path)
-        assert values_of_images  # the others are found before any image is read
+        # The constructor raises for all other mistakes, since they show without the images.
+        assert mistake in ("NaN", "0 to 255", "below 0", "0 and 1")
         data.load(split)
 
-    line = fails(call)
+    line = fails(load)
     assert line.startswith(f"path: {blamed}_{split} of {path}: expected ")
     assert message in line
 
 
 @pytest.mark.parametrize("key", ["x_train", "y_train", "x_test", "y_test"])
-def test_npz_without_an_array(tmp_path: Path, key: str) -> None:
+def test_a_missing_array_is_named(tmp_path: Path, key: str) -> None:
     path = saved(tmp_path, **{key: None}, extra=X)
     line = fails(lambda: DATASETS["npz"](path=path))
     assert line.startswith(f"path: expected {key} in {path}, received extra, ")
 
 
-def test_an_npz_to_evaluate_on(tmp_path: Path) -> None:
-    """Test arrays alone suffice, also with more classes than they show."""
+def test_test_arrays_alone_suffice_with_more_classes_than_they_show(tmp_path: Path) -> None:
     path = saved(tmp_path, x_train=None, y_train=None, y_test=np.array([3, 0]))
     data = DATASETS["npz"](path=path, num_classes=7)
     assert data.num_classes == 7
@@ -85,7 +95,7 @@ def test_an_npz_to_evaluate_on(tmp_path: Path) -> None:
 
 
 def is_mapped(array: Any) -> bool:
-    """Return whether the values of an array are in a file."""
+    """Return whether an array is mapped to a file instead of read into memory."""
     while array is not None and not isinstance(array, mmap.mmap):
         array = getattr(array, "base", None)
     return array is not None
@@ -93,8 +103,10 @@ def is_mapped(array: Any) -> bool:
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 @pytest.mark.parametrize("order", "CF")
-def test_generated_images(tmp_path: Path, save: Any, order: str) -> None:
-    """Published files of `image` and `label` are uncompressed and are not read into memory."""
+def test_files_of_generated_images_are_mapped_and_mixed_into_batches(
+    tmp_path: Path, save: Any, order: str
+) -> None:
+    """Published files hold `image` and `label`. A compressed file cannot be mapped."""
     x = np.random.default_rng(0).integers(0, 256, (50, 4, 4, 3), np.uint8)
     y = np.arange(50) % 10
     save(tmp_path / "1m.npz", image=np.asarray(x, order=order), label=y)
@@ -115,25 +127,23 @@ def test_generated_images(tmp_path: Path, save: Any, order: str) -> None:
             assert label == index % 10
 
 
-def test_training_arrays_alone(tmp_path: Path) -> None:
-    """Extra data need no test arrays, but a pair must be complete."""
+def test_training_arrays_alone_suffice_but_need_both_images_and_labels(tmp_path: Path) -> None:
     data = DATASETS["npz"](path=saved(tmp_path, x_test=None, y_test=None))
     np.testing.assert_array_equal(data.load("train").images, X)
     path = saved(tmp_path, **dict.fromkeys(("x_train", "y_train", "x_test", "y_test")), image=X)
     assert fails(lambda: DATASETS["npz"](path=path)).startswith("path: expected label in")
 
 
-def test_npz_whose_array_has_another_length_than_its_header(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "array"), [("x_train", X), ("y_train", Y)])
+def test_an_array_that_is_cut_short_is_named(tmp_path: Path, name: str, array: np.ndarray) -> None:
     buffer = io.BytesIO()
-    np.save(buffer, X)
-    path = saved(tmp_path, x_train=None)
-    with zipfile.ZipFile(path, "a") as archive:
-        archive.writestr("x_train.npy", buffer.getvalue()[:-8])
+    np.save(buffer, array)
+    path = saved_with_bytes(tmp_path, name, buffer.getvalue()[:-8])
     line = fails(lambda: DATASETS["npz"](path=path).load("train"))
-    assert line.startswith(f"path: x_train of {path}: expected a readable array, received ")
+    assert line.startswith(f"path: {name} of {path}: expected a readable array, received ")
 
 
-def test_npz_of_channels_first(tmp_path: Path) -> None:
+def test_images_of_channels_first_are_transposed(tmp_path: Path) -> None:
     x = np.random.default_rng(0).integers(0, 256, (4, 3, 6, 5), np.uint8)
     path = saved(tmp_path, x_train=x, x_test=x[:2])
     data = DATASETS["npz"](path=path, layout="channels_first")
@@ -143,14 +153,16 @@ def test_npz_of_channels_first(tmp_path: Path) -> None:
     assert data.image_shape == data.load("train").images.shape[1:] == (3, 6, 5)
 
 
-def test_npz_of_two_image_shapes(tmp_path: Path) -> None:
+def test_test_images_of_another_shape_than_the_training_images_are_an_error(
+    tmp_path: Path,
+) -> None:
     path = saved(tmp_path, x_test=np.zeros((2, 3, 4, 1), np.uint8))
     assert fails(lambda: DATASETS["npz"](path=path)) == (
         f"path: x_test of {path}: expected images of (3, 3, 1) as in x_train, received (3, 4, 1)"
     )
 
 
-def test_npz_that_is_no_npz(tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_npz_is_explained(tmp_path: Path) -> None:
     path = tmp_path / "data.npz"
     assert fails(lambda: DATASETS["npz"](path=str(path))) == (
         f"path: expected an .npz file, received {path}: no such file"
@@ -160,21 +172,10 @@ def test_npz_that_is_no_npz(tmp_path: Path) -> None:
     np.save(tmp_path / "one.npy", X)
     assert "not a zip" in fails(lambda: DATASETS["npz"](path=str(tmp_path / "one.npy")))
     assert "directory" in fails(lambda: DATASETS["npz"](path=str(tmp_path)))
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("x_train.npy", b"not an array at all")
-    assert "magic string" in fails(lambda: DATASETS["npz"](path=str(path)))
+    file = saved_with_bytes(tmp_path, "x_train", b"not an array at all")
+    assert "magic string" in fails(lambda: DATASETS["npz"](path=file))
 
 
-def test_npz_cut_short_inside_an_array(tmp_path: Path) -> None:
-    buffer = io.BytesIO()
-    np.save(buffer, Y)
-    path = saved(tmp_path, y_train=None)
-    with zipfile.ZipFile(path, "a") as archive:
-        archive.writestr("y_train.npy", buffer.getvalue()[:-8])
-    line = fails(lambda: DATASETS["npz"](path=path))
-    assert line.startswith(f"path: y_train of {path}: expected a readable array, received ")
-
-
-def test_an_npz_mistake_names_the_key_of_the_config(tmp_path: Path) -> None:
+def test_a_mistake_names_the_key_of_the_config(tmp_path: Path) -> None:
     spec = {"name": "npz", "path": str(tmp_path / "no.npz")}
     assert fails(lambda: build(DATASETS, spec, "data")).startswith("data.path: expected an .npz")

@@ -23,6 +23,7 @@ KEYS = ["name", "data.path", "model.path", "train.init_from", "data.dir", "attac
 
 
 def load(*overrides: str) -> dict[str, Any]:
+    """Return the config digits_adv with overrides."""
     return configs.load(DIGITS, overrides)
 
 
@@ -32,13 +33,13 @@ def test_a_name_is_the_text_that_was_typed(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_name_that_is_no_folders_is_refused(name: str) -> None:
+def test_a_name_that_is_unfit_for_a_folder_is_refused(name: str) -> None:
     with pytest.raises(UserError) as error:
         load_spec("digits_adv", [f"name={name}"], False)
     assert "\n" not in str(error.value)
 
 
-def test_no_name_is_the_files(tmp_path: Path) -> None:
+def test_an_empty_name_becomes_that_of_the_config() -> None:
     assert load_spec("digits_adv", ["name="], False).name == "digits_adv"
 
 
@@ -54,13 +55,13 @@ def test_a_path_is_the_text_that_was_typed(key: str, path: str) -> None:
     assert load(f"{key}={path}")[section][name] == path
 
 
-def test_quotes_around_all_of_it_are_yamls_and_nothing_is_null() -> None:
+def test_a_quoted_path_is_read_as_yaml_and_an_empty_one_as_null() -> None:
     assert load("data.path='a ''b'' '")["data"]["path"] == "a 'b' "
     assert load('data.path="tab\\t"')["data"]["path"] == "tab\t"
     assert load("data.path=")["data"]["path"] is None
 
 
-def test_references_are_to_keys_everywhere() -> None:
+def test_a_reference_is_replaced_by_the_value_of_its_key() -> None:
     assert load("data.path=runs/${data.name}.npz")["data"]["path"] == "runs/digits.npz"
     with pytest.raises(UserError, match=r"'HOME' not found.*characters themselves write"):
         load("data.path=${HOME}.npz")
@@ -76,8 +77,7 @@ def test_other_keys_are_read_as_yaml() -> None:
                                         "data": {"path": None}}  # fmt: skip
 
 
-# What YAML or OmegaConf has another use for: control characters, references, ??? for a value to
-# come.
+# Without control characters, references, and ???, for which YAML or OmegaConf has another use.
 plain = st.text(st.characters(exclude_categories=["C", "Zl", "Zp"]), min_size=1).filter(
     lambda text: "${" not in text and "???" not in text
 )
@@ -89,8 +89,9 @@ texts = st.one_of(plain, awkward)
 
 @settings(max_examples=2 * settings.default.max_examples)
 @given(text=texts, key=st.sampled_from(KEYS))
-def test_any_text_is_kept(text: str, key: str) -> None:
+def test_any_text_is_kept_as_it_was_typed(text: str, key: str) -> None:
     def value(override: str) -> Any:
+        """Return the value of the key in the config with an override."""
         node: Any = load("attacks=[{name: transfer}]", override)
         for part in key.replace("[0]", ".0").split("."):
             node = node[int(part)] if isinstance(node, list) else node[part]
@@ -98,7 +99,7 @@ def test_any_text_is_kept(text: str, key: str) -> None:
 
     if text[0] not in "'\"":
         assert value(f"{key}={text}") == text
-    assert value(f"{key}={configs.flow(text)}") == text  # as suites hand it on
+    assert value(f"{key}={configs.flow(text)}") == text  # as a suite passes it on
 
 
 leaves = st.one_of(
@@ -112,7 +113,7 @@ nested = st.recursive(
 
 @settings(max_examples=2 * settings.default.max_examples)
 @given(value=nested)
-def test_values_in_one_line_are_read_back(value: Any) -> None:
+def test_a_value_written_in_one_line_is_read_back(value: Any) -> None:
     assert load(f"key={configs.flow(value)}").get("key") == value
 
 
@@ -125,7 +126,9 @@ def test_a_written_config_is_read_back(value: dict[str, Any], tmp_path_factory: 
 
 
 @pytest.mark.parametrize("name", ["2024_01_01", "1e5", "yes", "0x10", "1.10"])
-def test_a_name_in_a_file_is_text_in_quotes(tmp_path: Path, name: str) -> None:
+def test_a_name_in_a_file_that_yaml_does_not_read_as_text_needs_quotes(
+    tmp_path: Path, name: str
+) -> None:
     path = tmp_path / "mine.yaml"
     head = f"include: {DIGITS}\nname: "
     path.write_text(f"{head}{name}\n")
@@ -135,7 +138,7 @@ def test_a_name_in_a_file_is_text_in_quotes(tmp_path: Path, name: str) -> None:
     assert load_spec(str(path), [], False).name == name
 
 
-def test_suites_hand_on_what_their_file_says(tmp_path: Path) -> None:
+def test_a_suite_passes_values_on_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     values = {
         "train.init_from": None,

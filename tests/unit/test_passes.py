@@ -1,4 +1,4 @@
-"""A training step makes the passes that its formula needs and none twice."""
+"""A training step makes the passes that its formula needs, and no more."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tools.passes import passes
 
 K = 3  # steps of the attack
 
-# method: (forward, backward), as in tools/passes.py; a method without a row is not tested.
+# Forward and backward passes, as in tools/passes.py. A method without a row is not tested.
 PASSES = {
     "natural": (1, 1),
     "adv": (K + 1, K + 1),
@@ -24,14 +24,14 @@ PASSES = {
     "free": (8, 8),  # replays
     "gkl": (1 + K + 2, K + 2),
     "gradalign": (1 + 2, 1 + 1 + 2),
-    "iaat": (1 + 2 * (K + 1) + K + 1, 3 * K + 1),  # two probes and a look at each
+    "iaat": (1 + 2 * (K + 1) + K + 1, 3 * K + 1),  # two probes, each evaluated at its end
     "llr": (1 + K + 2, 1 + K + 1 + 2),
     "mart": (K + 2, K + 2),
-    "mma": (K + 10 + 2, K + 2),  # ten looks of the bisection
+    "mma": (K + 10 + 2, K + 2),  # ten halvings of the bisection
     "nfgsm": (1 + 1, 1 + 1),
     "nuat": (2 + 2, 1 + 2),
     "oat": (K + 2, K + 2),
-    "squeeze": (3 * K + 3, 3 * K + 3),  # the image and both points
+    "squeeze": (3 * K + 3, 3 * K + 3),  # of the image and the two points of its search
 }
 
 

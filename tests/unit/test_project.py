@@ -1,7 +1,8 @@
-"""The repository: its documents agree and its files are fit to publish."""
+"""The documents of the repository agree, and its files are fit to be published."""
 
 from __future__ import annotations
 
+import itertools
 import re
 import subprocess
 import sys
@@ -16,7 +17,7 @@ TEST_COMMAND = (
     "python3 -m venv .venv && . .venv/bin/activate"
     " && pip install -c constraints.txt -e '.[test]' && pytest"
 )
-# Written so that they do not match themselves.
+# The pattern does not match itself.
 MACHINE_PATH = re.compile(r"(?<![A-Za-z0-9_.\-/])/(?:home|mnt|opt|root|srv|work|Users)/|file:/+\w")
 HEADER_KEYS = ("Paper:", "Command:", "Cost:", "Score:")
 MAX_BYTES = 1024 * 1024
@@ -37,7 +38,7 @@ def version() -> str:
 def tracked() -> list[Path]:
     """Return the files that git tracks or would track if they were added now."""
     if not (ROOT / ".git").exists():
-        pytest.skip("not a git checkout: which files belong to the project is not known")
+        pytest.skip("not a git checkout, so which files belong to the project is unknown")
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     return [path for name in names.split("\0") if name and (path := ROOT / name).is_file()]
@@ -55,25 +56,15 @@ def test_changelog_has_the_version() -> None:
     assert re.search(rf"(?<![\d.]){re.escape(version())}(?![\d.])", heads[0])
 
 
-def fenced_lines(text: str) -> list[str]:
-    return [
-        line
-        for block in re.findall(r"^```\w*\n(.*?)^```", text, re.M | re.S)
-        for line in block.splitlines()
-    ]
-
-
-def test_readme_has_both_commands() -> None:
-    lines = fenced_lines(read("README.md"))
-    assert lines.count(TEST_COMMAND) == 1
-    runs = [name for line in lines for name in re.findall(r"-m pipelines\.run ([a-z]\w+)", line)]
+def test_readme_has_the_test_command_and_runs_existing_configs() -> None:
+    code = "".join(re.findall(r"^```\w*\n(.*?)^```", read("README.md"), re.M | re.S))
+    assert code.splitlines().count(TEST_COMMAND) == 1
+    runs = set(re.findall(r"-m pipelines\.run ([a-z]\w+)", code))
     assert runs, "README.md: expected a command that runs a config"
-    names = {path.stem for path in (ROOT / "configs").rglob("*.yaml")}
-    missing = [name for name in runs if name not in names]
-    assert not missing
+    assert runs <= {path.stem for path in (ROOT / "configs").rglob("*.yaml")}
 
 
-def test_no_machine_paths(tracked: list[Path]) -> None:
+def test_no_file_names_a_path_of_a_machine(tracked: list[Path]) -> None:
     matches = []
     for path in tracked:
         text = path.read_bytes().decode("utf-8", errors="ignore")
@@ -93,24 +84,24 @@ def test_no_machine_paths(tracked: list[Path]) -> None:
         ("the workshop", False),
     ],
 )
-def test_machine_path_pattern(line: str, expected: bool) -> None:
+def test_the_pattern_matches_paths_of_a_machine_alone(line: str, expected: bool) -> None:
     assert bool(MACHINE_PATH.search(line)) is expected
 
 
-def test_configs_say_what_they_are() -> None:
-    poor = {}
+def test_every_config_opens_with_paper_command_cost_and_score() -> None:
+    missing = []
     for path in sorted((ROOT / "configs").glob("**/*.yaml")):
         if path.relative_to(ROOT / "configs").parts[0] == "base":
             continue
-        header = []
-        for line in path.read_text(encoding="utf-8").splitlines():
-            if not line.startswith("#"):
-                break
-            header.append(line.lstrip("# "))
-        absent = [key for key in HEADER_KEYS if not any(line.startswith(key) for line in header)]
-        if absent:
-            poor[str(path.relative_to(ROOT))] = absent
-    assert not poor
+        lines = path.read_text(encoding="utf-8").splitlines()
+        comments = itertools.takewhile(lambda line: line.startswith("#"), lines)
+        header = "\n".join(line.lstrip("# ") for line in comments)
+        missing += [
+            f"{path.relative_to(ROOT)}: {key}"
+            for key in HEADER_KEYS
+            if not re.search(f"^{key}", header, re.MULTILINE)
+        ]
+    assert not missing
 
 
 def test_the_results_are_rendered_from_their_records() -> None:
@@ -120,22 +111,21 @@ def test_the_results_are_rendered_from_their_records() -> None:
     assert not render_results.outdated(ROOT / "docs")
 
 
-def test_no_document_waits_for_a_number() -> None:
+def test_no_document_leaves_a_number_open() -> None:
     names = ["README.md", *(f"configs/{path.name}" for path in (ROOT / "configs").glob("*.yaml"))]
-    # Written so that it does not match itself.
     assert not [name for name in names if "TO" + "DO" in read(name)]
 
 
-def test_files_are_small(tracked: list[Path]) -> None:
-    large = [str(p.relative_to(ROOT)) for p in tracked if p.stat().st_size > MAX_BYTES]
+def test_no_file_is_larger_than_a_mebibyte(tracked: list[Path]) -> None:
+    large = [str(path.relative_to(ROOT)) for path in tracked if path.stat().st_size > MAX_BYTES]
     assert not large
 
 
-def test_python_files_are_short(tracked: list[Path]) -> None:
-    lengths = {
-        str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines())
-        for path in tracked
-        if path.suffix == ".py"
-    }
-    assert lengths
-    assert not {name: lines for name, lines in lengths.items() if lines > MAX_LINES}
+def test_no_python_file_is_longer_than_400_lines(tracked: list[Path]) -> None:
+    files = [path for path in tracked if path.suffix == ".py"]
+    assert files
+    assert not [
+        str(path.relative_to(ROOT))
+        for path in files
+        if len(path.read_text(encoding="utf-8").splitlines()) > MAX_LINES
+    ]

@@ -1,4 +1,4 @@
-"""`import tfrobust`: its names, when TensorFlow is imported, and what Keras then knows."""
+"""`import tfrobust`: its names, when it imports TensorFlow, and what Keras can then load."""
 
 from __future__ import annotations
 
@@ -22,15 +22,17 @@ NO_TENSORFLOW = "import sys; assert not {'tensorflow', 'keras'} & sys.modules.ke
 LOAD = "m = keras.saving.load_model(sys.argv[1], compile=False); assert type(m).__name__ == 'Adv'"
 
 
-def python(*lines: str, argument: str = "") -> subprocess.CompletedProcess[str]:
+def python(*lines: str, argument: str = "") -> None:
+    """Run lines of code in another process, which must end without an error."""
     environment = {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "-1"}
-    return subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-c", "\n".join(lines), argument],
         env=os.environ | environment,
         capture_output=True,
         text=True,
         timeout=120,
     )
+    assert done.returncode == 0, done.stderr
 
 
 def test_every_method_and_attack_is_a_name_of_the_package() -> None:
@@ -39,7 +41,7 @@ def test_every_method_and_attack_is_a_name_of_the_package() -> None:
     assert all(getattr(tfrobust, cls.__name__) is cls for cls in classes)
 
 
-def test_each_is_registered_under_the_name_of_its_file() -> None:
+def test_each_method_and_attack_is_registered_under_the_name_of_its_file() -> None:
     for module, registry in ((tfrobust.methods, METHODS), (tfrobust.attacks, ATTACKS)):
         for name, cls in registry.items():
             assert cls.__module__ == f"{module.__name__}.{name}"
@@ -48,7 +50,7 @@ def test_each_is_registered_under_the_name_of_its_file() -> None:
         assert concrete - {RobustModel, Attack, Staged} == set(registry.values())
 
 
-def test_all_names_are_there() -> None:
+def test_every_public_name_can_be_imported() -> None:
     others = {"Threat", "UserError", "evaluate", "load_network", "METHODS", "ATTACKS"}
     assert others <= set(tfrobust.__all__) <= set(dir(tfrobust))
     for name in tfrobust.__all__:
@@ -64,11 +66,9 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         _ = tfrobust.Atlass
 
 
-def test_names_that_need_no_tensorflow_import_none() -> None:
-    done = python("import tfrobust", "tfrobust.UserError, tfrobust.__version__", NO_TENSORFLOW)
-    assert done.returncode == 0, done.stderr
-    done = python("import tfrobust.errors, tfrobust.registry", NO_TENSORFLOW)
-    assert done.returncode == 0, done.stderr
+def test_names_that_need_no_tensorflow_do_not_import_it() -> None:
+    python("import tfrobust", "tfrobust.UserError, tfrobust.__version__", NO_TENSORFLOW)
+    python("import tfrobust.errors, tfrobust.registry", NO_TENSORFLOW)
 
 
 @pytest.fixture(scope="module")
@@ -91,24 +91,20 @@ IMPORTS = (
 
 @pytest.mark.parametrize("imports", slow_but(IMPORTS, IMPORTS[:2]))
 def test_keras_loads_our_classes_in_any_order_of_imports(imports: str, saved: str) -> None:
-    done = python("import sys", imports, LOAD, argument=saved)
-    assert done.returncode == 0, done.stderr
+    python("import sys", imports, LOAD, argument=saved)
 
 
-def test_every_registered_class_is_found() -> None:
-    """The modules that `keras_import` imports have all registered classes."""
+def test_the_modules_that_keras_import_imports_hold_all_registered_classes() -> None:
     lines = ["import tfrobust, keras", "names = set(keras.saving.get_custom_objects())"]
     lines += ["import importlib, pkgutil"]
     lines += ["for m in pkgutil.walk_packages(tfrobust.__path__, 'tfrobust.'):"]
     lines += ["    importlib.import_module(m.name)"]
     lines += ["assert names == set(keras.saving.get_custom_objects()), names"]
     lines += ["assert 'tfrobust>BatchNorm' in names"]
-    done = python(*lines)
-    assert done.returncode == 0, done.stderr
+    python(*lines)
     assert all(name in sys.modules for name in REGISTERED) and keras.saving.get_custom_objects()
 
 
 def test_a_module_keeps_its_own_loader() -> None:
     code = "import inspect, tfrobust.threat as t; assert 'class Threat' in inspect.getsource(t)"
-    done = python(code, "assert type(t.__spec__.loader).__name__ == 'SourceFileLoader'")
-    assert done.returncode == 0, done.stderr
+    python(code, "assert type(t.__spec__.loader).__name__ == 'SourceFileLoader'")
