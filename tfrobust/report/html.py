@@ -84,17 +84,18 @@ def write_page(
     )
     environment.filters.update(md=markdown_escape)
     environment.globals.update(markdown_table=markdown_table)
-    for name, figure in figures.items():
-        write_text(folder / "figures" / f"{name}.svg", svg(figure).replace(INK, BLACK))
+    drawn = {name: svg(figure) for name, figure in figures.items()}
+    for name, text in drawn.items():
+        write_text(folder / "figures" / f"{name}.svg", text.replace(INK, BLACK))
     for name, table in tables.items():
         write_text(folder / "tables" / f"{name}.csv", table.csv())
         write_text(folder / "tables" / f"{name}.tex", table.latex())
     # Safe as markup: matplotlib has escaped the text of figures.
-    drawn = {name: Markup(inline(figure, name)) for name, figure in figures.items()}
+    elements = {name: Markup(inline(text, name)) for name, text in drawn.items()}
     values = {**values, "tables": tables}
     if f"{template}.md" in environment.list_templates():
         write_text(folder / "report.md", environment.get_template(f"{template}.md").render(values))
-    html = environment.get_template(f"{template}.html").render({**values, "figures": drawn})
+    html = environment.get_template(f"{template}.html").render({**values, "figures": elements})
     write_text(folder / "index.html", html)
     return folder / "index.html"
 
@@ -108,11 +109,10 @@ def svg(figure: Figure) -> str:
     return re.sub(r"<metadata>.*?</metadata>", "", buffer.getvalue(), flags=re.DOTALL)
 
 
-def inline(figure: Figure, prefix: str) -> str:
-    """Return the figure as an SVG element of a page, drawn in the page's text colour.
+def inline(text: str, prefix: str) -> str:
+    """Return the SVG file `text` as an element of a page, drawn in the page's text colour.
 
     The ids within begin with `prefix`, as the figures of a page share one name space.
     """
-    text = svg(figure)
-    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", text[text.index("<svg") :])
-    return text.replace(INK, "currentColor")
+    element = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", text[text.index("<svg") :])
+    return element.replace(INK, "currentColor")
