@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from pipelines.runner import run
+from tests.e2e.runs import start
 
-ROOT = Path(__file__).resolve().parents[2]
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -26,14 +25,11 @@ def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def command(tmp_path: Path) -> Command:
-    """Return a function that runs `python -m pipelines.run ARGS --workdir TMP` from the root."""
+    """Return a function that runs `python -m pipelines.run ARGS --workdir TMP` to its end."""
 
-    def start(*args: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "pipelines.run", *args, "--workdir", str(tmp_path / "runs")],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-        )
+    def complete(*args: str) -> subprocess.CompletedProcess[str]:
+        process = start(*args, workdir=tmp_path / "runs")
+        out, err = process.communicate()
+        return subprocess.CompletedProcess(args, process.returncode, out, err)
 
-    return start
+    return complete

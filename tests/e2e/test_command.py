@@ -90,7 +90,7 @@ def test_a_mistake_is_one_line_and_writes_nothing(
     assert not (tmp_path / "runs").exists()
 
 
-def test_mistakes_in_files_name_the_file(tmp_path: Path) -> None:
+def test_mistake_in_a_config_file_names_the_file(tmp_path: Path) -> None:
     def fails(text: str, match: str) -> None:
         path = tmp_path / "mine.yaml"
         path.write_text(text)
@@ -110,9 +110,9 @@ def test_mistakes_in_files_name_the_file(tmp_path: Path) -> None:
     fails(f"include: {base}\nmethod: atlas\n", "method: expected a value for alpha, beta")
 
 
-def test_the_command(command: Command) -> None:
+def test_exit_codes_and_messages_of_the_command(command: Command) -> None:
     wrong = command("digits_atlass")
-    (line,) = wrong.stderr.splitlines()  # and nothing of TensorFlow's
+    (line,) = wrong.stderr.splitlines()  # no line of TensorFlow
     assert wrong.returncode == 2 and line.startswith("error: ")
     assert "did you mean 'digits_atlas'" in line
 
@@ -129,7 +129,7 @@ def test_the_command(command: Command) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_tensorflows_greeting_is_left_out_and_nothing_else(
+def test_only_the_greeting_of_tensorflow_is_hidden(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     kept = "W0000 00:00:1.2 7 gpu_device.cc:1] Cannot dlopen some GPU libraries.\nits second line\n"
@@ -150,7 +150,7 @@ def test_tensorflows_greeting_is_left_out_and_nothing_else(
     assert capfd.readouterr().err == "later"
 
 
-def test_missing_data_is_one_line(command: Command, tmp_path: Path) -> None:
+def test_missing_data_set_is_one_line(command: Command, tmp_path: Path) -> None:
     run = command(
         "mnist_adv", "--set", f"data.dir={tmp_path / 'none'}", "--set", "data.download=false"
     )

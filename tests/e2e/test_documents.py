@@ -13,45 +13,42 @@ import pytest
 
 from pipelines import config as configs
 from pipelines.runner import run
-from tests.e2e.conftest import ROOT
+from tests.e2e.runs import ROOT
 from tests.products import slow_but
 
 DOCUMENTS = {"README.md": ROOT / "README.md"} | {
     path.relative_to(ROOT / "docs").as_posix(): path
     for path in sorted((ROOT / "docs").rglob("*.md"))
 }
-LANGUAGES = {
-    kind: {
-        name: blocks
-        for name, path in DOCUMENTS.items()
-        if (
-            blocks := re.findall(
-                rf"^```{kind}\n(.*?)^```", path.read_text(encoding="utf-8"), re.M | re.S
-            )
-        )
-    }
-    for kind in ("python", "bash")
-}
 
 
-def test_there_are_some() -> None:
-    assert {"README.md", "quickstart.md", "your_own.md", "add_a_method.md", "evaluation.md"} <= set(
-        LANGUAGES["python"]
-    )
+def blocks(language: str) -> dict[str, list[str]]:
+    """Return the code blocks of a language by document; documents without one are left out."""
+    pattern = re.compile(rf"^```{language}\n(.*?)^```", re.M | re.S)
+    texts = {name: path.read_text(encoding="utf-8") for name, path in DOCUMENTS.items()}
+    return {name: code for name, text in texts.items() if (code := pattern.findall(text))}
+
+
+PYTHON, BASH = blocks("python"), blocks("bash")
+
+
+def test_documents_have_python_blocks() -> None:
+    names = {"README.md", "quickstart.md", "your_own.md", "add_a_method.md", "evaluation.md"}
+    assert names <= PYTHON.keys()
 
 
 FAST = ("README.md", "quickstart.md", "add_a_method.md", "add_an_attack.md")
 
 
-@pytest.mark.parametrize("name", slow_but(LANGUAGES["python"], FAST))
+@pytest.mark.parametrize("name", slow_but(PYTHON, FAST))
 def test_python_of_a_document_runs(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code = "\n".join(LANGUAGES["python"][name])
+    code = "\n".join(PYTHON[name])
     monkeypatch.chdir(tmp_path)
-    for needed in dict.fromkeys(re.findall(r"\bruns/(\w+)", code)):
-        if needed in configs.available():  # the others are made by the code itself
-            run(needed, [], tmp_path / "runs", None, smoke=True)
+    for config in dict.fromkeys(re.findall(r"\bruns/(\w+)", code)):
+        if config in configs.available():  # the code itself makes the other folders
+            run(config, [], tmp_path / "runs", None, smoke=True)
     document = types.ModuleType("document")
     monkeypatch.setitem(sys.modules, "document", document)  # dataclasses look it up there
     exec(compile(code, name, "exec"), vars(document))
@@ -60,10 +57,9 @@ def test_python_of_a_document_runs(
         assert (tmp_path / "saved_model" / "saved_model.pb").is_file()
 
 
-@pytest.mark.parametrize("name", LANGUAGES["bash"])
-def test_commands_of_a_document_name_configs_that_there_are(name: str) -> None:
-    lines = [line for block in LANGUAGES["bash"][name] for line in block.splitlines()]
-    for line in lines:
+@pytest.mark.parametrize("name", BASH)
+def test_commands_of_a_document_name_existing_configs(name: str) -> None:
+    for line in "".join(BASH[name]).splitlines():
         _, command, rest = line.partition("python -m pipelines.run ")
         words = shlex.split(rest.split("&&")[0])
         if not command or words[0] == "NAME|PATH":
@@ -72,7 +68,7 @@ def test_commands_of_a_document_name_configs_that_there_are(name: str) -> None:
         configs.load(configs.find(words[0]), settings)
 
 
-def test_the_keys_of_a_config_are_those_of_the_constructors() -> None:
+def test_rendered_configuration_page_is_up_to_date() -> None:
     line = [sys.executable, "tools/render_configuration.py", "--check"]
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr.splitlines()[-1]

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from pipelines.runner import run
+from tests.e2e.runs import assert_same_weights, measured
 from tests.products import slow_but
-from tfrobust.models import load_keras
 
 SETTINGS = [
     "train.steps_per_epoch=3",
@@ -27,18 +25,13 @@ STOPS = ["train.schedule={name: guided, stop: 1}", "optimizer.learning_rate=1e-9
 
 
 def trained(workdir: Path, epochs: int, *overrides: str, stages: str = "train") -> Path:
+    """Run some stages of digits_adv with so many epochs, and return its folder."""
     settings = [*SETTINGS, f"train.epochs={epochs}", *overrides]
     return run("digits_adv", settings, workdir, stages.split(","), smoke=False)
 
 
-def rows(folder: Path) -> list[dict[str, str]]:
-    skip = ("finished_at", "seconds_per_batch", "validation_share")
-    with (folder / "history.csv").open(newline="") as file:
-        return [{k: v for k, v in row.items() if k not in skip} for row in csv.DictReader(file)]
-
-
 @pytest.mark.parametrize("schedule", slow_but([CONSTANT, GUIDED, PIECEWISE], [GUIDED]))
-def test_more_epochs_are_those_of_a_run_that_was_asked_for_them(
+def test_more_epochs_later_equal_one_longer_run(
     tmp_path: Path, schedule: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     straight = trained(tmp_path / "straight", 4, schedule)
@@ -47,11 +40,8 @@ def test_more_epochs_are_those_of_a_run_that_was_asked_for_them(
     trained(tmp_path / "more", 3, schedule)
     more = trained(tmp_path / "more", 4, schedule)
     assert "going on after 3 of 4 epochs and 0 batches" in capsys.readouterr().out
-    for ours, theirs in zip(
-        load_keras(more).get_weights(), load_keras(straight).get_weights(), strict=True
-    ):
-        np.testing.assert_array_equal(ours, theirs)
-    assert rows(more) == rows(straight) and len(rows(more)) == 4
+    assert_same_weights(more, straight)
+    assert measured(more) == measured(straight) and len(measured(more)) == 4
     assert (more / "history.csv").read_bytes().startswith(first)
     assert [path.name for path in (tmp_path / "more").iterdir() if path.is_dir()] == ["digits_adv"]
     trained(tmp_path / "more", 4, schedule)
@@ -71,7 +61,7 @@ def test_more_epochs_are_those_of_a_run_that_was_asked_for_them(
         pytest.param(CONSTANT, 1, "more than 1 are trained: 1 begin anew", marks=pytest.mark.slow),
     ],
 )
-def test_others_begin_anew_and_say_why(
+def test_run_that_cannot_be_continued_starts_over_and_says_why(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], schedule: str, epochs: int, message: str
 ) -> None:
     folder = trained(tmp_path, 2, schedule)
@@ -80,10 +70,10 @@ def test_others_begin_anew_and_say_why(
     out = capsys.readouterr().out
     assert f"train.epochs: {message}" in out and "the former run is kept in" in out
     assert (tmp_path / "digits_adv.1" / "model.keras").read_bytes() == model
-    assert len(rows(folder)) == epochs
+    assert len(measured(folder)) == epochs
 
 
-def test_without_checkpoints_nothing_is_written_over(
+def test_run_without_checkpoints_starts_over_and_keeps_the_former(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = trained(tmp_path, 1, CONSTANT)
@@ -94,18 +84,20 @@ def test_without_checkpoints_nothing_is_written_over(
 
 
 @pytest.mark.usefixtures("short_closing")
-def test_a_run_that_its_schedule_ended_stays_as_it_is(
+def test_more_epochs_leave_a_run_that_its_schedule_ended(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = trained(tmp_path, 5, *STOPS, stages="train,attack_eval")
-    made = [(folder / name).read_bytes() for name in ("model.keras", "eval.json")]
-    assert len(rows(folder)) < 5
+    files = [folder / name for name in ("model.keras", "eval.json")]
+    before = [file.read_bytes() for file in files]
+    assert len(measured(folder)) < 5
     capsys.readouterr()
     trained(tmp_path, 9, *STOPS, stages="train,attack_eval")
     out = capsys.readouterr().out
-    assert f"train.schedule ended the run after {len(rows(folder))}, more change nothing" in out
+    epochs = len(measured(folder))
+    assert f"train.schedule ended the run after {epochs}, more change nothing" in out
     assert "train: done before, skipped" in out and "attack_eval: done before, skipped" in out
-    assert [(folder / name).read_bytes() for name in ("model.keras", "eval.json")] == made
+    assert [file.read_bytes() for file in files] == before
 
 
 @pytest.mark.usefixtures("short_closing")

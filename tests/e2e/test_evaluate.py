@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -15,16 +13,18 @@ import pytest
 
 from pipelines.runner import run
 from pipelines.stages import attack_eval
-from tests.e2e.conftest import ROOT, Command
+from tests.e2e.conftest import Command
+from tests.e2e.runs import start, wait_until
 from tests.products import slow_but
 from tfrobust.errors import UserError
 
 ATTACKS = "attacks=[{name: pgd, steps: 3}, {name: apgd, steps: 6}, {name: square, queries: 40}]"
+PGD = "attacks={name: pgd, steps: 3}"
 
 
 @pytest.fixture(scope="module")
-def mine(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Return overrides that name a network and arrays of two classes, bright and dark images."""
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of networks and arrays of two classes, bright and dark images [6, 6, 1]."""
     folder = tmp_path_factory.mktemp("mine")
     rng = np.random.default_rng(0)
     y = rng.integers(0, 2, 120)
@@ -39,23 +39,33 @@ def mine(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     network.export(str(folder / "exported"), verbose=False)
     softmax = keras.Sequential([network, keras.layers.Softmax()])
     softmax.save(folder / "softmax.keras")
-    return [
-        f"model.path={folder / 'my.keras'}",
-        "data.name=npz",
-        f"data.path={folder / 'my.npz'}",
-        "threat.eps=0.17",
-    ]
+    return folder
 
 
-def evaluated(tmp_path: Path, overrides: list[str]) -> dict:
-    folder = run("evaluate", overrides, tmp_path / "runs", None, smoke=False)
-    return json.loads((folder / "eval.json").read_text())
+@pytest.fixture(scope="module")
+def data(folder: Path) -> list[str]:
+    """Return the overrides that name the arrays and eps."""
+    return ["data.name=npz", f"data.path={folder / 'my.npz'}", "threat.eps=0.17"]
 
 
-def test_the_worst_case_of_a_cascade(mine: list[str], tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def mine(folder: Path, data: list[str]) -> list[str]:
+    """Return the overrides that name the network of logits, the arrays and eps."""
+    return [f"model.path={folder / 'my.keras'}", *data]
+
+
+def evaluated(tmp_path: Path, overrides: list[str]) -> dict[str, Any]:
+    """Run `evaluate` and return its eval.json."""
+    run_folder = run("evaluate", overrides, tmp_path / "runs", None, smoke=False)
+    return json.loads((run_folder / "eval.json").read_text())
+
+
+def test_cascade_reports_the_exact_worst_case(
+    folder: Path, mine: list[str], tmp_path: Path
+) -> None:
     """PGD breaks an image of the linear network if its mean is within eps of 0.5."""
     result = evaluated(tmp_path, [*mine, ATTACKS])
-    with np.load(mine[2].partition("=")[2]) as arrays:
+    with np.load(folder / "my.npz") as arrays:
         mean = arrays["x_test"].mean((1, 2, 3))
     expected = np.mean(np.abs(mean - 0.5) > 0.17)
     assert 0 < expected < 1
@@ -69,60 +79,61 @@ def test_the_worst_case_of_a_cascade(mine: list[str], tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("short_closing")
-def test_a_saved_model_and_probabilities(mine: list[str], tmp_path: Path) -> None:
-    folder = Path(mine[0].partition("=")[2]).parent
-    few = ["attacks={name: pgd, steps: 3}", "evaluation.save=uint8"]
-    exported = [f"model.path={folder / 'exported'}", *mine[1:], *few]
-    plain = evaluated(tmp_path / "plain", [*mine, *few])
-    assert evaluated(tmp_path / "exported", exported)["robust_accuracy"] == plain["robust_accuracy"]
-    softmax = [f"model.path={folder / 'softmax.keras'}", *mine[1:], *few]
-    with pytest.raises(UserError, match="expected logits, received probabilities"):
-        evaluated(tmp_path / "refused", softmax)
-    converted = evaluated(tmp_path / "converted", [*softmax, "model.outputs=probabilities"])
+def test_saved_model_and_probabilities_give_the_same_accuracy(
+    folder: Path, data: list[str], tmp_path: Path
+) -> None:
+    def accuracies(name: str, *overrides: str) -> dict[str, Any]:
+        settings = [f"model.path={folder / name}", *data, PGD, "evaluation.save=uint8", *overrides]
+        return evaluated(tmp_path / name, settings)
+
+    plain = accuracies("my.keras")
+    assert accuracies("exported")["robust_accuracy"] == plain["robust_accuracy"]
+    converted = accuracies("softmax.keras", "model.outputs=probabilities")
     assert converted["robust_accuracy"] == plain["robust_accuracy"]
-    with np.load(tmp_path / "plain" / "runs" / "evaluate" / "adversarial.npz") as saved:
+    images = tmp_path / "my.keras" / "runs" / "evaluate" / "adversarial.npz"
+    with np.load(images) as saved:
         assert saved["image"].dtype == np.uint8 and len(saved["image"]) == 60
-    (tmp_path / "plain" / "runs" / "evaluate" / "adversarial.npz").unlink()
-    assert evaluated(tmp_path / "plain", [*mine, *few])["rounded_robust_accuracy"] is not None
-    assert (tmp_path / "plain" / "runs" / "evaluate" / "adversarial.npz").is_file()
+    images.unlink()
+    assert accuracies("my.keras")["rounded_robust_accuracy"] is not None
+    assert images.is_file()
     assert plain["robust_accuracy"] <= plain["rounded_robust_accuracy"] < plain["clean_accuracy"]
 
 
 @pytest.mark.usefixtures("short_closing")
-def test_a_network_of_any_size_with_two_outputs(mine: list[str], tmp_path: Path) -> None:
-    """The brightness of an image of any size is the score of the linear network."""
+def test_one_of_two_outputs_is_chosen_by_its_name(
+    mine: list[str], data: list[str], tmp_path: Path
+) -> None:
+    """The network takes images of any size; its score is the brightness, as that of `my.keras`."""
     image = keras.Input((None, None, 1))
     bright = keras.layers.GlobalAveragePooling2D()(image)
     scores = keras.layers.Dense(2, name="scores")
     network = keras.Model(image, [scores(bright), keras.layers.Dense(3, name="other")(bright)])
     scores.set_weights([np.array([[-1.0, 1.0]]), np.array([0.5, -0.5])])
     network.save(tmp_path / "two.h5")
-    few = [*mine[1:], "attacks={name: pgd, steps: 3}", "stages=[attack_eval,export]"]
-    two = [f"model.path={tmp_path / 'two.h5'}", *few]
+    stages = "stages=[attack_eval,export]"
+    two = [f"model.path={tmp_path / 'two.h5'}", *data, PGD, stages]
     with pytest.raises(UserError, match="model.path: .*other, scores; name that of the logits by"):
         evaluated(tmp_path, two)
     with pytest.raises(UserError, match="model.path: output: .*did you mean 'scores'"):
         evaluated(tmp_path, [*two, "model.output=score"])
     named = evaluated(tmp_path, [*two, "model.output=scores"])
-    plain = evaluated(tmp_path / "plain", [mine[0], *few])
+    plain = evaluated(tmp_path / "plain", [*mine, PGD, stages])
     assert named["robust_accuracy"] == plain["robust_accuracy"]
-    exported = tmp_path / "runs" / "evaluate" / "saved_model"
-    again = [f"model.path={exported / 'saved_model.pb'}", *few[:-1], "stages=[attack_eval]"]
+    exported = tmp_path / "runs" / "evaluate" / "saved_model" / "saved_model.pb"
+    again = [f"model.path={exported}", *data, PGD, "stages=[attack_eval]"]
     assert evaluated(tmp_path / "again", again)["robust_accuracy"] == plain["robust_accuracy"]
 
 
 @pytest.mark.usefixtures("short_closing")
-def test_another_reading_of_the_outputs_is_another_evaluation(
-    mine: list[str], tmp_path: Path
+def test_logits_and_probabilities_are_not_confused(
+    folder: Path, mine: list[str], data: list[str], tmp_path: Path
 ) -> None:
-    folder = Path(mine[0].partition("=")[2]).parent
-    softmax = [f"model.path={folder / 'softmax.keras'}", *mine[1:], "attacks={name: pgd, steps: 3}"]
+    softmax = [f"model.path={folder / 'softmax.keras'}", *data, PGD]
     evaluated(tmp_path, [*softmax, "model.outputs=probabilities"])
     with pytest.raises(UserError, match="expected logits, received probabilities"):
         evaluated(tmp_path, softmax)
-    logits = [*mine, "attacks={name: pgd, steps: 3}", "model.outputs=probabilities"]
     with pytest.raises(UserError, match="model.outputs: expected a network of probabilities"):
-        evaluated(tmp_path, logits)
+        evaluated(tmp_path, [*mine, PGD, "model.outputs=probabilities"])
     surrogate = f"attacks={{name: transfer, source: {folder / 'softmax.keras'}, attack: fgsm}}"
     with pytest.raises(UserError, match="source: expected a network of logits .or outputs: prob"):
         evaluated(tmp_path / "refused", [*mine, surrogate])
@@ -131,11 +142,11 @@ def test_another_reading_of_the_outputs_is_another_evaluation(
 
 @pytest.mark.usefixtures("short_closing")
 @pytest.mark.parametrize("kind", slow_but(["float32", "uint8"], ["uint8"]))
-def test_saved_images_of_one_evaluation_attack_in_another(
+def test_saved_images_of_one_evaluation_attack_another(
     mine: list[str], tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rounded saved images stay in the ball too: 0.17 is 43.35 / 255."""
-    first = evaluated(tmp_path, [*mine, "attacks={name: pgd, steps: 3}", f"evaluation.save={kind}"])
+    first = evaluated(tmp_path, [*mine, PGD, f"evaluation.save={kind}"])
     images = tmp_path / "runs" / "evaluate" / "adversarial.npz"
     attacks = f"attacks=[{{name: saved_images, path: {images}}}]"
     second = evaluated(tmp_path / "second", [*mine, attacks])
@@ -144,21 +155,21 @@ def test_saved_images_of_one_evaluation_attack_in_another(
     with np.load(images) as arrays:
         half = len(arrays["image"]) // 2
         np.savez(images, **{key: arrays[key][:half] for key in ("image", "index")})
-    monkeypatch.setattr(attack_eval, "FIRST", 1)  # the missing ones come later
+    monkeypatch.setattr(attack_eval, "FIRST", 1)  # the missing images come later
     with pytest.raises(UserError, match="path: expected an image for each of"):
         evaluated(tmp_path / "refused", [*mine, attacks])
     assert not (tmp_path / "refused").exists()
 
 
-def test_images_off_the_grid_are_not_rounded(tmp_path: Path, mine: list[str]) -> None:
-    sets = [mine[0], "data.name=npz", f"data.path={tmp_path / 'off.npz'}", "threat.eps=0.1"]
-    with np.load(mine[2].partition("=")[2]) as arrays:
-        off = {k: v * np.float32(0.99) if k[0] == "x" else v for k, v in arrays.items()}
-    np.savez(tmp_path / "off.npz", **off)
-    with pytest.raises(
-        UserError, match="evaluation.save: expected float32, since the images are not"
-    ):
-        evaluated(tmp_path / "refused", [*sets, "attacks=fgsm", "evaluation.save=uint8"])
+def test_images_between_the_256_levels_are_not_saved_as_uint8(
+    folder: Path, mine: list[str], tmp_path: Path
+) -> None:
+    with np.load(folder / "my.npz") as arrays:
+        x, y = arrays["x_test"] * np.float32(0.99), arrays["y_test"]
+    np.savez(tmp_path / "off.npz", x_test=x, y_test=y)
+    settings = [*mine, f"data.path={tmp_path / 'off.npz'}", "attacks=fgsm", "evaluation.save=uint8"]
+    with pytest.raises(UserError, match="save: expected float32, since the images are not"):
+        evaluated(tmp_path / "refused", settings)
     assert not (tmp_path / "refused").exists()
 
 
@@ -167,45 +178,36 @@ SIGNALS = [signal.SIGKILL, signal.SIGTERM]
 
 @pytest.mark.usefixtures("short_closing")
 @pytest.mark.parametrize("number", slow_but(SIGNALS, [signal.SIGTERM]))
-def test_killed_and_started_again(mine: list[str], tmp_path: Path, number: int) -> None:
+def test_killed_evaluation_resumes_to_the_same_flags(
+    mine: list[str], tmp_path: Path, number: int
+) -> None:
     """A signal after the first attack and a restart give the flags of an uninterrupted run."""
     straight = run("evaluate", [*mine, ATTACKS], tmp_path / "straight", None, smoke=False)
-    sets = [part for override in [*mine, ATTACKS] for part in ("--set", override)]
     workdir = tmp_path / "killed"
-    command = [sys.executable, "-m", "pipelines.run", "evaluate", *sets, "--workdir", str(workdir)]
-    folder = workdir / "evaluate"
-    process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-    while process.poll() is None:
-        record = folder / "eval.json"
-        if record.is_file() and json.loads(record.read_text())["attacks"]:
-            process.send_signal(number)
-            break
-        time.sleep(0.02)
+    record = workdir / "evaluate" / "eval.json"
+    process = start("evaluate", workdir=workdir, overrides=[*mine, ATTACKS])
+    wait_until(lambda: record.is_file() and json.loads(record.read_text())["attacks"], process)
+    process.send_signal(number)
     _, err = process.communicate()
     if number == signal.SIGKILL:
         assert process.returncode == -number
     else:
         assert process.returncode == 128 + number and "Traceback" not in err, err[-2000:]
         assert err.splitlines()[-1].startswith("error: SIGTERM: stopped; the same command goes on")
-    assert json.loads((folder / "eval.json").read_text())["pending"]
+    assert json.loads(record.read_text())["pending"]
     run("evaluate", [*mine, ATTACKS], workdir, None, smoke=False)
-    ours, theirs = (np.load(f / "flags.npz") for f in (folder, straight))
+    ours, theirs = (np.load(path / "flags.npz") for path in (record.parent, straight))
     assert set(ours) == set(theirs) > {"clean", "PGD-3"}
     for name in ours:
         np.testing.assert_array_equal(ours[name], theirs[name])
 
 
 @pytest.mark.usefixtures("short_closing")
-def test_a_suite_in_small(mine: list[str], tmp_path: Path) -> None:
-    """A smoke run shortens the attacks of a suite.
-
-    `precision` belongs to training and is refused.
-    """
+def test_smoke_run_shortens_the_attacks_of_a_suite(mine: list[str], tmp_path: Path) -> None:
+    """`precision` belongs to training and is refused."""
     overrides = [*mine, "attacks=autoattack"]
-    folder = run("evaluate", overrides, tmp_path, ["attack_eval"], smoke=True)
-    rows = json.loads((folder / "eval.json").read_text())["attacks"]
+    run_folder = run("evaluate", overrides, tmp_path, ["attack_eval"], smoke=True)
+    rows = json.loads((run_folder / "eval.json").read_text())["attacks"]
     assert [row["config"]["steps"] for row in rows[:3]] == [2, 2, 2]
     assert rows[3]["config"]["queries"] == 20
     assert rows[1]["config"]["loss"] == "margin" and "targets" not in rows[1]["config"]
@@ -214,25 +216,26 @@ def test_a_suite_in_small(mine: list[str], tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("short_closing")
-def test_two_networks_have_two_results(mine: list[str], tmp_path: Path) -> None:
-    """The results of the first network are moved aside with their page.
-
-    A refused evaluation changes nothing.
-    """
-    folder = Path(mine[0].partition("=")[2]).parent
-    first = evaluated(tmp_path, [*mine, "attacks=fgsm"])
+def test_results_of_another_network_are_moved_aside(
+    folder: Path, mine: list[str], data: list[str], tmp_path: Path
+) -> None:
+    """The page of the first network moves too; a refused evaluation changes no file."""
     runs = tmp_path / "runs" / "evaluate"
-    before = {file: file.read_bytes() for file in runs.rglob("*") if file.is_file()}
-    refused = [f"model.path={folder / 'softmax.keras'}", *mine[1:], "attacks=fgsm"]
+
+    def files() -> dict[Path, bytes]:
+        return {file: file.read_bytes() for file in runs.rglob("*") if file.is_file()}
+
+    first = evaluated(tmp_path, [*mine, "attacks=fgsm"])
+    before = files()
+    refused = [f"model.path={folder / 'softmax.keras'}", *data, "attacks=fgsm"]
     with pytest.raises(UserError, match="expected logits, received probabilities"):
         evaluated(tmp_path, refused)
-    assert {file: file.read_bytes() for file in runs.rglob("*") if file.is_file()} == before
+    assert files() == before
     network = keras.saving.load_model(folder / "my.keras")
     network.set_weights([2 * weight for weight in network.get_weights()])
     network.save(folder / "second.keras")
-    second = evaluated(
-        tmp_path, [f"model.path={folder / 'second.keras'}", *mine[1:], "attacks=fgsm"]
-    )
+    again = [f"model.path={folder / 'second.keras'}", *data, "attacks=fgsm"]
+    second = evaluated(tmp_path, again)
     aside = runs / "evaluation.1"
     assert json.loads((aside / "eval.json").read_text()) == first
     assert first["model"]["path"] in (aside / "config.yaml").read_text()
@@ -241,17 +244,17 @@ def test_two_networks_have_two_results(mine: list[str], tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("short_closing")
-def test_more_attacks_other_labels_and_a_smaller_batch(
+def test_finished_attacks_are_not_repeated_when_settings_change(
     mine: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """Finished attacks stay finished, in the stage as in `evaluate`."""
-    evaluated(tmp_path, [*mine, "attacks=[{name: pgd, steps: 3}]"])
+    """Another list, label or batch size repeats no finished attack; `rerun` repeats all."""
+    evaluated(tmp_path, [*mine, PGD])
     capsys.readouterr()
     more = "attacks=[{name: pgd, steps: 3, label: mine}, fgsm]"
     result = evaluated(tmp_path, [*mine, more, "evaluation.batch_size=7"])
     assert [row["name"] for row in result["attacks"]] == ["mine", "FGSM"]
-    said = capsys.readouterr().out
-    assert "FGSM: " in said and "mine: " not in said and "clean: " not in said
+    out = capsys.readouterr().out
+    assert "FGSM: " in out and "mine: " not in out and "clean: " not in out
     evaluated(tmp_path, [*mine, more, "evaluation.batch_size=20"])
     assert "attack_eval: done before, skipped" in capsys.readouterr().out
     evaluated(tmp_path, [*mine, more, "evaluation.rerun=true"])
@@ -260,7 +263,7 @@ def test_more_attacks_other_labels_and_a_smaller_batch(
 
 
 @pytest.mark.usefixtures("short_closing")
-def test_results_of_other_code_are_kept_and_named(
+def test_results_of_another_version_are_kept_and_named(
     mine: list[str],
     tmp_path: Path,
     capsys: pytest.CaptureFixture,
@@ -271,9 +274,9 @@ def test_results_of_other_code_are_kept_and_named(
     monkeypatch.setattr("tfrobust.evaluation.recorder.versions", lambda: {"tfrobust": "9.9.9"})
     capsys.readouterr()
     assert evaluated(tmp_path, sets) == before
-    said = capsys.readouterr().out
-    assert "attack_eval: done before, skipped" in said
-    assert "are kept, this is tfrobust 9.9.9" in said and "evaluation.rerun=true" in said
+    out = capsys.readouterr().out
+    assert "attack_eval: done before, skipped" in out
+    assert "are kept, this is tfrobust 9.9.9" in out and "evaluation.rerun=true" in out
 
 
 @pytest.mark.parametrize(
@@ -299,7 +302,9 @@ def test_a_refused_run_writes_nothing(
     assert not (tmp_path / "runs").exists()
 
 
-def test_mistakes(mine: list[str], command: Command, tmp_path: Path) -> None:
+def test_mistakes_of_the_evaluate_command_are_one_line(
+    mine: list[str], command: Command, tmp_path: Path
+) -> None:
     sets = [part for override in mine for part in ("--set", override)]
     wrong = command("evaluate", *sets, "--set", "attacks=autoatack")
     (line,) = wrong.stderr.splitlines()

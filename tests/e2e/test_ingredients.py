@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from pipelines.folder import Folder
 from pipelines.resolve import load_spec
 from pipelines.stages import training
+from tests.e2e.runs import assert_same_weights, history
 from tests.products import slow_but
 from tfrobust.errors import UserError
-from tfrobust.models import load_keras
 
 SETTINGS = [
     "train.epochs=3",
@@ -41,24 +39,22 @@ RECIPES = {
 
 
 @pytest.mark.parametrize("recipe", slow_but(RECIPES, ["fast"]))
-def test_a_recipe_resumes_to_the_bit(
+def test_recipe_resumes_to_the_bit(
     tmp_path: Path, recipe: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One run straight through, and one that is cut after its second epoch. Without validation the
-    average at the last epoch is kept."""
+    """A run that is stopped after its second epoch ends like one that is not.
+
+    Without validation the average at the last epoch is kept.
+    """
     spec = load_spec("digits_adv", [*SETTINGS, *RECIPES[recipe]], smoke=False)
-    networks = []
-    for name, parts in (("straight", [None]), ("cut", [2, None])):
-        for epochs in parts:
-            training.train(spec, Folder(tmp_path / name), epochs)
-        networks.append(load_keras(tmp_path / name).get_weights())
-    for straight, cut in zip(*networks, strict=True):
-        np.testing.assert_array_equal(straight, cut)
-    with (tmp_path / "cut" / "history.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    straight, cut = tmp_path / "straight", tmp_path / "cut"
+    for folder, epochs in ((straight, None), (cut, 2), (cut, None)):
+        training.train(spec, Folder(folder), epochs)
+    assert_same_weights(straight, cut)
+    rows = history(cut)
     assert len(rows) == 3 and ("val_accuracy" in rows[0]) == (spec.data.validation > 0)
-    told = "no validation (data.validation is 0): the last epoch is kept"
-    assert (told in capsys.readouterr().out) == (spec.data.validation == 0)
+    notice = "no validation (data.validation is 0): the last epoch is kept"
+    assert (notice in capsys.readouterr().out) == (spec.data.validation == 0)
 
 
 @pytest.mark.parametrize(

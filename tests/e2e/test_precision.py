@@ -12,7 +12,7 @@ from tfrobust.report.text import interval
 
 
 @pytest.mark.slow
-def test_atlas_in_bfloat16_is_as_robust_within_the_interval(tmp_path: Path) -> None:
+def test_bfloat16_is_as_robust_as_float32_within_the_interval(tmp_path: Path) -> None:
     result = {}
     for precision in ("float32", "mixed_bfloat16"):
         folder = run(

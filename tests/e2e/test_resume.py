@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import csv
 import re
 import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pipelines.folder import Folder
+from tests.e2e.runs import assert_same_weights, last_checkpoint, measured, start, wait_until
 from tests.products import slow_but
-from tfrobust.models import load_keras
 
-ROOT = Path(__file__).resolve().parents[2]
 EPOCHS, STEPS = 6, 12
 SETTINGS = [
     f"train.epochs={EPOCHS}",
@@ -31,37 +27,38 @@ SETTINGS = [
 ]
 
 
-def start(workdir: Path) -> subprocess.Popen[str]:
-    options = [word for setting in SETTINGS for word in ("--set", setting)]
-    options += ["--workdir", str(workdir), "--stages", "train,attack_eval"]
-    return subprocess.Popen(
-        [sys.executable, "-m", "pipelines.run", "digits_atlas", *options],
-        cwd=ROOT,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+def started(workdir: Path) -> subprocess.Popen[str]:
+    """Return the process that trains and evaluates digits_atlas."""
+    return start(
+        "digits_atlas", "--stages", "train,attack_eval", workdir=workdir, overrides=SETTINGS
     )
 
 
-def saved(workdir: Path) -> int:
-    """Return the step of the newest checkpoint."""
-    folder = workdir / "digits_atlas" / "checkpoints"
-    return max((int(path.name[5:]) for path in folder.glob("step-*")), default=0)
-
-
 def stopped(workdir: Path, after: int, number: int) -> tuple[str, str, int]:
-    """Send a signal once `after` steps are saved; return the output and exit code."""
-    process = start(workdir)
-    while saved(workdir) < after:
-        assert process.poll() is None, process.communicate()[1][-2000:]
-        time.sleep(0.005)
+    """Send a signal once `after` steps are saved; return stdout, stderr and the exit code."""
+    process = started(workdir)
+    wait_until(lambda: last_checkpoint(workdir / "digits_atlas") >= after, process)
     process.send_signal(number)
     out, err = process.communicate()
     return out, err, process.returncode
 
 
-def gone_on_after(out: str) -> int:
-    """Return the number of steps that a process resumed from."""
+def finished(workdir: Path) -> str:
+    """Run to the end and return stdout."""
+    process = started(workdir)
+    out, err = process.communicate()
+    assert process.returncode == 0, err[-2000:]
+    return out
+
+
+def flags(folder: Path) -> dict[str, list[bool]]:
+    """Return for each attack which examples are robust."""
+    with np.load(folder / "flags.npz") as arrays:
+        return {name: arrays[name].tolist() for name in arrays.files}
+
+
+def resumed_from(out: str) -> int:
+    """Return the number of steps after which a process resumed."""
     result = re.search(rf"going on after (\d+) of {EPOCHS} epochs and (\d+) batches", out)
     assert result is not None, out
     return int(result[1]) * STEPS + int(result[2])
@@ -72,54 +69,33 @@ STOPPED_TOO = (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM)
 
 
 @pytest.mark.parametrize("signals", slow_but([KILLED, STOPPED_TOO], [KILLED]))
-def test_killed_and_started_again_is_the_uninterrupted_run(
+def test_killed_training_resumes_to_the_uninterrupted_run(
     tmp_path: Path, signals: tuple[signal.Signals, ...]
 ) -> None:
-    straight, cut = tmp_path / "straight", tmp_path / "cut"
-    out, err = (process := start(straight)).communicate()
-    assert process.returncode == 0, err[-2000:]
-
-    history, cuts, rows = cut / "digits_atlas" / "history.csv", [], b""
+    straight, cut = (tmp_path / name / "digits_atlas" for name in ("straight", "cut"))
+    finished(straight.parent)
+    history, cuts, rows = cut / "history.csv", [0], b""
     moments = np.random.default_rng().integers(1, EPOCHS * STEPS - 40, len(signals))
     for moment, number in zip(sorted(moments.tolist()), signals, strict=True):
-        out, err, code = stopped(cut, max(moment, *cuts, 0) + 1, number)
+        out, err, code = stopped(cut.parent, max(moment, *cuts) + 1, number)
         assert code == (128 + number if number == signal.SIGTERM else -number), err[-2000:]
-        assert not cuts or gone_on_after(out) == cuts[-1]  # nothing done is done again
-        cuts.append(saved(cut))
+        assert cuts == [0] or resumed_from(out) == cuts[-1]  # no step is repeated
+        cuts.append(last_checkpoint(cut))
         before, rows = rows, history.read_bytes() if history.exists() else b""
         assert rows.startswith(before)
     if signals[-1] == signal.SIGTERM:
         assert "Traceback" not in err and "SIGTERM: saved after" in err.splitlines()[-1]
-    out, err = (process := start(cut)).communicate()
-    assert process.returncode == 0, err[-2000:]
-    assert gone_on_after(out) == cuts[-1]
-
-    def network(workdir: Path) -> list[np.ndarray]:
-        return load_keras(workdir / "digits_atlas").get_weights()
-
-    for ours, theirs in zip(network(cut), network(straight), strict=True):
-        np.testing.assert_array_equal(ours, theirs, err_msg=f"cut at {cuts}")
-
-    def measured(workdir: Path) -> list[dict[str, str]]:
-        with (workdir / "digits_atlas" / "history.csv").open() as file:
-            lines = list(csv.DictReader(file))
-        skip = ("finished_at", "seconds_per_batch", "validation_share")
-        return [{k: v for k, v in line.items() if k not in skip} for line in lines]
-
+    assert resumed_from(finished(cut.parent)) == cuts[-1]
+    assert_same_weights(cut, straight)
     assert measured(cut) == measured(straight)
     assert history.read_bytes().startswith(rows)
-
-    def flags(workdir: Path) -> dict[str, list[bool]]:
-        with np.load(workdir / "digits_atlas" / "flags.npz") as arrays:
-            return {name: arrays[name].tolist() for name in arrays.files}
-
     assert flags(cut) == flags(straight)
 
 
 def test_a_second_run_on_the_same_folder_is_refused(tmp_path: Path) -> None:
     with Folder(tmp_path / "digits_atlas").locked():
-        process = start(tmp_path)
+        process = started(tmp_path)
         _, err = process.communicate()
     assert process.returncode == 2 and "Traceback" not in err
     assert "expected a folder that no other run is at work in" in err.splitlines()[-1]
-    assert not saved(tmp_path)
+    assert not last_checkpoint(tmp_path / "digits_atlas")

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import ROOT, Command
+from tests.e2e.conftest import Command
+from tests.e2e.runs import ROOT
 
 SUITE = """
 surrogate: {config: digits_adv, set: {seed: 9}}
@@ -23,9 +24,7 @@ runs:
 """
 
 
-def test_a_suite_trains_attacks_and_reports_all_and_marks_what_fails(
-    command: Command, tmp_path: Path
-) -> None:
+def test_suite_runs_every_member_and_marks_the_failed_one(command: Command, tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(SUITE)
     done = command(str(path), "--smoke")
@@ -44,7 +43,7 @@ def test_a_suite_trains_attacks_and_reports_all_and_marks_what_fails(
     assert not (folder / "surrogate" / "eval.json").exists()
     assert "loss" in (folder / "logs" / "digits_natural.log").read_text()
 
-    # Again: what is done is skipped, what failed is tried anew.
+    # Run again, the suite skips what is done.
     before = (folder / "digits_adv" / "eval.json").stat().st_mtime_ns
     again = command(str(path), "--smoke", "--set", "runs=[digits_adv]")
     assert again.returncode == 0, again.stderr
@@ -57,9 +56,7 @@ def test_a_suite_trains_attacks_and_reports_all_and_marks_what_fails(
     assert refused.returncode == 2 and "surrogate/eval.json: expected" in refused.stderr
 
 
-def test_a_mistake_in_a_run_of_a_suite_is_told_before_anything_is_run(
-    command: Command, tmp_path: Path
-) -> None:
+def test_suite_refuses_a_mistake_before_any_member_runs(command: Command, tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("runs: [digits_adv, {config: digits_atlas, set: {method.alhpa: 1.0}}]")
     done = command(str(path))
@@ -76,10 +73,7 @@ def test_a_mistake_in_a_run_of_a_suite_is_told_before_anything_is_run(
 def test_a_suite_whose_runs_are_all_refused_writes_nothing(
     command: Command, tmp_path: Path
 ) -> None:
-    """A suite whose runs are all refused writes nothing.
-
-    Each run notices only once the data are read that its batches are larger than the data set.
-    """
+    """Each run finds only after reading the data that its batches are larger than the data set."""
     path = tmp_path / "mine.yaml"
     path.write_text("set: {data.batch_size: 5000}\nruns: [digits_adv, digits_natural]")
     done = command(str(path))

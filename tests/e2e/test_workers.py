@@ -3,69 +3,50 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import socket
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 
-from tests.e2e.conftest import ROOT
+from tests.e2e.runs import free_ports, history, last_checkpoint, start, wait_until
 
-COMMAND = [sys.executable, "-m", "pipelines.run", "digits_atlas"]
 FEW = ["train.epochs=3", "train.epsilon_ramp_epochs=1", "train.schedule=constant"]
 
 
-def cluster(count: int) -> list[str]:
-    """Return the TF_CONFIG of each worker, on free ports."""
-    sockets = [socket.socket() for _ in range(count)]
-    for held in sockets:
-        held.bind(("127.0.0.1", 0))
-    workers = [f"127.0.0.1:{held.getsockname()[1]}" for held in sockets]
-    for held in sockets:
-        held.close()
+def cluster() -> list[str]:
+    """Return the TF_CONFIG of each of two workers."""
+    workers = [f"127.0.0.1:{port}" for port in free_ports(2)]
     return [
         json.dumps({"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}})
-        for index in range(count)
+        for index in range(2)
     ]
 
 
 def started(workdir: Path, tf_config: str, overrides: list[str]) -> subprocess.Popen[str]:
-    sets = [part for override in overrides for part in ("--set", override)]
-    env = os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "TF_CPP_MIN_LOG_LEVEL": "2",
-        "TF_CONFIG": tf_config,
-    }
-    return subprocess.Popen(
-        [*COMMAND, "--workdir", str(workdir), *sets],
-        env=env,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
+    """Return the process of one worker."""
+    return start("digits_atlas", workdir=workdir, overrides=overrides, TF_CONFIG=tf_config)
 
 
-def ended(process: subprocess.Popen[str], seconds: float = 200) -> tuple[int, str]:
-    out, _ = process.communicate(timeout=seconds)
-    return process.returncode, out
+def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """Return the exit code of a process and what it wrote to stdout and then to stderr."""
+    out, err = process.communicate(timeout=200)
+    return process.returncode, out + err
 
 
 def weights(folder: Path) -> np.ndarray:
+    """Return all weights of the network in a run folder as one vector."""
     network = keras.saving.load_model(folder / "model.keras", compile=False)
     return np.concatenate([w.ravel() for w in network.get_weights()])
 
 
 @pytest.mark.slow
-def test_two_workers_are_one(tmp_path: Path) -> None:
+def test_two_workers_train_what_one_process_trains(tmp_path: Path) -> None:
     few = [*FEW, "train.epochs=1", "train.steps_per_epoch=8", "data.validation=61"]
     few += ["attacks=[{name: pgd, steps: 5}, {name: square, queries: 20}]"]
-    runs = [started(tmp_path / "two", config, few) for config in cluster(2)]
+    runs = [started(tmp_path / "two", config, few) for config in cluster()]
     runs.append(started(tmp_path / "one", "", few))
     for run in runs:
         code, out = ended(run)
@@ -81,21 +62,17 @@ def test_two_workers_are_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_when_one_dies_all_stop_and_go_on_together(tmp_path: Path) -> None:
+def test_workers_stop_when_one_dies_and_resume_together(tmp_path: Path) -> None:
     stages = [*FEW, "stages=[train]"]
-    runs = [started(tmp_path, config, stages) for config in cluster(2)]
+    runs = [started(tmp_path, config, stages) for config in cluster()]
     folders = [tmp_path / name for name in ("digits_atlas", "digits_atlas.worker1")]
-    until = time.monotonic() + 120
-    while not all(list(folder.glob("checkpoints/step-*")) for folder in folders):
-        assert time.monotonic() < until and runs[0].poll() is None
-        time.sleep(0.2)
+    wait_until(lambda: all(last_checkpoint(folder) for folder in folders), runs[0])
     runs[1].send_signal(signal.SIGKILL)
-    code, out = ended(runs[0], 120)
+    code, out = ended(runs[0])
     assert code == 2 and "Traceback" not in out
     assert "a worker has stopped or is out of reach" in out.splitlines()[-1]
-    again = [ended(run) for run in [started(tmp_path, c, stages) for c in cluster(2)]]
+    again = [ended(run) for run in [started(tmp_path, config, stages) for config in cluster()]]
     assert [code for code, _ in again] == [0, 0], again
     assert "train: going on after" in again[0][1]
-    rows = (folders[0] / "history.csv").read_text().splitlines()
-    assert [row.split(",")[0] for row in rows[1:]] == ["0", "1", "2"]
+    assert [row["epoch"] for row in history(folders[0])] == ["0", "1", "2"]
     np.testing.assert_array_equal(weights(folders[0]), weights(folders[1]))
