@@ -173,6 +173,38 @@ def test_few_shapes_are_compiled(xla: None) -> None:
     assert len(traced) == before
 
 
+LEAVING = {
+    PGD(steps=10, success="any"): 0.2,
+    APGD(steps=10): 0.2,
+    FAB(steps=10): 0.2,
+    Square(queries=80): 0.4,
+    RayS(queries=80): 0.4,
+}
+
+
+@pytest.mark.parametrize("attack", slow_but(LEAVING, [Square(queries=80)]))
+def test_broken_examples_leave_a_compiled_batch_within_a_restart(attack: Attack, xla: None) -> None:
+    network, x, y = linear()
+    threat, sizes = Threat("linf", LEAVING[attack]), []
+    attack.check(threat, x.shape[1:])
+
+    def run(images: tf.Tensor, labels: tf.Tensor, number: tf.Tensor) -> Outcome:
+        seed = noise.seed_for(0, number, "test")
+        return attack.run(network, images, labels, threat=threat, seed=seed)
+
+    staged = Staged(run, 16)
+    stage = staged._stage
+
+    def counted(*arguments: Any) -> Any:
+        *_, active, _, _ = arguments
+        sizes.append(len(active["broken"]))
+        return stage(*arguments)
+
+    staged._stage = counted
+    outcome = staged(x[:16], y[:16], 0)
+    assert sizes[0] == 16 and sizes[-1] < 16 and outcome.success.numpy().any()
+
+
 def test_an_evaluation_that_is_compiled(xla: None) -> None:
     """A compiled evaluation has the same flags, and the record says that it was compiled."""
     network, x, y = linear()

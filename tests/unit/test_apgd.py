@@ -227,12 +227,12 @@ def test_the_gradient_is_the_mean_of_its_draws() -> None:
     the last draw."""
     draws = []
 
-    def look(x: Any, row: Any) -> Any:
+    def look(x: Any) -> Any:
         draws.append(len(draws) + 1)
         return draws[-1] * tf.reshape(x, [-1]), tf.fill([2], draws[-1] == 3)
 
     ones = tf.ones([2, 1, 1, 1])
-    value, wrong, gradient = APGD(eot=3)._averaged(look, ones, tf.range(2))
+    value, wrong, gradient = APGD(eot=3)._averaged(look, ones)
     np.testing.assert_allclose(gradient, 2 * ones)
     np.testing.assert_allclose(value, [3.0, 3.0])
     assert wrong.numpy().all()

@@ -123,111 +123,101 @@ class APGD(Attack):
         clean = tf.stop_gradient(logits_fn(x))
         fitted = self.fitted(clean.shape[-1])
         loss, targets = fitted.loss, fitted.targets
+        stages, runs, l1 = self._stages(threat), self.restarts, threat.norm == "l1"
+        # Each stage evaluates the loss at its start and after each of its steps.
+        places = [(stage, k) for stage, (_, steps) in enumerate(stages) for k in range(steps + 1)]
+
+        def rule_of(stage: Any) -> Halving | Sparse:
+            at_stage = threat.at(tf.gather([eps for eps, _ in stages], stage))
+            if l1:
+                return Sparse(at_stage, tf.gather([steps for _, steps in stages], stage))
+            return Halving(at_stage, self.steps, self.rho)
+
         state = {
             "x": x,
             "y": y,
             "images": x,
-            "x_adv": x,  # where the last stage ended
-            "value": tf.fill(tf.shape(y), float("-inf")),
+            "highest": tf.fill(tf.shape(y), float("-inf")),  # the loss at "images"
             "broken": ~losses.correct(clean, y),
             "queries": tf.ones_like(y),
+            **self.begin(x, x, rule_of(0)),
         }
-        runs = self.restarts
         if loss == "targeted_dlr":
             state["targets"] = tf.math.top_k(clean, targets + 1).indices[:, 1:]
             runs *= targets
-        stages, l1 = self._stages(threat), threat.norm == "l1"
 
         def tick(i: tf.Tensor, s: State) -> State:
-            """Climb through one stage of one restart."""
-            run, stage = i // len(stages), i % len(stages)
-            last = tf.equal(stage, len(stages) - 1)
-            here = threat.at(tf.gather([eps for eps, _ in stages], stage))
-            steps = tf.gather([steps for _, steps in stages], stage)
-            rule = Sparse(here, steps) if l1 else Halving(here, self.steps, self.rho)
-
-            def fresh() -> tf.Tensor:
-                return tf.gather(begin(x, here, noise.fold(seed, run)), s["row"])
-
-            start = here.project(tf.cond(tf.equal(stage, 0), fresh, lambda: s["x_adv"]), s["x"])
+            """Evaluate an iterate of a stage of a restart, and move on from it."""
+            run = i // len(places)
+            stage, k = tf.unstack(tf.gather(places, i % len(places)))
+            last, rule = tf.equal(stage, len(stages) - 1), rule_of(stage)
             labels = [s["y"]]
             if loss == "targeted_dlr":
                 labels.append(s["targets"][:, run // self.restarts])
 
-            def look(x_adv: tf.Tensor, row: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-                logits, mine = logits_fn(x_adv), [tf.gather(label, row) for label in labels]
-                return getattr(losses, loss)(logits, *mine), ~losses.correct(logits, mine[0])
+            def random() -> tf.Tensor:
+                return tf.gather(random_start(x, rule.threat, noise.fold(seed, run)), s["row"])
 
-            end = self.climb(look, start, s["x"], rule, leave=last)
-            better = last & (end["broken"] | (end["value"] > s["value"]))
+            def begun() -> State:
+                start = tf.cond(tf.equal(stage, 0), random, lambda: s["best"])
+                return s | self.begin(rule.threat.project(start, s["x"]), s["x"], rule)
+
+            def look(x_adv: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+                logits = logits_fn(x_adv)
+                return getattr(losses, loss)(logits, *labels), ~losses.correct(logits, labels[0])
+
+            s = tf.cond(tf.equal(k, 0), begun, lambda: s)
+            s = self.advance(look, k, s, rule, leave=last)
+            better = last & (s["broken"] | (s["value"] > s["highest"]))
             return s | {
-                "images": tf.where(rows(better, x), end["best"], s["images"]),
-                "x_adv": end["best"],
-                "value": tf.where(better, end["value"], s["value"]),
-                "broken": end["broken"],
-                "queries": s["queries"] + end["queries"],
+                "images": tf.where(rows(better, x), s["best"], s["images"]),
+                "highest": tf.where(better, s["value"], s["highest"]),
             }
 
-        end = hunt(tick, state, runs * len(stages))
+        end = hunt(tick, state, runs * len(places))
         images = tf.stop_gradient(end["images"])
         return Outcome(images, end["broken"], end["queries"], end["queries"] - 1)
 
-    def climb(
-        self,
-        look: Evaluate,
-        start: tf.Tensor,
-        x: tf.Tensor,
-        rule: Halving | Sparse,
-        leave: Any = True,
-    ) -> State:
-        """Take rule.steps steps from a start.
-
-        Args:
-            look: Evaluates the loss and misclassification of images.
-            start: The first iterates [B, H, W, C].
-            x: The clean images.
-            rule: How to move and to adapt the step size.
-            leave: Whether a misclassified example stops.
-
-        Returns:
-            The "best" image with its "value", or the misclassified image if "broken".
-        """
-        nothing = tf.zeros(tf.shape(x)[:1])
-
-        def tick(k: tf.Tensor, s: State) -> State:
-            """Evaluate iterate k and move on from it."""
-            value, wrong, gradient = self._averaged(look, s["x_adv"], s["row"])
-            broken, better = wrong & leave, value > s["value"]
-            s = s | {
-                "best": tf.where(rows(broken | better, x), s["x_adv"], s["best"]),
-                "best_gradient": tf.where(rows(better, x), gradient, s["best_gradient"]),
-                "value": tf.where(better, value, s["value"]),
-                "broken": broken,
-                "queries": s["queries"] + self.eot,
-            }
-            return rule.move(k, *rule.adapt(k, s, value, gradient))
-
-        state = {
-            "x": x,
+    def begin(self, start: tf.Tensor, x: tf.Tensor, rule: Halving | Sparse) -> State:
+        """Return the state of an ascent by a rule, at its start [B, H, W, C] near the images x."""
+        return {
             "x_adv": start,
             "best": start,
             "best_gradient": tf.zeros_like(x),
-            "value": nothing - float("inf"),
-            "broken": nothing > 0,
-            "queries": tf.zeros_like(nothing, tf.int32),
+            "value": tf.fill(tf.shape(x)[:1], float("-inf")),  # the loss at "best"
             **rule.begin(start, x),
         }
-        return hunt(tick, state, rule.steps + 1)
 
-    def _averaged(
-        self, look: Evaluate, x_adv: tf.Tensor, row: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    def advance(
+        self, look: Evaluate, k: tf.Tensor, s: State, rule: Halving | Sparse, leave: Any = True
+    ) -> State:
+        """Evaluate iterate k of an ascent and move on to the next.
+
+        Args:
+            look: Images [B, H, W, C] -> loss [B], misclassified [B].
+            k: The number of the iterate, 0 at the start.
+            s: The state of `begin`, with the clean images "x", "broken" and "queries".
+            rule: How to move and to adapt the step size.
+            leave: Whether a misclassified example is broken; its "best" image is then this iterate.
+        """
+        value, wrong, gradient = self._averaged(look, s["x_adv"])
+        broken, better = wrong & leave, value > s["value"]
+        s = s | {
+            "best": tf.where(rows(broken | better, gradient), s["x_adv"], s["best"]),
+            "best_gradient": tf.where(rows(better, gradient), gradient, s["best_gradient"]),
+            "value": tf.where(better, value, s["value"]),
+            "broken": broken,
+            "queries": s["queries"] + self.eot,
+        }
+        return rule.move(k, *rule.adapt(k, s, value, gradient))
+
+    def _averaged(self, look: Evaluate, x_adv: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Return value and success of the last of `eot` draws, and the mean of their gradients."""
         if self.eot == 1:
-            return differentiated(look, x_adv, row)
+            return differentiated(look, x_adv)
 
         def body(i: tf.Tensor, _: tf.Tensor, __: tf.Tensor, total: tf.Tensor) -> Any:
-            value, wrong, gradient = differentiated(look, x_adv, row)
+            value, wrong, gradient = differentiated(look, x_adv)
             return i + 1, value, wrong, total + gradient
 
         nothing = tf.zeros(tf.shape(x_adv)[:1])
@@ -238,7 +228,7 @@ class APGD(Attack):
         return value, wrong, total / self.eot
 
 
-def begin(x: tf.Tensor, threat: Threat, seed: Any) -> tf.Tensor:
+def random_start(x: tf.Tensor, threat: Threat, seed: Any) -> tf.Tensor:
     """Return a random start before projection: x plus a direction of norm eps, or noise for L1."""
     draw = (noise.uniform if threat.norm == "linf" else noise.normal)(tf.shape(x), seed)
     draw = tf.ensure_shape(draw, x.shape)

@@ -74,43 +74,46 @@ class Square(Attack):
             logits, labels = logits_fn(images), tf.gather(y, row)
             return losses.margin(logits, labels), ~losses.correct(logits, labels)
 
-        def restart(r: tf.Tensor, s: State) -> State:
-            drawn = noise.fold(seed, r)
-            first = tf.gather(moves.start(x, noise.fold(drawn, 0)), s["row"])
-            value, broken = look(first, s["row"])
+        def tick(i: tf.Tensor, s: State) -> State:
+            """Try the start of a restart, or its next window."""
+            row, restart, k = s["row"], i // (1 + self.queries), i % (1 + self.queries)
+            drawn, first = noise.fold(noise.fold(seed, restart), k), tf.equal(k, 0)
 
-            def move(i: tf.Tensor, at: State) -> State:
-                row = tf.gather(s["row"], at["row"])
+            def start() -> tf.Tensor:
+                return tf.gather(moves.start(x, drawn), row)
+
+            def moved() -> tf.Tensor:
                 # The public implementation has one window and one draw of signs for the whole
                 # batch. Here every example has its own: the same search for each example alone,
                 # but the results of a batch do not hang together, nor on who else is in it.
-                u = noise.uniform([tf.shape(x)[0], 5 + channels], noise.fold(drawn, 1 + i))
-                images = moves.propose(i, at["x"], at["x_adv"], tf.gather(u, row))
-                value, broken = look(images, row)
-                better = broken | (value > at["value"])
-                return {
-                    "row": at["row"],
-                    "x": at["x"],
-                    "x_adv": tf.where(rows(better, x), images, at["x_adv"]),
-                    "value": tf.where(better, value, at["value"]),
-                    "broken": broken,
-                    "queries": at["queries"] + 1,
-                }
+                u = noise.uniform([tf.shape(x)[0], 5 + channels], drawn)
+                return moves.propose(k - 1, s["x"], s["x_adv"], tf.gather(u, row))
 
-            begun = {"x": s["x"], "x_adv": first, "value": value, "broken": broken}
-            end = hunt(move, begun | {"queries": s["queries"] + 1}, self.queries)
-            better = end["broken"] | (end["value"] > s["value"])
+            images = tf.cond(first, start, moved)
+            value, broken = look(images, row)
+            better = first | broken | (value > s["value"])
+            best = broken | (value > s["highest"])
             return {
-                "row": s["row"],
+                "row": row,
                 "x": s["x"],
-                "x_adv": tf.where(rows(better, x), end["x_adv"], s["x_adv"]),
-                "value": tf.where(better, end["value"], s["value"]),
-                "broken": end["broken"],
-                "queries": end["queries"],
+                "x_adv": tf.where(rows(better, x), images, s["x_adv"]),
+                "value": tf.where(better, value, s["value"]),
+                "images": tf.where(rows(best, x), images, s["images"]),
+                "highest": tf.where(best, value, s["highest"]),
+                "broken": broken,
+                "queries": s["queries"] + 1,
             }
 
         value, broken = look(x, tf.range(tf.shape(x)[0]))
         zeros = tf.zeros_like(broken, tf.int32)
-        state = {"x": x, "x_adv": x, "value": value, "broken": broken, "queries": zeros + 1}
-        end = hunt(restart, state, self.restarts)
-        return Outcome(tf.stop_gradient(end["x_adv"]), end["broken"], end["queries"], zeros)
+        state = {
+            "x": x,
+            "x_adv": x,
+            "value": value,
+            "images": x,
+            "highest": value,
+            "broken": broken,
+            "queries": zeros + 1,
+        }
+        end = hunt(tick, state, self.restarts * (1 + self.queries))
+        return Outcome(tf.stop_gradient(end["images"]), end["broken"], end["queries"], zeros)

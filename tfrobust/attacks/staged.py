@@ -27,9 +27,9 @@ class Staged:
     """A compiled function (images, labels, number) -> Outcome, for batches up to one size.
 
     Few shapes are compiled: a batch is filled up to the batch size, a half, a quarter or an eighth
-    of it, and shrinks to a smaller one of these as examples leave. They leave between calls of the
-    outermost loop: after steps of PGD and FAB, after a restart or a target of APGD, after a restart
-    of Square. An attack without `hunt` is compiled as a whole. The noise is that of the full batch.
+    of it, and shrinks to a smaller one of these as examples leave, which they do after each tenth
+    of the attack's loop. An attack without `hunt` is compiled as a whole. The noise is that of the
+    full batch.
     """
 
     def __init__(self, run: Callable[..., Outcome], batch_size: int):
