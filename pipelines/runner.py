@@ -21,7 +21,7 @@ from pipelines.spec import Spec
 from pipelines.stopping import GO_ON
 from pipelines.suite import is_suite, load_suite
 from pipelines.suite_runner import run_suite
-from tfrobust.distribution import gathered, strategy, worker
+from tfrobust.distribution import stack_workers, strategy, worker
 from tfrobust.errors import UserError, choose, require
 from tfrobust.models.keras_defaults import neutral
 from tfrobust.provenance import commit
@@ -88,7 +88,7 @@ def _run(spec: Spec, folder: Folder, stages: list[str]) -> None:
     for stage in stages:
         print(f"== {spec.name}: {stage}", flush=True)
         done = stage_runners.done(stage, spec, folder)
-        if gathered(np.array(int(done))).all():  # several workers go through a stage together
+        if stack_workers(np.array(int(done))).all():  # several workers go through a stage together
             stage_runners.skip(stage, folder)
             continue
         inputs = stage_runners.inputs(stage, spec, folder)

@@ -4,10 +4,9 @@
     model.compile("sgd")
     model.fit(x, y)
 
-Every training method and every attack is here by the name of its class, beside `Threat`,
-`evaluate`, `load_network`, the averages `Ema` and `Swa`, and `UserError`; the subpackages are
-attributes. Names are imported when they are first asked for: `import tfrobust` alone imports
-neither TensorFlow nor Keras.
+The classes of all training methods and attacks are attributes of this package, and so are `Threat`,
+`evaluate`, `load_network`, `UserError`, the averages `Ema` and `Swa`, and the subpackages. A name
+is imported when it is first used: `import tfrobust` alone imports neither TensorFlow nor Keras.
 """
 
 import importlib
@@ -48,15 +47,18 @@ def __getattr__(name: str) -> Any:
         return getattr(importlib.import_module(_HOMES[name]), name)
     if name == "__all__":
         return sorted({"__version__", *_HOMES, *_classes()})
-    if not name.startswith("_") and name in (classes := _classes()):
+    classes = {} if name.startswith("_") else _classes()
+    if name in classes:
         return classes[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def _classes() -> dict[str, type]:
-    """Import METHODS and ATTACKS, and return their classes by the names of the classes."""
-    registries = (__getattr__("ATTACKS"), __getattr__("METHODS"))
-    return {cls.__name__: cls for registry in registries for cls in registry.values()}
+    """Return the classes of all methods and attacks by their names."""
+    from tfrobust.attacks import ATTACKS
+    from tfrobust.methods import METHODS
+
+    return {cls.__name__: cls for cls in (*ATTACKS.values(), *METHODS.values())}
 
 
 def __dir__() -> list[str]:

@@ -1,7 +1,7 @@
 """Every private API of Keras, KerasTuner and TensorFlow that we use, behind a public name.
 
-`tests/unit/test_compat.py` tests each of them by its name, so that a release without it fails
-there first. KerasTuner is imported only by a search, which passes its classes in.
+`tests/unit/test_compat.py` tests each of them by its name, so that a release that lacks one fails
+there first. KerasTuner is not imported here: a search passes its class in.
 """
 
 from __future__ import annotations
@@ -69,28 +69,29 @@ def validates_in_fit(options: Mapping[str, Any]) -> bool:
 def twice_differentiable() -> Iterator[None]:
     """Complete the second derivatives of Keras's normalisations and bilinear resizing.
 
-    In this context `keras.ops.moments` has all its derivatives, and from its first use on so has
-    `tf.image.resize`. Values and first derivatives remain as they were.
+    In this context `keras.ops.moments` has all its derivatives. `tf.image.resize` has them from the
+    first such context on. Values and first derivatives do not change.
     """
     _replace_moments()
     _register_resizing()
-    token = _sound.set(True)
+    token = _complete.set(True)
     try:
         yield
     finally:
-        _sound.reset(token)
+        _complete.reset(token)
 
 
-_sound = contextvars.ContextVar("sound", default=False)
+_complete = contextvars.ContextVar("complete", default=False)
 
 
 @functools.cache
 def _replace_moments() -> None:
-    """Replace what `keras.ops.moments` calls on TensorFlow, where `_sound` is set."""
-    kerass = nn._compute_moments
+    """Let `keras.ops.moments` call `_moments` in the context of `twice_differentiable`."""
+    keras_moments = nn._compute_moments
 
     def moments(x: Any, axes: Any, keepdims: bool) -> Any:
-        return (_moments if _sound.get() else kerass)(x, axes, keepdims)
+        compute = _moments if _complete.get() else keras_moments
+        return compute(x, axes, keepdims)
 
     nn._compute_moments = moments
 
@@ -98,8 +99,8 @@ def _replace_moments() -> None:
 def _moments(x: Any, axes: Any, keepdims: bool) -> tuple[tf.Tensor, tf.Tensor]:
     """Return mean(x) and var(x) = mean((x - c)^2) - (mean(x) - c)^2 for a constant c = mean(x).
 
-    The last term and its first derivative are 0; its second is what `tf.nn.moments` lacks. A
-    gradient through c would cost more, as x would be read once more.
+    The last term and its first derivative are 0; its second derivative is what `tf.nn.moments`
+    lacks. A gradient through c would cost more, because x would be read once more.
     """
     mean = tf.reduce_mean(x, axes, keepdims=True)
     centre = tf.stop_gradient(mean)
@@ -112,8 +113,8 @@ def _moments(x: Any, axes: Any, keepdims: bool) -> tuple[tf.Tensor, tf.Tensor]:
 def _register_resizing() -> None:
     """Replace the gradient of bilinear resizing in TensorFlow's registry by a differentiable one.
 
-    It is the transpose of the resizing, whose own gradient is the resizing. TensorFlow takes the
-    transpose for a constant (`NotDifferentiable`).
+    The gradient is the transpose of the resizing, and the gradient of the transpose is the resizing
+    again. TensorFlow declares the transpose `NotDifferentiable`.
     """
     gradient_registry._registry.pop("ResizeBilinear")
 
@@ -143,8 +144,8 @@ class HookedModel(keras.Model):
     def _make_function(self, step_function: Callable[..., Any]) -> Callable[..., Any]:
         """Return the function that runs the steps, without XLA: the step compiles its parts.
 
-        Keras would compile the whole step: its assertions too, which XLA drops, and what several
-        devices do together.
+        Keras would compile the step with its assertions, which XLA drops, and with the
+        communication between devices.
         """
         jit_compile, self._jit_compile = self._jit_compile, False
         try:
@@ -153,9 +154,9 @@ class HookedModel(keras.Model):
             self._jit_compile = jit_compile
 
     def _get_metrics_result_or_logs(self, logs: dict[str, Any]) -> dict[str, Any]:
-        """Return the logs of the last step, their metrics over all replicas.
+        """Return the logs of the last step, with their metrics taken over all replicas.
 
-        Keras averages the means of the replicas, which is wrong where they hold unequal weights.
+        Keras averages the means of the replicas, which is wrong if their weights are unequal.
         """
         with self.distribute_strategy.scope():
             results = self.get_metrics_result()
@@ -164,7 +165,7 @@ class HookedModel(keras.Model):
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
         """Build the optimizer on several machines, where Keras's own build fails (keras#20585).
 
-        The network is built before, so only the optimizer is left.
+        The network is built already, so only the optimizer is left.
         """
         if isinstance(self.distribute_strategy, tf.distribute.MultiWorkerMirroredStrategy):
             if not self.optimizer.built:
@@ -176,8 +177,8 @@ class HookedModel(keras.Model):
 def with_whole_files(oracle: Any) -> Any:
     """Return a subclass of a KerasTuner oracle class that never leaves a half-written file.
 
-    It overrides `save` and `_save_trial`, and asks `_project_dir` and `_get_trial_dir` for the
-    folders.
+    It overrides `save` and `_save_trial`; the folders come from `_project_dir` and
+    `_get_trial_dir`.
     """
 
     class WholeFiles(oracle):

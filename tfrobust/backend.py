@@ -1,4 +1,4 @@
-"""Checks Keras's backend before Keras is imported, whose own error would be a traceback."""
+"""The check that Keras runs on TensorFlow, made before Keras itself fails with a traceback."""
 
 from __future__ import annotations
 

@@ -32,14 +32,14 @@ def strategy() -> tf.distribute.Strategy:
     gpus = len(tf.config.list_logical_devices("GPU"))
     if gpus > 1:
         return tf.distribute.MirroredStrategy()
-    if gpus:  # XLA compiles all of a step there
+    if gpus:
         return tf.distribute.OneDeviceStrategy("GPU:0")
     return tf.distribute.get_strategy()
 
 
 @functools.cache
 def worker() -> tuple[int, int]:
-    """Return (number of this worker, number of workers) by TF_CONFIG; (0, 1) without it.
+    """Return (number of this worker from 0, number of workers) by TF_CONFIG; (0, 1) without it.
 
     Raises UserError if TF_CONFIG is not valid.
     """
@@ -62,7 +62,7 @@ def local_replicas() -> int:
     return strategy().num_replicas_in_sync // worker()[1]
 
 
-def added(values: np.ndarray) -> np.ndarray:
+def sum_over_workers(values: np.ndarray) -> np.ndarray:
     """Return the sum of the workers' arrays. All workers must call it, with arrays of one shape."""
     if worker()[1] == 1:
         return values
@@ -72,26 +72,26 @@ def added(values: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def _sum(dtype: tf.DType) -> Any:
-    everywhere, local = strategy(), local_replicas()
+    """Return the function that sums the workers' vectors [N], counting each worker once."""
 
     def replica(values: tf.Tensor) -> tf.Tensor:
         context = tf.distribute.get_replica_context()
-        first = tf.equal(context.replica_id_in_sync_group % local, 0)
+        first = tf.equal(context.replica_id_in_sync_group % local_replicas(), 0)
         return context.all_reduce("SUM", tf.where(first, values, tf.zeros_like(values)))
 
-    return tf.function(
-        lambda values: everywhere.run(replica, args=(values,)),
-        input_signature=[tf.TensorSpec([None], dtype)],
-        autograph=False,
-    )
+    @tf.function(input_signature=[tf.TensorSpec([None], dtype)], autograph=False)
+    def total(values: tf.Tensor) -> tf.Tensor:
+        return strategy().run(replica, args=(values,))
+
+    return total
 
 
-def gathered(values: np.ndarray) -> np.ndarray:
+def stack_workers(values: np.ndarray) -> np.ndarray:
     """Return the arrays of all workers, [workers, ...], in order.
 
     All workers must call it, with arrays of one shape.
     """
     number, workers = worker()
-    slots = np.zeros((workers, *values.shape), values.dtype)
-    slots[number] = values
-    return added(slots)
+    rows = np.zeros((workers, *values.shape), values.dtype)
+    rows[number] = values
+    return sum_over_workers(rows)

@@ -36,9 +36,9 @@ def require(ok: Any, argument: str, expected: str, received: object) -> None:
 
     Args:
         ok: The condition.
-        argument: The name of what was wrong, such as "eps".
-        expected: What is valid, such as "a number >= 0".
-        received: What came instead.
+        argument: The name of the argument that is checked, such as "eps".
+        expected: The valid values, such as "a number >= 0".
+        received: The value that came.
     """
     if not ok:
         raise UserError(f"{argument}: expected {expected}, received {received!r}")
@@ -51,6 +51,11 @@ def require_at_least(minimum: int, **integers: Any) -> None:
         require(fits, argument, f"int >= {minimum}", value)
 
 
+def one_line(error: object, length: int | None = 200) -> str:
+    """Return an error's message in one line, cut to `length`; its type if it has no message."""
+    return " ".join(str(error).split())[:length] or type(error).__name__
+
+
 def exhausted(error: Exception) -> bool:
     """Return whether TensorFlow ran out of memory.
 
@@ -61,18 +66,16 @@ def exhausted(error: Exception) -> bool:
 
 @contextlib.contextmanager
 def in_memory(argument: str, batch_size: int) -> Iterator[None]:
-    """Raise an OutOfMemory that names the batch size if TensorFlow runs out of memory inside."""
+    """Return a context in which running out of memory is an OutOfMemory with the batch size."""
     try:
         yield
     except Exception as error:
         if not exhausted(error):
             raise
-        if "No space left" in str(error):  # TensorFlow's name for a full disk too
+        if "No space left" in str(error):  # TensorFlow raises the same error for a full disk
             raise OSError(errno.ENOSPC, "No space left on device") from None
-        expected = "batches that fit into memory"
-        raise OutOfMemory(
-            f"{argument}: expected {expected}, received {batch_size}; lower it"
-        ) from None
+        line = f"expected batches that fit into memory, received {batch_size}; lower it"
+        raise OutOfMemory(f"{argument}: {line}") from None
 
 
 def choose(argument: str, value: Any, options: Collection[str]) -> Any:
@@ -91,7 +94,7 @@ def nearest(name: str, options: Collection[str]) -> str:
 
 
 def nearest_path(path: str | Path) -> str:
-    """Return the hint of `nearest` for a path that does not exist, from the names in its folder."""
+    """Return the hint of `nearest` for a path that does not exist, by the names beside it."""
     path = Path(path).expanduser()
     try:
         return nearest(path.name, os.listdir(path.parent))

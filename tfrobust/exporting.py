@@ -1,4 +1,4 @@
-"""The export of a network as a SavedModel, which is reloaded and checked."""
+"""The export of a network as a SavedModel, which is loaded again and checked."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tfrobust.models.keras_defaults import neutral
 from tfrobust.models.saved import open_saved_model
 from tfrobust.models.signatures import alone, forward, signature
 
-# The largest difference of a logit, relative to the largest logit, that rounding may make.
+# The largest error of a logit by rounding, relative to the largest logit.
 ROUNDING = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 1e-1}
 
 
@@ -30,23 +30,23 @@ def export(network: keras.Model, folder: Path, images: np.ndarray) -> None:
     Args:
         network: The network.
         folder: Where to write. Its contents are replaced only by a valid SavedModel.
-        images: A few images [N, H, W, C], on which the reloaded model is compared.
+        images: A few images [N, H, W, C], at which the logits of both are compared.
 
     Raises:
-        UserError: The reloaded model does not give the network's logits.
+        UserError: The SavedModel does not give the network's logits.
     """
     inputs: Any = tf.constant(images)
     names = signature(network).inputs
     if names != ("image",):
-        inputs = dict.fromkeys(names, tf.linspace(0.0, 1.0, len(images)))
-        inputs["image"] = tf.constant(images)
-    new, former = (folder.with_name(f".{folder.name}{end}") for end in ("", ".former"))
+        inputs = dict.fromkeys(names, tf.linspace(0.0, 1.0, len(images))) | {"image": inputs}
+    new = folder.with_name(f".{folder.name}")
+    former = folder.with_name(f".{folder.name}.former")
     shutil.rmtree(new, ignore_errors=True)
     try:
         with neutral():
             alone(network).export(str(new), verbose=False)
         loaded = open_saved_model(new)
-        with tf32.switched_off():  # in which a GPU moves a logit by a thousandth
+        with tf32.switched_off():  # it moves a logit by a thousandth
             served, expected = loaded.serve(inputs).numpy(), forward(network, inputs).numpy()
         _compare(served, expected, network, folder)
         shutil.rmtree(former, ignore_errors=True)
@@ -63,7 +63,7 @@ def _compare(served: np.ndarray, expected: np.ndarray, network: keras.Model, fol
     computed = {layer.compute_dtype for layer in layers_of(network)}
     tolerance = max(ROUNDING.get(dtype, ROUNDING["float32"]) for dtype in computed)
     gap, scale = np.abs(served - expected).max(), np.abs(expected).max()
-    if not gap <= tolerance * max(scale, 1.0):  # NaN is no agreement
+    if not gap <= tolerance * max(scale, 1.0):  # a gap of NaN is an error too
         raise UserError(
             f"{folder}: expected a SavedModel with the network's own logits, received one in which "
             f"a logit differs by {gap:.3g}, where the largest logit is {scale:.3g} and rounding in "

@@ -9,39 +9,41 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-# Errors of reading a damaged .npz file, or a file of another kind.
+# The errors that reading a damaged .npz file, or a file of another kind, may raise.
 UNREADABLE = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error)
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file by `write`, to a temporary file beside `path` that then replaces it.
+    """Let `write` write a temporary file beside `path`, which then replaces `path`.
 
-    The temporary name has the same suffix, as writers may choose a format by it.
+    The temporary name has the same suffix, because writers may choose a format by it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{os.getpid()}-{path.name}")
+    temporary = path.with_name(f".{os.getpid()}-{path.name}")
     try:
-        write(aside)
-        os.replace(aside, path)
+        write(temporary)
+        os.replace(temporary, path)
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text atomically."""
-    write_atomically(path, lambda aside: aside.write_text(text, encoding="utf-8"))
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def writable(folder: Path) -> bool:
     """Return whether a folder can be written to or, if it does not exist, be created."""
-    place = Path(folder).absolute()
-    place = next(path for path in (place, *place.parents) if path.exists())
-    return place.is_dir() and os.access(place, os.W_OK | os.X_OK)
+    path = Path(folder).absolute()
+    while not path.exists():
+        path = path.parent
+    return path.is_dir() and os.access(path, os.W_OK | os.X_OK)
 
 
 def lock(path: Path) -> int:
-    """Lock a file, created if need be, and return its descriptor; closing it releases the lock.
+    """Lock a file, which is created if it does not exist, and return its descriptor.
 
+    Closing the descriptor releases the lock.
     Raises BlockingIOError if another process holds the lock.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)

@@ -1,8 +1,8 @@
-"""Registers our classes with Keras once Keras is imported, whoever imports it.
+"""The registration of our classes with Keras as soon as Keras is imported, by whichever module.
 
-`keras.saving.load_model` finds a class of ours only if it is registered, which takes the module
-that defines it, and so TensorFlow. `import tfrobust` alone imports neither. It watches instead: as
-soon as an import has brought Keras, the modules with such classes are imported too.
+`keras.saving.load_model` finds only classes that are registered, and ours are registered when their
+modules are imported. These import TensorFlow and Keras, which `import tfrobust` alone does not do.
+Instead, `watch` follows all imports: once one of them has imported Keras, our modules follow.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from types import ModuleType
 
 from tfrobust import backend
 
-# Between them they import every module with a class that Keras saves; a test compares.
+# Together these import every module with a class that Keras saves, as a test checks.
 REGISTERED = ("tfrobust.attacks", "tfrobust.methods", "tfrobust.models", "tfrobust.training")
 
 
 def register() -> None:
-    """Import the modules with our registered classes, and Keras and TensorFlow with them."""
+    """Import the modules with our registered classes, and with them Keras and TensorFlow."""
     for name in REGISTERED:
         importlib.import_module(name)
 
 
 def watch() -> None:
-    """Register our classes now if Keras is imported, else after the import that brings it."""
+    """Register our classes now if Keras is imported, else after the import that imports it."""
     if sys.modules.get("keras") is not None:
         register()
     else:
@@ -36,10 +36,10 @@ def watch() -> None:
 
 
 class _Watch(MetaPathFinder):
-    """Follows the imports that may bring Keras: its own, TensorFlow's and those of our modules.
+    """A finder of the modules that may import Keras: itself, TensorFlow and our modules.
 
-    Of imports within each other only the outermost is followed: before it ends, modules are half
-    there, and ours could not be imported.
+    Of nested imports only the outermost is followed, because until it ends modules are incomplete,
+    and ours could not be imported.
     """
 
     def __init__(self) -> None:
@@ -61,7 +61,7 @@ class _Watch(MetaPathFinder):
 
 
 class _Followed(Loader):
-    """Loads a module as its own loader does, then registers our classes if Keras has come."""
+    """A loader that calls the module's own, then registers our classes if Keras is imported."""
 
     def __init__(self, watch: _Watch, loader: Loader) -> None:
         self.watch = watch

@@ -20,7 +20,7 @@ def cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
 def smoothed(targets: tf.Tensor, smoothing: float) -> tf.Tensor:
     """Return (1 - smoothing) * targets + smoothing / C (Szegedy et al., 2016, arXiv:1512.00567).
 
-    targets: probabilities of the C classes, [B, C].
+    The targets are probabilities of the C classes, [B, C].
     """
     return (1.0 - smoothing) * targets + smoothing / targets.shape[-1]
 
@@ -56,8 +56,8 @@ def soft_margin(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
 def dlr(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
     """Return the difference of logits ratio, (max_{i != y} z_i - z_y) / (z_(1) - z_(3)).
 
-    z_(k) is the k-th largest logit, so at least three classes are needed. The ratio does not change
-    when the logits are shifted or scaled (Croce and Hein, 2020, arXiv:2003.01690).
+    z_(k) is the k-th largest logit, so there must be three classes or more. The ratio does not
+    change when the logits are shifted or scaled (Croce and Hein, 2020, arXiv:2003.01690).
     """
     top = tf.math.top_k(logits, 3).values
     return margin(logits, labels) / (top[:, 0] - top[:, 2] + TINY)
@@ -66,11 +66,12 @@ def dlr(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
 def targeted_dlr(logits: tf.Tensor, labels: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
     """Return the targeted DLR loss, (z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2).
 
-    t is the target, int [B]. At least four classes are needed (Croce and Hein, 2020).
+    t is the target, int [B]. There must be four classes or more (Croce and Hein, 2020).
     """
     top = tf.math.top_k(logits, 4).values
-    towards, away = (tf.gather(logits, i, axis=-1, batch_dims=1) for i in (targets, labels))
-    return (towards - away) / (top[:, 0] - 0.5 * (top[:, 2] + top[:, 3]) + TINY)
+    target_logit = tf.gather(logits, targets, axis=-1, batch_dims=1)
+    label_logit = tf.gather(logits, labels, axis=-1, batch_dims=1)
+    return (target_logit - label_logit) / (top[:, 0] - 0.5 * (top[:, 2] + top[:, 3]) + TINY)
 
 
 def predicted(logits: tf.Tensor) -> tf.Tensor:

@@ -1,8 +1,8 @@
-"""Noise without state: a function of (run seed, step, purpose).
+"""Noise without state, which is a function of (run seed, step, purpose).
 
 Under a distribution strategy, noise is drawn for the global batch and every replica takes the rows
-of its examples, so that the number of replicas does not change the noise. Inside `of_one_replica`
-a replica draws for its own batch alone.
+of its examples, so that the number of replicas does not change the noise. In the context of
+`of_one_replica`, a replica draws noise for its batch alone.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any
 
 import tensorflow as tf
 
-TINY = 1e-12  # instead of 0 under a logarithm
-LEAST = 1e-7  # instead of 0 under the logarithm of a fraction, which has 23 bits
+TINY = 1e-12  # replaces 0 under a logarithm
+LEAST = 1e-7  # replaces 0 under the logarithm of a `fraction`, which has 23 bits
 MANTISSA = 23  # bits of a float32
 _alone = contextvars.ContextVar("alone", default=False)
 _rows: contextvars.ContextVar[Any] = contextvars.ContextVar("rows", default=None)
@@ -25,7 +25,7 @@ _rows: contextvars.ContextVar[Any] = contextvars.ContextVar("rows", default=None
 
 @contextlib.contextmanager
 def of_one_replica() -> Iterator[None]:
-    """Draw the noise inside as on one device: the replica's batch is not part of a global one."""
+    """Return a context in which a replica draws noise as one device does, for its batch alone."""
     token = _alone.set(True)
     try:
         yield
@@ -35,7 +35,7 @@ def of_one_replica() -> Iterator[None]:
 
 @contextlib.contextmanager
 def of_rows(size: tf.Tensor, rows: tf.Tensor) -> Iterator[None]:
-    """Draw the noise inside as for these rows [n] of a batch of `size` examples."""
+    """Return a context in which noise is drawn for rows [n] of a batch of `size` examples."""
     token = _rows.set((size, rows))
     try:
         yield
@@ -63,7 +63,8 @@ def fold(seed: Any, data: Any) -> tf.Tensor:
 def fraction(shape: Any, seed: tf.Tensor) -> tf.Tensor:
     """Draw from U[0, 1), with the same result on every device and under XLA.
 
-    XLA draws the same integers as TensorFlow but other floats, so the floats are made of integers.
+    XLA and TensorFlow draw the same integers but different floats, so the floats are made from
+    integers.
     """
     bits = tf.random.stateless_uniform(shape, seed, None, None, tf.uint32, alg="philox")
     return tf.cast(bits & (2**MANTISSA - 1), tf.float32) / 2**MANTISSA
@@ -107,13 +108,16 @@ def uniform_in_ball(shape: Any, seed: tf.Tensor, p: str) -> tf.Tensor:
 
 
 def _uniform_in_l1_ball(shape: Any, seed: tf.Tensor) -> tf.Tensor:
-    """Draw exponential lengths with random signs, divided by their sum and one more length."""
+    """Draw lengths of an exponential distribution with random signs, and divide by their total.
+
+    The total is the sum of these lengths and of one more.
+    """
     signed = uniform(shape, seed)
     length = -tf.math.log(tf.maximum(tf.abs(signed), TINY))
-    more = 0.5 * (uniform([tf.shape(signed)[0]], fold(seed, 1)) + 1.0)
+    extra = 0.5 * (uniform([tf.shape(signed)[0]], fold(seed, 1)) + 1.0)
     axes = list(range(1, len(signed.shape)))
     total = tf.reduce_sum(length, axis=axes, keepdims=True)
-    total += tf.reshape(-tf.math.log(tf.maximum(more, TINY)), tf.shape(total))
+    total += tf.reshape(-tf.math.log(tf.maximum(extra, TINY)), tf.shape(total))
     return tf.sign(signed) * length / total
 
 
@@ -124,21 +128,21 @@ def unit_vectors(shape: Any, seed: tf.Tensor) -> tf.Tensor:
 
 
 def sliced(draw: Callable[[tf.Tensor], tf.Tensor], shape: Any) -> tf.Tensor:
-    """Draw for the global batch and return this replica's rows.
+    """Draw noise for the global batch and return the rows of this replica.
 
     Args:
         draw: Shape -> noise of that shape.
         shape: The shape of the replica's noise, [B, ...].
     """
-    part = _rows.get()
-    if part is not None:
-        size, rows = part
-        full_shape = tf.concat([[size], tf.convert_to_tensor(shape)[1:]], axis=0)
-        return tf.gather(_of_replica(draw, full_shape), rows)
-    return _of_replica(draw, shape)
+    if _rows.get() is None:
+        return _of_replica(draw, shape)
+    size, rows = _rows.get()
+    full_shape = tf.concat([[size], tf.convert_to_tensor(shape)[1:]], axis=0)
+    return tf.gather(_of_replica(draw, full_shape), rows)
 
 
 def _of_replica(draw: Callable[[tf.Tensor], tf.Tensor], shape: Any) -> tf.Tensor:
+    """Draw noise for the global batch and return the examples of this replica, all of them."""
     context = tf.distribute.get_replica_context()
     replicas = 1 if context is None else context.strategy.num_replicas_in_sync
     if replicas == 1 or _alone.get():

@@ -1,6 +1,6 @@
-"""Lp geometry per example: norms, projections, steepest directions, for Linf, L2 and L1.
+"""Lp geometry of each example: norms, projections and steepest directions for Linf, L2 and L1.
 
-Every function treats the first axis as the batch and all others as one vector.
+Every function treats the first axis as the batch and all other axes as one vector.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ DUAL = {"linf": "l1", "l2": "l2", "l1": "linf"}  # |<a, b>| <= ||a||_p ||b||_DUA
 
 
 def per_example(value: Any, x: tf.Tensor) -> tf.Tensor:
-    """Return a scalar or [B] vector in x's dtype, shaped to broadcast against x [B, ...]."""
+    """Return a scalar or a vector [B] in x's dtype, shaped to broadcast with x [B, ...]."""
     return rows(tf.cast(tf.convert_to_tensor(value), x.dtype), x)
 
 
 def rows(value: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-    """Return a [B] vector of any dtype as [B, 1, ..., 1], and a scalar unchanged."""
+    """Return a vector [B] of any dtype as [B, 1, ..., 1] of x's rank, and a scalar unchanged."""
     return tf.reshape(value, [-1] + [1] * (len(x.shape) - 1)) if value.shape.rank else value
 
 
@@ -30,7 +30,7 @@ def norm(delta: tf.Tensor, p: str) -> tf.Tensor:
         return tf.reduce_max(tf.abs(flat), axis=1)
     if p == "l1":
         return tf.reduce_sum(tf.abs(flat), axis=1)
-    # Scaled by the largest entry, as squares of small float32 gradients would underflow to zero.
+    # The entries are divided by the largest: squares of small float32 gradients would underflow.
     largest = tf.reduce_max(tf.abs(flat), axis=1, keepdims=True)
     scaled = tf.math.divide_no_nan(flat, largest)
     return largest[:, 0] * tf.sqrt(tf.reduce_sum(scaled * scaled, axis=1))
@@ -62,14 +62,15 @@ def project_l1(delta: tf.Tensor, eps: Any, room: tf.Tensor) -> tf.Tensor:
         Perturbations of the same shape.
     """
     flat = [tf.shape(delta)[0], -1]
-    size, room = tf.reshape(tf.abs(delta), flat), tf.reshape(room, flat)
+    size = tf.reshape(tf.abs(delta), flat)
+    room = tf.reshape(room, flat)
     radius = tf.broadcast_to(per_example(eps, size), [tf.shape(size)[0], 1])
 
     def shrunk(t: tf.Tensor) -> tf.Tensor:
         return tf.clip_by_value(size - t, 0.0, room)
 
     # The L1 norm of shrunk(t) is piecewise linear in t. Newton's steps find the right piece without
-    # sorting; where a step would leave the bracket (low, high), the bracket is halved instead.
+    # sorting. Where a step would leave the bracket (low, high), the bracket is halved instead.
     def body(i: tf.Tensor, t: tf.Tensor, low: tf.Tensor, high: tf.Tensor, _: tf.Tensor) -> Any:
         excess = tf.reduce_sum(shrunk(t), axis=1, keepdims=True) - radius
         moving = tf.cast((size > t) & (size - t <= room), size.dtype)
@@ -97,17 +98,17 @@ def steepest(gradient: tf.Tensor, p: str) -> tf.Tensor:
 
     It is zero where the gradient is zero or NaN.
     """
+    if p == "l1":
+        return _largest(gradient)
     if p == "linf":
         direction = tf.sign(gradient)
-    elif p == "l1":
-        return _largest(gradient)
     else:
         direction = tf.math.divide_no_nan(gradient, per_example(norm(gradient, p), gradient))
     return tf.where(tf.math.is_nan(direction), tf.zeros_like(direction), direction)
 
 
 def _largest(gradient: tf.Tensor) -> tf.Tensor:
-    """Return the sign of each example's entry of largest absolute value, and 0 for the others."""
+    """Return the sign of the entry of largest absolute value of each example, and 0 elsewhere."""
     flat = tf.reshape(gradient, [tf.shape(gradient)[0], -1])
     flat = tf.where(tf.math.is_nan(flat), tf.zeros_like(flat), flat)
     largest = tf.one_hot(tf.argmax(tf.abs(flat), axis=1), tf.shape(flat)[1], dtype=flat.dtype)

@@ -1,4 +1,4 @@
-"""Detection of catastrophic overfitting in the logs of a training (Wong et al., 2020)."""
+"""The detection of catastrophic overfitting (Wong et al., 2020) in the logs of a training."""
 
 from __future__ import annotations
 
@@ -11,27 +11,29 @@ class Overfitting:
     """A detector of catastrophic overfitting, epoch by epoch.
 
     The gap is FGSM accuracy minus multi-step robust accuracy on validation data. A network that
-    has learnt to fool one-step attacks keeps the first, loses the second, and does not recover
-    within an epoch. So an epoch is low if robust accuracy is more than `drop` below its best and
-    the gap has widened by more than `drop` since then; two low epochs in a row are overfitting. One
-    alone may be the noise of few validation examples or of a high learning rate. Epochs in which
-    eps still grows do not count, as accuracies waver there.
+    has learnt to fool one-step attacks keeps its FGSM accuracy, loses its robust accuracy, and does
+    not recover within an epoch. So an epoch is low if robust accuracy is more than `drop` below its
+    best and the gap has widened by more than `drop` since then; two low epochs in a row are
+    overfitting. A single one may be the noise of few validation examples or of a high learning
+    rate. Epochs in which eps still grows do not count, because accuracies waver there.
 
     Attributes:
-        best, gap_at_best: the highest robust accuracy so far, and the gap there.
-        fallen: whether the last epoch was low.
+        best: The highest robust accuracy so far.
+        gap_at_best: The gap in that epoch.
+        last_eps: The eps of the last epoch.
+        fallen: Whether the last epoch was low.
     """
 
     def __init__(self, drop: float = 0.10):
-        super().__init__()  # it is one of the bases of a callback
+        super().__init__()  # this class is one of the bases of a callback
         self.drop = drop
         self.best, self.gap_at_best, self.last_eps = 0.0, 0.0, 0.0
         self.fallen = False
 
     def shown_by(self, epoch: Mapping[str, float]) -> bool:
-        """Return whether the next epoch shows overfitting, by its logs.
+        """Take in the logs of the next epoch, and return whether it shows overfitting.
 
-        An epoch without validation does not.
+        An epoch without validation shows none.
         """
         if ROBUST not in epoch or ONE_STEP not in epoch:
             return False
@@ -47,5 +49,5 @@ class Overfitting:
 
 def overfitted(history: Iterable[Mapping[str, float]]) -> list[int]:
     """Return the epochs of a history that show catastrophic overfitting."""
-    sign = Overfitting()
-    return [int(row["epoch"]) for row in history if sign.shown_by(row)]
+    detector = Overfitting()
+    return [int(row["epoch"]) for row in history if detector.shown_by(row)]

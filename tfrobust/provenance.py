@@ -18,9 +18,9 @@ from tfrobust import __version__
 
 
 def versions() -> dict[str, str]:
-    """Return the versions that a result may depend on, package -> version."""
-    modules = {"tensorflow": tf, "keras": keras, "numpy": np}
-    others = {name: module.__version__ for name, module in modules.items()}
+    """Return the version of each package that a result may depend on."""
+    packages = {"tensorflow": tf, "keras": keras, "numpy": np}
+    others = {name: package.__version__ for name, package in packages.items()}
     return {"tfrobust": __version__, **others, "python": platform.python_version()}
 
 
@@ -28,7 +28,7 @@ def versions() -> dict[str, str]:
 def commit() -> str | None:
     """Return the git commit of the code; None outside a checkout.
 
-    It ends in "-dirty" if files differ from the commit. It is read once, when a run starts.
+    It ends in "-dirty" if files differ from the commit. Git is asked once in a process.
     """
     root = Path(__file__).resolve().parents[1]
     if not (root / ".git").exists():
@@ -47,8 +47,11 @@ def commit() -> str | None:
 
 
 def circumstances() -> dict[str, Any]:
-    """Return the circumstances of a measurement made now: version, commit, device, threads, time
-    (UTC), and the settings of Keras that differ from its defaults."""
+    """Return the circumstances of a measurement made now.
+
+    They are the version, commit, device, threads, time (UTC) and the settings of Keras that differ
+    from its defaults.
+    """
     settings = {
         "floatx": (keras.config.floatx(), "float32"),
         "image_data_format": (keras.config.image_data_format(), "channels_last"),
@@ -66,7 +69,7 @@ def circumstances() -> dict[str, Any]:
 
 @functools.cache
 def device() -> str:
-    """Return the name of the CPU, or of the GPU with the number of them."""
+    """Return the name of the GPU, after their number if there are several, or of the CPU."""
     gpus = tf.config.list_physical_devices("GPU")
     if not gpus:
         return f"CPU {platform.machine()}"

@@ -12,19 +12,20 @@ from typing import Annotated, Any
 import numpy as np
 import pydantic
 
-from tfrobust.errors import UserError, nearest_path
+from tfrobust.errors import UserError, nearest_path, one_line
 from tfrobust.io import UNREADABLE, write_atomically, write_text
 
-# Raised whenever rows of before must not stand beside new ones, such as when the noise of the
-# attacks changes. 0 is a file without a version.
+# The version of the files. It is raised when old rows must not stand beside new ones, as after a
+# change of the attacks' noise. A file without a version has version 0.
 SCHEMA = 1
+DIGEST = "digest"  # the name of an array in flags.npz
 
 Share = Annotated[float, pydantic.Field(ge=0, le=1)]
 Count = Annotated[int, pydantic.Field(ge=0)]
 
 
 class Part(pydantic.BaseModel):
-    """A part of eval.json; keys that it does not name are kept as they are."""
+    """A part of eval.json. Keys beside its fields are kept as they are."""
 
     model_config = pydantic.ConfigDict(extra="allow", strict=True, protected_namespaces=())
 
@@ -33,18 +34,18 @@ class Provenance(Part):
     """The circumstances in which a number was measured.
 
     Attributes:
-        version: the version of tfrobust.
-        commit: its commit, if known.
-        seed: the seed.
-        device: the device.
-        precision: the precision of the network.
-        threads: CPU threads for one operation.
-        examples: the number of images.
-        when: the end of the measurement, UTC.
-        tf32: whether attacks searched in TensorFloat-32; verdicts are never computed in it.
-        xla: whether XLA compiled the attacks.
-        replicas: the number of devices.
-        keras: settings of Keras that differ from its defaults.
+        version: The version of tfrobust.
+        commit: The commit of tfrobust, if it is known.
+        seed: The seed of the noise.
+        device: The name of the device.
+        precision: The precision of the network.
+        threads: The number of CPU threads for one operation.
+        examples: The number of images.
+        when: The time when the measurement ended, UTC.
+        tf32: Whether attacks searched in TensorFloat-32. Verdicts are never computed in it.
+        xla: Whether XLA compiled the attacks.
+        replicas: The number of devices.
+        keras: The settings of Keras that differ from its defaults.
     """
 
     version: str
@@ -65,18 +66,18 @@ class AttackRow(Part):
     """The result of an attack or of a suite.
 
     Attributes:
-        name: the name of the attack or suite.
-        examples: it saw this many of the first images.
-        robust_accuracy: the share of them that are still right.
-        seconds: its duration.
-        attacked: the number of images that it ran on.
-        queries: its forward passes over all images.
-        gradients: its backward passes over all images.
-        config: its settings.
-        suite: the suite that it belongs to.
-        norm: the norm of the threat it ran under, where there are several.
-        files: digests of the files that it read.
-        provenance: the circumstances.
+        name: The name of the attack or suite.
+        examples: The number n of images: the attack was given the first n.
+        robust_accuracy: The share of the n images that are still classified correctly.
+        seconds: The duration of the attack.
+        attacked: The number of images that were attacked, as some were misclassified before.
+        queries: The number of forward passes, summed over the images.
+        gradients: The number of backward passes, summed over the images.
+        config: The settings of the attack.
+        suite: The suite that the attack belongs to.
+        norm: The norm of the threat, if there are several threats.
+        files: The digests of the files that the attack read.
+        provenance: The circumstances of the row.
     """
 
     name: str
@@ -94,7 +95,7 @@ class AttackRow(Part):
 
 
 class CheckRow(Part):
-    """A check for a false sense of security. value: None if it was not measured."""
+    """A check for a false sense of security. Its value is None if it was not measured."""
 
     name: str
     text: str
@@ -111,7 +112,7 @@ class ThreatRow(Part):
 
 
 class NormRow(Part):
-    """The robust accuracy under all attacks of one norm, of an evaluation with several."""
+    """The robust accuracy under all attacks of one norm, in an evaluation with several norms."""
 
     norm: str
     robust_accuracy: Share
@@ -126,8 +127,10 @@ class DataRow(Part):
 
 
 class NetworkRow(Part):
-    """The fingerprint of a network: its logits at the first images, and a digest of its weights or
-    files if it has any."""
+    """The fingerprint of a network.
+
+    It holds the logits at the first images and, if there are any, a digest of weights or files.
+    """
 
     logits: list[list[float]]
     sha256: str | None = None
@@ -143,7 +146,7 @@ class CurveRow(Part):
 
     @property
     def point(self) -> dict[str, float]:
-        """The lambda and, if the network has one, the width."""
+        """The lambda and, for a network with widths, the width."""
         return self.model_dump(by_alias=True, include={"strength", "width"}, exclude_none=True)
 
 
@@ -156,7 +159,7 @@ class EpsRow(Part):
 
 
 class SubsetRow(Part):
-    """Robust accuracy on the first `examples` images, under all attacks that saw these."""
+    """Robust accuracy on the first `examples` images, under all attacks that saw them."""
 
     examples: pydantic.PositiveInt
     robust_accuracy: Share
@@ -166,21 +169,21 @@ class Record(Part):
     """The content of eval.json.
 
     Attributes:
-        examples: the number of images, over which clean_accuracy is taken.
-        robust_accuracy: the headline, over `worst_case_examples` images, under all attacks that saw
-            that many. With several threats it is that of their union: an image counts if it is
-            right under every norm.
-        norms: the robust accuracy under each norm, if there are several threats.
-        subsets: the robust accuracy on the first n images under all attacks that saw them, for each
+        examples: The number of images, and the base of clean_accuracy.
+        robust_accuracy: The headline: the accuracy on the first `worst_case_examples` images under
+            all attacks that saw that many. Several threats count as their union: an image must be
+            classified correctly under every norm.
+        norms: The robust accuracy under each norm, if there are several threats.
+        subsets: The robust accuracy on the first n images under all attacks that saw them, for each
             smaller n.
-        rounded_robust_accuracy: the headline with the saved images rounded to 1/255.
-        craft_precision: the precision in which the attacks searched; the network itself decided
-            whether they succeeded.
-        attacks: one row for each attack and suite.
-        pending: the names of attacks that have not run yet.
-        provenance: the circumstances of the clean accuracy, as are `versions` and `commit`.
-        closing: the circumstances of the checks and curves.
-        training_commit: the commit of the code that trained the network.
+        rounded_robust_accuracy: The headline with the saved images rounded to 1/255.
+        craft_precision: The precision in which the attacks searched. Whether they succeeded was
+            decided by the network itself.
+        attacks: One row for each attack and suite.
+        pending: The names of the attacks that are still to be made.
+        provenance: The circumstances of the clean accuracy. So are `versions` and `commit`.
+        closing: The circumstances of the checks and curves.
+        training_commit: The commit of the code that trained the network.
     """
 
     schema_version: int = 0
@@ -214,11 +217,11 @@ class Record(Part):
         """Return the record that the content of an eval.json holds.
 
         In files without a schema version the headline includes attacks that saw fewer images. It
-        becomes a row of `subsets`, and the new headline is taken from the attacks that saw the most
-        images if their rows determine it.
+        becomes a row of `subsets`. The new headline is that of the attacks that saw the most
+        images, if their rows determine it.
 
         Raises:
-            ValueError: In one line, if the content is not that of an eval.json.
+            ValueError: The content is not that of an eval.json. The message is one line.
         """
         try:
             record = cls.model_validate(content)
@@ -228,11 +231,11 @@ class Record(Part):
             raise ValueError(f"{where}: {first['input']!r}: {first['msg']}") from None
         if record.robust_accuracy is not None and record.worst_case_examples is None:
             raise ValueError("worst_case_examples: expected beside robust_accuracy")
-        return record if record.schema_version else _without_fewer(record)
+        return record if record.schema_version else _with_new_headline(record)
 
     @classmethod
     def load(cls, folder: Path) -> Record:
-        """Return the record in a folder. Raises UserError, in one line that names the file."""
+        """Return the record in a folder. Raises a UserError that names the file."""
         path = Path(folder) / "eval.json"
         try:
             return cls.parse(json.loads(path.read_text(encoding="utf-8")))
@@ -243,7 +246,7 @@ class Record(Part):
                 f"evaluate(..., folder=...), received no such file{hint}"
             ) from None
         except (OSError, ValueError, RecursionError) as error:
-            line = " ".join(str(error).split()) or type(error).__name__
+            line = one_line(error, None)
             raise UserError(f"{path}: expected a readable file, received {line}") from None
 
     def save(self, folder: Path) -> None:
@@ -251,7 +254,7 @@ class Record(Part):
         write_text(Path(folder) / "eval.json", json.dumps(self.as_json(), indent=2) + "\n")
 
     def as_json(self) -> dict[str, Any]:
-        """Return the content of eval.json: the values that were set, by their names in the file."""
+        """Return the content of eval.json, which is the values that were set."""
         return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
     @property
@@ -270,8 +273,8 @@ class Record(Part):
         return {attack.suite for attack in self.attacks if attack.suite}
 
 
-def _without_fewer(record: Record) -> Record:
-    """Return the record with a headline over the attacks that saw the most images."""
+def _with_new_headline(record: Record) -> Record:
+    """Return a record without a version with the headline that `parse` describes."""
     if record.robust_accuracy is None or not record.attacks:
         return record
     most = max(attack.examples for attack in record.attacks)
@@ -279,8 +282,8 @@ def _without_fewer(record: Record) -> Record:
     if not fewer or fewer >= most:
         return record
     shares = [attack.robust_accuracy for attack in record.attacks if attack.examples == most]
-    # In a cascade the least share is what all attacks left. Of attacks that ran independently, the
-    # rows determine the worst case only if there is a single one.
+    # In a cascade the least share is what all attacks left. For independent attacks, the rows
+    # determine the worst case only if there is a single attack.
     nested = record.mode == "cascade" or len(shares) == 1
     return record.model_copy(
         update={
@@ -296,10 +299,11 @@ class Flags:
     """The content of flags.npz: the results of each image.
 
     Attributes:
-        index: int [N], the place of each image in the split.
-        label: int [N].
-        right: name -> bool [n], for "clean" and each attack: whether the first n images are right.
-        digest: uint64 [N], of each image with its label; None in files older than schema 1.
+        index: The position of each image in the split, int [N].
+        label: The label of each image, int [N].
+        right: Whether the first n images are classified correctly, bool [n], for "clean" and the
+            name of each attack.
+        digest: A digest of each image with its label, uint64 [N]; None in files before schema 1.
     """
 
     index: np.ndarray
@@ -309,16 +313,13 @@ class Flags:
 
     @classmethod
     def load(cls, folder: Path) -> Flags:
-        """Return the flags in a folder. Raises UserError, in one line that names the file."""
+        """Return the flags in a folder. Raises a UserError that names the file."""
         path = Path(folder) / "flags.npz"
         try:
             with np.load(path, allow_pickle=False) as file:
                 arrays = dict(file.items())
-            index, label, digest = (
-                arrays.pop("index"),
-                arrays.pop("label"),
-                arrays.pop(DIGEST, None),
-            )
+            index, label = arrays.pop("index"), arrays.pop("label")
+            digest = arrays.pop(DIGEST, None)
             for key, array in {"index": index, "clean": arrays["clean"], DIGEST: digest}.items():
                 if array is not None and array.shape != label.shape:
                     raise ValueError(f"{key} of shape {array.shape} for labels {label.shape}")
@@ -328,7 +329,7 @@ class Flags:
         except FileNotFoundError:
             raise UserError(f"{path}: expected flags, received no such file") from None
         except UNREADABLE as error:
-            line = " ".join(str(error).split()) or type(error).__name__
+            line = one_line(error, None)
             raise UserError(f"{path}: expected a readable file, received {line}") from None
         return cls(index, label, arrays, digest)
 
@@ -338,9 +339,6 @@ class Flags:
         if self.digest is not None:
             arrays[DIGEST] = self.digest
         write_atomically(Path(folder) / "flags.npz", lambda path: np.savez(path, **arrays))
-
-
-DIGEST = "digest"
 
 
 def digests(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -358,7 +356,7 @@ def digests(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 def same_images(first: np.ndarray | None, second: np.ndarray | None) -> bool:
     """Return whether two evaluations saw the same images in the same order, as far as both go.
 
-    first, second: their digests, uint64; the answer is False if one of them has none.
+    It is False if the digests of one of them, uint64 [N], are missing.
     """
     if first is None or second is None:
         return False
@@ -367,22 +365,24 @@ def same_images(first: np.ndarray | None, second: np.ndarray | None) -> bool:
 
 
 def headline(rights: Sequence[np.ndarray], clean: np.ndarray) -> np.ndarray:
-    """Return bool [n], whether each image is right under every attack that saw the most images, n.
+    """Return which images are right under every attack that saw the most images, n: bool [n].
 
-    rights: bool [n] of each attack. clean: bool [N], whether each clean image is right; also
-    the result if there are no attacks.
+    Args:
+        rights: For each attack, whether the images that it saw are right, bool [n].
+        clean: Whether each clean image is right, bool [N]. It is the result without attacks.
     """
     n = max((len(right) for right in rights), default=len(clean))
     return np.logical_and.reduce([clean[:n], *(right for right in rights if len(right) == n)])
 
 
 def subsets(rights: Sequence[np.ndarray], clean: np.ndarray) -> dict[int, np.ndarray]:
-    """Return the worst case on the first n images, n -> bool [n], largest n first.
+    """Return the worst case on the first n images, {n: bool [n]}, with the largest n first.
 
     It is taken over all attacks that saw at least n images. There is an entry for each n that some
-    attack saw and that is below the largest.
+    attack saw, except the largest.
 
-    rights, clean: as in `headline`.
+    Args:
+        rights, clean: As for `headline`.
     """
     sizes = sorted({len(right) for right in rights}, reverse=True)[1:]
     return {

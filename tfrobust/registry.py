@@ -1,7 +1,7 @@
-"""Objects from names and mappings: the constructor's signature is the schema.
+"""Objects from names and mappings, for which the constructor's signature is the schema.
 
 `resolve({"PGD": PGD}, {"name": "PGD", "steps": 10}, "attack")` checks names and types against the
-constructor and returns a `functools.partial`; every error is one line that says where, what was
+constructor and returns a `functools.partial`. Every error is one line with the place, what was
 expected, what came, and the nearest valid name.
 """
 
@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import pydantic
 
-from tfrobust.errors import FRACTION, UserError, choose, exhausted, number, require
+from tfrobust.errors import FRACTION, UserError, choose, exhausted, number, one_line, require
 
 T = TypeVar("T")
 STRICT = pydantic.ConfigDict(arbitrary_types_allowed=True, strict=True, allow_inf_nan=False)
@@ -26,7 +26,7 @@ def by_file(kind: type[T], names: Mapping[str, Any]) -> dict[str, type[T]]:
     """Return the registry of a package: its classes of a kind, each under the name of its file.
 
     Args:
-        kind: The base class of the classes; it is not in the registry itself.
+        kind: The base class of the classes, which is not in the registry itself.
         names: The names that the package imports, such as `globals()`.
     """
     classes = [name for name in names.values() if inspect.isclass(name) and issubclass(name, kind)]
@@ -34,7 +34,7 @@ def by_file(kind: type[T], names: Mapping[str, Any]) -> dict[str, type[T]]:
 
 
 def parameters(constructor: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """Return the keyword parameters of a constructor, name -> parameter.
+    """Return the keyword parameters of a constructor by name.
 
     A class that takes **kwargs has the parameters of its base class too.
     """
@@ -67,8 +67,8 @@ def arguments(
         constructor: A class or a function.
         values: Parameter -> value.
         where: The place of the values in a config, for errors.
-        filled: Parameters that the caller fills in, so that `values` may not set them.
-        also: Further keys that are valid in this place, for the list of names in an error.
+        filled: Parameters that the caller sets, so that `values` may not.
+        also: Further keys that are valid in this place, for the error about an unknown key.
 
     Returns:
         Parameter -> converted value.
@@ -100,7 +100,7 @@ def resolve(
     Args:
         registry: Name -> constructor.
         spec: A name, or a mapping with "name" and keyword arguments.
-        where, filled, also: As of `arguments`.
+        where, filled, also: As for `arguments`.
     """
     spec = {"name": spec} if isinstance(spec, str) else spec
     require(isinstance(spec, Mapping), where, "a name or a mapping with 'name'", spec)
@@ -116,8 +116,8 @@ def build(
     where: str,
     also: Collection[str] = (),
 ) -> T:
-    """Build what a spec names: `resolve` and a call. Errors of the constructor name the place."""
-    return located(where, resolve(registry, spec, where, (), also))
+    """Build the object that a spec names. Errors of the constructor begin with the place."""
+    return located(where, resolve(registry, spec, where, also=also))
 
 
 def located(where: str, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
@@ -127,7 +127,7 @@ def located(where: str, function: Callable[..., T], *args: Any, **kwargs: Any) -
     except UserError as error:
         raise UserError(f"{where}.{error}") from error
     except ValueError as error:
-        raise UserError(f"{where}: {' '.join(str(error).split())[:300]}") from error
+        raise UserError(f"{where}: {one_line(error, 300)}") from error
     except Exception as error:
         if exhausted(error):
             raise UserError(f"{where}: expected sizes that fit into memory") from None
@@ -135,10 +135,10 @@ def located(where: str, function: Callable[..., T], *args: Any, **kwargs: Any) -
 
 
 def convert(where: str, value: Any, annotation: Any) -> Any:
-    """Return a value checked against a type annotation.
+    """Return a value that is checked against a type annotation.
 
-    A fraction such as "8/255" becomes a float and a list a tuple where the annotation asks for one;
-    nothing else is converted. Raises UserError for a value of another type.
+    A fraction such as "8/255" becomes a float, and a list a tuple, where the annotation asks for
+    one. Nothing else is converted. Raises UserError for a value of another type.
     """
     if annotation is inspect.Parameter.empty or annotation is Any:
         return value

@@ -16,7 +16,7 @@ def serializable(cls: type[T]) -> type[T]:
 
 
 class Configurable:
-    """A base for dataclasses that Keras can save, with their fields as the config."""
+    """A base for dataclasses that Keras can save; their fields are the config."""
 
     def get_config(self) -> dict[str, Any]:
         return {

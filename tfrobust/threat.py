@@ -1,4 +1,4 @@
-"""The threat model: the perturbed images that an adversary may choose from."""
+"""The threat model: the set of perturbed images from which an adversary chooses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tfrobust import noise, norms
 from tfrobust.errors import choose, number, require
 from tfrobust.serialization import Configurable, serializable
 
-L1_MARGIN = 1e-6  # of the radius: rounding adds up over the pixels
+L1_MARGIN = 1e-6  # share of the radius that is left free, as rounding adds up over the pixels
 
 
 @serializable
@@ -47,11 +47,11 @@ class Threat(Configurable):
         return dataclasses.replace(self, eps=eps)
 
     def project(self, x_adv: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-        """Move images into the threat set.
+        """Return the images moved into the threat set.
 
         For Linf and L2, x_adv is projected onto the ball, then onto the box. The second step only
         brings coordinates nearer to x, so the result lies in both. For L1, the result is the point
-        nearest to x_adv in the intersection of ball and box (Croce and Hein, 2021).
+        of the intersection of ball and box that is nearest to x_adv (Croce and Hein, 2021).
 
         Args:
             x_adv: The images to move, [B, ...].
@@ -64,8 +64,8 @@ class Threat(Configurable):
         if self.norm == "l1":
             room = tf.where(delta > 0, high - x, x - low)
             moved = norms.project_l1(delta, (1 - L1_MARGIN) * self.eps, room)
-            # Rounded towards x: a coordinate that is shorter by less than half the distance of two
-            # floats would round back, and many of them would leave the ball.
+            # The sums are rounded towards x. Rounded to the nearest float, some coordinates would
+            # grow again, and many of these together would leave the ball.
             near = tf.clip_by_value(x + moved, low, high)
             return tf.where(tf.abs(near - x) > tf.abs(moved), tf.math.nextafter(near, x), near)
         moved = norms.project(delta, self.eps, self.norm)
@@ -87,12 +87,12 @@ class Threat(Configurable):
 
 
 def threats_of(threat: Threat | Sequence[Threat], where: str = "threat") -> tuple[Threat, ...]:
-    """Return the threats of an argument that is one threat, or a list of several.
+    """Return the threats of an argument that is one threat or a list of several.
 
-    A list stands for their union: the adversary chooses the norm too.
+    A list stands for the union of its threats: the adversary chooses the norm too.
 
     Raises:
-        UserError: the list is empty, has something else, one norm twice, or different boxes.
+        UserError: The list is empty, or has something else, a norm twice, or different boxes.
     """
     threats = (threat,) if isinstance(threat, Threat) else threat
     expected = "a tfrobust.Threat or a list of them"

@@ -26,7 +26,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextlib.contextmanager
 def fixed_shapes() -> Iterator[None]:
-    """Keep all shapes fixed inside, as XLA needs them: no example leaves its batch."""
+    """Return a context in which shapes stay fixed, as XLA needs: no example leaves its batch."""
     token = _fixed.set(True)
     try:
         yield
@@ -35,7 +35,7 @@ def fixed_shapes() -> Iterator[None]:
 
 
 def has_fixed_shapes() -> bool:
-    """Return whether the code being traced has to keep all shapes fixed."""
+    """Return whether the code that is traced must keep all shapes fixed."""
     return _fixed.get()
 
 

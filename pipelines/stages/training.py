@@ -17,7 +17,7 @@ from pipelines.folder import Folder
 from pipelines.sections import Train
 from pipelines.spec import Spec
 from tfrobust.data import Extra, Split, batches, hold_out
-from tfrobust.distribution import gathered, strategy, worker
+from tfrobust.distribution import stack_workers, strategy, worker
 from tfrobust.errors import UserError, require
 from tfrobust.io import write_atomically
 from tfrobust.methods import RobustModel
@@ -63,7 +63,7 @@ def train(spec: Spec, folder: Folder, epochs: int | None = None) -> None:
     plan = spec.train
     assert plan is not None
     checkpoints, network = Checkpoints(folder.checkpoints), None
-    checkpoints.back_to(int(gathered(np.array(checkpoints.step)).min()))
+    checkpoints.back_to(int(stack_workers(np.array(checkpoints.step)).min()))
     data = splits(spec)
     with Interruption().caught() as interruption:
         while network is None:

@@ -105,7 +105,7 @@ def test_a_step_is_that_of_the_authors(name: str, draws: None) -> None:
         expected = dict(saved)
     model, batch = model_of(name)
     if name == "mma":  # their clean pass is before the attack
-        model.run(batch["image"], "train")
+        model.forward(batch["image"], "train")
     if name in GIVEN:
         made = {"adv": shared.adversaries(), "projection": shared.projections()}
         batch |= {k: tf.constant(v, tf.float32) for k, v in made.items()}

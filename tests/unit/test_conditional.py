@@ -141,12 +141,15 @@ def test_lambdas_are_drawn_as_the_paper_says() -> None:
 
 
 def test_no_attack_is_spent_on_lambda_0(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, sizes, run = conditional(), set(), Oat.run
+    model, sizes, forward = conditional(), set(), Oat.forward
     batch = batch_of(model, 9)
     monkeypatch.setattr(
         Oat,
-        "run",
-        lambda self, inputs, mode: (sizes.add(len(inputs["image"])), run(self, inputs, mode))[1],
+        "forward",
+        lambda self, inputs, mode: (
+            sizes.add(len(inputs["image"])),
+            forward(self, inputs, mode),
+        )[1],
     )
     result = model.perturb(batch)
     untouched = (result["adv"].numpy() == batch["image"].numpy()).all(axis=(1, 2, 3))

@@ -132,12 +132,12 @@ def test_a_term_of_weight_zero_takes_no_pass(
 ) -> None:
     model = method(network, threat=THREAT, **terms)
     assert set(model.perturb(BATCH)) == entries
-    run = Mock(side_effect=model.run)
+    forward = Mock(side_effect=model.forward)
     jacobian = Mock(side_effect=local_global.squared_jacobian)
-    monkeypatch.setattr(model, "run", run)
+    monkeypatch.setattr(model, "forward", forward)
     monkeypatch.setattr(local_global, "squared_jacobian", jacobian)
     reported = model.robust_loss(BATCH)
-    assert (run.call_count, jacobian.call_count) == (passes, bool(terms.get("alpha")))
+    assert (forward.call_count, jacobian.call_count) == (passes, bool(terms.get("alpha")))
     assert ("jacobian" in reported) == bool(terms.get("alpha"))
     assert ("kl" in reported) == bool(terms.get("beta"))
 

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfrobust.attacks import SavedImages, Transfer, registered_name
-from tfrobust.distribution import gathered
+from tfrobust.distribution import stack_workers
 from tfrobust.errors import choose, require
 from tfrobust.evaluation.attack_list import ListedAttack
 from tfrobust.evaluation.batching import batches
@@ -218,7 +218,7 @@ def _clean(
 ) -> Result:
     begun = time.perf_counter()
     # All workers take the first one's predictions, as another may round a tie differently.
-    right = gathered((predict(x) == y).astype(np.int32))[0].astype(bool)
+    right = stack_workers((predict(x) == y).astype(np.int32))[0].astype(bool)
     seconds = time.perf_counter() - begun
     provenance = Provenance(**circumstances(), **made_with, examples=len(x))
     return Result(

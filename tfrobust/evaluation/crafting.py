@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from tfrobust import losses, noise, tf32, xla
 from tfrobust.attacks import Attack, Outcome, SavedImages, Staged, registered_name
-from tfrobust.distribution import added, local_replicas, strategy, worker
+from tfrobust.distribution import local_replicas, strategy, sum_over_workers, worker
 from tfrobust.errors import UserError, require
 from tfrobust.evaluation.batching import batches, map_batches
 from tfrobust.gate import inference
@@ -193,10 +193,10 @@ def craft(
     bar.close()
     # One worker has the numbers of an image and the others have zeros, so their sum is the number.
     return Crafted(
-        added(crafted.images),
-        added(crafted.right.astype(np.int32)).astype(bool),
-        added(crafted.queries),
-        added(crafted.gradients),
+        sum_over_workers(crafted.images),
+        sum_over_workers(crafted.right.astype(np.int32)).astype(bool),
+        sum_over_workers(crafted.queries),
+        sum_over_workers(crafted.gradients),
         compiled_by_xla,
     )
 

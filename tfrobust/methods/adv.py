@@ -17,8 +17,8 @@ class Adv(LocalGlobal):
 
     With `FGSM()`, the default, this is the one-step training of Wong et al. (2020,
     arXiv:2001.03994); with `PGD(steps)` it is that of Madry et al. (2018, arXiv:1706.06083). With
-    w > 0 it trains for one fixed trade-off, with which once-for-all training is compared (its
-    lambda is 1 - w).
+    w > 0 it trains for one fixed trade-off, the baseline of once-for-all training, whose lambda is
+    1 - w.
     """
 
     adversarial_centre = True

@@ -19,10 +19,10 @@ from tfrobust.serialization import serializable
 class Alp(RobustModel):
     """(CE(f(x), y) + CE(f(x'), y)) / 2 + weight * mean_c (f_c(x) - f_c(x'))^2.
 
-    As in the authors' code, all x and x' are one batch, of which BatchNorm takes the statistics.
-    With `least_likely` the attack targets the class with the lowest logit at x, also as there.
-    Engstrom et al. (2018, arXiv:1807.10272) broke the paper's claim of robustness, so the method
-    serves as a baseline.
+    As in the authors' code, x and x' are in one batch, of which BatchNorm takes the statistics, and
+    with `least_likely` the attack targets the class with the lowest logit at x. Engstrom et al.
+    (2018, arXiv:1807.10272) broke the paper's claim of robustness, so the method serves as a
+    baseline.
     """
 
     default_attack = PGD(steps=10)
@@ -57,16 +57,16 @@ class Alp(RobustModel):
 
     def robust_loss(self, batch: Batch) -> Batch:
         label, x = batch["label"], batch["image"]
-        # Images beside their adversaries, so that replicas take the same rows of Dropout's noise.
+        # Each image precedes its adversary, so that replicas take the same rows of Dropout's noise.
         both = tf.stack([x, batch["adv"]], axis=1)
         both = tf.reshape(both, tf.concat([[-1], tf.shape(x)[1:]], axis=0))
         logits = self.logits_fn(batch, "train")(tf.ensure_shape(both, [None, *x.shape[1:]]))
         clean, adversarial = logits[::2], logits[1::2]
         truth = self.truth(batch)
-        sum_of_two = losses.cross_entropy(clean, truth) + losses.cross_entropy(adversarial, truth)
+        total = losses.cross_entropy(clean, truth) + losses.cross_entropy(adversarial, truth)
         pairing = tf.reduce_mean(tf.square(clean - adversarial), axis=-1)
         return {
-            "loss": 0.5 * sum_of_two + self.scale * self.weight * pairing,
+            "loss": 0.5 * total + self.scale * self.weight * pairing,
             "accuracy": losses.correct(clean, label),
             "robust_accuracy": losses.correct(adversarial, label),
         }

@@ -12,9 +12,9 @@ from tfrobust.serialization import serializable
 
 @serializable
 class Atlas(LocalGlobal):
-    """CE(f(x'), y) + alpha * ||J(x')||_F^2 + beta * KL(p(x') || p(x)): eq. 14 of the ATLAS paper.
+    """CE(f(x'), y) + alpha * ||J(x')||_F^2 + beta * KL(p(x') || p(x)), eq. 14 of the ATLAS paper.
 
-    alpha=0 is ATLAS-g (eq. 21), beta=0 is ATLAS-l (eq. 20).
+    With alpha = 0 it is ATLAS-g (eq. 21), with beta = 0 ATLAS-l (eq. 20).
     """
 
     adversarial_centre = True

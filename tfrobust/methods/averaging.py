@@ -1,4 +1,4 @@
-"""Averages of the weights over training, which are validated and kept instead of the weights."""
+"""Averages of the weights over training, which are validated and saved instead of the weights."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Averaging(Configurable):
     Args:
         start_epoch: The epoch, counted from 0, with which averaging starts. Until then a is w.
         statistics: BatchNorm's means and variances beside a. "current" takes those of the network,
-            "averaged" averages them as the weights, and "recomputed" takes at the end of each epoch
-            those of the training images (`tfrobust.training.RecomputedStatistics`).
+            "averaged" averages them like the weights, and "recomputed" takes those of the training
+            images at the end of each epoch (`tfrobust.training.RecomputedStatistics`).
     """
 
     start_epoch: int = 0
@@ -45,7 +45,7 @@ class Averaging(Configurable):
         return self.start_epoch > 0
 
     def keep(self, step: tf.Tensor, steps_per_epoch: int) -> tf.Tensor:
-        """Return `keep` after the batch number `step`, counted from 0; float32 in [0, 1]."""
+        """Return `keep` after batch `step`, counted from 0: float32 in [0, 1]."""
         raise NotImplementedError
 
 
@@ -54,13 +54,14 @@ class Averaging(Configurable):
 class Ema(Averaging):
     """An exponential average: keep is min(decay, (1 + t) / (10 + t)) after t batches.
 
-    With its defaults this is the average in the code of Rebuffi et al. (2021, arXiv:2103.01946) and
-    Wang et al. (2023, arXiv:2302.04638), who start it after 0 and 2.5 % of the epochs. The FastAT
-    Benchmark (arXiv:2604.22853) has decay 0.9995, no warm-up and averaged statistics.
+    With its defaults this is the average in the code of Rebuffi et al. (2021, arXiv:2103.01946),
+    who start it at once, and of Wang et al. (2023, arXiv:2302.04638), who start it after 2.5 % of
+    the epochs. The FastAT Benchmark (arXiv:2604.22853) has decay 0.9995, no warm-up and averaged
+    statistics.
 
     Args:
         decay: The greatest `keep`.
-        warm_up: Whether the average is short at first; otherwise `keep` is `decay` from the start.
+        warm_up: Whether `keep` grows to `decay`; otherwise it is `decay` from the start.
         start_epoch: The epoch, counted from 0, with which averaging starts.
         statistics: BatchNorm's: current, averaged or recomputed.
     """
@@ -84,8 +85,8 @@ class Ema(Averaging):
 class Swa(Averaging):
     """Stochastic weight averaging: the mean of the weights at the ends of epochs.
 
-    Izmailov et al., 2018, arXiv:1803.05407; against robust overfitting by Chen et al., 2021 (ICLR).
-    The first weights are those at the end of `start_epoch`.
+    Izmailov et al. (2018, arXiv:1803.05407) proposed it; Chen et al. (2021, ICLR) use it against
+    robust overfitting. The first weights are those at the end of `start_epoch`.
 
     Args:
         start_epoch: The epoch, counted from 0, whose end gives the first weights.
@@ -116,7 +117,7 @@ class AveragedModel(GatedModel):
         raise NotImplementedError
 
     def start_averages(self) -> None:
-        """Make the variables of the averages, which begin at the network's weights."""
+        """Create the variables of the averages, which begin at the network's weights."""
         self.averages = [
             self.add_weight(
                 shape=weight.shape,
@@ -131,7 +132,7 @@ class AveragedModel(GatedModel):
             setattr(self, f"average_{k}", average)
 
     def move_averages(self) -> None:
-        """Take the weights after a training batch into the averages."""
+        """Move the averages towards the weights, after a training batch."""
         if self.averaging is None:
             return
         keep = self.averaging.keep(tf.convert_to_tensor(self.step), self.steps_per_epoch or 1)
@@ -142,14 +143,17 @@ class AveragedModel(GatedModel):
     def recompute_statistics(self, batches: Iterable[Batch]) -> None:
         """Set the averages of BatchNorm's statistics to their means over the images of batches.
 
-        The network has the averaged weights meanwhile; its other inputs, if any, have their
-        defaults.
+        The network has the averaged weights in these passes. Its inputs other than the image, if
+        there are any, have their defaults.
         """
-        averages = {id(w): a for w, a in zip(self._averaged, self.averages, strict=True)}
         moving = self._moving
+        if not moving:
+            return
+        averages = {id(w): a for w, a in zip(self._averaged, self.averages, strict=True)}
         before = [averages[id(statistic)].numpy() for statistic, _ in moving]
-        sums, count = [np.zeros_like(value) for value in before], 0
-        for batch in batches if moving else ():
+        sums = [np.zeros_like(value) for value in before]
+        count = 0
+        for batch in batches:
             for total, value in zip(sums, self._statistics_after(batch["image"]), strict=True):
                 total += value.numpy()
             count += 1
@@ -173,12 +177,12 @@ class AveragedModel(GatedModel):
 
     @functools.cached_property
     def _statistics_after(self) -> Callable[[tf.Tensor], list[tf.Tensor]]:
-        """A function from images to the statistics after their pass, traced once for all epochs."""
+        """The function from images to the statistics after a pass, traced once for all epochs."""
 
         @tf.function
         def after(images: tf.Tensor) -> list[tf.Tensor]:
             with self._as_evaluated() as scope:
-                self.run(self.inputs({}, images), "train")
+                self.forward(self.inputs({}, images), "train")
                 return [scope.get_current_value(statistic) for statistic, _ in self._moving]
 
         return after

@@ -15,8 +15,8 @@ from tfrobust.registry import located, parameters, resolve
 from tfrobust.serialization import serializable
 from tfrobust.threat import Threat
 
-# What the method of the loss asks for, so AWP asks for it too.
-COPIED = (
+# Attributes that AWP takes from the other method.
+TAKEN_OVER = (
     "reports",
     "requires",
     "needs",
@@ -30,19 +30,19 @@ COPIED = (
 
 @serializable
 class Awp(RobustModel):
-    """Another method's loss, at weights that were first moved to make it worse.
+    """Another method's loss, at weights that were first moved to raise it.
 
     Each kernel w (a weight of more than one axis that is no scale or offset) moves by
-    gamma * ||w|| * g / ||g||, where g is the gradient of the loss on the same adversaries. The step
-    is then taken from the weights as they were before. BatchNorm's averages move at the moved
-    weights, in the passes of the other method. (The authors pass x' before x for TRADES, and with
-    ADV they craft with craft="train" and pass x once more after the step.)
+    gamma * ||w|| * g / ||g||, where g is the gradient of the loss on the same adversaries. The
+    optimizer's step then starts from the weights before the move. BatchNorm's averages move at the
+    moved weights, in the passes of the other method. (The authors pass x' before x for TRADES, and
+    with ADV they craft with craft="train" and pass x once more after the step.)
 
     Args:
-        method: The other method: its name, a mapping of its `name` and its own arguments, or a
-            method object, built on the same network. Any but `free`, which has a training step of
-            its own. All arguments but `gamma` and `warmup_epochs` are passed on to it; with an
-            object they are taken from it instead, but not its state.
+        method: The other method: its name, a mapping of its `name` and arguments, or a method
+            object that is built on the same network. It can be any but `free`, which has a training
+            step of its own. All arguments but `gamma` and `warmup_epochs` are passed on to it; with
+            an object they are taken from it instead, but not its state.
         gamma: The relative length of the move. The authors take 0.01 for ADV and 0.005 for TRADES.
         warmup_epochs: The number of epochs in which the weights are not moved.
     """
@@ -67,7 +67,7 @@ class Awp(RobustModel):
         maker = resolve(_others(), method, "method", tuple(parameters(RobustModel)))
         inner = located("method", maker, network, **kwargs | {"averaging": None})
         self.method, self.gamma, self.warmup_epochs = method, gamma, warmup_epochs
-        for name in COPIED:
+        for name in TAKEN_OVER:
             setattr(self, name, getattr(inner, name))
         if inner.attack is None:
             self.default_attack = None
@@ -101,7 +101,7 @@ class Awp(RobustModel):
         return self.inner.scalars()
 
     def gradients(self, batch: Batch, penalised: bool = True) -> Any:
-        with self.substituted({}):  # the averages of BatchNorm move only in the second pass
+        with self.substituted({}):  # BatchNorm's averages move only in the second pass
             _, ascent, _ = super().gradients(batch, penalised=False)
         with self.substituted(self._moved(ascent)) as scope:
             result = super().gradients(batch, penalised)
@@ -110,7 +110,7 @@ class Awp(RobustModel):
         return result
 
     def _moved(self, gradients: list[tf.Tensor]) -> dict[int, tf.Tensor]:
-        """Return the moved kernels, by their place among the trainable weights."""
+        """Return the moved kernels, by their position among the trainable weights."""
         size = tf.constant(self.gamma)
         if self.warmup_epochs:
             size = tf.where(self.epoch < self.warmup_epochs, 0.0, size)
@@ -121,7 +121,7 @@ class Awp(RobustModel):
                 continue
             g = tf.distribute.get_replica_context().all_reduce("SUM", gradient)
             length = tf.norm(g)
-            # A gradient that overflows (float16) has no direction: the weight stays.
+            # A gradient that overflows (float16) has no direction, so the weight stays.
             unit = tf.where(tf.math.is_finite(length), tf.math.divide_no_nan(g, length), 0.0)
             moved[k] = weight.value + size * tf.norm(weight.value) * unit
         return moved
@@ -135,12 +135,12 @@ def _others() -> dict[str, type[RobustModel]]:
 
 
 def _settings(method: RobustModel) -> dict[str, Any]:
-    """Return the mapping of the name and the own arguments of a method object."""
+    """Return a method object's name and the arguments that only its class has, as a mapping."""
     names = [name for name, kind in _others().items() if kind is type(method)]
     expected = f"one of {', '.join(_others())}"
     require(names, "method", expected, type(method).__name__)
     settings: dict[str, Any] = {"name": names[0]}
     for name in sorted(parameters(type(method)).keys() - parameters(RobustModel).keys()):
         value = getattr(method, name)
-        settings[name] = list(value) if isinstance(value, list) else value  # not Keras's own kind
+        settings[name] = list(value) if isinstance(value, list) else value  # Keras tracks lists
     return settings

@@ -1,4 +1,4 @@
-"""RobustModel: one batch dict flows down a training step, and each hook adds entries to it."""
+"""RobustModel, in whose training step one batch dict goes from hook to hook and gains entries."""
 
 from __future__ import annotations
 
@@ -32,67 +32,66 @@ MODES = ("eval", "train", "frozen")
 
 
 class RobustModel(AveragedModel):
-    """A Keras model that trains a network against a threat; a method overrides some of five hooks.
+    """A Keras model that trains a network against a threat. A method overrides some of five hooks.
 
     `fit` and `evaluate` take (x, y), (x, y, sample_weight) or batches {"image", "label", "index"},
     which may have a "weight". Training minimises the mean of weight * loss over the batch, as Keras
     does. All values in the logs, the loss included, are weighted means: sum(weight * value) /
-    sum(weight). `class_weight` multiplies the weights of the examples, in training only.
+    sum(weight). In training, `class_weight` multiplies the weights of the examples.
 
     Args:
         network: A built Keras model, images [B, H, W, C] in [0, 1] -> logits [B, C]. It is what
             is evaluated and exported.
-        threat: The set from which adversarial images are drawn; or a list, one a norm.
-        norms: With a list, "sample" draws one threat for each batch in proportion to its robust
-            error so far (E-AT); "max" takes for each example the one of the greatest loss.
-        attack: Makes the adversarial images of training; None is the method's default.
+        threat: The set of adversarial images, or a list of sets with different norms.
+        norms: The use of a list: "sample" draws one threat for each batch, in proportion to its
+            robust error so far (E-AT); "max" takes for each example the threat of greatest loss.
+        attack: The attack in training; None for the method's default.
         validation_attack: The attack behind `val_robust_accuracy`, at the full eps.
-        warmup_steps: The steps at eps 0 with which training begins.
-        ramp_steps: The next steps, over which eps grows linearly; alpha and beta grow with it.
+        warmup_steps: The number of steps at eps 0 with which training begins.
+        ramp_steps: The number of steps after these, in which eps, alpha and beta grow linearly.
         craft: The network's mode while it is attacked in training: "eval" (moving averages),
             "frozen" (batch statistics; the averages do not move) or "train" (batch statistics; the
             averages move). Papers differ.
-        label_smoothing: With s, the cross entropies of the loss take 1 - s + s / C as the
-            probability of the label and s / C as that of each other class. Attacks and validation
-            do not.
-        l2: Adds l2 / 2 * ||w||^2 over the trainable weights to the loss. This is the coupled
-            weight decay of the papers, which is not Keras's `weight_decay`.
-        l2_on: The weights that l2 is for: "all" or "kernels", without biases and BatchNorm's.
+        label_smoothing: The s with which the cross entropies of the loss take 1 - s + s / C as the
+            probability of the label, and s / C as that of each other class. Attacks and validation
+            take labels as they are.
+        l2: The coefficient of l2 / 2 * ||w||^2, the coupled weight decay of the papers, which is
+            added to the loss. Keras's `weight_decay` is another one.
+        l2_on: The weights in this sum: "all" trainable weights, or "kernels", without the biases
+            and BatchNorm's weights.
         averaging: An average of the weights (`Ema`, `Swa`), with which the network is validated,
-            predicts, and is kept by `pipelines` (`evaluated_weights`).
-        seed: All noise is a function of (seed, step, purpose).
-        num_examples: The number of training examples; `index` is below it. Only methods that name
-            it in `needs` need it, and so for the next two.
+            predicts, and is saved by `pipelines` (`evaluated_weights`).
+        seed: The seed of the run. All noise is a function of (seed, step, purpose).
+        num_examples: The number of training examples, which bounds `index`. This and the next two
+            are required by methods that name them in `needs`.
         batch_size: The number of examples in a training batch.
         steps_per_epoch: The number of training batches in an epoch.
     """
 
     # The inputs of the network: the image, or a mapping of the image and others.
     network_inputs: Sequence[str] = ("image",)
-    # Entries of robust_loss's result that are averaged into the logs, where present. A subclass
-    # names its own; these are always added.
+    # Terms of robust_loss whose means are logged. Those of a subclass are added to these.
     reports: Sequence[str] = ("accuracy", "robust_accuracy", "jacobian", "kl")
     # Batch entries that the method needs beside image and label.
     requires: Sequence[str] = ()
-    # Batch entries for which the training pass computes gradients too: after_update finds that of
-    # NAME as d_NAME.
+    # Batch entries in which gradients are computed. after_update gets that in NAME as d_NAME.
     differentiate: Sequence[str] = ()
     # Which of num_examples, batch_size and steps_per_epoch the method needs.
     needs: Sequence[str] = ()
     # The number of optimizer steps that `update` takes on a batch.
     updates_per_batch = 1
-    # Whether the method keeps something that belongs to one norm.
+    # Whether the method has a state that belongs to one norm.
     one_threat = False
-    class_weight: np.ndarray | None = None  # float32 [classes], during a `fit` that has them
+    class_weight: np.ndarray | None = None  # float32 [classes], during a `fit` with class weights
     # The attack when none is passed; None for a method that takes no attack.
     default_attack: Attack | None = FGSM()
     attack_kind: type[Attack] = Attack
-    # The loss of an attack that names none; None where the method brings its own objective.
+    # The loss of an attack that names none; None if the method has an objective of its own.
     crafting_loss: str | None = "cross_entropy"
     # Whether the loss has a meaning for examples of two labels (`tfrobust.data.augment.Mixing`).
     mixed_labels = True
-    # Constructor arguments for a trial on a few images: those without a default, at least. Tests
-    # and tools build the method with them.
+    # Constructor arguments, at least those without a default, with which tests and tools build the
+    # method for a trial on a few images.
     example: Mapping[str, Any] = {}
 
     # ------------------------------------------------------------------------------- the hooks
@@ -110,7 +109,7 @@ class RobustModel(AveragedModel):
     def robust_loss(self, batch: Batch) -> Batch:
         """Return {"loss": [B]} and the terms [B] that `reports` names.
 
-        Must be a function of the batch and the weights alone.
+        It must be a function of the batch and the weights alone.
         """
         raise NotImplementedError
 
@@ -121,11 +120,11 @@ class RobustModel(AveragedModel):
         """
 
     def tables(self) -> dict[str, Table]:
-        """Return the tables with one number per training example, by the name of the number."""
+        """Return the tables that hold one number for each training example, by its name."""
         return {}
 
     def scalars(self) -> dict[str, Any]:
-        """Return the current values of what grows or changes in training, for the logs."""
+        """Return the current values of quantities that change in training, for the logs."""
         if len(self.threats) == 1:
             return {"eps": self.threat.eps * self.scale}
         return {f"eps_{each.norm}": each.eps * self.scale for each in self.threats}
@@ -153,19 +152,15 @@ class RobustModel(AveragedModel):
         name: str | None = None,
     ):
         super().__init__(name=name, dtype="float32")
-        require(
-            isinstance(network, keras.Model) and network.built,
-            "network",
-            "a built keras.Model (give it an Input, or call it once)",
-            network,
-        )
+        built = isinstance(network, keras.Model) and network.built
+        expected = "a built keras.Model (give it an Input, or call it once)"
+        require(built, "network", expected, network)
         self.signature = signature(network)
         inputs = self.signature.inputs
         expected = f"one of {' and '.join(self.network_inputs)} (model.lambdas makes one of both)"
         require(set(inputs) == set(self.network_inputs), "network", expected, " and ".join(inputs))
-        require(
-            network.trainable_variables, "network", "one with trainable weights", "a frozen one"
-        )
+        trainable = network.trainable_variables
+        require(trainable, "network", "one with trainable weights", "a frozen one")
         threats = threats_of(threat)
         for each in threats:
             check_threat(each)
@@ -174,16 +169,18 @@ class RobustModel(AveragedModel):
         require(one, "threat", f"one threat ({type(self).__name__} takes no list)", threat)
         averages = averaging is None or isinstance(averaging, Averaging)
         require(averages, "averaging", "a tfrobust.Ema or tfrobust.Swa", averaging)
-        facts = {
+        needs = {*self.needs}
+        if averaging and averaging.counts_epochs:
+            needs.add("steps_per_epoch")
+        counts = {
             "num_examples": num_examples,
             "batch_size": batch_size,
             "steps_per_epoch": steps_per_epoch,
         }
-        for fact, value in facts.items():
-            epochs = fact == "steps_per_epoch" and averaging and averaging.counts_epochs
-            if value is not None or fact in self.needs or epochs:
-                positive = value is not None and value >= 1
-                require(positive, fact, "int >= 1, of the training data", value)
+        for argument, count in counts.items():
+            if count is not None or argument in needs:
+                positive = count is not None and count >= 1
+                require(positive, argument, "int >= 1, of the training data", count)
         require_at_least(0, warmup_steps=warmup_steps, ramp_steps=ramp_steps)
         require(0 <= label_smoothing < 1, "label_smoothing", "a number in [0, 1)", label_smoothing)
         require(l2 >= 0, "l2", "a number >= 0", l2)
@@ -245,7 +242,7 @@ class RobustModel(AveragedModel):
         return tf.convert_to_tensor(self.step) // self.steps_per_epoch
 
     def seed_for(self, purpose: str) -> tf.Tensor:
-        """Return the seed, int32 [2], of this training step's noise for a purpose."""
+        """Return the seed of this step's noise for a purpose, int64 [2]."""
         return noise.seed_for(self.seed, tf.convert_to_tensor(self.step), purpose)
 
     def projections(self, batch: Batch, seed: tf.Tensor) -> tf.Tensor:
@@ -253,8 +250,10 @@ class RobustModel(AveragedModel):
         return noise.unit_vectors([tf.shape(batch["label"])[0], self.signature.classes], seed)
 
     def truth(self, batch: Batch) -> tf.Tensor:
-        """Return what the loss's cross entropies take: labels [B], or targets [B, C] of labels that
-        are smoothed or mixed."""
+        """Return the targets of the loss's cross entropies.
+
+        They are the labels [B], or probabilities [B, C] if labels are smoothed or mixed.
+        """
         mixed, label, classes = "other_label" in batch, batch["label"], self.signature.classes
         if not (mixed or self.label_smoothing):
             return label
@@ -267,7 +266,7 @@ class RobustModel(AveragedModel):
         return losses.smoothed(targets, self.label_smoothing)
 
     def adversary(self, batch: Batch) -> tf.Tensor:
-        """Return adversarial images [B, H, W, C] of the batch by `attack`, at this step's eps."""
+        """Return adversarial images [B, H, W, C] of the batch: those of `attack` at this eps."""
         assert self.attack is not None
         return self.attack(
             self.logits_fn(batch, self.craft),
@@ -279,19 +278,19 @@ class RobustModel(AveragedModel):
 
     # -------------------------------------------------------------- passes through the network
     @twice_differentiable()
-    def run(self, inputs: Any, mode: str) -> tf.Tensor:
+    def forward(self, inputs: Any, mode: str) -> tf.Tensor:
         """Return float32 logits [B, C] in the mode "eval", "train" or "frozen" (see `craft`)."""
         with self.substituted({}) if mode == "frozen" else contextlib.nullcontext():
             return tf.cast(forward(self.network, inputs, mode != "eval"), tf.float32)
 
     def logits_fn(self, batch: Batch, mode: str) -> Callable[[tf.Tensor], tf.Tensor]:
-        """Return x -> logits, as attacks take it, with the batch's other inputs bound."""
-        return lambda x: self.run(self.inputs(batch, x), mode)
+        """Return the function x -> logits for attacks, with the batch's other inputs bound."""
+        return lambda x: self.forward(self.inputs(batch, x), mode)
 
     def substituted(self, values: Mapping[int, tf.Tensor]) -> keras.StatelessScope:
         """Return a context in which trainable weight k of the network has the value values[k].
 
-        Assignments to the network's variables within it are dropped.
+        Assignments to the network's variables in the context are dropped.
         """
         weights = self.network.trainable_variables
         pairs = [(variable, variable.value) for variable in self.network.variables]
@@ -301,7 +300,7 @@ class RobustModel(AveragedModel):
     # ---------------------------------------------------------------------- one training batch
     def train_step(self, data: Any) -> dict[str, Any]:
         batch = weighed(self.as_batch(data, self.requires), self.class_weight)
-        # On replicas only the parts without communication are compiled (`computed`).
+        # On several replicas only the parts without communication are compiled (`computed`).
         update = self._updated if self.distributed else self.by_xla(self._updated)
         logs = update(batch) | self.scalars()
         with tf.control_dependencies([batch["image"]]):  # a refused batch does not count
@@ -314,10 +313,12 @@ class RobustModel(AveragedModel):
         return logs
 
     def update(self, batch: Batch) -> dict[str, Any]:
-        """Take one optimizer step on the batch; return the averages of what `reports` names."""
-        # Averages that move in an attack's loop are out of reach of what `computed` compiles.
-        craft, moves = self._perturbed, self.craft == "train"
-        batch = batch | (craft(batch) if moves else self.computed(craft, batch))
+        """Take one optimizer step on the batch, and return the means of the terms in `reports`."""
+        if self.craft == "train":  # `computed` cannot return averages that an attack's loop moved
+            entries = self._perturbed(batch)
+        else:
+            entries = self.computed(self._perturbed, batch)
+        batch = batch | entries
         terms, gradients, slopes = self.gradients(batch)
         self.optimizer.apply(gradients, self.network.trainable_variables)
         self.after_update(batch | terms | slopes)
@@ -348,7 +349,7 @@ class RobustModel(AveragedModel):
             penalised: Whether the penalties on the weights (the network's and `l2`) are added.
 
         Returns:
-            The terms; the gradients in the network's trainable weights, as a list; and those in the
+            The terms; the gradients in the network's trainable weights; and the gradients in the
             batch entries that `differentiate` names, as d_NAME.
         """
         return self.computed(self._gradients, batch, penalised)
@@ -372,8 +373,8 @@ class RobustModel(AveragedModel):
     def test_step(self, data: Any) -> dict[str, Any]:
         """Measure accuracy and robust accuracy, under `validation_attack` and under FGSM.
 
-        The Jacobian is estimated at FGSM's adversarial image: a jump of it, or of the gap between
-        the two robust accuracies, shows catastrophic overfitting.
+        The Jacobian is estimated at FGSM's adversarial image. A jump of the estimate, or of the gap
+        between the two robust accuracies, shows catastrophic overfitting.
         """
         batch = self.as_batch(data)
         terms = self.by_xla(self._validated)(batch)
@@ -388,7 +389,7 @@ class RobustModel(AveragedModel):
     def call(self, x: Any, training: bool = False) -> tf.Tensor:
         batch = x if isinstance(x, dict) else {"image": x}
         with contextlib.nullcontext() if training else self._as_evaluated():
-            return self.run(self.inputs(batch, batch["image"]), "train" if training else "eval")
+            return self.forward(self.inputs(batch, batch["image"]), "train" if training else "eval")
 
     def as_batch(self, data: Any, requires: Sequence[str] = ()) -> Batch:
         """Return data as a checked batch with the entries that `requires` names."""

@@ -1,4 +1,4 @@
-"""The batch of a training step, from any form of data that Keras takes."""
+"""The batch of a training step, made from any form of data that Keras takes."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ def as_batch(
     Args:
         data: A dict, (x, y) or (x, y, sample_weight), where x is an array or a dict. The "weight"
             of a dict and a sample_weight beside it are multiplied.
-        requires: The entries that must be there beside image and label.
+        requires: The entries that the batch must have beside image and label.
         method: The name of the method that requires them, for the error.
         classes: The number of classes; None for any.
         box: The range of the pixels.
         examples: The number of training examples, which the index must be below; None for any.
 
     Raises:
-        UserError: For a missing entry, an index out of range, images outside the box, or labels
-            that are no classes. In a compiled step the error is as that of
+        UserError: An entry is missing, an index is out of range, images are outside the box, or
+            labels are no classes. In a compiled step the error is like that of
             `tfrobust.gate.check_batch`.
     """
     x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
@@ -74,7 +74,7 @@ def without_strings(batch: Batch) -> Batch:
 
 
 def _index(index: Any, examples: int) -> tf.Tensor:
-    """Return the index, checked to be in [0, examples). Errors are as those of `_weight`."""
+    """Return the index, checked to be in [0, examples). Errors are like those of `_weight`."""
     index = tf.convert_to_tensor(index)
     fits = tf.reduce_all((index >= 0) & (index < examples))
     line = f"index: expected rows 0 to {examples - 1} (num_examples is {examples}), received"
@@ -83,10 +83,10 @@ def _index(index: Any, examples: int) -> tf.Tensor:
 
 
 def _weight(weight: Any) -> tf.Tensor:
-    """Return the weights as float32 [B]: [B, 1] would broadcast the losses to [B, B].
+    """Return the weights as float32 [B], because [B, 1] would broadcast the losses to [B, B].
 
-    Raises a UserError unless there is one number >= 0 per example. In a compiled step the error is
-    TensorFlow's, with the same line, before any weight of the network moves.
+    Raises a UserError unless there is one number >= 0 for each example. In a compiled step the
+    error is TensorFlow's, with the same line, before any weight of the network moves.
     """
     weight = tf.convert_to_tensor(weight)
     shape, kind = weight.shape, weight.dtype
@@ -134,11 +134,10 @@ def _class_weights(class_weight: Any, classes: int) -> np.ndarray:
     expected = f"a mapping of classes 0 to {classes - 1} to numbers >= 0, as {{0: 1.0, 1: 2.5}}"
     is_mapping = isinstance(class_weight, Mapping) and bool(class_weight)
     require(is_mapping, "class_weight", expected, class_weight)
-    for name, weight in class_weight.items():
-        is_class = isinstance(name, numbers.Integral) and 0 <= int(name) < classes
-        is_weight = isinstance(weight, numbers.Real) and 0 <= float(weight) < np.inf
-        require(is_class and is_weight, "class_weight", expected, {name: weight})
     weights = np.ones(classes, np.float32)
-    for name, weight in class_weight.items():
-        weights[name] = weight
+    for label, weight in class_weight.items():
+        is_class = isinstance(label, numbers.Integral) and 0 <= int(label) < classes
+        is_weight = isinstance(weight, numbers.Real) and 0 <= float(weight) < np.inf
+        require(is_class and is_weight, "class_weight", expected, {label: weight})
+        weights[label] = weight
     return weights

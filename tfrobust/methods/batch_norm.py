@@ -1,4 +1,4 @@
-"""BatchNorm's statistics of one pass: they move the averages again, or serve another pass."""
+"""The reuse of one pass's BatchNorm statistics, to move the averages again or for other passes."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def averages(network: keras.Model) -> list[tuple[keras.Variable, float]]:
 
 
 class RepeatablePass:
-    """Watch how the one pass in mode "train" in this context moves the averages of BatchNorm.
+    """A context that notes how its one pass in mode "train" moves the averages of BatchNorm.
 
         with RepeatablePass(network) as clean:
             logits = logits_fn(x)
         clean.repeat()
 
-    `repeat` moves them as a second pass on the same images would, at no cost.
+    `repeat` moves them as a second pass over the same images would, without its cost.
     """
 
     def __init__(self, network: keras.Model):
@@ -53,15 +53,15 @@ class RepeatablePass:
 
 
 class SharedStatistics:
-    """Keep the batch statistics of the one pass in mode "train" in this context, for other passes.
+    """A context that keeps the batch statistics of its one pass in mode "train" for other passes.
 
         with SharedStatistics(network) as statistics:
             logits = logits_fn(x)
         with statistics.used():
             others = averaged_fn(x_adv)  # in mode "eval"
 
-    Neither pass moves the averages of BatchNorm; `move_averages` does as the first would have.
-    Gradients flow through the statistics.
+    Neither pass moves the averages of BatchNorm. `move_averages` moves them as the first pass would
+    have done. Gradients flow through the statistics.
     """
 
     def __init__(self, network: keras.Model):

@@ -1,4 +1,4 @@
-"""The coupled weight decay of the papers."""
+"""The coupled weight decay of the papers, l2 / 2 * ||w||^2."""
 
 from __future__ import annotations
 

@@ -21,9 +21,10 @@ from tfrobust.serialization import serializable
 class Fat(Adv):
     """CE(f(x'), y), where the attack on x ends tau steps after the first misclassification.
 
-    `patience` holds tau for each phase of the training; `patience_epochs` holds the epochs, counted
-    from 0, in which the second and later phases begin. jitter * N(0, 1) is added in each step, as
-    in the authors' code. The attack ends early when it has ended on all examples of the batch.
+    `patience` is the tau of each phase of the training, and `patience_epochs` are the epochs,
+    counted from 0, in which the second and later phases begin. Each step adds jitter * N(0, 1), as
+    in the authors' code. The loop ends early when the attacks on all examples of the batch have
+    ended.
     """
 
     default_attack = PGD(steps=10)
@@ -69,17 +70,17 @@ class Fat(Adv):
             logits = logits_fn(images)
             return losses.cross_entropy(logits, label), ~losses.correct(logits, label)
 
-        def body(i: tf.Tensor, x_adv: tf.Tensor, left: tf.Tensor) -> Any:
+        def body(i: tf.Tensor, x_adv: tf.Tensor, steps_left: tf.Tensor) -> Any:
             _, wrong, gradient = differentiated(evaluate, x_adv)
-            left -= tf.cast(wrong, tf.int32)
+            steps_left -= tf.cast(wrong, tf.int32)
             moved = x_adv + step * threat.steepest(gradient)
             if self.jitter:
                 moved += self.jitter * noise.normal(tf.shape(x), noise.fold(seed, i + 1))
             moved = tf.ensure_shape(threat.project(moved, x), x.shape)
-            return i + 1, tf.where(rows(left >= 0, x), moved, x_adv), left
+            return i + 1, tf.where(rows(steps_left >= 0, x), moved, x_adv), steps_left
 
-        def goes_on(i: tf.Tensor, x_adv: tf.Tensor, left: tf.Tensor) -> tf.Tensor:
-            return (i < attack.schedule[0]) & tf.reduce_any(left >= 0)
+        def goes_on(i: tf.Tensor, x_adv: tf.Tensor, steps_left: tf.Tensor) -> tf.Tensor:
+            return (i < attack.schedule[0]) & tf.reduce_any(steps_left >= 0)
 
         start = attack.begin(x, threat, noise.fold(seed, 0))
         state = (tf.constant(0), start, tf.fill(tf.shape(label), self.patience_now))

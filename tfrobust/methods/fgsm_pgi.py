@@ -20,20 +20,20 @@ from tfrobust.serialization import serializable
 class FgsmPgi(RobustModel):
     """CE(f(x'), y) + weight * mean_c (f_c(x') - f_c(x + p))^2, FGSM-MEP of the paper.
 
-    p is the image's prior perturbation, kept from epoch to epoch. With g = grad CE at x + p,
+    p is the image's prior perturbation, carried from epoch to epoch. With g = grad CE at x + p,
 
         x' = project(x + p + eps * steepest(g)),
         m  <- decay * m + g / ||g||_1,
         p  <- project(x + p + eps * steepest(m)) - x.
 
-    Every `reset_epochs` epochs m is 0 and p a random vertex of the ball (Linf: a random sign for
-    each pixel, times eps). x + p is not clipped to the box, as p may come from another crop of the
-    image. By default g uses batch statistics (`craft`).
+    Every `reset_epochs` epochs m is set to 0 and p to a random vertex of the ball (Linf: a random
+    sign for each pixel, times eps). x + p is not clipped to the box, because p may come from
+    another crop of the image. By default g uses batch statistics (`craft`).
 
-    The authors' code (github.com/jiaxiaojunQAQ/FGSM-PGI) divides g by its norm over the batch; here
-    it is that of the image, which does not depend on the number of devices. Their label smoothing
-    gives the label 0.6 of the mass, `label_smoothing` 4/9 for ten classes; their g is the gradient
-    of the smoothed cross entropy, while here g is that of the plain one.
+    The authors' code (github.com/jiaxiaojunQAQ/FGSM-PGI) divides g by its norm over the batch. Here
+    it is divided by its norm over the image, which does not depend on the number of devices. Their
+    label smoothing gives the label a probability of 0.6, which is `label_smoothing` 4/9 for ten
+    classes. Their g is the gradient of the smoothed cross entropy, ours that of the plain one.
 
     Two tables of num_examples images in float32 hold p and m: 1.2 GB for CIFAR-10, as much again
     while they are written, and as much in each checkpoint.
@@ -72,9 +72,9 @@ class FgsmPgi(RobustModel):
         x, label, threat = batch["image"], batch["label"], self.threat_now
         logits_fn = self.logits_fn(batch, self.craft)
         signs = threat.steepest(noise.normal(tf.shape(x), self.seed_for("prior")))
-        afresh = self.epoch % self.reset_epochs == 0
-        prior = tf.where(afresh, threat.eps * signs, self.priors.read(batch["index"]))
-        momentum = tf.where(afresh, 0.0, self.momenta.read(batch["index"]))
+        is_reset = self.epoch % self.reset_epochs == 0
+        prior = tf.where(is_reset, threat.eps * signs, self.priors.read(batch["index"]))
+        momentum = tf.where(is_reset, 0.0, self.momenta.read(batch["index"]))
         gradient = input_gradient(lambda z: losses.cross_entropy(logits_fn(z), label), x + prior)
         length = per_example(norms.norm(gradient, "l1"), gradient)
         momentum = self.decay * momentum + tf.math.divide_no_nan(gradient, length)
@@ -91,11 +91,11 @@ class FgsmPgi(RobustModel):
 
     def robust_loss(self, batch: Batch) -> Batch:
         logits_fn, label = self.logits_fn(batch, "train"), batch["label"]
-        before, logits = logits_fn(batch["noisy"]), logits_fn(batch["adv"])
-        hard = losses.cross_entropy(logits, self.truth(batch))
-        pairing = tf.reduce_mean((logits - before) ** 2, axis=-1)
+        noisy_logits, logits = logits_fn(batch["noisy"]), logits_fn(batch["adv"])
+        pairing = tf.reduce_mean((logits - noisy_logits) ** 2, axis=-1)
+        cross_entropy = losses.cross_entropy(logits, self.truth(batch))
         return {
-            "loss": hard + self.scale * self.weight * pairing,
+            "loss": cross_entropy + self.scale * self.weight * pairing,
             "pairing": pairing,
             "robust_accuracy": losses.correct(logits, label),
         }

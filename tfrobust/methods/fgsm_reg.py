@@ -13,9 +13,10 @@ from tfrobust.serialization import serializable
 
 @serializable
 class FgsmReg(Adv):
-    """a * CE(f(x), y) + (1 - a) * CE(f(x'), y), x' one step of eps from x; a is `clean_weight`.
+    """a * CE(f(x), y) + (1 - a) * CE(f(x'), y), where x' is one step of eps from x.
 
-    Having no random start, it is prone to catastrophic overfitting (Wong et al., 2020).
+    a is `clean_weight`. Without a random start, the method is prone to catastrophic overfitting
+    (Wong et al., 2020).
     """
 
     default_attack = FGSM(start="none", step_scale=1.0)

@@ -19,13 +19,13 @@ from tfrobust.serialization import serializable
 class Free(Adv):
     """CE(f(x + delta), y), `replays` times on each batch.
 
-    One backward pass gives the gradients of the weights and of the image; the latter moves delta by
-    eps in its steepest direction. delta has a row for each place in a batch and is carried from
-    batch to batch. x + delta is kept in the box, delta in the ball. Each replay is a step of the
-    optimizer, so the papers divide their number of epochs by `replays`.
+    One backward pass gives the gradients in the weights and in the image, and delta moves by eps in
+    the steepest direction of the second. delta has a row for each place in a batch and is carried
+    from batch to batch. x + delta stays in the box, and delta in the ball. Each replay is a step of
+    the optimizer, so the papers divide their number of epochs by `replays`.
 
     Where x + delta leaves the box, delta moves by the gradient at the wall. In the authors' torch
-    code this gradient is 0, because it is that through the clipping.
+    code this gradient is 0, because it passes through the clipping.
     """
 
     default_attack = None
@@ -61,6 +61,6 @@ class Free(Adv):
         return logs
 
     def _places(self, batch: Batch) -> tf.Tensor:
-        """Return this replica's rows [B] of the global batch."""
+        """Return the rows of this replica in the global batch, [B]."""
         size, context = tf.shape(batch["label"])[0], tf.distribute.get_replica_context()
         return context.replica_id_in_sync_group * size + tf.range(size)

@@ -1,4 +1,4 @@
-"""GatedModel: compile, fit, evaluate, save and load as in Keras, with every input checked first."""
+"""GatedModel compiles, fits, evaluates, saves and loads as Keras does, and checks inputs first."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ class GatedModel(HookedModel):
     """The part of `RobustModel` that fits into Keras; `RobustModel` adds the step."""
 
     network: keras.Model
-    threat: Threat  # of several, the first, or while a batch is attacked the one at work
+    threat: Threat  # of several threats the first; while a batch is attacked, the current one
     several_threats: Sequence[Threat]  # empty for one
     signature: Signature
     network_inputs: Sequence[str]
-    # Whether the number of examples that a replica computes with differs from step to step.
+    # Whether the number of examples that a replica computes varies from step to step.
     sizes_vary = False
     compiled_parts: dict[str, Callable[..., Any]]  # the parts of a step, by name
     # Keras's own attributes.
     train_function: Any
     test_function: Any
 
-    def run(self, inputs: Any, mode: str) -> tf.Tensor:
+    def forward(self, inputs: Any, mode: str) -> tf.Tensor:
         """Return the logits [B, C] of the network in a mode of `RobustModel.craft`."""
         raise NotImplementedError
 
@@ -67,14 +67,14 @@ class GatedModel(HookedModel):
 
         Args:
             optimizer: An optimizer or its name.
-            jit_compile: Whether XLA compiles the steps. "auto" is only on GPUs: on a CPU steps
-                take 1.5 to 1.8 times as long with it.
+            jit_compile: Whether XLA compiles the steps. "auto" means only on GPUs: on a CPU, steps
+                take 1.5 to 1.8 times as long with XLA.
             kwargs: The other arguments of `keras.Model.compile`.
         """
         for name in ("loss", "metrics", "weighted_metrics", "loss_weights"):
             require(kwargs.pop(name, None) is None, name, "none (the method brings its own)", "one")
         optimizer = keras.optimizers.get(optimizer)
-        # Keras looks at the policy of this model, always float32, and not at the network's.
+        # Keras looks at the policy of this model, which is always float32, not at the network's.
         half = any(layer.compute_dtype == "float16" for layer in layers_of(self.network))
         if half and not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
@@ -109,7 +109,7 @@ class GatedModel(HookedModel):
         return super().make_test_function(force)
 
     def _forget(self, parts: Sequence[str]) -> None:
-        """Drop the compiled parts of these names, which are then traced anew with their step."""
+        """Drop the compiled parts of these names, so that they are traced again with their step."""
         for name in parts:
             self.compiled_parts.pop(name, None)
 
@@ -127,9 +127,9 @@ class GatedModel(HookedModel):
         """Train as Keras does, after a check of the data and of the network.
 
         Raises:
-            UserError: Before any weight moves, for what is not fit to train on, such as images
-                outside the threat's box, labels that are no class numbers, or a network that
-                returns probabilities.
+            UserError: The data or the network are not fit for training: images are outside the
+                threat's box, labels are no class numbers, the network returns probabilities, or the
+                like. It is raised before any weight moves.
         """
         arguments = inspect.signature(super().fit).bind(x, y, *args, **kwargs).arguments
         class_weight = arguments.pop("class_weight", None)
@@ -185,17 +185,17 @@ class GatedModel(HookedModel):
     def _limits(self) -> Taken:
         """The box, image shape and number of classes that data must keep to."""
         _, image_shape, classes = self.signature
-        # A network of one class is refused by check_network.
+        # check_network refuses a network of one class.
         return Taken(self.threat.box, image_shape, classes if classes > 1 else None)
 
     def check_network(self, images: np.ndarray | None = None, where: str = "network") -> None:
-        """Raise a UserError unless the network returns logits and eps and the attacks fit.
+        """Raise a UserError unless the network returns logits, and eps and the attacks are valid.
 
         `fit` calls it.
 
         Args:
-            images: [N, H, W, C]; the first of them are tried. None tries noise.
-            where: The beginning of the error's line.
+            images: Images [N, H, W, C], the first of which are tried. None tries noise.
+            where: The name of the network in errors.
         """
         low, high = self.threat.box
         if images is None:
@@ -207,28 +207,29 @@ class GatedModel(HookedModel):
 
         def logits(points: tf.Tensor) -> tf.Tensor:
             if len(self.network_inputs) == 1:
-                return self.run(points, "eval")
+                return self.forward(points, "eval")
             inputs = {name: tf.ones(len(points)) for name in self.network_inputs}
-            return self.run(inputs | {"image": points}, "eval")
+            return self.forward(inputs | {"image": points}, "eval")
 
         check_trained(self.network, logits, images, self.threat.box, where)
 
     @property
     def distributed(self) -> bool:
-        """Whether the step runs in a replica, under a strategy made for several."""
+        """Whether the step is that of a replica, under a strategy for several replicas."""
         one = isinstance(tf.distribute.get_strategy(), tf.distribute.OneDeviceStrategy)
         return tf.distribute.has_strategy() and not one
 
     def computed(self, part: Callable[..., Any], *args: Any) -> Any:
-        """Return part(*args), compiled where XLA is on and the replicas do not communicate in it.
+        """Return part(*args), compiled if XLA is on and replicas do not communicate in the part.
 
         A compiled function cannot assign to a variable that replicas change together. So the part
-        gets the values of the network's variables, and returns the new ones. With several replicas
-        it stays uncompiled where they sum statistics within a pass, and where `sizes_vary`.
+        gets the values of the network's variables and returns their new values. With several
+        replicas it is not compiled if they sum statistics within a pass, or if `sizes_vary`.
         """
         if not (self.jit_compile and self.distributed):
             return part(*args)
-        synchronized = any(getattr(la, "synchronized", False) for la in layers_of(self.network))
+        layers = layers_of(self.network)
+        synchronized = any(getattr(layer, "synchronized", False) for layer in layers)
         several = tf.distribute.get_strategy().num_replicas_in_sync > 1
         if several and (synchronized or self.sizes_vary):
             return part(*args)
@@ -239,9 +240,10 @@ class GatedModel(HookedModel):
         return result
 
     def _stateless(self, part: Callable[..., Any]) -> Callable[..., Any]:
-        """Return part as a function that leaves the network's variables alone.
+        """Return a part as a function that does not touch the network's variables.
 
-        It maps (values of all variables, *args) to (part(*args), new values of the untrained ones).
+        It maps (values of all variables, *args) to (part(*args), new values of the variables that
+        are not trained).
         """
 
         def stateless(values: list[tf.Tensor], *args: Any) -> Any:
@@ -260,15 +262,16 @@ class GatedModel(HookedModel):
 
     @property
     def threats(self) -> Sequence[Threat]:
-        """All threats of training and validation."""
+        """The threats of training and validation."""
         return self.several_threats or (self.threat,)
 
     def get_config(self) -> dict[str, Any]:
-        """Return the constructor's arguments: each is an attribute of the same name."""
+        """Return the constructor's arguments, each of which is an attribute of the same name."""
         values = {name: getattr(self, name) for name in parameters(type(self))}
         if self.several_threats:
             values["threat"] = self.several_threats
-        return {n: keras.saving.serialize_keras_object(value) for n, value in values.items()}
+        serialize = keras.saving.serialize_keras_object
+        return {name: serialize(value) for name, value in values.items()}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:
@@ -282,6 +285,6 @@ def _check_weights(weights: Any, images: np.ndarray | None) -> None:
 
 
 def _images(x: Any) -> np.ndarray | None:
-    """Return the images in the first result of `check_data`; None for a stream."""
+    """Return the images of data that `check_data` returned; None for a stream."""
     images = x.get("image") if isinstance(x, Mapping) else x
     return images if isinstance(images, np.ndarray) else None

@@ -1,7 +1,4 @@
-"""IKL and GKL: the divergence of TRADES taken apart.
-
-Cui et al., 2024 (IKL, arXiv:2305.13948) and 2025 (GKL, arXiv:2503.08038).
-"""
+"""IKL (Cui et al., 2024, arXiv:2305.13948) and GKL (2025, arXiv:2503.08038): TRADES's KL split."""
 
 from __future__ import annotations
 
@@ -21,23 +18,22 @@ from tfrobust.serialization import serializable
 class Gkl(RobustModel):
     """CE(z, y) + alpha * CE(p(z), z') + beta / 4 * sum_jk w_j w_k ((z_j - z_k) - (z'_j - z'_k))^2.
 
-    z are the logits at x, z' those at x', and p(z) is a constant. With alpha = beta = 1 and
-    w = p(z), the gradient of KL(p(z) || p(z')) in z is that of the last term, and its gradient in
-    z' that of the middle one. Here the last term also moves z'.
+    z and z' are the logits at x and x', and p(z) = softmax(z) is a constant. With alpha = beta = 1
+    and w = p(z), the gradient of KL(p(z) || p(z')) in z is that of the last term, and its gradient
+    in z' is that of the middle term. Here the last term has a gradient in z' too.
 
-    w is a constant per class: the weighted mean of softmax(z / temperature) over the examples of
-    the class in the epoch before (1 / C in the first epoch), to the power gamma, scaled to sum 1
+    w is a constant of the class: the weighted mean of softmax(z / temperature) over the examples of
+    the class in the epoch before (1 / C in the first epoch), to the power gamma, scaled to sum to 1
     for each example (over the batch, in the authors' code). GKL has gamma 0.2 (CIFAR-10) or 0.4
-    (CIFAR-100) and temperature 1, IKL gamma 1 and temperature 4. x' is crafted on the KL
-    divergence, as in TRADES, in five steps of eps / 2. alpha and beta do not grow with eps. Passes
-    in training mode: x', then x. All this is as in the authors' code.
+    (CIFAR-100) and temperature 1, IKL has gamma 1 and temperature 4. As in the authors' code, x' is
+    crafted on the KL divergence in five steps of eps / 2, alpha and beta do not grow with eps, and
+    x' passes in training mode before x.
     """
 
     example = {"alpha": 0.01, "beta": 1.0}
-
     default_attack = PGD(steps=5, start="normal")
     crafting_loss = "kl"
-    mixed_labels = False  # the weights are those of the class
+    mixed_labels = False  # the weights w belong to one class
     needs = ("steps_per_epoch",)
 
     def __init__(
@@ -99,7 +95,7 @@ class Gkl(RobustModel):
         self.counts.assign(tf.where(epoch_ends, 0.0, counts))
 
     def _state(self, shape: tuple[int, ...], fill: float) -> Any:
-        """Return a new weight, to which all replicas assign the same values."""
+        """Add a weight to which all replicas assign the same values."""
         return self.add_weight(
             shape=shape,
             initializer=keras.initializers.Constant(fill),

@@ -18,10 +18,10 @@ from tfrobust.serialization import serializable
 class GradAlign(RobustModel):
     """CE(f(x'), y) + weight * (1 - cos(grad CE at x, grad CE at x + eta)), eta uniform in the ball.
 
-    x' is one step of step_scale * eps from x along the first gradient, which is a constant in the
-    cosine, as in the authors' code. Where either gradient is zero there is no cosine, and the term
-    is left out. As in the authors' code, x + eta is not clipped to the box, and all three passes
-    (at x, x' and x + eta) use batch statistics and move BatchNorm's averages (craft="train").
+    x' is one step of step_scale * eps from x along the first gradient. The term is left out where
+    either gradient is zero. As in the authors' code, the first gradient is a constant in the
+    cosine, x + eta is not clipped to the box, and all three passes (at x, x' and x + eta) use batch
+    statistics and move BatchNorm's averages (craft="train").
     """
 
     default_attack = None
@@ -59,10 +59,10 @@ class GradAlign(RobustModel):
             "robust_accuracy": losses.correct(logits, batch["label"]),
         }
         if self.weight:
-            here = _unit(batch["gradient"])
-            there = _unit(input_gradient(self._loss(batch), batch["noisy"]))
-            lengths = tf.reduce_sum(here * here, axis=-1) * tf.reduce_sum(there * there, axis=-1)
-            terms["alignment"] = tf.reduce_sum(here * there, axis=-1)
+            clean = _unit(batch["gradient"])
+            noisy = _unit(input_gradient(self._loss(batch), batch["noisy"]))
+            lengths = tf.reduce_sum(clean * clean, axis=-1) * tf.reduce_sum(noisy * noisy, axis=-1)
+            terms["alignment"] = tf.reduce_sum(clean * noisy, axis=-1)
             misalignment = tf.where(lengths > 0, 1.0 - terms["alignment"], 0.0)
             terms["loss"] += self.scale * self.weight * misalignment
         return terms

@@ -30,11 +30,11 @@ class Iaat(Adv):
         eps_i - gamma  where both succeed,
         0              where the clean image is misclassified.
 
-    This is rule "probe": Algorithm 2 as in the authors' code, with no upper bound. Rule "simple" is
-    that of the paper's section 3: it adds gamma where the training attack failed and subtracts it
-    where the attack succeeded, which needs no further attack. A misclassified image is trained on
-    as it is (misclassified="clean", Algorithm 1) or attacked at its eps_i ("adversarial", the
-    authors' code).
+    This is rule "probe", Algorithm 2 as in the authors' code, without an upper bound. Rule "simple"
+    is that of the paper's section 3 and needs no further attack: it adds gamma where the training
+    attack fails, and subtracts gamma where it succeeds. A misclassified image is trained on as it
+    is (misclassified="clean", Algorithm 1) or attacked at its eps_i ("adversarial", the authors'
+    code).
 
     The attack's step size is 2 eps_i / steps, but at least `min_step`. gamma and min_step are in
     image units. All passes use batch statistics and move BatchNorm's averages, as in the authors'
@@ -80,29 +80,31 @@ class Iaat(Adv):
     def perturb(self, batch: Batch) -> Batch:
         label, logits_fn = batch["label"], self.logits_fn(batch, self.craft)
         right = losses.correct(logits_fn(batch["image"]), label)
-        radius = self.radii.read(batch["index"])
+        last = self.radii.read(batch["index"])
 
         def probed() -> tf.Tensor:
-            near = self._attacked(batch, radius, "same")
-            far = self._attacked(batch, radius + self.gamma, "wider")
-            same, wider = (losses.correct(logits_fn(images), label) for images in (near, far))
-            change = tf.where(wider, self.gamma, tf.where(same, 0.0, -self.gamma))
-            target = tf.where(right, tf.maximum(radius + change, 0.0), 0.0)
-            return self.smoothing * target + (1.0 - self.smoothing) * radius
+            near = self._attacked(batch, last, "same")
+            far = self._attacked(batch, last + self.gamma, "wider")
+            near_fails = losses.correct(logits_fn(near), label)
+            far_fails = losses.correct(logits_fn(far), label)
+            change = tf.where(far_fails, self.gamma, tf.where(near_fails, 0.0, -self.gamma))
+            target = tf.where(right, tf.maximum(last + change, 0.0), 0.0)
+            return self.smoothing * target + (1.0 - self.smoothing) * last
 
         uniform = self.threat_now.eps * tf.cast(right, tf.float32)
-        warm = self.epoch < self.warmup_epochs
-        later = probed if self.rule == "probe" else lambda: radius
-        now = tf.cond(warm, lambda: uniform, later)
-        adv = self._attacked(batch, now, "attack")
-        after = now
-        if self.rule == "simple":
-            failed = losses.correct(logits_fn(adv), label)
-            moved = tf.maximum(now + tf.where(failed, self.gamma, -self.gamma), 0.0)
-            after = tf.where(warm, now, moved)
+        warms_up = self.epoch < self.warmup_epochs
+        if self.rule == "probe":
+            radius = tf.cond(warms_up, lambda: uniform, probed)
+            adv = self._attacked(batch, radius, "attack")
+        else:
+            radius = tf.where(warms_up, uniform, last)
+            adv = self._attacked(batch, radius, "attack")
+            fails = losses.correct(logits_fn(adv), label)
+            moved = tf.maximum(radius + tf.where(fails, self.gamma, -self.gamma), 0.0)
+            radius = tf.where(warms_up, radius, moved)
         if self.misclassified == "clean":
             adv = tf.where(rows(right, adv), adv, batch["image"])
-        return {"adv": adv, "radius": after, "accuracy": right}
+        return {"adv": adv, "radius": radius, "accuracy": right}
 
     def robust_loss(self, batch: Batch) -> Batch:
         entries = {name: batch[name] for name in ("radius", "accuracy")}

@@ -12,9 +12,10 @@ from tfrobust.serialization import serializable
 
 @serializable
 class Jac(LocalGlobal):
-    """CE(f(x), y) + alpha * ||J(x)||_F^2, no adversary ("zero-step JAC").
+    """CE(f(x), y) + alpha * ||J(x)||_F^2, without an adversary ("zero-step JAC").
 
-    Jakubovitz and Giryes (2018, arXiv:1803.08680), Hoffman et al. (2019, arXiv:1908.02729).
+    The papers are Jakubovitz and Giryes (2018, arXiv:1803.08680) and Hoffman et al. (2019,
+    arXiv:1908.02729).
     """
 
     default_attack = None

@@ -22,15 +22,14 @@ class Llr(RobustModel):
 
     g(x') = |l(x') - l(x) - delta . grad l(x)| is the distance of l at x' from its tangent plane at
     x. The attack chooses x' to maximise g (the authors ascend with Adam). The paper calls alpha
-    lambda and beta mu; the authors' code has alpha 2 and beta 0.6 at twice the learning rate, and
+    lambda, and beta mu. The authors' code has alpha 2 and beta 0.6 at twice the learning rate, and
     decays only the kernels (l2_on="kernels").
 
-    BatchNorm normalises x and x' by the statistics of the batch of x, in the attack too, and its
-    averages move by them once, as in the authors' code; so there is no choice of `craft`.
+    As in the authors' code, BatchNorm normalises x and x' by the statistics of the batch of x, in
+    the attack too, and its averages move once, by these statistics. So `craft` is always "frozen".
     """
 
     example = {"alpha": 0.01, "beta": 1.0}
-
     default_attack = PGD(steps=10)
     attack_kind = GradientAttack
     crafting_loss = None
@@ -58,12 +57,12 @@ class Llr(RobustModel):
         x, label = batch["image"], batch["label"]
         loss = self._loss(batch, label, "eval")
         with self.substituted({}):  # crafting moves no averages
-            (here, _, slope), statistics = self._at_image(batch, label)
+            (clean_loss, _, slope), statistics = self._at_image(batch, label)
 
             def gap(x_adv: tf.Tensor) -> tf.Tensor:
                 with statistics.used():
-                    there, _ = loss(x_adv)
-                return tf.abs(there - here - _dot(x_adv - x, slope))
+                    adv_loss, _ = loss(x_adv)
+                return tf.abs(adv_loss - clean_loss - _dot(x_adv - x, slope))
 
             return self.attack.maximise(
                 gap, x, threat=self.threat_now, seed=self.seed_for("attack")
@@ -71,22 +70,24 @@ class Llr(RobustModel):
 
     def robust_loss(self, batch: Batch) -> Batch:
         x, x_adv, truth = batch["image"], batch["adv"], self.truth(batch)
-        (here, right, slope), statistics = self._at_image(batch, truth)
+        (clean_loss, clean_right, slope), statistics = self._at_image(batch, truth)
         with statistics.used():
-            there, right_there = self._loss(batch, truth, "eval")(x_adv)
+            adv_loss, adv_right = self._loss(batch, truth, "eval")(x_adv)
         statistics.move_averages()
-        along = _dot(x_adv - x, slope)
-        gap = tf.abs(there - here - along)
+        rise = _dot(x_adv - x, slope)
+        gap = tf.abs(adv_loss - clean_loss - rise)
         return {
-            "loss": here + self.scale * (self.alpha * gap + self.beta * tf.abs(along)),
+            "loss": clean_loss + self.scale * (self.alpha * gap + self.beta * tf.abs(rise)),
             "linearity_gap": gap,
-            "accuracy": right,
-            "robust_accuracy": right_there,
+            "accuracy": clean_right,
+            "robust_accuracy": adv_right,
         }
 
     def _loss(self, batch: Batch, truth: tf.Tensor, mode: str) -> Any:
-        """Return the function from images to their cross entropy with the truth (labels or targets)
-        and whether they are right."""
+        """Return the function from images to their losses [B] and whether they are right [B].
+
+        The loss is the cross entropy with the truth, which is labels or targets.
+        """
         logits_fn, label = self.logits_fn(batch, mode), batch["label"]
 
         def loss(images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -96,7 +97,7 @@ class Llr(RobustModel):
         return loss
 
     def _at_image(self, batch: Batch, truth: tf.Tensor) -> tuple[Any, SharedStatistics]:
-        """Return the cross entropy at x, whether x is right, and the gradient; the statistics."""
+        """Return (the loss at x, whether x is right, the gradient) and the batch statistics."""
         with SharedStatistics(self.network) as statistics:
             return differentiated(self._loss(batch, truth, "train"), batch["image"]), statistics
 

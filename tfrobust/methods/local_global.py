@@ -21,14 +21,14 @@ class LocalGlobal(RobustModel):
     adversary is crafted if neither the centre nor the global term needs it. ||J||_F^2 is estimated
     by one random projection (`tfrobust.jacobian`), without the factor 1/2 of Hoffman's package.
 
-    BatchNorm's averages move by the statistics at c, then by those at o where a term needs o. With
-    a clean centre they move by those at x again, as in TRADES's code, which passes x twice.
+    BatchNorm's averages move by the statistics at c, then by those at o if a term needs o. With a
+    clean centre they then move by those at x again, as in TRADES's code, which passes x twice.
     """
 
     adversarial_centre = False
     alpha = 0.0
     beta = 0.0
-    clean_weight = 0.0  # with an adversarial centre: the share of CE(f(x), y) against CE(f(x'), y)
+    clean_weight = 0.0  # w for (1 - w) CE(f(x'), y) + w CE(f(x), y), with an adversarial centre
 
     def __init__(self, network: keras.Model, **kwargs: Any):
         if not (self.adversarial_centre or self.beta):
@@ -48,23 +48,24 @@ class LocalGlobal(RobustModel):
     def robust_loss(self, batch: Batch) -> Batch:
         label, logits_fn = batch["label"], self.logits_fn(batch, "train")
         centre, other = batch["image"], batch.get("adv")
-        at_centre, at_other = "accuracy", "robust_accuracy"
+        centre_accuracy, other_accuracy = "accuracy", "robust_accuracy"
         if self.adversarial_centre:
-            centre, other, at_centre, at_other = other, centre, at_other, at_centre
+            centre, other = other, centre
+            centre_accuracy, other_accuracy = other_accuracy, centre_accuracy
 
         terms: Batch = {}
-        with RepeatablePass(self.network) as central:
+        with RepeatablePass(self.network) as centre_pass:
             if self.alpha:
                 logits, terms["jacobian"] = squared_jacobian(logits_fn, centre, batch["projection"])
             else:
                 logits = logits_fn(centre)
         terms["loss"] = losses.cross_entropy(logits, self.truth(batch))
-        terms[at_centre] = losses.correct(logits, label)
+        terms[centre_accuracy] = losses.correct(logits, label)
         if self.beta or self.clean_weight:
             logits_other = logits_fn(other)
             if not self.adversarial_centre:
-                central.repeat()
-            terms[at_other] = losses.correct(logits_other, label)
+                centre_pass.repeat()
+            terms[other_accuracy] = losses.correct(logits_other, label)
         if self.clean_weight:
             terms["loss"] *= 1.0 - self.clean_weight
             loss_other = losses.cross_entropy(logits_other, self.truth(batch))

@@ -13,7 +13,7 @@ from tfrobust.errors import require
 from tfrobust.methods.base import Batch, RobustModel
 from tfrobust.serialization import serializable
 
-ROOM = 1e-4  # keeps the logarithm of 1 - p finite, as in the authors' code
+MARGIN = 1e-4  # keeps the logarithm of 1 - p finite, as in the authors' code
 
 
 @serializable
@@ -25,7 +25,6 @@ class Mart(RobustModel):
     """
 
     example = {"beta": 1.0}
-
     mixed_labels = False  # the loss depends on the probability of the label
     default_attack = PGD(steps=10, start="normal")
 
@@ -39,7 +38,7 @@ class Mart(RobustModel):
         clean, adversarial = logits_fn(batch["image"]), logits_fn(batch["adv"])
         rival = tf.exp(losses.log_rival(adversarial, label))
         boosted = losses.cross_entropy(adversarial, self.truth(batch))
-        boosted -= tf.math.log(1.0 + ROOM - rival)
+        boosted -= tf.math.log(1.0 + MARGIN - rival)
         divergence = losses.kl(adversarial, reference=clean)
         doubt = 1.0 - tf.exp(-losses.cross_entropy(clean, label))
         return {

@@ -10,8 +10,8 @@ import tensorflow as tf
 
 from tfrobust._compat import CompileMetrics, set_direction
 
-# Keras's EarlyStopping, ModelCheckpoint and ReduceLROnPlateau ask a metric for its direction.
-# For a metric that is not listed here they need a `mode`.
+# Keras's EarlyStopping, ModelCheckpoint and ReduceLROnPlateau ask a metric for its direction. For a
+# metric that is not listed here they need a `mode`.
 DIRECTIONS = {
     "up": ("accuracy", "robust_accuracy", "fgsm_accuracy", "radius", "margin", "alignment"),
     "down": ("jacobian", "kl", "squeeze", "linearity_gap"),
@@ -19,9 +19,9 @@ DIRECTIONS = {
 
 
 class Means(CompileMetrics):
-    """Weighted means of values [B], by name: sum(weight * value) / sum(weight), or 0 if that is 0.
+    """Weighted means of values [B] by name: sum(weight * value) / sum(weight), or 0 without weight.
 
-    A CompileMetrics, because Keras's callbacks look for directions in no other class.
+    It is a CompileMetrics because Keras's callbacks look for directions in no other class.
     """
 
     def __init__(self, names: Iterable[str]):
@@ -49,20 +49,20 @@ class Means(CompileMetrics):
         """Add a batch to the means, and return the means so far.
 
         Args:
-            loss: The metric of the term "loss", which Keras keeps itself.
+            loss: The metric of the term "loss", which belongs to Keras.
             terms: The values [B] by name. A term that only some examples have is a pair (values
-                [B], presence [B]), the presence 1 where an example has it and 0 elsewhere.
-            weight: The examples' weights [B], or one number for all.
+                [B], presence [B]), where presence is 1 for examples with the term and else 0.
+            weight: The weights of the examples, [B], or one number for all.
         """
         means = {"loss": loss, **self.means}
         for name, term in terms.items():
-            values, present = term if isinstance(term, tuple) else (term, 1.0)
+            values, presence = term if isinstance(term, tuple) else (term, 1.0)
             values = tf.cast(values, tf.float32)
-            means[name].update_state(values, tf.broadcast_to(weight * present, tf.shape(values)))
+            means[name].update_state(values, tf.broadcast_to(weight * presence, tf.shape(values)))
         return {name: means[name].result() for name in terms}
 
 
 def for_keras(logs: dict[str, Any]) -> dict[str, Any]:
-    """Return logs that Keras can reduce: it wants vectors from several machines."""
+    """Return logs that Keras can reduce, which are vectors if there are several machines."""
     several = isinstance(tf.distribute.get_strategy(), tf.distribute.MultiWorkerMirroredStrategy)
     return {k: tf.reshape(v, [1]) for k, v in logs.items()} if several else logs

@@ -16,9 +16,9 @@ from tfrobust.methods.table import Table
 from tfrobust.norms import per_example, rows
 from tfrobust.serialization import serializable
 
-LOOKS = 10  # of the bisection
-BEYOND = 1.05  # the search for the boundary ends at this multiple of max_margin
-CLEAN = 1 / 3  # the weight of the clean loss
+BISECTIONS = 10
+REACH = 1.05  # the search for the boundary ends at this multiple of max_margin
+CLEAN_WEIGHT = 1 / 3
 BOUNDARIES = {"soft_margin": losses.soft_margin, "margin": losses.margin}
 
 
@@ -26,24 +26,23 @@ BOUNDARIES = {"soft_margin": losses.soft_margin, "margin": losses.margin}
 class Mma(RobustModel):
     """CE(f(x), y) / 3 + 2 / 3 * CE(f(b), y), where b is a point of the decision boundary.
 
-    The boundary is where the function of the logits that `boundary` names is 0; the side of the
-    label is where it is negative. "soft_margin" is log sum_{k != y} exp z_k - z_y, which is 0 where
-    p_y = 1/2, as in the authors' code; "margin" is max_{k != y} z_k - z_y, 0 where the predicted
-    class changes.
+    `boundary` names a function of the logits, which is 0 on the boundary and negative on the side
+    of the label. "soft_margin" is log sum_{k != y} exp z_k - z_y, which is 0 where p_y = 1/2, as in
+    the authors' code. "margin" is max_{k != y} z_k - z_y, which is 0 where the predicted class
+    changes.
 
-    Where x is on the side of the label, b = x + delta; the term is left out if delta is not shorter
-    than `max_margin`. Elsewhere b = x. The direction of delta comes from an attack on the soft
-    margin, within the example's last margin; its length from a bisection that begins at the last
-    margin. Margins are in image units and at least `min_margin`. The threat's eps plays no part in
-    training.
+    Where x is on the side of the label, b is x + delta, and its term is left out if delta is not
+    shorter than `max_margin`. Elsewhere b is x. The direction of delta comes from an attack on the
+    soft margin, within the example's last margin. Its length comes from a bisection that begins at
+    the last margin. Margins are in image units and at least `min_margin`. The threat's eps plays no
+    part in training.
 
-    The attack sees the moving averages of BatchNorm, the bisection the mode `craft`, as in the
-    authors' code. Their bisection comes after the clean pass and holds only the images on the side
-    of the label; here it holds the batch. They do not clip b to the box.
+    As in the authors' code, the attack uses the moving averages of BatchNorm, and the bisection
+    uses the mode `craft`. Their bisection comes after the clean pass, and BatchNorm sees only the
+    images on the side of the label; here it sees the batch. They do not clip b to the box.
     """
 
     example = {"max_margin": 0.1}
-
     default_attack = PGD(steps=10)
     attack_kind = GradientAttack
     crafting_loss = None
@@ -75,10 +74,10 @@ class Mma(RobustModel):
 
     def perturb(self, batch: Batch) -> Batch:
         assert isinstance(self.attack, GradientAttack)
-        x, label, averaged = batch["image"], batch["label"], self.logits_fn(batch, "eval")
+        x, label, logits_fn = batch["image"], batch["label"], self.logits_fn(batch, "eval")
         last = self.margins.read(batch["index"])
         x_adv = self.attack.maximise(
-            lambda images: losses.soft_margin(averaged(images), label),
+            lambda images: losses.soft_margin(logits_fn(images), label),
             x,
             threat=self.threat.at(last),
             seed=self.seed_for("attack"),
@@ -90,13 +89,14 @@ class Mma(RobustModel):
             moved = x + per_example(length, x) * direction
             return tf.clip_by_value(moved, *self.threat.box)
 
-        def narrow(i: tf.Tensor, low: tf.Tensor, high: tf.Tensor, here: tf.Tensor) -> Any:
-            inside = self._inside(self.logits_fn(batch, self.craft)(at(here)), label)
-            low, high = tf.where(inside, here, low), tf.where(inside, high, here)
+        def bisect(i: tf.Tensor, low: tf.Tensor, high: tf.Tensor, margin: tf.Tensor) -> Any:
+            inside = self._inside(self.logits_fn(batch, self.craft)(at(margin)), label)
+            low, high = tf.where(inside, margin, low), tf.where(inside, high, margin)
             return i + 1, low, high, 0.5 * (low + high)
 
-        state = (tf.constant(0), 0.0 * last, 0.0 * last + BEYOND * self.max_margin, last)
-        margin = tf.while_loop(lambda i, *_: i < LOOKS, narrow, state, parallel_iterations=1)[3]
+        state = (tf.constant(0), 0.0 * last, 0.0 * last + REACH * self.max_margin, last)
+        end = tf.while_loop(lambda i, *_: i < BISECTIONS, bisect, state, parallel_iterations=1)
+        margin = end[3]
         return {"adv": at(margin), "margin": margin}
 
     def _inside(self, logits: tf.Tensor, label: tf.Tensor) -> tf.Tensor:
@@ -107,11 +107,12 @@ class Mma(RobustModel):
         label, x, logits_fn = batch["label"], batch["image"], self.logits_fn(batch, "train")
         clean, truth = logits_fn(x), self.truth(batch)
         inside = self._inside(clean, label)
-        there = logits_fn(tf.where(rows(inside, x), batch["adv"], x))
+        boundary = logits_fn(tf.where(rows(inside, x), batch["adv"], x))
         counts = ~inside | (batch["margin"] < self.max_margin)
-        boundary = tf.cast(counts, tf.float32) * losses.cross_entropy(there, truth)
+        clean_loss = losses.cross_entropy(clean, truth)
+        boundary_loss = tf.cast(counts, tf.float32) * losses.cross_entropy(boundary, truth)
         return {
-            "loss": CLEAN * losses.cross_entropy(clean, truth) + (1.0 - CLEAN) * boundary,
+            "loss": CLEAN_WEIGHT * clean_loss + (1.0 - CLEAN_WEIGHT) * boundary_loss,
             "accuracy": losses.correct(clean, label),
             "margin": batch["margin"] * tf.cast(inside, tf.float32),
         }

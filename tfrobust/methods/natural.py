@@ -8,6 +8,6 @@ from tfrobust.serialization import serializable
 
 @serializable
 class Natural(LocalGlobal):
-    """CE(f(x), y): no adversary. Its robust accuracy shows how strong an attack is."""
+    """CE(f(x), y), without an adversary. Its robust accuracy shows how strong an attack is."""
 
     default_attack = None

@@ -17,13 +17,13 @@ from tfrobust.serialization import serializable
 
 @serializable
 class Nfgsm(Adv):
-    """CE(f(x'), y), x' one step of steepest ascent from noise, not projected onto the ball.
+    """CE(f(x'), y), where x' is one step of steepest ascent from a noisy image.
 
     x' = x + eta + step_scale * eps * sign(grad CE at x + eta), and eta is uniform in the ball of
-    radius noise_scale * eps. Both x + eta and x' are only clipped to the box, so x' may be as far
-    away as (noise_scale + step_scale) * eps. This noise keeps one-step training from catastrophic
-    overfitting. Both passes use batch statistics and move BatchNorm's averages, as in the authors'
-    code (craft="train").
+    radius noise_scale * eps. x + eta and x' are clipped to the box but not projected onto the ball,
+    so x' may be as far away as (noise_scale + step_scale) * eps. The noise keeps one-step training
+    from catastrophic overfitting. As in the authors' code, both passes use batch statistics and
+    move BatchNorm's averages (craft="train").
     """
 
     default_attack = None

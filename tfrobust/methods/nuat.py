@@ -16,25 +16,26 @@ from tfrobust.errors import require, require_at_least
 from tfrobust.methods.base import Batch, RobustModel
 from tfrobust.serialization import serializable
 
-ZERO = 1e-6  # of the largest singular value: below, a singular value has no direction
+ZERO = 1e-6  # singular values below this share of the largest have no direction
 
 
 @serializable
 class Nuat(RobustModel):
     """CE(f(x), y) + c * ||f(X) - f(X')||_* / B, the nuclear norm of the logits of B images.
 
-    x' is one step of eps from noise: project(x + n + eps * steepest(grad at x + n)). n is a vertex
-    of the ball of noise_scale * eps (Linf: a random sign for each pixel, Bernoulli noise). The step
-    ascends the cross entropy, and in every second step the whole loss, whose f(x) is that of
-    the batch statistics. c grows from 0 to `weight` over `warmup_epochs`, by epochs.
+    x' is one step of eps from noise: project(x + n + eps * steepest(grad at x + n)), where n is a
+    vertex of the ball of noise_scale * eps (Linf: a random sign for each pixel, Bernoulli noise).
+    The step ascends the cross entropy; in every second training step it ascends the complete loss,
+    whose f(x) uses batch statistics. c grows from 0 to `weight` over `warmup_epochs`, by epochs.
 
-    The norm couples the images of a batch. It is taken over `group` images that follow each other,
-    64 as in the authors' batches, and each image's loss has the mean of its group. So the loss
-    does not depend on the number of devices, where `group` divides the images of one device; the
-    last group may be smaller.
+    The norm couples the images of a batch. It is taken over `group` consecutive images, 64 as in
+    the authors' batches, and each image's loss has the mean of its group. The last group may be
+    smaller. So the loss does not depend on the number of devices if `group` divides the number of
+    images of a device.
 
-    Its gradient is U V^T of the singular value decomposition, without the directions whose singular
-    value is 0. The authors (github.com/val-iisc/NuAT) craft with moving averages (craft="eval").
+    The gradient of the norm is U V^T of the singular value decomposition, without the directions
+    whose singular value is 0. The authors (github.com/val-iisc/NuAT) craft with moving averages
+    (craft="eval").
     """
 
     default_attack = None
@@ -63,20 +64,22 @@ class Nuat(RobustModel):
     @property
     def coefficient(self) -> tf.Tensor:
         """The weight of the nuclear norm in this epoch."""
-        grown = tf.cast(self.epoch, tf.float32) / max(self.warmup_epochs, 1)
-        return self.scale * self.weight * (tf.minimum(grown, 1.0) if self.warmup_epochs else 1.0)
+        if not self.warmup_epochs:
+            return self.scale * self.weight
+        share = tf.minimum(tf.cast(self.epoch, tf.float32) / self.warmup_epochs, 1.0)
+        return self.scale * self.weight * share
 
     def perturb(self, batch: Batch) -> Batch:
         x, label, threat = batch["image"], batch["label"], self.threat_now
         logits_fn, clean = self.logits_fn(batch, self.craft), self.logits_fn(batch, "train")(x)
         signs = threat.steepest(noise.normal(tf.shape(x), self.seed_for("attack")))
         start = tf.clip_by_value(x + self.noise_scale * threat.eps * signs, *threat.box)
-        second = tf.cast(tf.convert_to_tensor(self.step) % self.steps_per_epoch % 2, tf.float32)
+        is_second = tf.cast(tf.convert_to_tensor(self.step) % self.steps_per_epoch % 2, tf.float32)
 
         def objective(images: tf.Tensor) -> tf.Tensor:
             logits = logits_fn(images)
-            apart = mean_nuclear_norm(clean - logits, self.group)
-            return losses.cross_entropy(logits, label) + second * self.coefficient * apart
+            nuclear = mean_nuclear_norm(clean - logits, self.group)
+            return losses.cross_entropy(logits, label) + is_second * self.coefficient * nuclear
 
         step = threat.eps * threat.steepest(input_gradient(objective, start))
         return {"adv": threat.project(start + step, x)}
@@ -97,11 +100,11 @@ class Nuat(RobustModel):
 
 
 def mean_nuclear_norm(rows: tf.Tensor, group: int) -> tf.Tensor:
-    """Return for each row of [B, C] the nuclear norm of its group, divided by the group's rows.
+    """Return, for each row, the nuclear norm of its group divided by the number of rows in it.
 
     Args:
-        rows: The rows [B, C]; those that follow each other form groups.
-        group: The number of rows in a group; the last one may have fewer.
+        rows: The rows [B, C], of which consecutive ones form groups.
+        group: The number of rows in a group. The last group may have fewer.
 
     Returns:
         Values [B], equal within a group.
@@ -118,8 +121,8 @@ def mean_nuclear_norm(rows: tf.Tensor, group: int) -> tf.Tensor:
 def nuclear_norm(matrices: tf.Tensor) -> Any:
     """Return the sum of the singular values of matrices [..., R, C], with the gradient U V^T.
 
-    From the eigenvalues of the smaller Gram matrix, in float64, which halves the digits: XLA takes
-    25 times as long for the singular value decomposition itself.
+    They come from the eigenvalues of the smaller Gram matrix, in float64, because squares have half
+    the digits. XLA takes 25 times as long for the singular value decomposition itself.
     """
     wide = matrices.shape[-2] < matrices.shape[-1]
     exact = tf.cast(matrices, tf.float64)

@@ -21,22 +21,22 @@ from tfrobust.xla import has_fixed_shapes
 class Oat(RobustModel):
     """(1 - lambda) * CE(f(x, lambda), y) + lambda * CE(f(x', lambda), y), lambda drawn per example.
 
-    lambda is an input of the network, named "strength". `lambdas` are the n values that are drawn;
-    None takes those that the network was built with (`lambdas` in tfrobust.models). In a batch of B
+    lambda is the input "strength" of the network. `lambdas` are the n values that are drawn; None
+    stands for those that the network was built with (`lambdas` in tfrobust.models). In a batch of B
     examples ceil(B / n) get lambda 0 and are not attacked; each of the others draws one of the
     other n - 1 values. x' is crafted at the example's lambda. `default` is the lambda of
     validation, of `predict`, and of any call without one. The authors' step size is 1.25 eps / 7.
 
-    OATS: a network built with `widths` also has the input "width". Each step draws one width for
-    its whole batch, so it costs no more than without; validation is at the full width. (The authors
+    OATS: a network that was built with `widths` also has the input "width". Each step draws one
+    width for its batch, so that widths add no cost. Validation is at the full width. (The authors
     published this network, but not its training. Slimmable networks without lambda sum the loss
-    over the widths in each step, which multiplies its cost by their number.)
+    over the widths in each step, which multiplies the cost by their number.)
     """
 
     default_attack = PGD(steps=7)
     example = {"lambdas": [0.0, 1.0]}
     network_inputs: Sequence[str] = ("image", "strength")
-    sizes_vary = True  # on several replicas each gets another number of examples with lambda 0
+    sizes_vary = True  # replicas get different numbers of examples with lambda 0
 
     def __init__(
         self,
@@ -47,13 +47,14 @@ class Oat(RobustModel):
         **kwargs: Any,
     ):
         self.default = default
-        encodings = [la for la in getattr(network, "layers", ()) if isinstance(la, Encoding)]
-        sizes = next((la.lambdas for la in encodings if la.name == "widths"), None)
-        if sizes is not None:
+        layers = getattr(network, "layers", ())
+        encodings = {layer.name: layer for layer in layers if isinstance(layer, Encoding)}
+        widths = encodings.pop("widths", None)
+        if widths is not None:
             self.network_inputs = (*Oat.network_inputs, "width")
         super().__init__(network, **kwargs)
-        self.widths = None if sizes is None else list(sizes)
-        encoding = next((la for la in encodings if la.name != "widths"), None)
+        self.widths = None if widths is None else list(widths.lambdas)
+        encoding = next(iter(encodings.values()), None)
         if lambdas is None and encoding is not None:
             lambdas = list(encoding.lambdas)
         require(lambdas, "lambdas", "those to draw (the network was built with none)", lambdas)
@@ -82,9 +83,9 @@ class Oat(RobustModel):
         if self.widths is not None:
             drawn["width"] = tf.fill(tf.shape(batch["label"]), self._width())
         attacked = self._attacked(drawn["strength"])
-        part = {key: tf.gather(value, attacked) for key, value in (batch | drawn).items()}
+        subset = {key: tf.gather(value, attacked) for key, value in (batch | drawn).items()}
         with noise.of_rows(tf.size(drawn["strength"]), attacked):
-            images = self.adversary(part)
+            images = self.adversary(subset)
         adv = tf.tensor_scatter_nd_update(batch["image"], attacked[:, None], images)
         return drawn | {"adv": adv}
 
@@ -93,28 +94,28 @@ class Oat(RobustModel):
         clean = self.logits_fn(batch, "train")(batch["image"])
         attacked = self._attacked(strength)
         names = ("adv", "label", "other_label", "other_share", "strength", "width")
-        part = {key: tf.gather(batch[key], attacked) for key in names if key in batch}
+        subset = {key: tf.gather(batch[key], attacked) for key in names if key in batch}
         with noise.of_rows(tf.size(strength), attacked):  # for Dropout
-            adversarial = self.logits_fn(part, "train")(part["adv"])
+            adversarial = self.logits_fn(subset, "train")(subset["adv"])
 
         def scattered(values: tf.Tensor) -> tf.Tensor:
             return tf.scatter_nd(attacked[:, None], values, tf.shape(label, tf.int64))
 
-        hard = scattered(losses.cross_entropy(adversarial, self.truth(part)))
-        easy = losses.cross_entropy(clean, self.truth(batch))
-        right = scattered(tf.cast(losses.correct(adversarial, part["label"]), tf.float32))
+        clean_loss = losses.cross_entropy(clean, self.truth(batch))
+        adv_loss = scattered(losses.cross_entropy(adversarial, self.truth(subset)))
+        right = scattered(tf.cast(losses.correct(adversarial, subset["label"]), tf.float32))
         return {
-            "loss": (1.0 - strength) * easy + strength * hard,
+            "loss": (1.0 - strength) * clean_loss + strength * adv_loss,
             "accuracy": losses.correct(clean, label),
             "robust_accuracy": (right, tf.cast(strength > 0, tf.float32)),
         }
 
     def _zeros(self, size: tf.Tensor) -> tf.Tensor:
-        """Return how many examples of a global batch of a size get lambda 0."""
+        """Return how many examples of a global batch of `size` get lambda 0."""
         return -(-size // len(self.lambdas))
 
     def _drawn(self, shape: tf.Tensor) -> tf.Tensor:
-        """Return lambda for each example of the global batch, the zeros in random places."""
+        """Return the lambda of each example of the global batch, with zeros in random places."""
         size, seed = shape[0], self.seed_for("strength")
         which = tf.random.stateless_uniform(
             [size], seed, 1, len(self.lambdas), tf.int32, alg="philox"
@@ -124,8 +125,11 @@ class Oat(RobustModel):
         return noise.shuffled(drawn, self.seed_for("lambda's places"))
 
     def _attacked(self, strength: tf.Tensor) -> tf.Tensor:
-        """Return the rows with lambda > 0, or one row if there is none: convolutions need one."""
-        if has_fixed_shapes():  # one replica has the whole batch, so the number of rows is known
+        """Return the rows with lambda > 0, or the first row if there is none.
+
+        Convolutions need one row at least.
+        """
+        if has_fixed_shapes():  # one replica has the global batch, so the number of rows is fixed
             size = tf.size(strength)
             count = tf.maximum(size - self._zeros(size), 1)
             order = tf.argsort(tf.cast(strength == 0, tf.int32), stable=True)
@@ -134,7 +138,7 @@ class Oat(RobustModel):
         return tf.where((strength > 0) | alone)[:, 0]
 
     def _width(self) -> tf.Tensor:
-        """Return the width of this step, the same on every replica."""
+        """Return the width of this step, which is the same on every replica."""
         seed, count = self.seed_for("width"), len(self.widths or ())
         which = tf.random.stateless_uniform([], seed, 0, count, tf.int32, alg="philox")
         return tf.gather(tf.constant(self.widths, tf.float32), which)

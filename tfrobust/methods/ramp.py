@@ -12,7 +12,7 @@ def ramp(step: Any, warmup_steps: int, ramp_steps: int) -> tf.Tensor:
 
     It is 0 for `warmup_steps`, grows linearly over the next `ramp_steps`, and then is 1.
     """
-    ramped = tf.cast(step - warmup_steps, tf.float32)  # 0 where the ramp begins
+    steps = tf.cast(step - warmup_steps, tf.float32)  # since the ramp began
     if ramp_steps == 0:
-        return tf.cast(ramped >= 0, tf.float32)
-    return tf.clip_by_value(ramped / ramp_steps, 0.0, 1.0)
+        return tf.cast(steps >= 0, tf.float32)
+    return tf.clip_by_value(steps / ramp_steps, 0.0, 1.0)

@@ -1,4 +1,4 @@
-"""Training against several threats at once: a random one for each batch, or the worst of all."""
+"""Training against several threats, with a random one for each batch or the worst of all."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from tfrobust.registry import located
 from tfrobust.threat import Threat
 
 WAYS = ("sample", "max")
-LEAST = 1e-6  # of a share of errors, so that a threat without errors can still be drawn
+LEAST = 1e-6  # the least share of errors, so that a threat without errors can still be drawn
 
 
 class Errors(keras.layers.Layer):
-    """The robust error under each of several threats, over all of training so far.
+    """The robust error under each of several threats, over the training so far.
 
     As in the authors' code of E-AT (Croce and Hein, 2022, arXiv:2105.12508), it is the share of all
-    attacked examples, and 1/2 for every threat until each was drawn once.
+    attacked examples that are misclassified, and 1/2 for every threat until each was drawn once.
     """
 
     def __init__(self, threats: int):
@@ -45,9 +45,12 @@ class Errors(keras.layers.Layer):
         return tf.random.stateless_categorical(logits[None], 1, seed, tf.int32)[0, 0]
 
     def count(self, place: tf.Tensor, right: Any) -> None:
-        """Add a batch under the threat at a place.
+        """Add a batch that was attacked under one threat.
 
-        right: whether each example is right, [B]; or that and whether it was attacked, 1 or 0.
+        Args:
+            place: The place of the threat in the list.
+            right: Whether each example is right, [B], or a pair of this and of whether the example
+                was attacked, 1 or 0.
         """
         values, attacked = right if isinstance(right, tuple) else (right, 1.0)
         values = tf.cast(values, tf.float32)
@@ -60,17 +63,18 @@ class Errors(keras.layers.Layer):
 def perturbed(model: Any, batch: Batch) -> Batch:
     """Return the new entries of a training batch under the threats of a `RobustModel`.
 
-    Of several threats they are under one that is drawn, whose place is the entry "norm"; or, with
-    `norms` "max", under that of the greatest loss of each example, which is MAX of Tramèr and Boneh
-    (2019, arXiv:1904.13000). BatchNorm's averages do not move in that comparison.
+    With several threats and `norms` "sample", one threat is drawn, and the entry "norm" is its
+    place in the list. With "max", each example gets the entries under the threat of its greatest
+    loss, as in MAX of Tramèr and Boneh (2019, arXiv:1904.13000). BatchNorm's averages do not move
+    in that comparison.
     """
     if len(model.threats) == 1:
         return model.perturb(batch)
-    ways = [functools.partial(model.perturb_under, threat, batch) for threat in model.threats]
+    branches = [functools.partial(model.perturb_under, threat, batch) for threat in model.threats]
     if model.errors is not None:
         place = model.errors.draw(model.seed_for("norm"))
-        return tf.switch_case(place, ways) | {"norm": place}
-    entries = [way() for way in ways]
+        return tf.switch_case(place, branches) | {"norm": place}
+    entries = [branch() for branch in branches]
     with model.substituted({}):
         values = [model.robust_loss(batch | each)["loss"] for each in entries]
     place = tf.argmax(tf.stack(values))

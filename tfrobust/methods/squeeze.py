@@ -18,13 +18,13 @@ from tfrobust.serialization import serializable
 
 
 def symmetric_kl(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
-    """Return (KL(p_b || p_a) + KL(p_a || p_b)) / 2, [B]; each first argument is a constant."""
+    """Return (KL(p_b || p_a) + KL(p_a || p_b)) / 2, [B], with constant first arguments."""
     constant = tf.stop_gradient
     return 0.5 * (losses.kl(a, reference=constant(b)) + losses.kl(b, reference=constant(a)))
 
 
 def js(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
-    """Return the Jensen-Shannon divergence, [B]: half the sum of KL(p || mean) over both."""
+    """Return the Jensen-Shannon divergence (KL(p_a || m) + KL(p_b || m)) / 2, m the mean, [B]."""
     half = tf.math.log(2.0)
     mean = tf.reduce_logsumexp([tf.nn.log_softmax(a), tf.nn.log_softmax(b)], axis=0) - half
     return 0.5 * (losses.kl(mean, reference=a) + losses.kl(mean, reference=b))
@@ -46,15 +46,14 @@ REGULARIZERS: dict[str, Callable[[tf.Tensor, tf.Tensor], tf.Tensor]] = {
 class Squeeze(RobustModel):
     """CE(f(x), y) + beta * R(f(x'), f(x_col)).
 
-    x' is the adversarial example, with the highest loss found in the ball; x_col is the
-    collaborative example, with the lowest. One search finds two points (`squeezed`), and the logits
-    at x' and at x_col are taken from those at x and at the two points, for each example. The
-    `regularizer` R is "symmetric_kl" (as in the paper and the authors' code), "js" or "l2". The
-    collaborative point uses batch statistics without moving BatchNorm's averages, as there.
+    One search yields two points of the ball (`squeezed`). Of x and these two, x' is the adversarial
+    example, which has the highest loss, and x_col the collaborative example, which has the lowest;
+    both are chosen for each example by its logits. The `regularizer` R is "symmetric_kl" (as in the
+    paper and the authors' code), "js" or "l2". As in the authors' code, the collaborative point of
+    the search uses batch statistics without moving BatchNorm's averages.
     """
 
     example = {"beta": 1.0}
-
     default_attack = PGD(steps=10, start="normal")
     attack_kind = GradientAttack
     crafting_loss = None
@@ -115,16 +114,17 @@ def extremes(
     """Return, for each example, the values where its label is least and where it is most likely.
 
     Args:
-        values: One [B, ...] for each of several points.
+        values: The values [B, ...] at each of several points.
         logits: The logits [B, C] at these points.
         y: The labels [B].
     """
-    loss, stacked = [losses.cross_entropy(z, y) for z in logits], tf.stack(values, axis=1)
+    loss = [losses.cross_entropy(z, y) for z in logits]
+    stacked = tf.stack(values, axis=1)
 
-    def pick(which: tf.Tensor) -> tf.Tensor:
-        return tf.ensure_shape(tf.gather(stacked, which, batch_dims=1), values[0].shape)
+    def chosen(point: tf.Tensor) -> tf.Tensor:
+        return tf.ensure_shape(tf.gather(stacked, point, batch_dims=1), values[0].shape)
 
-    return pick(tf.argmax(loss, axis=0)), pick(tf.argmin(loss, axis=0))
+    return chosen(tf.argmax(loss, axis=0)), chosen(tf.argmin(loss, axis=0))
 
 
 def squeezed(
@@ -141,16 +141,15 @@ def squeezed(
 
     Before each step they are chosen again, for each example, from x and the two points: where the
     network is least and most sure of the label. Then one step moves both to increase
-    R(f(adversarial), f(collaborative)). After the last step any of the three may be the extreme.
-    The number of steps, the step size and the start are the attack's.
+    R(f(adversarial), f(collaborative)). After the last step each of the three may be an extreme.
 
     Args:
         logits_fn: Images -> logits [B, C].
         x: The images [B, H, W, C].
         y: The labels [B].
-        attack: Gives the steps, the step size and the start.
-        threat: The set that holds both examples.
-        seed: Two integers, int32 [2].
+        attack: The source of the number of steps, the step size and the start.
+        threat: The set that holds both points.
+        seed: A seed, [2] integers.
         regularizer: R, from two logits [B, C] to [B].
     """
     step = per_example(attack.step(threat.eps), x)
@@ -161,7 +160,7 @@ def squeezed(
             tape.watch(points)
             logits = [logits_fn(point) for point in points]
             distance = tf.reduce_sum(regularizer(*extremes(logits, logits, y)))
-        # Through rounding and the like there is no gradient: take zero rather than None.
+        # The gradient through rounding and the like is None, which becomes zero.
         gradients = tape.gradient(distance, points, unconnected_gradients="zero")
         pairs = zip(extremes(points, logits, y), extremes(gradients, logits, y), strict=True)
         moved = (threat.project(point + step * threat.steepest(g), x) for point, g in pairs)

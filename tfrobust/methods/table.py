@@ -9,8 +9,8 @@ import tensorflow as tf
 class Table(keras.layers.Layer):
     """Numbers [rows, ...] that are saved and restored with the model's weights.
 
-    Exact on any number of replicas: each writes the rows of its own examples, and the changes are
-    summed. The rows of one global batch must be distinct.
+    They are exact on any number of replicas: each writes the rows of its examples, and the changes
+    are summed. The rows of a global batch must be distinct.
     """
 
     def __init__(self, rows: int, shape: tuple[int, ...] = (), fill: float = 0.0):

@@ -13,9 +13,9 @@ from tfrobust.serialization import serializable
 
 @serializable
 class Trades(LocalGlobal):
-    """CE(f(x), y) + beta * KL(p(x) || p(x')), x' crafted on the KL divergence from p(x).
+    """CE(f(x), y) + beta * KL(p(x) || p(x')), where x' maximises the KL divergence.
 
-    The attack is the authors' by default: ten steps from x + 0.001 * N(0, 1).
+    The default attack is the authors': ten steps from x + 0.001 * N(0, 1).
     """
 
     default_attack = PGD(steps=10, start="normal")

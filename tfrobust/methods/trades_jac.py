@@ -1,4 +1,4 @@
-"""TradesJac: the sum of TRADES and JAC, a comparison of the ATLAS paper (appendix D.1)."""
+"""TradesJac: the sum of TRADES and JAC, with which the ATLAS paper compares (appendix D.1)."""
 
 from __future__ import annotations
 

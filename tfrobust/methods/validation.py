@@ -14,10 +14,10 @@ from tfrobust.threat import Threat
 
 
 def measured(model: Any, batch: Batch) -> Batch:
-    """Return the values [B] that validation reports of a batch, as `RobustModel.test_step` says.
+    """Return the values [B] of a batch that validation reports; see `RobustModel.test_step`.
 
-    Under several threats an example is right if it is right under all, its loss is the greatest,
-    and the Jacobian is that at the adversarial image of the first.
+    Under several threats an example is right if it is right under all of them, its loss is the
+    greatest, and its Jacobian is that at the adversarial image of the first threat.
     """
     x, y, logits_fn = batch["image"], batch["label"], model.logits_fn(batch, "eval")
 
@@ -26,13 +26,13 @@ def measured(model: Any, batch: Batch) -> Batch:
 
     def under(threat: Threat) -> Batch:
         robust = logits_fn(attacked(model.validation_attack, threat, "validation"))
-        weak = attacked(FGSM(), threat, "validation fgsm")
+        x_fgsm = attacked(FGSM(), threat, "validation fgsm")
         seed = noise.seed_for(model.seed, 0, "validation projection")
-        weak, jacobian = squared_jacobian(logits_fn, weak, model.projections(batch, seed))
+        fgsm, jacobian = squared_jacobian(logits_fn, x_fgsm, model.projections(batch, seed))
         return {
             "loss": losses.cross_entropy(robust, y),
             "robust_accuracy": losses.correct(robust, y),
-            "fgsm_accuracy": losses.correct(weak, y),
+            "fgsm_accuracy": losses.correct(fgsm, y),
             "jacobian": jacobian,
         }
 
