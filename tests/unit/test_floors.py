@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FLOORS = {
     "tfrobust.backend": 0,
     "tfrobust.keras_import": 1,
+    "tfrobust.corruptions": 0,
     "tfrobust.errors": -1,
     "tfrobust.io": 0,
     "tfrobust.jacobian": 0,
