@@ -23,7 +23,7 @@ TOLERANCE = 1e-3 / 4  # of a bisection: 1e-3 in L2 length, 16 pixels
 
 
 class Recorded:
-    """A network that records its queries about one example, [queries, pixels]."""
+    """A network that records the images, [pixels], of its queries about one example."""
 
     def __init__(self, network: Any):
         self.network, self.images = network, []
@@ -34,7 +34,7 @@ class Recorded:
 
 
 def wrong_where(condition: Callable[[Any], Any]) -> Recorded:
-    """Return logits of class 0, but of class 1 where condition(flat images [B, D]) [B] holds."""
+    """Return a network of class 0, and of class 1 where condition(flat images [B, D]) [B] holds."""
 
     def logits(x: Any) -> Any:
         one = tf.cast(condition(tf.reshape(x, [len(x), -1])), tf.float32)
@@ -44,18 +44,12 @@ def wrong_where(condition: Callable[[Any], Any]) -> Recorded:
 
 
 def linear(weights: np.ndarray) -> Callable[[Any], Any]:
-    """Return a linear network where no class wins in the middle of [0, 1].
-
-    Every image then has a boundary in the box.
-    """
+    """Return a linear network of equal logits at grey, so that [0, 1] has boundaries."""
     return lambda x: tf.reshape(x - 0.5, [-1, 16]) @ weights
 
 
-def least(weights: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Return the Linf distances [12, C - 1] from X to the boundaries, margin / ||w||_1.
-
-    The rivals are in the order of the other classes.
-    """
+def exact_distances(weights: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Return the Linf distances of X to the boundaries, margin / ||w||_1, [12, C - 1]."""
     z = linear(weights)(X).numpy()
     away = np.abs(weights[:, None, :] - weights[:, :, None]).sum(0)
     distance = (z[np.arange(12), y][:, None] - z) / np.where(away == 0, np.inf, away)[y]
@@ -63,11 +57,10 @@ def least(weights: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def graph(function: Callable[..., Any], network: Any, **settings: Any) -> Callable[..., Any]:
-    """Return (x, y) -> result of a function(network, x, y, **settings) in numpy.
+    """Return (x, y) -> function(network, x, y, **settings), traced once for any batch size.
 
-    The graph has no batch size.
+    The parts of its result are arrays.
     """
-
     images, labels = tf.TensorSpec([None, 4, 4, 1]), tf.TensorSpec([None], tf.int64)
 
     @tf.function(autograph=False, input_signature=[images, labels])
@@ -82,10 +75,11 @@ def graph(function: Callable[..., Any], network: Any, **settings: Any) -> Callab
 
 
 def nearest(queries: int, network: Any, x: Any, y: Any, box: Any = (0.0, 1.0)) -> Any:
+    """Return the nearest misclassified images of a search without a threat."""
     return graph(RayS(queries=queries).nearest, network, box=box)(x, y)
 
 
-def test_finds_the_boundary_of_two_linear_classes() -> None:
+def test_the_search_ends_at_the_boundary_of_two_linear_classes() -> None:
     """Every flip towards sign(w) reduces the distance by at least 2 |w_i| d / ||w||_1.
 
     The round over single pixels finds every reduction that is larger than the tolerance of a
@@ -97,7 +91,7 @@ def test_finds_the_boundary_of_two_linear_classes() -> None:
     logits = lambda x: linear(weights)(x / 10.0)  # noqa: E731
     y = logits(X * 10.0).numpy().argmax(1)
     result = nearest(31 * 19, logits, X * 10.0, y, (-30.0, 30.0))
-    exact, w = 10.0 * least(weights, y)[:, 0], weights[:, 1] - weights[:, 0]
+    exact, w = 10.0 * exact_distances(weights, y)[:, 0], weights[:, 1] - weights[:, 0]
     assert (result.distance >= exact - 1e-5).all()
     np.testing.assert_allclose(result.distance, exact, atol=8 * TOLERANCE)
     moved = (result.images - X * 10.0).reshape(12, 16) * np.where(y == 0, 1, -1)[:, None]
@@ -105,52 +99,51 @@ def test_finds_the_boundary_of_two_linear_classes() -> None:
     assert clear.mean() > 0.8 and (np.sign(moved) == np.sign(w))[clear].all()
 
 
-def test_finds_a_boundary_of_three_linear_classes() -> None:
+def test_the_search_ends_at_a_boundary_of_three_linear_classes() -> None:
     """A sign vector that no flip improves is that of a rival, mostly of the nearer one."""
-    result, exact = nearest(1500, linear(W), X, Y, WIDE), least(W, Y)
+    result, exact = nearest(1500, linear(W), X, Y, WIDE), exact_distances(W, Y)
     assert (np.abs(result.distance[:, None] - exact).min(1) < 8 * TOLERANCE).all()
     assert (result.distance < exact.min(1) + 8 * TOLERANCE).mean() > 0.5
 
 
-def test_the_blocks_in_turn() -> None:
-    """All queries about an image that is never misclassified are corners with one block at 0.
+def test_the_flipped_blocks_halve_level_by_level() -> None:
+    """An image that is never misclassified is queried at corners with one block at 0.
 
-    It has five pixels. The blocks have 5, then 3, 2 and 1 = ceil(5 / 2^k) pixels, with the last
-    block of each level cut, and then 1 until the end.
+    Its five pixels make blocks of 5, 3, 2 and 1 = ceil(5 / 2^k) pixels, where the last block of a
+    level may be shorter. After that they stay single pixels.
     """
     network = wrong_where(lambda z: z[:, 0] > 2.0)
     result = RayS(queries=14).nearest(network, np.full([1, 1, 5, 1], 0.5, np.float32), [0])
     blocks = ["00000", "00011", "11100", "00111", "11001", "11110"]
     blocks += ["01111", "10111", "11011", "11101", "11110", "01111", "10111", "11011"]
-    asked = ["".join(str(int(v)) for v in image) for image in network.images[1:]]
-    assert asked == blocks
+    queries = ["".join(str(int(pixel)) for pixel in image) for image in network.images[1:]]
+    assert queries == blocks
     assert np.isinf(result.distance).all() and result.queries.numpy().tolist() == [15]
     np.testing.assert_array_equal(result.images, np.full([1, 1, 5, 1], 0.5))
 
 
-def test_a_bisection_by_hand() -> None:
+def test_the_queries_of_a_bisection_by_hand() -> None:
     """One pixel at 0.5 is misclassified below 0.3.
 
-    From the corner 0 the lengths are 1/2, 1/4, 1/8, ... until the gap 1 / 2^10 is below 1e-3.
-    Trials of an upward pixel, at the length reached, then always fail.
+    From the corner 0 the lengths are 1/2, 1/4, 1/8, ... until the gap 1 / 2^10 is below 1e-3. The
+    queries that follow, of an upward pixel at the final length, always fail.
     """
     network = wrong_where(lambda z: z[:, 0] < 0.3)
     result = RayS(queries=13).nearest(network, np.full([1, 1, 1, 1], 0.5, np.float32), [0])
-    asked = np.concatenate(network.images)
+    queries = np.concatenate(network.images)
     expected = [0.5, 0.0, 0.0, 0.25, 0.375, 0.3125, 0.28125, 0.296875, 0.3046875]
-    np.testing.assert_array_equal(asked[:9], expected)
+    np.testing.assert_array_equal(queries[:9], expected)
     length = float(result.distance[0])
     assert 0.2 < length < 0.2 + 2**-10 and (length * 2**10).is_integer()
-    np.testing.assert_allclose(asked[12:], 0.5 + length)
-    assert len(asked) == 14
+    np.testing.assert_allclose(queries[12:], 0.5 + length)
+    assert len(queries) == 14
 
 
-def test_a_change_that_comes_no_nearer_is_not_kept() -> None:
-    """A flip that does not reduce the distance is not kept.
+def test_a_flip_that_does_not_reduce_the_distance_is_undone() -> None:
+    """Of two pixels at 0.5 only the first matters: below 0.3 the image is misclassified.
 
-    There are two pixels at 0.5, and only the first matters, misclassified below 0.3. Flipping the
-    second leaves the distance equal, so each of its trials ends with the sign - of the first trial,
-    and the corner of the second pixel stays below 0.5.
+    To flip the second pixel leaves the distance equal, so it keeps its first sign and ends below
+    0.5 too.
     """
     network = wrong_where(lambda z: z[:, 0] < 0.3)
     result = RayS(queries=100).nearest(network, np.full([1, 1, 2, 1], 0.5, np.float32), [0])
@@ -159,8 +152,8 @@ def test_a_change_that_comes_no_nearer_is_not_kept() -> None:
     assert 0.2 < result.distance[0] < 0.2 + 1e-3
 
 
-def test_stops_within_eps() -> None:
-    """The same pixel at 1, 1/2 and 1/4: the third query is misclassified, within eps = 0.26."""
+def test_the_search_stops_once_an_image_within_eps_is_misclassified() -> None:
+    """The pixel is queried at 0.5, at 0 twice, and at 0.25, which is within eps = 0.26."""
     network = wrong_where(lambda z: z[:, 0] < 0.3)
     x = np.full([1, 1, 1, 1], 0.5, np.float32)
     outcome = RayS().run(network, x, [0], threat=Threat("linf", 0.26), seed=SEED)
@@ -170,10 +163,9 @@ def test_stops_within_eps() -> None:
 
 
 def test_the_last_query_is_at_the_edge_of_the_ball() -> None:
-    """The last query is at the edge of the ball, eps = 0.1.
+    """The nearest image of the search, just below 0.3, is 0.2 away, and eps is 0.1.
 
-    The nearest image of the search is 0.2 away, below 0.3; a window around 0.4 that no bisection
-    meets lies at this edge.
+    No bisection queries the misclassified window around 0.4, which lies at the edge.
     """
     x, threat = np.full([1, 1, 1, 1], 0.5, np.float32), Threat("linf", 0.1)
     for lowest, success in ((0.39, True), (0.5, False)):
@@ -188,8 +180,8 @@ def test_the_last_query_is_at_the_edge_of_the_ball() -> None:
 
 
 @pytest.mark.parametrize("box", [(0.0, 1.0), (-1.0, 1.0), (0.0, 255.0)])
-def test_any_box(box: tuple[float, float]) -> None:
-    """The search in another box is the same, shifted and scaled, except for the tolerance 1e-3."""
+def test_the_search_in_another_box_is_shifted_and_scaled(box: tuple[float, float]) -> None:
+    """The tolerance of a bisection, 1e-3, is not scaled."""
     low, width = box[0], box[1] - box[0]
     x = (X * width + low).astype("float32")
     logits = lambda z: linear(W)((z - low) / width)  # noqa: E731
@@ -205,46 +197,46 @@ def test_any_box(box: tuple[float, float]) -> None:
         np.testing.assert_array_equal(predicted != Y, outcome.success)
 
 
-def test_examples_in_different_phases_share_a_pass() -> None:
-    """Each example alone ends as it does in the batch, within eps or at the last query."""
-    y = np.where(np.arange(12) == 3, (Y + 1) % 3, Y)  # the fourth is wrong from the start
+def test_an_image_alone_ends_as_it_does_in_the_batch() -> None:
+    """It ends within eps or at its last query."""
+    y = np.where(np.arange(12) == 3, (Y + 1) % 3, Y)  # the fourth image is misclassified
     threat = Threat("linf", float(np.median(nearest(100, linear(W), X, y).distance)))
     attack = graph(RayS(queries=100).run, linear(W), threat=threat, seed=SEED)
     joint = attack(X, y)
     assert 2 < joint.success.sum() < 10
     for i in range(12):
-        alone = attack(X[i : i + 1], y[i : i + 1])
-        np.testing.assert_array_equal(alone.images[0], joint.images[i])
-        assert alone.queries[0] == joint.queries[i]
+        single = attack(X[i : i + 1], y[i : i + 1])
+        np.testing.assert_array_equal(single.images[0], joint.images[i])
+        assert single.queries[0] == joint.queries[i]
     assert joint.queries[3] == 1 and nearest(9, linear(W), X, y).distance[3] == 0.0
     np.testing.assert_array_equal(joint.images[3], X[3])
 
 
-def test_more_queries_never_go_further() -> None:
+def test_more_queries_never_end_further_away() -> None:
     distances = [nearest(n, linear(W), X, Y).distance for n in (5, 50, 500)]
     assert (distances[0] >= distances[1]).all() and (distances[1] >= distances[2]).all()
     assert distances[2].mean() < 0.8 * distances[1].mean() < distances[0].mean()
 
 
-def test_only_the_predicted_class_counts() -> None:
+def test_the_search_uses_nothing_but_the_predicted_class() -> None:
     plain = nearest(100, linear(W), X, Y)
-    bent = nearest(100, lambda x: tf.sinh(3.0 * linear(W)(x)) - 7.0, X, Y)
-    np.testing.assert_array_equal(plain.images, bent.images)
+    same_classes = nearest(100, lambda x: tf.sinh(3.0 * linear(W)(x)) - 7.0, X, Y)
+    np.testing.assert_array_equal(plain.images, same_classes.images)
 
 
-def test_nan_logits_are_a_success() -> None:
+def test_nan_logits_count_as_misclassified() -> None:
     nan = lambda x: tf.where(tf.reduce_min(x) < 0.0, np.nan, linear(W)(x))  # noqa: E731
     outcome = RayS(queries=30).run(nan, X, Y, threat=Threat("linf", 2.0, WIDE), seed=SEED)
     assert outcome.success.numpy().all() and np.isfinite(outcome.images).all()
 
 
-def test_mistakes_are_one_line() -> None:
+def test_no_queries_and_another_norm_are_refused() -> None:
     with pytest.raises(UserError, match=r"^queries: expected int >= 1, received 0$"):
         RayS(queries=0)
     with pytest.raises(UserError, match=r"^threat.norm: expected linf for RayS, received 'l2'$"):
         RayS()(linear(W), X, np.zeros(12, int), threat=Threat("l2", 1.0), seed=SEED)
 
 
-def test_title_and_settings() -> None:
+def test_title_and_settings_hold_the_number_of_queries() -> None:
     assert RayS().title == "RayS-10000"
     assert RayS(queries=50).settings(Threat("linf", 0.1)) == {"name": "rays", "queries": 50}

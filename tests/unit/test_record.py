@@ -1,4 +1,4 @@
-"""The record of an evaluation: headline, provenance, and that no finished result is lost.
+"""The record of an evaluation: its headline, its provenance, and finished results that are kept.
 
 The network is that of test_evaluation.py: one pixel t, class 1 where t > 0.5.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import keras
 import numpy as np
@@ -37,13 +38,14 @@ class Lines(list):
 
     @property
     def attacks(self) -> list[str]:
-        """Return the results that were computed in this call, the clean one too."""
+        """Return the names of the results that were computed, the clean one among them."""
         return [line.partition(":")[0] for line in self if "% of " in line]
 
 
 def evaluated(
     folder: Path, attacks: Any, logits_fn: Any = network, x: Any = X, y: Any = Y, **options: Any
 ) -> Lines:
+    """Return the lines of an evaluation in a folder, without checks and progress."""
     lines = Lines()
     options = {"check": False, "progress": False} | options
     details = Details(say=lines.append)
@@ -54,17 +56,16 @@ def evaluated(
 @given(st.data())
 @settings(max_examples=3 * settings.default.max_examples)
 def test_the_headline_is_never_above_a_row_that_saw_as_many_images(data: st.DataObject) -> None:
-    """For random lists of attacks, no row of as many images is below the headline.
+    """The attacks are random. The worst case of fewer images is not above such a row either."""
 
-    Likewise for the worst case of fewer images.
-    """
+    def flags(size: int) -> np.ndarray:
+        return np.array(data.draw(st.lists(st.booleans(), min_size=size, max_size=size)))
+
     n = data.draw(st.integers(1, 12))
-    clean = np.array(data.draw(st.lists(st.booleans(), min_size=n, max_size=n)))
-    results = [Result("clean", clean, 0.0)]
+    clean = flags(n)
     sizes = data.draw(st.lists(st.integers(1, n), max_size=4))
-    for place, size in enumerate([n, *sizes]):
-        right = np.array(data.draw(st.lists(st.booleans(), min_size=size, max_size=size)))
-        results.append(Result(str(place), right & clean[:size], 0.0))
+    attacked = [flags(size) & clean[:size] for size in (n, *sizes)]
+    results = [Result(str(place), right, 0.0) for place, right in enumerate([clean, *attacked])]
     result = Evaluation(results)
     assert len(result.robust) == n
     for row in results:
@@ -75,8 +76,7 @@ def test_the_headline_is_never_above_a_row_that_saw_as_many_images(data: st.Data
         assert all(share <= row.robust[:size].mean() for row in results if len(row.robust) >= size)
 
 
-def test_where_all_attacks_see_fewer_images_the_run_is_of_these(tmp_path: Path) -> None:
-    """The clean accuracy is then of the same images as the robust accuracy."""
+def test_the_clean_accuracy_is_of_the_most_images_that_an_attack_sees(tmp_path: Path) -> None:
     evaluated(tmp_path, [HALF | {"examples": 4}, WHOLE | {"examples": 2}])
     record = Record.load(tmp_path)
     assert (record.examples, record.clean_accuracy) == (4, 0.75)
@@ -100,29 +100,20 @@ def test_finished_attacks_stay_when_the_list_grows_or_a_label_or_the_batch_chang
     assert not list(tmp_path.glob("evaluation.*"))
 
 
-def test_a_kill_between_the_two_files_costs_nothing(
+def test_a_kill_between_writing_flags_and_record_loses_no_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """flags.npz has the new names and eval.json the old ones; both are recognised."""
+    """flags.npz has the new labels and eval.json the old ones; both are recognised."""
     evaluated(tmp_path, [HALF, WHOLE])
-    save, written = Record.save, []
-
-    def killed(record: Record, folder: Path) -> None:
-        written.append(record)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Record, "save", killed)
-    with pytest.raises(KeyboardInterrupt):
-        evaluated(tmp_path, [HALF | {"label": "a"}, WHOLE | {"label": "b"}, NOISY])
-    assert written
-    monkeypatch.setattr(Record, "save", save)
     renamed = [HALF | {"label": "a"}, WHOLE | {"label": "b"}, NOISY]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Record, "save", Mock(side_effect=KeyboardInterrupt))
+        evaluated(tmp_path, renamed)
     assert evaluated(tmp_path, renamed).attacks == ["noise"]
     assert list(Flags.load(tmp_path).right) == ["clean", "a", "b", "noise"]
 
 
-def test_noise_is_that_of_the_attacks_name_and_place_not_of_its_label() -> None:
-    """Two equal attacks have different noise, and a label does not change it."""
+def test_the_noise_of_an_attack_depends_on_its_name_and_place_but_not_on_its_label() -> None:
     rng = np.random.default_rng(0)
     x = rng.random((40, 4, 4, 1), np.float32)
     weights = tf.constant(rng.normal(size=(16, 3)), tf.float32)
@@ -130,14 +121,15 @@ def test_noise_is_that_of_the_attacks_name_and_place_not_of_its_label() -> None:
     y = np.argmax(linear(x), axis=1)
 
     def images(*attacks: Any) -> list[np.ndarray]:
+        """Return the images, [40, 4, 4, 1], that each attack makes."""
         options: Any = {"mode": "each", "images": True, "check": False, "progress": False}
         results = evaluate(linear, x, y, Threat("linf", 0.05), list(attacks), **options).results
         return [result.images for result in results[1:]]
 
     weak = {"name": "uniform_noise", "draws": 1}
     first, second = images(weak | {"label": "a"}, weak | {"label": "b"})
-    other, _ = images(weak | {"label": "c"}, {"name": "fgsm"})
-    np.testing.assert_array_equal(first, other)
+    relabelled, _ = images(weak | {"label": "c"}, {"name": "fgsm"})
+    np.testing.assert_array_equal(first, relabelled)
     assert (first != second).any()
 
 
@@ -153,7 +145,7 @@ def test_noise_is_that_of_the_attacks_name_and_place_not_of_its_label() -> None:
         ({"rerun": True}, "computed again"),
     ],
 )
-def test_what_is_there_of_another_evaluation_is_moved_aside(
+def test_results_of_another_evaluation_are_moved_aside(
     tmp_path: Path, change: Any, reason: str
 ) -> None:
     evaluated(tmp_path, [HALF, WHOLE])
@@ -169,7 +161,7 @@ def test_what_is_there_of_another_evaluation_is_moved_aside(
 
 
 @pytest.mark.parametrize("name", ["eval.json", "flags.npz"])
-def test_damaged_files_are_kept_aside_and_all_runs_again(tmp_path: Path, name: str) -> None:
+def test_damaged_files_are_moved_aside_and_all_attacks_run_again(tmp_path: Path, name: str) -> None:
     evaluated(tmp_path, [HALF])
     (tmp_path / name).write_bytes(b"{damaged")
     lines = evaluated(tmp_path, [HALF])
@@ -177,8 +169,7 @@ def test_damaged_files_are_kept_aside_and_all_runs_again(tmp_path: Path, name: s
     assert (tmp_path / "evaluation.1" / name).read_bytes() == b"{damaged"
 
 
-def test_a_refused_evaluation_writes_nothing(tmp_path: Path) -> None:
-    """A refused evaluation writes no file and changes none."""
+def test_a_refused_evaluation_writes_and_changes_no_file(tmp_path: Path) -> None:
     softmax = lambda x: tf.nn.softmax(network(x))  # noqa: E731
     with pytest.raises(UserError, match="expected logits"):
         evaluated(tmp_path / "new", [HALF], softmax)
@@ -194,26 +185,23 @@ def test_a_refused_evaluation_writes_nothing(tmp_path: Path) -> None:
 def test_rows_keep_the_version_that_made_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A later version adds its row, says so, and relabels none."""
+    """A later version adds its row and says so."""
     evaluated(tmp_path, [HALF], seed=3)
     first = Record.load(tmp_path)
-    made = first.attacks[0].provenance
-    assert (made.seed, made.examples, made.precision) == (3, 7, "float32")
-    assert first.provenance.version == first.versions["tfrobust"] and made.threads >= 1
+    provenance = first.attacks[0].provenance
+    assert (provenance.seed, provenance.examples, provenance.precision) == (3, 7, "float32")
+    assert first.provenance.version == first.versions["tfrobust"] and provenance.threads >= 1
     for module in ("tfrobust.provenance.__version__", "tfrobust.evaluation.recorder.versions"):
         new: Any = "9.9.9" if module.endswith("__version__") else lambda: {"tfrobust": "9.9.9"}
         monkeypatch.setattr(module, new)
     lines = evaluated(tmp_path, [HALF, WHOLE], seed=3)
     assert lines.attacks == ["whole"]
     assert any("are kept, this is tfrobust 9.9.9" in line for line in lines)
-    half, full = Record.load(tmp_path).attacks
-    assert half.provenance == made and full.provenance.version == "9.9.9"
+    half, whole = Record.load(tmp_path).attacks
+    assert half.provenance == provenance and whole.provenance.version == "9.9.9"
     assert Record.load(tmp_path).versions == first.versions
-    assert evaluated(tmp_path, [HALF, WHOLE], seed=3, rerun=True).attacks == [
-        "clean",
-        "half",
-        "whole",
-    ]
+    again = evaluated(tmp_path, [HALF, WHOLE], seed=3, rerun=True)
+    assert again.attacks == ["clean", "half", "whole"]
     assert Record.load(tmp_path).attacks[0].provenance.version == "9.9.9"
 
 
@@ -226,8 +214,9 @@ def test_a_record_of_another_schema_is_computed_again(
     assert lines.attacks == ["clean", "half"] and "(of schema 1, this" in lines[0]
 
 
-def test_a_keras_network_is_known_by_its_weights(tmp_path: Path) -> None:
-    """This holds also where the logits of the first images are equal."""
+def test_a_change_of_weights_makes_another_network_even_where_logits_are_equal(
+    tmp_path: Path,
+) -> None:
     model = keras.Sequential([keras.Input((1, 1, 1)), keras.layers.Dense(2)])
     model = keras.Sequential([model, keras.layers.Flatten()])
     model.set_weights([np.array([[-1.0, 1.0]]), np.array([0.5, -0.5])])
@@ -237,7 +226,7 @@ def test_a_keras_network_is_known_by_its_weights(tmp_path: Path) -> None:
     assert "another network" in evaluated(tmp_path, [HALF], model)[0]
 
 
-def test_checks_curves_and_pictures_of_a_folder_and_its_page(tmp_path: Path) -> None:
+def test_checks_curves_and_pictures_are_computed_once_and_stand_on_the_page(tmp_path: Path) -> None:
     lines = evaluated(tmp_path, [PGD(steps=3), FGSM()], check=True, save="float32")
     names = {file.name for file in tmp_path.iterdir()}
     files = {"eval.json", "flags.npz", "adversarial.npz", "probes.npz", "valley.npz"}
@@ -246,15 +235,14 @@ def test_checks_curves_and_pictures_of_a_folder_and_its_page(tmp_path: Path) -> 
     assert record.checks and record.eps_curve and record.closing.version
     page = write_report(tmp_path).read_text()
     assert f"{tmp_path.name} on arrays: 85.7 % clean" in page
-    # The same again: nothing is left to do, not even the checks.
-    seen = (tmp_path / "valley.npz").stat().st_mtime_ns
+    written_at = (tmp_path / "valley.npz").stat().st_mtime_ns
     again = evaluated(tmp_path, [PGD(steps=3), FGSM()], check=True, save="float32")
     assert lines.attacks == ["clean", "PGD-3", "FGSM"] and again == []
-    assert (tmp_path / "valley.npz").stat().st_mtime_ns == seen
+    assert (tmp_path / "valley.npz").stat().st_mtime_ns == written_at
 
 
-def test_of_fewer_attacks_the_checks_are_taken_again(tmp_path: Path) -> None:
-    """The first attack's row stays, but its checks were about the second one too."""
+def test_checks_run_again_where_an_attack_has_left_the_list(tmp_path: Path) -> None:
+    """The row of the first attack stays, but the checks were of both attacks."""
     evaluated(tmp_path, [HALF, {"name": "square", "queries": 3, "label": "gone"}], check=True)
     lines = evaluated(tmp_path, [HALF], check=True)
     assert lines.attacks == [] and (tmp_path / "evaluation.1" / "valley.npz").is_file()
@@ -263,16 +251,13 @@ def test_of_fewer_attacks_the_checks_are_taken_again(tmp_path: Path) -> None:
     assert "gone" not in str(record.checks) and (tmp_path / "valley.npz").is_file()
 
 
-def test_what_follows_the_attacks_cannot_cost_them(
+def test_a_failure_after_the_attacks_loses_no_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A later failure is reported as not measured, with its reason."""
-
-    def fails(*_: Any, **__: Any) -> Any:
-        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
-
-    monkeypatch.setattr("tfrobust.evaluation.closing.least_eps", fails)
-    monkeypatch.setattr("tfrobust.evaluation.pictures.valley", fails)
+    """It is reported as not measured, with its reason."""
+    error = tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+    monkeypatch.setattr("tfrobust.evaluation.closing.least_eps", Mock(side_effect=error))
+    monkeypatch.setattr("tfrobust.evaluation.pictures.valley", Mock(side_effect=error))
     lines = evaluated(tmp_path, [HALF], check=True)
     record = Record.load(tmp_path)
     texts = {check.name: check.text for check in record.checks}
@@ -283,7 +268,7 @@ def test_what_follows_the_attacks_cannot_cost_them(
     assert OUT in write_report(tmp_path).read_text()
 
 
-def test_digests_see_every_pixel_the_label_and_the_shape() -> None:
+def test_a_digest_changes_with_every_pixel_the_label_and_the_shape() -> None:
     x, y = np.zeros((3, 2, 3, 1), np.float32), np.zeros(3, np.int32)
     first = digests(x, y)
     assert len(set(first.tolist())) == 1 and first.dtype == np.uint64
@@ -292,7 +277,7 @@ def test_digests_see_every_pixel_the_label_and_the_shape() -> None:
     assert digests(x.reshape(3, 3, 2, 1), y)[0] != first[0]
 
 
-def test_the_file_has_the_names_that_it_always_had(tmp_path: Path) -> None:
+def test_the_keys_of_eval_json_and_flags_npz_have_not_changed(tmp_path: Path) -> None:
     evaluated(tmp_path, [HALF, WHOLE], check=True)
     content = json.loads((tmp_path / "eval.json").read_text())
     names = (

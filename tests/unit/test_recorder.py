@@ -1,7 +1,6 @@
-"""An evaluation in an existing folder.
+"""An evaluation in an existing folder: what it refuses, and files that agree with the record.
 
-One that is refused changes nothing, and no file disagrees with the record. The network is that of
-test_evaluation.py: one pixel t, class 1 where t > 0.5.
+The network is that of test_evaluation.py: one pixel t, class 1 where t > 0.5.
 """
 
 from __future__ import annotations
@@ -18,23 +17,25 @@ from tests.unit.test_record import HALF, NOISY, THREAT, WHOLE, evaluated
 from tfrobust.errors import UserError
 from tfrobust.evaluation import Details, Flags, Record, cascade, evaluate
 
-SHIFTED = lambda images: network(images) + [0.0, 0.1]  # noqa: E731
+
+def shifted(images: Any) -> Any:
+    """Return the logits of another network."""
+    return network(images) + [0.0, 0.1]
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
+    """Return the content of all files in a folder by their relative path."""
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
 def saved(path: Path, images: Any, index: Any) -> dict[str, str]:
+    """Return the config of an attack that reads images which are saved at the path."""
     np.savez(path, image=images, index=index)
     return {"name": "saved_images", "path": str(path)}
 
 
-def test_an_evaluation_that_is_refused_late_leaves_what_is_there(tmp_path: Path) -> None:
+def test_an_evaluation_that_is_refused_changes_no_file(tmp_path: Path) -> None:
     folder = tmp_path / "runs"
     evaluated(folder, [HALF])
     before = files(folder)
@@ -50,11 +51,11 @@ def test_an_evaluation_that_is_refused_late_leaves_what_is_there(tmp_path: Path)
     ):
         options: dict[str, Any] = {"attacks": [HALF], "folder": folder, "progress": False} | change
         with pytest.raises(UserError, match=message):
-            evaluate(SHIFTED, X, Y, THREAT, **options)
+            evaluate(shifted, X, Y, THREAT, **options)
         assert files(folder) == before
 
 
-def test_a_place_that_is_no_folder_is_refused_before_anything_is_computed(tmp_path: Path) -> None:
+def test_a_file_instead_of_a_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     for place in (tmp_path / "file", tmp_path / "file" / "run"):
         with pytest.raises(UserError, match="^folder: expected a folder that can be written to"):
@@ -62,50 +63,45 @@ def test_a_place_that_is_no_folder_is_refused_before_anything_is_computed(tmp_pa
     assert files(tmp_path) == {"file": b"mine"}
 
 
-def test_one_evaluation_at_a_time_works_in_a_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An evaluation is refused while another uses the folder.
-
-    It is also refused if results appeared after it had begun.
-    """
+def test_an_evaluation_is_refused_while_another_uses_its_folder(tmp_path: Path) -> None:
     rows: list[str] = []
 
-    def second(line: str) -> None:
+    def evaluate_again(line: str) -> None:
         if line.startswith("clean"):
             with pytest.raises(UserError, match="^folder: expected a folder that no other eval"):
-                evaluated(tmp_path, [WHOLE], SHIFTED)
+                evaluated(tmp_path, [WHOLE], shifted)
         rows.append(line)
 
-    details = Details(say=second)
+    details = Details(say=evaluate_again)
     evaluate(network, X, Y, THREAT, [HALF], check=False, folder=tmp_path, details=details)
     assert [line.partition(":")[0] for line in rows] == ["clean", "half"]
     assert [row.name for row in Record.load(tmp_path).attacks] == ["half"]
 
-    late, clean = tmp_path / "late", cascade._clean
 
-    def another_first(*args: Any) -> Any:
+def test_an_evaluation_is_refused_if_another_has_written_to_its_folder_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clean = cascade._clean
+
+    def clean_after_another_evaluation(*args: Any) -> Any:
         monkeypatch.setattr(cascade, "_clean", clean)
-        evaluated(late, [HALF])
+        evaluated(tmp_path, [HALF])
         return clean(*args)
 
-    monkeypatch.setattr(cascade, "_clean", another_first)
+    monkeypatch.setattr(cascade, "_clean", clean_after_another_evaluation)
     with pytest.raises(UserError, match="no other evaluation has written to meanwhile"):
-        evaluated(late, [WHOLE])
-    assert [row.name for row in Record.load(late).attacks] == ["half"]
+        evaluated(tmp_path, [WHOLE])
+    assert [row.name for row in Record.load(tmp_path).attacks] == ["half"]
 
 
 def test_saved_images_are_those_of_the_attacks_of_the_record(tmp_path: Path) -> None:
-    """No images stay of attacks that are no longer in the list.
-
-    None stay either where more attacks ran without saving.
-    """
+    """They are moved aside where an attack has left the list, or another ran without saving."""
     evaluated(tmp_path, [HALF, WHOLE], save="float32")
     evaluated(tmp_path, [HALF, NOISY], save="float32")
     fresh = tmp_path / "fresh"
     evaluated(fresh, [HALF, NOISY], save="float32")
-    with np.load(tmp_path / "adversarial.npz") as now, np.load(fresh / "adversarial.npz") as right:
-        np.testing.assert_array_equal(now["image"], right["image"])
+    images, expected = (np.load(d / "adversarial.npz")["image"] for d in (tmp_path, fresh))
+    np.testing.assert_array_equal(images, expected)
 
     grid = np.float32(np.rint(255 * X) / 255)
     more = tmp_path / "more"
@@ -118,8 +114,8 @@ def test_saved_images_are_those_of_the_attacks_of_the_record(tmp_path: Path) -> 
     assert not (more / "adversarial.npz").exists()
 
 
-def test_flags_that_are_not_those_of_the_row_are_not_taken_up(tmp_path: Path) -> None:
-    """Flags and row disagree, as after a kill while labels were exchanged."""
+def test_an_attack_whose_flags_disagree_with_its_row_runs_again(tmp_path: Path) -> None:
+    """A kill while labels are exchanged leaves such flags."""
     evaluated(tmp_path, [HALF, WHOLE])
     flags, row = Flags.load(tmp_path), Record.load(tmp_path).attacks[1]
     wrong = dataclasses.replace(flags, right={**flags.right, "whole": flags.right["clean"]})
@@ -129,8 +125,9 @@ def test_flags_that_are_not_those_of_the_row_are_not_taken_up(tmp_path: Path) ->
 
 
 @pytest.mark.usefixtures("short_closing")
-def test_a_curve_is_of_the_points_that_are_asked_for(tmp_path: Path) -> None:
+def test_the_curve_has_the_points_of_the_last_evaluation(tmp_path: Path) -> None:
     def points(*values: float) -> list[float]:
+        """Return the lambdas of the curve after an evaluation at these values."""
         curve = [({"lambda": value}, network) for value in values]
         details = Details(curve=curve, say=lambda line: None)
         evaluate(network, X, Y, THREAT, [HALF], progress=False, folder=tmp_path, details=details)
@@ -142,11 +139,11 @@ def test_a_curve_is_of_the_points_that_are_asked_for(tmp_path: Path) -> None:
     assert points() == []
 
 
-def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
+def test_a_seed_of_numpy_equals_the_same_int(tmp_path: Path) -> None:
     assert evaluated(tmp_path, [HALF], seed=np.int64(3)).attacks == ["clean", "half"]
     assert evaluated(tmp_path, [HALF], seed=3).attacks == []
 
 
-def test_the_name_of_the_digests_is_no_label(tmp_path: Path) -> None:
+def test_a_label_cannot_be_the_name_of_the_digests(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="expected labels other than .*digest"):
         evaluated(tmp_path / "new", [HALF | {"label": "digest"}])

@@ -1,4 +1,4 @@
-"""Objects from names and mappings, with an error of one line for every mistake."""
+"""Objects are built from names and mappings, and every mistake is an error of one line."""
 
 from __future__ import annotations
 
@@ -45,32 +45,32 @@ REGISTRY: dict[str, Any] = {"walk": Walk, "method": Method}
     ("text", "value"),
     [("8/255", 8 / 255), ("-1/2", -0.5), ("1.5/3", 0.5), (3, 3.0), (np.float32(0.5), 0.5)],
 )
-def test_number(text: object, value: float) -> None:
+def test_a_number_may_be_a_fraction(text: object, value: float) -> None:
     assert number("eps", text) == value
 
 
 @pytest.mark.parametrize("value", ["1/0", "a", "1/2/3", None, True, float("nan"), [1]])
-def test_not_a_number(value: object) -> None:
+def test_what_is_not_a_finite_number_is_refused(value: object) -> None:
     with pytest.raises(UserError, match="^eps: expected "):
         number("eps", value)
 
 
-def test_build_from_a_name_and_from_a_mapping() -> None:
+def test_an_object_is_built_from_a_name_or_from_a_mapping() -> None:
     assert build(REGISTRY, "walk", "attack") == Walk()
     spec = {"name": "walk", "steps": 3, "size": "2/8", "box": [0, 2.0], "sizes": [1, 2]}
     assert build(REGISTRY, spec, "attack") == Walk(3, 0.25, [1, 2], (0, 2.0))
 
 
-def test_resolve_leaves_the_caller_his_arguments() -> None:
+def test_resolve_leaves_the_arguments_of_the_caller_open() -> None:
     make = resolve(REGISTRY, {"name": "method", "alpha": 1, "seed": 7}, "method", ("network",))
-    made = make("net")
-    assert (made.network, made.alpha, made.seed, made.ramp) == ("net", 1, 7, 5)
+    method = make("net")
+    assert (method.network, method.alpha, method.seed, method.ramp) == ("net", 1, 7, 5)
 
 
-def test_parameters_reach_through_kwargs_to_the_bases() -> None:
+def test_the_parameters_of_a_class_with_kwargs_include_those_of_its_bases() -> None:
     result = parameters(Method)
     assert list(result) == ["network", "alpha", "ramp", "seed"]
-    assert result["ramp"].default == 5  # the subclass's own, not its base's
+    assert result["ramp"].default == 5  # the default of the subclass
 
 
 @pytest.mark.parametrize(
@@ -90,24 +90,23 @@ def test_parameters_reach_through_kwargs_to_the_bases() -> None:
         ({"name": "method", "network": "n"}, "attack: expected a value for alpha"),
     ],
 )
-def test_mistakes_are_one_line(spec: Any, message: str) -> None:
+def test_a_mistake_is_one_line_that_names_the_key(spec: Any, message: str) -> None:
     with pytest.raises(UserError) as caught:
         build(REGISTRY, spec, "attack")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_an_argument_that_the_caller_gives_is_refused() -> None:
+def test_a_key_for_an_argument_of_the_caller_is_refused() -> None:
     with pytest.raises(UserError, match=r"^method\.network: unknown key"):
         resolve(REGISTRY, {"name": "method", "network": "n", "alpha": 1.0}, "method", ("network",))
 
 
-def test_choose_names_the_nearest() -> None:
+def test_choose_proposes_the_nearest_valid_name() -> None:
     with pytest.raises(UserError) as caught:
         errors.choose("norm", "linff", ("linf", "l2"))
-    assert str(caught.value) == (
-        "norm: expected one of l2, linf, received 'linff' (did you mean 'linf'?)"
-    )
+    message = "norm: expected one of l2, linf, received 'linff' (did you mean 'linf'?)"
+    assert str(caught.value) == message
     assert errors.choose("norm", "l2", ("linf", "l2")) == "l2"
 
 
@@ -124,7 +123,7 @@ def test_keras_saves_and_loads_a_dataclass_in_a_dataclass() -> None:
     assert keras.saving.deserialize_keras_object(config) == saved
 
 
-def test_what_does_not_fit_into_memory_is_one_line() -> None:
+def test_sizes_that_do_not_fit_into_memory_are_an_error_of_one_line() -> None:
     def make(units: int) -> None:
         raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
 

@@ -20,6 +20,7 @@ def make_run(
     pending: Sequence[str] = (),
     **changes: Any,
 ) -> Path:
+    """Write a finished run of one attack; `changes` replace keys of the config."""
     run.mkdir(parents=True)
     config: dict[str, Any] = {
         "name": "digits_atlas",
@@ -35,20 +36,20 @@ def make_run(
         "epoch,finished_at,val_robust_accuracy,seconds_per_batch\n"
         "0,100,0.5,0.04\n1,110,0.6,0.05\n2,120,0.4,0.06\n"
     )
+    spec = {"name": "pgd", "steps": 20}
+    row = {
+        "name": attack,
+        "examples": 10,
+        "robust_accuracy": robust,
+        "seconds": 3.1,
+        "config": spec,
+    }
     evaluation = {
         "examples": 10,
         "clean_accuracy": 0.8,
         "robust_accuracy": robust,
         "worst_case_examples": 10,
-        "attacks": [
-            {
-                "name": attack,
-                "examples": 10,
-                "robust_accuracy": robust,
-                "seconds": 3.1,
-                "config": {"name": "pgd", "steps": 20},
-            }
-        ],
+        "attacks": [row],
         "threat": {"norm": "linf", "eps": 8 / 255},
         "pending": list(pending),
         "seed": 5,
@@ -60,7 +61,7 @@ def make_run(
     return run
 
 
-def test_summary_holds_what_the_docs_need_and_no_machine_paths(tmp_path: Path) -> None:
+def test_a_summary_holds_command_training_and_no_paths_of_the_machine(tmp_path: Path) -> None:
     command = "python -m pipelines.run digits_atlas --set data.dir=/tmp/data --set seed=0"
     path = tool.add_run(make_run(tmp_path / "run", command=command), tmp_path / "results")
     summary = json.loads(path.read_text())
@@ -77,10 +78,10 @@ def test_summary_holds_what_the_docs_need_and_no_machine_paths(tmp_path: Path) -
     assert summary["config"]["data"] == {"name": "digits"}
 
 
-def test_page_shows_the_numbers(tmp_path: Path) -> None:
+def test_the_page_shows_accuracies_times_and_provenance(tmp_path: Path) -> None:
     tool.add_run(make_run(tmp_path / "run"), tmp_path / "results")
     page = tool.render(tmp_path)
-    # Wilson for 3 of 10 is 0.1078 to 0.6032.
+    # The Wilson interval of 3 out of 10 is 0.1078 to 0.6032.
     assert "| 30.0 % (10.8 to 60.3)<br>n=10<br>paper 50.0 %, -20.0 |" in page
     assert "| 80.0 % (49.0 to 94.3)<br>n=10 |" in page
     assert "linf, eps 8/255 = 0.03137 |" in page
@@ -97,7 +98,7 @@ def test_page_shows_the_numbers(tmp_path: Path) -> None:
     assert "Over seeds" not in page and page.startswith("# Results\n")
 
 
-def test_runs_are_grouped_by_data_and_carry_their_note_once(tmp_path: Path) -> None:
+def test_runs_are_grouped_by_data_set_and_a_group_has_its_note_once(tmp_path: Path) -> None:
     note = "the images are a JPEG-recompressed copy"
     cifar = {"data": {"name": "cifar10"}, "note": note}
     for name in ("cifar_a", "cifar_b"):
@@ -109,15 +110,15 @@ def test_runs_are_grouped_by_data_and_carry_their_note_once(tmp_path: Path) -> N
     assert "Square" not in cifar_part and "PGD-20" not in digits_part
 
 
-def test_seeds_get_mean_and_spread(tmp_path: Path) -> None:
-    for seed, robust in ((1, 0.5), (0, 0.3)):  # the page sorts them
+def test_runs_of_several_seeds_have_a_row_of_mean_and_deviation(tmp_path: Path) -> None:
+    for seed, robust in ((1, 0.5), (0, 0.3)):
         run = make_run(tmp_path / str(seed), robust=robust, seed=seed)
         tool.add_run(run, tmp_path / "results")
     tool.add_run(make_run(tmp_path / "other", name="digits_adv", seed=3), tmp_path / "results")
     names = sorted(path.name for path in (tmp_path / "results").iterdir())
     assert names == ["digits_adv.json", "digits_atlas.json", "digits_atlas_seed0.json"]
     page = tool.render(tmp_path)
-    # 0.3 and 0.5: mean 0.4, sample standard deviation 0.1 * sqrt(2).
+    # The mean of 0.3 and 0.5 is 0.4, their sample standard deviation 0.1 * sqrt(2).
     row = next(line for line in page.splitlines() if "±" in line and line.startswith("|"))
     assert "0, 1 |" in row and "| 40.0 ± 14.1 % (30.0 to 50.0) |" in row
     assert "digits_atlas (seed 1)" in page
@@ -130,7 +131,7 @@ def test_adding_a_run_again_replaces_it(tmp_path: Path) -> None:
     assert json.loads(path.read_text())["evaluation"]["robust_accuracy"] == 0.6
 
 
-def test_a_run_of_a_suite_can_have_another_name(tmp_path: Path, capsys: Any) -> None:
+def test_a_run_is_added_under_another_name_with_as(tmp_path: Path, capsys: Any) -> None:
     runs = [str(make_run(tmp_path / "a")), str(make_run(tmp_path / "b", robust=0.6))]
     assert tool.main(tmp_path / "docs", add=runs[:1]) == 0
     assert tool.main(tmp_path / "docs", add=runs[1:], name="digits_other") == 0
@@ -142,14 +143,14 @@ def test_a_run_of_a_suite_can_have_another_name(tmp_path: Path, capsys: Any) -> 
     assert capsys.readouterr().err == "--as: expected one --add with it, received 2\n"
 
 
-def test_user_text_is_escaped(tmp_path: Path) -> None:
+def test_names_and_notes_are_escaped(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", attack="<script>|", note="<b>|")
     tool.add_run(run, tmp_path / "results")
     page = tool.render(tmp_path)
     assert "<script" not in page and "<b>" not in page and "&lt;script&gt;\\|" in page
 
 
-def test_unfinished_and_unnamed_runs_are_refused(tmp_path: Path) -> None:
+def test_runs_that_are_unfinished_or_have_a_path_as_their_name_are_refused(tmp_path: Path) -> None:
     run = make_run(tmp_path / "short", pending=["b"])
     with pytest.raises(ValueError, match="finished evaluation; not run: b"):
         tool.add_run(run, tmp_path / "results")
@@ -157,7 +158,7 @@ def test_unfinished_and_unnamed_runs_are_refused(tmp_path: Path) -> None:
         tool.add_run(make_run(tmp_path / "name", name="../x"), tmp_path / "results")
 
 
-def test_check_notices_an_old_page_and_writes_nothing(tmp_path: Path, capsys: Any) -> None:
+def test_check_fails_for_an_outdated_page_and_writes_nothing(tmp_path: Path, capsys: Any) -> None:
     docs = tmp_path / "docs"
     assert tool.main(docs, check=True) == 1 and not docs.exists()
     assert tool.main(docs, add=[str(make_run(tmp_path / "run"))]) == 0
@@ -172,7 +173,7 @@ def test_check_notices_an_old_page_and_writes_nothing(tmp_path: Path, capsys: An
     assert (docs / "results.md").read_text().startswith("# Measured\n\nBy hand.\n\nThis page")
 
 
-def test_damaged_summaries_are_one_line(tmp_path: Path, capsys: Any) -> None:
+def test_a_damaged_summary_is_named_in_one_line(tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "x.json").write_text('{"name": 1}')
     assert tool.main(tmp_path) == 1
@@ -180,11 +181,12 @@ def test_damaged_summaries_are_one_line(tmp_path: Path, capsys: Any) -> None:
     assert "x.json: expected a run summary" in error and error.count("\n") == 1
 
 
-def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_the_command_line_takes_add_and_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
     def status(*words: str) -> int:
-        monkeypatch.setattr(
-            sys, "argv", ["render_results.py", f"--docs={tmp_path / 'docs'}", *words]
-        )
+        """Return the exit status of the command."""
+        monkeypatch.setattr(sys, "argv", ["render_results.py", f"--docs={tmp_path}/docs", *words])
         return tool.command()
 
     assert status("--add", str(make_run(tmp_path / "run"))) == 0
@@ -193,10 +195,11 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: A
 
 
 def autoattack(run: Path, robust: float, **changes: Any) -> Path:
+    """Write a finished run of AutoAttack."""
     return make_run(run, robust, "AutoAttack", **{"paper": None} | changes)
 
 
-def test_leaderboard_has_a_row_for_each_run_in_robustbench_fields(tmp_path: Path) -> None:
+def test_the_leaderboard_has_a_row_for_each_run_in_robustbench_fields(tmp_path: Path) -> None:
     docs = tmp_path / "docs"
     model = {"name": "wide_resnet", "depth": 28, "width": 10}
     first = autoattack(tmp_path / "a", 0.3, model=model)
@@ -225,7 +228,7 @@ def test_leaderboard_has_a_row_for_each_run_in_robustbench_fields(tmp_path: Path
     assert weak["autoattack_acc"] is None and list(weak) == list(row)
 
 
-def test_tables_have_the_seeds_of_a_run_in_one_line(tmp_path: Path, capsys: Any) -> None:
+def test_all_seeds_of_a_run_are_one_line_of_page_and_readme(tmp_path: Path, capsys: Any) -> None:
     docs, readme = tmp_path / "docs", tmp_path / "README.md"
     runs = [autoattack(tmp_path / str(seed), 0.2 + seed / 10, seed=seed) for seed in (1, 2)]
     runs.append(autoattack(tmp_path / "c", 0.5, name="better"))
@@ -233,7 +236,7 @@ def test_tables_have_the_seeds_of_a_run_in_one_line(tmp_path: Path, capsys: Any)
     assert tool.main(docs, add=[str(run) for run in runs]) == 0
     line = "| digits_atlas | Linf, eps 8/255 | 1, 2 | 80.0 % of 10 (80.0 to 80.0) | "
     line += "35.0 % of 10 (30.0 to 40.0) |"
-    # Wilson for 5 of 10 is 0.2366 to 0.7634.
+    # The Wilson interval of 5 out of 10 is 0.2366 to 0.7634.
     best = "| better | Linf, eps 8/255 | 0 | 80.0 % of 10 (49.0 to 94.3) | "
     best += "50.0 % of 10 (23.7 to 76.3) |"
     assert f"{best}\n{line}\n" in (docs / "results.md").read_text()
@@ -263,7 +266,7 @@ def test_results_whose_code_has_changed_are_marked(
     assert capsys.readouterr().out == line
     assert tool.main(docs) == 0
     assert (docs / "results.md").read_text().count("| digits_atlas † |") == 2
-    files = None  # the history is not at hand: the mark remains
+    files = None  # the history is unknown, so the mark remains
     assert tool.main(docs) == 0 and tool.main(docs, check=True) == 0
     assert "| digits_atlas † |" in (docs / "results.md").read_text()
     assert "unknown" in capsys.readouterr().out
