@@ -1,4 +1,4 @@
-"""What the pages on adding a method and an attack tell a reader to do."""
+"""The file that a page on adding a method or an attack tells its reader to write."""
 
 from __future__ import annotations
 
@@ -20,13 +20,11 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 def added(page: str, folder: Path, kind: type, registry: dict[str, Any]) -> Iterator[str]:
     """Write the file that a page shows, register it as the page's line does, and yield its name.
 
-    It is written into a package of another name than ours.
-
     Args:
         page: The name of the page.
-        folder: An empty folder.
-        kind: The base class of what is added.
-        registry: The registry that it is added to, while the context lasts.
+        folder: An empty folder, which gets a package that is not named `tfrobust`.
+        kind: The base class of the method or attack.
+        registry: The registry that has the new entry while the context lasts.
     """
     text = (DOCS / page).read_text(encoding="utf-8")
     code = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)[0]

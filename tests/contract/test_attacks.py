@@ -29,21 +29,22 @@ SMALL: dict[str, dict[str, Any]] = {
 DETERMINISTIC = (FAB, RayS)
 SEED = noise.seed_for(0, 0, "test")
 X = np.random.default_rng(0).random((6, 6, 6, 1)).astype("float32")
-X[0] = 0.0  # images on the box's edges
-X[1] = 1.0
+X[0], X[1] = 0.0, 1.0  # corners of the box
 
 
 @pytest.fixture(scope="module")
 def network() -> keras.Model:
+    """Return a network for images [6, 6, 1] of three classes."""
     keras.utils.set_random_seed(1)
     return small_cnn((6, 6, 1), 3, filters=[4], kernel=3, units=8)
 
 
-NAMES = [name for name in ATTACKS if name != "saved_images"]  # which is not run
+NAMES = [name for name in ATTACKS if name != "saved_images"]  # saved images cannot be crafted
 
 
 @pytest.fixture(params=[*NAMES, "fab untargeted"])
 def attack(request: pytest.FixtureRequest, network: keras.Model, tmp_path: Path) -> Any:
+    """Return each attack of the registry in turn, with few steps."""
     name, *untargeted = request.param.split()
     spec: dict[str, Any] = {"name": name, **SMALL.get(name, {})}
     spec |= {"targets": None} if untargeted else {}
@@ -59,17 +60,19 @@ LINF = pytest.mark.parametrize("threat", slow_but(SIZES, ["linf"]), indirect=Tru
 
 @pytest.fixture(params=SIZES)
 def threat(request: pytest.FixtureRequest, attack: Any) -> Threat:
+    """Return each norm in turn at an eps that breaks some images."""
     if isinstance(attack, RayS) and request.param != "linf":
         pytest.skip("RayS searches in Linf alone")
     return Threat(request.param, SIZES[request.param])
 
 
 def labels(network: keras.Model) -> Any:
+    """Return the predictions of the network for X, [6]."""
     return tf.argmax(network(X), axis=1, output_type=tf.int32)
 
 
 @pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
-def test_stays_in_the_set_and_raises_the_loss(
+def test_images_stay_in_the_ball_and_the_box_and_raise_the_loss(
     attack: Any, threat: Threat, network: keras.Model, precision: str
 ) -> None:
     net, x, y = with_precision(network, precision), tf.constant(X), labels(network)
@@ -77,22 +80,25 @@ def test_stays_in_the_set_and_raises_the_loss(
     assert x_adv.dtype == tf.float32 and x_adv.shape == x.shape
     assert (threat.distance(x_adv, x).numpy() <= threat.eps + 1e-6).all()
     assert x_adv.numpy().min() >= 0 and x_adv.numpy().max() <= 1
-    before, after = (float(tf.reduce_mean(losses.cross_entropy(net(z), y))) for z in (x, x_adv))
+    before, after = (np.mean(losses.cross_entropy(net(images), y)) for images in (x, x_adv))
     assert after > before
 
 
-def test_eps_zero_is_the_image(attack: Any, threat: Threat, network: keras.Model) -> None:
+def test_eps_0_returns_the_image_itself(attack: Any, threat: Threat, network: keras.Model) -> None:
     x_adv = attack(network, tf.constant(X), labels(network), threat=threat.at(0.0), seed=SEED)
     np.testing.assert_array_equal(x_adv, X)
 
 
 @LINF
-def test_the_seed_decides(attack: Any, threat: Threat, network: keras.Model) -> None:
+def test_only_the_seed_changes_the_images(
+    attack: Any, threat: Threat, network: keras.Model
+) -> None:
+    y = labels(network)
+
     @tf.function(autograph=False)
     def craft(seed: Any) -> Any:
         return attack(network, tf.constant(X), y, threat=threat, seed=seed)
 
-    y = labels(network)
     first = craft(SEED).numpy()
     np.testing.assert_array_equal(craft(SEED), first)
     changed = (craft(noise.fold(SEED, 1)).numpy() != first).any()
@@ -100,7 +106,9 @@ def test_the_seed_decides(attack: Any, threat: Threat, network: keras.Model) -> 
 
 
 @LINF
-def test_no_gradient_flows_back(attack: Any, threat: Threat, network: keras.Model) -> None:
+def test_no_gradient_flows_through_an_attack(
+    attack: Any, threat: Threat, network: keras.Model
+) -> None:
     x, y = tf.constant(X), labels(network)
     with tf.GradientTape() as tape:
         tape.watch(x)
@@ -109,13 +117,13 @@ def test_no_gradient_flows_back(attack: Any, threat: Threat, network: keras.Mode
     assert all(gradient is None for gradient in gradients)
 
 
-def test_keras_saves_and_loads_it(attack: Any) -> None:
+def test_keras_saves_and_loads_an_attack(attack: Any) -> None:
     config = json.loads(json.dumps(keras.saving.serialize_keras_object(attack)))
     assert keras.saving.deserialize_keras_object(config) == attack
 
 
-def test_a_number_can_state_its_settings(attack: Any, threat: Threat) -> None:
+def test_settings_are_complete_and_fit_into_json(attack: Any, threat: Threat) -> None:
     settings = json.loads(json.dumps(attack.settings(threat)))
     assert settings["name"] in ATTACKS
-    # An attack without a loss or a step size states none; a default stands for one that it states.
-    assert attack.title and None not in [settings.get(n, "") for n in ("loss", "step_size")]
+    # An attack without a loss or a step size leaves the key out.
+    assert attack.title and None not in [settings.get(key, "") for key in ("loss", "step_size")]

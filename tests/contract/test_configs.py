@@ -12,12 +12,12 @@ from pipelines import config as configs
 from pipelines import suite_runner
 from pipelines.smoke_runs import smoke
 from pipelines.spec import Spec, parse
-from pipelines.suite import load_suite
+from pipelines.suite import Member, Suite, load_suite
 from tests.products import slow_but
 from tfrobust.methods import METHODS
 
-# What a user has to give: here, any images of the right form.
-GIVEN = {
+# Overrides for what only a user has: here synthetic images of the right shape.
+USER_SETTINGS = {
     "cifar10_rst": ["data.extra={name: synthetic, image_shape: [32, 32, 3], num_classes: 10}"],
     "cifar10_trades_generated": [
         "data.extra={name: synthetic, image_shape: [32, 32, 3], num_classes: 10, share: 0.7}"
@@ -25,9 +25,7 @@ GIVEN = {
     "digits_finetune": ["train.init_from="],
     "folder_finetune": ["data={name: synthetic, like: cifar10}", "model.weights=none"],
 }
-
-
-# The smallest, a grid with budgets, and one of conditional networks.
+# The smallest suite, a grid with budgets, and one of conditional networks.
 FAST_SUITES = ("digits_table", "cifar10_table1", "stl10_oat_frontier")
 THIN = {
     "keras_application": ["model.application=MobileNet"],
@@ -40,9 +38,9 @@ THIN = {
 
 @functools.cache
 def spec_of(name: str) -> Spec:
-    """Return the spec of a config with a thin WideResNet, as the full one takes seconds."""
+    """Return the spec of a config with a thin network, as the full one takes seconds."""
     path = configs.find(name)
-    overrides = [*THIN.get(configs.load(path)["model"]["name"], []), *GIVEN.get(name, [])]
+    overrides = [*THIN.get(configs.load(path)["model"]["name"], []), *USER_SETTINGS.get(name, [])]
     return parse(name, configs.load(path, overrides))
 
 
@@ -52,11 +50,11 @@ RUNS = [name for name in configs.available() if name != "evaluate"]
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_every_config_builds_its_network_in_full_size(name: str) -> None:
-    parse(name, configs.load(configs.find(name), GIVEN.get(name, [])))
+    parse(name, configs.load(configs.find(name), USER_SETTINGS.get(name, [])))
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_every_config_builds(name: str) -> None:
+def test_every_config_builds_its_network_and_method(name: str) -> None:
     spec = spec_of(name)
     assert spec.method is not None and spec.train is not None and spec.attack_list
     facts = {"num_examples": 9, "batch_size": 3, "steps_per_epoch": 3}
@@ -70,51 +68,57 @@ def test_every_config_builds(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", slow_but(configs.suites(), FAST_SUITES))
-def test_every_suite_is_one_of_runs_that_build(name: str) -> None:
+def test_every_member_of_a_suite_builds(name: str) -> None:
+    """One member of each grid builds, and one under each budget."""
     runs = Path("runs")
-    small = load_suite(configs.find(name), [], runs)
-    assert len({member.name for member in small.members}) == len(small.members)
-    kinds = {
-        (member.config, tuple(o.partition("=")[0] for o in member.overrides)): member
-        for member in small.members
-    }  # of a grid one is enough
-    others = [load_suite(configs.find(name), [f"budget={b}"], runs) for b in small.file.budgets]
-    for suite, members in [(small, kinds.values()), *((o, o.members[:1]) for o in others)]:
-        for member in members:
-            model = configs.load(configs.find(member.config), member.overrides)["model"]
-            tiny = ["model={name: small_cnn, filters: [2], units: 2}"]
-            thin = THIN.get(model["name"], []) if "lambdas" in model else tiny
-            member = dataclasses.replace(member, overrides=(*member.overrides, *thin))
-            suite_runner.check(member, suite, runs / suite.name, smoke=False)
+
+    def check(member: Member, suite: Suite) -> None:
+        model = configs.load(configs.find(member.config), member.overrides)["model"]
+        tiny = ["model={name: small_cnn, filters: [2], units: 2}"]
+        thin = THIN.get(model["name"], []) if "lambdas" in model else tiny
+        member = dataclasses.replace(member, overrides=(*member.overrides, *thin))
+        suite_runner.check(member, suite, runs / suite.name, smoke=False)
+
+    suite = load_suite(configs.find(name), [], runs)
+    assert len({member.name for member in suite.members}) == len(suite.members)
+    checked = set()
+    for member in suite.members:
+        kind = member.config, *(override.partition("=")[0] for override in member.overrides)
+        if kind not in checked:
+            checked.add(kind)
+            check(member, suite)
+    for budget in suite.file.budgets:
+        budgeted = load_suite(configs.find(name), [f"budget={budget}"], runs)
+        check(budgeted.members[0], budgeted)
 
 
-def test_every_method_has_a_config_of_digits() -> None:
+def test_every_method_has_a_config_on_digits() -> None:
     assert {f"digits_{name}" for name in METHODS} <= set(configs.available())
 
 
-def test_train_eps_is_that_of_the_training_alone() -> None:
+def test_train_eps_changes_only_the_training() -> None:
     spec = parse("digits_adv", configs.load(configs.find("digits_adv"), ["train.eps=0.05"]))
     assert spec.method is not None and spec.network is not None
     model = spec.method(spec.network(), ramp_steps=0)
     assert (model.threat.eps, spec.threats[0].eps) == (0.05, 0.15)
 
 
-def test_the_papers_constants() -> None:
-    """The constants are those of ATLAS, appendix B."""
+def test_constants_are_those_of_the_papers() -> None:
+    """They are in appendix B of ATLAS and, for generated images, in Wang et al. (2023)."""
     mnist, cifar = spec_of("mnist_atlas"), spec_of("cifar10_atlas")
     assert mnist.method.keywords["alpha"] == 1e-5 and mnist.method.keywords["beta"] == 0.3
     assert mnist.threats[0].eps == 0.3 and mnist.data.batch_size == 128
     assert cifar.method.keywords["alpha"] == 2e-4 and cifar.method.keywords["beta"] == 5.0
     assert cifar.method.keywords["l2"] == 2e-4 and cifar.threats[0].eps == 8 / 255
     assert cifar.train.epsilon_ramp_epochs == 15 and cifar.data.validation == 5000
-    generated = spec_of("cifar10_trades_generated")  # Wang et al., 2023
+    generated = spec_of("cifar10_trades_generated")
     assert generated.method.keywords["beta"] == 5.0 and generated.train.steps_per_epoch == 98
     assert generated.data.extra.share == 0.7 and generated.train.epsilon_ramp_epochs == 0
-    steps = {
-        n: spec_of(n).method.keywords["attack"].title for n in configs.available() if "step" in n
-    }
-    assert steps["mnist_adv_20step"] == "PGD-20 step 0.01"
-    assert steps["cifar100_adv_5step"] == "PGD-5 step 0.007"
+    for name, title in [
+        ("mnist_adv_20step", "PGD-20 step 0.01"),
+        ("cifar100_adv_5step", "PGD-5 step 0.007"),
+    ]:
+        assert spec_of(name).method.keywords["attack"].title == title
 
 
 @pytest.mark.parametrize(
@@ -129,10 +133,10 @@ def test_the_papers_constants() -> None:
         ("cifar10_squeeze", 46_800, 1e-3),
     ],
 )
-def test_the_updates_and_the_last_rate_of_the_authors(
+def test_number_of_updates_and_last_rate_are_those_of_the_authors(
     name: str, updates: int, last_rate: float
 ) -> None:
-    """Those of their code; LLR's rate is twice theirs, as the loss is half of theirs."""
+    """Both are in the authors' code; LLR's rate is twice theirs, as the loss is half of theirs."""
     spec = spec_of(name)
     steps = spec.train.steps_per_epoch or (50_000 - spec.data.validation) // spec.data.batch_size
     steps *= spec.method.keywords.get("replays", 1)

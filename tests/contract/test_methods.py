@@ -20,12 +20,20 @@ RNG = np.random.default_rng(0)
 X = RNG.random((16, 8, 8, 1)).astype("float32")
 Y = RNG.integers(0, 3, 16)
 DATA = {"image": X, "index": np.arange(16)}
-# One method of each kind; the others of a test that takes seconds are slow: an attack alone,
-# a penalty, several updates a batch, weights that are perturbed.
+# One method of each kind is fast: an attack alone, a penalty, several updates a batch, and
+# perturbed weights.
 FAST = ("adv", "atlas", "free", "awp")
 
 
 def make(name: str, precision: str = "float32", batch_size: int = 8, **options: Any) -> Any:
+    """Return a compiled model of a method for images [8, 8, 1] of three classes.
+
+    Args:
+        name: The method.
+        precision: Of the network.
+        batch_size: Of the 16 training images.
+        options: Arguments of the method beside those of its example.
+    """
     keras.utils.set_random_seed(2)
     method = METHODS[name]
     layers = [
@@ -41,10 +49,9 @@ def make(name: str, precision: str = "float32", batch_size: int = 8, **options: 
         small = {"filters": [4], "kernel": 3, "units": 8}
         network = small_cnn((8, 8, 1), 3, lambdas=[0.0, 0.3, 1.0], **small)
     network = with_precision(network, precision)
-    threat = Threat("linf", 0.05)
     model = method(
         network,
-        threat=threat,
+        threat=Threat("linf", 0.05),
         validation_attack=PGD(steps=2),
         num_examples=16,
         batch_size=batch_size,
@@ -57,20 +64,20 @@ def make(name: str, precision: str = "float32", batch_size: int = 8, **options: 
 
 @pytest.fixture(params=METHODS)
 def name(request: pytest.FixtureRequest) -> str:
+    """Return the name of each method in turn."""
     return request.param
 
 
 @pytest.mark.parametrize("name", slow_but(METHODS, (*FAST, "iaat", "nuat", "oat")))
-def test_fits_saves_and_loads(name: str, tmp_path: Path) -> None:
+def test_method_is_fitted_saved_and_loaded(name: str, tmp_path: Path) -> None:
     model = make(name, ramp_steps=2)
     before = [weight.numpy() for weight in model.network.trainable_variables]
-    fitted = model.fit(DATA, Y, batch_size=8, epochs=2, validation_data=(DATA, Y), verbose=0)
-    history = fitted.history
-    assert {"accuracy", "robust_accuracy"} & history.keys()  # of what the method computes
-    assert np.isfinite([values for values in history.values()]).all()
-    for required in ("loss", "val_accuracy", "val_robust_accuracy", "val_fgsm_accuracy",
-                     "val_jacobian"):  # fmt: skip
-        assert required in history
+    options: Any = {"batch_size": 8, "epochs": 2, "validation_data": (DATA, Y), "verbose": 0}
+    history = model.fit(DATA, Y, **options).history
+    assert {"accuracy", "robust_accuracy"} & history.keys()
+    assert np.isfinite(list(history.values())).all()
+    validation = {"val_accuracy", "val_robust_accuracy", "val_fgsm_accuracy", "val_jacobian"}
+    assert {"loss", *validation} <= history.keys()
     after = [weight.numpy() for weight in model.network.trainable_variables]
     assert all((a != b).any() for a, b in zip(after, before, strict=True))
     assert int(model.step) == 4
@@ -85,34 +92,39 @@ def test_fits_saves_and_loads(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", slow_but(METHODS, FAST))
-def test_the_loss_falls_in_one_trace(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every method memorises sixteen images in bfloat16 in forty steps at a small eps.
+def test_training_memorises_the_images_in_one_trace(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forty steps in bfloat16 at a small eps lower the loss on sixteen images.
 
-    The step is traced once; tracing it anew as eps grows would be slow.
+    The step is traced once; another trace as eps grows would be slow.
     """
-    model, traces = make(name, "mixed_bfloat16", batch_size=16, ramp_steps=4), []
-    run = model.perturb
-    monkeypatch.setattr(model, "perturb", lambda batch: (traces.append(1), run(batch))[1])
-    # The conditional network starts with nearly constant outputs, and its loss varies with the
-    # lambdas that are drawn: the last eighth of the epochs counts, five of forty.
+    model = make(name, "mixed_bfloat16", batch_size=16, ramp_steps=4)
+    traces, perturb = [], model.perturb
+
+    def counted(batch: Any) -> Any:
+        traces.append(1)
+        return perturb(batch)
+
+    monkeypatch.setattr(model, "perturb", counted)
+    # The conditional network starts with nearly constant outputs and gets more epochs; its loss
+    # varies with the random lambdas, so the mean of the last eighth of the epochs counts.
     epochs = 200 if "strength" in METHODS[name].network_inputs else 40
     options = {"batch_size": 16, "epochs": epochs, "shuffle": False, "verbose": 0}
     losses = model.fit(DATA, Y, **options).history["loss"]
     assert np.mean(losses[-epochs // 8 :]) < 0.8 * losses[0]
-    # Keras traces a step once, and may once to build.
+    # Keras traces a step once, and may trace it once more to build the model.
     assert len(traces) <= 2 * model.updates_per_batch
 
 
 def batch_of(model: Any) -> dict[str, tf.Tensor]:
+    """Return the batch of all 16 images before crafting."""
     data = {key: tf.constant(value) for key, value in DATA.items()}
     return model.as_batch((data, tf.constant(Y)))
 
 
-def test_perturb_draws_the_noise_and_the_loss_draws_none(name: str) -> None:
-    """The loss is a function of batch and weights alone.
-
-    Evaluated twice it is the same, in any step.
-    """
+def test_loss_draws_no_noise_and_depends_on_no_step(name: str) -> None:
+    """The loss of a perturbed batch is the same in another step, where noise would differ."""
     model = make(name, batch_size=16)
     batch = batch_of(model)
     batch |= model.perturb(batch)
@@ -122,7 +134,7 @@ def test_perturb_draws_the_noise_and_the_loss_draws_none(name: str) -> None:
     assert first.shape == (16,)
 
 
-def test_no_gradient_flows_through_what_is_crafted(name: str) -> None:
+def test_no_gradient_flows_through_perturb(name: str) -> None:
     """A step uses the gradients with everything that perturb made held constant."""
     once = {"replays": 1} if "replays" in parameters(METHODS[name]) else {}
     model = make(name, batch_size=16, **once)
@@ -132,16 +144,14 @@ def test_no_gradient_flows_through_what_is_crafted(name: str) -> None:
     model.network.set_weights(before)  # the averages of BatchNorm
     model.update(batch)
     after = [weight.numpy() for weight in model.network.trainable_variables]
-    start = [w for w, v in zip(before, model.network.weights, strict=True) if v.trainable]
+    variables = zip(before, model.network.weights, strict=True)
+    start = [value for value, variable in variables if variable.trainable]
     for old, new, gradient in zip(start, after, gradients, strict=True):
         np.testing.assert_allclose(new, old - 0.1 * gradient, rtol=1e-4, atol=1e-6)
 
 
 def test_eps_0_crafts_the_image_itself(name: str) -> None:
-    """At eps 0, where a ramp begins, the crafted image is the image itself.
-
-    A method whose logs have no eps crafts the same at eps 0 and at eps.
-    """
+    """A ramp begins at eps 0. A method whose logs have no eps crafts the same at any eps."""
     model = make(name, batch_size=16, ramp_steps=4)
     before = model.network.get_weights()  # crafting may move the averages of BatchNorm
     made = model.perturb(batch_of(model))

@@ -29,20 +29,23 @@ X = np.random.default_rng(0).random((4, 32, 32, 3)).astype("float32")
 
 @pytest.fixture(scope="module", params=MODELS)
 def network(request: pytest.FixtureRequest) -> keras.Model:
+    """Return each network of the registry in turn, small, for five classes."""
     keras.utils.set_random_seed(1)
     return MODELS[request.param]((32, 32, 3), 5, **SMALL.get(request.param, {}))
 
 
-def test_gives_logits(network: keras.Model) -> None:
+def test_network_returns_float32_logits(network: keras.Model) -> None:
     logits = network(X)
     assert logits.shape == (4, 5) and logits.dtype == tf.float32
     assert network.output_shape == (None, 5)
-    # Raw scores: a softmax's would sum to one.
+    # Logits are not probabilities, which sum to one.
     assert not np.allclose(np.sum(logits, axis=1), 1.0)
 
 
 @pytest.mark.parametrize("precision", slow_but(PRECISIONS, ["float32", "mixed_bfloat16"]))
-def test_trains_a_step_of_atlas(network: keras.Model, precision: str) -> None:
+def test_network_trains_a_step_of_atlas_in_any_precision(
+    network: keras.Model, precision: str
+) -> None:
     mixed = with_precision(network, precision)
     before = mixed.get_weights()
     model = Atlas(mixed, threat=Threat("linf", 0.05), alpha=1e-3, beta=1.0)
@@ -53,19 +56,19 @@ def test_trains_a_step_of_atlas(network: keras.Model, precision: str) -> None:
     assert all(np.isfinite(value) for value in logs.values())
     after = mixed.get_weights()
     moved = [not np.array_equal(a, b) for a, b in zip(after, before, strict=True)]
-    # Every variable but the constants of an unused normalisation moves.
-    assert all(moved), [v.path for v, m in zip(mixed.weights, moved, strict=True) if not m]
+    still = [weight.path for weight, moves in zip(mixed.weights, moved, strict=True) if not moves]
+    assert not still
     assert mixed(X).dtype == tf.float32
 
 
-def test_saves_and_loads(network: keras.Model, tmp_path: Path) -> None:
+def test_network_is_saved_and_loaded(network: keras.Model, tmp_path: Path) -> None:
     network.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     np.testing.assert_array_equal(loaded(X), network(X))
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_takes_the_images_shape_and_the_classes(name: str) -> None:
+def test_network_takes_any_image_shape_and_number_of_classes(name: str) -> None:
     assert list(parameters(MODELS[name]))[:2] == ["image_shape", "num_classes"]
     channels = 3 if name == "keras_application" else 1
     network = MODELS[name]((33, 32, channels), 2, **SMALL.get(name, {}))  # odd sizes too
