@@ -35,18 +35,18 @@ POSITIVE = ("gamma", "variance")
 
 
 def weights() -> dict[str, np.ndarray]:
-    """The weights by name, in Keras's shapes: 1170 of them, and 32 moving averages."""
+    """Return the weights by name, in Keras's shapes: 1170 trained ones and 32 moving averages."""
     rng = np.random.default_rng(0)
-    made = {}
+    arrays = {}
     for name, shape in SHAPES.items():
         size = 1.0 if name == "dense_kernel" else 0.3
         draw = size * rng.normal(size=shape)
-        made[name] = np.exp(draw) if name.endswith(POSITIVE) else draw
-    return {name: value.astype("float32") for name, value in made.items()}
+        arrays[name] = np.exp(draw) if name.endswith(POSITIVE) else draw
+    return {name: array.astype("float32") for name, array in arrays.items()}
 
 
 def network() -> keras.Model:
-    """Logits of images [8, 8, 3]: two valid convolutions, each with BatchNorm and softplus."""
+    """Return the network: two valid convolutions of images [8, 8, 3], BatchNorm and softplus."""
     layers = keras.layers
     image = x = keras.Input((8, 8, 3))
     for k, stride in ((1, 1), (2, 2)):
@@ -59,25 +59,25 @@ def network() -> keras.Model:
 
 
 def images() -> np.ndarray:
-    """Images [12, 8, 8, 3] in [0, 1]."""
+    """Return images [12, 8, 8, 3] in [0, 1]."""
     return np.random.default_rng(1).random((EXAMPLES, 8, 8, 3), "float32")
 
 
 def labels() -> np.ndarray:
-    """Labels [12]: the predictions in training mode, each with a probability above 1/2.
+    """Return the predictions [12] of training mode, whose probabilities are above 1/2.
 
-    With the moving averages six of the images are misclassified.
+    With the moving averages six of them are wrong.
     """
     return np.array([6, 6, 7, 6, 6, 6, 6, 7, 7, 6, 1, 6], np.int32)
 
 
 def adversaries() -> np.ndarray:
-    """Images [12, 8, 8, 3] on the corners of the ball, for losses whose attack is tested alone."""
+    """Return images [12, 8, 8, 3] on corners of the ball, where a test is of the loss alone."""
     return np.clip(images() + EPS * np.sign(draws("normal")[3]), 0, 1)
 
 
 def draws(kind: str) -> np.ndarray:
-    """Four draws of noise for the images, [4, 12, 8, 8, 3]: "normal", or "uniform" in [-1, 1)."""
+    """Return four draws of noise, [4, 12, 8, 8, 3]: "normal", or "uniform" in [-1, 1)."""
     rng = np.random.default_rng(2)
     shape = (4, EXAMPLES, 8, 8, 3)
     noise = rng.normal(size=shape) if kind == "normal" else rng.uniform(-1, 1, shape)
@@ -85,17 +85,17 @@ def draws(kind: str) -> np.ndarray:
 
 
 def class_means() -> np.ndarray:
-    """GKL's class means [10, 10]: in each row the same numbers, in another order."""
+    """Return GKL's class means [10, 10], whose rows are rotations of one distribution."""
     row = np.random.default_rng(3).dirichlet(np.ones(CLASSES))
     return np.stack([np.roll(row, k) for k in range(CLASSES)])
 
 
 def projections() -> np.ndarray:
-    """Unit vectors [12, 10]."""
+    """Return unit vectors [12, 10]."""
     draw = np.random.default_rng(4).normal(size=(EXAMPLES, CLASSES))
     return draw / np.linalg.norm(draw, axis=1, keepdims=True)
 
 
 def radii() -> np.ndarray:
-    """IAAT's radii [12] before the step."""
+    """Return IAAT's radii [12] before the step."""
     return np.linspace(0.0, 0.12, EXAMPLES).astype("float32")

@@ -37,6 +37,12 @@ def digits_network() -> keras.Model:
     return network
 
 
+def reference(name: str) -> dict[str, np.ndarray]:
+    """Return the frozen arrays of references/NAME.npz by name."""
+    with np.load(REFERENCES / f"{name}.npz") as arrays:
+        return dict(arrays)
+
+
 def images() -> tuple[np.ndarray, np.ndarray]:
     """Return images [200, 8, 8, 1] in [0, 1] and labels [200] of the digits test split."""
     test = DATASETS["digits"]().load("test")

@@ -1,13 +1,12 @@
 """The methods against frozen values of their authors' code (`tools/make_method_references.py`).
 
-On the same weights, images and noise: the crafted images, the loss, its gradient in every weight,
-and BatchNorm's averages after the step. The authors' code of ALP and LLR is for TensorFlow 1; their
-references are torch's gradients of the formula.
+The weights, images and noise are the same. Compared are the crafted images, the loss, its gradient
+in every weight, and BatchNorm's averages after the step. The authors' code of ALP and LLR is for
+TensorFlow 1; the references of these are torch's gradients of the formula.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -22,7 +21,7 @@ from tfrobust.methods import METHODS
 AUTHORS = PGD(steps=shared.STEPS, step_size=shared.STEP_SIZE, start="normal")
 UNIFORM = PGD(steps=shared.STEPS, step_size=shared.STEP_SIZE)
 FACTS = {"num_examples": shared.EXAMPLES, "steps_per_epoch": 1}
-# Our arguments, by the reference's name, which begins with the method's.
+# By the name of the reference: the method and its arguments.
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "trades": ("trades", {"beta": 3.0, "attack": AUTHORS}),
     "mart": ("mart", {"beta": 3.0, "attack": AUTHORS}),
@@ -36,7 +35,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "squeeze": ("squeeze", {"beta": 3.0, "attack": AUTHORS}),
     "mma": ("mma", {"max_margin": 0.1, "min_margin": 0.05, "attack": PGD(steps=shared.STEPS)}),
     "gkl": ("gkl", {"attack": AUTHORS}),
-    "jac": ("jac", {"alpha": 0.5}),  # their penalty is half of ours
+    "jac": ("jac", {"alpha": 0.5}),  # the authors' penalty is half of ours
     "iaat": (
         "iaat",
         {"attack": PGD(steps=shared.STEPS), "warmup_epochs": 0, "gamma": 0.02,
@@ -45,26 +44,26 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "alp": ("alp", {}),
     "llr": ("llr", {}),
 }  # fmt: skip
-GIVEN = ("awp", "trades_awp", "alp", "llr", "jac")  # the adversaries are given
-# The passes that move the averages are not those of the authors: AWP over TRADES takes x, x', x,
-# they x', x, x; MMA's bisection has one look less here.
+LOSS_ALONE = ("awp", "trades_awp", "alp", "llr", "jac")  # the adversaries are not crafted
+# Tolerances where other passes move the averages: AWP over TRADES takes x, x', x, and the authors
+# x', x, x; our bisection of MMA has one pass less.
 OTHER_PASSES = {"trades_awp": 5e-3, "mma": 5e-2}
 
 
 @pytest.fixture
 def draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The shared noise, in the order in which it is asked for."""
+    """Make the shared draws the noise, in their order."""
 
-    def shaped(kind: str, order: list[int]) -> Any:
-        left: Iterator[int] = iter(order)
-        return lambda shape, seed: tf.constant(shared.draws(kind)[next(left)])
+    def in_order(kind: str) -> Any:
+        left = iter(shared.draws(kind))
+        return lambda shape, seed: tf.constant(next(left))
 
-    monkeypatch.setattr(noise, "normal", shaped("normal", [0, 1]))
-    monkeypatch.setattr(noise, "uniform", shaped("uniform", [0, 1, 2]))
+    monkeypatch.setattr(noise, "normal", in_order("normal"))
+    monkeypatch.setattr(noise, "uniform", in_order("uniform"))
 
 
 def model_of(name: str) -> tuple[Any, dict[str, tf.Tensor]]:
-    """The method, and the batch before crafting."""
+    """Return the model of a reference, and the batch before crafting."""
     method, arguments = CASES[name]
     box = (-1.0, 2.0) if name in ("mma", "iaat") else (0.0, 1.0)
     threat = Threat("linf", shared.EPS, box=box)
@@ -76,13 +75,13 @@ def model_of(name: str) -> tuple[Any, dict[str, tf.Tensor]]:
         model.radii.table.assign(shared.radii())
     if name == "nuat":
         model.steps_per_epoch = 2
-        model.step.assign(1)  # which ascends the nuclear norm
-    arrays = {"image": shared.images(), "label": shared.labels()}
-    return model, {k: tf.constant(v) for k, v in arrays.items()} | {"index": tf.range(12)}
+        model.step.assign(1)  # this step ascends the nuclear norm
+    image, label = tf.constant(shared.images()), tf.constant(shared.labels())
+    return model, {"image": image, "label": label, "index": tf.range(12)}
 
 
-def test_free_replays_as_the_authors_do() -> None:
-    """delta and the averages after three replays, each of which is a step of the optimizer."""
+def test_three_replays_of_free_are_those_of_the_authors() -> None:
+    """Compared are delta and the averages; each replay is a step of the optimizer."""
     with np.load(shared.REFERENCES / "free.npz") as saved:
         expected = dict(saved)
     facts = {"replays": 3, "batch_size": shared.EXAMPLES}
@@ -97,25 +96,26 @@ def test_free_replays_as_the_authors_do() -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_step_is_that_of_the_authors(name: str, draws: None) -> None:
-    """The loss is that at the authors' images. A gradient that is nearly 0 may have another sign in
-    float32: of the crafted pixels one in 200 may differ, or one in 25 with squeeze training, where
-    batch statistics carry a difference to all images."""
+def test_step_is_that_of_the_authors(name: str, draws: None) -> None:
+    """The loss is taken at the authors' images.
+
+    A gradient near 0 may have another sign in float32. Of the crafted pixels one in 200 may
+    differ, or one in 25 with squeeze training, whose batch statistics spread a difference.
+    """
     with np.load(shared.REFERENCES / f"{name}.npz") as saved:
         expected = dict(saved)
     model, batch = model_of(name)
-    if name == "mma":  # their clean pass is before the attack
+    if name == "mma":  # the authors' clean pass is before the attack
         model.forward(batch["image"], "train")
-    if name in GIVEN:
-        made = {"adv": shared.adversaries(), "projection": shared.projections()}
-        batch |= {k: tf.constant(v, tf.float32) for k, v in made.items()}
+    if name in LOSS_ALONE:
+        batch["adv"] = tf.constant(shared.adversaries(), tf.float32)
+        batch["projection"] = tf.constant(shared.projections(), tf.float32)
     else:
-        made = model.perturb(batch)
-        for key in made.keys() & expected.keys():
-            apart = np.abs(made[key] - expected[key])
-            assert np.mean(apart > 1e-5) < (0.04 if name == "squeeze" else 0.005), key
-            made[key] = tf.constant(expected[key])
-        batch |= made
+        batch |= model.perturb(batch)
+        for key in batch.keys() & expected.keys():
+            differs = np.abs(batch[key] - expected[key]) > 1e-5
+            assert np.mean(differs) < (0.04 if name == "squeeze" else 0.005), key
+            batch[key] = tf.constant(expected[key])
     terms, gradients, _ = model.gradients(batch)
     if "loss" in expected:
         assert float(tf.reduce_mean(terms["loss"])) == pytest.approx(expected["loss"], rel=1e-5)

@@ -1,7 +1,4 @@
-"""RayS against github.com/uclaml/RayS.
-
-The search is deterministic, so the distances are the same.
-"""
+"""RayS against github.com/uclaml/RayS; the search is deterministic."""
 
 from __future__ import annotations
 
@@ -9,22 +6,21 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.parity.networks import REFERENCES, digits_network, images
+from tests.parity.networks import digits_network, images, reference
 from tfrobust.attacks import RayS
 
 EXAMPLES = 50
 
 
 @pytest.mark.parametrize("queries", [200, 1000])
-def test_distances(queries: int) -> None:
+def test_distances_and_queries_are_those_of_the_reference(queries: int) -> None:
     """The nearest misclassified image within the first queries is as far as in the reference.
 
-    The reference does not query the image itself, so we count one query more, and none are used if
-    the image is misclassified. On another processor, rounding may change one trial at the boundary
-    and the search after it, so two examples may differ.
+    The reference does not query the image itself. We do, and count one query more, or only this one
+    if the image is misclassified. On another processor, rounding may change one trial at the
+    boundary and the search after it, so two examples may differ.
     """
-    with np.load(REFERENCES / "rays.npz") as saved:
-        expected = saved[f"distance_{queries}"]
+    expected = reference("rays")[f"distance_{queries}"]
     network, (x, y) = digits_network(), (array[:EXAMPLES] for array in images())
     search = tf.function(RayS(queries=queries).nearest, autograph=False)
     result = search(network, tf.constant(x), tf.constant(y, tf.int32), (0.0, 1.0))

@@ -2,45 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.parity.networks import EPS, EXAMPLES, REFERENCES, digits_network, images
+from tests.parity.networks import EPS, EXAMPLES, digits_network, images, reference
 from tfrobust import Threat, noise
 from tfrobust.attacks import Square
 from tfrobust.attacks.square_moves import pattern
 
-
-@pytest.fixture(scope="module")
-def saved() -> Iterator[Mapping[str, np.ndarray]]:
-    with np.load(REFERENCES / "square.npz") as arrays:
-        yield arrays
+REFERENCE = reference("square")
 
 
-def test_the_schedule(saved: Mapping[str, np.ndarray]) -> None:
+def test_shares_of_pixels_are_those_of_the_reference() -> None:
     shares = [Square().share(i) for i in range(5000)]
-    np.testing.assert_allclose(shares, saved["share"], rtol=1e-12)
+    np.testing.assert_allclose(shares, REFERENCE["share"], rtol=1e-12)
 
 
 @pytest.mark.parametrize("norm", EPS)
-def test_the_sides(saved: Mapping[str, np.ndarray], norm: str) -> None:
+def test_sides_of_squares_are_those_of_the_reference(norm: str) -> None:
     sides = [Square().side(i, 28, 28, norm) for i in range(5000)]
-    np.testing.assert_array_equal(sides, saved[f"{norm}_side"])
+    np.testing.assert_array_equal(sides, REFERENCE[f"{norm}_side"])
 
 
 @pytest.mark.parametrize("side", [1, 3, 4, 5, 8])
 @pytest.mark.parametrize("norm", ["l2", "l1"])
-def test_the_patterns(saved: Mapping[str, np.ndarray], norm: str, side: int) -> None:
+def test_pattern_is_that_of_the_reference_or_its_transpose(norm: str, side: int) -> None:
     """The pattern is one of the two orientations between which the reference draws."""
-    ours, theirs = pattern(side, norm), saved[f"{norm}_pattern_{side}"]
+    ours, theirs = pattern(side, norm), REFERENCE[f"{norm}_pattern_{side}"]
     assert min(np.abs(ours - theirs).max(), np.abs(ours.T - theirs).max()) < 1e-6
 
 
 @pytest.mark.parametrize("norm", EPS)
-def test_robust_accuracy(saved: Mapping[str, np.ndarray], norm: str) -> None:
+def test_robust_accuracy_is_in_the_range_of_the_reference(norm: str) -> None:
     """The mean of three draws of 1000 windows is in the range of the reference's three draws.
 
     The range is widened by two examples, since a fourth draw often leaves that of three.
@@ -51,7 +45,7 @@ def test_robust_accuracy(saved: Mapping[str, np.ndarray], norm: str) -> None:
     threat, seed = Threat(norm, EPS[norm]), noise.seed_for(0, 0, "square")
     outcome = attack(network, tf.constant(x), tf.constant(y, tf.int32), threat=threat, seed=seed)
     robust = np.argmax(network(outcome.images), axis=1) == y
-    # In a batch of another size rounding may turn one that just broke.
+    # In a batch of another size rounding may mend an image that just broke.
     assert (robust == ~outcome.success.numpy()).sum() >= len(x) - 2
-    theirs, slack = saved[f"{norm}_accuracy"], 2 / EXAMPLES
+    theirs, slack = REFERENCE[f"{norm}_accuracy"], 2 / EXAMPLES
     assert theirs.min() - slack <= robust.mean() <= theirs.max() + slack
