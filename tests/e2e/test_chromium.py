@@ -24,15 +24,15 @@ pytestmark = [
 ]
 SIZES = [(width, scheme) for width in (1280, 400) for scheme in ("light", "dark")]
 
-# Each text's contrast to what lies behind it (WCAG 2): [ratio, text] of the least.
+# Returns [ratio, text] of the text with the least contrast to its background (WCAG 2).
 CONTRAST = """() => {
   const channel = (v) => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
   const light = ([r, g, b]) => 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b);
   const parts = (colour) => colour.match(/[\\d.]+/g).map(Number);
   const behind = (node) => {
     for (; node; node = node.parentElement) {
-      const found = parts(getComputedStyle(node).backgroundColor);
-      if (found.length < 4 || found[3] > 0) return found;
+      const colour = parts(getComputedStyle(node).backgroundColor);
+      if (colour.length < 4 || colour[3] > 0) return colour;
     }
     return [255, 255, 255];
   };
@@ -85,7 +85,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture
 def opened(browser: Any, pages: dict[str, Path], request: Any) -> Iterator[Any]:
-    """Open the page of this name, width and colour scheme. At the end no error has occurred."""
+    """Open a page in a window of some width and colour scheme; fail if the page has an error."""
     name, (width, scheme) = request.param
     view = {"width": width, "height": 900}
     context = browser.new_context(viewport=view, color_scheme=scheme, offline=True)
@@ -104,7 +104,7 @@ ALL = [(name, size) for name in ("run", "comparison") for size in SIZES]
 
 
 @pytest.mark.parametrize("opened", ALL, indirect=True, ids=str)
-def test_all_is_seen_and_readable(opened: Any) -> None:
+def test_page_fits_the_window_and_every_text_is_readable(opened: Any) -> None:
     boxes = opened.eval_on_selector_all(
         "svg, img",
         "all => all.map((one) => one.getBoundingClientRect()).map((b) => [b.width, b.height])",
@@ -127,12 +127,8 @@ def column(page: Any, header: str) -> list[str]:
 
 
 @pytest.mark.parametrize("opened", [("run", SIZES[0])], indirect=True)
-def test_a_click_sorts_and_another_turns_the_order_around(opened: Any) -> None:
-    """A click sorts and a second click reverses the order.
-
-    The accuracies are 80, 40, 30 and 30, where the tie keeps its order; 3 min 03 s is more than 3.1
-    s.
-    """
+def test_second_click_on_a_header_reverses_the_order(opened: Any) -> None:
+    """Accuracies are 80, 40, 30 and 30, and a tie keeps its order; 3 min 03 s exceeds 3.1 s."""
     assert column(opened, "accuracy") == ["clean", "PGD-20", "Square", "worst case"]
     assert column(opened, "accuracy") == ["Square", "worst case", "PGD-20", "clean"]
     assert column(opened, "time")[:2] == ["Square", "PGD-20"]

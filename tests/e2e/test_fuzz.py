@@ -23,11 +23,11 @@ from tfrobust.report import write_report
 
 MANY = settings(
     max_examples=5 * settings.default.max_examples,
-    phases=[Phase.explicit, Phase.generate],  # a failure is told as it is found
+    phases=[Phase.explicit, Phase.generate],  # a failure is shown without being shrunk
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 FEWER = settings(MANY, max_examples=settings.default.max_examples)
-TINY = ["model={name: small_cnn, filters: [2], units: 2}"]  # each is built
+TINY = ["model={name: small_cnn, filters: [2], units: 2}"]  # every config builds its network
 NAMES = ("digits_atlas", "digits_atlas_search", "mnist_adv_20step", "cifar10_trades")
 CONFIGS = [configs.load(configs.find(name), TINY) for name in NAMES]
 SUITES = [
@@ -61,9 +61,10 @@ values = st.recursive(
 )
 
 
-def refused_or_done(what: Callable[[], Any]) -> None:
+def succeeds_or_is_refused(action: Callable[[], Any]) -> None:
+    """Run the action; its only allowed error is a `UserError` of one line."""
     try:
-        what()
+        action()
     except UserError as error:
         assert str(error).strip() and "\n" not in str(error)
 
@@ -89,62 +90,71 @@ def broken(draw: st.DrawFn, configs: list[dict[str, Any]]) -> dict[str, Any]:
         node = config
         for key in way:
             node = node[key]
-        act = draw(st.sampled_from(["change", "change", "remove", "add"]))
-        if act == "remove":
+        change = draw(st.sampled_from(["replace", "replace", "remove", "add"]))
+        if change == "remove":
             del node[last]
-        elif act == "add" and isinstance(node, dict):
+        elif change == "add" and isinstance(node, dict):
             node[draw(st.one_of(words, scalars))] = draw(values)
         else:
             node[last] = draw(values)
     return config
 
 
+def written(config: dict[str, Any], folder: Path) -> Path:
+    """Write a config to mine.yaml and return its path."""
+    path = folder / "mine.yaml"
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    return path
+
+
 @MANY
 @given(config=broken(CONFIGS))
-def test_broken_configs(config: dict[str, Any], tmp_path: Path) -> None:
-    path = tmp_path / "mine.yaml"
-    path.write_text(yaml.safe_dump(config), encoding="utf-8")
-    refused_or_done(lambda: load_spec(str(path), [], False))
+def test_broken_config_is_loaded_or_refused_in_one_line(
+    config: dict[str, Any], tmp_path: Path
+) -> None:
+    path = written(config, tmp_path)
+    succeeds_or_is_refused(lambda: load_spec(str(path), [], False))
 
 
 @FEWER
 @given(config=broken(SUITES))
-def test_broken_suites(config: dict[str, Any], tmp_path: Path) -> None:
-    path = tmp_path / "mine.yaml"
-    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+def test_broken_suite_is_loaded_or_refused_in_one_line(
+    config: dict[str, Any], tmp_path: Path
+) -> None:
+    path = written(config, tmp_path)
 
     def load() -> None:
         if is_suite(path):
             load_suite(path, [], tmp_path)
 
-    refused_or_done(load)
+    succeeds_or_is_refused(load)
 
 
 @FEWER
 @given(data=st.data())
-def test_damaged_config_files(data: st.DataObject, tmp_path: Path) -> None:
+def test_damaged_config_file_is_loaded_or_refused_in_one_line(
+    data: st.DataObject, tmp_path: Path
+) -> None:
     content = yaml.safe_dump(data.draw(st.sampled_from(CONFIGS))).encode()
     path = tmp_path / "mine.yaml"
     path.write_bytes(data.draw(damaged(content)))
-    refused_or_done(lambda: load_spec(str(path), [], False))
+    succeeds_or_is_refused(lambda: load_spec(str(path), [], False))
 
 
 @FEWER
 @given(override=st.one_of(st.text(max_size=30), st.builds("{}={}".format, words, values)))
-def test_any_override(override: str) -> None:
-    refused_or_done(lambda: load_spec("digits_atlas", [*TINY, override], False))
+def test_any_override_is_taken_or_refused_in_one_line(override: str) -> None:
+    succeeds_or_is_refused(lambda: load_spec("digits_atlas", [*TINY, override], False))
 
 
 @st.composite
 def damaged(draw: st.DrawFn, content: bytes) -> bytes:
     """Return content that is cut short, partly replaced, or something else."""
     start, end = sorted(draw(st.tuples(*[st.integers(0, len(content))] * 2)))
-    junk = draw(
-        st.one_of(st.just(b""), st.binary(max_size=8), st.just(b"\n- [}"), st.just(b"null"))
-    )
-    kinds = [content[:start], content[:start] + junk + content[end:], junk]
-    kinds.append(content[:start] + junk + content[start + len(junk) :])
-    return draw(st.sampled_from(kinds))
+    junk = draw(st.sampled_from([b"", b"\n- [}", b"null"]) | st.binary(max_size=8))
+    kept = content[:start]
+    overwritten = kept + junk + content[start + len(junk) :]
+    return draw(st.sampled_from([kept, kept + junk + content[end:], junk, overwritten]))
 
 
 @pytest.fixture(scope="module")
@@ -154,24 +164,24 @@ def finished(smoke_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 FILES = ["config.yaml", "eval.json", "history.csv", "stages.json", "flags.npz", "probes.npz"]
 FILES += ["valley.npz", "landscape.npz", "model.keras", "saved_model/saved_model.pb"]
-
-
 READERS: dict[str, Callable[[Path], Any]] = {
     "stages.json": lambda run: Folder(run).done("train", "fingerprint", []),
-    "model.keras": lambda run: load_network(run),
+    "model.keras": load_network,
     "saved_model/saved_model.pb": lambda run: load_network(run / "saved_model"),
 }
 
 
 @FEWER
 @given(data=st.data(), name=st.sampled_from(FILES))
-def test_damaged_run_folders(data: st.DataObject, name: str, finished: Path) -> None:
+def test_damaged_run_folder_is_read_or_refused_in_one_line(
+    data: st.DataObject, name: str, finished: Path
+) -> None:
     """The report, a resumed run or an attack on the network reads the damaged file."""
     file = finished / name
     content = file.read_bytes()
     file.write_bytes(data.draw(damaged(content)))
     try:
-        reader = READERS.get(name, lambda run: write_report(run))
-        refused_or_done(lambda: reader(finished))
+        reader = READERS.get(name, write_report)
+        succeeds_or_is_refused(lambda: reader(finished))
     finally:
         file.write_bytes(content)

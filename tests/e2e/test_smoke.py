@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 from pathlib import Path
@@ -15,14 +14,28 @@ import tensorflow as tf
 
 from pipelines import config as configs
 from pipelines.runner import run
+from tests.e2e.runs import history
 from tests.products import slow_but
 from tfrobust.errors import UserError
 from tfrobust.methods import METHODS
 from tfrobust.training import checkpoint
 
+ONE_STEP = [
+    "train.epochs=1",
+    "train.epsilon_ramp_epochs=0",
+    "train.steps_per_epoch=1",
+    "attacks=fgsm",
+]
+
 
 def smoke(name: str, workdir: Path, *overrides: str, stages: list[str] | None = None) -> Path:
+    """Run a config, or some of its stages, as a smoke run; return its folder."""
     return run(name, list(overrides), workdir, stages, smoke=True)
+
+
+def load(folder: Path) -> keras.Model:
+    """Return the network in a run folder."""
+    return keras.saving.load_model(folder / "model.keras", compile=False)
 
 
 @pytest.mark.parametrize("method", slow_but(METHODS, ["atlas"]))
@@ -33,16 +46,10 @@ def test_every_method_through_every_stage(method: str, tmp_path: Path) -> None:
     assert config["method"]["name"] == method
     assert config["command"] == f"python -m pipelines.run digits_{method} --smoke"
 
-    rows = list(csv.DictReader((folder / "history.csv").open()))
-    assert [row["epoch"] for row in rows] == ["0", "1"]
-    assert [row["step"] for row in rows] == ["2", "4"]
-    for column in (
-        "finished_at",
-        "val_robust_accuracy",
-        "val_jacobian",
-        "seconds_per_batch",
-        "validation_share",
-    ):
+    rows = history(folder)
+    assert [(row["epoch"], row["step"]) for row in rows] == [("0", "2"), ("1", "4")]
+    columns = ["finished_at", "val_robust_accuracy", "val_jacobian"]
+    for column in [*columns, "seconds_per_batch", "validation_share"]:
         assert all(row[column] for row in rows), column
     assert ("jacobian" in rows[0]) == (method in ("jac", "atlas", "trades_jac"))
 
@@ -50,22 +57,21 @@ def test_every_method_through_every_stage(method: str, tmp_path: Path) -> None:
     flags = np.load(folder / "flags.npz")
     assert evaluation["examples"] == len(flags["index"]) == 32
     assert evaluation["clean_accuracy"] == flags["clean"].mean()
-    together = flags["clean"].copy()
+    robust = flags["clean"].copy()
     for attack in evaluation["attacks"]:
         assert attack["robust_accuracy"] == flags[attack["name"]].mean()
-        together &= flags[attack["name"]]
-    assert evaluation["robust_accuracy"] == together.mean()
+        robust &= flags[attack["name"]]
+    assert evaluation["robust_accuracy"] == robust.mean()
     assert set(evaluation["versions"]) == {"tfrobust", "tensorflow", "keras", "numpy", "python"}
     threat = {"norm": "linf", "eps": 0.15, "box": [0.0, 1.0]}
     assert evaluation["threat"] == threat and evaluation["seed"] == 0
 
-    network = keras.saving.load_model(folder / "model.keras", compile=False)
     served = tf.saved_model.load(str(folder / "saved_model"))
     images = np.random.default_rng(0).random((3, 8, 8, 1), np.float32)
     if method == "oat":
         assert [row["lambda"] for row in evaluation["curve"]] == [1.0, 0.4, 0.3, 0.2, 0.1, 0.0]
         images = {"image": images, "strength": np.float32([0.0, 0.2, 1.0])}
-    np.testing.assert_allclose(served.serve(images), network(images), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(served.serve(images), load(folder)(images), rtol=1e-5, atol=1e-5)
     tables = {"iaat": "radius", "mma": "margin"}
     assert (folder / "extremes.npz").is_file() == (method in tables)
     assert (f"{tables.get(method)}_q50" in rows[0]) == (method in tables)
@@ -83,9 +89,9 @@ def test_every_method_through_every_stage(method: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("short_closing")
 def test_a_network_with_widths_through_every_stage(tmp_path: Path) -> None:
-    """The network is evaluated at each width from the first on, and served at any width."""
-    points = ["evaluation.lambdas=[1.0, 0.0]", "evaluation.widths=[0.5, 1.0]", "attacks=fgsm"]
-    folder = smoke("digits_oats", tmp_path, *points)
+    """The network is evaluated at both widths in turn, and served at any width."""
+    overrides = ["evaluation.lambdas=[1.0, 0.0]", "evaluation.widths=[0.5, 1.0]", "attacks=fgsm"]
+    folder = smoke("digits_oats", tmp_path, *overrides)
     evaluation = json.loads((folder / "eval.json").read_text())
     curve = evaluation["curve"]
     points = [(row["width"], row["lambda"]) for row in curve]
@@ -95,8 +101,7 @@ def test_a_network_with_widths_through_every_stage(tmp_path: Path) -> None:
     served = tf.saved_model.load(str(folder / "saved_model"))
     images = np.random.default_rng(0).random((2, 8, 8, 1), np.float32)
     inputs = {"image": images, "strength": np.ones(2, np.float32), "width": np.float32([0.5, 0.75])}
-    network = keras.saving.load_model(folder / "model.keras", compile=False)
-    np.testing.assert_allclose(served.serve(inputs), network(inputs), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(served.serve(inputs), load(folder)(inputs), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.usefixtures("short_closing")
@@ -122,19 +127,15 @@ def test_finished_stages_are_skipped_and_changed_ones_run(
     assert (folder / "model.keras").read_bytes() != weights
 
 
-def test_one_stage_needs_the_one_before(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="run the stage train first"):
-        smoke("digits_adv", tmp_path, stages=["attack_eval"])
-
-
-def test_a_loss_that_is_not_finite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_loss_that_is_not_finite_stops_after_its_rollbacks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The error is one line that names the batch."""
     far = ["optimizer.learning_rate=1e35", "train.schedule=constant"]
-    with pytest.raises(UserError, match="not finite in .* epoch 1.* step 0; lower") as e:
+    with pytest.raises(UserError, match="not finite in .* epoch 1.* step 0; lower") as error:
         smoke("digits_adv", tmp_path, *far, stages=["train"])
-    assert "\n" not in str(e.value)
-    # So many times in all, not at each start.
-    for count in (1, 0):
+    assert "\n" not in str(error.value)
+    for count in (1, 0):  # the number of rollbacks is for all starts together
         with pytest.raises(UserError, match="not finite"):
             smoke("digits_adv", tmp_path, *far, "train.rollbacks=1", stages=["train"])
         assert capsys.readouterr().out.count("going on from there") == count
@@ -144,43 +145,35 @@ def test_a_loss_that_is_not_finite(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_each_rollback_halves_the_rate_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, schedule: str
 ) -> None:
-    """Each rollback halves the learning rate once.
+    """The loss is not finite in batch 1, before the first checkpoint, and in batches 3 and 4."""
+    failing, steps = {1, 3, 4}, [0]
+    finite, on_train_batch_end = checkpoint._finite, checkpoint.Resume.on_train_batch_end
 
-    The loss is not finite in batch 1, before the first checkpoint, and later in batches 3 and 4.
-    """
-    left = {1: 1, 3: 1, 4: 1}
-    finite = checkpoint._finite
-
-    def once(logs: Any, name: str) -> bool:
-        step = seen[-1] if seen else 0
-        if name == "loss" and left.get(step, 0):
-            left[step] -= 1
+    def fails_once(logs: Any, name: str) -> bool:
+        if name == "loss" and steps[-1] in failing:
+            failing.remove(steps[-1])
             return False
         return finite(logs, name)
 
-    seen: list[int] = []
-    original = checkpoint.Resume.on_train_batch_end
-
     def counted(self: Any, batch: int, logs: Any = None) -> None:
-        seen.append(self.current_epoch * self.steps + self.first + batch + 1)
-        original(self, batch, logs)
+        steps.append(self.current_epoch * self.steps + self.first + batch + 1)
+        on_train_batch_end(self, batch, logs)
 
-    monkeypatch.setattr(checkpoint, "_finite", once)
+    monkeypatch.setattr(checkpoint, "_finite", fails_once)
     monkeypatch.setattr(checkpoint.Resume, "on_train_batch_end", counted)
     sets = [f"train.schedule={schedule}", "train.rollbacks=3", "optimizer.learning_rate=0.08"]
     folder = smoke("digits_adv", tmp_path, *sets, stages=["train"])
-    assert sum(left.values()) == 0
+    assert not failing
     note = json.loads((folder / "checkpoints/step-000000004/note.json").read_text())
     assert note["rollbacks"] == 3
-    rows = list(csv.DictReader((folder / "history.csv").open()))
-    rates = [float(row["learning_rate"]) for row in rows]
     assert "3" in (folder / "checkpoints" / "rollbacks.txt").read_text()
-    # Epoch 0 ends at half the rate, epoch 1 at an eighth; a cosine stands at its middle there.
+    rates = [float(row["learning_rate"]) for row in history(folder)]
+    # Epoch 0 ends at half the rate, epoch 1 at an eighth; a cosine is half of that in its middle.
     assert rates == pytest.approx([0.04, 0.005 if schedule == "cosine" else 0.01])
 
 
 @pytest.mark.usefixtures("short_closing")
-def test_what_is_deleted_is_made_again(smoke_run: Path, tmp_path: Path) -> None:
+def test_deleted_files_are_made_again(smoke_run: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(smoke_run, tmp_path / "digits_adv")
     (folder / "eval.json").unlink()
     (folder / "saved_model" / "saved_model.pb").unlink()
@@ -190,7 +183,7 @@ def test_what_is_deleted_is_made_again(smoke_run: Path, tmp_path: Path) -> None:
     assert (folder / "saved_model" / "saved_model.pb").is_file()
 
 
-def test_runs_are_never_mixed(tmp_path: Path) -> None:
+def test_folder_of_another_run_is_refused(tmp_path: Path) -> None:
     folder = smoke("digits_adv", tmp_path, stages=["train"])
     with pytest.raises(UserError, match="trained with another"):
         smoke("digits_adv", tmp_path, "seed=5", stages=["report"])
@@ -206,48 +199,29 @@ def test_runs_are_never_mixed(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("short_closing")
 @pytest.mark.parametrize("source", slow_but([".", "model.keras"], ["model.keras"]))
-def test_training_on_from_a_run_folder_and_a_keras_file(
+def test_init_from_continues_from_a_run_or_a_keras_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], source: str
 ) -> None:
     first = smoke("digits_natural", tmp_path, stages=["train"])
-    settings = [
-        f"train.init_from={first / source}",
-        "train.epochs=1",
-        "train.epsilon_ramp_epochs=0",
-        "train.steps_per_epoch=1",
-        "optimizer.learning_rate=1e-9",
-        "attacks=fgsm",
-    ]
+    settings = [*ONE_STEP, f"train.init_from={first / source}", "optimizer.learning_rate=1e-9"]
     hardened = run("digits_adv", settings, tmp_path, ["train", "attack_eval"], smoke=False)
-    before, after = (
-        keras.saving.load_model(folder / "model.keras", compile=False)
-        for folder in (first, hardened)
-    )
-    assert [v.path for v in before.weights] == [v.path for v in after.weights]
-    for a, b in zip(before.get_weights(), after.get_weights(), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-6)
+    for before, after in zip(load(first).weights, load(hardened).weights, strict=True):
+        assert before.path == after.path
+        np.testing.assert_allclose(before.numpy(), after.numpy(), atol=1e-6)
     capsys.readouterr()
-    # Fewer stages are no other run: the hardened network is what is evaluated.
+    # With fewer stages it is the same run, so the hardened network has been evaluated.
     run("digits_adv", [*settings, "stages=[attack_eval]"], tmp_path, None, smoke=False)
     assert "attack_eval: done before" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("short_closing")
-def test_training_on_one_output_of_a_network_of_any_size(tmp_path: Path) -> None:
+def test_init_from_takes_one_output_of_a_network_of_any_size(tmp_path: Path) -> None:
     image = keras.Input((None, None, 1))
     pooled = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(4, 3)(image))
     heads = [keras.layers.Dense(size, name=name)(pooled) for name, size in (("a", 3), ("b", 10))]
     keras.Model(image, heads).save(tmp_path / "two.keras")
-    settings = [
-        f"train.init_from={tmp_path / 'two.keras'}",
-        "train.epochs=1",
-        "train.epsilon_ramp_epochs=0",
-        "train.steps_per_epoch=1",
-        "attacks=fgsm",
-    ]
-    with pytest.raises(
-        UserError, match="train.init_from: .* received 2: a, b; name that of the lo"
-    ):
+    settings = [*ONE_STEP, f"train.init_from={tmp_path / 'two.keras'}"]
+    with pytest.raises(UserError, match="train.init_from: .* received 2: a, b; name that of the "):
         run("digits_adv", settings, tmp_path, ["train"], smoke=False)
     with pytest.raises(UserError, match="train.init_from: .*received ..None, None, 1., 3."):
         run("digits_adv", [*settings, "model.output=a"], tmp_path, ["train"], smoke=False)
@@ -255,7 +229,7 @@ def test_training_on_one_output_of_a_network_of_any_size(tmp_path: Path) -> None
     settings.append("model.output=b")
     folder = run("digits_adv", settings, tmp_path, ["train", "attack_eval", "export"], smoke=False)
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["digits_adv"]
-    network = keras.saving.load_model(folder / "model.keras", compile=False)
+    network = load(folder)
     assert network.input_shape == (None, None, None, 1) and network.output_shape == (None, 10)
     assert (folder / "saved_model" / "saved_model.pb").is_file()
 
@@ -267,11 +241,10 @@ def test_mixed_precision_trains_and_leaves_a_float32_network(
     tmp_path: Path, precision: str
 ) -> None:
     folder = smoke("digits_atlas", tmp_path, f"precision={precision}", stages=["train"])
-    network = keras.saving.load_model(folder / "model.keras", compile=False)
-    assert {layer.dtype_policy.name for layer in network.layers} == {"float32"}
+    assert {layer.dtype_policy.name for layer in load(folder).layers} == {"float32"}
 
 
-def test_arrays_to_evaluate_on_are_not_trained_on(tmp_path: Path) -> None:
+def test_training_without_training_images_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "mine.npz", x_test=np.zeros((4, 8, 8, 1), np.uint8), y_test=np.arange(4))
     data = f"data={{name: npz, path: {tmp_path / 'mine.npz'}, batch_size: 2}}"
     with pytest.raises(UserError, match="data: expected a data set with training images"):
@@ -279,23 +252,12 @@ def test_arrays_to_evaluate_on_are_not_trained_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("short_closing")
-def test_a_users_own_arrays(tmp_path: Path) -> None:
+def test_arrays_of_a_user_run_through_every_stage(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     x, y = rng.integers(0, 256, (96, 10, 12, 2), np.uint8), rng.integers(0, 5, 96)
     path = tmp_path / "mine.npz"
     np.savez(path, x_train=x[:64], y_train=y[:64], x_test=x[64:], y_test=y[64:])
-    folder = run(
-        "digits_adv",
-        [
-            f"data={{name: npz, path: {path}, batch_size: 16, validation: 16}}",
-            "train.epochs=1",
-            "train.epsilon_ramp_epochs=1",
-            "attacks=fgsm",
-        ],
-        tmp_path,
-        None,
-        smoke=False,
-    )
+    data = f"data={{name: npz, path: {path}, batch_size: 16, validation: 16}}"
+    folder = run("digits_adv", [*ONE_STEP, data], tmp_path, None, smoke=False)
     assert json.loads((folder / "eval.json").read_text())["examples"] == 32
-    network = keras.saving.load_model(folder / "model.keras", compile=False)
-    assert network.output_shape == (None, 5)
+    assert load(folder).output_shape == (None, 5)
