@@ -1,4 +1,4 @@
-"""Training that is interrupted and resumed, to the bit."""
+"""Training that is interrupted and resumed is that of an uninterrupted run to the bit."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Signal(keras.callbacks.Callback):
 
 
 FACTS = {"num_examples": 24, "batch_size": 8, "steps_per_epoch": 3}
-# Methods with a state of their own: tables, averages, counters.
+# Methods that have a state besides the weights: tables, averages, counters.
 STATEFUL: dict[str, tuple[type[RobustModel], dict[str, Any]]] = {
     "iaat": (Iaat, {"warmup_epochs": 1, "attack": PGD(steps=2)}),
     "mma": (Mma, {"max_margin": 0.2, "attack": PGD(steps=2)}),
@@ -72,7 +72,11 @@ def run(
     schedule: Schedule = GUIDED,
     method: tuple[type[RobustModel], dict[str, Any]] = (Adv, {}),
 ) -> tuple[np.ndarray, Any]:
-    """Train up to `epochs` of 3 batches with fresh objects, as a new process would."""
+    """Train up to `epochs` of 3 batches with fresh objects, as a new process would.
+
+    Returns:
+        All variables in one vector, and the state of callbacks and optimizer.
+    """
     keras.utils.set_random_seed(0)
     rng = np.random.default_rng(0)
     split = Split.of(rng.random((24, 4, 4, 1)).astype("float32"), rng.integers(0, 3, 24))
@@ -93,9 +97,10 @@ def run(
         model, lambda epoch: batches(split, 8, training=True, first_step=3 * epoch).take(3)
     )
     steering = [BatchTimer(), statistics, *schedule.callbacks(0), best, CatastrophicOverfitting()]
-    kept = Checkpoints(folder)
-    history = History(folder / "history.csv", kept.note.get("history", []), folder / "tensorboard")
-    resume = Resume(model, kept, steering, 3, interruption=interruption, history=history)
+    checkpoints = Checkpoints(folder)
+    rows = checkpoints.note.get("history", [])
+    history = History(folder / "history.csv", rows, folder / "tensorboard")
+    resume = Resume(model, checkpoints, steering, 3, interruption=interruption, history=history)
     callbacks = [Signal(interruption, signal_at), *steering, history, resume]
     for until in (resume.epoch + 1, epochs) if resume.batch else (epochs,):
         model.fit(
@@ -115,7 +120,7 @@ def run(
 
 
 def measured(folder: Path) -> list[list[str]]:
-    """Return history.csv without the columns that differ each time."""
+    """Return the rows of history.csv without the times, which differ in every run."""
     skip = ("finished_at", "seconds_per_batch", "validation_share")
     rows = csv.DictReader((folder / "history.csv").open())
     return [[v for k, v in row.items() if k not in skip] for row in rows]
@@ -153,22 +158,21 @@ def two_epochs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.param(SCHEDULES["cyclic"](), id="cyclic", marks=pytest.mark.slow),
     ],
 )
-def test_a_resumed_run_is_the_uninterrupted_one(
+def test_a_resumed_run_equals_the_uninterrupted_one(
     tmp_path: Path, schedule: Schedule, uninterrupted: tuple[Path, np.ndarray, Any]
 ) -> None:
-    """A resumed run equals the uninterrupted one to the bit.
+    """All weights, averages, momenta, noise, metrics, rates and counters are equal to the bit.
 
-    This covers weights, the best weights, BatchNorm, momentum, Dropout, metrics, the rate and the
-    plateau counters. The run stops after epochs 1 and 2, and by signals within epochs 1 and 3.
+    One run stops after its first epoch, the other by signals within epochs 1 and 3.
     """
     folder, straight, state = uninterrupted
     if schedule is not GUIDED:
         folder = tmp_path / "straight"
         straight, state = run(folder, schedule=schedule)
     run(tmp_path / "epochs", 1, schedule=schedule)
-    for at in (2, 6):  # batches 1 of epoch 0; then, from there, 1 of epoch 2
+    for batch in (2, 6):  # the second of the first process, the sixth after it was resumed
         with pytest.raises(Interrupted, match="SIGTERM: saved after . epochs and . batches"):
-            run(tmp_path / "signals", signal_at=at, schedule=schedule)
+            run(tmp_path / "signals", signal_at=batch, schedule=schedule)
     for name in ("epochs", "signals"):
         first_rows = (tmp_path / name / "history.csv").read_bytes()
         resumed, resumed_state = run(tmp_path / name, schedule=schedule)
@@ -180,10 +184,10 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     assert ("validation train/robust_accuracy", 3) in charts(tmp_path / "signals")
 
 
-def test_a_row_is_published_once_a_checkpoint_has_it(
+def test_history_csv_has_only_rows_that_a_checkpoint_holds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a kill before a save, no published row of history.csv changes."""
+    """So no row changes after a kill before the checkpoint of its epoch."""
     save = Checkpoints.save
 
     def killed(self: Checkpoints, step: int, *rest: Any) -> None:
@@ -194,17 +198,19 @@ def test_a_row_is_published_once_a_checkpoint_has_it(
     monkeypatch.setattr(Checkpoints, "save", killed)
     with pytest.raises(SystemExit):
         run(tmp_path, 2)
-    seen = (tmp_path / "history.csv").read_bytes()
-    assert len(seen.splitlines()) == 2  # the names, epoch 0
+    before = (tmp_path / "history.csv").read_bytes()
+    assert len(before.splitlines()) == 2  # the header and epoch 0
     monkeypatch.undo()
     run(tmp_path, 2)
-    rows = (tmp_path / "history.csv").read_bytes()
-    assert rows.startswith(seen) and len(rows.splitlines()) == 3
+    after = (tmp_path / "history.csv").read_bytes()
+    assert after.startswith(before) and len(after.splitlines()) == 3
 
 
 @pytest.mark.parametrize("name", slow_but(STATEFUL, ["iaat", "moving average"]))
-def test_the_state_of_a_method_resumes_too(tmp_path: Path, name: str) -> None:
-    """Its tables, counters and validation are equal to the bit, after an epoch and within one."""
+def test_a_run_of_a_method_with_a_state_equals_the_uninterrupted_one(
+    tmp_path: Path, name: str
+) -> None:
+    """Tables, counters and validation are equal to the bit after stops at and within an epoch."""
     method = STATEFUL[name]
     straight, state = run(tmp_path / "straight", method=method)
     run(tmp_path / "cut", 1, method=method)
@@ -216,8 +222,8 @@ def test_the_state_of_a_method_resumes_too(tmp_path: Path, name: str) -> None:
     assert measured(tmp_path / "cut") == measured(tmp_path / "straight")
 
 
-def rewritten(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    """Replace the callbacks of the newest checkpoint by what `change` makes of them."""
+def rewrite_states(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Replace the states of the callbacks in the newest checkpoint by change(states)."""
     newest = Checkpoints(folder).newest
     assert newest is not None
     note = json.loads((newest / "note.json").read_text())
@@ -228,44 +234,44 @@ def rewritten(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     (newest / "sha256.json").write_text(json.dumps(sums))
 
 
-def test_the_state_of_callbacks_has_their_names(
+def test_the_states_of_callbacks_are_matched_by_name(
     tmp_path: Path,
     two_epochs: Path,
     uninterrupted: tuple[Path, np.ndarray, Any],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The order of callbacks does not matter. One without a state is reported and begins anew."""
+    """Their order does not matter. A callback without a state is reported and begins anew."""
     _, straight, state = uninterrupted
     shutil.copytree(two_epochs, tmp_path / "cut")
     note = Checkpoints(tmp_path / "cut").note["callbacks"]
-    assert set(note) == {"BatchTimer", "GuidedRate", "GuidedStop", "Best",
-                         "CatastrophicOverfitting"}  # fmt: skip
+    names = {"BatchTimer", "GuidedRate", "GuidedStop", "Best", "CatastrophicOverfitting"}
+    assert set(note) == names
     assert set(note["GuidedStop"]) == {"best", "wait", "best_epoch", "stopped_epoch"}
-    rewritten(tmp_path / "cut", lambda states: dict(sorted(states.items(), reverse=True)))
+    rewrite_states(tmp_path / "cut", lambda states: dict(sorted(states.items(), reverse=True)))
     resumed, resumed_state = run(tmp_path / "cut")
     np.testing.assert_array_equal(resumed, straight)
     assert resumed_state == state and "no state of" not in caplog.text
 
     shutil.copytree(two_epochs, tmp_path / "lacking")
-    kept = ("BatchTimer", "GuidedStop", "Other")
-    rewritten(tmp_path / "lacking", lambda states: {k: v for k, v in states.items() if k in kept})
+    some = {"BatchTimer": note["BatchTimer"], "GuidedStop": note["GuidedStop"]}
+    rewrite_states(tmp_path / "lacking", lambda states: some)
     run(tmp_path / "lacking", 3)
     message = "step-000000006: has no state of Best, CatastrophicOverfitting, GuidedRate"
     assert message in caplog.text and caplog.text.count("no state of") == 1
 
 
-def test_checkpoints_with_states_by_position_resume_too(
+def test_older_checkpoints_with_states_by_position_resume(
     tmp_path: Path, two_epochs: Path, uninterrupted: tuple[Path, np.ndarray, Any]
 ) -> None:
     _, straight, state = uninterrupted
     shutil.copytree(two_epochs, tmp_path / "cut")
-    rewritten(tmp_path / "cut", lambda states: list(states.values()))
+    rewrite_states(tmp_path / "cut", lambda states: list(states.values()))
     resumed, resumed_state = run(tmp_path / "cut")
     np.testing.assert_array_equal(resumed, straight)
     assert resumed_state == state
 
 
-def test_a_signal_in_the_last_batch_waits_for_validation(tmp_path: Path) -> None:
+def test_a_signal_in_the_last_batch_of_an_epoch_stops_after_validation(tmp_path: Path) -> None:
     with pytest.raises(Interrupted, match="saved after 2 epochs and 0 batches"):
         run(tmp_path, signal_at=6)
     assert Checkpoints(tmp_path).note["step"] == 6

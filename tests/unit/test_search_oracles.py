@@ -1,4 +1,7 @@
-"""KerasTuner's oracles on a function with a known maximum: ranges, resumption, damaged state."""
+"""KerasTuner's oracles on a function whose maximum is exact: ranges, resumption, damaged state.
+
+The oracle is asked for trials and given their results as a search does, without any training.
+"""
 
 from __future__ import annotations
 
@@ -26,26 +29,31 @@ SPACE = ranges(
 
 
 def height(values: dict[str, Any]) -> float:
-    """Return the height, at most 1 at alpha 1e-4 and units 6."""
-    away = abs(math.log10(values["method.alpha"]) + 4) / 4 + abs(values["model.units"] - 6) / 8
-    return 1 - away / 2
+    """Return the accuracy of a trial, at most 1 at alpha 1e-4 and units 6."""
+    distance = abs(math.log10(values["method.alpha"]) + 4) / 4 + abs(values["model.units"] - 6) / 8
+    return 1 - distance / 2
 
 
-def made(folder: Path, plan: Search, ended: Callable[[str], None] = lambda name: None) -> Any:
-    oracle = _oracle(plan, 0, 3, ended)
+def oracle_in(
+    folder: Path, plan: Search, ended: Callable[[str], None] = lambda name: None, seed: int = 0
+) -> Any:
+    """Return an oracle of trials of three epochs whose state is in folder/search."""
+    oracle = _oracle(plan, seed, 3, ended)
     oracle._set_project_dir(str(folder), "search")
     oracle.verbose = 0
     return oracle
 
 
 def begin(oracle: Any) -> Any:
+    """Return the next trial, or None at the end of the search."""
     trial = oracle.create_trial("tuner0")
     return trial if trial.status == "RUNNING" else None
 
 
 def end(oracle: Any, trial: Any) -> dict[str, Any]:
+    """Complete a trial with its height and return its values."""
     drawn = trial.hyperparameters.values
-    values = {key: expected.value(drawn[key]) for key, expected in SPACE.items()}
+    values = {key: place.value(drawn[key]) for key, place in SPACE.items()}
     result = {SCORE: height(values), CLEAN: 1.0, ROBUST: height(values), "epochs": 3.0}
     oracle.update_trial(trial.trial_id, result)
     trial.status = "COMPLETED"
@@ -54,6 +62,7 @@ def end(oracle: Any, trial: Any) -> dict[str, Any]:
 
 
 def search(oracle: Any) -> list[dict[str, Any]]:
+    """Return the values of all trials that remain."""
     results = []
     while (trial := begin(oracle)) is not None:
         results.append(end(oracle, trial))
@@ -65,35 +74,33 @@ def search(oracle: Any) -> list[dict[str, Any]]:
 )
 def test_every_tuner_stays_in_the_space_and_ends(tuner: str, tmp_path: Path) -> None:
     lines: list[str] = []
-    results = search(made(tmp_path, Search(SPACE, tuner, 14), lines.append))
+    results = search(oracle_in(tmp_path, Search(SPACE, tuner, 14), lines.append))
     assert len(results) == len(lines) == (6 if tuner == "hyperband" else 14)
     for values in results:
         assert 1e-6 <= values["method.alpha"] <= 1e-2
         assert values["model.units"] in range(4, 9)
         assert values["method.attack"] in SPACE["method.attack"].values
-    if tuner == "bayesian":  # nine are drawn at random before it has learnt anything
+    if tuner == "bayesian":  # the first nine trials are drawn at random
         assert max(map(height, results[9:])) > 0.9
 
 
-def test_a_seed_is_a_search(tmp_path: Path) -> None:
+def test_the_trials_of_a_search_depend_on_its_seed_alone(tmp_path: Path) -> None:
     plan = Search(SPACE, "random", 4)
-    first, again = (search(made(tmp_path / name, plan)) for name in "ab")
+    first, again = (search(oracle_in(tmp_path / name, plan)) for name in "ab")
     assert first == again
-    other = _oracle(plan, 1, 3, lambda name: None)
-    other._set_project_dir(str(tmp_path / "c"), "search")
-    other.verbose = 0
-    assert not [values for values in search(other) if values in first]
+    of_seed_1 = search(oracle_in(tmp_path / "c", plan, seed=1))
+    assert not [values for values in of_seed_1 if values in first]
 
 
 def test_a_stopped_search_goes_on_with_the_trial_that_was_running(tmp_path: Path) -> None:
     plan = Search(SPACE, "random", 5)
-    straight = search(made(tmp_path / "straight", plan))
+    straight = search(oracle_in(tmp_path / "straight", plan))
 
-    before = made(tmp_path / "cut", plan)
+    before = oracle_in(tmp_path / "cut", plan)
     before.save()
     results = [end(before, begin(before)), end(before, begin(before))]
     running = begin(before).trial_id
-    after = made(tmp_path / "cut", plan)
+    after = oracle_in(tmp_path / "cut", plan)
     _reload(after, tmp_path / "cut" / "search" / "oracle.json")
     trial = begin(after)
     assert trial.trial_id == running == "2"
@@ -101,29 +108,30 @@ def test_a_stopped_search_goes_on_with_the_trial_that_was_running(tmp_path: Path
     assert results + search(after) == straight
 
 
-def test_a_trial_that_was_written_but_not_noted_is_drawn_again(tmp_path: Path) -> None:
+def test_a_trial_that_is_missing_in_the_state_of_the_oracle_is_drawn_again(tmp_path: Path) -> None:
+    """A kill between trial_1/trial.json and oracle.json leaves such a trial."""
     plan = Search(SPACE, "random", 3)
-    straight = search(made(tmp_path / "straight", plan))
-    cut = made(tmp_path / "cut", plan)
+    straight = search(oracle_in(tmp_path / "straight", plan))
+    cut = oracle_in(tmp_path / "cut", plan)
     cut.save()
-    results, noted = [end(cut, begin(cut))], tmp_path / "cut" / "search" / "oracle.json"
-    state = noted.read_bytes()
+    results, file = [end(cut, begin(cut))], tmp_path / "cut" / "search" / "oracle.json"
+    state = file.read_bytes()
     begin(cut)
-    noted.write_bytes(state)  # killed after trial_1/trial.json, before oracle.json
-    after = made(tmp_path / "cut", plan)
-    _reload(after, noted)
+    file.write_bytes(state)
+    after = oracle_in(tmp_path / "cut", plan)
+    _reload(after, file)
     assert list(after.trials) == ["0"]
     assert results + search(after) == straight
 
 
 @pytest.mark.parametrize("name", ["oracle.json", "trial_0/trial.json"])
-def test_damaged_state_is_one_line(name: str, tmp_path: Path) -> None:
+def test_a_damaged_state_is_an_error_of_one_line(name: str, tmp_path: Path) -> None:
     plan = Search(SPACE, "random", 1)
-    search(made(tmp_path, plan))
+    search(oracle_in(tmp_path, plan))
     file = tmp_path / "search" / name
     content = file.read_text()
     for damaged in ("", content[: len(content) // 2], "[]", json.dumps({"seed": 1})):
         file.write_text(damaged)
         with pytest.raises(UserError, match="oracle.json: expected KerasTuner's state") as error:
-            _reload(made(tmp_path, plan), tmp_path / "search" / "oracle.json")
+            _reload(oracle_in(tmp_path, plan), tmp_path / "search" / "oracle.json")
         assert "\n" not in str(error.value)

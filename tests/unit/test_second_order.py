@@ -1,4 +1,4 @@
-"""Gradients of input gradients through layers of Keras, against differences of the loss."""
+"""Gradients of a loss with input gradients, through layers of Keras, against differences."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ BATCH = {
 
 
 def image() -> keras.Layer:
+    """Return a layer that turns eight numbers into an image, [1, 2, 4]."""
     return layers.Reshape((1, 2, 4))
 
 
@@ -42,12 +43,11 @@ LAYERS: dict[str, Callable[[], list[keras.Layer]]] = {
     "layer": lambda: [layers.LayerNormalization()],
     "resizing": lambda: [image(), layers.Resizing(3, 3)],
 }
-# These are right in TensorFlow. A layer with a kink, such as ReLU, would need smaller steps.
+# TensorFlow's own gradients of these are right. A layer with a kink, such as ReLU, would need
+# smaller steps.
+ACTIVATIONS = ("gelu", "mish", "silu", "softmax", "softplus")
 OTHERS: dict[str, Callable[[], list[keras.Layer]]] = {
-    **{
-        name: functools.partial(dense, name)
-        for name in ("gelu", "mish", "silu", "softmax", "softplus")
-    },
+    **{name: functools.partial(dense, name) for name in ACTIVATIONS},
     "average pooling": lambda: [image(), layers.AveragePooling2D((1, 2))],
     "convolution": lambda: [image(), layers.Conv2D(3, 3, padding="same")],
     "depthwise": lambda: [image(), layers.DepthwiseConv2D(3, padding="same")],
@@ -60,7 +60,7 @@ OTHERS: dict[str, Callable[[], list[keras.Layer]]] = {
 
 @pytest.mark.parametrize("name", slow_but(LAYERS | OTHERS, LAYERS))
 def test_the_training_gradient_is_the_slope_of_the_loss(name: str) -> None:
-    """Along a random direction of the weights, with a Jacobian term of the size of the others."""
+    """The slope is along a random direction of the weights, and all terms have a similar size."""
     keras.utils.set_random_seed(1)
     start = [keras.Input((2, 2, 1)), layers.Flatten(), layers.Dense(8, "tanh")]
     end = [layers.Flatten(), layers.Dense(3, "tanh")]

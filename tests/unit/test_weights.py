@@ -27,6 +27,8 @@ MEASURED = ("loss", "accuracy", "robust_accuracy", "fgsm_accuracy", "jacobian")
 
 
 class Batches(keras.utils.PyDataset):
+    """Two batches of six rows of the data."""
+
     def __init__(self, *data: Any):
         super().__init__()
         self.data = data
@@ -36,20 +38,21 @@ class Batches(keras.utils.PyDataset):
 
     def __getitem__(self, number: int) -> Any:
         rows = slice(6 * number, 6 * number + 6)
-        (x, *rest) = self.data
-        image = {k: v[rows] for k, v in x.items()} if isinstance(x, dict) else x[rows]
-        return (image, *(part[rows] for part in rest)) if rest else image
+        batch = keras.tree.map_structure(lambda values: values[rows], self.data)
+        return batch if len(batch) > 1 else batch[0]
 
 
 def streamed(*data: Any) -> tf.data.Dataset:
+    """Return a dataset of two batches of six rows of the data."""
     return tf.data.Dataset.from_tensor_slices(data if len(data) > 1 else data[0]).batch(6)
 
 
-def dictionary(weight: Any = None) -> dict[str, Any]:
-    return {"image": X, "label": Y} | ({} if weight is None else {"weight": weight})
+def dictionary(**weight: Any) -> dict[str, Any]:
+    """Return the data in one dict."""
+    return {"image": X, "label": Y} | weight
 
 
-def test_two_devices_measure_what_one_measures(
+def test_two_devices_measure_the_same_as_one(
     on_two_devices: Callable[[str], dict[str, Any]],
 ) -> None:
     one, two = on_two_devices("weighted")
@@ -58,46 +61,50 @@ def test_two_devices_measure_what_one_measures(
 
 
 def compiled(linear: Callable[..., Any]) -> Any:
+    """Return a compiled model of the network x W."""
     model = Adv(linear(W), threat=Threat("linf", 0.3), validation_attack=PGD(steps=2))
     model.compile(keras.optimizers.SGD(0.1))
     return model
 
 
-def evaluated(model: Any, *data: Any, **options: Any) -> dict[str, float]:
-    return model.evaluate(*data, batch_size=6, verbose=0, return_dict=True, **options)
+def evaluated(model: Any, weight: np.ndarray) -> dict[str, float]:
+    """Return the metrics of the data with weights of the examples."""
+    options = {"batch_size": 6, "verbose": 0, "return_dict": True}
+    return model.evaluate(X, Y, sample_weight=weight, **options)
 
 
 def test_validation_reports_weighted_means_of_every_metric(linear: Callable[..., Any]) -> None:
     model = compiled(linear)
-    parts = [model._validated(model.as_batch(batch)) for batch in streamed(X, Y)]
-    each = {name: np.concatenate([part[name] for part in parts]) for name in MEASURED}
-    expected = {name: np.average(each[name], weights=WEIGHT) for name in MEASURED}
-    assert expected != pytest.approx({name: each[name].mean() for name in MEASURED}, rel=1e-2)
-    expected = pytest.approx(expected, rel=1e-5)
-    assert evaluated(model, X, Y, sample_weight=WEIGHT) == expected
-    assert evaluated(model, X, Y, sample_weight=WEIGHT[:, None].astype(int)) == expected
+    batches = [model._validated(model.as_batch(batch)) for batch in streamed(X, Y)]
+    values = {name: np.concatenate([batch[name] for batch in batches]) for name in MEASURED}
+    means = {name: np.average(values[name], weights=WEIGHT) for name in MEASURED}
+    assert means != pytest.approx({name: values[name].mean() for name in MEASURED}, rel=1e-2)
+    expected = pytest.approx(means, rel=1e-5)
+    assert evaluated(model, WEIGHT) == expected
+    assert evaluated(model, WEIGHT[:, None].astype(int)) == expected
     for data in (streamed, Batches):
-        for form in ((X, Y, WEIGHT), (dictionary(WEIGHT),)):
+        for form in ((X, Y, WEIGHT), (dictionary(weight=WEIGHT),)):
             result = model.evaluate(data(*form), verbose=0, return_dict=True)
             assert result == expected
-    validated = model.fit(X, Y, batch_size=6, verbose=0, validation_data=(X, Y, WEIGHT)).history
-    alone = evaluated(model, X, Y, sample_weight=WEIGHT)
-    assert [validated[f"val_{name}"][0] for name in alone] == pytest.approx(list(alone.values()))
+    history = model.fit(X, Y, batch_size=6, verbose=0, validation_data=(X, Y, WEIGHT)).history
+    last = {name: history[f"val_{name}"][0] for name in MEASURED}
+    assert last == pytest.approx(evaluated(model, WEIGHT))
 
 
-def test_without_any_weight_there_is_nothing_to_report(linear: Callable[..., Any]) -> None:
+def test_metrics_are_0_and_weights_stay_where_all_examples_have_weight_0(
+    linear: Callable[..., Any],
+) -> None:
     model = compiled(linear)
-    logs = evaluated(model, X, Y, sample_weight=np.zeros(12))
-    assert logs == dict.fromkeys(MEASURED, 0.0)
+    assert evaluated(model, np.zeros(12)) == dict.fromkeys(MEASURED, 0.0)
     history = model.fit(X, Y, sample_weight=np.zeros(12), verbose=0).history
     assert history["loss"] == [0.0]
     np.testing.assert_array_equal(model.network.get_weights()[0], W)
 
 
-def test_training_reports_weighted_means_and_minimises_kerass_mean(
+def test_training_reports_the_mean_over_weights_and_minimises_the_mean_over_examples(
     linear: Callable[..., Any],
 ) -> None:
-    """The gradient is that of sum(w l) / B, and the reported loss is sum(w l) / sum(w)."""
+    """The reported loss is sum(w l) / sum(w), and the gradient that of sum(w l) / B, as Keras's."""
     model = Natural(linear(W), threat=Threat("linf", 0.3))
     model.compile(keras.optimizers.SGD(0.1))
     logs = model.train_step((tf.constant(X), tf.constant(Y), tf.constant(WEIGHT)))
@@ -111,7 +118,7 @@ def test_training_reports_weighted_means_and_minimises_kerass_mean(
     np.testing.assert_allclose(model.network.get_weights()[0], moved, rtol=1e-4, atol=1e-6)
 
 
-CLASSES = {0: 0.0, 2: 3.0}  # of class 1 it is 1
+CLASSES = {0: 0.0, 2: 3.0}  # the weight of class 1 is 1
 FORMS: dict[str, Callable[[Any], Any]] = {
     "arrays": lambda fit: fit(X, Y, batch_size=6, class_weight=CLASSES),
     "pairs": lambda fit: fit(streamed(X, Y), class_weight=CLASSES),
@@ -130,7 +137,7 @@ Trained = tuple[np.ndarray, list[float]]
 
 
 def trained_with(model: Any, fit: Callable[[Any], Any]) -> Trained:
-    """Return the weights and the losses of a fit with weights and of one without any after it."""
+    """Return the weights and losses after a fit with class weights and then one without."""
     weighted = fit(lambda *data, **options: model.fit(*data, **options, shuffle=False, verbose=0))
     plain = model.fit(X, Y, batch_size=6, shuffle=False, verbose=0)
     losses = [*weighted.history["loss"], *plain.history["loss"]]
@@ -139,13 +146,13 @@ def trained_with(model: Any, fit: Callable[[Any], Any]) -> Trained:
 
 @pytest.fixture(scope="module")
 def weights_of_labels(linear: Callable[..., Any]) -> Trained:
-    """Train with the weight of the class as the weight of each example."""
+    """Return the result of training with the weight of its class as that of each example."""
     weight = np.array([0.0, 1.0, 3.0])[Y]
     return trained_with(compiled(linear), lambda fit: fit(X, Y, batch_size=6, sample_weight=weight))
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_class_weights_are_those_of_the_labels(
+def test_class_weights_act_as_weights_of_the_examples_in_every_form_of_data(
     linear: Callable[..., Any], weights_of_labels: Trained, form: str
 ) -> None:
     expected, losses = weights_of_labels
@@ -160,10 +167,10 @@ def test_weights_of_classes_and_of_examples_multiply(linear: Callable[..., Any])
         model.fit(*data, **options, shuffle=False, verbose=0)
         return model.network.get_weights()[0]
 
-    both = np.array([0.0, 1.0, 3.0])[Y] * WEIGHT
-    expected = trained(X, Y, batch_size=6, sample_weight=both)
+    product = np.array([0.0, 1.0, 3.0])[Y] * WEIGHT
+    expected = trained(X, Y, batch_size=6, sample_weight=product)
     options = {"class_weight": CLASSES}
-    for data in ((X, Y, WEIGHT), (dictionary(WEIGHT),)):
+    for data in ((X, Y, WEIGHT), (dictionary(weight=WEIGHT),)):
         np.testing.assert_allclose(trained(streamed(*data), **options), expected, rtol=1e-5)
     result = trained(X, Y, batch_size=6, sample_weight=WEIGHT, **options)
     np.testing.assert_allclose(result, expected, rtol=1e-5)
@@ -179,7 +186,7 @@ def test_weights_of_classes_and_of_examples_multiply(linear: Callable[..., Any])
         (np.array(["a"] * 12), "one for each example, received 'string of shape"),
     ],
 )
-def test_weights_that_make_no_sense(
+def test_weights_that_are_not_finite_numbers_of_the_examples_are_refused(
     linear: Callable[..., Any], weight: np.ndarray, message: str
 ) -> None:
     model = compiled(linear)
@@ -194,22 +201,20 @@ def test_weights_that_make_no_sense(
 @pytest.mark.parametrize(
     "class_weight", [{0: -1.0}, {0: np.nan}, {"0": 1.0}, {-1: 1.0}, {3: 1.0}, {}, [1.0]]
 )
-def test_class_weights_that_make_no_sense(linear: Callable[..., Any], class_weight: Any) -> None:
+def test_class_weights_that_are_not_of_the_classes_are_refused(
+    linear: Callable[..., Any], class_weight: Any
+) -> None:
     with pytest.raises(UserError, match="^class_weight: expected a mapping of classes 0 to 2 to"):
         compiled(linear).fit(X, Y, class_weight=class_weight, verbose=0)
 
 
 OF_IMAGES = [name for name, method in METHODS.items() if method.network_inputs == ("image",)]
-# Class means, and a table for each example.
-FAST = ("gkl", "iaat")
+FAST = ("gkl", "iaat")  # with class means, and with a table of the examples
 
 
 @pytest.mark.parametrize("name", slow_but(OF_IMAGES, FAST))
-def test_an_example_without_weight_leaves_no_trace(name: str) -> None:
-    """An example of weight 0 has no effect on the steps of any method.
-
-    The second two of four steps read tables and averages again.
-    """
+def test_an_example_of_weight_0_has_no_effect_on_the_training(name: str) -> None:
+    """The last two of four steps read tables and averages that the first two have written."""
 
     def trained(x: np.ndarray, y: np.ndarray) -> list[np.ndarray]:
         keras.utils.set_random_seed(3)
@@ -226,11 +231,11 @@ def test_an_example_without_weight_leaves_no_trace(name: str) -> None:
 
     x, y = X.copy(), Y.copy()
     x[1::3], y[1::3] = RNG.random((4, 2, 2, 1)), 0
-    for ours, theirs in zip(trained(x, y), trained(X, Y), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
+    for weights, expected in zip(trained(x, y), trained(X, Y), strict=True):
+        np.testing.assert_allclose(weights, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_gkls_class_means_are_weighted(linear: Callable[..., Any]) -> None:
+def test_the_class_means_of_gkl_are_weighted(linear: Callable[..., Any]) -> None:
     model = Gkl(linear(W), threat=Threat("linf", 0.0), temperature=1.0, steps_per_epoch=1)
     model.compile(keras.optimizers.SGD(0.1))
     z = np.exp(X.reshape(12, 4) @ W)
@@ -240,14 +245,14 @@ def test_gkls_class_means_are_weighted(linear: Callable[..., Any]) -> None:
     np.testing.assert_allclose(model.class_means.numpy(), expected, rtol=1e-5)
 
 
-def test_oat_reports_robust_accuracy_over_what_it_attacked() -> None:
+def test_oat_reports_robust_accuracy_over_the_attacked_images() -> None:
     network = small_cnn((8, 8, 1), 3, filters=[2], kernel=3, units=4, lambdas=[0.0, 1.0])
     model = Oat(network, threat=Threat("linf", 0.1))
     model.compile(keras.optimizers.SGD(0.0))
     x = tf.constant(RNG.random((12, 8, 8, 1)), tf.float32)
     batch = model.as_batch((x, tf.constant(Y), tf.constant(WEIGHT)))
     values, attacked = model.robust_loss(batch | model.perturb(batch))["robust_accuracy"]
-    assert float(tf.reduce_sum(attacked)) == 6  # half of the batch drew lambda 0
+    assert float(tf.reduce_sum(attacked)) == 6  # the other half of the batch has lambda 0
     expected = np.average(values, weights=attacked.numpy() * WEIGHT)
     assert float(model.update(batch)["robust_accuracy"]) == pytest.approx(expected)
 
@@ -258,19 +263,18 @@ MONITORED = {
 }  # fmt: skip
 
 
-def test_kerass_callbacks_find_the_direction_by_name(
+def test_kerass_callbacks_take_the_direction_of_a_metric_from_its_name(
     linear: Callable[..., Any], tmp_path: Path
 ) -> None:
-    callbacks: dict[str, list[Any]] = {
-        monitor: [
+    def callbacks_of(monitor: str) -> list[Any]:
+        file, best = tmp_path / f"{monitor}.keras", {"save_best_only": True}
+        return [
             keras.callbacks.EarlyStopping(monitor, patience=3),
             keras.callbacks.ReduceLROnPlateau(monitor),
-            keras.callbacks.ModelCheckpoint(
-                tmp_path / f"{monitor}.keras", monitor=monitor, save_best_only=True
-            ),
+            keras.callbacks.ModelCheckpoint(file, monitor=monitor, **best),
         ]
-        for monitor in MONITORED
-    }
+
+    callbacks = {monitor: callbacks_of(monitor) for monitor in MONITORED}
     model = METHODS["trades"](linear(W), threat=Threat("linf", 0.1), beta=1.0)
     model.compile(keras.optimizers.SGD(1.0))
     options = {"epochs": 3, "validation_data": (X, Y), "verbose": 0}
@@ -284,16 +288,18 @@ def test_kerass_callbacks_find_the_direction_by_name(
 
 
 @pytest.mark.parametrize("name", ["iaat", "mma", "gradalign", "llr", "squeeze"])
-def test_what_methods_report_has_a_direction(name: str, linear: Callable[..., Any]) -> None:
+def test_every_metric_of_a_method_has_its_direction(name: str, linear: Callable[..., Any]) -> None:
     method = METHODS[name]
     model = method(linear(W), threat=Threat(), **FACTS, **method.example)
     for metric in model.means.metrics:
-        assert metric._direction == ("up" if metric.name in ("radius", "margin", "alignment")
-                                     or metric.name.endswith("accuracy") else "down")  # fmt: skip
+        rises = metric.name.endswith(("radius", "margin", "alignment", "accuracy"))
+        assert metric._direction == ("up" if rises else "down"), metric.name
 
 
 @pytest.mark.parametrize("weight", [np.ones(11), np.ones((12, 2)), ["a"] * 12, 1.0])
-def test_weights_that_are_not_one_for_each_image(linear: Callable[..., Any], weight: Any) -> None:
+def test_weights_that_are_not_one_number_for_each_image_are_refused(
+    linear: Callable[..., Any], weight: Any
+) -> None:
     model = compiled(linear)
     for call in (model.fit, model.evaluate):
         with pytest.raises(UserError, match="^sample_weight: expected one number for each of 12 "):
@@ -301,13 +307,13 @@ def test_weights_that_are_not_one_for_each_image(linear: Callable[..., Any], wei
     assert int(model.step) == 0
 
 
-def test_a_single_batch_with_class_weights(linear: Callable[..., Any]) -> None:
-    """The "weight" of a dict does the same."""
-    result, explicit = compiled(linear), compiled(linear)
-    result.train_on_batch(X, Y, class_weight=CLASSES | {1: 1.0})
-    explicit.train_on_batch(dictionary(np.array([0.0, 1.0, 3.0], "float32")[Y]))
-    np.testing.assert_allclose(
-        result.network.get_weights()[0], explicit.network.get_weights()[0], 1e-5
-    )
+def test_train_on_batch_with_class_weights_equals_the_weights_in_a_dict(
+    linear: Callable[..., Any],
+) -> None:
+    by_class, by_example = compiled(linear), compiled(linear)
+    by_class.train_on_batch(X, Y, class_weight=CLASSES | {1: 1.0})
+    by_example.train_on_batch(dictionary(weight=np.array([0.0, 1.0, 3.0], "float32")[Y]))
+    weights, expected = (model.network.get_weights()[0] for model in (by_class, by_example))
+    np.testing.assert_allclose(weights, expected, 1e-5)
     with pytest.raises(UserError, match="class_weight: expected none for a batch that is one di"):
-        result.train_on_batch(dictionary(), class_weight=CLASSES)
+        by_class.train_on_batch(dictionary(), class_weight=CLASSES)

@@ -1,4 +1,4 @@
-"""Once-for-all networks with widths: at a width they equal the network of that width."""
+"""Once-for-all networks with widths equal, at each width, the network of that width."""
 
 from __future__ import annotations
 
@@ -50,37 +50,38 @@ def slimmable(name: str = "small_cnn") -> keras.Model:
 
 
 def at(width: float, strength: Any = STRENGTH) -> dict[str, Any]:
+    """Return the inputs of a network for IMAGES at a width."""
     return {"image": IMAGES, "strength": strength, "width": np.full(4, width, np.float32)}
 
 
 @pytest.mark.parametrize("name", slow_but(NETWORKS, ["small_cnn", "softplus", "resnet_18"]))
-def test_a_width_in_use_is_the_network_of_that_width(name: str) -> None:
+def test_a_network_at_a_width_has_the_logits_of_the_network_narrowed_to_it(name: str) -> None:
     network = slimmable(name)
     for width in WIDTHS:
         thin = narrow(network, width)
         result = thin({"image": IMAGES, "strength": STRENGTH})
         np.testing.assert_allclose(result, network(at(width)), rtol=1e-3, atol=1e-4)
-    together = network(at(1.0) | {"width": np.float32([0.5, 1.0, 0.75, 0.5])}).numpy()
+    mixed = network(at(1.0) | {"width": np.float32([0.5, 1.0, 0.75, 0.5])}).numpy()
     for row, width in enumerate([0.5, 1.0, 0.75, 0.5]):
-        np.testing.assert_allclose(together[row], network(at(width))[row], rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(mixed[row], network(at(width))[row], rtol=1e-3, atol=1e-4)
     assert np.abs(network(at(0.5)) - network(at(1.0))).max() > 1e-3
 
 
-def test_a_thin_network_is_the_first_channels_of_the_wide_one() -> None:
-    """Layer by layer, it equals the network of half its sizes."""
+def test_a_narrowed_network_has_the_weights_of_the_first_channels() -> None:
     network, halves = slimmable(), {"filters": [2, 4], "kernel": 3, "units": 4}
-    thin, built = narrow(network, 0.5), small_cnn((16, 16, 1), 3, lambdas=LAMBDAS, **halves)
-    assert [w.shape for w in thin.weights] == [w.shape for w in built.weights]
+    thin, expected = narrow(network, 0.5), small_cnn((16, 16, 1), 3, lambdas=LAMBDAS, **halves)
+    assert [w.shape for w in thin.weights] == [w.shape for w in expected.weights]
 
-    def weights_of(kind: type, number: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        result = [[la for la in m.layers if isinstance(la, kind)] for m in (thin, network)]
-        return result[0][number].get_weights(), result[1][number].get_weights()
+    def weights_of(kind: type, number: int) -> list[list[np.ndarray]]:
+        """Return the weights of a layer in the narrowed and in the wide network."""
+        layers = [[la for la in m.layers if isinstance(la, kind)] for m in (thin, network)]
+        return [of_kind[number].get_weights() for of_kind in layers]
 
     cut, wide = weights_of(keras.layers.Conv2D, 1)
     np.testing.assert_array_equal(cut[0], wide[0][:, :, :2, :4])
     cut, wide = weights_of(DualBatchNorm, 0)
     for new, old in zip(cut, wide, strict=True):
-        np.testing.assert_array_equal(new, old[[0, 3], :2])  # lambda 0 and others, the first width
+        np.testing.assert_array_equal(new, old[[0, 3], :2])  # the first width of lambda 0 and > 0
     cut, wide = weights_of(FiLM, 0)
     np.testing.assert_array_equal(cut[0], wide[0].reshape(-1, 2, 4)[:, :, :2].reshape(-1, 4))
     cut, wide = weights_of(keras.layers.Dense, 0)
@@ -90,29 +91,30 @@ def test_a_thin_network_is_the_first_channels_of_the_wide_one() -> None:
     np.testing.assert_array_equal(cut[0], wide[0][:4])
 
 
-def test_slim_by_hand() -> None:
-    """1.5 rounds to 2, and at least one channel stays."""
+def test_slim_keeps_the_first_channels_and_sets_the_others_to_zero() -> None:
+    """Half of three channels are two, and at least one channel is kept."""
     x = np.arange(1.0, 7.0, dtype=np.float32).reshape(2, 3)
     layer = Slim([0.1, 0.5, 1.0])
     result = layer([x, np.float32([[0, 1, 0], [1, 0, 0]])])
     np.testing.assert_array_equal(result, [[1, 2, 0], [4, 0, 0]])
 
 
-def test_batchnorm_is_one_for_each_width_and_kind() -> None:
-    """On a mixed batch it is Keras's, each on the examples of its kind."""
+def test_batch_norm_normalises_each_width_and_kind_of_image_separately() -> None:
+    """On a mixed batch it equals Keras's on the examples of lambda 0, or > 0, and one width."""
     x = RNG.normal(1.0, 2.0, (12, 3, 3, 5)).astype("float32")
-    strength, which = np.float32([0, 0.3] * 6), np.repeat([0, 1], 6)
+    strength, width = np.float32([0, 0.3] * 6), np.repeat([0, 1], 6)
     layer = DualBatchNorm()
-    result = layer([x, strength, np.eye(2, dtype=np.float32)[which]], training=True).numpy()
-    for row in range(4):  # kind, then width
-        mine = ((strength > 0) == row // 2) & (which == row % 2)
+    result = layer([x, strength, np.eye(2, dtype=np.float32)[width]], training=True).numpy()
+    for row in range(4):
+        examples = ((strength > 0) == row // 2) & (width == row % 2)
         plain = keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5)
-        np.testing.assert_allclose(result[mine], plain(x[mine], training=True), atol=1e-5)
+        expected = plain(x[examples], training=True)
+        np.testing.assert_allclose(result[examples], expected, atol=1e-5)
         np.testing.assert_allclose(layer.moving_mean[row], plain.moving_mean, rtol=1e-5)
         np.testing.assert_allclose(layer.moving_variance[row], plain.moving_variance, rtol=1e-4)
 
 
-def test_a_step_at_one_width_leaves_the_others_alone() -> None:
+def test_a_pass_at_one_width_does_not_change_the_others() -> None:
     """Statistics of other widths do not move, and no gradient reaches channels beyond the width."""
     network = slimmable()
     norms = [layer for layer in network.layers if isinstance(layer, DualBatchNorm)]
@@ -131,6 +133,7 @@ def test_a_step_at_one_width_leaves_the_others_alone() -> None:
 
 
 def model(**options: Any) -> Oat:
+    """Return an OAT model of a small CNN with widths."""
     return Oat(slimmable(), threat=THREAT, attack=PGD(steps=2), **options)
 
 
@@ -149,28 +152,28 @@ def test_a_step_draws_one_width_for_its_batch() -> None:
 
 
 @pytest.mark.parametrize("width", slow_but(WIDTHS, [0.5]))
-def test_training_at_a_width_is_training_the_thin_network(width: float) -> None:
-    """Attack and loss are equal, with the statistics of the batch."""
+def test_attack_and_loss_at_a_width_are_those_of_the_narrowed_network(width: float) -> None:
+    """The statistics are those of the batch."""
     oat = model(craft="frozen")
     thin = Oat(narrow(oat.network, width), threat=THREAT, attack=PGD(steps=2), craft="frozen")
     batch = oat.as_batch((tf.constant(IMAGES), tf.constant([0, 1, 2, 0])))
     oat._width = lambda: tf.constant(width)  # type: ignore[method-assign]
-    made, expected = oat.perturb(batch), thin.perturb(batch)
-    np.testing.assert_allclose(made["adv"], expected["adv"], atol=1e-6)
-    result = oat.robust_loss(batch | made)["loss"]
-    np.testing.assert_allclose(result, thin.robust_loss(batch | made)["loss"], rtol=1e-3, atol=1e-4)
+    entries = oat.perturb(batch)
+    np.testing.assert_allclose(entries["adv"], thin.perturb(batch)["adv"], atol=1e-6)
+    loss, expected = (m.robust_loss(batch | entries)["loss"] for m in (oat, thin))
+    np.testing.assert_allclose(loss, expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", slow_but(["small_cnn", "resnet_18"], ["small_cnn"]))
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_a_step_in_every_precision(name: str, precision: str) -> None:
+def test_a_training_step_is_finite_in_every_precision(name: str, precision: str) -> None:
     oat = Oat(with_precision(slimmable(name), precision), threat=THREAT, attack=PGD(steps=1))
     oat.compile(keras.optimizers.SGD(0.01))
     logs = oat.train_step((tf.constant(IMAGES), tf.constant([0, 1, 2, 0])))
     assert np.isfinite([float(value) for value in logs.values()]).all()
 
 
-def test_files_take_the_width_too(tmp_path: Path) -> None:
+def test_a_saved_network_takes_a_width(tmp_path: Path) -> None:
     network = slimmable()
     export(network, tmp_path / "saved", IMAGES)
     network.save(tmp_path / "model.keras")
@@ -189,12 +192,12 @@ def test_files_take_the_width_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("widths", [[], [0.5], [1.0, 0.5], [0.0, 1.0]])
-def test_widths_that_are_none(widths: list[float]) -> None:
+def test_widths_that_do_not_rise_to_one_are_refused(widths: list[float]) -> None:
     with pytest.raises(UserError, match="widths: expected rising numbers above 0, the last of the"):
         small_cnn((8, 8, 1), 3, lambdas=LAMBDAS, widths=widths)
 
 
-def test_networks_without_widths() -> None:
+def test_a_width_that_a_network_does_not_have_is_refused() -> None:
     with pytest.raises(UserError, match="widths: expected none in a network without lambdas"):
         small_cnn((8, 8, 1), 3, widths=WIDTHS)
     with pytest.raises(UserError, match="network: expected one that was built with widths"):
@@ -211,6 +214,8 @@ def test_networks_without_widths() -> None:
         ("digits_oats", "widths=[2.0]", r"widths: expected numbers in \[0, 1\]"),
     ],
 )
-def test_widths_of_an_evaluation(name: str, override: str, message: str) -> None:
+def test_mistaken_widths_of_an_evaluation_are_refused(
+    name: str, override: str, message: str
+) -> None:
     with pytest.raises(UserError, match=f"evaluation.{message}"):
         parse(name, load(find(name), [f"evaluation.{override}"]))
