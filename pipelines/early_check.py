@@ -134,7 +134,10 @@ def check_keys(config: Mapping[str, Any]) -> None:
         _check_named("method.attack", method.get("attack"))
     _check_named("optimizer", config.get("optimizer"))
     _check_model(config.get("model"), config.get("train"))
-    _check_section("evaluation", config.get("evaluation"))
+    evaluation = config.get("evaluation")
+    _check_section("evaluation", evaluation)
+    if isinstance(evaluation, Mapping):
+        _check_section("evaluation.corruptions", evaluation.get("corruptions"))
     attacks = config.get("attacks")
     for place, attack in enumerate(attacks if isinstance(attacks, list) else [attacks]):
         _check_named("attacks", attack, f"attacks[{place}]")

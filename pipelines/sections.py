@@ -11,7 +11,7 @@ from pipelines.space import Range
 from tfrobust.attacks import PGD, Attack
 from tfrobust.data import Augmentation, Dataset, Extra, Split, in_sequence
 from tfrobust.errors import choose, require, require_at_least
-from tfrobust.evaluation import MODES
+from tfrobust.evaluation import MODES, Corruptions
 from tfrobust.methods import Averaging
 from tfrobust.registry import located
 from tfrobust.training import MONITOR, MONITORS, Schedule
@@ -148,6 +148,8 @@ class EvaluationOptions:
             results are those at the first lambda; the others add points to the trade-off curve.
         widths: The widths at which a network with widths is evaluated, likewise. Each width has a
             curve of its own.
+        corruptions: The common corruptions whose images are classified too, true for all; none by
+            default.
     """
 
     mode: str = "cascade"
@@ -158,6 +160,7 @@ class EvaluationOptions:
     jit_compile: bool | str = "auto"
     lambdas: list[float] | None = None
     widths: list[float] | None = None
+    corruptions: Corruptions | bool = False
 
     def __post_init__(self) -> None:
         for name, values in (("lambdas", self.lambdas), ("widths", self.widths)):

@@ -17,7 +17,7 @@ from pipelines.space import ranges
 from tfrobust.attacks import ATTACKS, Attack, SavedImages
 from tfrobust.data import AUGMENTATIONS, DATASETS, Dataset
 from tfrobust.errors import UserError, choose, number, require
-from tfrobust.evaluation import ListedAttack, list_attacks
+from tfrobust.evaluation import Corruptions, ListedAttack, list_attacks
 from tfrobust.gate import check_threat
 from tfrobust.methods import AVERAGINGS, METHODS, RobustModel
 from tfrobust.models import PRECISIONS
@@ -136,8 +136,7 @@ def parse(name: str, config: dict[str, Any]) -> Spec:
         require(
             checked.mixed_labels or not mixes, "data.augment", expected, top.data.get("augment")
         )
-    options = arguments(EvaluationOptions, top.evaluation or {}, "evaluation")
-    evaluation = located("evaluation", EvaluationOptions, **options)
+    evaluation = _evaluation(top.evaluation or {})
     _check_conditions(evaluation, top.model or {})
     attack_list = list_attacks(top.attacks or [], threats)
     for listed in attack_list:
@@ -299,6 +298,17 @@ def _train(section: Mapping[str, Any], threats: Threats, data: Data, trains: boo
     located("train.schedule", train.schedule.learning_rate, 0.1, 1, train.epochs)
     located("train.schedule", train.schedule.callbacks, 0)
     return train
+
+
+def _evaluation(section: Mapping[str, Any]) -> EvaluationOptions:
+    corruptions, where = section.get("corruptions", False), "evaluation.corruptions"
+    valid = isinstance(corruptions, bool | Mapping)
+    require(valid, where, "true, false or a mapping", corruptions)
+    if isinstance(corruptions, Mapping):
+        values = located(where, Corruptions, **arguments(Corruptions, corruptions, where))
+        section = {**section, "corruptions": values}
+    options = arguments(EvaluationOptions, section, "evaluation")
+    return located("evaluation", EvaluationOptions, **options)
 
 
 def _optimizer(section: Mapping[str, Any]) -> partial[keras.optimizers.Optimizer]:

@@ -165,6 +165,33 @@ class SubsetRow(Part):
     robust_accuracy: Share
 
 
+class CorruptionRow(Part):
+    """The accuracy under one corruption, at each severity of its table."""
+
+    name: str
+    accuracy: list[Share]
+    seconds: float | None = None
+    provenance: Provenance | None = None
+
+
+class CorruptionTable(Part):
+    """The accuracy on corrupted images.
+
+    Attributes:
+        accuracy: The mean over all corruptions and severities; None until all are measured.
+        examples: The number of images.
+        severities: The severities, from 1 to 5.
+        rows: One row for each corruption.
+        pending: The corruptions that are still to be measured.
+    """
+
+    accuracy: Share | None = None
+    examples: pydantic.PositiveInt
+    severities: list[int]
+    rows: list[CorruptionRow]
+    pending: list[str] = []
+
+
 class Record(Part):
     """The content of eval.json.
 
@@ -181,6 +208,7 @@ class Record(Part):
             decided by the network itself.
         attacks: One row for each attack and suite.
         pending: The names of the attacks that are still to be made.
+        corruptions: The accuracy on corrupted images, if it was asked for.
         provenance: The circumstances of the clean accuracy. So are `versions` and `commit`.
         closing: The circumstances of the checks and curves.
         training_commit: The commit of the code that trained the network.
@@ -201,6 +229,7 @@ class Record(Part):
     checks: list[CheckRow] = []
     curve: list[CurveRow] = []
     eps_curve: list[EpsRow] = []
+    corruptions: CorruptionTable | None = None
     threat: ThreatRow | list[ThreatRow]
     seed: int | None = None
     data: DataRow | None = None

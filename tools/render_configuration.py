@@ -24,6 +24,7 @@ from pipelines.spec import FACTS, SEARCHING, STAGES, TopLevel
 from pipelines.suite import Entry, SuiteFile
 from tfrobust.attacks import ATTACKS
 from tfrobust.data import AUGMENTATIONS, DATASETS
+from tfrobust.evaluation import Corruptions
 from tfrobust.evaluation.attack_list import COMMON, SUITES
 from tfrobust.io import write_text
 from tfrobust.methods import AVERAGINGS, METHODS, RobustModel
@@ -72,6 +73,7 @@ def schema() -> str:
             "train": sorted(parameters(Train)),
             "model": sorted(parameters(NetworkFile)),
             "evaluation": sorted(parameters(EvaluationOptions)),
+            "evaluation.corruptions": sorted(parameters(Corruptions)),
             "search": sorted(parameters(Search)),
         },
         "names": {
@@ -121,6 +123,7 @@ def render() -> str:
         ("model, of a file", NetworkFile),
         ("train", Train),
         ("evaluation", EvaluationOptions),
+        ("evaluation.corruptions", Corruptions),
         ("search", Search),
         ("A suite's file", SuiteFile),
         ("An entry of its runs", Entry),

@@ -86,7 +86,8 @@ class AttackEval(Stage):
         """Print that the stage is skipped, and which other commit its results are of, if any."""
         super().skip(folder)
         record = Record.load(folder.path)
-        if line := of_other_code([record, *record.attacks]):
+        corrupted = record.corruptions.rows if record.corruptions else []
+        if line := of_other_code([record, *record.attacks, *corrupted]):
             print(f"{self.name}: {line}")
 
 
@@ -127,6 +128,7 @@ def _attack_eval(spec: Spec, folder: Folder, network: SavedNetwork) -> None:
         rerun=options.rerun,
         craft_precision=options.craft_precision,
         jit_compile=options.jit_compile,
+        corruptions=options.corruptions,
         details=details,
         layout="channels_last",  # as the data set has checked
     )

@@ -79,6 +79,26 @@ def test_cascade_reports_the_exact_worst_case(
 
 
 @pytest.mark.usefixtures("short_closing")
+def test_corruptions_join_the_record_and_the_page_of_finished_attacks(
+    mine: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The network looks at the mean of an image, which contrast leaves as it is."""
+    before = evaluated(tmp_path, [*mine, PGD])
+    overrides = [*mine, PGD, "evaluation.corruptions={names: [fog, contrast], severities: [1, 5]}"]
+    result = evaluated(tmp_path, overrides)
+    assert result["attacks"] == before["attacks"] and "corruptions" not in before
+    fog, contrast = result["corruptions"]["rows"]
+    assert (fog["name"], contrast["name"]) == ("fog", "contrast")
+    assert contrast["accuracy"] == [result["clean_accuracy"]] * 2 > fog["accuracy"]
+    mean = result["corruptions"]["accuracy"]
+    assert f"corruptions: {mean:.2%} of 60" in capsys.readouterr().out
+    page = (tmp_path / "runs" / "evaluate" / "report" / "index.html").read_text()
+    assert "<h2>Corruptions</h2>" in page and 'id="corruptions-' in page
+    evaluated(tmp_path, overrides)
+    assert "attack_eval: done before, skipped" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("short_closing")
 def test_saved_model_and_probabilities_give_the_same_accuracy(
     folder: Path, data: list[str], tmp_path: Path
 ) -> None:

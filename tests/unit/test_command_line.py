@@ -46,6 +46,7 @@ MISTAKES: list[list[str]] = [
     ["train.validation_attack=pdg"],
     ["optimizer.momentm=0.9"],
     ["evaluation.mod=each"],
+    ["evaluation.corruptions.example=3"],
     ["attacks=pgdd"],
     ["attacks=[pgd, {name: autoattack, versio: rand}]"],
     ["attacks=[{name: fgsm, exmples: 3}]"],

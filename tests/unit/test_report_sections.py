@@ -8,7 +8,7 @@ import pytest
 from tests.unit.test_report import change, make_run
 from tfrobust.report import load_run, write_report
 from tfrobust.report.evaluation_figures import class_bars
-from tfrobust.report.summary import ClassRow, class_rows, overfitting
+from tfrobust.report.summary import ClassRow, accuracy_rows, class_rows, overfitting
 
 
 def test_the_trade_off_of_a_once_for_all_network(tmp_path: Path) -> None:
@@ -49,6 +49,38 @@ def test_robust_accuracy_against_eps(tmp_path: Path) -> None:
     assert "| 0.15 | 80.0 % | 49.0 to 94.3 |" in markdown  # as in test_interval_is_wilson
     change(run, eps_curve=[rows[0] | {"robust_accuracy": 1.2}])
     with pytest.raises(ValueError, match=r"eval\.json.*eps_curve\.0\.robust_accuracy: 1\.2"):
+        load_run(run)
+
+
+def test_the_accuracy_on_corrupted_images(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    assert "Corruptions" not in write_report(run).read_text()
+    table = {
+        "accuracy": 0.625,
+        "examples": 10,
+        "severities": [1, 5],
+        "rows": [
+            {"name": "glass_blur", "accuracy": [0.8, 0.4], "seconds": 2.0},
+            {"name": "fog", "accuracy": [0.9, 0.4], "seconds": 1.0},
+        ],
+    }
+    change(run, corruptions=table)
+    page = write_report(run)
+    html, markdown = page.read_text(), (page.parent / "report.md").read_text()
+    assert html.count("<svg") == 7 and 'id="corruptions-' in html and ">glass blur<" in html
+    assert ">80<" in html and "first 10 test images after common corruptions" in html
+    assert "| glass blur | 80.0 % | 40.0 % | 60.0 % |" in markdown
+    assert "| mean | 85.0 % | 40.0 % | 62.5 % |" in markdown
+    rows = accuracy_rows({}, load_run(run).evaluation)
+    assert [row.name for row in rows][:2] == ["clean", "corruptions"]
+    assert (rows[1].accuracy, rows[1].examples, rows[1].seconds) == (0.625, 10, 3.0)
+    assert rows[1].settings == "mean over 2 corruptions, each at severity 1, 5"
+
+    change(run, corruptions=table | {"accuracy": None, "pending": ["snow"]})
+    assert "Not measured yet: snow." in write_report(run).read_text()
+    assert "corruptions" not in [r.name for r in accuracy_rows({}, load_run(run).evaluation)]
+    change(run, corruptions=table | {"accuracy": 62.5})
+    with pytest.raises(ValueError, match=r"eval\.json.*corruptions\.accuracy: 62\.5"):
         load_run(run)
 
 

@@ -3,6 +3,7 @@
 from tfrobust.evaluation.api import evaluate
 from tfrobust.evaluation.attack_list import SUITES, ListedAttack, list_attacks
 from tfrobust.evaluation.cascade import MODES, run
+from tfrobust.evaluation.corruption_accuracy import Corruptions
 from tfrobust.evaluation.crafting import Crafted, adversaries, craft, predictor
 from tfrobust.evaluation.eps_curves import eps_curve, least_eps
 from tfrobust.evaluation.loss_landscape import Landscape, landscape
@@ -17,6 +18,7 @@ __all__ = [
     "MODES",
     "SUITES",
     "Check",
+    "Corruptions",
     "Crafted",
     "Details",
     "Evaluation",

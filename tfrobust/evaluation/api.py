@@ -19,6 +19,7 @@ from tfrobust.errors import choose, in_memory, require
 from tfrobust.evaluation.attack_list import AttackSpec, list_attacks
 from tfrobust.evaluation.cascade import fitted, run_all
 from tfrobust.evaluation.closing import Closing
+from tfrobust.evaluation.corruption_accuracy import Corruptions, OnCorruptedImages
 from tfrobust.evaluation.crafting import BATCH_SIZE, LogitsFn, by_xla, check_traceable, predictor
 from tfrobust.evaluation.recorder import Details, Recorder
 from tfrobust.evaluation.results import Check, Evaluation
@@ -51,6 +52,7 @@ def evaluate(
     layout: str | None = None,
     craft_precision: str = "float32",
     jit_compile: bool | str = "auto",
+    corruptions: Corruptions | bool = False,
 ) -> Evaluation:
     """Measure the robust accuracy of a network under a list of attacks.
 
@@ -90,9 +92,11 @@ def evaluate(
             which the search is wrong are attacked again on the network itself.
         jit_compile: Whether XLA compiles the attacks, which takes time for each attack and makes
             GPUs faster; "auto" compiles on GPUs only.
+        corruptions: The common corruptions whose images are classified after the attacks, True for
+            all fifteen at five severities. This costs 75 passes over the images.
 
     Returns:
-        The result of each attack and the checks.
+        The result of each attack, the checks and the accuracy on corrupted images.
 
     Raises:
         UserError: If an argument is not as described. Nothing is written then.
@@ -122,7 +126,11 @@ def evaluate(
             return tf.ensure_shape(network(images), [None, logits.shape[1]])
 
         check_traceable(logits_fn, x.shape[1:])
-        n = min(len(x), max((t.examples or len(x) for t in attack_list), default=len(x)))
+        limits = [listed.examples or len(x) for listed in attack_list]
+        corruptions = Corruptions() if corruptions is True else corruptions
+        if corruptions and corruptions.examples:
+            limits.append(corruptions.examples)
+        n = min(len(x), max(limits, default=len(x)))
         x, y = x[:n], y[:n]
         attack_list = [fitted(listed, logits.shape[1]) for listed in attack_list]
         predict = predictor(logits_fn, batch_size)
@@ -157,13 +165,20 @@ def evaluate(
             results.append(result if images else dataclasses.replace(result, images=None))
         closing = Closing(logits_fn, x, y, threats, attack_list, results, **options)
         if recorder is None:
-            return Evaluation(results, closing.checks() if check and attack_list else [])
-        if check and attack_list:
-            closing.write(recorder)
+            signs = closing.checks() if check and attack_list else []
         else:
-            recorder.save()
-        signs = [Check(row.name, row.value, row.text, row.warns) for row in recorder.record.checks]
-        return Evaluation(results, signs)
+            if check and attack_list:
+                closing.write(recorder)
+            else:
+                recorder.save()
+            rows = recorder.record.checks
+            signs = [Check(row.name, row.value, row.text, row.warns) for row in rows]
+        table = None
+        if corruptions:
+            precision = getattr(results[0].provenance, "precision", "float32")
+            on_corrupted = OnCorruptedImages(predict, x, y, threats[0].box, precision, **options)
+            table = on_corrupted.measure(corruptions, recorder)
+        return Evaluation(results, signs, table)
 
 
 def _precision(logits_fn: LogitsFn) -> str | None:

@@ -21,6 +21,7 @@ from tfrobust.provenance import commit, versions
 from tfrobust.record import (
     SCHEMA,
     AttackRow,
+    CorruptionRow,
     DataRow,
     Flags,
     NetworkRow,
@@ -258,6 +259,7 @@ class Recorder:
         if reason is not None:
             self.aside = (reason, FILES)
             return
+        self._keep(before, "corruptions")
         kept = self._same_rows(rows, flags)
         if len(kept) < len(rows):
             reason = f"another list of attacks from {rows[len(kept)].name} on"
@@ -358,7 +360,7 @@ def _has_flags(row: AttackRow, flags: Flags) -> bool:
     return bool(right.mean() == row.robust_accuracy)
 
 
-def of_other_code(rows: Sequence[Record | AttackRow]) -> str | None:
+def of_other_code(rows: Sequence[Record | AttackRow | CorruptionRow]) -> str | None:
     """Return a line that names other versions of the code that made some of these rows, if any."""
     codes = [(row.provenance.version, row.provenance.commit) for row in rows if row.provenance]
     now = _code(versions()["tfrobust"], commit())

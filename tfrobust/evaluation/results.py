@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tfrobust.evaluation.attack_list import ListedAttack
-from tfrobust.record import AttackRow, Provenance, headline, subsets
+from tfrobust.record import AttackRow, CorruptionTable, Provenance, headline, subsets
 from tfrobust.threat import Threat
 
 
@@ -72,10 +72,12 @@ class Evaluation:
     Attributes:
         results: The clean result, then one for each attack and suite.
         checks: The checks for a false sense of security; empty if none were made.
+        corruptions: The accuracy on corrupted images; None if it was not measured.
     """
 
     results: list[Result]
     checks: list[Check] = dataclasses.field(default_factory=list)
+    corruptions: CorruptionTable | None = None
 
     @property
     def clean_accuracy(self) -> float:
@@ -123,6 +125,8 @@ class Evaluation:
         lines += [f"worst case in {norm}: {share:.2%}" for norm, share in self.norms.items()]
         lines.append(f"worst case: {self.robust_accuracy:.2%} of {len(self.robust)}")
         lines += [f"worst case: {share:.2%} of the first {n}" for n, share in self.subsets.items()]
+        if (table := self.corruptions) is not None:
+            lines.append(f"corruptions: {table.accuracy:.2%} of {table.examples}")
         lines += [f"warning: {c.name}: {c.text}" for c in self.checks if c.warns]
         return "\n".join(lines)
 

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from tfrobust.record import CurveRow, EpsRow
+from tfrobust.record import CorruptionTable, CurveRow, EpsRow
 from tfrobust.report.figures import COLOURS, plain_axes
 from tfrobust.report.html import INK
 from tfrobust.report.summary import ClassRow
@@ -104,6 +104,28 @@ def eps_curve(curve: Sequence[EpsRow], eps: float) -> Figure:
     axes.set_ylabel("robust accuracy", color=INK)
     plain_axes(axes)
     axes.legend(frameon=False, fontsize=9, labelcolor=INK)
+    return figure
+
+
+def corruption_map(table: CorruptionTable) -> Figure:
+    """Draw the accuracy under each corruption at each severity as a map with numbers in percent."""
+    figure = Figure(figsize=(4.0, 0.8 + 0.26 * len(table.rows)), layout="constrained")
+    axes = figure.add_subplot()
+    shares = np.array([row.accuracy for row in table.rows])
+    axes.pcolormesh(shares, vmin=0, vmax=1, cmap="Blues")
+    for (row, column), share in np.ndenumerate(shares):
+        colour = "white" if share > 0.55 else "#1b1f24"
+        place = (column + 0.5, row + 0.5)
+        axes.text(*place, f"{100 * share:.0f}", color=colour, ha="center", va="center", fontsize=8)
+    names = [row.name.replace("_", " ") for row in table.rows]
+    axes.set_yticks(np.arange(len(names)) + 0.5, names)
+    axes.set_xticks(np.arange(len(table.severities)) + 0.5, map(str, table.severities))
+    axes.invert_yaxis()
+    axes.set_xlabel("severity", color=INK)
+    plain_axes(axes)
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
     return figure
 
 

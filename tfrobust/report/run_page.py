@@ -1,16 +1,18 @@
 """The page of a run: report/index.html and report/report.md."""
 
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 import yaml
 from matplotlib.figure import Figure
 
-from tfrobust.record import CheckRow, EpsRow, Record
+from tfrobust.record import CheckRow, CorruptionTable, EpsRow, Record
 from tfrobust.report.evaluation_figures import (
     BARS,
     class_bars,
+    corruption_map,
     eps_curve,
     landscapes,
     trade_off,
@@ -69,6 +71,12 @@ EPS_NOTE = (
     "images: an upper bound. An image that is broken at one eps counts as broken at every larger "
     "one."
 )
+CORRUPTIONS_NOTE = (
+    "Accuracy on the first {} test images after common corruptions (Hendrycks and Dietterich, "
+    "2019), in percent. Nobody attacks here: these numbers say nothing about an adversary, and "
+    "robust accuracy says nothing about them. The frost is drawn, so that its accuracy and the "
+    "mean do not compare with published ones."
+)
 CURVE_NOTE = (
     "clean accuracy and the worst case over the attacks. The rest of this page is at the first "
     "setting."
@@ -108,6 +116,8 @@ def _figures(record: RunRecord) -> dict[str, Figure]:
         figures["trade-off"] = trade_off(evaluation.curve)
     if evaluation.eps_curve:
         figures["eps-curve"] = eps_curve(evaluation.eps_curve, evaluation.threats[0].eps)
+    if evaluation.corruptions is not None:
+        figures["corruptions"] = corruption_map(evaluation.corruptions)
     if record.valley is not None:
         figures["valley"] = valley(record.valley)
     if record.landscape is not None:
@@ -137,6 +147,7 @@ def _values(record: RunRecord) -> dict[str, Any]:
         "curve_note": CURVE_NOTE,
         "checks_note": CHECKS_NOTE,
         "eps_note": _eps_note(evaluation.eps_curve),
+        "corruptions_note": _corruptions_note(evaluation.corruptions),
         "paper": config.get("paper"),
         "missing": ", ".join(f"{label} {percent(value)}" for label, value in missing.items()),
         "training": _training(record),
@@ -197,6 +208,8 @@ def _tables(record: RunRecord) -> dict[str, ReportTable]:
             for row in evaluation.eps_curve
         ]
         tables["eps-curve"] = ReportTable(["eps", "robust accuracy", "95 % interval"], rows)
+    if evaluation.corruptions is not None:
+        tables["corruptions"] = _corruptions(evaluation.corruptions)
     if evaluation.checks:
         rows = [[check.name, check.text, _mark(check)] for check in evaluation.checks]
         tables["checks"] = ReportTable(["check", "measured", "result"], rows)
@@ -233,12 +246,31 @@ def _classes(rows: list[ClassRow]) -> ReportTable:
     return ReportTable(["class", "images", "clean", "worst case", *["attacked"] * fewer], cells)
 
 
+def _corruptions(table: CorruptionTable) -> ReportTable:
+    header = ["corruption", *(f"severity {severity}" for severity in table.severities), "mean"]
+    shares = [*((row.name, row.accuracy) for row in table.rows)]
+    if len(shares) > 1:
+        shares.append(("mean", np.mean([share for _, share in shares], axis=0).tolist()))
+    cells = [
+        [name.replace("_", " "), *map(percent, share), percent(fmean(share))]
+        for name, share in shares
+    ]
+    return ReportTable(header, cells)
+
+
 def _interval(row: EpsRow) -> str:
     return between(*interval(round(row.robust_accuracy * row.examples), row.examples))
 
 
 def _eps_note(curve: list[EpsRow]) -> str:
     return EPS_NOTE.format(curve[0].examples) if curve else ""
+
+
+def _corruptions_note(table: CorruptionTable | None) -> str:
+    if table is None:
+        return ""
+    note = CORRUPTIONS_NOTE.format(table.examples)
+    return f"{note} Not measured yet: {', '.join(table.pending)}." if table.pending else note
 
 
 def _mark(check: CheckRow) -> str:

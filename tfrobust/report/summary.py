@@ -33,7 +33,7 @@ class AccuracyRow:
     """One measured accuracy.
 
     Attributes:
-        name: "clean", the label of an attack, or a name of the worst case.
+        name: "clean", "corruptions", the label of an attack, or a name of the worst case.
         accuracy: a fraction in [0, 1].
         low, high: the 95 % interval of the accuracy.
         examples: the number of images.
@@ -98,7 +98,7 @@ class TrainingSummary:
 
 
 def accuracy_rows(config: Mapping[str, Any], evaluation: Record) -> list[AccuracyRow]:
-    """Return the rows of an evaluation: clean, one per attack, and last the worst cases.
+    """Return the rows of an evaluation: clean, corruptions, one per attack, last the worst cases.
 
     The first worst case is over the attacks that saw the most images. Where other attacks saw
     fewer, a further one is over all attacks that saw those.
@@ -111,6 +111,13 @@ def accuracy_rows(config: Mapping[str, Any], evaluation: Record) -> list[Accurac
         return AccuracyRow(name, accuracy, low, high, total, paper=figure, **more)
 
     rows = [row("clean", evaluation.clean_accuracy, evaluation.examples, "clean")]
+    table = evaluation.corruptions
+    if table is not None and table.accuracy is not None:
+        severities = ", ".join(map(str, table.severities))
+        settings = f"mean over {len(table.rows)} corruptions, each at severity {severities}"
+        seconds = sum(each.seconds or 0.0 for each in table.rows)
+        mean, n = table.accuracy, table.examples
+        rows.append(row("corruptions", mean, n, None, seconds=seconds, settings=settings))
     for attack in evaluation.attacks:
         settings = attack_settings(attack.config or {})
         if attack.name in evaluation.suites:
