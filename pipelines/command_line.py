@@ -26,6 +26,8 @@ EXAMPLES = {
     "evaluate": "example: {} model.keras --set data.name=mnist --set threat.eps=0.3",
     "compare": "example: {} runs/digits_adv runs/digits_atlas --out compared",
 }
+# The protocol of RobustBench's Linf leaderboard, where a published architecture is evaluated.
+ROBUSTBENCH = ("data.name=cifar10", "threat.eps=8/255")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -63,15 +65,27 @@ def run_command(command: str, argv: Sequence[str], program: str) -> None:
     if command == "compare":
         _compare(names, options)
     elif command == "evaluate":
-        if len(names) > 1:
-            fail(f"MODEL: expected one network at most, received {', '.join(names)}")
-        options.overrides = [*(f"model.path={name}" for name in names), *options.overrides]
+        options.overrides = [*_network(names, options), *options.overrides]
         _run("evaluate", options)
     else:
         if len(names) != 1:
             received = ", ".join(names) or "none"
             fail(f"expected one config, received {received}; usage: {parser.usage}")
         _run(names[0], options)
+
+
+def _network(names: Sequence[str], options: argparse.Namespace) -> list[str]:
+    """Return the overrides that name the network to evaluate, by an argument or by --model.
+
+    With an architecture the data and the threat are RobustBench's, unless others are set.
+    """
+    names = names if options.model is None else [*names, options.model]
+    if len(names) > 1:
+        fail(f"MODEL: expected one network at most, received {', '.join(names)}")
+    overrides = [f"model.path={name}" for name in names]
+    if options.architecture is None:
+        return overrides
+    return [*overrides, f"model.architecture={options.architecture}", *ROBUSTBENCH]
 
 
 def fail(line: str, status: int = 2) -> NoReturn:
@@ -110,6 +124,16 @@ def _parser(command: str, program: str) -> argparse.ArgumentParser:
             "--out", type=Path, metavar="DIR", help="also write a page with figures and tables here"
         )
         return parser
+    if command == "evaluate":
+        parser.add_argument(
+            "--model", metavar="MODEL", help="the network, in place of the argument"
+        )
+        parser.add_argument(
+            "--architecture",
+            metavar="NAME",
+            help="MODEL holds published weights of this architecture (docs/zoo.md); the data are "
+            "CIFAR-10 and the threat Linf 8/255 unless others are set",
+        )
     parser.add_argument(
         "--set",
         dest="overrides",

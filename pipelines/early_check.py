@@ -22,7 +22,7 @@ from tfrobust.errors import UserError, choose, require
 SCHEMA = Path(__file__).with_name("schema.json")
 FOLDER = re.compile(r"\w([\w .:-]*[\w.:-])?")
 # Keys of `model` beside those of its constructor when it is read from train.init_from.
-OF_FILES = {"output", "outputs", "signature"}
+OF_FILES = {"architecture", "output", "outputs", "signature"}
 UNSET = "???"  # a value that the user has to give
 
 

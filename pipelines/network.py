@@ -14,6 +14,7 @@ from tfrobust.errors import UserError, choose, require
 from tfrobust.models import MODELS, OUTPUTS, load_keras, model_files
 from tfrobust.models.signatures import Shape, in_front, signature, takes
 from tfrobust.registry import arguments, convert, located, resolve
+from tfrobust.zoo import ARCHITECTURES, weights_file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,21 +22,31 @@ class NetworkFile:
     """The section `model` of a config that evaluates a network from a file.
 
     Args:
-        path: A run folder, a .keras or .h5 file, or a SavedModel.
+        path: A run folder, a .keras or .h5 file, or a SavedModel. With an architecture, a file of
+            weights: of torch (.pt), .safetensors, .npz or .npy.
         outputs: What the network returns: logits, probabilities (of a softmax) or sigmoids (one for
             each class).
         output: The name of the output to use, if there are several. It may also be given for the
             file of train.init_from.
         signature: The name of the signature to call in a SavedModel; serving_default if it has one.
+        architecture: The network whose weights the file holds, one of those in docs/zoo.md.
     """
 
     path: str
     outputs: str = "logits"
     output: str | None = None
     signature: str | None = None
+    architecture: str | None = None
 
     def __post_init__(self) -> None:
         choose("outputs", self.outputs, OUTPUTS)
+        if self.architecture is None:
+            return
+        choose("architecture", self.architecture, ARCHITECTURES)
+        expected = "none (a network of the zoo has one output, its logits)"
+        require(self.outputs == "logits", "outputs", expected, self.outputs)
+        require(self.output is None, "output", expected, self.output)
+        require(self.signature is None, "signature", expected, self.signature)
 
 
 def network_maker(
@@ -62,7 +73,7 @@ def network_maker(
     output = None
     if init_from is not None:
         output = named_output(section)
-        for key in ("outputs", "signature"):
+        for key in ("outputs", "signature", "architecture"):
             expected = "none (a method trains a Keras network that gives logits)"
             require(key not in section, f"model.{key}", expected, section.get(key))
         section = {key: value for key, value in section.items() if key != "output"}
@@ -89,7 +100,10 @@ def _check_file(section: Mapping[str, Any], trains: bool, init_from: str | None)
         "a model.name where a method trains (to train on from a file set train.init_from)",
         path,
     )
-    model_files(path, "model.path")
+    if "architecture" in section:
+        weights_file(path, "model.path")
+    else:
+        model_files(path, "model.path")
 
 
 def named_output(section: Mapping[str, Any] | None) -> str | None:

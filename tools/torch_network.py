@@ -73,18 +73,23 @@ class TorchNetwork(nn.Module):
 
 
 def _convolution(layer: keras.layers.Conv2D, weights: list[torch.Tensor]) -> nn.Module:
-    size = layer.kernel_size[0]
+    size, stride = layer.kernel_size[0], layer.strides[0]
+    same = layer.padding == "same"
     made = nn.Conv2d(
         weights[0].shape[2],
         weights[0].shape[3],
         size,
-        layer.strides[0],
-        padding=size // 2 if layer.padding == "same" else 0,  # "same" has stride 1 in our networks
+        stride,
+        padding=size // 2 if same and stride == 1 else 0,
         bias=layer.use_bias,
     )
     filled = {"bias": weights[1]} if layer.use_bias else {}
     _fill(made, weight=weights[0].permute(3, 2, 0, 1), **filled)
-    return made
+    zeros = max(size - stride, 0)  # of "same" on sizes that the stride divides, more at the end
+    if not same or stride == 1 or not zeros:
+        return made
+    start, end = zeros // 2, zeros - zeros // 2
+    return nn.Sequential(nn.ZeroPad2d((start, end, start, end)), made)
 
 
 def _fill(module: nn.Module, **tensors: torch.Tensor) -> None:

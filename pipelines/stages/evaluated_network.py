@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import keras
+
 from pipelines.folder import Folder
 from pipelines.network import check_fit
 from pipelines.spec import Spec
+from tfrobust import zoo
 from tfrobust.distribution import strategy
 from tfrobust.errors import UserError, require
-from tfrobust.models import SavedNetwork, load_network, model_files
+from tfrobust.models import SavedNetwork, load_keras, load_network, model_files
 
 
 def network_path(spec: Spec, folder: Folder) -> tuple[Path, str]:
@@ -28,20 +31,38 @@ def network_path(spec: Spec, folder: Folder) -> tuple[Path, str]:
 
 def network_files(spec: Spec, folder: Folder) -> list[Path]:
     """Return the files in which the network is saved."""
-    return model_files(*network_path(spec, folder))
+    path, where = network_path(spec, folder)
+    if "architecture" in _options(spec):
+        return [zoo.weights_file(path, where)]
+    return model_files(path, where)
 
 
-def network_options(spec: Spec) -> dict[str, str]:
-    """Return the keys of the section `model` that say which outputs a network from a file has."""
+def _options(spec: Spec) -> dict[str, str]:
+    """Return the keys of the section `model` that say what a file holds beside its path."""
     section = spec.config["model"] if spec.train is None else {}
-    return {key: section[key] for key in ("outputs", "output", "signature") if key in section}
+    return {key: value for key, value in section.items() if key not in ("path", "name")}
+
+
+def load_trainable(spec: Spec, folder: Folder) -> keras.Model:
+    """Return the Keras network, cut to its one output."""
+    path, where = network_path(spec, folder)
+    options = _options(spec)
+    if "architecture" in options:
+        return zoo.load(path, options["architecture"], where)
+    return load_keras(path, where, output=options.get("output"))
 
 
 def load_evaluated(spec: Spec, folder: Folder) -> SavedNetwork:
     """Return the network, checked against the data, at its first lambda and width."""
     path, where = network_path(spec, folder)
     with strategy().scope():  # each device gets the weights
-        network = load_network(path, where=where, **network_options(spec))
+        if "architecture" in _options(spec):
+            model = load_trainable(spec, folder)
+            network = SavedNetwork(
+                model, model.input_shape[1:], model.output_shape[1], network=model
+            )
+        else:
+            network = load_network(path, where=where, **_options(spec))
     check_fit(where, spec.data.source, network.input_shape, network.classes)
     for name, field in (("lambdas", "strength"), ("widths", "width")):
         values = getattr(spec.evaluation, name)

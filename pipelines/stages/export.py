@@ -10,10 +10,9 @@ import numpy as np
 from pipelines.fingerprints import fingerprint
 from pipelines.folder import Folder
 from pipelines.spec import Spec
-from pipelines.stages.evaluated_network import network_files, network_options, network_path
+from pipelines.stages.evaluated_network import load_trainable, network_files, network_path
 from pipelines.stages.stage import Stage
 from tfrobust.exporting import export
-from tfrobust.models import load_keras
 
 IMAGES = 7  # random images on which the exported network is compared with the one that it is from
 
@@ -38,7 +37,5 @@ class Export(Stage):
         folder.write_config()
         shape = (IMAGES, *spec.data.source.image_shape)
         images = np.random.default_rng(0).random(shape, np.float32)
-        output = network_options(spec).get("output")
-        network = load_keras(*network_path(spec, folder), output=output)
-        export(network, folder.saved_model, images)
+        export(load_trainable(spec, folder), folder.saved_model, images)
         print(f"export: {folder.saved_model}")

@@ -34,6 +34,7 @@ FLOORS = {
     "tfrobust.distribution": 3,
     "tfrobust.models": 3,
     "tfrobust.attacks": 4,
+    "tfrobust.zoo": 4,
     "tfrobust.methods": 5,
     "tfrobust.evaluation": 6,
     "tfrobust.training": 6,

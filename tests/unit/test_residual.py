@@ -38,6 +38,24 @@ def test_a_stride_takes_every_second_pixel(kernel: int, size: tuple[int, int]) -
     np.testing.assert_allclose(strided(x), dense(x)[:, ::2, ::2], rtol=1e-4, atol=1e-5)
 
 
+def test_same_padding_is_at_the_end() -> None:
+    """Windows of stride 2 begin at rows 0, 2, ..., and with torch's padding at rows -1, 1, ..."""
+    x = np.arange(16, dtype="float32").reshape(1, 4, 4, 1)
+    image = keras.Input((4, 4, 1))
+    networks = [keras.Model(image, conv(image, 1, 3, 2, padding=p)) for p in ("same", "torch")]
+    for network in networks:
+        corner = np.zeros((3, 3, 1, 1), "float32")
+        corner[0, 0] = 1  # the result is the first pixel of each window
+        network.set_weights([corner])
+    same, torch = (np.asarray(network(x))[0, :, :, 0] for network in networks)
+    np.testing.assert_array_equal(same, [[0, 2], [8, 10]])
+    np.testing.assert_array_equal(torch, [[0, 0], [0, 5]])
+    with pytest.raises(UserError, match="padding: expected one of same, torch"):
+        wide_resnet((8, 8, 3), 4, depth=10, width=1, padding="valid")
+    with pytest.raises(UserError, match="shortcut_kernel: expected 1 or 3"):
+        preact_resnet((8, 8, 3), 4, shortcut_kernel=2)
+
+
 @pytest.mark.parametrize("size", [(8, 8), (7, 8), (1, 2)])
 def test_max_pool_ignores_its_border(size: tuple[int, int]) -> None:
     """Of negative numbers too, for which a border of zeros would win."""

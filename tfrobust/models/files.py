@@ -22,6 +22,11 @@ WEIGHTS = (
     "it holds weights alone: network.load_weights(FILE) where its code is, then network.save("
     "'model.keras')"
 )
+TORCH = (".pt", ".pth", ".ckpt", ".safetensors", ".npy", ".npz")
+PUBLISHED = (
+    "tfrobust evaluate FILE --architecture NAME reads published weights, and so does "
+    "tfrobust.zoo.load(FILE, NAME)"
+)
 # What a user can do with a network whose code is not here: to evaluate it, and to train it.
 EXPORTED = "network.export(FOLDER) makes a SavedModel; give that folder"
 TRAINED = "train it in Python: tfrobust.Adv(network, ...)"
@@ -63,6 +68,8 @@ def keras_file(path: str | Path, where: str = "path", also: str = "") -> Path:
         hint = "; TFLite has no gradients: give the network that it was made from"
     elif file.is_file() and name.endswith(SUFFIXES):
         return file
+    elif name.endswith(TORCH):
+        hint = f"; {PUBLISHED}"
     elif not file.exists():
         hint = f": no such file{nearest_path(path)}"
     raise UserError(f"{where}: expected {KERAS}{also}, received {str(path)!r}{hint}")

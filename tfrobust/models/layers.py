@@ -26,6 +26,9 @@ ACTIVATIONS = ("relu", "silu", "softplus")
 # without a bias, as in the WideResNet code of TRADES and AWP. "torch": torch's defaults, uniform
 # within 1 / sqrt(fan-in), as in the ResNet and PreActResNet code.
 INITS = ("keras", "he", "torch")
+# Where a convolution's zeros are. "torch": kernel // 2 on each side. "same": as few as give
+# ceil(H / stride) rows, as in TensorFlow and JAX: of stride 2 on even sizes none at the start.
+PADDINGS = ("torch", "same")
 
 
 @serializable
@@ -264,12 +267,16 @@ def normalize(x: Any, mean: list[float] | None, std: list[float] | None) -> Any:
 
 
 def conv(
-    x: Any, filters: int, kernel: int, stride: int = 1, *, init: str = "keras", bias: bool = False
+    x: Any,
+    filters: int,
+    kernel: int,
+    stride: int = 1,
+    *,
+    init: str = "keras",
+    bias: bool = False,
+    padding: str = "torch",
 ) -> Any:
-    """Convolve x with kernel // 2 zeros on each side, as torch's code does.
-
-    Keras's "same" agrees with that only for stride 1: for stride 2 and an even size it has one zero
-    fewer, at the start.
+    """Convolve x, by default with kernel // 2 zeros on each side, as torch's code does.
 
     Args:
         x: [B, H, W, C].
@@ -278,9 +285,11 @@ def conv(
         stride: The stride; the result has ceil(H / stride) rows.
         init: One of INITS.
         bias: Whether a bias is added.
+        padding: One of PADDINGS. They differ only where the stride is more than 1.
     """
-    padding = "same"
-    if stride > 1:
+    if stride == 1:
+        padding = "same"
+    if padding == "torch":
         x = layers.ZeroPadding2D(kernel // 2)(x) if kernel > 1 else x
         padding = "valid"
     start = _torch_uniform() if init == "torch" else _normal(init)

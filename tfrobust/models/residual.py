@@ -10,7 +10,7 @@ from keras import layers
 from tfrobust.errors import choose
 from tfrobust.models import layers as ours
 from tfrobust.models.conditional import Condition, DualBatchNorm, FiLM, conditional_inputs, slim
-from tfrobust.models.layers import ACTIVATIONS, INITS, Dropout, batch_norm, input_image
+from tfrobust.models.layers import ACTIVATIONS, INITS, PADDINGS, Dropout, batch_norm, input_image
 
 BOTTLENECK = 4  # filters at the end of a bottleneck block, in units of its inner ones
 
@@ -23,16 +23,18 @@ class Parts(NamedTuple):
         condition: The other inputs of a once-for-all network; None for an ordinary one.
         activation: One of ACTIVATIONS.
         init: One of INITS.
+        padding: One of PADDINGS.
     """
 
     image: Any
     condition: Condition | None = None
     activation: str = "relu"
     init: str = "keras"
+    padding: str = "torch"
 
     def conv(self, x: Any, filters: int, kernel: int, stride: int = 1) -> Any:
-        """Convolve x, padded as in torch, without a bias."""
-        return ours.conv(x, filters, kernel, stride, init=self.init)
+        """Convolve x without a bias."""
+        return ours.conv(x, filters, kernel, stride, init=self.init, padding=self.padding)
 
     def norm(self, x: Any, film: bool = True) -> Any:
         """Apply BatchNorm; in a once-for-all network DualBatchNorm, then FiLM."""
@@ -59,6 +61,7 @@ class Parts(NamedTuple):
         *,
         bottleneck: bool = False,
         active_shortcut: bool = True,
+        shortcut_kernel: int = 1,
         dropout: float = 0.0,
     ) -> Any:
         """Add a block of norm-activation-convolution, twice or in a bottleneck three times.
@@ -69,8 +72,9 @@ class Parts(NamedTuple):
             stride: The stride of the first 3 x 3 convolution.
             bottleneck: Whether 1 x 1 convolutions surround one of 3 x 3, the last of them with
                 BOTTLENECK times as many filters.
-            active_shortcut: Where the shape changes, the shortcut is a 1 x 1 convolution of the
-                activated input, or else of x.
+            active_shortcut: Where the shape changes, the shortcut is a convolution of the activated
+                input, or else of x.
+            shortcut_kernel: Height and width of the filters of that convolution.
             dropout: The rate of dropout before the last convolution.
         """
         out_filters = filters * BOTTLENECK if bottleneck else filters
@@ -83,7 +87,7 @@ class Parts(NamedTuple):
         out = Dropout(dropout)(out) if dropout else out
         out = self.conv(out, out_filters, 1 if bottleneck else 3)
         if stride > 1 or x.shape[-1] != out_filters:
-            x = self.conv(active if active_shortcut else x, out_filters, 1, stride)
+            x = self.conv(active if active_shortcut else x, out_filters, shortcut_kernel, stride)
         return layers.add([x, out])
 
     def post_block(self, x: Any, filters: int, stride: int, bottleneck: bool) -> Any:
@@ -119,6 +123,7 @@ def parts(
     widths: list[float] | None,
     activation: str = "relu",
     init: str = "keras",
+    padding: str = "torch",
 ) -> Parts:
     """Create the inputs of a network and return what it is made of.
 
@@ -127,8 +132,10 @@ def parts(
         lambdas, encoding, widths: See `tfrobust.models.conditional`.
         activation: One of ACTIVATIONS.
         init: One of INITS.
+        padding: One of PADDINGS.
     """
     choose("activation", activation, ACTIVATIONS)
     choose("init", init, INITS)
+    choose("padding", padding, PADDINGS)
     image = input_image(image_shape)
-    return Parts(image, conditional_inputs(lambdas, encoding, widths), activation, init)
+    return Parts(image, conditional_inputs(lambdas, encoding, widths), activation, init, padding)

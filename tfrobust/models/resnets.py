@@ -63,8 +63,10 @@ def preact_resnet(
     width: int = 64,
     active_shortcut: bool = True,
     last_norm: bool = True,
+    shortcut_kernel: int = 1,
     activation: str = "relu",
     init: str = "keras",
+    padding: str = "torch",
     mean: list[float] | None = None,
     std: list[float] | None = None,
     lambdas: list[float] | None = None,
@@ -79,14 +81,17 @@ def preact_resnet(
     Args:
         depth: 18, 34 or 50.
         width: Number of filters of the first of the four groups. Each group doubles it.
-        active_shortcut: Whether the 1 x 1 convolution of a shortcut takes the activated input of
+        active_shortcut: Whether the convolution of a shortcut takes the activated input of
             its block, or else the input itself, as in the code of N-FGSM and GradAlign.
         last_norm: Whether BatchNorm and the activation come before the pooling. They do not in
             GradAlign's code.
-        activation, init, mean, std, lambdas, encoding, widths: As in `wide_resnet`.
+        shortcut_kernel: Height and width of the filters of a shortcut's convolution. They are 3 in
+            the code of Gowal et al. (2020), whose shortcut takes the input itself.
+        activation, init, padding, mean, std, lambdas, encoding, widths: As in `wide_resnet`.
     """
     counts, bottleneck = _groups(depth, width)
-    made_of = parts(image_shape, lambdas, encoding, widths, activation, init)
+    require(shortcut_kernel in (1, 3), "shortcut_kernel", "1 or 3", shortcut_kernel)
+    made_of = parts(image_shape, lambdas, encoding, widths, activation, init, padding)
     x = made_of.conv(normalize(made_of.image, mean, std), width, 3)
     for group, blocks in enumerate(counts):
         for block in range(blocks):
@@ -96,6 +101,7 @@ def preact_resnet(
                 2 if group > 0 and block == 0 else 1,
                 bottleneck=bottleneck,
                 active_shortcut=active_shortcut,
+                shortcut_kernel=shortcut_kernel,
             )
     x = made_of.active(x, film=False) if last_norm else x
     x = layers.GlobalAveragePooling2D()(x)

@@ -23,6 +23,7 @@ def wide_resnet(
     dropout: float = 0.0,
     activation: str = "relu",
     init: str = "keras",
+    padding: str = "torch",
     mean: list[float] | None = None,
     std: list[float] | None = None,
     lambdas: list[float] | None = None,
@@ -40,6 +41,8 @@ def wide_resnet(
         init: How the weights start: keras (convolutions He-normal of the fan-in, logits
             Glorot-uniform), he (He-normal of the fan-out, as in the WideResNet code of TRADES and
             AWP; logits as in torch without a bias) or torch (all uniform within 1 / sqrt(fan-in)).
+        padding: Of the convolutions of stride 2: torch (one zero on each side) or same (at the end
+            alone, as TensorFlow and JAX pad; so do Gowal et al., 2020, and Wang et al., 2023).
         mean: Mean of each channel, for a normalisation inside the network; None for 0.
         std: Standard deviation of each channel, likewise; None for 1.
         lambdas: Makes a once-for-all network with inputs {"image", "strength"}.
@@ -50,7 +53,7 @@ def wide_resnet(
     blocks = _blocks(depth)
     require_at_least(1, width=width)
     require(0 <= dropout < 1, "dropout", "a number in [0, 1)", dropout)
-    made_of = parts(image_shape, lambdas, encoding, widths, activation, init)
+    made_of = parts(image_shape, lambdas, encoding, widths, activation, init, padding)
     x = made_of.conv(normalize(made_of.image, mean, std), 16, 3)
     groups = [16 * width, 32 * width, 64 * width]
     x = _pre_groups(made_of, x, groups, blocks, dropout)
