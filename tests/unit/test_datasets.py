@@ -12,12 +12,15 @@ import pytest
 import tensorflow as tf
 
 from tests.unit.test_data import CLASSES, fails, split_of
+from tfrobust.corruptions import CORRUPTIONS
 from tfrobust.data import (
     DATASETS,
     Dataset,
     Split,
 )
 from tfrobust.data import tfds as tfds_module
+from tfrobust.data.corrupted import EXTRA, MNIST_C, OTHERS
+from tfrobust.errors import UserError
 from tfrobust.registry import build
 
 # Digits and synthetic images
@@ -217,6 +220,72 @@ def test_a_damaged_folder(made: Path, tmp_path: Path, damage: str) -> None:
     line = fails(lambda: DATASETS["mnist"](dir=str(tmp_path)).load("train"))
     assert line.startswith("dir: expected mnist readable in ")
     assert str(tmp_path / "mnist") in line
+
+
+@pytest.mark.parametrize(
+    ("spec", "config", "version"),
+    [
+        ({"name": "cifar10_corrupted", "corruption": "fog", "severity": 3}, "fog_3", "1.0.0"),
+        (
+            {"name": "cifar10_corrupted", "corruption": "glass_blur", "severity": 5},
+            "frosted_glass_blur_5",
+            "1.0.0",
+        ),
+        ({"name": "mnist_corrupted", "corruption": "zigzag"}, "zigzag", "1.0.0"),
+    ],
+)
+def test_published_corruptions_are_read_where_they_are_prepared(
+    spec: dict[str, Any], config: str, version: str, tmp_path: Path
+) -> None:
+    """TFDS names a prepared set NAME/CONFIG/VERSION; the stand-in has 4 test images."""
+    import tensorflow_datasets as tfds
+
+    data = build(DATASETS, spec | {"dir": str(tmp_path), "download": False}, "data")
+    line = fails(lambda: data.load("test"))
+    assert f"expected {spec['name']}/{config} {version} prepared in {tmp_path}, received " in line
+    images = split_of(4, *data.image_shape[:2]).images[..., : data.image_shape[2]]
+    rows = {"image": images, "label": np.arange(4, dtype=np.int64)}
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name=spec["name"],
+        config=config,
+        version=version,
+        data_dir=tmp_path,
+        disable_shuffling=True,
+        features=tfds.features.FeaturesDict(
+            {
+                "image": tfds.features.Image(shape=data.image_shape),
+                "label": tfds.features.ClassLabel(num_classes=10),
+            }
+        ),
+        split_datasets={"test": tf.data.Dataset.from_tensor_slices(rows)},
+    )
+    test = data.load("test")
+    np.testing.assert_array_equal(test.images, images)
+    np.testing.assert_array_equal(test.labels, np.arange(4))
+    line = fails(lambda: data.load("train"))
+    assert line.startswith("name: expected a data set with a split train, received ")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"corruption": "fogg", "severity": 1}, "data.corruption: expected one of .*'fog'"),
+        ({"corruption": "fog", "severity": 0}, "data.severity: expected an int from 1 to 5"),
+        ({"corruption": "fog"}, "data: expected a value for severity"),
+    ],
+)
+def test_mistakes_in_a_published_corruption(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build(DATASETS, {"name": "cifar10_corrupted", **values}, "data")
+
+
+def test_every_name_of_a_published_corruption_is_one_of_tfds() -> None:
+    import tensorflow_datasets as tfds
+
+    names = {f"{OTHERS.get(name, name)}_1" for name in (*CORRUPTIONS, *EXTRA)}
+    configs = tfds.builder_cls("cifar10_corrupted").builder_configs
+    assert names == {name for name in configs if name.endswith("_1")}
+    assert set(MNIST_C) == set(tfds.builder_cls("mnist_corrupted").builder_configs)
 
 
 def real(tfds_dir: Path, name: str) -> tuple[Split, Split]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from tfrobust.data.augment import AUGMENTATIONS, Augmentation, in_sequence
+from tfrobust.data.corrupted import open_cifar10_corrupted, open_mnist_corrupted
 from tfrobust.data.digits import open_digits
 from tfrobust.data.files import readable
 from tfrobust.data.folder import open_folder
@@ -16,6 +17,8 @@ from tfrobust.data.tfds import TFDS
 DATASETS: dict[str, Callable[..., Dataset]] = {
     "digits": open_digits,
     **TFDS,
+    "cifar10_corrupted": open_cifar10_corrupted,
+    "mnist_corrupted": open_mnist_corrupted,
     "folder": open_folder,
     "imagenet2012": open_imagenet2012,
     "npz": open_npz,

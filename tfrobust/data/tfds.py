@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tfrobust.data.split import Dataset, Split, numbered
-from tfrobust.errors import UserError
+from tfrobust.errors import UserError, require
 
 PROBE_SECONDS = 5.0
 READ_BATCH = 1024  # examples decoded at a time
@@ -53,6 +53,9 @@ class Tfds(Dataset):
         folder = Path(builder.data_dir)
         if not (folder / "dataset_info.json").exists():
             self._prepare(builder, root)
+        splits = sorted(builder.info.splits)
+        expected = f"a data set with a split {split}"
+        require(split in splits or not splits, "name", expected, f"{self.name} with {splits}")
         try:
             return self._read(builder, split)
         except Exception as error:
