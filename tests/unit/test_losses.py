@@ -56,7 +56,7 @@ def test_kl_stays_finite_where_a_probability_is_zero() -> None:
 
 def test_margin_is_the_best_rival_minus_the_label() -> None:
     logits = tf.constant([[1.0, 3.0, 2.0], [1.0, 3.0, 2.0], [2.0, 2.0, 0.0]])
-    # right by 1; wrong by 2; a tie
+    # The label leads by 1, trails by 2, and ties.
     values = losses.margin(logits, tf.constant([1, 0, 0]))
     np.testing.assert_allclose(values, [-1.0, 2.0, 0.0])
 

@@ -311,37 +311,30 @@ def test_gkl_takes_the_class_means_of_the_last_epoch(network: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("method", "options", "message"),
     [
+        (Squeeze, {"beta": 1.0, "attack": PLAIN}, "attack.start: expected a ra"),
+        (Llr, {"attack": PLAIN}, "attack.start: expected a random one"),
         (
-            lambda n: Squeeze(n, threat=THREAT, beta=1.0, attack=PLAIN),
-            "attack.start: expected a ra",
-        ),
-        (lambda n: Llr(n, threat=THREAT, attack=PLAIN), "attack.start: expected a random one"),
-        (
-            lambda n: Llr(n, threat=THREAT, attack=PGD(loss="margin")),
+            Llr,
+            {"attack": PGD(loss="margin")},
             "attack.loss: expected none .Llr has an objective of its own., received 'margin'",
         ),
         (
-            lambda n: Fat(n, threat=THREAT, attack=PGD(restarts=2), steps_per_epoch=1),
+            Fat,
+            {"attack": PGD(restarts=2), "steps_per_epoch": 1},
             "attack: expected one of one restart whose last iterate counts, received 'PGD-10x2'",
         ),
-        (
-            lambda n: Iaat(n, threat=THREAT, attack=PGD(step_size=0.1), **FACTS),
-            "attack.step_size: expected none",
-        ),
-        (lambda n: Iaat(n, threat=THREAT), "num_examples: expected int >= 1, of the training data"),
-        (
-            lambda n: Nfgsm(n, threat=THREAT, attack=FGSM()),
-            "attack: expected none .Nfgsm takes non",
-        ),
-        (lambda n: Mma(n, threat=THREAT, max_margin=0, num_examples=1), "max_margin: expected a n"),
-        (lambda n: Adv(n, threat=THREAT, clean_weight=2.0), "clean_weight: expected a number in"),
-        (lambda n: Awp(n, threat=THREAT, gamma=-1.0), "gamma: expected a number >= 0"),
+        (Iaat, FACTS | {"attack": PGD(step_size=0.1)}, "attack.step_size: expected none"),
+        (Iaat, {}, "num_examples: expected int >= 1, of the training data"),
+        (Nfgsm, {"attack": FGSM()}, "attack: expected none .Nfgsm takes non"),
+        (Mma, {"max_margin": 0, "num_examples": 1}, "max_margin: expected a n"),
+        (Adv, {"clean_weight": 2.0}, "clean_weight: expected a number in"),
+        (Awp, {"gamma": -1.0}, "gamma: expected a number >= 0"),
     ],
 )
 def test_a_mistaken_argument_is_named(
-    network: Any, make: Callable[[Any], Any], message: str
+    network: Any, method: Any, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        make(network)
+        method(network, threat=THREAT, **options)

@@ -186,37 +186,46 @@ def test_trades_crafts_on_the_kl_divergence_unless_the_attack_names_its_loss(net
     authors = PGD(steps=10, start="normal", loss="kl")
     assert Trades(network, threat=THREAT, beta=1.0).attack == authors
     assert Trades(network, threat=THREAT, beta=1.0, attack=two).attack == PGD(steps=2, loss="kl")
-    explicit = PGD(steps=2, loss="margin")
-    assert (
-        TradesJac(network, threat=THREAT, alpha=1.0, beta=1.0, attack=explicit).attack == explicit
-    )
+    margin = PGD(steps=2, loss="margin")
+    assert Trades(network, threat=THREAT, beta=1.0, attack=margin).attack == margin
+    both = TradesJac(network, threat=THREAT, alpha=1.0, beta=1.0, attack=margin)
+    assert both.attack == margin
     atlas = Atlas(network, threat=THREAT, alpha=1.0, beta=1.0, attack=two)
     assert atlas.attack == PGD(steps=2, loss="cross_entropy")
     assert atlas.validation_attack == PGD(steps=10)
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("method", "options", "message"),
     [
-        (lambda n: Natural(n, threat=THREAT, attack=FGSM()), "attack: expected none (Natural take"),
-        (lambda n: Jac(n, threat=THREAT, alpha=1.0, attack=FGSM()), "attack: expected none (Jac t"),
-        (lambda n: Jac(n, threat=THREAT, alpha=-1.0), "alpha: expected a number >= 0, received -1"),
-        (lambda n: Trades(n, threat=THREAT, beta=-1.0), "beta: expected a number >= 0"),
-        (lambda n: Adv(n, threat=THREAT, craft="evall"), "craft: expected one of eval, frozen, tr"),
+        (Natural, {"attack": FGSM()}, "attack: expected none (Natural take"),
+        (Jac, {"alpha": 1.0, "attack": FGSM()}, "attack: expected none (Jac t"),
+        (Jac, {"alpha": -1.0}, "alpha: expected a number >= 0, received -1"),
+        (Trades, {"beta": -1.0}, "beta: expected a number >= 0"),
+        (Adv, {"craft": "evall"}, "craft: expected one of eval, frozen, tr"),
         (
-            lambda n: Adv(n, threat=0.1),
+            Adv,
+            {"threat": 0.1},
             "threat: expected a tfrobust.Threat or a list of them, received 0.1",
         ),
-        (lambda n: Adv(n, threat=THREAT, attack="pgd"), "attack: expected an Attack"),
-        (lambda n: Adv(n, threat=THREAT, ramp_steps=-1), "ramp_steps: expected int >= 0"),
-        (lambda n: Adv(n, threat=THREAT, l2=-1.0), "l2: expected a number >= 0"),
-        (lambda n: Adv(keras.Sequential([]), threat=THREAT), "network: expected a built keras.M"),
-        (lambda n: Adv(n, threat=THREAT).compile("sgd", loss="mse"), "loss: expected none (the me"),
-        (lambda n: Adv(n, threat=THREAT).compile("sgd", metrics=["acc"]), "metrics: expected none"),
+        (Adv, {"attack": "pgd"}, "attack: expected an Attack"),
+        (Adv, {"ramp_steps": -1}, "ramp_steps: expected int >= 0"),
+        (Adv, {"l2": -1.0}, "l2: expected a number >= 0"),
+        (Adv, {"network": keras.Sequential([])}, "network: expected a built keras.M"),
     ],
 )
-def test_mistakes_are_one_line(network: Any, make: Callable[[Any], Any], message: str) -> None:
+def test_a_mistaken_argument_is_named_in_one_line(
+    network: Any, method: Any, options: dict[str, Any], message: str
+) -> None:
     with pytest.raises(UserError) as caught:
-        make(network)
+        method(**{"network": network, "threat": THREAT} | options)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_compile_refuses_a_loss_and_metrics(network: Any) -> None:
+    model = Adv(network, threat=THREAT)
+    with pytest.raises(UserError, match=r"loss: expected none \(the me"):
+        model.compile("sgd", loss="mse")
+    with pytest.raises(UserError, match="metrics: expected none"):
+        model.compile("sgd", metrics=["acc"])

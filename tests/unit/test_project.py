@@ -41,7 +41,8 @@ def tracked() -> list[Path]:
         pytest.skip("not a git checkout, so which files belong to the project is unknown")
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    return [path for name in names.split("\0") if name and (path := ROOT / name).is_file()]
+    paths = [ROOT / name for name in names.split("\0") if name]
+    return [path for path in paths if path.is_file()]
 
 
 def test_citation_has_the_version() -> None:

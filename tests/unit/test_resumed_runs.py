@@ -112,7 +112,8 @@ def run(
             callbacks=callbacks,
             verbose=0,
         )
-    state = {name: getattr(c, name, None) for c in steering for name in ("best", "wait")}
+    state: dict[str, Any] = {"best": [getattr(callback, "best", None) for callback in steering]}
+    state |= {"wait": [getattr(callback, "wait", None) for callback in steering]}
     state |= {"rate": float(model.optimizer.learning_rate), "step": int(model.step)}
     variables = [*model.network.variables, *model.weights, *model.optimizer.variables]
     variables += best.variables
