@@ -1,7 +1,7 @@
 """The command `tfrobust`; `python -m pipelines.run` and `python -m pipelines.compare` are parts.
 
 Only the standard library is imported at first, and TensorFlow after the arguments and the config's
-keys have been checked: a typing mistake is answered at once.
+keys have been checked: a typing mistake is answered at once. A comparison needs no TensorFlow.
 """
 
 from __future__ import annotations
@@ -220,12 +220,10 @@ def _run(name: str, options: argparse.Namespace) -> None:
 
 
 def _compare(names: Sequence[str], options: argparse.Namespace) -> None:
-    from pipelines.quiet import start_tensorflow
     from tfrobust.errors import UserError, require
 
     try:
         require(len(names) > 1, "runs", "two run folders or more", list(names))
-        start_tensorflow()
         from pipelines.comparison import compare
 
         compare([Path(name) for name in names], options.out)

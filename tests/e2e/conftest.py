@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from pipelines import command_line
 from pipelines.runner import run
-from tests.e2e.runs import start
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -24,12 +24,22 @@ def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def command(tmp_path: Path) -> Command:
-    """Return a function that runs `python -m pipelines.run ARGS --workdir TMP` to its end."""
+def command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Command:
+    """Return a function that runs `python -m pipelines.run ARGS --workdir TMP` in this process.
+
+    TensorFlow is imported already, and the handlers of signals stay those of the tests.
+    """
+    monkeypatch.setattr(command_line, "stop_at_signals", lambda: None)
 
     def complete(*args: str) -> subprocess.CompletedProcess[str]:
-        process = start(*args, workdir=tmp_path / "runs")
-        out, err = process.communicate()
-        return subprocess.CompletedProcess(args, process.returncode, out, err)
+        line, code = [*args, "--workdir", str(tmp_path / "runs")], 0
+        capfd.readouterr()
+        try:
+            command_line.run_command("run", line, "python -m pipelines.run")
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return subprocess.CompletedProcess(line, code, *capfd.readouterr())
 
     return complete

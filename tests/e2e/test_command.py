@@ -13,6 +13,7 @@ from pipelines import config as configs
 from pipelines import quiet
 from pipelines.runner import run
 from tests.e2e.conftest import Command
+from tests.e2e.runs import start
 from tfrobust.errors import UserError
 
 MISTAKES = {
@@ -110,9 +111,10 @@ def test_mistake_in_a_config_file_names_the_file(tmp_path: Path) -> None:
     fails(f"include: {base}\nmethod: atlas\n", "method: expected a value for alpha, beta")
 
 
-def test_exit_codes_and_messages_of_the_command(command: Command) -> None:
-    wrong = command("digits_atlass")
-    (line,) = wrong.stderr.splitlines()  # no line of TensorFlow
+def test_exit_codes_and_messages_of_the_command(command: Command, tmp_path: Path) -> None:
+    wrong = start("digits_atlass", workdir=tmp_path)
+    _, err = wrong.communicate()
+    (line,) = err.splitlines()  # no line of TensorFlow
     assert wrong.returncode == 2 and line.startswith("error: ")
     assert "did you mean 'digits_atlas'" in line
 
@@ -125,8 +127,9 @@ def test_exit_codes_and_messages_of_the_command(command: Command) -> None:
     shown = command("digits_atlas", "--set", "threat.eps=2/10", "--print_config")
     assert shown.returncode == 0 and "eps: 2/10" in shown.stdout
 
-    done = command("digits_natural", "--smoke", "--set", "attacks=fgsm")
-    assert (done.returncode, done.stderr) == (0, "")
+    done = start("digits_natural", "--smoke", workdir=tmp_path, overrides=["attacks=fgsm"])
+    _, err = done.communicate()
+    assert (done.returncode, err) == (0, "")
 
 
 def test_only_the_greeting_of_tensorflow_is_hidden(

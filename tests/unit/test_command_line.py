@@ -112,6 +112,7 @@ def test_a_member_of_a_suite_is_checked_too(tmp_path: Path) -> None:
         ("run", ["digits_atlas", "--set"], "--set: expected one argument"),
         ("compare", ["runs/a"], "expected two run folders or more, received ['runs/a']"),
         ("compare", ["runs/a", "runs/b", "--outt", "x"], "did you mean '--out'"),
+        ("compare", ["no/run", "no/more"], "run/eval.json: expected"),
         ("tfrobust", ["run", "digits_atlas", "--set", "trian.epochs=1"], "did you mean 'train'"),
         (
             "tfrobust",
