@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.folder import Folder
 from tests.products import slow_but
+from tfrobust.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -89,10 +91,15 @@ def begun(tmp_path: Path) -> Callable[[float], subprocess.Popen[str]]:
 def test_a_second_signal_leaves_no_run_behind(
     begun: Callable[[float], subprocess.Popen[str]], tmp_path: Path, number: signal.Signals
 ) -> None:
+    """The suite waits for its runs, and holds the lock of its folder until all have ended."""
     suite = begun(1.5)
     suite.send_signal(number)
     time.sleep(0.2)
     suite.send_signal(number)
+    with pytest.raises(UserError, match="no other run is at work"):
+        Folder(tmp_path / "suite").locked().__enter__()
+    with Folder(tmp_path / "suite").locked(wait=True):
+        assert len(list(tmp_path.glob("*/saved-1"))) == 2
     out, err = suite.communicate()
     # Each was asked once and saved, and what had not begun never did.
     assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.glob("*/saved*")) == [
@@ -103,23 +110,6 @@ def test_a_second_signal_leaves_no_run_behind(
     assert suite.returncode == 128 + number, err
     assert f"{number.name}: each run that was at work has ended" in out
     assert "still waiting for 2 runs" in err and "Traceback" not in err
-
-
-def test_the_lock_is_held_until_all_have_ended(
-    begun: Callable[[float], subprocess.Popen[str]], tmp_path: Path
-) -> None:
-    from pipelines.folder import Folder
-    from tfrobust.errors import UserError
-
-    suite = begun(1.5)
-    for _ in range(2):
-        suite.send_signal(signal.SIGTERM)
-        time.sleep(0.2)
-    with pytest.raises(UserError, match="no other run is at work"):
-        Folder(tmp_path / "suite").locked().__enter__()
-    with Folder(tmp_path / "suite").locked(wait=True):
-        assert len(list(tmp_path.glob("*/saved-1"))) == 2
-    suite.communicate()
 
 
 def test_the_third_signal_kills(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,6 @@ from tfrobust import Adv, Threat, load_network
 from tfrobust.errors import UserError
 from tfrobust.exporting import export
 from tfrobust.models import load_keras
-from tfrobust.models.layers import MaxPool
 from tfrobust.models.signatures import forward
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -241,13 +238,3 @@ def test_a_network_built_by_its_first_batch(tmp_path: Path) -> None:
     network.save(tmp_path / "model.keras")
     loaded = load_network(tmp_path)
     assert loaded.input_shape == (2, 2, 1) and loaded(X[:2]).shape == (2, 4)
-
-
-def test_importing_the_library_is_enough_for_keras_to_load_its_layers(tmp_path: Path) -> None:
-    """This needs a fresh process, since this one has registered the layers."""
-    image = keras.Input((2, 2, 1))
-    keras.Model(image, MaxPool()(image)).save(tmp_path / "model.keras")
-    code = "import sys, tfrobust, keras; keras.saving.load_model(sys.argv[1])"
-    command = [sys.executable, "-c", code, str(tmp_path / "model.keras")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-1000:]
