@@ -314,6 +314,36 @@ def fgsm_pgi(folder: Path) -> dict[str, Any]:
     return network.result(names["loss"], adv=adv, noisy=noisy, prior=names["next_delta"])
 
 
+class Conditional(torch.nn.Module):
+    """The network of `methods.conditional_network`, called as the authors of OAT call theirs."""
+
+    def __init__(self, network: Network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: torch.Tensor, _lambda: torch.Tensor, idx2BN: Any) -> torch.Tensor:
+        return self.network(x * (1 - 0.5 * _lambda[:, None, None, None]))
+
+    def cuda(self, device: Any = None) -> Conditional:
+        return self
+
+
+def oat(folder: Path) -> dict[str, Any]:
+    """github.com/VITA-Group/Once-for-All-Adversarial-Training (2615279), with one BatchNorm."""
+    network, strength = Network(), torch.from_numpy(shared.strengths()).double()
+    zeros = int((strength == 0).sum())
+    context = loaded(folder / "utils" / "context.py")
+    names = lines(
+        folder / "OAT.py", "logits = model(imgs, _lambda", "loss = torch.mean",
+        uniform=UNIFORM[:, zeros:], model=Conditional(network), imgs=X, labels=Y, _lambda=strength,
+        _lambda_flat=strength, num_zeros=zeros, idx2BN=None,
+        ctx_noparamgrad_and_eval=context["ctx_noparamgrad_and_eval"],
+        attacker=loaded(folder / "attacks" / "pgd.py")["PGD"](EPS, STEPS, STEP_SIZE, use_FiLM=True),
+        args=SimpleNamespace(efficient=True, use2BN=False),
+    )  # fmt: skip
+    return network.result(names["loss"], adv=torch.cat([X[:zeros], names["imgs_adv"]]))
+
+
 def alp(_: None) -> dict[str, Any]:
     """Written here: the authors' code (tensorflow/models) is for TensorFlow 1."""
     network = Network()
@@ -358,7 +388,7 @@ MAKERS: dict[str, Callable[[Any], dict[str, Any]]] = {
     made.__name__: made
     for made in (
         alp, awp, fat, fgsm_pgi, free, gkl, gradalign, iaat, jac, llr, mart, mma, nfgsm, nuat,
-        squeeze, trades, trades_awp,
+        oat, squeeze, trades, trades_awp,
     )
 }  # fmt: skip
 

@@ -58,6 +58,20 @@ def network() -> keras.Model:
     return model
 
 
+def conditional_network() -> keras.Model:
+    """Return logits of images and strengths [B]: those of `network` at images that are darker the
+    stronger."""
+    image, strength = keras.Input((8, 8, 3), name="image"), keras.Input((), name="strength")
+    darker = image * (1 - 0.5 * keras.ops.reshape(strength, (-1, 1, 1, 1)))
+    return keras.Model({"image": image, "strength": strength}, network()(darker))
+
+
+def strengths() -> np.ndarray:
+    """Return the lambda of each image [12] for OAT, with those of 0 first as in the authors'
+    code."""
+    return np.repeat(np.float32([0.0, 0.5, 1.0]), EXAMPLES // 3)
+
+
 def images() -> np.ndarray:
     """Return images [12, 8, 8, 3] in [0, 1]."""
     return np.random.default_rng(1).random((EXAMPLES, 8, 8, 3), "float32")

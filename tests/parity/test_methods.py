@@ -41,6 +41,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {"attack": PGD(steps=shared.STEPS), "warmup_epochs": 0, "gamma": 0.02,
          "min_step": shared.STEP_SIZE, "misclassified": "adversarial"},
     ),
+    "oat": ("oat", {"lambdas": [0.0, 0.5, 1.0], "attack": UNIFORM}),
     "alp": ("alp", {}),
     "llr": ("llr", {}),
 }  # fmt: skip
@@ -56,7 +57,8 @@ def draws(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def in_order(kind: str) -> Any:
         left = iter(shared.draws(kind))
-        return lambda shape, seed: tf.constant(next(left))
+        # OAT attacks the last rows of the batch only.
+        return lambda shape, seed: tf.constant(next(left)[-shape[0] :])
 
     monkeypatch.setattr(noise, "normal", in_order("normal"))
     monkeypatch.setattr(noise, "uniform", in_order("uniform"))
@@ -67,8 +69,11 @@ def model_of(name: str) -> tuple[Any, dict[str, tf.Tensor]]:
     method, arguments = CASES[name]
     box = (-1.0, 2.0) if name in ("mma", "iaat") else (0.0, 1.0)
     threat = Threat("linf", shared.EPS, box=box)
-    model = METHODS[method](shared.network(), threat=threat, **FACTS, **arguments)
+    network = shared.conditional_network() if name == "oat" else shared.network()
+    model = METHODS[method](network, threat=threat, **FACTS, **arguments)
     model.compile("sgd")
+    if name == "oat":
+        model._drawn = lambda shape: tf.constant(shared.strengths())
     if name == "gkl":
         model.class_means.assign(shared.class_means())
     if name == "iaat":
@@ -107,6 +112,9 @@ def test_step_is_that_of_the_authors(name: str, draws: None) -> None:
     model, batch = model_of(name)
     if name == "mma":  # the authors' clean pass is before the attack
         model.forward(batch["image"], "train")
+    if name == "oat":  # so is this one, but here it is a part of `gradients`
+        before = model.network.get_weights()
+        model.logits_fn(batch | {"strength": shared.strengths()}, "train")(batch["image"])
     if name in LOSS_ALONE:
         batch["adv"] = tf.constant(shared.adversaries(), tf.float32)
         batch["projection"] = tf.constant(shared.projections(), tf.float32)
@@ -116,6 +124,8 @@ def test_step_is_that_of_the_authors(name: str, draws: None) -> None:
             differs = np.abs(batch[key] - expected[key]) > 1e-5
             assert np.mean(differs) < (0.04 if name == "squeeze" else 0.005), key
             batch[key] = tf.constant(expected[key])
+    if name == "oat":
+        model.network.set_weights(before)
     terms, gradients, _ = model.gradients(batch)
     if "loss" in expected:
         assert float(tf.reduce_mean(terms["loss"])) == pytest.approx(expected["loss"], rel=1e-5)
