@@ -6,6 +6,7 @@ The functions with a parameter `folder` write a file into it and return the path
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.unit.test_saved import Exotic, W, X, Z, save_exotic
+from tests.unit.test_saved import Exotic, W, X, Z, save, save_exotic
 from tfrobust import load_network
 from tfrobust.errors import UserError
 from tfrobust.models import keras_file, load_keras
@@ -24,15 +25,13 @@ def two_heads(folder: Path) -> Path:
     image = keras.Input((2, 2, 1))
     flat = keras.layers.Flatten()(image)
     heads = [keras.layers.Dense(3, name=name)(flat) for name in ("scores", "features")]
-    keras.Model(image, heads).save(folder / "two.keras")
-    return folder / "two.keras"
+    return save(keras.Model(image, heads), folder / "two.keras")
 
 
 def two_inputs(folder: Path) -> Path:
     images = [keras.Input((2, 2, 1), name=name) for name in ("left", "right")]
     logits = keras.layers.Flatten()(keras.layers.Add()(images))
-    keras.Model(images, logits).save(folder / "two.keras")
-    return folder / "two.keras"
+    return save(keras.Model(images, logits), folder / "two.keras")
 
 
 @keras.saving.register_keras_serializable("test_saved")
@@ -42,11 +41,10 @@ class Heads(keras.Model):
         return {"scores": flat @ W, "features": flat}
 
 
-def subclassed_heads(folder: Path) -> Path:
+def subclassed(folder: Path) -> Path:
     network = Heads()
     network(X)
-    network.save(folder / "sub.keras")
-    return folder / "sub.keras"
+    return save(network, folder / "sub.keras")
 
 
 class Unregistered(keras.layers.Layer):
@@ -107,30 +105,18 @@ def no_signature(folder: Path) -> Path:
     return folder
 
 
-def predict_signature(folder: Path) -> Path:
+def predict(folder: Path) -> Path:
     module = Exotic(lambda z: {"classes": tf.argmax(z, 1), "logits": z})
     tf.saved_model.save(module, str(folder), signatures={"predict": module.look})
     return folder
 
 
-FAULTS: dict[str, tuple[Callable[[Any], Any], Any]] = {  # outputs of logits [B, 3]; input
-    "outputs": (lambda z: {"scores": z, "features": z}, None),
-    "classes": (lambda z: tf.argmax(z, axis=1)[:, None], None),
-    "map": (lambda z: z[:, None], None),
-    "uint8": (lambda z: z, tf.TensorSpec([None, 2, 2, 1], tf.uint8)),
-    "fixed": (lambda z: z, tf.TensorSpec([1, 2, 2, 1])),
-}
-
-
-def saved_model(fault: str) -> Callable[[Path], Path]:
-    """Return a function that writes a SavedModel with one fault."""
-
-    def write(folder: Path) -> Path:
-        outputs, spec = FAULTS[fault]
-        save_exotic(outputs, folder, spec)
-        return folder
-
-    return write
+# SavedModels with one fault, whose logits are z, [B, 3].
+two_outputs = partial(save_exotic, lambda z: {"scores": z, "features": z})
+classes = partial(save_exotic, lambda z: tf.argmax(z, axis=1)[:, None])
+map_of_logits = partial(save_exotic, lambda z: z[:, None])
+of_bytes = partial(save_exotic, lambda z: z, spec=tf.TensorSpec([None, 2, 2, 1], tf.uint8))
+of_one_image = partial(save_exotic, lambda z: z, spec=tf.TensorSpec([1, 2, 2, 1]))
 
 
 def damaged(name: str) -> Callable[[Path], Path]:
@@ -158,32 +144,14 @@ def with_code(folder: Path) -> Path:
         (unregistered, "Unregistered is not known here; where it is, network.export(FOLDER) makes"),
         (two_heads, "received 2: features, scores; name that of the logits by output (model.out"),
         (two_inputs, "path: expected a network with one input, received 2: left, right"),
-        (
-            subclassed_heads,
-            "received 2: features, scores; network.export(FOLDER) makes a Saved",
-        ),
-        (
-            saved_model("outputs"),
-            "path: expected a network with one output, received 2: features, scor",
-        ),
-        (
-            saved_model("classes"),
-            "a network with a float output (None, classes), received 'int64 (None,",
-        ),
-        (saved_model("map"), r"output (None, classes), received 'float32 (None, 1, 3)'"),
-        (
-            saved_model("uint8"),
-            "path: expected a network of float images (None, H, W, C), received 'uin",
-        ),
-        (
-            saved_model("fixed"),
-            "received 'float32 (1, 2, 2, 1)'; export it again for float images (H, W",
-        ),
+        (subclassed, "received 2: features, scores; network.export(FOLDER) makes a Saved"),
+        (two_outputs, "path: expected a network with one output, received 2: features, scor"),
+        (classes, "a network with a float output (None, classes), received 'int64 (None,"),
+        (map_of_logits, "output (None, classes), received 'float32 (None, 1, 3)'"),
+        (of_bytes, "path: expected a network of float images (None, H, W, C), received 'uin"),
+        (of_one_image, "received 'float32 (1, 2, 2, 1)'; export it again for float images (H, W"),
         (no_signature, "received none; save it with one, as network.export(FOLDER) of Keras"),
-        (
-            predict_signature,
-            "received predict; name one by signature (model.signature in a config)",
-        ),
+        (predict, "received predict; name one by signature (model.signature in a config)"),
         (damaged("model.keras"), "model.keras is 13 bytes that are neither, perhaps cut short"),
         (damaged("saved_model.pb"), "path: expected a SavedModel, "),
         (damaged("model.pt"), "or a run folder with model.keras, or a SavedModel folder, received"),
@@ -219,7 +187,7 @@ def test_a_mistake_names_its_key_of_the_config(tmp_path: Path) -> None:
 
 
 def test_a_network_loads_by_its_named_signature_and_output(tmp_path: Path) -> None:
-    predict_signature(tmp_path)
+    predict(tmp_path)
     loaded = load_network(tmp_path, output="logits", signature="predict")
     np.testing.assert_allclose(loaded(X), Z, rtol=1e-5)
     for options, message in (

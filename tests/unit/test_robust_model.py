@@ -1,4 +1,4 @@
-"""RobustModel: a training step by hand, the arguments of fit, saving, precision, devices."""
+"""RobustModel: a training step by hand, the data of fit, saving, precision, devices."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ THREAT = Threat("linf", 0.1)
 
 
 def weights(model: Any) -> np.ndarray:
+    """Return all weights of the network in one vector."""
     return np.concatenate([w.ravel() for w in model.network.get_weights()])
 
 
@@ -63,25 +64,26 @@ def network(linear: Callable[..., Any]) -> Any:
 
 @pytest.fixture
 def normed() -> keras.Model:
-    """Return BatchNorm of the image, then a dense layer. The statistics are those of the images."""
+    """Return a network of BatchNorm, of the image itself, and a dense layer."""
     image = keras.Input((2, 2, 1))
     x = keras.layers.BatchNormalization(momentum=0.9)(image)
     return keras.Model(image, keras.layers.Dense(3)(keras.layers.Flatten()(x)))
 
 
 def small(precision: str = "float32") -> keras.Model:
+    """Return a small CNN of digits(), always with the same weights."""
     keras.utils.set_random_seed(5)
     return with_precision(small_cnn((4, 4, 1), 3, filters=[4], kernel=3, units=8), precision)
 
 
 def digits(n: int = 32) -> tuple[np.ndarray, np.ndarray]:
-    """Return images whose class is the brightest of three pixels."""
+    """Return n images, [n, 4, 4, 1], and their labels: the brightest of three pixels."""
     x = np.random.default_rng(3).random((n, 4, 4, 1)).astype("float32")
     return x, x.reshape(n, 16)[:, :3].argmax(axis=1)
 
 
-def test_one_step_by_hand(network: Any) -> None:
-    """A step of softmax regression is W - lr * x^T (p - onehot) / B."""
+def test_a_training_step_by_hand(network: Any) -> None:
+    """Softmax regression goes to W - lr * x^T (p - onehot) / B."""
     moved = stepped(Natural(network, threat=THREAT), X, Y).reshape(4, 3)
     flat = X.reshape(8, 4)
     z = np.exp(flat @ W)
@@ -89,14 +91,14 @@ def test_one_step_by_hand(network: Any) -> None:
     np.testing.assert_allclose(moved, W - 0.1 * flat.T @ error / 8, rtol=1e-4, atol=1e-6)
 
 
-def test_l2_is_coupled_decay(network: Any) -> None:
+def test_l2_is_a_term_of_the_loss(network: Any) -> None:
     """Examples of weight 0 give no gradient, so a step takes w to w (1 - lr * l2)."""
     moved = stepped(Natural(network, threat=THREAT, l2=0.5), X, Y, np.zeros(8, np.float32))
     np.testing.assert_allclose(moved, W.ravel() * (1 - 0.1 * 0.5), rtol=1e-5)
 
 
 @pytest.mark.parametrize("on", ["all", "kernels"])
-def test_l2_is_for_all_weights_or_for_the_kernels(on: str) -> None:
+def test_l2_is_of_all_weights_or_of_the_kernels_alone(on: str) -> None:
     layers = [keras.layers.BatchNormalization(), keras.layers.Flatten(), keras.layers.Dense(3)]
     model = Natural(keras.Sequential([keras.Input((2, 2, 1)), *layers]), threat=THREAT, l2_on=on)
     scale, _, kernel, _ = model.network.trainable_variables
@@ -104,7 +106,7 @@ def test_l2_is_for_all_weights_or_for_the_kernels(on: str) -> None:
     assert float(half_square(model.network, model.l2_on)) == pytest.approx(expected / 2)
 
 
-def test_the_networks_own_regularisers_count() -> None:
+def test_the_regularisers_of_the_network_are_terms_of_the_loss() -> None:
     """keras.regularizers.L2(0.25) adds 0.25 ||w||^2, so a step takes w to w (1 - lr * 0.5)."""
     image = keras.Input((2, 2, 1))
     dense = keras.layers.Dense(3, use_bias=False, kernel_regularizer=keras.regularizers.L2(0.25))
@@ -120,25 +122,25 @@ def test_examples_of_weight_zero_have_no_influence(linear: Callable[..., Any]) -
         return stepped(model, x, y, np.asarray(weight), steps=2)
 
     half = [1.0] * 4 + [0.0] * 4
-    other, others = X.copy(), Y.copy()
-    other[4:], others[4:] = 0.5, 0
+    images, labels = X.copy(), Y.copy()
+    images[4:], labels[4:] = 0.5, 0
     expected = trained(X, Y, half)
-    np.testing.assert_array_equal(trained(other, others, half), expected)
-    # float64 and a column of weights mean the same
-    np.testing.assert_array_equal(trained(X, Y, np.array(half, np.float64)[:, None]), expected)
+    np.testing.assert_array_equal(trained(images, labels, half), expected)
+    column = np.array(half, np.float64)[:, None]
+    np.testing.assert_array_equal(trained(X, Y, column), expected)
     assert not np.allclose(trained(X, Y, [1.0] * 8), expected)
 
 
 @pytest.mark.parametrize("craft", ["eval", "frozen", "train"])
-def test_craft_modes_and_moving_averages(normed: keras.Model, craft: str) -> None:
+def test_only_crafting_in_mode_train_moves_the_averages(normed: keras.Model, craft: str) -> None:
     model = Adv(normed, threat=THREAT, craft=craft, attack=PGD(steps=2))
     moving = normed.layers[1].moving_mean
     batch = model.as_batch((tf.constant(X), tf.constant(Y)))
     adv = model.perturb(batch)["adv"].numpy()
     crafted = float(moving.numpy()[0])
-    assert (crafted != 0) == (craft == "train")  # two passes moved them, or none
+    assert (crafted != 0) == (craft == "train")
     moving.assign([0.0])
-    # One training pass at the adversary: 0.9 * 0 + 0.1 * its mean.
+    # A training pass at the adversary moves the average to 0.9 * 0 + 0.1 * its mean.
     model.compile(keras.optimizers.SGD(0.0))
     model.robust_loss(batch | {"adv": tf.constant(adv)})
     assert float(moving.numpy()[0]) == pytest.approx(0.1 * adv.mean(), rel=1e-5)
@@ -148,8 +150,8 @@ def test_craft_modes_and_moving_averages(normed: keras.Model, craft: str) -> Non
     assert float(moving.numpy()[0]) == pytest.approx(expected, rel=1e-4)
 
 
-def test_frozen_crafts_what_train_crafts(normed: keras.Model) -> None:
-    """Both use batch statistics. "eval" uses the moving averages, which differ."""
+def test_craft_frozen_makes_the_images_of_craft_train(normed: keras.Model) -> None:
+    """Both use the statistics of the batch. Mode eval uses the moving averages, which differ."""
     normed.layers[1].moving_variance.assign([0.01])
     normed.layers[1].moving_mean.assign([3.0])
     adv = {}
@@ -160,7 +162,7 @@ def test_frozen_crafts_what_train_crafts(normed: keras.Model) -> None:
     assert (adv["frozen"].numpy() != adv["eval"].numpy()).any()
 
 
-def test_every_form_of_data_trains_alike(network: Any, linear: Callable[..., Any]) -> None:
+def test_every_form_of_data_trains_the_same_weights(linear: Callable[..., Any]) -> None:
     def trained(*data: Any) -> np.ndarray:
         model = Adv(linear(W), threat=THREAT)
         model.compile("sgd")
@@ -198,7 +200,9 @@ class NeedsIndex(Adv):
         (NeedsIndex, (X, Y), "NeedsIndex expected index beside image, label; tfrobust.data.from_"),
     ],
 )
-def test_wrong_data_is_told(network: Any, method: Any, data: Any, message: str) -> None:
+def test_wrong_data_is_an_error_of_one_line(
+    network: Any, method: Any, data: Any, message: str
+) -> None:
     model = method(network, threat=THREAT)
     with pytest.raises(ValueError) as caught:
         model.as_batch(tuple(tf.constant(part) for part in data), model.requires)
@@ -206,18 +210,15 @@ def test_wrong_data_is_told(network: Any, method: Any, data: Any, message: str) 
     assert "\n" not in str(caught.value)
 
 
-def test_fit_tells_of_uint8_images(network: Any) -> None:
+def test_fit_refuses_uint8_images(network: Any) -> None:
     model = Adv(network, threat=THREAT)
     model.compile("sgd")
     with pytest.raises(UserError, match="x: expected float images .* 'uint8'; divide them by 255"):
         model.fit(X.astype("uint8"), Y, verbose=0)
 
 
-def test_metrics_by_name(network: Any) -> None:
-    """Callbacks and configs monitor these names.
-
-    For a linear network the Jacobian is W^T everywhere, and the clean accuracy is that of x W.
-    """
+def test_fit_and_evaluate_report_the_metrics_that_callbacks_monitor(network: Any) -> None:
+    """For a linear network the Jacobian is W^T everywhere."""
     model = Adv(network, threat=THREAT, validation_attack=PGD(steps=5))
     model.compile(keras.optimizers.SGD(0.0))
     history = model.fit(X, Y, validation_data=(X, Y), batch_size=4, verbose=0).history
@@ -227,7 +228,7 @@ def test_metrics_by_name(network: Any) -> None:
     assert history["val_accuracy"] == [pytest.approx(right.mean())]
     assert history["val_robust_accuracy"][0] <= right.mean()
     assert history["eps"] == [pytest.approx(0.1)]
-    # E = ||W||_F^2 over projections; eight of them say at least its order.
+    # The mean over projections is ||W||_F^2; eight of them give its order of magnitude.
     assert 0.2 < history["val_jacobian"][0] / np.sum(W**2) < 5
     assert set(model.evaluate(X, Y, verbose=0, return_dict=True)) == expected
 
@@ -240,11 +241,12 @@ def test_the_same_seed_trains_the_same_weights() -> None:
         return weights(model)
 
     first = trained(0)
-    np.testing.assert_allclose(trained(0), first, rtol=1e-5, atol=1e-7)  # sums over two threads
+    # Two threads may add in another order.
+    np.testing.assert_allclose(trained(0), first, rtol=1e-5, atol=1e-7)
     assert np.abs(trained(1) - first).max() > 1e-5
 
 
-def test_saving_and_loading_the_whole_model(tmp_path: Path) -> None:
+def test_a_loaded_model_has_its_settings_and_trains_on_in_the_same_way(tmp_path: Path) -> None:
     x, y = digits()
     model = Atlas(
         small(), threat=Threat("l2", "1/2"), alpha=0.01, beta=1.0, attack=PGD(steps=2, step_size=1),
@@ -259,12 +261,12 @@ def test_saving_and_loading_the_whole_model(tmp_path: Path) -> None:
                  "l2", "seed", "name"):  # fmt: skip
         assert getattr(loaded, name) == getattr(model, name), name
     assert int(loaded.step) == int(model.step) == 1
-    model.fit(x, y, verbose=0)  # the momentum and the step came along
+    model.fit(x, y, verbose=0)
     loaded.fit(x, y, verbose=0)
     np.testing.assert_allclose(weights(loaded), weights(model), rtol=1e-5, atol=1e-7)
 
 
-def test_predict_and_call_are_the_network(network: Any) -> None:
+def test_predict_and_call_return_the_logits_of_the_network(network: Any) -> None:
     model = Adv(network, threat=THREAT)
     model.compile("sgd")
     np.testing.assert_allclose(model.predict(X, verbose=0), X.reshape(8, 4) @ W, rtol=1e-5)
@@ -275,11 +277,9 @@ def test_predict_and_call_are_the_network(network: Any) -> None:
     ("precision", "scaled"),
     [("float32", False), ("mixed_bfloat16", False), ("mixed_float16", True)],
 )
-def test_precisions(tmp_path: Path, precision: str, scaled: bool) -> None:
-    """Only float16 needs a loss scale.
-
-    The loss falls in each precision, and saving keeps the model.
-    """
+def test_the_loss_falls_in_every_precision_and_only_float16_scales_it(
+    tmp_path: Path, precision: str, scaled: bool
+) -> None:
     model = Atlas(small(precision), threat=Threat("linf", 0.02), alpha=1e-3, beta=1.0)
     model.compile(keras.optimizers.SGD(0.2, momentum=0.9))
     assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer) == scaled
@@ -300,7 +300,10 @@ def test_a_loss_scale_optimizer_is_not_wrapped_again() -> None:
 
 
 def test_xla_gives_the_same_gradients(xla: None) -> None:
-    """Gradients agree through two MaxPools, where XLA's pooling is wrong. XLA draws other noise."""
+    """They agree through two MaxPools, where the gradient of XLA's pooling is wrong.
+
+    The noise is drawn before, since XLA draws other numbers.
+    """
     x, y = digits(8)
     model = Atlas(small(), threat=THREAT, alpha=0.1, beta=1.0)
     batch = model.as_batch((tf.constant(x), tf.constant(y)))
@@ -312,14 +315,14 @@ def test_xla_gives_the_same_gradients(xla: None) -> None:
         return tape.gradient(loss, model.network.trainable_variables)
 
     compiled = tf.function(gradients, jit_compile=True)()
-    for xla, plain in zip(compiled, gradients(), strict=True):
-        np.testing.assert_allclose(xla, plain, rtol=1e-4, atol=1e-6)
+    for gradient, expected in zip(compiled, gradients(), strict=True):
+        np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1000)
 @pytest.mark.parametrize("method", [*METHODS, "atlas with BatchNorm"])
-def test_two_devices_train_what_one_trains(
+def test_two_devices_train_the_weights_of_one_device(
     on_two_devices: Callable[[str], dict[str, Any]], method: str
 ) -> None:
     trained = on_two_devices("trained")

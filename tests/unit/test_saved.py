@@ -1,4 +1,7 @@
-"""Networks from files of any origin have the same logits and the same gradients."""
+"""A network has the same logits and gradients from files of every kind.
+
+The functions with a parameter `folder` write a file into it and return the path to load.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +21,13 @@ from tfrobust.exporting import export
 from tfrobust.models import load_keras
 from tfrobust.models.signatures import forward
 
-ROOT = Path(__file__).resolve().parents[2]
 W = np.random.default_rng(0).normal(size=(4, 3)).astype("float32")
 X = np.random.default_rng(1).random((5, 2, 2, 1)).astype("float32")
 Z = X.reshape(5, 4) @ W
 
 
 class Exotic(tf.Module):
-    """A network of no framework, with its own names."""
+    """A network of no framework: outputs(x W) of images x that match a spec."""
 
     def __init__(self, outputs: Callable[[Any], Any], spec: Any = None) -> None:
         super().__init__()
@@ -40,31 +42,46 @@ class Exotic(tf.Module):
         self.look = look
 
 
-def save_exotic(outputs: Callable[[Any], Any], folder: Path, spec: Any = None) -> None:
+def save_exotic(outputs: Callable[[Any], Any], folder: Path, spec: Any = None) -> Path:
     module = Exotic(outputs, spec)
     tf.saved_model.save(module, str(folder), signatures=module.look)
+    return folder
+
+
+def save(network: Any, file: Path) -> Path:
+    network.save(file)
+    return file
+
+
+def keras_export(network: Any, folder: Path) -> Path:
+    network.export(folder, verbose=False)
+    return folder / "saved_model.pb"
+
+
+def our_export(network: Any, folder: Path) -> Path:
+    export(network, folder / "saved_model", X)
+    return folder / "saved_model"
 
 
 WRITERS: dict[str, Callable[[Any, Path], Path]] = {
-    "run folder": lambda n, d: (n.save(d / "model.keras"), d)[1],
-    "keras file": lambda n, d: (n.save(d / "mine.keras"), d / "mine.keras")[1],
-    "RobustModel": lambda n, d: (
-        Adv(n, threat=Threat("linf", 0.1)).save(d / "whole.keras"),
-        d / "whole.keras",
-    )[1],
-    "legacy": lambda n, d: (n.save(d / "a.h5"), d / "a.h5")[1],
-    "capitals": lambda n, d: (n.save(d / "a.keras"), (d / "a.keras").rename(d / "A.KERAS"))[1],
-    "saved_model.pb": lambda n, d: (n.export(d / "a", verbose=False), d / "a" / "saved_model.pb")[
-        1
-    ],
-    "our export": lambda n, d: (export(n, d / "saved_model", X), d / "saved_model")[1],
-    "SavedModel": lambda n, d: (save_exotic(lambda z: {"scores": z}, d / "other"), d / "other")[1],
+    "run folder": lambda network, folder: save(network, folder / "model.keras").parent,
+    "keras file": lambda network, folder: save(network, folder / "mine.keras"),
+    "RobustModel": lambda network, folder: save(Adv(network, threat=Threat()), folder / "a.keras"),
+    "legacy": lambda network, folder: save(network, folder / "a.h5"),
+    "capitals": lambda network, folder: save(network, folder / "a.keras").rename(
+        folder / "A.KERAS"
+    ),
+    "saved_model.pb": keras_export,
+    "our export": our_export,
+    "SavedModel": lambda network, folder: save_exotic(lambda z: {"scores": z}, folder),
 }
 
 
 @pytest.mark.parametrize("writer", WRITERS)
-def test_logits_and_gradients(writer: str, linear: Callable[..., Any], tmp_path: Path) -> None:
-    """z = x W, and the gradient of sum(c z) is W c."""
+def test_a_loaded_network_has_its_logits_and_gradients(
+    writer: str, linear: Callable[..., Any], tmp_path: Path
+) -> None:
+    """The logits are z = x W, and the gradient of sum(c z) is W c."""
     network = load_network(WRITERS[writer](linear(W), tmp_path))
     assert network.input_shape == (2, 2, 1) and network.classes == 3
     np.testing.assert_allclose(network(X), Z, rtol=1e-5)
@@ -80,30 +97,33 @@ def test_logits_and_gradients(writer: str, linear: Callable[..., Any], tmp_path:
 
     expected = W @ np.array([1.0, -2.0, 0.5], np.float32)
     for n in (5, 2):
-        wanted = np.tile(expected, n).reshape(n, 2, 2, 1)
-        np.testing.assert_allclose(slope(X[:n]), wanted, atol=1e-6)
+        gradients = np.reshape(slope(X[:n]), (n, 4))
+        np.testing.assert_allclose(gradients, np.tile(expected, (n, 1)), atol=1e-6)
 
 
-# Networks of z = x W, from a functional one.
+def around(network: Any, shape: Any = (2, 2, 1), **options: Any) -> keras.Model:
+    """Return a network with another input, which it reshapes to the images of the inner one."""
+    image = keras.Input(shape, **options)
+    return keras.Model(image, network(keras.layers.Reshape((2, 2, 1))(image)))
+
+
+# Networks that contain a functional one of z = x W.
 CONTAINERS: dict[str, Callable[[Any], Any]] = {
     "lists of one": lambda n: keras.Model(n.inputs, n.outputs),
-    "dicts of one": lambda n: keras.Model(
-        {"x": (i := keras.Input((2, 2, 1), name="x"))}, {"y": n(i)}
-    ),
+    "dicts of one": lambda n: keras.Model({n.input.name: n.input}, {"y": n.output}),
     "one of two": lambda n: keras.Model(n.input, {"y": n.output, "z": 2 * n.output}),
     "Sequential": lambda n: keras.Sequential([keras.Input((2, 2, 1)), n]),
-    "fixed batch": lambda n: keras.Model(i := keras.Input((2, 2, 1), batch_size=16), n(i)),
-    "double precision": lambda n: keras.Model(i := keras.Input((2, 2, 1), dtype="float64"), n(i)),
-    "any size": lambda n: keras.Model(
-        i := keras.Input((None, None, 1)), n(keras.layers.Reshape((2, 2, 1))(i))
-    ),
+    "fixed batch": lambda n: around(n, batch_size=16),
+    "double precision": lambda n: around(n, dtype="float64"),
+    "any size": lambda n: around(n, (None, None, 1)),
 }
 
 
 @pytest.mark.parametrize("container", slow_but(CONTAINERS, ["one of two", "any size"]))
 @pytest.mark.filterwarnings("error:The structure of `inputs`")
-def test_containers(container: str, linear: Callable[..., Any], tmp_path: Path) -> None:
-    """Networks load as an evaluation loads them, and as a training loads and exports them."""
+def test_a_network_in_a_container_loads_for_evaluation_and_for_training(
+    container: str, linear: Callable[..., Any], tmp_path: Path
+) -> None:
     CONTAINERS[container](linear(W)).save(tmp_path / "model.keras")
     output = "y" if container == "one of two" else None
     network = load_network(tmp_path, output=output)
@@ -119,7 +139,7 @@ def test_containers(container: str, linear: Callable[..., Any], tmp_path: Path) 
 
 @keras.saving.register_keras_serializable("test_saved")
 class Subclassed(keras.Model):
-    """z = x W of images that may be in a dict with one entry."""
+    """A network of logits x W whose images may be in a dict with one entry."""
 
     def build(self, shape: Any) -> None:
         self.matrix = self.add_weight((4, 3), name="matrix")
@@ -130,7 +150,7 @@ class Subclassed(keras.Model):
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_a_subclassed_network(wrapped: bool, tmp_path: Path) -> None:
+def test_a_subclassed_network_loads_and_is_exported(wrapped: bool, tmp_path: Path) -> None:
     network = Subclassed()
     network({"picture": X[:2]} if wrapped else X[:2])
     network.set_weights([W])
@@ -142,24 +162,16 @@ def test_a_subclassed_network(wrapped: bool, tmp_path: Path) -> None:
     np.testing.assert_allclose(load_network(tmp_path / "saved_model")(X), Z, rtol=1e-5)
 
 
-FLAT = [4]
-
-
 @pytest.mark.parametrize(
-    ("shape", "inside", "dtype"),
-    [
-        ((2, 2), FLAT, "float32"),
-        ((4,), FLAT, "float32"),
-        ((1, 2, 2), FLAT, "float32"),
-        ((2, 2, 1), FLAT, "uint8"),
-    ],
+    ("shape", "dtype"),
+    [((2, 2), "float32"), ((4,), "float32"), ((1, 2, 2), "float32"), ((2, 2, 1), "uint8")],
 )
-def test_a_network_of_other_images_is_told_what_to_put_in_front(
-    shape: tuple[int, ...], inside: list[int], dtype: str, tmp_path: Path
+def test_the_error_of_a_network_of_other_images_has_code_that_adapts_it(
+    shape: tuple[int, ...], dtype: str, tmp_path: Path
 ) -> None:
-    """The code in the error gives a network that loads and has the same logits."""
+    """The code gives a network that loads and has the same logits."""
     image = keras.Input(shape, dtype=dtype)
-    flat = keras.layers.Reshape(inside)(image)
+    flat = keras.layers.Reshape([4])(image)
     scale = keras.layers.Rescaling(1 / 255 if dtype == "uint8" else 1.0)
     dense = keras.layers.Dense(3, use_bias=False)
     network = keras.Model(image, dense(scale(flat)))
@@ -180,7 +192,7 @@ def test_a_network_of_other_images_is_told_what_to_put_in_front(
 
 
 def test_sigmoids_become_logits_of_the_same_sigmoids(tmp_path: Path) -> None:
-    """log p - log(1 - p) is the logit. p of 0 and 1 give finite logits in their order."""
+    """They are log p - log(1 - p). The logits of p = 0 and 1 are finite and in this order."""
     save_exotic(tf.sigmoid, tmp_path)
     network = load_network(tmp_path, outputs="sigmoids")
     np.testing.assert_allclose(network(X), Z, rtol=1e-4, atol=1e-5)
@@ -190,49 +202,45 @@ def test_sigmoids_become_logits_of_the_same_sigmoids(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="a network of logits .or outputs: sigmoids., received 'si"):
         load_network(tmp_path).check(X, "model.path")
     save_exotic(tf.nn.softmax, tmp_path)
-    with pytest.raises(
-        UserError, match="network of sigmoids .or outputs: probabilities., received"
-    ):
+    with pytest.raises(UserError, match="network of sigmoids .or outputs: probabilities., receiv"):
         load_network(tmp_path, outputs="sigmoids").check(X, "model.path")
 
 
-def test_a_failed_export_leaves_the_former_one(
+def test_a_failed_export_keeps_the_former_one(
     linear: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "saved_model"
     export(linear(W), folder, X)
     monkeypatch.setattr("tfrobust.exporting.ROUNDING", {"float32": -1.0})
-    with pytest.raises(
-        UserError, match="saved_model: expected a SavedModel with the network's own"
-    ):
+    with pytest.raises(UserError, match="saved_model: expected a SavedModel with the network's o"):
         export(linear(2 * W), folder, X)
     assert [path.name for path in tmp_path.iterdir()] == ["saved_model"]
     np.testing.assert_allclose(load_network(folder)(X), Z, rtol=1e-5)
     monkeypatch.undo()
-    export(linear(1e6 * W), folder, X)  # rounding grows with the logits
+    export(linear(1e6 * W), folder, X)  # the tolerance grows with the logits
     assert [path.name for path in tmp_path.iterdir()] == ["saved_model"]
     np.testing.assert_allclose(load_network(folder)(X), 1e6 * Z, rtol=1e-5)
 
 
 def test_probabilities_become_logits_of_the_same_softmax(tmp_path: Path) -> None:
-    """log p differs from the logits by one number per image, and p = 0 gives a finite logit."""
+    """They are log p, which differs from z by one number per image, and is finite for p = 0."""
     save_exotic(tf.nn.softmax, tmp_path)
     logits = load_network(tmp_path, outputs="probabilities")(X).numpy()
-    gap = logits - Z
-    np.testing.assert_allclose(gap - gap[:, :1], 0.0, atol=1e-5)
+    difference = logits - Z
+    np.testing.assert_allclose(difference - difference[:, :1], 0.0, atol=1e-5)
     assert load_network(tmp_path)(X).numpy().sum() == pytest.approx(5)
     far = load_network(tmp_path, outputs="probabilities")(1e6 * X)
     assert np.isfinite(far).all() and np.min(far) < -80
 
 
-def test_the_network_is_used_as_at_inference(tmp_path: Path) -> None:
+def test_a_loaded_network_is_in_inference_mode(tmp_path: Path) -> None:
     image = keras.Input((2, 2, 1))
     noisy = keras.Model(image, keras.layers.Flatten()(keras.layers.Dropout(0.9)(image)))
     noisy.save(tmp_path / "model.keras")
     np.testing.assert_array_equal(load_network(tmp_path)(X), X.reshape(5, 4))
 
 
-def test_a_network_built_by_its_first_batch(tmp_path: Path) -> None:
+def test_a_network_that_its_first_batch_has_built_loads(tmp_path: Path) -> None:
     network = keras.Sequential([keras.layers.Flatten()])
     network(X)
     network.save(tmp_path / "model.keras")

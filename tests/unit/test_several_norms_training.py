@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import tfrobust
 from tfrobust import FGSM, PGD, Threat, losses
 from tfrobust.errors import UserError
 from tfrobust.methods import METHODS
@@ -24,6 +23,7 @@ FACTS = {"num_examples": 24, "batch_size": 8, "steps_per_epoch": 3}
 
 
 def model(name: str = "adv", **options: Any) -> Any:
+    """Return a model of a method on a linear network, always with the same weights."""
     keras.utils.set_random_seed(0)
     layers = [keras.Input((4, 4, 1)), keras.layers.Flatten(), keras.layers.Dense(3)]
     options = {"threat": THREATS, "validation_attack": PGD(steps=4)} | options
@@ -31,22 +31,23 @@ def model(name: str = "adv", **options: Any) -> Any:
     return METHODS[name](keras.Sequential(layers), **options)
 
 
-def test_errors_are_the_authors_statistics() -> None:
-    """1/2 each until every threat was drawn; then 1 - right / seen over all of training."""
+def test_threats_are_drawn_in_proportion_to_their_errors() -> None:
+    """The error is 1 - right / seen over all of training, and 1/2 until every threat was drawn."""
     errors = Errors(2)
     np.testing.assert_array_equal(errors.shares(), [0.5, 0.5])
     errors.count(tf.constant(0), tf.constant([True, True, True, False]))
     np.testing.assert_array_equal(errors.shares(), [0.5, 0.5])
     errors.count(tf.constant(1), tf.constant([0.0, 1.0, 0.0, 0.0]))
     np.testing.assert_array_equal(errors.shares(), [0.25, 0.75])
-    errors.count(tf.constant(1), (tf.ones(4), tf.constant([1.0, 0.0, 0.0, 0.0])))  # one attacked
+    attacked = tf.constant([1.0, 0.0, 0.0, 0.0])
+    errors.count(tf.constant(1), (tf.ones(4), attacked))
     np.testing.assert_allclose(errors.shares(), [0.25, 1 - 2 / 5])
     drawn = [int(errors.draw(tf.constant([7, seed]))) for seed in range(400)]
     assert np.mean(drawn) == pytest.approx(0.6 / 0.85, abs=0.06)
 
 
 def test_a_sampled_batch_is_under_the_threat_that_was_drawn() -> None:
-    """FGSM in closed form: all images of a batch move by eps in the norm that was drawn."""
+    """FGSM moves all images of a batch by eps in the norm that was drawn."""
     network, places = model(attack=FGSM(start="none", step_scale=1.0)), set()
     for step in range(12):
         network.step.assign(step)
@@ -62,30 +63,29 @@ def test_max_takes_the_greater_loss_of_each_example() -> None:
     network = model(norms="max", attack=FGSM(start="none", step_scale=1.0))
     entries = [network.perturb_under(threat, BATCH)["adv"] for threat in THREATS]
     values = np.stack([losses.cross_entropy(network.network(adv), Y) for adv in entries])
-    kept = network._perturbed(BATCH)["adv"]
-    np.testing.assert_allclose(
-        losses.cross_entropy(network.network(kept), Y), values.max(axis=0), rtol=1e-6
-    )
+    chosen = network._perturbed(BATCH)["adv"]
+    loss = losses.cross_entropy(network.network(chosen), Y)
+    np.testing.assert_allclose(loss, values.max(axis=0), rtol=1e-6)
     for row, place in enumerate(values.argmax(axis=0)):
-        np.testing.assert_array_equal(kept[row], entries[place][row])
+        np.testing.assert_array_equal(chosen[row], entries[place][row])
 
 
-def test_validation_is_of_the_union() -> None:
+def test_validation_accuracy_is_at_most_that_of_each_threat() -> None:
     network = model()
     network.compile(keras.optimizers.SGD(0.1))
     logs = network.evaluate(X, Y, verbose=0, return_dict=True)
     right = []
     for threat in THREATS:
-        alone = model(threat=threat)
-        alone.network.set_weights(network.network.get_weights())
-        alone.compile(keras.optimizers.SGD(0.1))
-        right.append(alone.test_step((tf.constant(X), tf.constant(Y)))["robust_accuracy"])
+        single = model(threat=threat)
+        single.network.set_weights(network.network.get_weights())
+        single.compile(keras.optimizers.SGD(0.1))
+        right.append(single.test_step((tf.constant(X), tf.constant(Y)))["robust_accuracy"])
     assert logs["robust_accuracy"] <= min(map(float, right))
 
 
 @pytest.mark.parametrize("norms", ["sample", "max"])
 @pytest.mark.parametrize("name", ["adv", "trades", "awp", "natural"])
-def test_fit_save_and_load(name: str, norms: str, tmp_path: Path) -> None:
+def test_methods_of_several_norms_fit_and_are_saved(name: str, norms: str, tmp_path: Path) -> None:
     network = model(name, norms=norms, **FACTS)
     network.compile(keras.optimizers.SGD(0.1))
     data = tf.data.Dataset.from_tensor_slices(BATCH).batch(8)
@@ -96,19 +96,18 @@ def test_fit_save_and_load(name: str, norms: str, tmp_path: Path) -> None:
     if norms == "sample" and name != "natural":
         assert int(tf.reduce_sum(network.errors.seen.value)) == 48
     network.save(tmp_path / "model.keras")
-    again = keras.saving.load_model(tmp_path / "model.keras")
-    assert again.threats == THREATS and again.norms == norms
-    for one, other in zip(network.get_weights(), again.get_weights(), strict=True):
-        np.testing.assert_array_equal(one, other)
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert loaded.threats == THREATS and loaded.norms == norms
+    for weight, expected in zip(loaded.get_weights(), network.get_weights(), strict=True):
+        np.testing.assert_array_equal(weight, expected)
 
 
 @pytest.mark.parametrize("name", ["free", "iaat", "mma", "fgsm_pgi"])
-def test_methods_that_keep_state_of_one_norm_refuse_a_list(name: str) -> None:
+def test_methods_that_keep_state_of_one_norm_refuse_several_threats(name: str) -> None:
     with pytest.raises(UserError, match="threat: expected one threat"):
         model(name, **FACTS)
 
 
-def test_a_step_in_image_units_is_refused() -> None:
+def test_a_step_size_in_image_units_is_refused_with_several_threats() -> None:
     with pytest.raises(UserError, match="attack.step_size: expected none, a fraction of each eps"):
         model(attack=PGD(steps=3, step_size=0.01))
-    assert tfrobust.Adv is METHODS["adv"]

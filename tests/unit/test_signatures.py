@@ -1,4 +1,4 @@
-"""Networks of any kind in training, and how to remove a softmax from one."""
+"""Networks of every kind in training, and the advice on how to remove a softmax from one."""
 
 from __future__ import annotations
 
@@ -38,11 +38,14 @@ class InADict(Subclassed):
 
 
 def called(network: keras.Model, x: Any = X[:2]) -> keras.Model:
+    """Return the network, which the call has built."""
     network(x)
     return network
 
 
 def functional(make: Callable[[Any, Any], keras.Model]) -> Callable[[], keras.Model]:
+    """Return a function that builds make(image, logits of a dense layer)."""
+
     def build() -> keras.Model:
         image = keras.Input((4, 4, 1), name="pixels")
         return make(image, layers.Dense(3)(layers.Flatten()(image)))
@@ -51,15 +54,27 @@ def functional(make: Callable[[Any, Any], keras.Model]) -> Callable[[], keras.Mo
 
 
 def reloaded() -> keras.Model:
-    made = keras.Sequential([keras.Input((4, 4, 1)), layers.Flatten(), layers.Dense(3)])
-    return keras.Sequential.from_config(made.get_config())
+    network = keras.Sequential([keras.Input((4, 4, 1)), layers.Flatten(), layers.Dense(3)])
+    return keras.Sequential.from_config(network.get_config())
+
+
+def of_its_first_batch() -> keras.Model:
+    return called(keras.Sequential([layers.Flatten(), layers.Dense(3)]))
+
+
+def two_inputs() -> keras.Model:
+    left, right = (keras.Input((4, 4, 1), name=name) for name in "ab")
+    return keras.Model([left, right], layers.Flatten()(left + right))
+
+
+def of_bytes() -> keras.Model:
+    image = keras.Input((4, 4, 1), dtype="uint8")
+    return keras.Model(image, layers.Dense(3)(layers.Flatten()(layers.Rescaling(1 / 255)(image))))
 
 
 KINDS: dict[str, Callable[[], keras.Model]] = {
     "Sequential": reloaded,
-    "Sequential of its first batch": lambda: called(
-        keras.Sequential([layers.Flatten(), layers.Dense(3)])
-    ),
+    "Sequential of its first batch": of_its_first_batch,
     "lists": functional(lambda image, z: keras.Model([image], [z])),
     "dicts": functional(lambda image, z: keras.Model({"pixels": image}, {"logits": z})),
     "list to dict": functional(lambda image, z: keras.Model([image], {"logits": z})),
@@ -70,23 +85,24 @@ KINDS: dict[str, Callable[[], keras.Model]] = {
 
 @pytest.mark.parametrize("kind", slow_but(KINDS, ["Sequential", "dicts", "subclassed, dicts"]))
 @pytest.mark.filterwarnings("error:The structure of `inputs`")
-def test_every_kind_trains_and_validates(kind: str) -> None:
-    """Training equals that of the plain functional network, to the bit."""
+def test_every_kind_trains_and_validates_as_a_functional_network(kind: str) -> None:
+    """Weights, logits and metrics are equal to the bit."""
     plain = functional(keras.Model)()
     network = KINDS[kind]()
     network.set_weights(plain.get_weights())
     assert signature(network) == Signature(("image",), (4, 4, 1), 3)
     results = []
-    for each in (plain, network):
-        model = Atlas(each, threat=THREAT, alpha=1e-2, beta=1.0, validation_attack=FGSM())
+    for trained in (plain, network):
+        model = Atlas(trained, threat=THREAT, alpha=1e-2, beta=1.0, validation_attack=FGSM())
         model.compile("sgd", run_eagerly=True)
         logs = model.fit(X, Y, batch_size=3, shuffle=False, verbose=0, validation_data=(X, Y))
-        results.append([*each.get_weights(), model.predict(X, verbose=0), logs.history])
-    for ours, expected in zip(results[1], results[0], strict=True):
-        np.testing.assert_equal(ours, expected)
+        results.append([*trained.get_weights(), model.predict(X, verbose=0), logs.history])
+    for result, expected in zip(results[1], results[0], strict=True):
+        np.testing.assert_equal(result, expected)
 
 
-def test_images_of_any_size() -> None:
+def test_a_network_of_any_image_size_trains_but_not_where_a_method_needs_the_size() -> None:
+    """The code in the error of such a method fixes the size."""
     image = keras.Input((None, None, 1))
     pooled = layers.GlobalAveragePooling2D()(layers.Conv2D(2, 3)(image))
     network = keras.Model(image, layers.Dense(3)(pooled))
@@ -109,28 +125,19 @@ def test_images_of_any_size() -> None:
         (Subclassed, "network: expected a built keras.Model"),
         (functional(lambda i, z: keras.Model(i, [z, 2 * z])), "one output, received 2: "),
         (functional(lambda i, z: keras.Model(i, i)), r"output .None, classes., received '.None, 4"),
-        (
-            lambda: keras.Model(
-                (i := [keras.Input((4, 4, 1), name=n) for n in "ab"]), layers.Flatten()(i[0] + i[1])
-            ),
-            "one input, received 2: a, b; give the others values",
-        ),
-        (
-            lambda: keras.Model(
-                (i := keras.Input((4, 4, 1), dtype="uint8")),
-                layers.Dense(3)(layers.Flatten()(layers.Rescaling(1 / 255)(i))),
-            ),
-            "float images, received uint8; gradients do not pass through integers",
-        ),
+        (two_inputs, "one input, received 2: a, b; give the others values"),
+        (of_bytes, "float images, received uint8; gradients do not pass through integers"),
     ],
 )
-def test_a_network_that_does_not_fit(make: Callable[[], keras.Model], message: str) -> None:
+def test_a_network_that_cannot_be_trained_is_an_error_of_one_line(
+    make: Callable[[], keras.Model], message: str
+) -> None:
     with pytest.raises(UserError, match=message) as caught:
         Adv(make(), threat=THREAT)
     assert "\n" not in str(caught.value)
 
 
-def test_shapes() -> None:
+def test_a_layer_in_front_is_proposed_where_shapes_differ_by_order_or_axes() -> None:
     assert takes((None, None, 3), (7, 8, 3)) and not takes((None, None, 3), (7, 8, 1))
     assert not takes((8, 8), (8, 8, 1))
     assert "Permute((3, 1, 2))" in in_front((3, None, None), (7, 8, 3))
@@ -138,7 +145,7 @@ def test_shapes() -> None:
     assert in_front((169,), (7, 8, 3)) == in_front((8, 8, 3), (7, 8, 3)) == ""
 
 
-def test_precision_of_a_subclassed_network() -> None:
+def test_another_precision_of_a_subclassed_network_is_refused() -> None:
     network = called(Subclassed())
     assert with_precision(network, "float32") is network
     with pytest.raises(UserError, match="Subclassed cannot be copied, .*set_dtype_policy.'mixed_b"):
@@ -146,6 +153,7 @@ def test_precision_of_a_subclassed_network() -> None:
 
 
 def ending(*last: Any) -> keras.Model:
+    """Return a network that ends with these layers."""
     return keras.Sequential([keras.Input((4, 4, 1)), layers.Flatten(), *last])
 
 
@@ -154,23 +162,23 @@ ENDINGS: dict[str, Callable[[], keras.Model]] = {
     "sigmoids": lambda: ending(layers.Dense(3, activation="sigmoid")),
     "Activation": lambda: ending(layers.Dense(3), layers.Activation("softmax", dtype="float32")),
     "Softmax": lambda: ending(layers.Dense(3), layers.Softmax()),
-    "nested": lambda: keras.Model(
-        (i := keras.Input((4, 4, 1))), ending(layers.Dense(3, activation="softmax"))(i)
-    ),
+    "nested": functional(lambda image, z: keras.Model(image, ENDINGS["Dense"]()(image))),
 }
 
 
 @pytest.mark.parametrize("kind", ENDINGS)
-def test_advice_is_code_that_works(kind: str, tmp_path: Any, monkeypatch: Any) -> None:
-    """The softmax or sigmoids of the saved network's logits are the outputs of the network."""
+def test_the_advice_is_code_that_saves_a_network_of_logits(
+    kind: str, tmp_path: Any, monkeypatch: Any
+) -> None:
+    """The softmax or sigmoids of its logits are the outputs of the network."""
     monkeypatch.chdir(tmp_path)
     network = ENDINGS[kind]()
-    before = np.asarray(forward(network, X))
+    outputs = np.asarray(forward(network, X))
     exec(advice(network), {"keras": keras, "network": network})
     logits = forward(keras.saving.load_model("logits.keras"), X)
     squash = keras.ops.sigmoid if kind == "sigmoids" else keras.ops.softmax
-    np.testing.assert_allclose(squash(logits), before, rtol=1e-5)
-    assert not np.allclose(logits, before)
+    np.testing.assert_allclose(squash(logits), outputs, rtol=1e-5)
+    assert not np.allclose(logits, outputs)
 
 
 @pytest.mark.parametrize(
@@ -181,5 +189,7 @@ def test_advice_is_code_that_works(kind: str, tmp_path: Any, monkeypatch: Any) -
         lambda: called(Subclassed()),
     ],
 )
-def test_advice_in_words(make: Callable[[], keras.Model]) -> None:
+def test_the_advice_is_in_words_where_no_code_can_remove_the_softmax(
+    make: Callable[[], keras.Model],
+) -> None:
     assert advice(make()).startswith("build it again without its softmax or sigmoid, as new; new.")
