@@ -13,7 +13,7 @@ import pytest
 from pipelines.comparison import compare
 from tests.unit.test_report import change, make_run
 from tfrobust.errors import UserError
-from tfrobust.record import Flags, digests
+from tfrobust.flags import Flags, digests
 from tfrobust.report import (
     Row,
     comparison,

@@ -15,6 +15,7 @@ FLOORS = {
     "tfrobust.keras_import": 1,
     "tfrobust.corruptions": 0,
     "tfrobust.errors": -1,
+    "tfrobust.flags": 1,
     "tfrobust.io": 0,
     "tfrobust.jacobian": 0,
     "tfrobust.losses": 0,

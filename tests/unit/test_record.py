@@ -23,7 +23,7 @@ from tfrobust.attacks import FGSM
 from tfrobust.errors import UserError
 from tfrobust.evaluation import Details, Evaluation, Flags, Record, Result, evaluate
 from tfrobust.evaluation import recorder as recorders
-from tfrobust.record import digests
+from tfrobust.flags import digests
 from tfrobust.report import load_run, write_report
 
 THREAT = Threat("linf", 0.25)

@@ -12,7 +12,8 @@ from tfrobust.evaluation.margin_estimates import margins
 from tfrobust.evaluation.recorder import Details
 from tfrobust.evaluation.results import Check, Evaluation, Result, merged, worst_case
 from tfrobust.evaluation.sanity_checks import checks
-from tfrobust.record import Flags, Record
+from tfrobust.flags import Flags
+from tfrobust.record import Record
 
 __all__ = [
     "MODES",

@@ -10,8 +10,8 @@ import numpy as np
 from tfrobust.errors import choose, require
 from tfrobust.evaluation.crafting import Predict
 from tfrobust.evaluation.results import Result, merged, worst_case
+from tfrobust.flags import Flags
 from tfrobust.io import UNREADABLE, write_atomically
-from tfrobust.record import Flags
 
 IMAGES = "adversarial.npz"
 KINDS = ("float32", "uint8")

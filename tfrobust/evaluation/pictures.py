@@ -13,8 +13,8 @@ from tfrobust.evaluation.crafting import LogitsFn, adversaries, predictor
 from tfrobust.evaluation.loss_landscape import landscape
 from tfrobust.evaluation.loss_valley import valley
 from tfrobust.evaluation.results import Result, worst_case
+from tfrobust.flags import Flags
 from tfrobust.io import write_atomically
-from tfrobust.record import Flags
 from tfrobust.threat import Threat
 
 PROBES, VALLEY = 8, 200  # images

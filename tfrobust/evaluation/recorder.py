@@ -16,6 +16,7 @@ from tfrobust.evaluation.attack_list import ListedAttack
 from tfrobust.evaluation.crafting import LogitsFn, Predict
 from tfrobust.evaluation.image_file import IMAGES, ImageFile
 from tfrobust.evaluation.results import Result, by_norm, plain, row_of, worst_case
+from tfrobust.flags import Flags, digests, same_images, subsets
 from tfrobust.io import lock, writable
 from tfrobust.provenance import commit, versions
 from tfrobust.record import (
@@ -23,15 +24,11 @@ from tfrobust.record import (
     AttackRow,
     CorruptionRow,
     DataRow,
-    Flags,
     NetworkRow,
     NormRow,
     Record,
     SubsetRow,
     ThreatRow,
-    digests,
-    same_images,
-    subsets,
 )
 from tfrobust.threat import Threat
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from tfrobust.evaluation.attack_list import ListedAttack
-from tfrobust.record import AttackRow, CorruptionTable, Provenance, headline, subsets
+from tfrobust.flags import headline, subsets
+from tfrobust.record import AttackRow, CorruptionTable, Provenance
 from tfrobust.threat import Threat
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.stats import binomtest
 
 from tfrobust.errors import UserError, require
-from tfrobust.record import Flags, same_images
+from tfrobust.flags import Flags, same_images
 from tfrobust.report.html import ReportTable
 from tfrobust.report.record import RunRecord, load_run
 from tfrobust.report.summary import (

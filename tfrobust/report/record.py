@@ -12,7 +12,8 @@ import numpy as np
 import yaml
 
 from tfrobust.errors import UserError
-from tfrobust.record import Flags, Record
+from tfrobust.flags import Flags
+from tfrobust.record import Record
 from tfrobust.report.text import NOTHING
 
 T = TypeVar("T")

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from tfrobust.flags import headline as worst_rows
 from tfrobust.overfitting import ONE_STEP, ROBUST, overfitted
 from tfrobust.record import AttackRow, DataRow, Record
-from tfrobust.record import headline as worst_rows
 from tfrobust.report.record import RunRecord
 from tfrobust.report.text import interval, number, percent, threat_text
 
