@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-# TensorFlow reads them when it is first imported. To use a GPU: CUDA_VISIBLE_DEVICES=0 pytest.
+# TensorFlow reads these when it is first imported. To use a GPU: CUDA_VISIBLE_DEVICES=0 pytest.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 os.environ.setdefault("TF_XLA_FLAGS", "")  # compiled programs are not kept
@@ -30,8 +30,8 @@ SEED = 2026
 SHARED_RUNS = {"on_two_devices", "smoke_run"}
 QUICK_ON_TWO_DEVICES = ("drawn", "weighted", "refused", "evaluated")
 
-# The first call of a tf.function is slow, which says nothing about the example it was given.
-# Each run of the fast suite tries the same examples; the nightly run tries new ones.
+# There is no deadline, since the first call of a tf.function is slow. Each run of the fast suite
+# tries the same examples; the nightly run tries new ones.
 hypothesis.settings.register_profile("fast", deadline=None, derandomize=True, max_examples=20)
 hypothesis.settings.register_profile("nightly", deadline=None, print_blob=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
@@ -60,18 +60,18 @@ def _seed() -> None:
 @pytest.fixture(scope="session")
 def tfds_dir() -> Path:
     """Return the folder of prepared tensorflow-datasets, TFDS_DATA_DIR."""
-    named = os.environ.get("TFDS_DATA_DIR")
-    if not named or not Path(named).is_dir():
+    folder = os.environ.get("TFDS_DATA_DIR")
+    if not folder or not Path(folder).is_dir():
         pytest.skip("no prepared data sets: set TFDS_DATA_DIR to a folder of them")
-    return Path(named)
+    return Path(folder)
 
 
 @pytest.fixture(scope="session")
 def on_two_devices() -> Callable[[str], Any]:
     """Return a function that runs a function of two_devices.py by its name.
 
-    It runs in another process, because TensorFlow can split its CPU only before it is first used.
-    The quick functions share one process; each of the others has its own.
+    It runs in another process, because TensorFlow can split its CPU only before its first use. The
+    quick functions share one process; each of the others has a process of its own.
     """
     results: dict[str, Any] = {}
 
@@ -105,9 +105,9 @@ def short_closing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def xla() -> Iterator[None]:
-    """Switch op determinism off, since XLA has no deterministic gradient of pooling.
+    """Switch off op determinism, which an earlier test may have left on.
 
-    An earlier test may have left it on.
+    XLA has no deterministic gradient of pooling.
     """
     from tensorflow.python.framework import config
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -80,13 +81,13 @@ def test_compiled_training_step_on_two_devices(
     assert as_compiled["logs"] == pytest.approx(plain["logs"], rel=1e-4)
 
 
-def outcome_of(attack: Attack, norm: str, run: Callable[..., Any]) -> Any:
+def outcome_of(attack: Attack, norm: str, wrap: Callable[..., Any]) -> Any:
     """Return the outcome of an attack on 13 images.
 
     Args:
         attack: The attack.
         norm: The norm, with its eps of SIZES.
-        run: Wraps a function of (images, labels, batch number), as `tf.function` does.
+        wrap: Wraps a function of (images, labels, batch number), as `tf.function` does.
     """
     keras.utils.set_random_seed(1)
     layers = [keras.layers.Flatten(), keras.layers.Dense(16, "tanh"), keras.layers.Dense(5)]
@@ -103,7 +104,7 @@ def outcome_of(attack: Attack, norm: str, run: Callable[..., Any]) -> Any:
         seed = noise.seed_for(0, number, "test")
         return attack.run(logits_fn, images, labels, threat=threat, seed=seed)
 
-    return run(craft)(x, y, tf.constant(1))
+    return wrap(craft)(x, y, tf.constant(1))
 
 
 QUICK = (APGD(steps=12), Square(queries=30))
@@ -116,25 +117,19 @@ OTHERS = (
     MultiTargeted(steps=5),
     UniformNoise(),
 )
-RUNS = [
-    *((attack, "linf") for attack in QUICK),
-    *(
-        pytest.param(attack, norm, marks=pytest.mark.slow)
-        for attack, norm in [
-            *((attack, norm) for attack in QUICK for norm in ("l2", "l1")),
-            *((attack, norm) for attack in OTHERS for norm in SIZES),
-            (RayS(queries=30), "linf"),
-        ]
-    ),
-]
+RUNS = [*itertools.product([*QUICK, *OTHERS], SIZES), (RayS(queries=30), "linf")]
+FAST_RUNS = [(attack, "linf") for attack in QUICK]
 
 
-@pytest.mark.parametrize(("attack", "norm"), RUNS, ids=lambda part: getattr(part, "title", part))
-def test_compiled_attack_equals_the_uncompiled_one(attack: Attack, norm: str, xla: None) -> None:
+@pytest.mark.parametrize(
+    "run", slow_but(RUNS, FAST_RUNS), ids=lambda run: f"{run[0].title} {run[1]}"
+)
+def test_compiled_attack_equals_the_uncompiled_one(run: tuple[Attack, str], xla: None) -> None:
     """The flags and costs are equal whether broken examples stay in the batch or leave it."""
+    attack, norm = run
     plain = outcome_of(attack, norm, lambda craft: tf.function(craft, autograph=False))
-    for run in (compiled, lambda craft: Staged(craft, 16)):
-        as_compiled = outcome_of(attack, norm, run)
+    for wrap in (compiled, lambda craft: Staged(craft, 16)):
+        as_compiled = outcome_of(attack, norm, wrap)
         np.testing.assert_allclose(as_compiled.images, plain.images, atol=1e-4)
         for name in ("success", "queries", "gradients"):
             np.testing.assert_array_equal(getattr(as_compiled, name), getattr(plain, name))

@@ -135,12 +135,12 @@ def test_loss_draws_no_noise_and_depends_on_no_step(name: str) -> None:
 
 
 def test_no_gradient_flows_through_perturb(name: str) -> None:
-    """A step uses the gradients with everything that perturb made held constant."""
+    """In the gradients of a step, the entries that `perturb` made are constants."""
     once = {"replays": 1} if "replays" in parameters(METHODS[name]) else {}
     model = make(name, batch_size=16, **once)
     batch, before = batch_of(model), model.network.get_weights()
-    made = {key: tf.constant(value.numpy()) for key, value in model.perturb(batch).items()}
-    _, gradients, _ = model.gradients(batch | made)
+    crafted = {key: tf.constant(value.numpy()) for key, value in model.perturb(batch).items()}
+    _, gradients, _ = model.gradients(batch | crafted)
     model.network.set_weights(before)  # the averages of BatchNorm
     model.update(batch)
     after = [weight.numpy() for weight in model.network.trainable_variables]
@@ -154,15 +154,15 @@ def test_eps_0_crafts_the_image_itself(name: str) -> None:
     """A ramp begins at eps 0. A method whose logs have no eps crafts the same at any eps."""
     model = make(name, batch_size=16, ramp_steps=4)
     before = model.network.get_weights()  # crafting may move the averages of BatchNorm
-    made = model.perturb(batch_of(model))
+    crafted = model.perturb(batch_of(model))
     if "eps" not in model.scalars():
         at_eps = make(name, batch_size=16)
         at_eps.network.set_weights(before)
         expected = at_eps.perturb(batch_of(at_eps))
-        assert made.keys() == expected.keys()
+        assert crafted.keys() == expected.keys()
         for entry, value in expected.items():
-            np.testing.assert_array_equal(made[entry], value)
+            np.testing.assert_array_equal(crafted[entry], value)
         return
-    assert "adv" in made
-    for entry in made.keys() & {"adv", "collaborative", "noisy"}:
-        np.testing.assert_array_equal(made[entry], X)
+    assert "adv" in crafted
+    for entry in crafted.keys() & {"adv", "collaborative", "noisy"}:
+        np.testing.assert_array_equal(crafted[entry], X)

@@ -55,6 +55,7 @@ CONTRAST = """() => {
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
+    """Yield a running Chromium."""
     with playwright.sync_playwright() as driver:
         options = ["--no-sandbox"] if os.geteuid() == 0 else []
         started = driver.chromium.launch(executable_path=CHROMIUM, args=options)

@@ -124,27 +124,27 @@ def test_exit_codes_and_messages_of_the_command(command: Command, tmp_path: Path
     both = command("digits_atlas", "digits_adv")
     assert both.returncode == 2 and "expected one config" in both.stderr
 
-    shown = command("digits_atlas", "--set", "threat.eps=2/10", "--print_config")
-    assert shown.returncode == 0 and "eps: 2/10" in shown.stdout
+    printed = command("digits_atlas", "--set", "threat.eps=2/10", "--print_config")
+    assert printed.returncode == 0 and "eps: 2/10" in printed.stdout
 
-    done = start("digits_natural", "--smoke", workdir=tmp_path, overrides=["attacks=fgsm"])
-    _, err = done.communicate()
-    assert (done.returncode, err) == (0, "")
+    process = start("digits_natural", "--smoke", workdir=tmp_path, overrides=["attacks=fgsm"])
+    _, err = process.communicate()
+    assert (process.returncode, err) == (0, "")
 
 
 def test_only_the_greeting_of_tensorflow_is_hidden(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    kept = "W0000 00:00:1.2 7 gpu_device.cc:1] Cannot dlopen some GPU libraries.\nits second line\n"
+    text = "W0000 00:00:1.2 7 gpu_device.cc:1] Cannot dlopen some GPU libraries.\nits second line\n"
     greeting = (
         "WARNING: All log messages before absl::InitializeLog() is called are written to STDERR\n"
         "I0000 00:00:1.2 7 port.cc:153] oneDNN custom operations are on.\n"
         "E0000 00:00:1.2 7 cuda_platform.cc:52] failed call to cuInit: UNKNOWN ERROR (303)\n"
     )
-    config = SimpleNamespace(list_physical_devices=lambda: os.write(2, (greeting + kept).encode()))
+    config = SimpleNamespace(list_physical_devices=lambda: os.write(2, (greeting + text).encode()))
     monkeypatch.setitem(sys.modules, "tensorflow", SimpleNamespace(config=config))
     quiet.import_quietly()
-    assert capfd.readouterr().err == kept
+    assert capfd.readouterr().err == text
 
     monkeypatch.setitem(sys.modules, "tensorflow", None)  # an import that fails
     with pytest.raises(ImportError):

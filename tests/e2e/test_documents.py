@@ -70,5 +70,5 @@ def test_commands_of_a_document_name_existing_configs(name: str) -> None:
 
 def test_rendered_configuration_page_is_up_to_date() -> None:
     line = [sys.executable, "tools/render_configuration.py", "--check"]
-    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr.splitlines()[-1]
+    process = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr.splitlines()[-1]

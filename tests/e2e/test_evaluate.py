@@ -49,7 +49,7 @@ def data(folder: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def mine(folder: Path, data: list[str]) -> list[str]:
+def base(folder: Path, data: list[str]) -> list[str]:
     """Return the overrides that name the network of logits, the arrays and eps."""
     return [f"model.path={folder / 'my.keras'}", *data]
 
@@ -61,10 +61,10 @@ def evaluated(tmp_path: Path, overrides: list[str]) -> dict[str, Any]:
 
 
 def test_cascade_reports_the_exact_worst_case(
-    folder: Path, mine: list[str], tmp_path: Path
+    folder: Path, base: list[str], tmp_path: Path
 ) -> None:
     """PGD breaks an image of the linear network if its mean is within eps of 0.5."""
-    result = evaluated(tmp_path, [*mine, ATTACKS])
+    result = evaluated(tmp_path, [*base, ATTACKS])
     with np.load(folder / "my.npz") as arrays:
         mean = arrays["x_test"].mean((1, 2, 3))
     expected = np.mean(np.abs(mean - 0.5) > 0.17)
@@ -121,7 +121,7 @@ def test_saved_model_and_probabilities_give_the_same_accuracy(
 
 @pytest.mark.usefixtures("short_closing")
 def test_one_of_two_outputs_is_chosen_by_its_name(
-    mine: list[str], data: list[str], tmp_path: Path
+    base: list[str], data: list[str], tmp_path: Path
 ) -> None:
     """The network takes images of any size; its score is the brightness, as that of `my.keras`."""
     image = keras.Input((None, None, 1))
@@ -137,7 +137,7 @@ def test_one_of_two_outputs_is_chosen_by_its_name(
     with pytest.raises(UserError, match="model.path: output: .*did you mean 'scores'"):
         evaluated(tmp_path, [*two, "model.output=score"])
     named = evaluated(tmp_path, [*two, "model.output=scores"])
-    plain = evaluated(tmp_path / "plain", [*mine, PGD, stages])
+    plain = evaluated(tmp_path / "plain", [*base, PGD, stages])
     assert named["robust_accuracy"] == plain["robust_accuracy"]
     exported = tmp_path / "runs" / "evaluate" / "saved_model" / "saved_model.pb"
     again = [f"model.path={exported}", *data, PGD, "stages=[attack_eval]"]
@@ -146,30 +146,30 @@ def test_one_of_two_outputs_is_chosen_by_its_name(
 
 @pytest.mark.usefixtures("short_closing")
 def test_logits_and_probabilities_are_not_confused(
-    folder: Path, mine: list[str], data: list[str], tmp_path: Path
+    folder: Path, base: list[str], data: list[str], tmp_path: Path
 ) -> None:
     softmax = [f"model.path={folder / 'softmax.keras'}", *data, PGD]
     evaluated(tmp_path, [*softmax, "model.outputs=probabilities"])
     with pytest.raises(UserError, match="expected logits, received probabilities"):
         evaluated(tmp_path, softmax)
     with pytest.raises(UserError, match="model.outputs: expected a network of probabilities"):
-        evaluated(tmp_path, [*mine, PGD, "model.outputs=probabilities"])
+        evaluated(tmp_path, [*base, PGD, "model.outputs=probabilities"])
     surrogate = f"attacks={{name: transfer, source: {folder / 'softmax.keras'}, attack: fgsm}}"
     with pytest.raises(UserError, match="source: expected a network of logits .or outputs: prob"):
-        evaluated(tmp_path / "refused", [*mine, surrogate])
+        evaluated(tmp_path / "refused", [*base, surrogate])
     assert not (tmp_path / "refused").exists()
 
 
 @pytest.mark.usefixtures("short_closing")
 @pytest.mark.parametrize("kind", slow_but(["float32", "uint8"], ["uint8"]))
 def test_saved_images_of_one_evaluation_attack_another(
-    mine: list[str], tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+    base: list[str], tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rounded saved images stay in the ball too: 0.17 is 43.35 / 255."""
-    first = evaluated(tmp_path, [*mine, PGD, f"evaluation.save={kind}"])
+    first = evaluated(tmp_path, [*base, PGD, f"evaluation.save={kind}"])
     images = tmp_path / "runs" / "evaluate" / "adversarial.npz"
     attacks = f"attacks=[{{name: saved_images, path: {images}}}]"
-    second = evaluated(tmp_path / "second", [*mine, attacks])
+    second = evaluated(tmp_path / "second", [*base, attacks])
     rounded = first.get("rounded_robust_accuracy", first["robust_accuracy"])
     assert second["robust_accuracy"] == rounded
     with np.load(images) as arrays:
@@ -177,17 +177,17 @@ def test_saved_images_of_one_evaluation_attack_another(
         np.savez(images, **{key: arrays[key][:half] for key in ("image", "index")})
     monkeypatch.setattr(attack_eval, "FIRST", 1)  # the missing images come later
     with pytest.raises(UserError, match="path: expected an image for each of"):
-        evaluated(tmp_path / "refused", [*mine, attacks])
+        evaluated(tmp_path / "refused", [*base, attacks])
     assert not (tmp_path / "refused").exists()
 
 
 def test_images_between_the_256_levels_are_not_saved_as_uint8(
-    folder: Path, mine: list[str], tmp_path: Path
+    folder: Path, base: list[str], tmp_path: Path
 ) -> None:
     with np.load(folder / "my.npz") as arrays:
         x, y = arrays["x_test"] * np.float32(0.99), arrays["y_test"]
     np.savez(tmp_path / "off.npz", x_test=x, y_test=y)
-    settings = [*mine, f"data.path={tmp_path / 'off.npz'}", "attacks=fgsm", "evaluation.save=uint8"]
+    settings = [*base, f"data.path={tmp_path / 'off.npz'}", "attacks=fgsm", "evaluation.save=uint8"]
     with pytest.raises(UserError, match="save: expected float32, since the images are not"):
         evaluated(tmp_path / "refused", settings)
     assert not (tmp_path / "refused").exists()
@@ -199,13 +199,13 @@ SIGNALS = [signal.SIGKILL, signal.SIGTERM]
 @pytest.mark.usefixtures("short_closing")
 @pytest.mark.parametrize("number", slow_but(SIGNALS, [signal.SIGTERM]))
 def test_killed_evaluation_resumes_to_the_same_flags(
-    mine: list[str], tmp_path: Path, number: int
+    base: list[str], tmp_path: Path, number: int
 ) -> None:
     """A signal after the first attack and a restart give the flags of an uninterrupted run."""
-    straight = run("evaluate", [*mine, ATTACKS], tmp_path / "straight", None, smoke=False)
+    straight = run("evaluate", [*base, ATTACKS], tmp_path / "straight", None, smoke=False)
     workdir = tmp_path / "killed"
     record = workdir / "evaluate" / "eval.json"
-    process = start("evaluate", workdir=workdir, overrides=[*mine, ATTACKS])
+    process = start("evaluate", workdir=workdir, overrides=[*base, ATTACKS])
     wait_until(lambda: record.is_file() and json.loads(record.read_text())["attacks"], process)
     process.send_signal(number)
     _, err = process.communicate()
@@ -215,7 +215,7 @@ def test_killed_evaluation_resumes_to_the_same_flags(
         assert process.returncode == 128 + number and "Traceback" not in err, err[-2000:]
         assert err.splitlines()[-1].startswith("error: SIGTERM: stopped; the same command goes on")
     assert json.loads(record.read_text())["pending"]
-    run("evaluate", [*mine, ATTACKS], workdir, None, smoke=False)
+    run("evaluate", [*base, ATTACKS], workdir, None, smoke=False)
     ours, theirs = (np.load(path / "flags.npz") for path in (record.parent, straight))
     assert set(ours) == set(theirs) > {"clean", "PGD-3"}
     for name in ours:
@@ -223,9 +223,9 @@ def test_killed_evaluation_resumes_to_the_same_flags(
 
 
 @pytest.mark.usefixtures("short_closing")
-def test_smoke_run_shortens_the_attacks_of_a_suite(mine: list[str], tmp_path: Path) -> None:
+def test_smoke_run_shortens_the_attacks_of_a_suite(base: list[str], tmp_path: Path) -> None:
     """`precision` belongs to training and is refused."""
-    overrides = [*mine, "attacks=autoattack"]
+    overrides = [*base, "attacks=autoattack"]
     run_folder = run("evaluate", overrides, tmp_path, ["attack_eval"], smoke=True)
     rows = json.loads((run_folder / "eval.json").read_text())["attacks"]
     assert [row["config"]["steps"] for row in rows[:3]] == [2, 2, 2]
@@ -237,7 +237,7 @@ def test_smoke_run_shortens_the_attacks_of_a_suite(mine: list[str], tmp_path: Pa
 
 @pytest.mark.usefixtures("short_closing")
 def test_results_of_another_network_are_moved_aside(
-    folder: Path, mine: list[str], data: list[str], tmp_path: Path
+    folder: Path, base: list[str], data: list[str], tmp_path: Path
 ) -> None:
     """The page of the first network moves too; a refused evaluation changes no file."""
     runs = tmp_path / "runs" / "evaluate"
@@ -245,7 +245,7 @@ def test_results_of_another_network_are_moved_aside(
     def files() -> dict[Path, bytes]:
         return {file: file.read_bytes() for file in runs.rglob("*") if file.is_file()}
 
-    first = evaluated(tmp_path, [*mine, "attacks=fgsm"])
+    first = evaluated(tmp_path, [*base, "attacks=fgsm"])
     before = files()
     refused = [f"model.path={folder / 'softmax.keras'}", *data, "attacks=fgsm"]
     with pytest.raises(UserError, match="expected logits, received probabilities"):
@@ -265,31 +265,28 @@ def test_results_of_another_network_are_moved_aside(
 
 @pytest.mark.usefixtures("short_closing")
 def test_finished_attacks_are_not_repeated_when_settings_change(
-    mine: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+    base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     """Another list, label or batch size repeats no finished attack; `rerun` repeats all."""
-    evaluated(tmp_path, [*mine, PGD])
+    evaluated(tmp_path, [*base, PGD])
     capsys.readouterr()
     more = "attacks=[{name: pgd, steps: 3, label: mine}, fgsm]"
-    result = evaluated(tmp_path, [*mine, more, "evaluation.batch_size=7"])
+    result = evaluated(tmp_path, [*base, more, "evaluation.batch_size=7"])
     assert [row["name"] for row in result["attacks"]] == ["mine", "FGSM"]
     out = capsys.readouterr().out
     assert "FGSM: " in out and "mine: " not in out and "clean: " not in out
-    evaluated(tmp_path, [*mine, more, "evaluation.batch_size=20"])
+    evaluated(tmp_path, [*base, more, "evaluation.batch_size=20"])
     assert "attack_eval: done before, skipped" in capsys.readouterr().out
-    evaluated(tmp_path, [*mine, more, "evaluation.rerun=true"])
+    evaluated(tmp_path, [*base, more, "evaluation.rerun=true"])
     assert "mine: " in capsys.readouterr().out
     assert (tmp_path / "runs" / "evaluate" / "evaluation.1" / "eval.json").is_file()
 
 
 @pytest.mark.usefixtures("short_closing")
 def test_results_of_another_version_are_kept_and_named(
-    mine: list[str],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
+    base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sets = [*mine, "attacks=fgsm"]
+    sets = [*base, "attacks=fgsm"]
     before = evaluated(tmp_path, sets)
     monkeypatch.setattr("tfrobust.evaluation.recorder.versions", lambda: {"tfrobust": "9.9.9"})
     capsys.readouterr()
@@ -302,12 +299,7 @@ def test_results_of_another_version_are_kept_and_named(
 @pytest.mark.parametrize(
     ("config", "overrides", "stages", "message"),
     [
-        (
-            "mnist_atlas",
-            ["data.dir=none", "data.download=false"],
-            None,
-            "data.dir: expected mnist",
-        ),
+        ("mnist_atlas", ["data.dir=none", "data.download=false"], None, "data.dir: expected mnist"),
         ("digits_adv", [], ["attack_eval"], "run the stage train first"),
         ("digits_adv", [], ["report"], "run the stage train first"),
         ("digits_adv", ["data.batch_size=5000"], None, "batch_size: expected at most the"),
@@ -323,9 +315,9 @@ def test_a_refused_run_writes_nothing(
 
 
 def test_mistakes_of_the_evaluate_command_are_one_line(
-    mine: list[str], command: Command, tmp_path: Path
+    base: list[str], command: Command, tmp_path: Path
 ) -> None:
-    sets = [part for override in mine for part in ("--set", override)]
+    sets = [part for override in base for part in ("--set", override)]
     wrong = command("evaluate", *sets, "--set", "attacks=autoatack")
     (line,) = wrong.stderr.splitlines()
     assert wrong.returncode == 2 and "did you mean 'autoattack'" in line

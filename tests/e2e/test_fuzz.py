@@ -86,9 +86,9 @@ def broken(draw: st.DrawFn, configs: list[dict[str, Any]]) -> dict[str, Any]:
         paths = list(places(config))
         if not paths:
             break
-        *way, last = draw(st.sampled_from(paths))
+        *parents, last = draw(st.sampled_from(paths))
         node = config
-        for key in way:
+        for key in parents:
             node = node[key]
         change = draw(st.sampled_from(["replace", "replace", "remove", "add"]))
         if change == "remove":
@@ -152,13 +152,14 @@ def damaged(draw: st.DrawFn, content: bytes) -> bytes:
     """Return content that is cut short, partly replaced, or something else."""
     start, end = sorted(draw(st.tuples(*[st.integers(0, len(content))] * 2)))
     junk = draw(st.sampled_from([b"", b"\n- [}", b"null"]) | st.binary(max_size=8))
-    kept = content[:start]
-    overwritten = kept + junk + content[start + len(junk) :]
-    return draw(st.sampled_from([kept, kept + junk + content[end:], junk, overwritten]))
+    head = content[:start]
+    overwritten = head + junk + content[start + len(junk) :]
+    return draw(st.sampled_from([head, head + junk + content[end:], junk, overwritten]))
 
 
 @pytest.fixture(scope="module")
 def finished(smoke_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a copy of the smoke run, whose files the test may damage."""
     return shutil.copytree(smoke_run, tmp_path_factory.mktemp("runs") / "digits_adv")
 
 

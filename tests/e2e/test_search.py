@@ -73,9 +73,9 @@ def test_files_and_page_of_a_finished_search(finished: Path) -> None:
         assert row["status"] == "completed" and row["epochs"] == "3"
         assert 1e-4 <= float(row["method.alpha"]) <= 1e-1 and 0 <= float(row["method.beta"]) <= 10
         epochs = history(finished / "search" / f"trial_{row['trial']}")
-        kept = max(epochs, key=lambda e: (float(e["val_robust_accuracy"]), int(e["epoch"])))
+        last_best = max(epochs, key=lambda e: (float(e["val_robust_accuracy"]), int(e["epoch"])))
         for column in ("val_accuracy", "val_robust_accuracy"):
-            assert float(row[column]) == float(kept[column])
+            assert float(row[column]) == float(last_best[column])
     top = best(listed)
     config = configs.read(finished / "search" / "best.yaml")
     assert config["method"]["alpha"] == float(top["method.alpha"]) and "search" not in config
@@ -164,8 +164,8 @@ def test_search_continues_after_a_trial_that_diverges(
 ) -> None:
     rates = "search.space={optimizer.learning_rate: {choice: [0.05, 1.0e+35]}}"
     folder = small(tmp_path, rates)
-    failed, done = sorted(trials(folder), key=lambda row: row["status"], reverse=True)
-    assert (failed["status"], done["status"]) == ("failed", "completed")
+    failed, completed = sorted(trials(folder), key=lambda row: row["status"], reverse=True)
+    assert (failed["status"], completed["status"]) == ("failed", "completed")
     assert "the loss is not finite" in failed["reason"] and "\n" not in failed["reason"]
     assert "failed: train: the loss is not finite" in capfd.readouterr().out
     assert "1 of them failed" in (folder / "report" / "index.html").read_text()
@@ -222,11 +222,11 @@ def test_two_workers_share_the_trials_and_a_killed_one_resumes(
     one.send_signal(signal.SIGKILL)
     one.communicate()
     again = join("one")
-    (output, chief_errors), *others = (p.communicate(timeout=500) for p in (chief, again, two))
-    assert [process.returncode for process in (chief, again, two)] == [0, 0, 0], others
+    (output, chief_errors), *workers = (p.communicate(timeout=500) for p in (chief, again, two))
+    assert [process.returncode for process in (chief, again, two)] == [0, 0, 0], workers
     assert "Traceback" not in chief_errors and "search: 4 of 4: trial" in output
-    assert all("Traceback" not in err and "completed" in out for out, err in others)
+    assert all("Traceback" not in err and "completed" in out for out, err in workers)
     # The values are drawn in the order of the trials, whoever runs them.
-    for ours, theirs in zip(trials(folder)[:3], trials(finished)[:3], strict=True):
-        assert {**ours, "pareto": ""} == {**theirs, "pareto": ""}
+    for row, expected in zip(trials(folder)[:3], trials(finished)[:3], strict=True):
+        assert {**row, "pareto": ""} == {**expected, "pareto": ""}
     assert len(trials(folder)) == 4 and (folder / "report" / "index.html").is_file()

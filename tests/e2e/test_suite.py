@@ -25,11 +25,11 @@ runs:
 def test_suite_runs_every_member_and_marks_the_failed_one(command: Command, tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(SUITE)
-    done = command(str(path), "--smoke")
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    message = done.stderr.splitlines()[-1]
+    process = command(str(path), "--smoke")
+    assert process.returncode == 1 and "Traceback" not in process.stderr
+    message = process.stderr.splitlines()[-1]
     assert message.startswith("error: 1 of 2 runs failed: digits_natural (") and "loss" in message
-    assert "Black box" in done.stdout and "PGD-2" in done.stdout
+    assert "Black box" in process.stdout and "PGD-2" in process.stdout
 
     folder = tmp_path / "runs" / "mine"
     (row,) = csv.DictReader((folder / "table.csv").open())
@@ -41,7 +41,7 @@ def test_suite_runs_every_member_and_marks_the_failed_one(command: Command, tmp_
     assert not (folder / "surrogate" / "eval.json").exists()
     assert "loss" in (folder / "logs" / "digits_natural.log").read_text()
 
-    # Run again, the suite skips what is done.
+    # Run again, the suite skips its finished member.
     before = (folder / "digits_adv" / "eval.json").stat().st_mtime_ns
     again = command(str(path), "--smoke", "--set", "runs=[digits_adv]")
     assert again.returncode == 0, again.stderr
@@ -52,13 +52,13 @@ def test_suite_runs_every_member_and_marks_the_failed_one(command: Command, tmp_
 def test_suite_refuses_a_mistake_before_any_member_runs(command: Command, tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("runs: [digits_adv, {config: digits_atlas, set: {method.alhpa: 1.0}}]")
-    done = command(str(path))
-    assert done.returncode == 2
-    (message,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    process = command(str(path))
+    assert process.returncode == 2
+    (message,) = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
     assert "atlas: " in message and "did you mean 'alpha'" in message
     path.write_text("runs: [digits_adv, digits_atlas_search]")
-    done = command(str(path))
-    assert done.returncode == 2 and "stages: expected attack_eval among them" in done.stderr
+    process = command(str(path))
+    assert process.returncode == 2 and "stages: expected attack_eval among them" in process.stderr
     assert not (tmp_path / "runs").exists()
 
 
@@ -69,9 +69,9 @@ def test_a_suite_whose_runs_are_all_refused_writes_nothing(
     """Each run finds only after reading the data that its batches are larger than the data set."""
     path = tmp_path / "mine.yaml"
     path.write_text("set: {data.batch_size: 5000}\nruns: [digits_adv, digits_natural]")
-    done = command(str(path))
-    assert done.returncode == 2
-    message = done.stderr.splitlines()[-1]
+    process = command(str(path))
+    assert process.returncode == 2
+    message = process.stderr.splitlines()[-1]
     assert message.startswith("error: mine: every run is refused; digits_adv: ")
     assert "data.batch_size: expected at most the" in message
     assert not (tmp_path / "runs").exists()

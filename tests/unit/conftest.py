@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-
-HERE = Path(__file__).resolve().parent
 
 
 @pytest.fixture(scope="session")
 def linear() -> Callable[..., Any]:
     """Return a function linear(W, power=1) that builds the network z = (x W)^power.
 
-    Images [2, 2, 1] are seen as vectors [4]. The Jacobian is W^T for power 1 and 2 diag(x W) W^T
-    for power 2.
+    An image [2, 2, 1] is a vector x [4]. The Jacobian is W^T for power 1 and 2 diag(x W) W^T for
+    power 2.
     """
     import keras
 

@@ -1,7 +1,7 @@
-"""The formulae of the methods' papers, in NumPy's float64, on a network of which all is known.
+"""The formulae of the methods' papers, in NumPy's float64, on a network with a known Jacobian.
 
-The network is z = (x W)^2: at x its Jacobian is J = 2 diag(x W) W^T, so that
-C ||v^T J||^2 = C ||sum_c v_c 2 (x W)_c W[:, c]||^2 depends on where it is taken.
+The network is z = (x W)^2. Its Jacobian J = 2 diag(x W) W^T depends on x, and so does
+C ||v^T J||^2 = C ||sum_c v_c 2 (x W)_c W[:, c]||^2.
 """
 
 from __future__ import annotations
@@ -58,37 +58,45 @@ BATCH = {name: tf.constant(value) for name, value in BATCH.items()}
 THREAT = Threat("linf", 0.2)
 FACTS = {"num_examples": 5, "batch_size": 5, "steps_per_epoch": 2}
 TARGETS = np.eye(3)[Y]  # of the cross entropies; a test of label smoothing replaces them
-MEANS = RNG.dirichlet(np.ones(3), size=3)  # GKL's
+MEANS = RNG.dirichlet(np.ones(3), size=3)  # the class means of GKL
 
-Formula = Callable[..., np.ndarray]  # of the weights w, those that count as constants, the scale
+# A function of the weights w [4, 3], the weights without gradients w0, and the scale s of
+# `RobustModel`; it returns the loss of each example, [5].
+Formula = Callable[..., np.ndarray]
 
 
 def logits(x: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """Return the logits [5, 3]."""
     return (x.reshape(5, 4).astype(np.float64) @ w) ** 2
 
 
 def log_softmax(z: np.ndarray) -> np.ndarray:
+    """Return the logarithms of the probabilities of logits z."""
     return z - np.log(np.exp(z).sum(axis=1, keepdims=True))
 
 
 def log_p(x: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """Return the logarithms of the network's probabilities, [5, 3]."""
     return log_softmax(logits(x, w))
 
 
 def ce(x: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """Return the cross entropies [5] with TARGETS."""
     return -np.sum(TARGETS * log_p(x, w), axis=1)
 
 
-def divergence(log_base: np.ndarray, log_other: np.ndarray) -> np.ndarray:
-    return np.sum(np.exp(log_base) * (log_base - log_other), axis=1)
+def divergence(log_p: np.ndarray, log_q: np.ndarray) -> np.ndarray:
+    """Return KL(p || q), [5]."""
+    return np.sum(np.exp(log_p) * (log_p - log_q), axis=1)
 
 
-def kl(base: np.ndarray, other: np.ndarray, w: np.ndarray) -> np.ndarray:
-    """Return KL(p(base) || p(other))."""
-    return divergence(log_p(base, w), log_p(other, w))
+def kl(x1: np.ndarray, x2: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """Return KL(p(x1) || p(x2)), [5]."""
+    return divergence(log_p(x1, w), log_p(x2, w))
 
 
 def jac(x: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """Return C ||v^T J||^2, [5], with the projections V."""
     return 3 * np.sum(((2 * (x.reshape(5, 4).astype(np.float64) @ w) * V) @ w.T) ** 2, axis=1)
 
 
@@ -106,33 +114,38 @@ def mart(w: np.ndarray, _: np.ndarray, s: float) -> np.ndarray:
 
 
 def gradalign(w: np.ndarray, _: np.ndarray, s: float) -> np.ndarray:
-    here, there = G.reshape(5, 4), slope(NOISY, w, np.eye(3)[Y])
-    cosine = np.sum(here * there, axis=1)
-    cosine /= np.linalg.norm(here, axis=1) * np.linalg.norm(there, axis=1)
+    at_image, at_noisy = G.reshape(5, 4), slope(NOISY, w, np.eye(3)[Y])
+    cosine = np.sum(at_image * at_noisy, axis=1)
+    cosine /= np.linalg.norm(at_image, axis=1) * np.linalg.norm(at_noisy, axis=1)
     return ce(X_ADV, w) + s * 0.3 * (1 - cosine)
 
 
 def llr(w: np.ndarray, _: np.ndarray, s: float) -> np.ndarray:
-    along = np.sum((X_ADV - X).reshape(5, 4) * slope(X, w, TARGETS), axis=1)
-    gap = np.abs(ce(X_ADV, w) - ce(X, w) - along)
-    return ce(X, w) + s * (0.7 * gap + 0.3 * np.abs(along))
+    linear = np.sum((X_ADV - X).reshape(5, 4) * slope(X, w, TARGETS), axis=1)
+    remainder = np.abs(ce(X_ADV, w) - ce(X, w) - linear)
+    return ce(X, w) + s * (0.7 * remainder + 0.3 * np.abs(linear))
+
+
+def extremes(w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return log p [5, 3] at that of the three points where each loss is highest, and lowest."""
+    points = np.stack([log_p(x, w) for x in (X, X_LOW, X_ADV)])
+    rows = np.arange(5)
+    at_label = points[:, rows, Y]
+    return points[at_label.argmin(0), rows], points[at_label.argmax(0), rows]
 
 
 def squeeze(kind: str) -> Formula:
+    """Return the formula of squeeze training with a regulariser."""
+
     def formula(w: np.ndarray, w0: np.ndarray, s: float) -> np.ndarray:
-        pairs = []
-        for v in (w, w0):  # the extremes of the three points, for each example
-            three = np.stack([log_p(x, v) for x in (X, X_LOW, X_ADV)])
-            at_label, row = three[:, np.arange(5), Y], np.arange(5)
-            pairs += [three[at_label.argmin(0), row], three[at_label.argmax(0), row]]
-        high, low, high0, low0 = pairs
+        (high, low), (high0, low0) = extremes(w), extremes(w0)
         mean = np.log(0.5 * (np.exp(high) + np.exp(low)))
-        apart = {
+        distance = {
             "symmetric_kl": 0.5 * (divergence(low0, high) + divergence(high0, low)),
             "js": 0.5 * (divergence(high, mean) + divergence(low, mean)),
             "l2": np.sum((np.exp(high) - np.exp(low)) ** 2, axis=1),
         }[kind]
-        return ce(X, w) + s * 2 * apart
+        return ce(X, w) + s * 2 * distance
 
     return formula
 
@@ -145,34 +158,33 @@ def mma(w: np.ndarray, _: np.ndarray, s: float) -> np.ndarray:
 
 def gkl(w: np.ndarray, w0: np.ndarray, s: float) -> np.ndarray:
     """Return the paper's double sum over pairs of classes."""
-    apart = logits(X, w) - logits(X_ADV, w)
+    change = logits(X, w) - logits(X_ADV, w)
     weight = MEANS[Y] ** 0.4
     weight /= weight.sum(axis=1, keepdims=True)
-    pairs = weight[:, :, None] * weight[:, None] * (apart[:, :, None] - apart[:, None]) ** 2
+    pairs = weight[:, :, None] * weight[:, None] * (change[:, :, None] - change[:, None]) ** 2
     soft = -np.sum(np.exp(log_p(X, w0)) * log_p(X_ADV, w), axis=1)
     return ce(X, w) + 0.5 * soft + 2 / 4 * pairs.sum(axis=(1, 2))
 
 
 def oat(w: np.ndarray, _: np.ndarray, s: float) -> np.ndarray:
     """Return the loss of the network whose logits are (1 + lambda) z."""
-    hard, clean = (
-        -np.sum(TARGETS * log_softmax((1 + LAMBDA[:, None]) * logits(x, w)), axis=1)
-        for x in (X_ADV, X)
-    )
-    return LAMBDA * hard + (1 - LAMBDA) * clean
+    scale = 1 + LAMBDA[:, None]
+    clean = -np.sum(TARGETS * log_softmax(scale * logits(X, w)), axis=1)
+    adversarial = -np.sum(TARGETS * log_softmax(scale * logits(X_ADV, w)), axis=1)
+    return LAMBDA * adversarial + (1 - LAMBDA) * clean
 
 
 def nuat(w: np.ndarray, _: np.ndarray, s: float) -> np.ndarray:
-    """Of images 0 and 1, 2 and 3, and 4 alone."""
-    apart = logits(X, w) - logits(X_ADV, w)
-    means = [np.linalg.norm(part, "nuc") / len(part) for part in np.split(apart, [2, 4])]
+    """Return the loss whose groups are images 0 and 1, images 2 and 3, and image 4."""
+    change = logits(X, w) - logits(X_ADV, w)
+    means = [np.linalg.norm(group, "nuc") / len(group) for group in np.split(change, [2, 4])]
     return ce(X, w) + s * 0.3 * np.repeat(means, [2, 2, 1])
 
 
 FORMULAE: dict[str, tuple[type, dict[str, Any], Formula]] = {
     "natural": (Natural, {}, lambda w, _, s: ce(X, w)),
     "adv": (Adv, {}, lambda w, _, s: ce(X_ADV, w)),
-    "adv, clean too": (
+    "adv with a clean weight": (
         Adv,
         {"clean_weight": 0.3},
         lambda w, _, s: 0.7 * ce(X_ADV, w) + 0.3 * ce(X, w),
@@ -203,7 +215,7 @@ FORMULAE: dict[str, tuple[type, dict[str, Any], Formula]] = {
     "nfgsm": (Nfgsm, {}, lambda w, _, s: ce(X_ADV, w)),
     "free": (Free, {}, lambda w, _, s: ce(X_ADV, w)),
     "fat": (Fat, {}, lambda w, _, s: ce(X_ADV, w)),
-    "awp, weights that do not move": (Awp, {"gamma": 0.0}, lambda w, _, s: ce(X_ADV, w)),
+    "awp with gamma 0": (Awp, {"gamma": 0.0}, lambda w, _, s: ce(X_ADV, w)),
     "oat": (Oat, {"lambdas": [0.0, 0.2, 1.0]}, oat),
     "iaat": (Iaat, {}, lambda w, _, s: ce(X_ADV, w)),
     "mart": (Mart, {"beta": 2.0}, mart),
@@ -230,5 +242,5 @@ FORMULAE: dict[str, tuple[type, dict[str, Any], Formula]] = {
     "squeeze, l2": (Squeeze, {"beta": 2.0, "regularizer": "l2"}, squeeze("l2")),
     "mma": (Mma, {"max_margin": 0.35}, mma),
     "gkl": (Gkl, {"alpha": 0.5, "beta": 2.0, "gamma": 0.4}, gkl),
-    "gkl, no terms": (Gkl, {"alpha": 0.0, "beta": 0.0}, lambda w, _, s: ce(X, w)),
+    "gkl without its terms": (Gkl, {"alpha": 0.0, "beta": 0.0}, lambda w, _, s: ce(X, w)),
 }

@@ -1,7 +1,7 @@
 """Gradient attacks against closed forms.
 
-On logits x W the loss of a two-class network grows with <w, x>, w = W[:, rival] - W[:, label]; its
-maximum over the ball is at x + eps * sign(w) for Linf and at x + eps * w / ||w|| for L2.
+The logits are x W with two classes, so the loss grows with <w, x>, w = W[:, rival] - W[:, label].
+Its maximum over the ball is at x + eps * sign(w) for Linf and at x + eps * w / ||w|| for L2.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.errors import error_line
 from tfrobust import FGSM, PGD, Threat, losses, noise
 from tfrobust.attacks import MultiTargeted, Transfer
-from tfrobust.errors import UserError
 from tfrobust.evaluation import list_attacks
 
 SEED = noise.seed_for(0, 0, "test")
@@ -30,12 +30,13 @@ UNIT = TOWARDS / np.sqrt(np.sum(TOWARDS**2, axis=(1, 2, 3), keepdims=True))
 
 @pytest.fixture
 def network(linear: Callable[..., Any]) -> Any:
+    """Return the network of logits x W."""
     return linear(W)
 
 
 @pytest.fixture
 def curved() -> Callable[[Any], Any]:
-    """A function with many local maxima, of three classes."""
+    """Return a function from images to logits [B, 3] with many local maxima."""
     rng = np.random.default_rng(5)
     a, b = (tf.constant(rng.normal(size=s).astype("float32")) for s in ((4, 16), (16, 3)))
     return lambda x: tf.sin(6.0 * tf.reshape(x, [-1, 4]) @ a) @ b
@@ -53,6 +54,7 @@ class Counted:
 
 
 def run(attack: Any, network: Any, threat: Threat, x: Any = X, y: Any = Y, seed: Any = SEED) -> Any:
+    """Return the adversarial images as an array of the shape of x."""
     return attack(network, tf.constant(x), tf.constant(y), threat=threat, seed=seed).numpy()
 
 
@@ -61,7 +63,7 @@ def run(attack: Any, network: Any, threat: Threat, x: Any = X, y: Any = Y, seed:
 def test_pgd_reaches_the_linf_optimum(network: Any, loss: str, start: str) -> None:
     x_adv = run(PGD(loss=loss, start=start), network, Threat("linf", 0.1, WIDE))
     np.testing.assert_allclose(x_adv, X + 0.1 * SIGN, atol=1e-6)
-    # The loss there: softplus of the margin at x plus eps * ||w||_1.
+    # The loss is the softplus of the margin at x plus eps * ||w||_1.
     margin = np.sum(TOWARDS * X, axis=(1, 2, 3)) + 0.1 * np.sum(np.abs(TOWARDS), axis=(1, 2, 3))
     values = losses.cross_entropy(network(x_adv), tf.constant(Y))
     np.testing.assert_allclose(values, np.log1p(np.exp(margin)), rtol=1e-5)
@@ -73,7 +75,7 @@ def test_pgd_reaches_the_l2_optimum(network: Any) -> None:
     np.testing.assert_allclose(x_adv, X + 0.5 * UNIT, atol=1e-4)
 
 
-def test_the_box_cuts_the_optimum(network: Any) -> None:
+def test_optimum_is_clipped_to_the_box(network: Any) -> None:
     x_adv = run(PGD(), network, Threat("linf", 0.4))
     np.testing.assert_allclose(x_adv, np.clip(X + 0.4 * SIGN, 0, 1), atol=1e-6)
 
@@ -83,10 +85,10 @@ def test_fgsm_is_one_step_of_1_25_eps_from_a_random_start(network: Any) -> None:
     start = threat.random_start(tf.constant(X), noise.fold(SEED, 0)).numpy()
     expected = X + np.clip(start + 1.25 * 0.1 * SIGN - X, -0.1, 0.1)
     np.testing.assert_allclose(run(FGSM(), network, threat), expected, atol=1e-6)
-    assert (np.abs(expected - X) < 0.09).any()  # the start shows: not every pixel is at eps
+    assert (np.abs(expected - X) < 0.09).any()  # after a random start some pixels are inside
 
 
-def test_plain_fgsm(network: Any) -> None:
+def test_fgsm_without_a_random_start_is_one_signed_step(network: Any) -> None:
     x_adv = run(FGSM(start="none", step_scale=1.0), network, Threat("linf", 0.1, WIDE))
     np.testing.assert_allclose(x_adv, X + 0.1 * SIGN, atol=1e-6)
 
@@ -99,25 +101,25 @@ def test_each_example_has_its_eps(network: Any) -> None:
         np.testing.assert_allclose(x_adv, X + eps[:, None, None, None] * SIGN, atol=1e-6)
 
 
-def test_step_size() -> None:
+def test_step_size_may_be_a_number_a_fraction_or_a_tensor() -> None:
     """One step moves by 0.02; the default step size is 2.5 eps / steps."""
-    up = lambda x: tf.stack([tf.zeros(len(x)), x[:, 0, 0, 0] - 5.0], axis=1)  # noqa: E731
+
+    def rising(x: Any) -> Any:
+        return tf.stack([tf.zeros(len(x)), x[:, 0, 0, 0] - 5.0], axis=1)
+
     zeros, threat = np.zeros((1, 1, 1, 1), np.float32), Threat("linf", 0.3)
-    for attack, moved in (
+    for attack, distance in (
         (PGD(steps=1, step_size=0.02, start="none"), 0.02),
         (PGD(steps=1, step_size="1/50", start="none"), 0.02),
         (PGD(steps=4, step_size=tf.constant(0.05), start="none"), 0.2),
-        (PGD(steps=1, start="none"), 0.3),  # 0.75, projected
+        (PGD(steps=1, start="none"), 0.3),  # the projection of 0.75
     ):
-        assert run(attack, up, threat, zeros, [0]).item() == pytest.approx(moved)
+        assert run(attack, rising, threat, zeros, [0]).item() == pytest.approx(distance)
     assert PGD(steps=10).step(0.3) == pytest.approx(0.075)
 
 
 def stripe(low: float, high: float) -> Callable[[Any], Any]:
-    """Return logits of one pixel.
-
-    Class 1 wins on [low, high] only, yet its gradient is +1 everywhere.
-    """
+    """Return logits of one pixel: class 1 wins on [low, high] only, with gradient +1 everywhere."""
 
     def logits(x: Any) -> Any:
         t = tf.reshape(x, [-1])
@@ -130,16 +132,18 @@ def stripe(low: float, high: float) -> Callable[[Any], Any]:
 @pytest.mark.parametrize(
     ("success", "low", "high", "end"),
     [
-        ("last", 0.35, 0.45, 0.6),  # goes 0.2, 0.4, 0.6 through the stripe
-        ("any", 0.35, 0.45, 0.4),  # stays at its first success
-        ("any", 0.15, 0.45, 0.2),  # the first of two
+        ("last", 0.35, 0.45, 0.6),  # the steps 0.2, 0.4, 0.6 cross the stripe
+        ("any", 0.35, 0.45, 0.4),
+        ("any", 0.15, 0.45, 0.2),  # the first of two successes
         ("any", -0.1, 0.1, 0.0),  # misclassified at the start
-        ("last", -0.1, 0.1, 0.6),  # there, but not at the end
-        ("any", 0.55, 0.65, 0.6),  # at the last step
-        ("any", 0.7, 0.8, 0.6),  # never
+        ("last", -0.1, 0.1, 0.6),
+        ("any", 0.55, 0.65, 0.6),  # misclassified at the last step
+        ("any", 0.7, 0.8, 0.6),  # never misclassified
     ],
 )
-def test_any_success_is_kept(success: str, low: float, high: float, end: float) -> None:
+def test_success_any_stops_at_the_first_misclassified_image(
+    success: str, low: float, high: float, end: float
+) -> None:
     attack = PGD(steps=3, step_size=0.2, start="none", success=success)
     zeros = np.zeros((1, 1, 1, 1), np.float32)
     x_adv = run(attack, stripe(low, high), Threat("linf", 0.6), zeros, [0])
@@ -148,11 +152,10 @@ def test_any_success_is_kept(success: str, low: float, high: float, end: float) 
 
 @pytest.mark.parametrize("attack", [PGD(steps=4, success="any"), MultiTargeted(steps=4)])
 def test_a_random_start_that_is_misclassified_is_a_success(attack: Any) -> None:
-    """A misclassified random start counts as a success.
+    """The network is wrong below the image, and its gradient leads upwards.
 
-    The network is wrong below the image, where half of the starts are, and the gradient leads
-    upwards. These examples end at their start after one pass, or two with the query of the clean
-    image, as in APGD.
+    Half of the starts are below. These examples end at their start after one pass, or after two
+    where the attack queries the clean image.
     """
 
     def logits(x: Any) -> Any:
@@ -167,38 +170,33 @@ def test_a_random_start_that_is_misclassified_is_a_success(attack: Any) -> None:
     assert 10 < wrong.sum() < 54
     np.testing.assert_array_equal(outcome.success, wrong)
     np.testing.assert_array_equal(outcome.images.numpy()[wrong], start[wrong])
-    looks = 1 if isinstance(attack, PGD) else 2
-    assert (outcome.queries.numpy()[wrong] == looks).all()
-    assert (outcome.queries.numpy()[~wrong] == looks + 4).all()
+    queries = 1 if isinstance(attack, PGD) else 2
+    assert (outcome.queries.numpy()[wrong] == queries).all()
+    assert (outcome.queries.numpy()[~wrong] == queries + 4).all()
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "margin", "kl"])
-def test_restarts_are_never_worse(curved: Any, loss: str) -> None:
-    """More restarts break at least as many.
-
-    The first start is that of one restart, and an example that it broke stays broken.
-    """
+def test_more_restarts_break_no_fewer_examples(curved: Any, loss: str) -> None:
+    """The first start is that of one restart; its successes stay and losses only grow."""
     rng, threat = np.random.default_rng(6), Threat("linf", 0.05)
     x = rng.random((200, 2, 2, 1)).astype("float32")
     y = tf.argmax(curved(x), axis=1, output_type=tf.int32).numpy()
 
     def value(restarts: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return which examples are broken, and their losses."""
         logits = curved(run(PGD(steps=3, restarts=restarts, loss=loss), curved, threat, x, y))
         wrong = ~losses.correct(logits, tf.constant(y)).numpy()
         target = curved(x) if loss == "kl" else tf.constant(y)
         return wrong, getattr(losses, loss)(logits, target).numpy()
 
-    (wrong, one), (wrong_more, more) = value(1), value(5)
-    assert (wrong_more >= wrong).all()
-    assert wrong_more.sum() > wrong.sum()
-    assert (more >= one - 1e-5)[~wrong_more].all()
+    (broken, loss_of_one), (broken_by_five, loss_of_five) = value(1), value(5)
+    assert (broken_by_five >= broken).all()
+    assert broken_by_five.sum() > broken.sum()
+    assert (loss_of_five >= loss_of_one - 1e-5)[~broken_by_five].all()
 
 
-def test_restarts_keep_the_one_that_broke_the_example() -> None:
-    """A restart that falls into the stripe is kept although its loss is lower.
-
-    The logits are flat and class 1 wins on [0.5, 0.6] only.
-    """
+def test_restart_that_broke_the_example_is_kept() -> None:
+    """Class 1 wins on [0.5, 0.6] only, where the loss is lower than at other starts."""
 
     def logits(x: Any) -> Any:
         t = tf.reshape(x, [-1])
@@ -217,44 +215,44 @@ def test_restarts_keep_the_one_that_broke_the_example() -> None:
     assert ((x_adv >= 0.5) & (x_adv <= 0.6)).mean() > 0.9  # 1 - 0.9^30 = 0.96
 
 
-def test_the_seed_is_all_the_randomness(curved: Any) -> None:
-    threat, other = Threat("linf", 0.1), noise.seed_for(0, 1, "test")
+def test_same_seed_gives_the_same_images(curved: Any) -> None:
+    threat, second_seed = Threat("linf", 0.1), noise.seed_for(0, 1, "test")
     for attack in (FGSM(), PGD(steps=2), PGD(steps=2, restarts=2), PGD(steps=1, start="normal")):
         first = run(attack, curved, threat)
         np.testing.assert_array_equal(run(attack, curved, threat), first)
-        assert (run(attack, curved, threat, seed=other) != first).any()
+        assert (run(attack, curved, threat, seed=second_seed) != first).any()
 
 
-def test_kl_has_no_gradient_at_the_image(curved: Any) -> None:
+def test_kl_has_no_gradient_at_the_image_and_grows_from_a_start(curved: Any) -> None:
     """KL(p(x) || p(x')) has its minimum at x' = x and grows from a random start."""
     threat, start, x = Threat("linf", 0.1), noise.fold(SEED, 0), tf.constant(X)
     with tf.GradientTape() as tape:
         tape.watch(x)
         value = losses.kl(curved(x), reference=curved(X))
     assert np.abs(tape.gradient(value, x)).max() < 1e-5  # rounding
-    begun = threat.random_start(tf.constant(X), start)
     x_adv = run(PGD(steps=3, step_size=0.01, loss="kl"), curved, threat)
-    assert (losses.kl(curved(x_adv), curved(X)) > losses.kl(curved(begun), curved(X))).numpy().all()
+    before = losses.kl(curved(threat.random_start(x, start)), curved(X))
+    assert (losses.kl(curved(x_adv), curved(X)) > before).numpy().all()
 
 
 @pytest.mark.parametrize(
     ("attack", "passes"),
     [
         (FGSM(), 1),
-        (FGSM(loss="kl"), 2),  # and the clean prediction
+        (FGSM(loss="kl"), 2),  # one for the clean prediction
         (PGD(steps=7), 7),
         (PGD(steps=7, loss="kl"), 8),
-        (PGD(steps=7, success="any"), 8),  # and a look at the end
-        (PGD(steps=4, restarts=3), 15),  # and the value of each of the three ends
+        (PGD(steps=7, success="any"), 8),  # one for the last image
+        (PGD(steps=4, restarts=3), 15),  # one for the loss of each of the three last images
     ],
 )
-def test_passes_through_the_network(network: Any, attack: Any, passes: int) -> None:
+def test_number_of_passes_through_the_network(network: Any, attack: Any, passes: int) -> None:
     counted = Counted(network)
     run(attack, counted, Threat("linf", 0.1))
     assert counted.calls == passes
 
 
-def test_one_trace_serves_every_eps_and_seed(curved: Any) -> None:
+def test_attack_is_traced_once_for_all_eps_and_seeds(curved: Any) -> None:
     traces, attack = [], PGD(steps=3, restarts=2)
 
     @tf.function
@@ -271,20 +269,23 @@ def test_one_trace_serves_every_eps_and_seed(curved: Any) -> None:
     assert len(traces) == 1
 
 
-def test_maximise_an_objective() -> None:
+def test_maximise_reaches_the_optimum_of_an_objective() -> None:
     """The maximum of sum(c x) is at x + eps * sign(c), and no gradient flows through the result."""
     x, threat = tf.constant(X), Threat("linf", 0.1, WIDE)
     c = tf.constant(np.random.default_rng(1).normal(size=X.shape).astype("float32"))
+
+    def objective(images: Any) -> Any:
+        return tf.reduce_sum(c * images, axis=(1, 2, 3))
+
     with tf.GradientTape() as tape:
         tape.watch(x)
-        objective = lambda z: tf.reduce_sum(c * z, axis=(1, 2, 3))  # noqa: E731
         best = PGD(success="any").maximise(objective, x, threat=threat, seed=SEED)
         total = tf.reduce_sum(best)
     np.testing.assert_allclose(best, X + 0.1 * np.sign(c), atol=1e-6)
     assert tape.gradient(total, x) is None
 
 
-def test_arrays_and_any_integer_labels_will_do(network: Any) -> None:
+def test_images_may_be_arrays_and_labels_any_integers(network: Any) -> None:
     for attack in (FGSM(start="none"), PGD(steps=1, start="none"), PGD(steps=2, loss="margin")):
         for y in (Y, Y.astype("uint8"), Y.astype("int64"), list(Y)):
             x_adv = attack(network, X, y, threat=Threat("linf", 0.1, WIDE), seed=(0, 1))
@@ -293,7 +294,10 @@ def test_arrays_and_any_integer_labels_will_do(network: Any) -> None:
 
 def test_nan_gradients_leave_finite_images() -> None:
     """sqrt(x - 0.5) is NaN below 0.5, and those pixels do not move."""
-    nan = lambda x: tf.stack([tf.sqrt(x[:, 0, 0, 0] - 0.5), x[:, 0, 0, 0]], axis=1)  # noqa: E731
+
+    def nan(x: Any) -> Any:
+        return tf.stack([tf.sqrt(x[:, 0, 0, 0] - 0.5), x[:, 0, 0, 0]], axis=1)
+
     x = np.array([0.2, 0.9], np.float32).reshape(2, 1, 1, 1)
     for norm in ("linf", "l2"):
         x_adv = run(PGD(start="none"), nan, Threat(norm, 0.05), x, [0, 1]).ravel()
@@ -315,10 +319,7 @@ def test_nan_gradients_leave_finite_images() -> None:
     ],
 )
 def test_mistakes_are_one_line(make: Callable[[], Any], message: str) -> None:
-    with pytest.raises(UserError) as caught:
-        make()
-    assert message in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert message in error_line(make)
 
 
 def test_titles_and_settings_state_what_was_run() -> None:
@@ -333,6 +334,11 @@ def test_titles_and_settings_state_what_was_run() -> None:
     assert FGSM().settings(Threat("linf", 0.08))["step_size"] == pytest.approx(0.1)
 
 
+def transferred_pgd(step_size: Any) -> Transfer:
+    """Return PGD on a network in another folder."""
+    return Transfer("somewhere", PGD(step_size=step_size))
+
+
 @pytest.mark.parametrize(
     ("threat", "shape", "step", "line"),
     [
@@ -341,34 +347,31 @@ def test_titles_and_settings_state_what_was_run() -> None:
         (Threat("linf", 8, (0, 255)), None, 300, "[0, 255], received 300"),
         (Threat("l2", 0.5), (3, 3, 1), 3.01, "[0, 1], received 3.01 (did you mean 3.01/255?)"),
         (Threat("l1", 12), (3, 3, 1), 9.5, "[0, 1], received 9.5 (did you mean 9.5/255?)"),
-        (Threat("linf", 0.03), None, 1, None),  # from wall to wall
+        (Threat("linf", 0.03), None, 1, None),  # as long as the side of the box
         (Threat("linf", 8, (0, 255)), None, 255, None),
-        (Threat("l2", 0.5), (3, 3, 1), 3, None),  # from corner to corner, sqrt(9)
+        (Threat("l2", 0.5), (3, 3, 1), 3, None),  # as long as the diagonal of the box, sqrt(9)
         (Threat("l1", 12), (3, 3, 1), 9, None),
-        (Threat("l2", 0.5), None, 100, None),  # of images of unknown size
+        (Threat("l2", 0.5), None, 100, None),  # the size of the images is unknown
         (Threat("linf", 0.03), None, None, None),
     ],
 )
-@pytest.mark.parametrize("make", [PGD, MultiTargeted, lambda step_size: nested(step_size)])
-def test_a_step_beyond_the_box_is_a_mistake(
+@pytest.mark.parametrize("make", [PGD, MultiTargeted, transferred_pgd])
+def test_step_longer_than_the_box_is_refused(
     make: Any, threat: Threat, shape: Any, step: Any, line: str | None
 ) -> None:
     attack = make(step_size=step)
     if line is None:
-        return attack.check(threat, shape)
-    with pytest.raises(UserError) as caught:
         attack.check(threat, shape)
-    where = "attack." if isinstance(attack, Transfer) else ""
-    assert str(caught.value) == f"{where}step_size: expected a step within the box {line}"
+    else:
+        key = "attack.step_size" if isinstance(attack, Transfer) else "step_size"
+        message = error_line(lambda: attack.check(threat, shape))
+        assert message == f"{key}: expected a step within the box {line}"
 
 
-def nested(step_size: Any) -> Transfer:
-    return Transfer("somewhere", PGD(step_size=step_size))
-
-
-def test_an_evaluation_asks_for_the_step() -> None:
-    with pytest.raises(UserError, match=r"^attacks\[1\].step_size: .* 2/255"):
-        list_attacks(["fgsm", {"name": "pgd", "step_size": 2}], Threat("linf", 0.03))
+def test_evaluation_refuses_a_step_longer_than_the_box() -> None:
+    attacks = ["fgsm", {"name": "pgd", "step_size": 2}]
+    line = error_line(lambda: list_attacks(attacks, Threat("linf", 0.03)))
+    assert line.startswith("attacks[1].step_size: ") and " 2/255" in line
 
 
 def test_the_step_may_be_a_tensor() -> None:

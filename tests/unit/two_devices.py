@@ -1,4 +1,7 @@
-"""One device against two, as JSON; conftest.py runs it with names of the functions below."""
+"""Print results of one device and of two as JSON: `python two_devices.py FUNCTION...`.
+
+The fixture `on_two_devices` runs it in a process of its own.
+"""
 
 from __future__ import annotations
 
@@ -32,17 +35,17 @@ from tfrobust.training import (
 )
 
 STEPS, BATCH = 20, 8
-TERMS = {
-    "alpha": 0.1,
-    "beta": 1.0,
-    "max_margin": 0.2,
-    "warmup_epochs": 0,
-    "group": BATCH // 2,
-}  # beside the examples of the methods, for those that take them
+# Settings for those methods that have them, beside their examples.
+TERMS = {"alpha": 0.1, "beta": 1.0, "max_margin": 0.2, "warmup_epochs": 0, "group": BATCH // 2}
 
 
 def network(normalized: str | bool) -> keras.Model:
-    """Return a network with BatchNorm statistics of one replica ("own"), of all (True), or none."""
+    """Return a network for images [4, 4, 1] of three classes.
+
+    Args:
+        normalized: False for no BatchNorm, "own" for statistics of each replica, True for
+            statistics of all replicas.
+    """
     keras.utils.set_random_seed(1)
     layers: list[Any] = [keras.Input((4, 4, 1))]
     layers += [BatchNorm(synchronized=normalized is True)] if normalized else []
@@ -52,7 +55,7 @@ def network(normalized: str | bool) -> keras.Model:
 
 
 def conditional() -> keras.Model:
-    """Return a network of image and lambda."""
+    """Return a network of an image [4, 4, 1] and lambda."""
     keras.utils.set_random_seed(1)
     image, strength = keras.Input((4, 4, 1), name="image"), keras.Input((), name="strength")
     both = [keras.layers.Flatten()(image), keras.layers.Reshape((1,))(strength)]
@@ -61,19 +64,24 @@ def conditional() -> keras.Model:
 
 
 def model_for(method: str, normalized: str | bool = False) -> Any:
+    """Return the compiled model of a method, or of "awp over oat".
+
+    Args:
+        method: The name.
+        normalized: The BatchNorm of `network`.
+    """
     name = method.split()[0]
     takes = parameters(METHODS[name])
-    terms = {**METHODS[name].example, **{k: v for k, v in TERMS.items() if k in takes}}
+    terms = METHODS[name].example | {k: v for k, v in TERMS.items() if k in takes}
     if method == "trades":
         terms["averaging"] = Ema(decay=0.5, statistics="averaged")
-    if method.startswith("trades"):  # ten steps from near the image turn a sign
+    if method.startswith("trades"):  # after ten steps from near the image a sign differs
         terms["attack"] = FGSM()
-    conditioned = "strength" in METHODS[name].network_inputs
     if method == "awp over oat":
-        conditioned = True
         terms["method"] = {"name": "oat", "lambdas": [0, 1]}
+    takes_lambda = method == "awp over oat" or "strength" in METHODS[name].network_inputs
     model = METHODS[name](
-        conditional() if conditioned else network(normalized),
+        conditional() if takes_lambda else network(normalized),
         threat=Threat("linf", 0.1),
         validation_attack=PGD(steps=2),
         ramp_steps=2,
@@ -83,17 +91,20 @@ def model_for(method: str, normalized: str | bool = False) -> Any:
         steps_per_epoch=STEPS,
         **terms,
     )
-    # Small where rounding errors grow fast: with several updates a batch, or a stiff loss. At 0.1 a
-    # sign of TRADES's FGSM turns.
+    # The rate is small where rounding errors grow fast: with several updates a batch, or a stiff
+    # loss. At 0.1 a sign of TRADES's FGSM differs.
     rate = 0.02 if normalized or method in ("free", "gkl", "mart") else 0.05
     model.compile(keras.optimizers.SGD(rate, momentum=0.9))
     return model
 
 
 def fit(model: Any, steps: int = STEPS, **options: Any) -> tuple[np.ndarray, dict[str, float]]:
-    """Return all weights and the last logs after so many steps per epoch.
+    """Return all weights and tables as one vector, and the logs of the last epoch.
 
-    The data are fed as in the pipelines.
+    Args:
+        model: A compiled model, trained on batches as in the pipelines.
+        steps: The steps of an epoch.
+        options: Arguments of `fit`.
     """
     rng = np.random.default_rng(0)
     x = rng.random((STEPS * BATCH, 4, 4, 1)).astype("float32")
@@ -106,32 +117,32 @@ def fit(model: Any, steps: int = STEPS, **options: Any) -> tuple[np.ndarray, dic
         verbose=0,
         **options,
     ).history
-    weights = np.concatenate([w.ravel() for w in model.get_weights()])  # and tables
+    weights = np.concatenate([weight.ravel() for weight in model.get_weights()])
     return weights, {name: float(values[-1]) for name, values in logs.items()}
 
 
 def resumed(folder: Path) -> tuple[np.ndarray, str]:
-    """Train two epochs, each with a fresh model that loads the checkpoint; read the history."""
+    """Train two epochs, each with a new model that loads the checkpoint.
+
+    Returns:
+        The weights as one vector, and the text of history.csv.
+    """
     for epoch in range(2):
         model = model_for("adv")
         model.optimizer.build(model.trainable_variables)
         steering = [BatchTimer(), *Guided().callbacks(0), CatastrophicOverfitting()]
-        kept = Checkpoints(folder)
-        lines = kept.note.get("history", [])
+        checkpoints = Checkpoints(folder)
+        lines = checkpoints.note.get("history", [])
         history = History(folder / "history.csv", lines, folder / "tensorboard")
-        resume = Resume(model, kept, steering, STEPS, history=history)
+        resume = Resume(model, checkpoints, steering, STEPS, history=history)
         assert resume.epoch == epoch
-        weights, _ = fit(
-            model,
-            initial_epoch=epoch,
-            epochs=epoch + 1,
-            callbacks=[*steering, history, resume],
-        )
+        callbacks = [*steering, history, resume]
+        weights, _ = fit(model, initial_epoch=epoch, epochs=epoch + 1, callbacks=callbacks)
     return weights, (folder / "history.csv").read_text()
 
 
 def drawn(strategy: tf.distribute.Strategy) -> dict[str, Any]:
-    """Return, for each kind of noise, eight rows of one device and four of each of two."""
+    """Return for each kind of noise eight rows of one device, and four rows of each of two."""
     seed = noise.seed_for(1, 2, "test")
 
     def draws(rows: int) -> dict[str, Any]:
@@ -145,10 +156,7 @@ def drawn(strategy: tf.distribute.Strategy) -> dict[str, Any]:
 
 
 def trained(strategy: tf.distribute.Strategy) -> dict[str, Any]:
-    """Return weights and logs of all methods on one device and on two.
-
-    A run resumed on two is included.
-    """
+    """Return weights and logs of all methods on one device and on two, and of a resumed run."""
     out: dict[str, Any] = {"replicas": strategy.num_replicas_in_sync}
     cases = [(method, False) for method in METHODS] + [("atlas", True)]
     for method, normalized in cases:
@@ -167,52 +175,54 @@ def trained(strategy: tf.distribute.Strategy) -> dict[str, Any]:
 
 
 def compiled(strategy: tf.distribute.Strategy) -> dict[str, Any]:
-    """Return weights and validation of all methods on two devices after three steps.
-
-    They are computed with XLA and without, with statistics of the batch and without.
-    """
+    """Return weights and logs of all methods after three steps on two devices, by XLA and not."""
     out: dict[str, Any] = {}
     cases = [(method, False) for method in [*METHODS, "awp over oat"]]
     for method, normalized in [*cases, ("atlas", True), ("awp", True), ("iaat", True)]:
         name = f"{method} with BatchNorm" if normalized else method
-        for how in (False, True):
+        for jit_compile in (False, True):
             with strategy.scope():
                 model = model_for(method, normalized and "own")
-                model.compile(keras.optimizers.SGD(0.02, momentum=0.9), jit_compile=how)
+                model.compile(keras.optimizers.SGD(0.02, momentum=0.9), jit_compile=jit_compile)
             weights, logs = fit(model, 3)
-            out[f"{name} {how}"] = {"weights": weights.tolist(), "logs": logs}
+            out[f"{name} {jit_compile}"] = {"weights": weights.tolist(), "logs": logs}
     return out
 
 
 def evaluated(strategy: tf.distribute.Strategy) -> dict[str, Any]:
+    """Return the results of PGD and Square."""
     return evaluated_by([PGD(steps=3, success="any", restarts=2), Square(queries=20)], strategy)
 
 
 def evaluated_by_others(strategy: tf.distribute.Strategy) -> dict[str, Any]:
+    """Return the results of FGSM and RayS."""
     return evaluated_by([FGSM(), RayS(queries=9)], strategy)
 
 
 def evaluated_by(attacks: list[Any], strategy: tf.distribute.Strategy) -> dict[str, Any]:
-    """Return flags and queries of attacks with noise, in batches of 3, on one device and on two."""
+    """Return images, flags, queries and gradients of attacks on one device and on two.
+
+    Batches have 3 of the 14 images.
+    """
     rng = np.random.default_rng(0)
     x, y = rng.random((14, 4, 4, 1)).astype("float32"), rng.integers(0, 3, 14)
     out: dict[str, Any] = {}
-    for devices, used in (("one", tf.distribute.get_strategy()), ("two", strategy)):
+    for devices, current in (("one", tf.distribute.get_strategy()), ("two", strategy)):
         for module in (importlib.import_module("tfrobust.evaluation.crafting"), distribution):
-            module.strategy = lambda used=used: used  # type: ignore[attr-defined]
-        with used.scope():
+            module.strategy = lambda current=current: current  # type: ignore[attr-defined]
+        with current.scope():
             logits_fn = network(normalized=False)
-        made = [
-            craft(logits_fn, x, y, attack, Threat("linf", 0.1), batch_size=3) for attack in attacks
-        ]
-        out[devices] = [[part.tolist() for part in crafted[:4]] for crafted in made]
+        out[devices] = []
+        for attack in attacks:
+            crafted = craft(logits_fn, x, y, attack, Threat("linf", 0.1), batch_size=3)
+            out[devices].append([part.tolist() for part in crafted[:4]])
     return out | {"replicas": strategy.num_replicas_in_sync}
 
 
 def weighted(strategy: tf.distribute.Strategy) -> list[dict[str, Any]]:
-    """Return logs of training and validation on one device and on two.
+    """Return the logs of training and validation on one device and on two.
 
-    Examples have unequal weights and the last batch is split unequally.
+    Examples have different weights, and the devices have different parts of the last batch.
     """
     rng = np.random.default_rng(0)
     x, y = rng.random((13, 4, 4, 1)).astype("float32"), rng.integers(0, 3, 13)
@@ -221,18 +231,18 @@ def weighted(strategy: tf.distribute.Strategy) -> list[dict[str, Any]]:
     for scope in (contextlib.nullcontext(), strategy.scope()):
         with scope:
             model = model_for("adv")
-        data = (x[:8], y[:8], weight[:8])
-        history = model.fit(*data[:2], 4, 1, 0, sample_weight=data[2], class_weight={0: 0.1})
-        measured = model.evaluate(x, y, 8, 0, sample_weight=weight, return_dict=True)
-        measured.pop("jacobian")  # its projections are drawn anew for each part of a last batch
-        logs.append({name: float(v[-1]) for name, v in history.history.items()} | measured)
+        options: Any = {"sample_weight": weight[:8], "class_weight": {0: 0.1}}
+        history = model.fit(x[:8], y[:8], 4, 1, 0, **options).history
+        validation = model.evaluate(x, y, 8, 0, sample_weight=weight, return_dict=True)
+        validation.pop("jacobian")  # each part of the last batch draws its own projections
+        logs.append({name: float(values[-1]) for name, values in history.items()} | validation)
     return logs
 
 
 def refused(strategy: tf.distribute.Strategy) -> dict[str, Any]:
-    """Return the error of `fit` and how far the network has moved.
+    """Return the error of `fit` for one wrong pixel, and how far the network has moved.
 
-    The second half of the batch, that of the second device, has one bad pixel.
+    The pixel is in the second half of the batch, which the second device has.
     """
     x = np.full((8, 4, 4, 1), 0.5, np.float32)
     x[6, 0, 0, 0] = 9.0
