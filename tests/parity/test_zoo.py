@@ -48,10 +48,7 @@ def test_parameters_have_torchs_names(theirs: dict[str, np.ndarray], name: str) 
     assert set(shapes(FORMS[name], 10)) == set(theirs[f"{name}/names"])
 
 
-@pytest.mark.parametrize(
-    "name",
-    slow_but([name for name in FORMS if "_wrn_" not in name and not name.startswith("wrn")], FAST),
-)
+@pytest.mark.parametrize("name", slow_but(FORMS, FAST))
 def test_logits_are_robustbenchs(theirs: dict[str, np.ndarray], name: str) -> None:
     architecture = FORMS[name]
     ours = build(architecture, name, weights(architecture))(random_weights.images(32))
