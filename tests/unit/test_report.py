@@ -1,9 +1,10 @@
-"""The report: numbers, escaping, absent and damaged files, self-containment, determinism."""
+"""The report: its numbers, escaping, missing and damaged files, and a page of one file."""
 
 import csv
 import json
 import re
 import shutil
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def make_run(run: Path, channels: int = 1, **changes: Any) -> Path:
                 "seconds": 183.0,
                 "config": {"name": "square", "queries": 5000},
             },
-        ],
+        ],  # fmt: skip
         "threat": config["threat"],
         "seed": 0,
         "versions": {"tfrobust": "0.1.0", "python": "3.12"},
@@ -97,16 +98,17 @@ def make_run(run: Path, channels: int = 1, **changes: Any) -> Path:
 
 
 def change(run: Path, **changes: Any) -> None:
+    """Replace keys of eval.json."""
     path = run / "eval.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def test_attack_settings_put_the_known_first_and_hide_nothing() -> None:
+def test_attack_settings_begin_with_the_usual_keys_and_omit_none() -> None:
     config = {"name": "x", "queries": 5000, "loss": "dlr", "steps": 3, "target": None}
     assert attack_settings(config) == "3 steps, loss dlr, queries 5000"
 
 
-def test_rows_hold_counts_paper_and_worst_case(tmp_path: Path) -> None:
+def test_accuracy_rows_hold_intervals_the_papers_numbers_and_the_worst_case(tmp_path: Path) -> None:
     record = load_run(make_run(tmp_path / "run"))
     clean, pgd, square, worst = accuracy_rows(record.config, record.evaluation)
     assert (clean.low, clean.high) == interval(8, 10)
@@ -117,7 +119,7 @@ def test_rows_hold_counts_paper_and_worst_case(tmp_path: Path) -> None:
     assert (worst.name, worst.accuracy, worst.examples) == ("worst case", 0.3, 10)
 
 
-def test_headline(tmp_path: Path) -> None:
+def test_the_headline_says_how_many_images_each_accuracy_is_of(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     record = load_run(run)
     assert headline(record.config, record.evaluation) == (
@@ -136,8 +138,8 @@ def test_headline(tmp_path: Path) -> None:
     assert (fewer.name, fewer.accuracy, fewer.examples) == ("worst case, first 5", 0.2, 5)
 
 
-def test_a_headline_over_fewer_images_of_an_older_file(tmp_path: Path) -> None:
-    """The headline is over the attacks that ran on all images, where their rows show it."""
+def test_the_headline_of_an_older_file_is_of_the_attacks_on_all_images(tmp_path: Path) -> None:
+    """It cannot be computed from two attacks that ran on all images separately."""
     run = make_run(tmp_path / "run")
     rows = [
         {"name": "PGD-20", "examples": 10, "robust_accuracy": 0.7},
@@ -147,15 +149,14 @@ def test_a_headline_over_fewer_images_of_an_older_file(tmp_path: Path) -> None:
     evaluation = load_run(run).evaluation
     assert (evaluation.robust_accuracy, evaluation.worst_case_examples) == (0.7, 10)
     assert [(s.examples, s.robust_accuracy) for s in evaluation.subsets] == [(4, 0.25)]
-    # Two attacks that ran each by itself: what both leave is not known, only what each does.
     change(run, attacks=[*rows, rows[0] | {"name": "Square", "robust_accuracy": 0.8}])
     assert load_run(run).evaluation.robust_accuracy is None
 
 
-def test_the_cost_of_an_attack_is_that_of_each_attacked_image() -> None:
+def test_the_cost_of_an_attack_is_in_passes_for_each_attacked_image() -> None:
     def cost(**changes: Any) -> str:
-        spent = {"attacked": 80, "queries": 4880, "gradients": 4800, "seconds": 6.5} | changes
-        return attack_cost(AttackRow(name="a", examples=80, robust_accuracy=0.5, **spent))
+        numbers = {"attacked": 80, "queries": 4880, "gradients": 4800, "seconds": 6.5} | changes
+        return attack_cost(AttackRow(name="a", examples=80, robust_accuracy=0.5, **numbers))
 
     assert cost() == "80 attacked, 61 + 60 passes each, 12.3 a second"  # 80 / 6.5
     assert cost(seconds=None) == "80 attacked, 61 + 60 passes each"
@@ -165,17 +166,17 @@ def test_the_cost_of_an_attack_is_that_of_each_attacked_image() -> None:
 
 def suite_rows(name: str = "AutoAttack") -> list[dict[str, Any]]:
     """Return two attacks of a suite and the row of the suite."""
-    spent = {"examples": 10, "seconds": 2.0, "queries": 808, "gradients": 800}
+    cost = {"examples": 10, "seconds": 2.0, "queries": 808, "gradients": 800}
     return [
-        spent | {"name": f"{name}: APGD-CE", "robust_accuracy": 0.5, "attacked": 8, "suite": name,
-                 "config": {"name": "apgd", "steps": 100}},
-        spent | {"name": f"{name}: Square", "robust_accuracy": 0.4, "attacked": 5, "suite": name,
-                 "config": {"name": "square", "queries": 5000}},
-        spent | {"name": name, "robust_accuracy": 0.4, "attacked": 8},
+        cost | {"name": f"{name}: APGD-CE", "robust_accuracy": 0.5, "attacked": 8, "suite": name,
+                "config": {"name": "apgd", "steps": 100}},
+        cost | {"name": f"{name}: Square", "robust_accuracy": 0.4, "attacked": 5, "suite": name,
+                "config": {"name": "square", "queries": 5000}},
+        cost | {"name": name, "robust_accuracy": 0.4, "attacked": 8},
     ]  # fmt: skip
 
 
-def test_a_suite_is_one_attack_with_a_row_of_its_own(tmp_path: Path) -> None:
+def test_a_suite_has_a_row_that_does_not_count_as_an_attack(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", paper={"source": "x", "AutoAttack": 0.45})
     change(run, attacks=suite_rows(), robust_accuracy=0.4, mode="cascade")
     record = load_run(run)
@@ -184,25 +185,25 @@ def test_a_suite_is_one_attack_with_a_row_of_its_own(tmp_path: Path) -> None:
     assert apgd.cost == "8 attacked, 101 + 100 passes each, 4 a second"
     assert suite.settings == "right under each of its attacks above" and suite.paper == 0.45
     assert "40.0 % under AutoAttack (" in headline(record.config, record.evaluation)
-    first = load_run(make_run(tmp_path / "other")).evaluation.as_json()["attacks"]
-    change(run, attacks=[*first, *suite_rows()])
+    two = load_run(make_run(tmp_path / "two")).evaluation.as_json()["attacks"]
+    change(run, attacks=[*two, *suite_rows()])
     summary = headline(record.config, load_run(run).evaluation)
-    assert "under the worst of 4 attacks" in summary  # the suite's own row is none
+    assert "under the worst of 4 attacks" in summary
     page = write_report(run)
     for text in (page.read_text(), (page.parent / "report.md").read_text()):
         assert "8 attacked, 101 + 100 passes each, 4 a second" in text
         assert "Each attack ran only on the images that those above it" in text
 
 
-def test_what_an_accuracy_counts_is_said() -> None:
-    def counted(**changes: Any) -> str:
-        rows = {"examples": 10, "clean_accuracy": 0.9, "attacks": []}
-        return how_counted(Record.parse(rows | {"threat": {"norm": "l2", "eps": 1.0}} | changes))
+def test_the_report_says_which_images_an_accuracy_counts() -> None:
+    def note(**changes: Any) -> str:
+        record = {"examples": 10, "clean_accuracy": 0.9, "attacks": []}
+        return how_counted(Record.parse(record | {"threat": {"norm": "l2", "eps": 1.0}} | changes))
 
-    assert counted() == ""
-    assert "on what those before it" not in counted(mode="each")
-    assert "on what those before it" in counted(attacks=suite_rows(), mode="each")
-    assert "accuracy is 31.2 %" in counted(rounded_robust_accuracy=0.312)
+    assert note() == ""
+    assert "on what those before it" not in note(mode="each")
+    assert "on what those before it" in note(attacks=suite_rows(), mode="each")
+    assert "accuracy is 31.2 %" in note(rounded_robust_accuracy=0.312)
 
 
 CHECKS = [
@@ -212,7 +213,7 @@ CHECKS = [
 ]
 
 
-def test_checks_have_a_table_and_warn_at_the_top(tmp_path: Path) -> None:
+def test_checks_have_a_table_and_warnings_stand_above_the_accuracy(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     change(run, checks=CHECKS)
     page = write_report(run)
@@ -229,18 +230,26 @@ def test_checks_have_a_table_and_warn_at_the_top(tmp_path: Path) -> None:
     assert "Checks" not in write_report(run).read_text()
 
 
-@pytest.mark.parametrize("key", ["name", "text", "warns"])
-def test_damaged_checks_are_refused(tmp_path: Path, key: str) -> None:
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"clean_accuracy": 97.8}, r"clean_accuracy: 97\.8"),
+        ({"checks": [CHECKS[0] | {"name": None}]}, r"checks\.0\.name: None"),
+        ({"checks": [CHECKS[0] | {"text": None}]}, r"checks\.0\.text: None"),
+        ({"checks": [CHECKS[0] | {"warns": None}]}, r"checks\.0\.warns: None"),
+    ],
+)
+def test_impossible_values_are_refused(tmp_path: Path, changes: Any, message: str) -> None:
     run = make_run(tmp_path / "run")
-    change(run, checks=[CHECKS[0] | {key: None}])
-    with pytest.raises(ValueError, match=rf"eval\.json.*checks\.0\.{key}: None"):
+    change(run, **changes)
+    with pytest.raises(ValueError, match=rf"eval\.json.*{message}"):
         load_run(run)
 
 
-def test_training_summary(tmp_path: Path) -> None:
+def test_the_summary_of_training_has_epochs_and_times(tmp_path: Path) -> None:
     history = load_run(make_run(tmp_path / "run")).history
     summary = summarise_training(history, {})
-    # Ends at 1000, 1010, 1022, 1033: 33 s and the median epoch, 11 s, for the first one.
+    # From the ends 1000 to 1033 are 33 s; the first epoch counts as the median one, 11 s.
     assert (summary.epochs, summary.best_epoch, summary.wall_seconds) == (4, 1, 44.0)
     assert summary.seconds_per_batch == 0.042
     assert "val_jacobian" not in history[2]
@@ -250,10 +259,10 @@ def test_best_epoch_ignores_nan_and_absent_columns() -> None:
     nan = {"epoch": 0, "val_robust_accuracy": float("nan")}
     assert best_epoch([nan, {"epoch": 1, "val_robust_accuracy": 0.1}], {}) == 1
     assert best_epoch([], {}) is None
-    assert best_epoch([{"epoch": 0}, {"epoch": 1}], {}) == 1  # no validation: the last
+    assert best_epoch([{"epoch": 0}, {"epoch": 1}], {}) == 1  # the last, without validation
 
 
-def test_best_epoch_is_the_last_of_equals_by_what_led_the_run() -> None:
+def test_best_epoch_is_the_last_maximum_of_the_monitor() -> None:
     rows = [(0.5, 0.9), (0.6, 0.8), (0.6, 0.7), (0.1, 0.8)]
     history = [
         {"epoch": i, "val_robust_accuracy": robust, "val_accuracy": clean}
@@ -263,7 +272,7 @@ def test_best_epoch_is_the_last_of_equals_by_what_led_the_run() -> None:
     assert best_epoch(history, {"train": {"monitor": "val_accuracy"}}) == 0
 
 
-def test_finished_at_may_be_a_date(tmp_path: Path) -> None:
+def test_the_wall_time_of_training_may_be_measured_between_dates(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     (run / "history.csv").write_text(
         "epoch,finished_at\n0,2025-01-01T10:00:00+00:00\n1,2025-01-01T10:01:00+00:00\n"
@@ -271,7 +280,7 @@ def test_finished_at_may_be_a_date(tmp_path: Path) -> None:
     assert summarise_training(load_run(run).history, {}).wall_seconds == 120
 
 
-def test_page_is_self_contained_and_complete(tmp_path: Path) -> None:
+def test_the_page_loads_nothing_and_has_all_sections(tmp_path: Path) -> None:
     page = write_report(make_run(tmp_path / "run"))
     html, markdown = page.read_text(), (page.parent / "report.md").read_text()
     assert page == tmp_path / "run" / "report" / "index.html"
@@ -285,35 +294,35 @@ def test_page_is_self_contained_and_complete(tmp_path: Path) -> None:
     ids = re.findall(r'\bid="([^"]+)"', html)
     assert len(ids) == len(set(ids))
     folder = page.parent
-    made = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     names = ("jacobian", "robust-accuracy", "clean-accuracy", "loss", "learning-rate", "eps")
     figures = {f"figures/{name}.svg" for name in names}
     tables = {f"tables/accuracy.{kind}" for kind in ("csv", "tex")}
-    assert made == {"index.html", "report.md"} | figures | tables
+    assert files == {"index.html", "report.md"} | figures | tables
     assert (folder / "figures/loss.svg").read_text().startswith("<?xml")
     with (folder / "tables/accuracy.csv").open(newline="") as file:
         assert next(csv.DictReader(file))["evaluation"] == "clean"
 
 
-def test_names_are_escaped(tmp_path: Path) -> None:
+def test_the_names_of_run_and_attacks_are_escaped(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", name="<script>alert(1)</script> | x")
     change(run, attacks=[{"name": "<img src=x>|", "examples": 10, "robust_accuracy": 0.4}])
     page = write_report(run)
     html, markdown = page.read_text(), (page.parent / "report.md").read_text()
     assert "<script>alert" not in html and "<img src=x" not in html
     assert "&lt;script&gt;" in html and "&lt;img src=x&gt;" in html
-    outside_of_code = [line for line in markdown.splitlines() if not line.startswith("    ")]
-    assert not re.search(r"<script|<img|[^\\]\| x", "\n".join(outside_of_code))
+    text = [line for line in markdown.splitlines() if not line.startswith("    ")]  # without code
+    assert not re.search(r"<script|<img|[^\\]\| x", "\n".join(text))
 
 
-def test_a_killed_evaluation_is_called_unfinished(tmp_path: Path) -> None:
+def test_the_report_of_a_killed_evaluation_names_the_pending_attacks(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     change(run, pending=["FAB-T", "Square"])
     assert "not finished: FAB-T, Square did not" in write_report(run).read_text()
 
 
-def test_a_folder_without_a_config(tmp_path: Path) -> None:
-    """The folder is one that `evaluate(..., folder=...)` leaves."""
+def test_a_folder_without_a_config_has_a_report(tmp_path: Path) -> None:
+    """`evaluate(..., folder=...)` leaves such a folder."""
     run = make_run(tmp_path / "mine")
     for name in ("config.yaml", "history.csv"):
         (run / name).unlink()
@@ -324,7 +333,7 @@ def test_a_folder_without_a_config(tmp_path: Path) -> None:
     assert summary in write_report(run).read_text()
 
 
-def test_without_history_paper_and_probes(tmp_path: Path) -> None:
+def test_a_report_without_history_paper_and_probes_has_no_figures(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", paper=None, method=None)
     (run / "history.csv").unlink()
     (run / "probes.npz").unlink()
@@ -341,7 +350,7 @@ def test_without_attacks_only_clean_accuracy_is_claimed(tmp_path: Path) -> None:
     assert "under" not in headline(record.config, record.evaluation)
 
 
-def test_l2_threat_and_colour_images(tmp_path: Path) -> None:
+def test_the_page_of_an_l2_threat_and_colour_images(tmp_path: Path) -> None:
     threat = {"norm": "l2", "eps": 128 / 255}
     html = write_report(make_run(tmp_path / "run", channels=3, threat=threat)).read_text()
     assert "l2, eps 128/255 = 0.502" in html
@@ -355,7 +364,7 @@ def test_rendering_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     assert write_report(tmp_path / "run").read_bytes() == first
 
 
-def test_a_record_of_today_makes_the_page_of_a_file_of_before(tmp_path: Path) -> None:
+def test_an_evaluation_without_a_schema_version_makes_the_same_page(tmp_path: Path) -> None:
     """The pages are equal byte for byte if every attack ran on all images."""
     run = make_run(tmp_path / "run")
     first = write_report(run).read_bytes()
@@ -367,34 +376,24 @@ def test_a_record_of_today_makes_the_page_of_a_file_of_before(tmp_path: Path) ->
     assert write_report(run).read_bytes() == first
 
 
-def test_missing_evaluation_names_the_stage(tmp_path: Path) -> None:
+def test_a_missing_evaluation_is_an_error_that_names_the_stage(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     (run / "eval.json").unlink()
     with pytest.raises(ValueError, match="expected the result of the stage attack_eval"):
         write_report(run)
 
 
-@pytest.mark.parametrize("content", [b"{", b"\x00\xff", b""])
-@pytest.mark.parametrize("name", ["config.yaml", "eval.json", "probes.npz"])
-def test_damaged_files_are_named_in_one_line(tmp_path: Path, name: str, content: bytes) -> None:
+DAMAGED = list(product(["config.yaml", "eval.json", "probes.npz"], [b"{", b"\x00\xff", b""]))
+DAMAGED += [
+    ("history.csv", text) for text in (b"epoch,loss\n0,abc\n", b"loss\n0\n", b"epoch\n0,1\n")
+]
+
+
+@pytest.mark.parametrize(("name", "content"), DAMAGED)
+def test_a_damaged_file_is_named_in_one_line(tmp_path: Path, name: str, content: bytes) -> None:
     run = make_run(tmp_path / "run")
     (run / name).write_bytes(content)
-    with pytest.raises(ValueError, match=name) as caught:
+    message = r"history\.csv: expected" if name == "history.csv" else name
+    with pytest.raises(ValueError, match=message) as caught:
         write_report(run)
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("text", ["epoch,loss\n0,abc\n", "loss\n0.1\n", "epoch\n0,1,2\n"])
-def test_damaged_history_is_named_in_one_line(tmp_path: Path, text: str) -> None:
-    run = make_run(tmp_path / "run")
-    (run / "history.csv").write_text(text)
-    with pytest.raises(ValueError, match=r"history\.csv: expected") as caught:
-        write_report(run)
-    assert "\n" not in str(caught.value)
-
-
-def test_impossible_evaluations_are_refused(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run")
-    change(run, clean_accuracy=97.8)
-    with pytest.raises(ValueError, match=r"eval\.json.*clean_accuracy: 97\.8"):
-        load_run(run)

@@ -1,4 +1,4 @@
-"""Sections of some reports: a trade-off curve, a table of the method, a loss valley."""
+"""Sections that only some reports have: curves, classes, training images, and the loss."""
 
 from pathlib import Path
 
@@ -11,22 +11,20 @@ from tfrobust.report.evaluation_figures import class_bars
 from tfrobust.report.summary import ClassRow, accuracy_rows, class_rows, overfitting
 
 
-def test_the_trade_off_of_a_once_for_all_network(tmp_path: Path) -> None:
+def test_the_report_of_a_once_for_all_network_has_its_trade_off(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     assert "Trade-off" not in write_report(run).read_text()
     rows = [(1.0, 0.9, 0.6), (0.2, 0.95, 0.5)]
     keys = ("lambda", "clean_accuracy", "robust_accuracy")
-    change(run, curve=[dict(zip(keys, row, strict=True)) for row in rows])
+    curve = [dict(zip(keys, row, strict=True)) for row in rows]
+    change(run, curve=curve)
     page = write_report(run)
     html, markdown = page.read_text(), (page.parent / "report.md").read_text()
-    assert (
-        html.count("<svg") == 7 and "<th scope=row>0.2</th><td>95.0 %</td><td>50.0 %</td>" in html
-    )
+    assert html.count("<svg") == 7
+    assert "<th scope=row>0.2</th><td>95.0 %</td><td>50.0 %</td>" in html
     assert "| 1 | 90.0 % | 60.0 % |" in markdown
-    widths = [
-        {"width": width} | dict(zip(keys, row, strict=True)) for width in (1, 0.5) for row in rows
-    ]
-    change(run, curve=widths)
+    of_width_1, of_width_half = ([{"width": width} | row for row in curve] for width in (1, 0.5))
+    change(run, curve=of_width_1 + of_width_half)
     html = write_report(run).read_text()
     assert "<th scope=row>0.5</th><td>0.2</td><td>95.0 %</td><td>50.0 %</td>" in html
     assert "One network at several values of width and lambda" in html and ">width 0.5<" in html
@@ -35,7 +33,7 @@ def test_the_trade_off_of_a_once_for_all_network(tmp_path: Path) -> None:
         load_run(run)
 
 
-def test_robust_accuracy_against_eps(tmp_path: Path) -> None:
+def test_the_report_plots_robust_accuracy_against_eps(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     assert "against eps" not in write_report(run).read_text()
     rows = [
@@ -46,13 +44,13 @@ def test_robust_accuracy_against_eps(tmp_path: Path) -> None:
     page = write_report(run)
     html, markdown = page.read_text(), (page.parent / "report.md").read_text()
     assert html.count("<svg") == 7 and 'id="eps-curve-' in html and "first 10 test" in html
-    assert "| 0.15 | 80.0 % | 49.0 to 94.3 |" in markdown  # as in test_interval_is_wilson
+    assert "| 0.15 | 80.0 % | 49.0 to 94.3 |" in markdown  # as in test_interval_is_that_of_wilson
     change(run, eps_curve=[rows[0] | {"robust_accuracy": 1.2}])
     with pytest.raises(ValueError, match=r"eval\.json.*eps_curve\.0\.robust_accuracy: 1\.2"):
         load_run(run)
 
 
-def test_the_accuracy_on_corrupted_images(tmp_path: Path) -> None:
+def test_the_report_has_the_accuracy_under_corruptions(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     assert "Corruptions" not in write_report(run).read_text()
     table = {
@@ -84,10 +82,10 @@ def test_the_accuracy_on_corrupted_images(tmp_path: Path) -> None:
         load_run(run)
 
 
-def test_the_landscape_of_the_loss(tmp_path: Path) -> None:
+def test_the_report_draws_the_landscape_of_the_loss(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     axis = np.linspace(-1.5, 1.5, 7)
-    around = {
+    landscape = {
         "axis": axis,
         "loss": np.stack([axis[:, None] + axis, np.full((7, 7), np.inf)]),
         "margin": np.stack([axis[:, None] - axis, np.ones((7, 7))]),
@@ -95,17 +93,17 @@ def test_the_landscape_of_the_loss(tmp_path: Path) -> None:
         "label": np.array([1, 5]),
         "stands": np.array([True, False]),
     }
-    np.savez(run / "landscape.npz", **around)
+    np.savez(run / "landscape.npz", **landscape)
     html = write_report(run).read_text()
     assert html.count("<svg") == 8 and 'id="landscape-1-' in html
     assert "#4: one &amp; two, stands" in html and "#17: 5, broken" in html
-    np.savez(run / "landscape.npz", **around | {"margin": np.zeros((2, 7, 6))})
+    np.savez(run / "landscape.npz", **landscape | {"margin": np.zeros((2, 7, 6))})
     with pytest.raises(ValueError, match=r"landscape\.npz: expected a readable file, .* margin of"):
         load_run(run)
 
 
-def test_catastrophic_overfitting_is_flagged(tmp_path: Path) -> None:
-    """In epochs 2 and 3 robust accuracy is low while that under FGSM is not."""
+def test_the_report_warns_of_catastrophic_overfitting(tmp_path: Path) -> None:
+    """In epochs 2 and 3 robust accuracy is low, but accuracy under FGSM is not."""
     run = make_run(tmp_path / "run")
     page = write_report(run)
     line = (
@@ -134,14 +132,15 @@ FLAGS = {
 }
 
 
-def test_the_accuracy_of_each_class(tmp_path: Path) -> None:
+def test_the_report_has_the_accuracy_of_each_class(tmp_path: Path) -> None:
     """Of the five attacked images, 0 and 4 are still right."""
     run = make_run(tmp_path / "run")
     assert class_rows(load_run(run)) == []
     np.savez(run / "flags.npz", **FLAGS)
-    zero, other = class_rows(load_run(run))
-    assert zero == ClassRow("zero", 3, 1.0, 2, 0.5)
-    assert other == ClassRow("one & two", 3, pytest.approx(2 / 3), 3, pytest.approx(1 / 3))
+    assert class_rows(load_run(run)) == [
+        ClassRow("zero", 3, 1.0, 2, 0.5),
+        ClassRow("one & two", 3, pytest.approx(2 / 3), 3, pytest.approx(1 / 3)),
+    ]
     page = write_report(run)
     html, markdown = page.read_text(), (page.parent / "report.md").read_text()
     assert html.count("<svg") == 7 and "one &amp; two</th><td>3</td><td>66.7 %</td>" in html
@@ -152,20 +151,20 @@ def test_the_accuracy_of_each_class(tmp_path: Path) -> None:
     write_report(run)
     assert "attacked" not in (page.parent / "tables/classes.csv").read_text()
     np.savez(run / "flags.npz", **{k: v for k, v in FLAGS.items() if k != "Square"})
-    assert class_rows(load_run(run)) == []  # not the worst case
+    assert class_rows(load_run(run)) == []  # the flags of an attack are missing
     np.savez(run / "flags.npz", **FLAGS | {"clean": np.ones(5, bool)})
     with pytest.raises(ValueError, match=r"flags\.npz: expected .* clean of shape \(5,\)"):
         load_run(run)
 
 
-def test_of_many_classes_the_figure_shows_the_least_robust(tmp_path: Path) -> None:
+def test_the_figure_of_many_classes_shows_the_least_robust() -> None:
     rows = [ClassRow(f"c{n}", 4, 1.0, 4, n / 100) for n in range(30)]
     labels = [text.get_text() for text in class_bars(rows).axes[0].get_yticklabels()]
     assert labels == [f"c{n}" for n in range(20)]
 
 
-def test_the_numbers_of_training_images(tmp_path: Path) -> None:
-    """The page has their spread over the epochs, their histogram and the extreme images."""
+def test_the_report_shows_the_radii_of_training_images(tmp_path: Path) -> None:
+    """It has their spread over the epochs, their histogram and the images of extreme radii."""
     run = make_run(tmp_path / "run")
     quantiles = ",".join(f"radius_q{share:02d}" for share in (5, 25, 50, 75, 95))
     (run / "history.csv").write_text(
@@ -188,7 +187,7 @@ def test_the_numbers_of_training_images(tmp_path: Path) -> None:
         load_run(run)
 
 
-def test_the_valley_of_the_loss(tmp_path: Path) -> None:
+def test_the_report_draws_the_valley_of_the_loss(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     losses = {"clean": [0.5, 0.1], "highest": [1.5, 0.9], "lowest": [0.0, 0.02]}
     np.savez(run / "valley.npz", **{key: np.array(part) for key, part in losses.items()})

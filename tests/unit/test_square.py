@@ -1,12 +1,11 @@
 """Square Attack against closed forms.
 
-A linear network with rows w_j = W[:, j] - W[:, label] and margins m_j = z_label - z_j is fooled
-nowhere within eps* = min_j m_j / ||w_j||_q of x, the dual norm q of the ball's.
+A linear network with w_j = W[:, j] - W[:, label] and margins m_j = z_label - z_j misclassifies no
+image within eps* = min_j m_j / ||w_j||_q of x, where q is the dual norm.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -30,26 +29,25 @@ NORMS = ["linf", "l2", "l1"]
 
 
 def least_eps(norm: str) -> np.ndarray:
-    """Return eps* of each example."""
+    """Return eps* of each example, [20]."""
     order = {"linf": 1, "l2": 2, "l1": np.inf}[norm]
-    away = np.linalg.norm(W[:, None, :] - W[:, :, None], order, axis=0)  # [label, rival]
+    sizes = np.linalg.norm(W[:, None, :] - W[:, :, None], order, axis=0)[Y]  # [20, rival]
     margins = LOGITS[np.arange(20), Y][:, None] - LOGITS
-    away[away == 0] = np.inf  # of the label itself
-    return np.array(
-        [np.delete(m / a, y).min() for m, a, y in zip(margins, away[Y], Y, strict=True)]
-    )
+    is_label = np.eye(3, dtype=bool)[Y]
+    return np.where(is_label, np.inf, margins / np.where(is_label, 1.0, sizes)).min(axis=1)
 
 
 def network(x: Any) -> Any:
+    """Return the logits, [B, 3]."""
     return tf.reshape(x, [-1, 64]) @ W
 
 
 def run(
     attack: Any, threat: Threat, x: Any = X, y: Any = Y, logits: Any = network, graph: bool = False
 ) -> Any:
-    """Return the outcome in numpy.
+    """Return the outcome, its parts as arrays.
 
-    Eager execution is faster for few queries; the graph has no batch size.
+    Eager execution is faster for few queries. The graph is traced for any batch size.
     """
 
     def craft(images: Any) -> Any:
@@ -63,106 +61,99 @@ def run(
 
 
 def margin(images: Any, y: Any = Y) -> np.ndarray:
+    """Return the margin loss, which is positive where an image is misclassified, [B]."""
     return losses.margin(network(images), tf.constant(y)).numpy()
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_breaks_an_example_above_its_least_eps_and_none_below(norm: str) -> None:
-    """Random search with squares is slow on W of white noise, so it has 200 windows at 4 eps*."""
+def test_all_examples_are_broken_above_their_least_eps_and_none_below(norm: str) -> None:
+    """Squares are slow on the white noise W, so the search has 200 windows at 4 eps*."""
     least = least_eps(norm)[:10]
-    above = run(
-        Square(queries=200), Threat(norm, 4 * least.max(), WIDE), X[:10], Y[:10], graph=True
-    )
+    threat = Threat(norm, 4 * least.max(), WIDE)
+    above = run(Square(queries=200), threat, X[:10], Y[:10], graph=True)
     assert above.success.all() and (margin(above.images, Y[:10]) > 0).all()
     below = run(Square(queries=30), Threat(norm, 0.99 * least.min(), WIDE))
     assert not below.success[:10].any() and (margin(below.images)[:10] < 0).all()
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_more_queries_are_never_worse(norm: str) -> None:
-    """The first windows do not depend on how many follow, and most examples come near the edge."""
+def test_more_queries_never_break_fewer_examples_or_lower_the_loss(norm: str) -> None:
+    """The first windows do not depend on how many follow."""
     threat = Threat(norm, 1.2 * float(np.median(least_eps(norm))), WIDE)
     runs = [run(Square(queries=n), threat) for n in (1, 5, 30)]
     for few, more in zip(runs, runs[1:], strict=False):
         assert (more.success >= few.success).all()
         np.testing.assert_array_equal(more.images[few.success], few.images[few.success])
-        stand = ~more.success
-        assert (margin(more.images) >= margin(few.images) - 1e-5)[stand].all()
+        assert (margin(more.images) >= margin(few.images) - 1e-5)[~more.success].all()
     assert runs[2].success.sum() > runs[0].success.sum()
     assert (margin(runs[0].images) >= margin(X) - 1e-5).all()
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_an_example_does_not_feel_the_others(norm: str) -> None:
-    """The place in the batch decides the draws, whichever other examples are broken, and when."""
+def test_the_search_of_an_example_does_not_depend_on_the_others(norm: str) -> None:
+    """The noise depends on the place in the batch, not on which other examples are broken."""
     threat = Threat(norm, 1.2 * float(np.median(least_eps(norm))), WIDE)
     joint = run(Square(queries=20), threat)
     assert 0 < joint.success.sum() < 20
-    wrong = np.where(np.arange(20) % 2, Y, (Y + 1) % 3)  # every other one is wrong from the start
-    half = run(Square(queries=20), threat, y=wrong)
+    labels = np.where(np.arange(20) % 2, Y, (Y + 1) % 3)  # half of the images are misclassified
+    half = run(Square(queries=20), threat, y=labels)
     np.testing.assert_allclose(half.images[1::2], joint.images[1::2], atol=1e-5)
     np.testing.assert_array_equal(half.queries[1::2], joint.queries[1::2])
     assert (half.queries[::2] == 1).all() and half.success[::2].all()
     np.testing.assert_array_equal(half.images[::2], X[::2])
 
 
-def test_graph_and_eager_are_the_same() -> None:
+def test_a_graph_agrees_with_eager_mode() -> None:
     threat = Threat("l2", 1.2 * float(np.median(least_eps("l2"))), WIDE)
     eager, graph = (run(Square(queries=9), threat, graph=g) for g in (False, True))
     np.testing.assert_allclose(eager.images, graph.images, atol=1e-5)
     np.testing.assert_array_equal(eager.queries, graph.queries)
 
 
-def test_every_example_has_its_own_draws() -> None:
-    """Twenty copies of an image, with eps too small to break any, give twenty results."""
+def test_every_example_has_its_own_noise() -> None:
+    """Twenty copies of an image give twenty results at an eps that breaks none."""
     same, labels = np.repeat(X[:1], 20, axis=0), np.repeat(Y[:1], 20)
     outcome = run(Square(queries=20, p_init=0.05), Threat("linf", 1e-3), same, labels)
     assert not outcome.success.any() and len(np.unique(outcome.images, axis=0)) == 20
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_passes_are_counted(norm: str) -> None:
-    """Nothing is broken.
-
-    The image costs one query, and each restart one for its start and one for each window.
-    """
+def test_queries_are_the_passes_through_the_network(norm: str) -> None:
+    """The image takes one, each restart one for its start and one for each of four windows."""
     calls = []
 
-    def right(x: Any) -> Any:
+    def constant(x: Any) -> Any:
         calls.append(len(x))
         return tf.stack([tf.ones(len(x)), tf.zeros(len(x))], axis=1)
 
     attack, threat = Square(queries=4, restarts=3), Threat(norm, 0.1)
-    outcome = attack.run(right, X[:2], [0, 0], threat=threat, seed=SEED)
+    outcome = attack.run(constant, X[:2], [0, 0], threat=threat, seed=SEED)
     assert calls == [2] * (1 + 3 * (1 + 4))
     assert (outcome.queries.numpy() == 16).all() and not outcome.gradients.numpy().any()
-    np.testing.assert_array_equal(outcome.images, X[:2])  # no image has a higher loss
+    np.testing.assert_array_equal(outcome.images, X[:2])
 
 
 def test_an_example_stops_at_its_first_success() -> None:
-    """Examples stop at the start, which is misclassified, or before.
+    """Two images stop at their start, and the third, which is misclassified itself, before."""
 
-    The third is wrong when clean.
-    """
-
-    def fooled(x: Any) -> Any:
+    def wrong_if_moved(x: Any) -> Any:
         moved = tf.reduce_max(tf.abs(x - 0.5), axis=(1, 2, 3)) > 0
         return tf.stack([tf.where(moved, -x[:, 0, 0, 0], 1.0), tf.zeros(tf.shape(x)[0])], axis=1)
 
     x = np.full([3, *SHAPE], 0.5, np.float32)
-    outcome = run(Square(queries=5), Threat("linf", 0.1), x, np.array([0, 0, 1]), fooled)
+    outcome = run(Square(queries=5), Threat("linf", 0.1), x, np.array([0, 0, 1]), wrong_if_moved)
     assert outcome.queries.tolist() == [2, 2, 1] and outcome.success.all()
     np.testing.assert_array_equal(outcome.images[2], x[2])
 
 
-def test_nan_logits_are_a_success() -> None:
+def test_nan_logits_count_as_misclassified() -> None:
     nan = lambda x: network(x) * tf.where(tf.reduce_min(x) < 0.0, np.nan, 1.0)  # noqa: E731
     outcome = run(Square(queries=2), Threat("linf", 1.0, WIDE), logits=nan)
     assert outcome.success.all() and np.isfinite(outcome.images).all()
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_restarts_are_never_worse(norm: str) -> None:
+def test_more_restarts_never_break_fewer_examples_or_lower_the_loss(norm: str) -> None:
     threat = Threat(norm, 1.1 * float(np.median(least_eps(norm))), WIDE)
     one, four = (run(Square(queries=10, restarts=n), threat) for n in (1, 4))
     np.testing.assert_array_equal(four.images[one.success], one.images[one.success])
@@ -173,8 +164,8 @@ def test_restarts_are_never_worse(norm: str) -> None:
 
 @pytest.mark.parametrize(("channels", "box"), [(1, (0.0, 1.0)), (3, (-1.0, 1.0))])
 @pytest.mark.parametrize("norm", NORMS)
-def test_stays_in_the_ball_and_the_box(norm: str, channels: int, box: Any) -> None:
-    """Unbroken examples end on the ball, some in corners of the box. At eps 0 they are x."""
+def test_images_stay_in_the_ball_and_the_box(norm: str, channels: int, box: Any) -> None:
+    """Examples that are not broken end far from x, and two begin in corners of the box."""
     x = np.random.default_rng(1).uniform(*box, [6, 7, 9, channels]).astype("float32")
     x[0], x[1] = box
     weights = np.random.default_rng(2).normal(size=x[0].size).astype("float32")
@@ -186,41 +177,47 @@ def test_stays_in_the_ball_and_the_box(norm: str, channels: int, box: Any) -> No
     assert outcome.images.min() >= box[0] and outcome.images.max() <= box[1]
     distance = threat.distance(outcome.images.astype("float64"), x).numpy()
     assert (distance <= 0.5 + 1e-6).all() and (distance >= 0.2).all()
-    still = run(Square(queries=5), threat.at(0.0), x, zeros, logits)
-    np.testing.assert_array_equal(still.images, x)
+    at_zero = run(Square(queries=5), threat.at(0.0), x, zeros, logits)
+    np.testing.assert_array_equal(at_zero.images, x)
 
 
-def test_the_start_is_vertical_stripes() -> None:
+def test_the_linf_start_is_vertical_stripes() -> None:
     x = np.full([50, 4, 5, 2], 0.5, np.float32)
     delta = Squares(Threat("linf", 0.25), [1]).start(tf.constant(x), SEED).numpy() - x
     assert (np.abs(delta) == 0.25).all()
     assert (delta == delta[:, :1]).all()
-    assert abs((delta[:, 0] > 0).mean() - 0.5) < 0.1  # 500 fair signs: five standard errors
+    assert abs((delta[:, 0] > 0).mean() - 0.5) < 0.1  # five standard errors of 500 signs
 
 
-def test_a_window_moves_to_an_edge() -> None:
-    """u = -1 is the first row or column, and u = 1 would be one too far, with room 5 - 2."""
+def test_the_place_of_a_window_comes_from_uniform_numbers() -> None:
+    """u in [-1, 1) is one of 5 - 2 places: -1 is the first row or column, 0.99 the third."""
     x, u = np.full([2, 5, 5, 2], 0.5, np.float32), np.full([2, 7], -1.0, np.float32)
     u[1, :2], u[1, 5:] = (0.0, 0.99), (-1.0, 1.0)  # row int(1.5), column int(2.98)
     x_adv = x + np.where(np.arange(5) % 2, 0.125, -0.125).astype("float32")[:, None]
-    moved = Squares(Threat("linf", 0.125), [3, 2]).propose(tf.constant(1), x, x_adv, u).numpy()
+    moved = Squares(Threat("linf", 0.125), [3, 2]).propose(tf.constant(1), x, x_adv, u)
     expected = x_adv.copy()
     expected[0, 0:2, 0:2] = 0.375
     expected[1, 1:3, 2:4] = (0.375, 0.625)
     np.testing.assert_array_equal(moved, expected)
 
 
-def test_the_patterns_of_side_3() -> None:
-    """Upper half 1 x 3: squares 1 x 1, and 3 x 3 with 1/4: (1/4, 5/4, 1/4), norm sqrt(27)/4. Lower
-    half 2 x 3, its middle in the second row: once 5/4, five times 1/4, norm sqrt(30)/4."""
+def test_the_pattern_of_side_3_by_hand() -> None:
+    """The halves of 1 x 3 and 2 x 3 pixels have the norms sqrt(27)/4 and sqrt(30)/4.
+
+    A square of 1 x 1 pixel and a quarter of one of 3 x 3 give (1/4, 5/4, 1/4) in the upper half. In
+    the lower half 5/4 is in the middle of the second row, and 1/4 elsewhere.
+    """
     up, down = np.array([[1, 5, 1]]) / np.sqrt(27), np.array([[1, 1, 1], [1, 5, 1]]) / np.sqrt(30)
     np.testing.assert_allclose(pattern(3, "l2"), np.concatenate([up, -down]) / np.sqrt(2), 1e-6)
 
 
 @pytest.mark.parametrize("norm", ["l2", "l1"])
 def test_moves_on_the_edge_of_the_ball(norm: str) -> None:
-    """Far from the box's walls start and moves have norm eps; outside both windows a move only
-    scales, the second window is left empty, and the first has the size that both had."""
+    """Far from the walls of the box start and moves have norm eps.
+
+    Outside of both windows a move only scales the noise. It empties the second window, and the
+    first one gets the norm that both had.
+    """
     x = np.zeros([4, 9, 9, 1], np.float32)
     threat = Threat(norm, 2.0, WIDE)
     moves = Pyramids(threat, [3, 5])
@@ -238,19 +235,21 @@ def test_moves_on_the_edge_of_the_ball(norm: str) -> None:
     size = lambda d: np.linalg.norm(d.reshape(4, -1), 2 if norm == "l2" else 1, axis=1)  # noqa: E731
     expected = size(np.where(outside, 0.0, start))
     np.testing.assert_allclose(size(moved[:, :3, :3]), expected, rtol=1e-4)
-    old, drawn = start[:, :3, :3, 0], pattern(3, norm)
+    old, upright = start[:, :3, :3, 0], pattern(3, norm)
     old = old / size(old)[:, None, None]
     for row, (sign, turned) in enumerate([(-1, 0), (1, 0), (-1, 1), (1, 1)]):
-        new = old[row] + sign * (drawn.T if turned else drawn)
+        new = old[row] + sign * (upright.T if turned else upright)
         scale = expected[row] / size(np.repeat(new[None], 4, 0))[0]
         np.testing.assert_allclose(moved[row, :3, :3, 0], scale * new, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("norm", ["l2", "l1"])
-def test_what_each_channel_gains(norm: str) -> None:
-    """eps 2, of which the second window has a = 1, in the first of two channels: L2: half of what
-    is free, 2^2 - 1, for each channel, and 1 more for the first. L1: 2 - 1 for each, and twice the
-    1 for the first; the projection then cuts the whole to 2."""
+def test_the_free_norm_is_shared_by_the_channels(norm: str) -> None:
+    """eps is 2, of which the second window has a = 1, in the first of two channels.
+
+    L2: each channel gets half of the free 2^2 - 1, and the first the square of a too. L1: each gets
+    2 - 1, the first also 2 a, and the projection then cuts the sum to 2.
+    """
     x, start = np.zeros([1, 9, 9, 2], np.float32), np.zeros([1, 9, 9, 2], np.float32)
     start[0, 6, 6, 0] = 1.0
     u = np.array([[-1, -1, 0.99, 0.99, -1, 1, 1]], np.float32)
@@ -262,8 +261,8 @@ def test_what_each_channel_gains(norm: str) -> None:
     np.testing.assert_allclose(moved, threat.project(expected, tf.constant(x)), atol=1e-5)
 
 
-def test_the_sides_of_windows() -> None:
-    """28 x 28 pixels, share 0.8 / 2^k: sqrt(627.2 / 2^k) is 25.04, 17.7, 12.5, 8.9, 6.3, ..."""
+def test_the_sides_of_windows_follow_the_schedule() -> None:
+    """For 28 x 28 pixels they are sqrt(627.2 / 2^k): 25.04, 17.7, 12.5, 8.9, 6.3, ..."""
     attack, first = Square(), (0, 11, 51, 201, 501, 1001, 2001, 4001)
     assert [attack.share(i) for i in (10, 11, 4999)] == [0.8, 0.4, 0.8 / 128]
     sides = {n: [attack.side(i, 28, 28, n) for i in first] for n in NORMS}
@@ -275,21 +274,21 @@ def test_the_sides_of_windows() -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("options", "message"),
     [
-        (lambda: Square(queries=0), "queries: expected int >= 1, received 0"),
-        (lambda: Square(restarts=0), "restarts: expected int >= 1, received 0"),
-        (lambda: Square(p_init=0.0), "p_init: expected a number in (0, 1], received 0.0"),
-        (lambda: Square(p_init=1.5), "p_init: expected a number in (0, 1], received 1.5"),
+        ({"queries": 0}, "queries: expected int >= 1, received 0"),
+        ({"restarts": 0}, "restarts: expected int >= 1, received 0"),
+        ({"p_init": 0.0}, "p_init: expected a number in (0, 1], received 0.0"),
+        ({"p_init": 1.5}, "p_init: expected a number in (0, 1], received 1.5"),
     ],
 )
-def test_mistakes_are_one_line(make: Callable[[], Any], message: str) -> None:
+def test_a_mistaken_argument_is_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as caught:
-        make()
+        Square(**options)
     assert str(caught.value) == message
 
 
-def test_titles_and_settings() -> None:
+def test_title_and_settings_hold_queries_restarts_and_p_init() -> None:
     assert Square().title == "Square-5000"
     assert Square(queries=100, restarts=2, p_init=0.3).title == "Square-100x2 p 0.3"
     expected = {"name": "square", "queries": 5000, "p_init": 0.8, "restarts": 1}

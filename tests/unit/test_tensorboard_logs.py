@@ -20,15 +20,17 @@ MARGINS = {"clean": np.array([2.0, 1.0, np.nan]), "adversarial": np.array([-1.0,
 
 
 def events(folder: Path) -> EventAccumulator:
-    (file,) = folder.iterdir()  # one: no doubles
+    """Return the events of a folder, which must hold a single file."""
+    (file,) = folder.iterdir()
     return EventAccumulator(str(file), {"tensors": 0}).Reload()
 
 
 def values(board: EventAccumulator, tag: str) -> list[tuple[int, Any]]:
+    """Return the steps and values of a tag."""
     return [(e.step, tf.make_ndarray(e.tensor_proto)) for e in board.Tensors(tag)]
 
 
-def test_an_evaluation(tmp_path: Path) -> None:
+def test_an_evaluation_logs_accuracies_margins_and_images_once(tmp_path: Path) -> None:
     record = load_run(make_run(tmp_path / "run", channels=3))
     for _ in range(2):
         write_board(tmp_path / "board", record, MARGINS)
@@ -38,19 +40,20 @@ def test_an_evaluation(tmp_path: Path) -> None:
         ((step, result),) = values(board, f"attack_eval/accuracy/{name}")
         assert step == 0 and result == pytest.approx(value)
     for name, n in (("clean", 2), ("adversarial", 3)):
-        ((_, buckets),) = values(board, f"attack_eval/margin/{name}")  # left, right, count
+        # Columns are the left and right edge of a bucket and its count.
+        ((_, buckets),) = values(board, f"attack_eval/margin/{name}")
         assert buckets[:, 2].sum() == n and buckets[-1, 1] == np.nanmax(MARGINS[name])
     ((_, result),) = values(board, "attack_eval/clean, adversarial, difference")
-    assert result[:2].tolist() == [b"304", b"96"]  # 3 of 96, 2 gaps of 8
+    assert result[:2].tolist() == [b"304", b"96"]  # three images of 96 and two gaps of 8
     strips = np.stack([tf.io.decode_png(image) for image in result[2:]])[:, ::12]
     clean, adversarial, difference = (strips[:, :, at : at + 96 : 12] for at in (0, 104, 208))
     np.testing.assert_allclose(clean, 255 * record.probes.image, atol=1)
     np.testing.assert_allclose(adversarial, 255 * record.probes.adversarial, atol=1)
-    change = record.probes.adversarial - record.probes.image  # of 0.05 at most: 10 times
+    change = record.probes.adversarial - record.probes.image  # at most 0.05, shown ten times larger
     np.testing.assert_allclose(difference, 255 * (0.5 + 10 * change), atol=1)
 
 
-def test_hyper_parameters(tmp_path: Path) -> None:
+def test_an_evaluation_logs_the_hyper_parameters(tmp_path: Path) -> None:
     write_board(tmp_path / "board", load_run(make_run(tmp_path / "run")), {})
     content = events(tmp_path / "board").PluginTagToContent(metadata.PLUGIN_NAME)
     start = metadata.parse_session_start_info_plugin_data(content[metadata.SESSION_START_INFO_TAG])
@@ -59,8 +62,9 @@ def test_hyper_parameters(tmp_path: Path) -> None:
     assert result == {"method": "atlas", "data": "digits"} | numbers
 
 
-def test_a_training(tmp_path: Path) -> None:
-    """The logs are written anew from the last checkpoint, beside those of the evaluation."""
+def test_a_resumed_training_writes_its_logs_anew_and_keeps_those_of_the_evaluation(
+    tmp_path: Path,
+) -> None:
     board = tmp_path / "tensorboard"
     (board / "attack_eval").mkdir(parents=True)
     epochs = [{"loss": 2.0, "val_loss": 3.0, "val_robust_accuracy": 0.25}, {"loss": 1.0}]

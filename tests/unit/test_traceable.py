@@ -1,4 +1,4 @@
-"""Functions that can be attacked: TensorFlow operations, traced once for any batch."""
+"""A function can be attacked if TensorFlow can trace it once for all batch sizes."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ W = np.random.default_rng(1).normal(size=(4, 3)).astype("float32")
 SHAPE = X.shape[1:]
 
 
+# The functions return logits, [B, 3], of images [B, 2, 2, 1].
 def linear(x: Any) -> Any:
     return tf.reshape(x, [-1, 4]) @ W
 
@@ -56,9 +57,8 @@ FAILING = {
 
 
 @pytest.mark.parametrize("name", FAILING)
-def test_what_cannot_be_traced_is_refused_in_one_line(name: str) -> None:
-    """All of these work when they are called."""
-    assert FAILING[name](tf.constant(X)).shape == (6, 3)
+def test_a_function_that_cannot_be_traced_is_refused_in_one_line(name: str) -> None:
+    assert FAILING[name](tf.constant(X)).shape == (6, 3)  # each works when it is called
     with pytest.raises(UserError) as caught:
         check_traceable(FAILING[name], SHAPE)
     line = str(caught.value)
@@ -69,26 +69,26 @@ def test_what_cannot_be_traced_is_refused_in_one_line(name: str) -> None:
         craft(FAILING[name], X, np.zeros(6, int), PGD(steps=1), Threat("linf", 0.1))
 
 
-def test_the_ways_out_that_the_line_names() -> None:
-    one = tf.function(branches)
-    other = lambda x: tf.cond(  # noqa: E731
-        tf.reduce_mean(x) > 2.0, lambda: linear(-x), lambda: linear(x)
-    )
-    for network in (linear, one, other):
-        check_traceable(network, SHAPE)
-        y = linear(X).numpy().argmax(axis=1)
-        made = craft(network, X, y, PGD(steps=2), Threat("linf", 0.5))
-        assert not made.right.all()
+def conditional(x: Any) -> Any:
+    return tf.cond(tf.reduce_mean(x) > 2.0, lambda: linear(-x), lambda: linear(x))
 
 
-def test_logits_of_an_unknown_shape() -> None:
+@pytest.mark.parametrize("network", [linear, tf.function(branches), conditional])
+def test_a_function_is_attacked_once_it_is_changed_as_the_error_says(network: Any) -> None:
+    check_traceable(network, SHAPE)
+    y = linear(X).numpy().argmax(axis=1)
+    crafted = craft(network, X, y, PGD(steps=2), Threat("linf", 0.5))
+    assert not crafted.right.all()
+
+
+def test_logits_of_an_unknown_shape_are_refused() -> None:
     hidden = lambda x: tf.py_function(linear, [x], tf.float32)  # noqa: E731
     with pytest.raises(UserError, match="known shape .None, C. .set it with tf.ensure_shape.* rec"):
         check_traceable(hidden, SHAPE)
     check_traceable(lambda x: tf.ensure_shape(hidden(x), [None, 3]), SHAPE)
 
 
-def test_what_has_no_gradient_is_for_attacks_without_gradients() -> None:
+def test_a_network_without_gradients_is_attacked_by_square_but_not_by_pgd() -> None:
     """TensorFlow cannot differentiate tf.image.resize by area."""
     area = lambda x: linear(tf.image.resize(x, [2, 2], method="area"))  # noqa: E731
     y, threat = linear(X).numpy().argmax(axis=1), Threat("linf", 0.5)
@@ -100,15 +100,17 @@ def test_what_has_no_gradient_is_for_attacks_without_gradients() -> None:
 
 @pytest.fixture
 def eager() -> Iterator[None]:
+    """Run every tf.function eagerly."""
     tf.config.run_functions_eagerly(True)
     yield
     tf.config.run_functions_eagerly(False)
 
 
-def test_functions_that_run_eagerly_change_nothing(eager: None) -> None:
+def test_an_evaluation_has_the_same_results_where_functions_run_eagerly(eager: None) -> None:
     y = linear(X).numpy().argmax(axis=1)
     attacks = [PGD(steps=2), Square(queries=5)]
     result = evaluate(linear, X, y, Threat("linf", 0.1), attacks, check=False, progress=False)
     tf.config.run_functions_eagerly(False)
-    again = evaluate(linear, X, y, Threat("linf", 0.1), attacks, check=False, progress=False)
-    assert [r.robust.tolist() for r in result.results] == [r.robust.tolist() for r in again.results]
+    expected = evaluate(linear, X, y, Threat("linf", 0.1), attacks, check=False, progress=False)
+    for row, expected_row in zip(result.results, expected.results, strict=True):
+        np.testing.assert_array_equal(row.robust, expected_row.robust)

@@ -1,9 +1,10 @@
-"""Schedules in closed form, and callbacks fed by hand."""
+"""Schedules in closed form, optimizers, and callbacks that are called by hand."""
 
 from __future__ import annotations
 
 import csv
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,6 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from absl import logging
 
 from tfrobust import Threat
 from tfrobust.methods import Iaat
@@ -28,11 +28,12 @@ from tfrobust.training import (
 )
 
 BASE, STEPS, EPOCHS = 0.5, 10, 20
-# One of the 14 epochs of half a cosine after the peak, to 0.5 / 25 / 1e4.
+# The rate after the first of 14 epochs in which half a cosine goes from 0.5 to 0.5 / 25 / 1e4.
 ONE_DOWN = 2e-6 + (0.5 - 2e-6) * (1 + math.cos(math.pi / 14)) / 2
 
 
 def rate(name: str, step: int, **options: Any) -> float:
+    """Return the learning rate of a schedule at a step."""
     schedule = SCHEDULES[name](**options).learning_rate(BASE, STEPS, EPOCHS)
     return float(schedule(step)) if callable(schedule) else schedule
 
@@ -42,30 +43,32 @@ def rate(name: str, step: int, **options: Any) -> float:
     [
         ("constant", {}, {0: 0.5, 199: 0.5}),
         ("guided", {}, {0: 0.5, 199: 0.5}),
-        # falls with the first step of epochs 5 and 8
+        # It drops at the first step of epochs 5 and 8.
         (
             "piecewise",
             {"epochs": [5, 8], "factor": 0.1},
             {0: 0.5, 49: 0.5, 50: 0.05, 79: 0.05, 80: 0.005, 199: 0.005},
         ),
-        # the rates of FAT: 0.1, 0.01 and 0.005 of the first
+        # The rates of FAT are 0.1, 0.01 and 0.005 of the first.
         (
             "piecewise",
             {"epochs": [5, 8, 10], "factor": [0.1, 0.1, 0.5]},
             {49: 0.5, 50: 0.05, 80: 0.005, 99: 0.005, 100: 0.0025},
         ),
-        # half a cosine: 0.5 * (1 + cos(pi t / 200)) / 2
+        # Half a cosine is 0.5 * (1 + cos(pi t / 200)) / 2.
         ("cosine", {}, {0: 0.5, 50: 0.25 * (1 + 0.5**0.5), 100: 0.25, 200: 0.0}),
-        # a triangle with its peak at 40 % of 200 steps
+        # A triangle has its peak at 40 % of 200 steps.
         ("cyclic", {}, {0: 0.0, 40: 0.25, 80: 0.5, 140: 0.25, 200: 0.0, 300: 0.0}),
         ("cyclic", {"peak": 0.1}, {10: 0.25, 20: 0.5, 110: 0.25}),
-        # torch 2.13's OneCycleLR(max_lr=0.5, total_steps=200), and by epoch with total_steps=20
+        # From torch 2.13's OneCycleLR(max_lr=0.5, total_steps=200), by epoch with total_steps=20.
         ("one_cycle", {}, {0: 0.02, 59: 0.5, 129: 0.25, 199: 2e-6}),
         ("one_cycle", {"shape": "linear", "start_divisor": 5}, {0: 0.1, 59: 0.5, 129: 0.250005}),
         ("one_cycle", {"by_epoch": True}, {0: 0.02, 9: 0.02, 50: 0.5, 59: 0.5, 60: ONE_DOWN}),
     ],
 )
-def test_schedules(name: str, options: dict[str, Any], values: dict[int, float]) -> None:
+def test_the_rates_of_a_schedule_by_hand(
+    name: str, options: dict[str, Any], values: dict[int, float]
+) -> None:
     for step, expected in values.items():
         assert rate(name, step, **options) == pytest.approx(expected, rel=1e-5, abs=1e-7), step
 
@@ -74,12 +77,12 @@ def test_schedules_are_saved_with_the_optimizer() -> None:
     for name in ("cyclic", "one_cycle"):
         schedule = SCHEDULES[name]().learning_rate(BASE, STEPS, EPOCHS)
         config = keras.optimizers.schedules.serialize(schedule)
-        again = keras.optimizers.schedules.deserialize(config)
-        assert float(again(40)) == float(schedule(40)) > 0.1
+        loaded = keras.optimizers.schedules.deserialize(config)
+        assert float(loaded(40)) == float(schedule(40)) > 0.1
 
 
 def test_a_piecewise_rate_drops_at_the_first_step_of_the_epoch_counted_from_0() -> None:
-    """Two epochs of 3 steps, with a gradient of 1: each step is the rate itself."""
+    """With a gradient of 1 each step of two epochs of three is the rate itself."""
     weight = keras.Variable([0.0])
     schedule = SCHEDULES["piecewise"](epochs=[1]).learning_rate(0.1, 3, 2)
     optimizer, steps = OPTIMIZERS["sgd"](schedule), []
@@ -98,8 +101,10 @@ def test_a_piecewise_rate_drops_at_the_first_step_of_the_epoch_counted_from_0() 
     ],
 )
 def test_torch_sgd_drops_its_rate_as_torch_does(nesterov: bool, path: list[float]) -> None:
-    """The path of torch 2.13 on w^2 / 2 from 1, whose rate falls to a tenth after three steps.
-    Keras's own SGD is there the same until the drop, and a tenth of a step further after it."""
+    """The paths are those of torch 2.13 on w^2 / 2 from 1, with a tenth of the rate from step 3.
+
+    Keras's SGD takes the same path until the drop, and is a tenth of a step further after it.
+    """
     paths = []
     for name in ("torch_sgd", "sgd"):
         weight, optimizer = keras.Variable([1.0]), OPTIMIZERS[name](0.1, 0.9, nesterov)
@@ -125,12 +130,12 @@ def test_torch_sgd_drops_its_rate_as_torch_does(nesterov: bool, path: list[float
         ("one_cycle", {"end_divisor": 0.5}),
     ],
 )
-def test_schedules_that_make_no_sense(name: str, options: dict[str, Any]) -> None:
+def test_impossible_options_of_a_schedule_are_refused(name: str, options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="expected "):
         rate(name, 0, **options)
 
 
-def test_optimizers_take_what_papers_tune() -> None:
+def test_optimizers_take_momentum_decay_and_betas() -> None:
     sgd = OPTIMIZERS["sgd"](0.1, momentum=0.9, nesterov=True)
     assert (float(sgd.learning_rate), sgd.momentum, sgd.nesterov) == (pytest.approx(0.1), 0.9, True)
     assert OPTIMIZERS["adamw"](weight_decay=0.1).weight_decay == 0.1
@@ -138,7 +143,7 @@ def test_optimizers_take_what_papers_tune() -> None:
 
 
 def guided(values: list[float], first_epoch: int = 0) -> tuple[list[float], int | None]:
-    """Return the learning rates after each epoch of these accuracies, and the last epoch."""
+    """Return the learning rate after each epoch of these accuracies, and the epoch of the stop."""
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
     model.compile(keras.optimizers.SGD(1.0))
     model.stop_training = False
@@ -156,11 +161,8 @@ def guided(values: list[float], first_epoch: int = 0) -> tuple[list[float], int 
     return rates, None
 
 
-def test_guided_cuts_after_two_epochs_without_gain() -> None:
-    """The rate is divided by five (paper, appendix B).
-
-    An equal accuracy is no gain, and a gain starts the count again.
-    """
+def test_guided_divides_the_rate_by_five_after_two_epochs_without_gain() -> None:
+    """An equal accuracy is not a gain, and a gain restarts the count (appendix B of the paper)."""
     rates, _ = guided([0.3, 0.3, 0.3, 0.2, 0.4, 0.1, 0.1])
     np.testing.assert_allclose(rates, [1, 1, 0.2, 0.2, 0.2, 0.2, 0.04], rtol=1e-5)
     rates, _ = guided([0.3, 0.2, 0.31, 0.2, 0.32, 0.2, 0.3200001])
@@ -173,60 +175,43 @@ def test_guided_stops_after_ten_epochs_without_gain() -> None:
     assert guided([0.3] + [0.2] * 9 + [0.4] + [0.3] * 9)[1] is None
 
 
-def test_guided_waits_for_the_ramps_end() -> None:
+def test_guided_begins_to_count_at_the_end_of_the_ramp() -> None:
     """Accuracy falls while eps grows, so epoch 15 is the first that counts."""
-    rates, ended = guided([0.9] * 15 + [0.3] * 30, first_epoch=15)
+    rates, stop = guided([0.9] * 15 + [0.3] * 30, first_epoch=15)
     np.testing.assert_allclose(rates[:17], np.ones(17))
     assert rates[17] == pytest.approx(0.2)
-    assert ended == 25
-
-
-def warnings_of(
-    monkeypatch: pytest.MonkeyPatch, epochs: list[tuple[float, float]], drop: float = 0.1
-) -> list[int]:
-    """Return the epochs that warn, for pairs of robust and FGSM accuracy."""
-    warned: list[int] = []
-    monkeypatch.setattr(logging, "warning", lambda text, epoch, *values: warned.append(epoch))
-    callback = CatastrophicOverfitting(drop)
-    for epoch, (robust, fgsm) in enumerate(epochs):
-        logs = {MONITOR: robust, "val_fgsm_accuracy": fgsm, "val_jacobian": 3.0}
-        callback.on_epoch_end(epoch, logs)
-    callback.on_epoch_end(99, {})  # an epoch without validation
-    return warned
+    assert stop == 25
 
 
 @pytest.mark.parametrize(
     ("epochs", "expected"),
     [
-        ([(0.4, 0.45), *2 * [(0.1, 0.9)]], [2]),  # the sign of it
-        ([(0.4, 0.45), (0.1, 0.9), (0.35, 0.9), (0.1, 0.9)], []),  # it comes back at once
+        ([(0.4, 0.45), *2 * [(0.1, 0.9)]], [2]),
+        ([(0.4, 0.45), (0.1, 0.9), (0.35, 0.9), (0.1, 0.9)], []),  # for one epoch at a time
         ([(0.4, 0.45), *3 * [(0.31, 0.9)]], []),  # a fall of 9 points only
-        ([(0.4, 0.45), *3 * [(0.1, 0.12)]], []),  # FGSM falls along: worse, but no overfitting
-        ([(0.4, 0.45), *3 * [(0.29, 0.43)]], []),  # the gap has opened by 9 points only
-        ([(0.4, 0.45), (0.5, 0.9), (0.6, 0.9)], []),  # new bests
+        ([(0.4, 0.45), *3 * [(0.1, 0.12)]], []),  # FGSM accuracy falls too
+        ([(0.4, 0.45), *3 * [(0.29, 0.43)]], []),  # the gap has grown by 9 points only
+        ([(0.4, 0.45), (0.5, 0.9), (0.6, 0.9)], []),  # robust accuracy rises
         ([(0.4, 0.45), *3 * [(0.1, 0.9)], (0.45, 0.5), *2 * [(0.3, 0.6)]], [2, 3, 6]),
         ([(0.0, 0.0), *3 * [(0.0, 1.0)]], []),
     ],
 )
-def test_catastrophic_overfitting(
-    monkeypatch: pytest.MonkeyPatch, epochs: list[tuple[float, float]], expected: list[int]
+def test_epochs_of_catastrophic_overfitting_are_logged(
+    caplog: pytest.LogCaptureFixture, epochs: list[tuple[float, float]], expected: list[int]
 ) -> None:
-    assert warnings_of(monkeypatch, epochs) == expected
+    """An epoch is a pair of robust and FGSM accuracy, and two of overfitting are a warning."""
+    callback = CatastrophicOverfitting()
+    for epoch, (robust, fgsm) in enumerate(epochs):
+        logs = {MONITOR: robust, "val_fgsm_accuracy": fgsm, "val_jacobian": 3.0}
+        callback.on_epoch_end(epoch, logs)
+    callback.on_epoch_end(99, {})  # an epoch without validation
+    logged = [int(epoch) for epoch in re.findall(r"at epoch (\d+):", caplog.text)]
+    assert logged == expected
 
 
-def test_while_eps_grows_a_fall_is_no_sign() -> None:
-    sign, last = Overfitting(), {"val_robust_accuracy": 0.1, "val_fgsm_accuracy": 0.9}
-    assert not sign.shown_by({"val_robust_accuracy": 0.4, "val_fgsm_accuracy": 0.45, "eps": 0.1})
-    assert not sign.shown_by(last | {"eps": 0.2})
-    assert not sign.shown_by(last | {"eps": 0.2})
-    assert sign.shown_by(last | {"eps": 0.2})
-
-
-def test_its_state_is_in_checkpoints() -> None:
-    assert set(vars(Overfitting())) - {"drop"} == set(CatastrophicOverfitting.kept)
-
-
-def test_catastrophic_overfitting_message_formats(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_warning_of_catastrophic_overfitting_has_the_accuracies(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     callback = CatastrophicOverfitting()
     for robust, fgsm in ((0.4, 0.45), (0.1, 0.9), (0.1, 0.9)):
         logs = {MONITOR: robust, "val_fgsm_accuracy": fgsm, "val_jacobian": 3.0}
@@ -234,7 +219,20 @@ def test_catastrophic_overfitting_message_formats(caplog: pytest.LogCaptureFixtu
     assert "at epoch 7: validation robust accuracy 10.0 %, 30.0 points below" in caplog.text
 
 
+def test_a_fall_of_robust_accuracy_while_eps_grows_is_not_overfitting() -> None:
+    sign, last = Overfitting(), {"val_robust_accuracy": 0.1, "val_fgsm_accuracy": 0.9}
+    assert not sign.shown_by({"val_robust_accuracy": 0.4, "val_fgsm_accuracy": 0.45, "eps": 0.1})
+    assert not sign.shown_by(last | {"eps": 0.2})
+    assert not sign.shown_by(last | {"eps": 0.2})
+    assert sign.shown_by(last | {"eps": 0.2})
+
+
+def test_checkpoints_hold_the_state_of_the_detection_of_overfitting() -> None:
+    assert set(vars(Overfitting())) - {"drop"} == set(CatastrophicOverfitting.kept)
+
+
 def written(path: Path, lines: list[str], epochs: list[dict[str, Any]]) -> History:
+    """Return the history of a run that goes on from lines of a checkpoint with these epochs."""
     history = History(path, lines, path.parent / "tensorboard")
     history.set_model(SimpleNamespace(step=np.int64(5)))
     history.on_train_begin()
@@ -244,20 +242,17 @@ def written(path: Path, lines: list[str], epochs: list[dict[str, Any]]) -> Histo
     return history
 
 
-def test_history_rows(tmp_path: Path) -> None:
+def test_history_has_a_row_for_each_epoch_with_the_columns_of_the_first(tmp_path: Path) -> None:
     path = tmp_path / "history.csv"
     written(path, [], [{"loss": np.float32(1.25), "accuracy": 0.5}, {"loss": 1.0, "new": 2.0}])
     rows = list(csv.DictReader(path.open()))
     assert list(rows[0]) == ["epoch", "step", "finished_at", "accuracy", "loss"]
     assert (rows[0]["epoch"], rows[0]["step"], rows[0]["loss"]) == ("0", "5", "1.25")
-    assert rows[1]["accuracy"] == ""  # what an epoch lacks is empty
+    assert rows[1]["accuracy"] == ""
 
 
-def test_history_goes_on_after_the_checkpoint(tmp_path: Path) -> None:
-    """Rows up to the checkpoint stay byte for byte, and rows of later epochs are removed.
-
-    Changes to the file since the checkpoint do not matter.
-    """
+def test_the_history_of_a_resumed_run_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+    """Rows up to the checkpoint stay byte for byte, whatever the file holds, and others go."""
     path = tmp_path / "history.csv"
     history = written(path, [], [{"loss": k / 3} for k in range(4)])
     before = path.read_bytes()
@@ -269,28 +264,26 @@ def test_history_goes_on_after_the_checkpoint(tmp_path: Path) -> None:
     path.unlink()
     History(path, history.lines, tmp_path / "tensorboard")  # nothing is left to train
     assert path.read_bytes() == before
-    written(path, [], [{"loss": 1.0}])  # a run from the start has a file of its own
+    written(path, [], [{"loss": 1.0}])  # a run from the start replaces the file
     assert len(path.read_bytes().splitlines()) == 2
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1000)
 def test_callbacks_work_on_two_devices(on_two_devices: Callable[[str], dict[str, Any]]) -> None:
-    out = on_two_devices("trained")
-    np.testing.assert_allclose(out["resumed"], out["straight"], rtol=1e-5, atol=1e-7)
-    assert len(out["history"].splitlines()) == 3
+    trained = on_two_devices("trained")
+    np.testing.assert_allclose(trained["resumed"], trained["straight"], rtol=1e-5, atol=1e-7)
+    assert len(trained["history"].splitlines()) == 3
 
 
-def test_quantiles_of_a_methods_table() -> None:
-    """The quantiles are over the training examples alone; the others were held out."""
-    network = keras.Sequential(
-        [keras.Input((2, 2, 1)), keras.layers.Flatten(), keras.layers.Dense(2)]
-    )
+def test_the_logs_have_the_quantiles_of_a_methods_table() -> None:
+    """They are over the training examples alone, here the first 21; the others are held out."""
+    layers = [keras.Input((2, 2, 1)), keras.layers.Flatten(), keras.layers.Dense(2)]
+    network = keras.Sequential(layers)
     model = Iaat(network, threat=Threat(eps=0.1), num_examples=30, steps_per_epoch=1)
     model.radii.table.assign(np.concatenate([np.linspace(0, 1, 21), np.full(9, 7.0)]))
-    watch, logs = TableQuantiles(np.arange(21)), {"loss": 1.0}
-    watch.set_model(model)
-    watch.on_epoch_end(0, logs)
-    wanted = {"05": 0.05, "25": 0.25, "50": 0.5, "75": 0.75, "95": 0.95}
-    expected = {"loss": 1.0} | {f"radius_q{share}": value for share, value in wanted.items()}
-    assert logs == pytest.approx(expected)
+    callback, logs = TableQuantiles(np.arange(21)), {"loss": 1.0}
+    callback.set_model(model)
+    callback.on_epoch_end(0, logs)
+    expected = {f"radius_q{share:02d}": share / 100 for share in (5, 25, 50, 75, 95)}
+    assert logs == pytest.approx({"loss": 1.0} | expected)

@@ -1,4 +1,4 @@
-"""Images made elsewhere: on a surrogate, or in another evaluation."""
+"""Attacks with images that come from a surrogate or from a file."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import keras
 import numpy as np
@@ -22,44 +23,36 @@ THREAT = Threat("linf", 0.5, (-10.0, 10.0))
 W = np.array([[1.0, -1.0], [0.5, 2.0], [-1.0, 1.0], [0.3, -0.2]], np.float32)
 X = np.random.default_rng(0).random((6, 2, 2, 1)).astype("float32")
 Y = (X.reshape(6, 4) @ W).argmax(axis=1).astype("int32")
-# Where the Linf attack on x W ends.
+# The images where the Linf attack on x W ends.
 FAR = X + 0.5 * np.sign(W[:, 1 - Y] - W[:, Y]).T.reshape(X.shape)
 
 
 @pytest.fixture
 def source(linear: Callable[..., Any], tmp_path: Path) -> Path:
+    """Return the run folder of the surrogate x W."""
     linear(W).save(tmp_path / "model.keras")
     return tmp_path
 
 
-class Counted:
-    """A network that counts how often it is called."""
-
-    def __init__(self, network: Any):
-        self.network, self.calls = network, 0
-
-    def __call__(self, x: Any) -> Any:
-        self.calls += 1
-        return self.network(x)
-
-
-def test_images_of_the_surrogate_judged_on_the_other(source: Path, linear: Any) -> None:
-    """Half of the images that break x W break x V.
-
-    The gradient of x V, the attacked network, has another sign at the last pixel.
-    """
-    other = np.array([[0.3, -0.2], [0.5, 2.0], [-1.0, 1.0], [-1.0, 1.0]], np.float32)
-    attack, mine = Transfer(str(source), PGD(steps=3, step_size=1.0)), Counted(linear(other))
-    outcome = attack.run(mine, X, Y, threat=THREAT, seed=SEED)
+def test_images_of_the_surrogate_are_judged_by_one_pass_of_the_network(
+    source: Path, linear: Any
+) -> None:
+    """Half of the images that break x W break x V, whose gradient differs in the last pixel."""
+    v = np.array([[0.3, -0.2], [0.5, 2.0], [-1.0, 1.0], [-1.0, 1.0]], np.float32)
+    attack, network = (
+        Transfer(str(source), PGD(steps=3, step_size=1.0)),
+        Mock(side_effect=linear(v)),
+    )
+    outcome = attack.run(network, X, Y, threat=THREAT, seed=SEED)
     np.testing.assert_allclose(outcome.images, FAR, atol=1e-6)
     np.testing.assert_array_equal(outcome.success, [1, 0, 0, 1, 1, 0])
-    np.testing.assert_array_equal((FAR.reshape(6, 4) @ other).argmax(1) != Y, outcome.success)
-    assert mine.calls == 1
+    np.testing.assert_array_equal((FAR.reshape(6, 4) @ v).argmax(1) != Y, outcome.success)
+    assert network.call_count == 1
     np.testing.assert_array_equal(outcome.queries, 1)
     np.testing.assert_array_equal(outcome.gradients, 0)
 
 
-def test_the_surrogate_is_read_once_and_first_in_a_graph(source: Path, linear: Any) -> None:
+def test_a_surrogate_that_is_first_run_in_a_graph_is_read_once(source: Path, linear: Any) -> None:
     """Its weights are not variables of the function that first runs it."""
     attack = Transfer(str(source), {"name": "pgd", "steps": 3, "step_size": 1.0})
     network = linear(W)
@@ -74,7 +67,7 @@ def test_the_surrogate_is_read_once_and_first_in_a_graph(source: Path, linear: A
     assert attack(network, X, Y, threat=THREAT, seed=SEED).shape == X.shape
 
 
-def test_from_a_config() -> None:
+def test_a_transfer_is_built_from_a_config() -> None:
     spec = {"name": "transfer", "source": "x", "attack": {"name": "pgd", "steps": 5}}
     attack = build(ATTACKS, spec, "attacks[0]")
     assert attack == Transfer("x", PGD(steps=5))
@@ -96,7 +89,7 @@ def test_from_a_config() -> None:
         ({"source": 5}, r"^attacks\[0\].source: expected a valid string"),
     ],
 )
-def test_mistakes_of_a_config(changed: dict[str, Any], message: str) -> None:
+def test_a_mistake_in_a_config_is_named_in_one_line(changed: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         build(ATTACKS, {"name": "transfer", "source": "x"} | changed, "attacks[0]")
     assert "\n" not in str(caught.value)
@@ -119,49 +112,52 @@ def test_titles_name_the_surrogate() -> None:
     assert SavedImages("runs/a/theirs.npz").title == "Saved images theirs"
 
 
-def test_a_surrogate_that_does_not_fit(source: Path, linear: Callable[..., Any]) -> None:
+def test_a_surrogate_of_other_shapes_or_several_outputs_is_refused(
+    source: Path, linear: Callable[..., Any]
+) -> None:
     def message(attack: Any, network: Any, x: Any) -> str:
+        """Return the error of an attack."""
         with pytest.raises(UserError) as caught:
             attack.run(network, x, np.zeros(len(x), np.int32), threat=THREAT, seed=SEED)
         return str(caught.value)
 
-    attack, three = Transfer(str(source), PGD(steps=1)), np.ones((4, 3), np.float32)
+    attack, network = Transfer(str(source), PGD(steps=1)), linear(W)
     text = message(attack, linear(W, shape=(4, 1, 1)), X.reshape(6, 4, 1, 1))
     assert text == "source: expected a network of images (4, 1, 1), received (2, 2, 1)"
-    text = message(attack, linear(three), X)
+    text = message(attack, linear(np.ones((4, 3), np.float32)), X)
     assert text == "source: expected a network of 3 classes, received 2"
-    one = linear(W)
-    both = keras.Model(one.input, {"a": one.output, "b": 2 * one.output})
-    both.save(source / "both.keras")
-    two = str(source / "both.keras")
-    assert "name that of the logits by output" in message(Transfer(two), one, X)
-    np.testing.assert_allclose(Transfer(two, output="b").surrogate(X), 2 * one(X), rtol=1e-6)
-    assert message(Transfer("none"), linear(W), X).startswith("source: expected a .keras or .h5")
+    two_outputs = str(source / "two_outputs.keras")
+    keras.Model(network.input, {"a": network.output, "b": 2 * network.output}).save(two_outputs)
+    assert "name that of the logits by output" in message(Transfer(two_outputs), network, X)
+    surrogate = Transfer(two_outputs, output="b").surrogate
+    np.testing.assert_allclose(surrogate(X), 2 * network(X), rtol=1e-6)
+    assert message(Transfer("none"), network, X).startswith("source: expected a .keras or .h5")
 
 
 ROWS = np.array([7, 3, 11], np.int64)
 
 
 def saved(path: Path, **changed: Any) -> SavedImages:
+    """Return the attack with three saved images of ROWS."""
     np.savez(path / "images.npz", **({"image": X[:3], "index": ROWS} | changed))
     return SavedImages(str(path / "images.npz"))
 
 
-def test_saved_images_are_found_by_their_rows(tmp_path: Path) -> None:
+def test_saved_images_are_looked_up_by_their_index(tmp_path: Path) -> None:
     attack = saved(tmp_path)
     np.testing.assert_array_equal(attack.lookup(np.array([11, 7])), X[[2, 0]])
     np.testing.assert_array_equal(attack.lookup(np.array([3, 3, 11])), X[[1, 1, 2]])
     assert attack.lookup(np.array([], np.int64)).shape == (0, 2, 2, 1)
 
 
-def test_saved_bytes_are_images_in_0_1(tmp_path: Path) -> None:
+def test_saved_bytes_are_divided_by_255(tmp_path: Path) -> None:
     attack = saved(tmp_path, image=np.array([0, 51, 255], np.uint8).reshape(3, 1, 1, 1))
     images = attack.lookup(ROWS)
     assert images.dtype == np.float32
     np.testing.assert_allclose(images.ravel(), [0.0, 0.2, 1.0])
 
 
-def test_a_row_without_an_image(tmp_path: Path) -> None:
+def test_an_index_without_an_image_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="image for each of 3 rows, .* 2 of them, such as row 5$"):
         saved(tmp_path).lookup(np.array([7, 5, 6]))
 
@@ -176,13 +172,15 @@ def test_a_row_without_an_image(tmp_path: Path) -> None:
         ({"image": X[:3, 0]}, "expected images [N, H, W, C], received 'shape (3, 2, 1)'"),
     ],
 )
-def test_mistakes_of_a_file(changed: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_mistaken_arrays_of_a_file_are_named(
+    changed: dict[str, Any], message: str, tmp_path: Path
+) -> None:
     with pytest.raises(UserError) as caught:
         saved(tmp_path, **changed).lookup(ROWS)
     assert message in str(caught.value) and str(caught.value).startswith("path: ")
 
 
-def test_unreadable_files(tmp_path: Path) -> None:
+def test_an_unreadable_file_is_an_error_of_one_line(tmp_path: Path) -> None:
     np.savez(tmp_path / "other.npz", x=X)
     (tmp_path / "text.npz").write_text("no archive")
     for name in ("other.npz", "text.npz", "none.npz"):
@@ -191,11 +189,13 @@ def test_unreadable_files(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
-def test_saved_images_are_no_search(tmp_path: Path) -> None:
+def test_saved_images_cannot_be_crafted_outside_of_an_evaluation(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="^saved_images: expected an evaluation"):
         saved(tmp_path)(lambda x: x, X, Y, threat=THREAT, seed=SEED)
+
+
+def test_saved_images_are_built_from_a_config_and_saved_by_keras() -> None:
     attack = build(ATTACKS, {"name": "saved_images", "path": "x.npz"}, "attacks[0]")
     assert attack.settings(THREAT) == {"name": "saved_images", "path": "x.npz"}
-    for each in (attack, Transfer("x", PGD(steps=5))):
-        config = json.loads(json.dumps(keras.saving.serialize_keras_object(each)))
-        assert keras.saving.deserialize_keras_object(config) == each
+    config = json.loads(json.dumps(keras.saving.serialize_keras_object(attack)))
+    assert keras.saving.deserialize_keras_object(config) == attack

@@ -1,4 +1,4 @@
-"""Uniform noise: probabilities in closed form, and draws repeated by hand."""
+"""Uniform noise: probabilities in closed form, and the same draws by hand."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ Y = (X.reshape(30, -1) @ W).argmax(1)
 
 
 def network(x: Any) -> Any:
+    """Return the logits, [B, 3]."""
     return tf.reshape(x, [-1, 16]) @ W
 
 
 def run(draws: int, threat: Threat, x: Any = X, y: Any = Y, logits: Any = network) -> Any:
-    """Return the outcome in numpy, from a graph without a batch size."""
+    """Return the outcome of a graph for any batch size, its parts as arrays."""
 
     @tf.function(autograph=False, input_signature=[tf.TensorSpec([None, *x.shape[1:]])])
     def craft(images: Any) -> Any:
@@ -34,8 +35,8 @@ def run(draws: int, threat: Threat, x: Any = X, y: Any = Y, logits: Any = networ
 
 
 @pytest.mark.parametrize("draws", [1, 3])
-def test_the_chance_of_a_success(draws: int) -> None:
-    """One pixel at 0.5 is misclassified above 0.55; at eps 0.1 these are a quarter of the draws.
+def test_the_share_of_successes_is_their_probability(draws: int) -> None:
+    """One pixel at 0.5 is misclassified above 0.55, where a quarter of the draws at eps 0.1 is.
 
     The tolerance is five standard errors of 4000 examples.
     """
@@ -45,13 +46,13 @@ def test_the_chance_of_a_success(draws: int) -> None:
     chance = 1 - 0.75**draws
     assert abs(outcome.success.mean() - chance) < 5 * np.sqrt(chance * (1 - chance) / 4000)
     np.testing.assert_array_equal(outcome.success, outcome.images.ravel() > 0.55)
-    # Passes: the image, and draws up to the success: 1 + 1 + 3/4 + 9/16 + ... of each example.
+    # The image and the draws up to the success are 1 + 1 + 3/4 + 9/16 + ... passes in the mean.
     expected = 1 + sum(0.75**k for k in range(draws))
     assert abs(outcome.queries.mean() - expected) < (0.1 if draws > 1 else 1e-6)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
-def test_keeps_the_first_success_else_the_highest_loss(norm: str) -> None:
+def test_the_result_is_the_first_success_or_else_the_highest_loss(norm: str) -> None:
     threat, n = Threat(norm, {"linf": 0.2, "l2": 0.8, "l1": 3.0}[norm]), 2
     outcome = run(n, threat)
     candidates = [tf.constant(X)]
@@ -59,7 +60,7 @@ def test_keeps_the_first_success_else_the_highest_loss(norm: str) -> None:
     wrong = np.array([~losses.correct(network(z), tf.constant(Y)).numpy() for z in candidates])
     value = np.array([losses.cross_entropy(network(z), tf.constant(Y)) for z in candidates])
     pick = np.where(wrong.any(0), wrong.argmax(0), value.argmax(0))
-    assert 0 < wrong.any(0).sum() < 30 and (pick == 0).any()  # some are best left as they are
+    assert 0 < wrong.any(0).sum() < 30 and (pick == 0).any()
     expected = np.stack([candidates[k][row].numpy() for row, k in enumerate(pick)])
     np.testing.assert_array_equal(outcome.images, expected)
     np.testing.assert_array_equal(outcome.success, wrong.any(0))
@@ -67,15 +68,14 @@ def test_keeps_the_first_success_else_the_highest_loss(norm: str) -> None:
     assert not outcome.gradients.any()
 
 
-def test_a_misclassified_image_stays() -> None:
-    wrong = (Y + 1) % 3
-    outcome = run(3, Threat("linf", 0.2), y=wrong)
+def test_a_misclassified_image_is_returned_unchanged() -> None:
+    outcome = run(3, Threat("linf", 0.2), y=(Y + 1) % 3)
     assert outcome.success.all() and (outcome.queries == 1).all()
     np.testing.assert_array_equal(outcome.images, X)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
-def test_stays_in_the_ball_and_the_box(norm: str) -> None:
+def test_images_stay_in_the_ball_and_the_box(norm: str) -> None:
     x, box = 2.0 * X - 1.0, (-1.0, 1.0)
     for eps in (0.0, 0.5):
         threat = Threat(norm, eps, box)
@@ -85,9 +85,12 @@ def test_stays_in_the_ball_and_the_box(norm: str) -> None:
         assert (images == x).all() == (eps == 0)
 
 
-def test_mistakes_titles_settings() -> None:
+def test_no_draws_are_refused() -> None:
     with pytest.raises(UserError, match=r"^draws: expected int >= 1, received 0$"):
         UniformNoise(draws=0)
+
+
+def test_title_and_settings_hold_the_number_of_draws() -> None:
     assert UniformNoise().title == "Uniform noise"
     assert UniformNoise(draws=10).title == "Uniform noise x10"
     settings = UniformNoise(draws=10).settings(Threat("linf", 0.1))
