@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
+from PIL import Image
 from scipy import ndimage
 
 from tfrobust.corruptions import CORRUPTIONS, SEVERITIES, corrupted
@@ -118,6 +121,23 @@ def test_pixelate_averages_boxes() -> None:
     boxes = images.reshape(56, 4, 56, 4).mean(axis=(1, 3))
     expected = np.repeat(np.repeat(boxes, 4, 0), 4, 1)[None, ..., None]
     assert np.allclose(corrupted(images, "pixelate", 5), expected, atol=1e-5)
+
+
+def test_pixelate_is_pillows_resizing_by_boxes() -> None:
+    """Pillow rounds to 1/255 after each of its two steps."""
+    image = (255 * smooth((1, 32, 40, 3))[0]).astype(np.uint8)
+    small = Image.fromarray(image).resize((26, 20), Image.Resampling.BOX)  # int(0.65 * (40, 32))
+    expected = np.asarray(small.resize((40, 32), Image.Resampling.BOX)) / 255
+    changed = corrupted(image[None] / np.float32(255), "pixelate", 5)[0]
+    assert np.abs(changed - expected).max() < 1.5 / 255
+
+
+def test_jpeg_is_that_of_pillow() -> None:
+    image = (255 * smooth((1, 32, 32, 3))[0]).astype(np.uint8)
+    content = io.BytesIO()
+    Image.fromarray(image).save(content, "JPEG", quality=40)
+    changed = corrupted(image[None] / np.float32(255), "jpeg_compression", 5)[0]
+    assert np.array_equal(np.rint(255 * changed), np.asarray(Image.open(content)))
 
 
 def delta(size: int) -> np.ndarray:
