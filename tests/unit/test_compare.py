@@ -12,6 +12,7 @@ import pytest
 
 from pipelines.comparison import compare
 from tests.unit.test_report import change, make_run
+from tfrobust.corruptions import CORRUPTIONS
 from tfrobust.errors import UserError
 from tfrobust.flags import Flags, digests
 from tfrobust.report import (
@@ -65,6 +66,25 @@ def test_a_row_a_label_with_mean_and_spread(tmp_path: Path) -> None:
     assert lines[1] == {
         "method": "a", "seed": "1", "examples": "10", "clean": "0.9", "PGD-20": "0.6",
     }  # fmt: skip
+
+
+def test_the_mean_over_all_corruptions_is_a_column(tmp_path: Path) -> None:
+    """A mean over fewer corruptions is in a column of its own."""
+    runs = [made(tmp_path / name, 8, 4) for name in "abc"]
+    for run, accuracy, names in zip(
+        runs, (0.5, 0.7, 0.9), [CORRUPTIONS, CORRUPTIONS, ["fog"]], strict=True
+    ):
+        rows = [{"name": name, "accuracy": [accuracy] * 5} for name in names]
+        table = {"accuracy": accuracy, "examples": 10, "severities": [1, 2, 3, 4, 5]}
+        change(run, corruptions=table | {"rows": rows})
+    table = comparison(measured(named(runs)))
+    titles = [title.split("\n")[0] for title in table.header]
+    full, one = (
+        titles.index(f"corruptions{more}") for more in ("", " fog at severity 1, 2, 3, 4, 5")
+    )
+    assert [row[full] for row in table.rows] == ["50.0 %", "70.0 %", NOTHING]
+    assert [row[one] for row in table.rows] == [NOTHING, NOTHING, "90.0 %"]
+    assert (1, full) in table.bold and (0, full) not in table.bold
 
 
 def test_mcnemar_by_hand() -> None:

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from tfrobust.corruptions import CORRUPTIONS, SEVERITIES
 from tfrobust.flags import headline as worst_rows
 from tfrobust.overfitting import ONE_STEP, ROBUST, overfitted
-from tfrobust.record import AttackRow, DataRow, Record
+from tfrobust.record import AttackRow, CorruptionTable, DataRow, Record
 from tfrobust.report.record import RunRecord
 from tfrobust.report.text import interval, number, percent, threat_text
 
@@ -113,11 +114,10 @@ def accuracy_rows(config: Mapping[str, Any], evaluation: Record) -> list[Accurac
     rows = [row("clean", evaluation.clean_accuracy, evaluation.examples, "clean")]
     table = evaluation.corruptions
     if table is not None and table.accuracy is not None:
-        severities = ", ".join(map(str, table.severities))
-        settings = f"mean over {len(table.rows)} corruptions, each at severity {severities}"
         seconds = sum(each.seconds or 0.0 for each in table.rows)
+        name, settings = _name_of(table), "mean over corruptions and severities"
         mean, n = table.accuracy, table.examples
-        rows.append(row("corruptions", mean, n, None, seconds=seconds, settings=settings))
+        rows.append(row(name, mean, n, None, seconds=seconds, settings=settings))
     for attack in evaluation.attacks:
         settings = attack_settings(attack.config or {})
         if attack.name in evaluation.suites:
@@ -141,6 +141,19 @@ def accuracy_rows(config: Mapping[str, Any], evaluation: Record) -> list[Accurac
         name = f"{FEWER}{subset.examples}"
         rows.append(row(name, subset.robust_accuracy, subset.examples, None, settings=settings))
     return rows
+
+
+def _name_of(table: CorruptionTable) -> str:
+    """Return "corruptions", or the names and severities of a table that has not all of them.
+
+    Means over different corruptions therefore never share a column.
+    """
+    names = [row.name for row in table.rows]
+    if len(names) == len(CORRUPTIONS) and table.severities == list(SEVERITIES):
+        return "corruptions"
+    severities = ", ".join(map(str, table.severities))
+    which = "" if len(names) == len(CORRUPTIONS) else f" {', '.join(names)}"
+    return f"corruptions{which} at severity {severities}"
 
 
 def is_worst_case(name: str) -> bool:
