@@ -60,6 +60,7 @@ def evaluated(tmp_path: Path, overrides: list[str]) -> dict[str, Any]:
     return json.loads((run_folder / "eval.json").read_text())
 
 
+@pytest.mark.usefixtures("short_closing")
 def test_cascade_reports_the_exact_worst_case(
     folder: Path, base: list[str], tmp_path: Path
 ) -> None:

@@ -171,14 +171,14 @@ def test_search_continues_after_a_trial_that_diverges(
     assert "1 of them failed" in (folder / "report" / "index.html").read_text()
     # With two choices KerasTuner ends before the third trial.
     with pytest.raises(UserError, match="expected a trial that ends, all failed: train: the loss"):
-        small(tmp_path / "all", rates.replace("0.05", "1.0e+36"))
+        small(tmp_path / "all", rates.replace("0.05, ", ""))
 
 
 def test_min_clean_that_no_trial_reaches_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"search.min_clean: expected at most the 0\.\d+ that tri"):
-        small(tmp_path, "search.trials=2", "search.min_clean=1.0")
+        small(tmp_path, "search.trials=1", "search.min_clean=1.0")
     assert not (tmp_path / NAME / "search" / "best.yaml").exists()
-    small(tmp_path, "search.trials=2", "search.min_clean=1.0", stages=["report"])
+    small(tmp_path, "search.trials=1", "search.min_clean=1.0", stages=["report"])
     page = (tmp_path / NAME / "report" / "index.html").read_text()
     assert "none of at least 100.0 % clean that is complete" in page
 

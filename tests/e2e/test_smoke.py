@@ -132,12 +132,10 @@ def test_loss_that_is_not_finite_stops_after_its_rollbacks(
 ) -> None:
     """The error is one line that names the batch."""
     far = ["optimizer.learning_rate=1e35", "train.schedule=constant"]
-    with pytest.raises(UserError, match="not finite in .* epoch 1.* step 0; lower") as error:
-        smoke("digits_adv", tmp_path, *far, stages=["train"])
-    assert "\n" not in str(error.value)
     for count in (1, 0):  # the number of rollbacks is for all starts together
-        with pytest.raises(UserError, match="not finite"):
+        with pytest.raises(UserError, match="not finite in .* epoch 1.* step 0; lower") as error:
             smoke("digits_adv", tmp_path, *far, "train.rollbacks=1", stages=["train"])
+        assert "\n" not in str(error.value)
         assert capsys.readouterr().out.count("going on from there") == count
 
 
@@ -183,8 +181,9 @@ def test_deleted_files_are_made_again(smoke_run: Path, tmp_path: Path) -> None:
     assert (folder / "saved_model" / "saved_model.pb").is_file()
 
 
-def test_folder_of_another_run_is_refused(tmp_path: Path) -> None:
-    folder = smoke("digits_adv", tmp_path, stages=["train"])
+def test_folder_of_another_run_is_refused(smoke_run: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(smoke_run, tmp_path / "digits_adv")
+    (folder / "eval.json").unlink()
     with pytest.raises(UserError, match="trained with another"):
         smoke("digits_adv", tmp_path, "seed=5", stages=["report"])
     with pytest.raises(UserError, match="run the stage attack_eval first"):
@@ -200,12 +199,11 @@ def test_folder_of_another_run_is_refused(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("short_closing")
 @pytest.mark.parametrize("source", slow_but([".", "model.keras"], ["model.keras"]))
 def test_init_from_continues_from_a_run_or_a_keras_file(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], source: str
+    smoke_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], source: str
 ) -> None:
-    first = smoke("digits_natural", tmp_path, stages=["train"])
-    settings = [*ONE_STEP, f"train.init_from={first / source}", "optimizer.learning_rate=1e-9"]
+    settings = [*ONE_STEP, f"train.init_from={smoke_run / source}", "optimizer.learning_rate=1e-9"]
     hardened = run("digits_adv", settings, tmp_path, ["train", "attack_eval"], smoke=False)
-    for before, after in zip(load(first).weights, load(hardened).weights, strict=True):
+    for before, after in zip(load(smoke_run).weights, load(hardened).weights, strict=True):
         assert before.path == after.path
         np.testing.assert_allclose(before.numpy(), after.numpy(), atol=1e-6)
     capsys.readouterr()
