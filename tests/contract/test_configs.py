@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,15 +37,37 @@ THIN = {
 }
 
 
+TINY = ["model={name: small_cnn, filters: [2], units: 2}"]
+RUNS = [name for name in configs.available() if name != "evaluate"]
+
+
+@functools.cache
+def model_of(name: str) -> dict[str, Any]:
+    """Return the section `model` of a config."""
+    return configs.load(configs.find(name))["model"]
+
+
+def network_kind(name: str) -> str:
+    """Return the section `model` of a config without depth and width, as text."""
+    model = model_of(name)
+    return configs.dump({key: model[key] for key in sorted(model.keys() - {"depth", "width"})})
+
+
+@functools.cache
+def first_configs() -> dict[str, str]:
+    """Return the first config of each `network_kind`."""
+    return {network_kind(name): name for name in reversed(RUNS)}
+
+
 @functools.cache
 def spec_of(name: str) -> Spec:
-    """Return the spec of a config with a thin network, as the full one takes seconds."""
-    path = configs.find(name)
-    overrides = [*THIN.get(configs.load(path)["model"]["name"], []), *USER_SETTINGS.get(name, [])]
-    return parse(name, configs.load(path, overrides))
+    """Return the spec of a config with a small network, as the full one takes seconds.
 
-
-RUNS = [name for name in configs.available() if name != "evaluate"]
+    It is thin, and tiny where the network of an earlier config is of the same `network_kind`.
+    """
+    again = first_configs()[network_kind(name)] != name and "lambdas" not in model_of(name)
+    small = TINY if again else THIN.get(model_of(name)["name"], [])
+    return parse(name, configs.load(configs.find(name), [*small, *USER_SETTINGS.get(name, [])]))
 
 
 @pytest.mark.slow
@@ -74,8 +97,7 @@ def test_every_member_of_a_suite_builds(name: str) -> None:
 
     def check(member: Member, suite: Suite) -> None:
         model = configs.load(configs.find(member.config), member.overrides)["model"]
-        tiny = ["model={name: small_cnn, filters: [2], units: 2}"]
-        thin = THIN.get(model["name"], []) if "lambdas" in model else tiny
+        thin = THIN.get(model["name"], []) if "lambdas" in model else TINY
         member = dataclasses.replace(member, overrides=(*member.overrides, *thin))
         suite_runner.check(member, suite, runs / suite.name, smoke=False)
 

@@ -68,7 +68,7 @@ def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.mark.parametrize("name", slow_but(METHODS, (*FAST, "iaat", "nuat", "oat")))
+@pytest.mark.parametrize("name", slow_but(METHODS, (*FAST, "iaat")))
 def test_method_is_fitted_saved_and_loaded(name: str, tmp_path: Path) -> None:
     model = make(name, ramp_steps=2)
     before = [weight.numpy() for weight in model.network.trainable_variables]

@@ -172,7 +172,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
 }
 
 
-@FEWER
+@settings(FEWER, max_examples=FEWER.max_examples // 2)  # each renders a report
 @given(data=st.data(), name=st.sampled_from(FILES))
 def test_damaged_run_folder_is_read_or_refused_in_one_line(
     data: st.DataObject, name: str, finished: Path

@@ -24,14 +24,14 @@ RECIPES = {
     "fast": [
         "method.label_smoothing=0.4",
         "data.validation=100",
-        "data.augment=[{name: crop, padding: 2, mode: reflect}, rand_augment, mixup]",
+        "data.augment=[{name: crop, padding: 2, mode: reflect}, mixup]",
         "optimizer={name: torch_sgd, learning_rate: 0.1}",
         "train.schedule=one_cycle",
         "train.averaging={name: ema, decay: 0.9, start_epoch: 1}",
     ],
     "swa": [
         "data.validation=0",
-        "data.augment=[crop, cutmix, random_erasing]",
+        "data.augment=[crop, rand_augment, cutmix, random_erasing]",
         "train.schedule={name: one_cycle, by_epoch: true, shape: linear}",
         "train.averaging={name: swa, start_epoch: 1}",
     ],

@@ -102,6 +102,7 @@ def test_files_and_page_of_a_finished_search(finished: Path) -> None:
             )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("short_closing")
 def test_best_config_trains_to_the_same_network(finished: Path, tmp_path: Path) -> None:
     folder = run(

@@ -13,6 +13,7 @@ import pytest
 from pipelines import config as configs
 from pipelines import early_check
 from pipelines.resolve import load_spec
+from tests.products import slow_but
 from tfrobust import __version__
 from tfrobust.errors import UserError
 
@@ -82,10 +83,16 @@ def test_the_early_check_says_what_the_full_check_says(
     assert str(early.value) == str(full.value)
 
 
-def test_every_config_and_suite_passes_the_early_check(tmp_path: Path) -> None:
+CONFIGS = [*configs.available(), *configs.suites()]
+# A run, a conditional network, a search, a file, data beside the data set, a suite, a grid.
+FAST = ("digits_atlas", "digits_oats", "digits_atlas_search", "digits_finetune", "cifar10_rst",
+        "digits_table", "cifar10_table1")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", slow_but(CONFIGS, FAST))
+def test_every_config_and_suite_passes_the_early_check(name: str, tmp_path: Path) -> None:
     needed = {"evaluate": ["threat.eps=0.3", "data.name=digits", "model.path=x.keras"]}
-    for name in [*configs.available(), *configs.suites()]:
-        early_check.check(name, needed.get(name, []), tmp_path)
+    early_check.check(name, needed.get(name, []), tmp_path)
 
 
 def test_values_are_left_to_the_full_check(tmp_path: Path) -> None:
