@@ -69,7 +69,7 @@ def conditional_network() -> keras.Model:
 def strengths() -> np.ndarray:
     """Return the lambda of each image [12] for OAT, with those of 0 first as in the authors'
     code."""
-    return np.repeat(np.float32([0.0, 0.5, 1.0]), EXAMPLES // 3)
+    return np.repeat(np.array([0.0, 0.5, 1.0], np.float32), EXAMPLES // 3)
 
 
 def images() -> np.ndarray:
