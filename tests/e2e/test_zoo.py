@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from pipelines import command_line
+from pipelines.early_check import check_keys, read_config
 from pipelines.runner import run
 from tests.e2e.runs import ROOT
 from tests.parity.zoo_weights import draw
@@ -90,6 +92,21 @@ def test_torchs_files_are_explained(tmp_path: Path) -> None:
     overrides = [f"model.path={tmp_path / 'WRN.pt'}", "data.name=digits", "threat.eps=0.1"]
     with pytest.raises(UserError, match="tfrobust evaluate FILE --architecture NAME"):
         run("evaluate", overrides, tmp_path / "runs", None, smoke=False)
+
+
+def test_the_commands_set_the_published_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(command_line, "_run", lambda name, options: seen.append(options.overrides))
+    for entry in zoo.PUBLISHED:
+        command_line.main(shlex.split(entry.command)[1:])
+        _, config = read_config("evaluate", seen.pop())
+        check_keys(config)
+        assert config["model"] == {"path": f"{entry.name}.pt", "architecture": entry.architecture}
+        assert config["data"]["name"] == entry.data
+        threat = config["threat"]
+        assert (threat["norm"], str(threat["eps"])) == (entry.norm, entry.eps)
+        figures = {"clean": entry.clean / 100, "AutoAttack": entry.autoattack / 100}
+        assert config["paper"] == pytest.approx({"source": entry.paper, **figures})
 
 
 @pytest.mark.parametrize("name", zoo.ARCHITECTURES)
