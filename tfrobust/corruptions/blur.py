@@ -16,7 +16,7 @@ REACH = Constant((1, 1, 1, 1, 1), (1, 2, 2, 3, 4))
 ROUNDS = Constant((1, 1, 1, 2, 2), (2, 1, 3, 2, 2))
 TRAIL = Constant((6, 6, 6, 8, 9), (10, 15, 15, 15, 20))
 SPEED = Constant((1, 1.5, 2, 2, 2.5), (3, 5, 8, 12, 15))
-ZOOM = Constant((1.05, 1.10, 1.15, 1.20, 1.25), (1.10, 1.15, 1.20, 1.24, 1.30))
+ZOOM = Constant((1.06, 1.11, 1.15, 1.20, 1.25), (1.11, 1.15, 1.20, 1.24, 1.30))
 STEP = 0.01  # between two zooms
 
 
@@ -107,7 +107,7 @@ def trailed(images: np.ndarray, radius: float, sigma: float, angles: np.ndarray)
 
 
 def zoom_blur(images: np.ndarray, severity: int, draws: Draws) -> np.ndarray:
-    """Average the image and copies of it that are zoomed from 1 to c around its centre."""
+    """Average the image and copies of it of which the middle is enlarged, 1 to c times."""
     most = ZOOM.amount(images, severity)
     zooms = np.arange(1, most + STEP / 2, STEP)
     rows, columns = (np.stack([zoomed(size, z) for z in zooms]) for size in images.shape[1:3])
@@ -120,10 +120,13 @@ def zoom_blur(images: np.ndarray, severity: int, draws: Draws) -> np.ndarray:
 
 
 def zoomed(size: int, zoom: float) -> np.ndarray:
-    """Return the matrix, float32 [size, size], of linear interpolation that zooms into the middle.
+    """Return the matrix, float32 [size, size], that enlarges the middle of a line linearly.
 
-    zoom: at least 1.
+    The middle has size / zoom pixels, rounded up. It is enlarged zoom times, rounded, and what then
+    exceeds `size` is cut off at both ends, as in the authors' code.
     """
-    middle = (size - 1) / 2
-    places = middle + (np.arange(size) - middle) / zoom
+    middle = math.ceil(size / zoom)
+    enlarged = round(middle * zoom)
+    places = (np.arange(size) + (enlarged - size) // 2) * (middle - 1) / max(1, enlarged - 1)
+    places += (size - middle) // 2
     return np.maximum(0, 1 - np.abs(places[:, None] - np.arange(size))).astype(np.float32)
