@@ -138,6 +138,7 @@ def check_keys(config: Mapping[str, Any]) -> None:
     _check_section("evaluation", evaluation)
     if isinstance(evaluation, Mapping):
         _check_section("evaluation.corruptions", evaluation.get("corruptions"))
+    _check_section("card", config.get("card"))
     attacks = config.get("attacks")
     for place, attack in enumerate(attacks if isinstance(attacks, list) else [attacks]):
         _check_named("attacks", attack, f"attacks[{place}]")

@@ -41,6 +41,7 @@ class Folder:
         self.trials = self.search / "trials.csv"
         self.best = self.search / "best.yaml"
         self.report = path / "report" / "index.html"
+        self.card = path / "MODEL_CARD.md"
         self._stages = path / "stages.json"
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 
 import numpy as np
 
@@ -22,6 +23,25 @@ TRAINED = ("seed", "precision", "threat", "data", "model", "method", "optimizer"
 TUNERS = ("random", "bayesian", "hyperband")
 # The accuracies of validation, as history.csv names them.
 CLEAN, ROBUST = "val_accuracy", "val_robust_accuracy"
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """The section `card`: what MODEL_CARD.md says beside the record of the run.
+
+    Args:
+        license: The licence of the network, by its name on the Hugging Face Hub, such as "mit" or
+            "apache-2.0".
+        text: A paragraph of your own, such as what the network is meant for.
+    """
+
+    license: str | None = None
+    text: str | None = None
+
+    def __post_init__(self) -> None:
+        name = self.license
+        valid = name is None or re.fullmatch(r"[a-z0-9.-]+", name)
+        require(valid, "license", "a name in lower case, such as mit or apache-2.0", name)
 
 
 @dataclasses.dataclass(frozen=True)

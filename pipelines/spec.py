@@ -12,7 +12,7 @@ import keras
 
 from pipelines.config import changed, related
 from pipelines.network import named_output, network_maker
-from pipelines.sections import Data, EvaluationOptions, ExtraData, Search, Train
+from pipelines.sections import Card, Data, EvaluationOptions, ExtraData, Search, Train
 from pipelines.space import ranges
 from tfrobust.attacks import ATTACKS, Attack, SavedImages
 from tfrobust.data import AUGMENTATIONS, DATASETS, Dataset
@@ -81,6 +81,7 @@ class TopLevel:
     evaluation: dict[str, Any] | None = None
     stages: list[str] | None = None
     paper: dict[str, Any] | None = None
+    card: dict[str, Any] | None = None
     note: str | None = None
     search: None = None
 
@@ -142,6 +143,7 @@ def parse(name: str, config: dict[str, Any]) -> Spec:
     for listed in attack_list:
         located("attacks", listed.attack.check, listed.threat or threat, image_shape)
     attack_files(attacks_by_key(attack_list))
+    located("card", Card, **arguments(Card, top.card or {}, "card"))
     if top.paper is not None:
         config = {**config, "paper": _paper(top.paper)}
     allowed = trains or top.precision == "float32"

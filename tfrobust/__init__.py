@@ -5,8 +5,9 @@
     model.fit(x, y)
 
 The classes of all training methods and attacks are attributes of this package, and so are `Threat`,
-`evaluate`, `load_network`, `UserError`, the averages `Ema` and `Swa`, and the subpackages. A name
-is imported when it is first used: `import tfrobust` alone imports neither TensorFlow nor Keras.
+`evaluate`, `load_network`, `push_to_hub`, `UserError`, the averages `Ema` and `Swa`, and the
+subpackages. A name is imported when it is first used: `import tfrobust` alone imports neither
+TensorFlow nor Keras.
 """
 
 import importlib
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from tfrobust.attacks import *  # noqa: F403
     from tfrobust.errors import UserError as UserError
     from tfrobust.evaluation import evaluate as evaluate
+    from tfrobust.hub import push_to_hub as push_to_hub
     from tfrobust.methods import *  # noqa: F403
     from tfrobust.models import load_network as load_network
     from tfrobust.threat import Threat as Threat
@@ -36,6 +38,7 @@ _HOMES = {
     "UserError": "tfrobust.errors",
     "evaluate": "tfrobust.evaluation",
     "load_network": "tfrobust.models",
+    "push_to_hub": "tfrobust.hub",
 }
 _MODULES = {module.name for module in pkgutil.iter_modules(__path__)}  # noqa: F405
 

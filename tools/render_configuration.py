@@ -19,7 +19,7 @@ from typing import Any
 
 from pipelines.early_check import SCHEMA
 from pipelines.network import NetworkFile
-from pipelines.sections import TRAINED, Data, EvaluationOptions, ExtraData, Search, Train
+from pipelines.sections import TRAINED, Card, Data, EvaluationOptions, ExtraData, Search, Train
 from pipelines.spec import FACTS, SEARCHING, STAGES, TopLevel
 from pipelines.suite import Entry, SuiteFile
 from tfrobust.attacks import ATTACKS
@@ -52,7 +52,7 @@ replaces the one below with its arguments. `${{threat.eps}}` refers to another k
 as `8/255` is a number. A key that is not here is an error.
 
 Top level: `threat`, `data`, `model`, `method`, `optimizer`, `train`, `attacks`, `evaluation`,
-`search`; `seed`; `precision`, one of {", ".join(PRECISIONS)}; `stages`, a list of
+`card`, `search`; `seed`; `precision`, one of {", ".join(PRECISIONS)}; `stages`, a list of
 {", ".join(STAGES)}, or of {", ".join(SEARCHING)} where there is a section `search`; `paper`, a
 source and the figures that a paper has, by `clean` and an attack's label; `note`; `name`, of the
 run's folder. Where a section takes a name and arguments it is `{{name: NAME, argument: value}}`, or
@@ -74,6 +74,7 @@ def schema() -> str:
             "model": sorted(parameters(NetworkFile)),
             "evaluation": sorted(parameters(EvaluationOptions)),
             "evaluation.corruptions": sorted(parameters(Corruptions)),
+            "card": sorted(parameters(Card)),
             "search": sorted(parameters(Search)),
         },
         "names": {
@@ -124,6 +125,7 @@ def render() -> str:
         ("train", Train),
         ("evaluation", EvaluationOptions),
         ("evaluation.corruptions", Corruptions),
+        ("card", Card),
         ("search", Search),
         ("A suite's file", SuiteFile),
         ("An entry of its runs", Entry),

@@ -1,4 +1,4 @@
-"""Stage report: a page of HTML about a run or a search."""
+"""Stage report: a page of HTML about a run or a search, and the model card of a run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tfrobust.report import write_report, write_search_report
 
 
 class Report(Stage):
-    """Writes `report/index.html` from the files that the other stages left."""
+    """Writes `report/index.html` and `MODEL_CARD.md` from the files of the other stages."""
 
     name = "report"
     reads_network = True
@@ -35,7 +35,7 @@ class Report(Stage):
         return fingerprint(spec.config, spec.config, files)
 
     def outputs(self, spec: Spec, folder: Folder) -> list[Path]:
-        return [folder.report]
+        return [folder.report] if spec.search is not None else [folder.report, folder.card]
 
     def check(self, spec: Spec, folder: Folder, planned: Collection[str]) -> None:
         if spec.search is None and AttackEval.name not in planned:

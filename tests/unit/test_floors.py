@@ -16,6 +16,7 @@ FLOORS = {
     "tfrobust.corruptions": 0,
     "tfrobust.errors": -1,
     "tfrobust.flags": 1,
+    "tfrobust.hub": 0,
     "tfrobust.io": 0,
     "tfrobust.jacobian": 0,
     "tfrobust.losses": 0,

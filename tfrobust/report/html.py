@@ -74,16 +74,7 @@ def write_page(
     Returns:
         The path of the page.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=lambda name: name is not None and name.endswith(".html"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters.update(md=markdown_escape)
-    environment.globals.update(markdown_table=markdown_table)
+    environment = templates()
     drawn = {name: svg(figure) for name, figure in figures.items()}
     for name, text in drawn.items():
         write_text(folder / "figures" / f"{name}.svg", text.replace(INK, BLACK))
@@ -98,6 +89,21 @@ def write_page(
     html = environment.get_template(f"{template}.html").render({**values, "figures": elements})
     write_text(folder / "index.html", html)
     return folder / "index.html"
+
+
+def templates() -> Environment:
+    """Return the templates of pages. They escape HTML, and Markdown by the filter `md`."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=lambda name: name is not None and name.endswith(".html"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(md=markdown_escape)
+    environment.globals.update(markdown_table=markdown_table)
+    return environment
 
 
 def svg(figure: Figure) -> str:

@@ -1,4 +1,4 @@
-"""The page of a run: report/index.html and report/report.md."""
+"""The page of a run, report/index.html and report/report.md, and its card, MODEL_CARD.md."""
 
 from pathlib import Path
 from statistics import fmean
@@ -8,6 +8,7 @@ import numpy as np
 import yaml
 from matplotlib.figure import Figure
 
+from tfrobust.io import write_text
 from tfrobust.record import CheckRow, CorruptionTable, EpsRow, Record
 from tfrobust.report.evaluation_figures import (
     BARS,
@@ -27,7 +28,8 @@ from tfrobust.report.figures import (
     probe_cards,
     spread,
 )
-from tfrobust.report.html import ReportTable, write_page
+from tfrobust.report.html import ReportTable, templates, write_page
+from tfrobust.report.model_card import card_values
 from tfrobust.report.record import RunRecord, load_run
 from tfrobust.report.summary import (
     AccuracyRow,
@@ -84,10 +86,11 @@ CURVE_NOTE = (
 
 
 def write_report(run: Path) -> Path:
-    """Write the report of a run.
+    """Write the report of a run, and its model card.
 
     `report/index.html` is one self-contained page and `report/report.md` its text; the figures and
-    tables lie beside them as files. The same run gives the same bytes.
+    tables lie beside them as files. `MODEL_CARD.md` says the same in the format of the Hugging Face
+    Hub. The same run gives the same bytes.
 
     Args:
         run: The run folder, with eval.json and whatever else `RunRecord` describes.
@@ -105,6 +108,10 @@ def write_report(run: Path) -> Path:
         figures["classes"], tables["classes"] = class_bars(classes), _classes(classes)
         some = f" The figure shows the {BARS} least robust classes." if len(classes) > BARS else ""
         values["classes_note"] = f"The worst case is over the images that every attack saw.{some}"
+    card = templates().get_template("card.md")
+    write_text(
+        Path(run) / "MODEL_CARD.md", card.render(values, tables=tables, **card_values(record))
+    )
     return write_page(Path(run) / "report", "index", values, figures, tables)
 
 

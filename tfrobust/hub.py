@@ -1,0 +1,55 @@
+"""Publishing a run on the Hugging Face Hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tfrobust.errors import UserError, one_line, require
+
+CARD = "MODEL_CARD.md"
+# The network and the numbers. Images, checkpoints and logs are not published.
+FILES = ("model.keras", "config.yaml", "eval.json", "flags.npz", "history.csv")
+EXTRA = "huggingface_hub: expected it installed: pip install 'tfrobust[hub]'"
+
+
+def push_to_hub(
+    run: Path | str, repo_id: str, *, private: bool = False, token: str | None = None
+) -> str:
+    """Publish a run's network, its numbers and its model card on the Hugging Face Hub.
+
+    The repository gets MODEL_CARD.md as its README.md, model.keras, saved_model/, config.yaml,
+    eval.json, flags.npz and history.csv, as far as the run has them, in one commit. Images stay
+    where they are.
+
+    Args:
+        run: The folder of a run with the stage report.
+        repo_id: "USER/NAME". The repository is made if there is none.
+        private: Whether a new repository is private.
+        token: The token of the user, by default the one that `hf auth login` stored.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        UserError: The folder has no model card, huggingface_hub is not installed, or the Hub
+            refuses.
+    """
+    folder = Path(run)
+    card = folder / CARD
+    require(card.is_file(), "run", f"a folder with {CARD} (run its stage report)", str(folder))
+    try:
+        from huggingface_hub import CommitOperationAdd, HfApi
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    except ImportError:
+        raise UserError(EXTRA) from None
+    paths = [folder / name for name in FILES] + sorted((folder / "saved_model").rglob("*"))
+    paths = [path for path in paths if path.is_file()]
+    operations = [CommitOperationAdd("README.md", card)]
+    operations += [CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in paths]
+    hub = HfApi(token=token)
+    try:
+        hub.create_repo(repo_id, private=private, exist_ok=True)
+        commit = hub.create_commit(repo_id, operations, commit_message=f"Run {folder.name}")
+    except (HfHubHTTPError, HFValidationError, ValueError, OSError) as error:
+        raise UserError(f"{repo_id}: expected the Hub to take it: {one_line(error)}") from error
+    return str(commit.commit_url)

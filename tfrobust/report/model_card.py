@@ -1,0 +1,81 @@
+"""The model card of a run: MODEL_CARD.md, in the format of the Hugging Face Hub."""
+
+from typing import Any
+
+import yaml
+
+from tfrobust.report.record import RunRecord
+from tfrobust.report.summary import accuracy_rows, data_of
+from tfrobust.report.text import number, threat_text
+
+# What an adversary may do to an image x under each norm, at eps.
+MOVES = {
+    "linf": "change every value of an image by at most {eps}",
+    "l2": "change an image by at most {eps} in Euclidean distance",
+    "l1": "change the values of an image by at most {eps} in sum",
+}
+
+
+def card_values(record: RunRecord) -> dict[str, Any]:
+    """Return the variables of templates/card.md that the report's page does not have."""
+    config, evaluation = record.config, record.evaluation
+    moves = [MOVES[norm].format(eps=number(eps)) for norm, eps in evaluation.radii]
+    return {
+        "head": yaml.safe_dump(metadata(record), sort_keys=False, allow_unicode=True),
+        "moves": ", or ".join(moves),
+        "untested": untested(record),
+        "text": (config.get("card") or {}).get("text"),
+        "trained": bool(config.get("train")),
+        "conditional": bool(evaluation.curve),
+        "command": config.get("command"),
+    }
+
+
+def metadata(record: RunRecord) -> dict[str, Any]:
+    """Return the card's metadata, with the accuracies as fractions.
+
+    The keys are those of https://huggingface.co/docs/hub/model-cards.
+    """
+    config, evaluation = record.config, record.evaluation
+    card, data = config.get("card") or {}, data_of(config, evaluation)
+    threat = threat_text(evaluation.radii)
+    metrics = []
+    for row in accuracy_rows(config, evaluation):
+        under = row.name if row.name in ("clean", "corruptions") else f"{row.name} ({threat})"
+        name = f"accuracy, {under}, {row.examples} images"
+        metrics.append({"type": "accuracy", "name": name, "value": round(row.accuracy, 4)})
+    result = {
+        "task": {"type": "image-classification"},
+        "dataset": {"name": f"{data.name}, {data.split} split", "type": data.name},
+        "metrics": metrics,
+    }
+    head: dict[str, Any] = {"library_name": "keras", "pipeline_tag": "image-classification"}
+    if card.get("license"):
+        head["license"] = card["license"]
+    head["tags"] = ["adversarial-robustness", "tfrobust"]
+    head["model-index"] = [{"name": config["name"], "results": [result]}]
+    return head
+
+
+def untested(record: RunRecord) -> list[str]:
+    """Return a sentence for each kind of evidence that the evaluation does not hold."""
+    evaluation = record.evaluation
+    norms = {norm for norm, _ in evaluation.radii}
+    missing = []
+    if not evaluation.attacks:
+        missing.append("No attack was run: nothing is known about an adversary.")
+    elif not any("AutoAttack" in suite for suite in evaluation.suites):
+        missing.append("AutoAttack was not run, so the robust accuracy may be lower.")
+    others = [norm for norm in MOVES if norm not in norms]
+    if others:
+        missing.append(f"No attack was run under {' or '.join(others)}.")
+    if evaluation.robust_accuracy is not None and not evaluation.checks:
+        missing.append("Nothing checked whether useless gradients stopped the attacks.")
+    if evaluation.corruptions is None:
+        missing.append("The accuracy under common corruptions was not measured.")
+    missing += [
+        "No attack was designed for this network in particular.",
+        "Images of another origin than this data set were not tried, and neither were patches, "
+        "rotations or other changes that no norm bounds.",
+    ]
+    return missing
