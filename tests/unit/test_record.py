@@ -21,7 +21,7 @@ from tests.unit.test_evaluation import X, Y, network
 from tfrobust import PGD, Threat
 from tfrobust.attacks import FGSM
 from tfrobust.errors import UserError
-from tfrobust.evaluation import Details, Evaluation, Flags, Record, Result, evaluate
+from tfrobust.evaluation import Details, Evaluation, Flags, Record, Result, evaluate, sanity_checks
 from tfrobust.evaluation import recorder as recorders
 from tfrobust.flags import digests
 from tfrobust.report import load_run, write_report
@@ -241,14 +241,15 @@ def test_checks_curves_and_pictures_are_computed_once_and_stand_on_the_page(tmp_
     assert (tmp_path / "valley.npz").stat().st_mtime_ns == written_at
 
 
+@pytest.mark.usefixtures("short_closing")
 def test_checks_run_again_where_an_attack_has_left_the_list(tmp_path: Path) -> None:
     """The row of the first attack stays, but the checks were of both attacks."""
     evaluated(tmp_path, [HALF, {"name": "square", "queries": 3, "label": "gone"}], check=True)
     lines = evaluated(tmp_path, [HALF], check=True)
-    assert lines.attacks == [] and (tmp_path / "evaluation.1" / "valley.npz").is_file()
+    assert lines.attacks == [] and (tmp_path / "evaluation.1" / "probes.npz").is_file()
     record = Record.load(tmp_path)
     assert [row.name for row in record.attacks] == ["half"] and record.closing is not None
-    assert "gone" not in str(record.checks) and (tmp_path / "valley.npz").is_file()
+    assert "gone" not in str(record.checks) and (tmp_path / "probes.npz").is_file()
 
 
 def test_a_failure_after_the_attacks_loses_no_result(
@@ -256,6 +257,7 @@ def test_a_failure_after_the_attacks_loses_no_result(
 ) -> None:
     """It is reported as not measured, with its reason."""
     error = tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+    monkeypatch.setattr(sanity_checks, "CHECKS", sanity_checks.CHECKS[:1])
     monkeypatch.setattr("tfrobust.evaluation.closing.least_eps", Mock(side_effect=error))
     monkeypatch.setattr("tfrobust.evaluation.pictures.valley", Mock(side_effect=error))
     lines = evaluated(tmp_path, [HALF], check=True)
@@ -277,6 +279,7 @@ def test_a_digest_changes_with_every_pixel_the_label_and_the_shape() -> None:
     assert digests(x.reshape(3, 3, 2, 1), y)[0] != first[0]
 
 
+@pytest.mark.usefixtures("short_closing")
 def test_the_keys_of_eval_json_and_flags_npz_have_not_changed(tmp_path: Path) -> None:
     evaluated(tmp_path, [HALF, WHOLE], check=True)
     content = json.loads((tmp_path / "eval.json").read_text())

@@ -140,6 +140,7 @@ def test_images_of_several_threats_cannot_be_saved() -> None:
         evaluate(network, X, Y, [LINF, L2], "pgd", save="uint8", folder="unused", **OPTIONS)
 
 
+@pytest.mark.usefixtures("short_closing")
 def test_the_record_and_its_page_have_every_norm_and_their_union(tmp_path: Path) -> None:
     options = {"progress": False, "folder": tmp_path}
     result = evaluate(network, X, Y, [LINF, L2], [EXACT], **options)
