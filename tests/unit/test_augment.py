@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.products import slow_but
 from tfrobust.data import AUGMENTATIONS, Split, batches, in_sequence
 from tfrobust.data.augment import Crop, CutMix, MixUp
 from tfrobust.errors import UserError
@@ -56,15 +57,17 @@ def test_the_padding_of_a_crop_is_an_option() -> None:
         augmented(Crop(padding=9, mode="reflect"), images, [5, 6])
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("name", AUGMENTATIONS)
-def test_every_augmentation_depends_on_the_batch_and_the_seed_alone(
-    name: str, channels: int
-) -> None:
+ON_GREY = [f"{name} on grey" for name in AUGMENTATIONS]
+
+
+@pytest.mark.parametrize("case", [*AUGMENTATIONS, *slow_but(ON_GREY, [])])
+def test_every_augmentation_depends_on_the_batch_and_the_seed_alone(case: str) -> None:
     """A stream that begins later is the tail of the whole one, to the bit, and images stay in the
     box. Another seed gives other images."""
-    rng = np.random.default_rng(0)
-    split = Split.of(rng.integers(0, 256, (32, 8, 8, channels), np.uint8), np.arange(32) % 3)
+    name, _, grey = case.partition(" on ")
+    shape = (32, 8, 8, 1 if grey else 3)
+    images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    split = Split.of(images, np.arange(32) % 3)
 
     def stream(seed: int, first_step: int = 0) -> list[dict[str, np.ndarray]]:
         augment = ["crop", name]

@@ -169,7 +169,11 @@ def test_number_of_parameters_of_small_cnn() -> None:
     # WRN-28-10 has 36 479 194 in the torch code of the paper's authors, which counts trainable
     # parameters; Keras's count_params adds BatchNorm's 17 952 moving averages. The other numbers
     # are the same sum by hand: see `closed_form`.
-    [(10, 10, 36_479_194), (8, 10, 23_354_842), (8, 100, 23_354_842 + 90 * 513)],
+    [
+        (10, 10, 36_479_194),
+        pytest.param(8, 10, 23_354_842, marks=pytest.mark.slow),
+        pytest.param(8, 100, 23_354_842 + 90 * 513, marks=pytest.mark.slow),
+    ],
 )
 def test_number_of_parameters_of_wide_resnet(width: int, classes: int, count: int) -> None:
     def closed_form(n: int = 4) -> int:

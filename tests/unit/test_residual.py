@@ -132,10 +132,15 @@ def test_starts(init: str) -> None:
         # The numbers of the authors' code, whose parameters are the trainable ones.
         (lambda: preact_resnet((32, 32, 3), 10), 11_172_170),
         (lambda: preact_resnet((32, 32, 3), 10, last_norm=False), 11_171_146),
-        (lambda: preact_resnet((32, 32, 3), 10, depth=50), 23_513_162),
         (lambda: resnet((32, 32, 3), 10), 11_173_962),
-        (lambda: wide_resnet((32, 32, 3), 10, depth=32, width=10), 46_160_474),
-        (lambda: iaat_wide_resnet((32, 32, 3), 10), 46_090_740),
+        *(
+            pytest.param(build, count, marks=pytest.mark.slow)
+            for build, count in [
+                (lambda: preact_resnet((32, 32, 3), 10, depth=50), 23_513_162),
+                (lambda: wide_resnet((32, 32, 3), 10, depth=32, width=10), 46_160_474),
+                (lambda: iaat_wide_resnet((32, 32, 3), 10), 46_090_740),
+            ]
+        ),
     ],
 )
 def test_parameters(build: Any, count: int) -> None:

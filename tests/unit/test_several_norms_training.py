@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.products import slow_but
 from tfrobust import FGSM, PGD, Threat, losses
 from tfrobust.errors import UserError
 from tfrobust.methods import METHODS
@@ -83,8 +84,11 @@ def test_validation_accuracy_is_at_most_that_of_each_threat() -> None:
     assert logs["robust_accuracy"] <= min(map(float, right))
 
 
+KINDS = ("adv", "trades", "awp", "natural")
+
+
 @pytest.mark.parametrize("norms", ["sample", "max"])
-@pytest.mark.parametrize("name", ["adv", "trades", "awp", "natural"])
+@pytest.mark.parametrize("name", slow_but(KINDS, ["adv", "awp", "natural"]))
 def test_methods_of_several_norms_fit_and_are_saved(name: str, norms: str, tmp_path: Path) -> None:
     network = model(name, norms=norms, **FACTS)
     network.compile(keras.optimizers.SGD(0.1))
