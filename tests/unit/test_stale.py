@@ -1,4 +1,4 @@
-"""A result is stale if code that computed it has changed, and not if its text has."""
+"""A result is stale if statements that computed it have changed, but not if comments have."""
 
 import subprocess
 import sys
@@ -24,27 +24,20 @@ def double(x):
 
 
 def summary(method: str = "adv", commit: str | None = "abc123") -> dict[str, Any]:
+    """Return the summary of a run of a method that Square attacked."""
+    config = {"name": "square"}
+    row = {"name": "Square", "examples": 10, "robust_accuracy": 0.5, "config": config}
     evaluation = {
         "examples": 10,
         "clean_accuracy": 0.8,
-        "attacks": [
-            {
-                "name": "Square",
-                "examples": 10,
-                "robust_accuracy": 0.5,
-                "config": {"name": "square"},
-            }
-        ],
+        "attacks": [row],
         "threat": {"norm": "linf", "eps": 0.1},
         "commit": commit,
         "training_commit": commit,
     }
-    config = {
-        "method": {"name": method},
-        "model": {"name": "small_cnn"},
-        "data": {"name": "digits"},
-    }
-    return {"config": config, "evaluation": Record.parse(evaluation)}
+    names = {"method": method, "model": "small_cnn", "data": "digits"}
+    sections = {section: {"name": name} for section, name in names.items()}
+    return {"config": sections, "evaluation": Record.parse(evaluation)}
 
 
 @pytest.mark.parametrize(
@@ -56,11 +49,11 @@ def summary(method: str = "adv", commit: str | None = "abc123") -> dict[str, Any
         (CODE.replace("double", "twice"), True),
     ],
 )
-def test_only_a_statement_that_was_there_counts(after: str, changed: bool) -> None:
+def test_code_has_changed_if_one_of_its_statements_is_gone(after: str, changed: bool) -> None:
     assert (not stale.statements(CODE) <= stale.statements(after)) is changed
 
 
-def test_files_are_those_of_the_run() -> None:
+def test_the_files_of_a_run_are_those_that_its_config_uses() -> None:
     files = stale.files_of(summary())
     used = ("methods/adv", "methods/base", "attacks/square", "models/cnn", "data/digits", "losses")
     assert {f"tfrobust/{name}.py" for name in used} <= files
@@ -71,15 +64,13 @@ def test_files_are_those_of_the_run() -> None:
     assert {"tfrobust/methods/awp.py", "tfrobust/methods/trades.py"} <= files
 
 
-def test_changes_are_those_since_the_commit(
+def test_changed_files_are_those_since_the_commit_of_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def git(*words: str) -> str:
-        who = ("-c", "user.name=a", "-c", "user.email=a@b")
-        done = subprocess.run(
-            ["git", *who, *words], cwd=tmp_path, capture_output=True, text=True, check=True
-        )
-        return done.stdout.strip()
+        """Return the output of a git command in tmp_path."""
+        command = ["git", "-c", "user.name=a", "-c", "user.email=a@b", *words]
+        return subprocess.check_output(command, cwd=tmp_path, text=True).strip()
 
     git("init", "-q")
     (tmp_path / "a.py").write_text(CODE)

@@ -13,7 +13,7 @@ from pipelines.folder import Folder
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# The signal arrives where Python ignores exceptions, and where a library catches them all.
+# The signal arrives in __del__, where Python ignores exceptions, or where a library catches them.
 COMMAND = """
 import os, signal, sys
 from pipelines.stopping import stop_at_signals
@@ -34,7 +34,7 @@ try:
         os.kill(os.getpid(), number)
 except BaseException:
     raise TypeError("another error")
-print("and on")
+print("goes on")
 """
 
 
@@ -58,11 +58,10 @@ def test_an_ignored_signal_stays_ignored() -> None:
     assert (done.returncode, done.stdout) == (0, "goes on\n")
 
 
-def test_what_a_killed_run_has_half_written_is_removed(tmp_path: Path) -> None:
-    folder = Folder(tmp_path / "run")
-    folder.path.mkdir()
-    half, whole = folder.path / ".123-eval.json", folder.path / "eval.json"
-    half.write_text("{")
-    whole.write_text("{}")
+def test_a_file_that_a_killed_run_has_half_written_is_removed(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    complete = tmp_path / "eval.json"
+    complete.write_text("{}")
+    (tmp_path / ".123-eval.json").write_text("{")
     with folder.locked():
-        assert list(folder.path.iterdir()) == [whole]
+        assert list(tmp_path.iterdir()) == [complete]

@@ -1,17 +1,19 @@
-"""A suite's file: its runs, their names and labels, and its errors."""
+"""The file of a suite: its runs, their names and labels, and mistakes in it."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from pipelines import config as configs
 from pipelines.suite import Suite, is_suite, load_suite
-from tfrobust.errors import UserError
+from tests.errors import error_line
 
 
 def suite(tmp_path: Path, text: str, *overrides: str) -> Suite:
+    """Return the suite mine.yaml of this text."""
     path = tmp_path / "mine.yaml"
     path.write_text(text)
     return load_suite(path, list(overrides), tmp_path / "runs")
@@ -19,11 +21,11 @@ def suite(tmp_path: Path, text: str, *overrides: str) -> Suite:
 
 def test_a_suite_is_a_file_with_runs() -> None:
     assert is_suite(configs.find("digits_table"))
-    assert is_suite(configs.find("mnist_table1_fixed"))  # its runs are in what it includes
+    assert is_suite(configs.find("mnist_table1_fixed"))  # its runs are in the included file
     assert not is_suite(configs.find("digits_adv"))
 
 
-def test_a_run_for_each_combination(tmp_path: Path) -> None:
+def test_there_is_a_run_for_each_combination_of_a_grid(tmp_path: Path) -> None:
     text = """
     grid: {seed: [0, 1]}
     runs:
@@ -43,7 +45,7 @@ def test_a_run_for_each_combination(tmp_path: Path) -> None:
     assert loaded[3].overrides == ("seed=0", "method.beta=1.0")
 
 
-def test_what_is_nearer_to_the_run_counts(tmp_path: Path) -> None:
+def test_overrides_budget_and_run_replace_the_set_of_the_suite(tmp_path: Path) -> None:
     text = """
     set: {seed: 1, train.epochs: 2, method.l2: 0.0}
     budget: small
@@ -60,7 +62,7 @@ def test_what_is_nearer_to_the_run_counts(tmp_path: Path) -> None:
     assert config["train"]["epochs"] == 2 and config["method"]["l2"] == 0.0
 
 
-def test_the_surrogate_is_a_folder_of_the_suite(tmp_path: Path) -> None:
+def test_attacks_name_the_folder_of_the_surrogate_of_their_suite(tmp_path: Path) -> None:
     text = """
     surrogate: {config: digits_adv, set: {seed: 9}}
     set: {attacks: [{name: transfer, source: "${surrogate.folder}", attack: fgsm}]}
@@ -86,22 +88,11 @@ def test_the_surrogate_is_a_folder_of_the_suite(tmp_path: Path) -> None:
         ("runs: [{config: digits_adv, sett: {}}]", r"runs\[0\].sett: unknown key.*'set'"),
         ("runs: [{config: digits_adv, grid: {seed: []}}]", r"runs\[0\].grid: expected a list"),
         ("runs: [3]", r"runs\[0\]: expected a config's name or a mapping, received 3"),
-        (
-            "runs: [{config: digits_adv, label: '..'}]",
-            r"runs\[0\].label: expected one with letters",
-        ),
+        ("runs: [{config: digits_adv, label: '..'}]", r"runs\[0\].label: expected one with lett"),
         ("{runs: [digits_adv], jobs: 0}", "jobs: expected int >= 1"),
         ("{runs: [digits_adv], budgets: {a: {}}}", "budget: expected one of a, received None"),
         ("{runs: [digits_adv], budget: b, budgets: {bb: {}}}", "did you mean 'bb'"),
     ],
 )
-def test_mistakes_are_one_line(tmp_path: Path, text: str, message: str) -> None:
-    with pytest.raises(UserError, match=message) as error:
-        suite(tmp_path, text)
-    assert "\n" not in str(error.value)
-
-
-def test_values_in_one_line_are_read_back() -> None:
-    for value in (1e-4, "8/255", [{"name": "pgd", "steps": 3}], None, True, "a: b", 0.1):
-        override = f"key={configs.flow(value)}"
-        assert configs.load(configs.find("digits_adv"), [override])["key"] == value
+def test_a_mistake_is_one_line_that_names_the_key(tmp_path: Path, text: str, message: str) -> None:
+    assert re.search(message, error_line(lambda: suite(tmp_path, text)))

@@ -1,4 +1,4 @@
-"""Smoothed and mixed labels in the loss of every method, by the formulae of its papers."""
+"""Smoothed and mixed labels in the loss of every method, by the formulae of the papers."""
 
 from __future__ import annotations
 
@@ -26,8 +26,7 @@ def test_label_smoothing_is_in_the_formulas_cross_entropies(
 ) -> None:
     """Targets are 0.7 + 0.3 / 3 at the label and 0.3 / 3 at the two other classes.
 
-    What is crafted is the same as without, and so is what depends on p_y in MART and on the label
-    in GradAlign.
+    Smoothing does not change the adversarial images, p_y in MART and the label in GradAlign.
     """
     model = make(method, network, terms, label_smoothing=0.3)
     model.compile("sgd")
@@ -38,19 +37,19 @@ def test_label_smoothing_is_in_the_formulas_cross_entropies(
     expected = differences(formula)
     assert np.linalg.norm(result - expected) < 1e-5 * np.linalg.norm(expected)
     batch = BATCH | {"index": tf.range(5, dtype=tf.int64)}
-    crafted, plain = model.perturb(batch), make(method, network, terms).perturb(batch)
-    assert crafted.keys() == plain.keys()
-    for name, values in crafted.items():
-        np.testing.assert_array_equal(values, plain[name])
+    entries, expected = model.perturb(batch), make(method, network, terms).perturb(batch)
+    assert entries.keys() == expected.keys()
+    for name, values in entries.items():
+        np.testing.assert_array_equal(values, expected[name])
 
 
 @pytest.mark.parametrize(("method", "terms", "formula"), FORMULAE.values(), ids=FORMULAE)
 def test_mixed_labels_are_in_the_formulas_cross_entropies(
     network: Any, method: Any, terms: Any, formula: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A share of each label's probability is another's.
+    """A share of the probability of each label is that of another class.
 
-    Methods with a number for each image or with a loss for one label refuse it.
+    Methods with a table for the images or with a loss for a single label refuse mixed labels.
     """
     model = make(method, network, terms)
     other, share = (Y + 1) % 3, np.array([0.0, 0.1, 0.2, 0.3, 0.5], np.float32)

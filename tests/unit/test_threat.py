@@ -1,4 +1,4 @@
-"""The set from which adversarial images are chosen."""
+"""The threat: projections, random starts and distances in the ball and the box."""
 
 from __future__ import annotations
 
@@ -7,32 +7,29 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.errors import error_line
 from tfrobust import Threat, noise, norms
-from tfrobust.errors import UserError
 
 X = np.random.default_rng(0).random((6, 3, 3, 2)).astype("float32")
 EPS = {"scalar": 0.2, "each": np.array([0.0, 0.05, 0.1, 0.2, 0.4, 3.0], "float32")}
 
 
-def test_linf_by_hand() -> None:
-    """The ball comes first: 0.9 -> 0.6 and -0.5 -> -0.05 around 0.5 and 0.05.
-
-    Then the box: -0.05 -> 0.
-    """
+def test_linf_projection_by_hand() -> None:
+    """In the ball around (0.5, 0.05) they are (0.6, -0.05), and the box makes -0.05 a 0."""
     x, far = tf.constant([[0.5, 0.05]]), tf.constant([[0.9, -0.5]])
     np.testing.assert_allclose(Threat("linf", 0.1).project(far, x), [[0.6, 0.0]], rtol=1e-6)
 
 
-def test_l2_by_hand() -> None:
-    """From (0.5, 0.8), (3, 4) / 5 * 0.5 = (0.3, 0.4); after the ball 1.2 is clipped to 1."""
+def test_l2_projection_by_hand() -> None:
+    """The change (3, 4) becomes (3, 4) / 5 * 0.5 = (0.3, 0.4), and the box clips 0.8 + 0.4 to 1."""
     moved = Threat("l2", 0.5).project(tf.constant([[3.5, 4.8]]), tf.constant([[0.5, 0.8]]))
     np.testing.assert_allclose(moved, [[0.8, 1.0]], rtol=1e-6)
 
 
-def test_l1_by_hand() -> None:
-    """(0.5 - t) + min(0.5 - t, 0.1) = 0.3 at t = 0.3, as the wall at 1 leaves more to the first.
+def test_l1_projection_by_hand() -> None:
+    """(0.5 - t) + min(0.5 - t, 0.1) = 0.3 at t = 0.3, since the box limits the second pixel.
 
-    Ball before box would give (0.65, 1).
+    To project onto the ball first and then onto the box would give (0.65, 1).
     """
     moved = Threat("l1", 0.3).project(tf.constant([[1.0, 1.4]]), tf.constant([[0.5, 0.9]]))
     np.testing.assert_allclose(moved, [[0.7, 1.0]], rtol=2e-6)
@@ -40,25 +37,25 @@ def test_l1_by_hand() -> None:
 
 @pytest.mark.parametrize("norm", ["linf", "l1"])
 def test_projection_is_the_nearest_point_in_ball_and_box(norm: str) -> None:
-    """<a - Pa, z - Pa> <= 0 holds for every z of the set. For L2 the ball comes before the box."""
+    """<a - Pa, z - Pa> <= 0 holds for every z of the set. It does not for L2, which clips last."""
     rng, threat, x = np.random.default_rng(2), Threat(norm, 0.9, (-0.5, 1.0)), tf.constant(X)
 
-    def projected() -> tuple[np.ndarray, np.ndarray]:
-        away = X + rng.normal(size=X.shape).astype("float32")
-        return away, threat.project(tf.constant(away), x).numpy()
+    def point_and_projection() -> tuple[np.ndarray, np.ndarray]:
+        point = X + rng.normal(size=X.shape).astype("float32")
+        return point, threat.project(tf.constant(point), x).numpy()
 
-    away, nearest = projected()
+    point, nearest = point_and_projection()
     for _ in range(20):
-        products = (away - nearest) * (projected()[1] - nearest)
+        products = (point - nearest) * (point_and_projection()[1] - nearest)
         assert (products.sum(axis=(1, 2, 3)) <= 1e-5).all()
 
 
 @pytest.mark.parametrize("eps", [0.1, 12.0])
-def test_l1_rounding_stays_within_eps(eps: float) -> None:
+def test_rounding_keeps_an_l1_projection_within_eps(eps: float) -> None:
     """Images of 3072 pixels stay within eps in float64, as an evaluation measures them.
 
-    They are all far out, or one pixel moved from a start in the ball, where the others shrink by
-    less than float32 resolves.
+    Either all pixels are far out, or one has moved from a start in the ball, so that the others
+    shrink by less than float32 resolves.
     """
     rng, threat = np.random.default_rng(3), Threat("l1", eps)
     x = tf.constant(rng.random((100, 32, 32, 3)).astype("float32"))
@@ -69,12 +66,12 @@ def test_l1_rounding_stays_within_eps(eps: float) -> None:
         delta = moved.numpy().astype("float64") - x.numpy().astype("float64")
         distance = np.abs(delta).sum(axis=(1, 2, 3))
         assert distance.max() <= eps
-    assert np.median(distance) > 0.98 * eps  # the box takes some of a step
+    assert np.median(distance) > 0.98 * eps  # the box shortens some steps
 
 
 @pytest.mark.parametrize("eps", EPS.values(), ids=EPS.keys())
 @pytest.mark.parametrize("norm", norms.NORMS)
-def test_projection_and_start_lie_in_ball_and_box(norm: str, eps: object) -> None:
+def test_projections_and_random_starts_lie_in_ball_and_box(norm: str, eps: object) -> None:
     threat, x = Threat(norm, 0.0).at(tf.constant(eps)), tf.constant(X)
     far = x + 5 * tf.constant(np.random.default_rng(1).normal(size=X.shape).astype("float32"))
     for points in (threat.project(far, x), threat.random_start(x, noise.seed_for(0, 0, "s"))):
@@ -85,13 +82,13 @@ def test_projection_and_start_lie_in_ball_and_box(norm: str, eps: object) -> Non
 
 
 @pytest.mark.parametrize("norm", norms.NORMS)
-def test_points_inside_stay(norm: str) -> None:
+def test_the_projection_of_a_point_inside_is_that_point(norm: str) -> None:
     x = tf.constant(X * 0.5 + 0.25)
     near = x + 0.01
     np.testing.assert_allclose(Threat(norm, 0.2).project(near, x), near, rtol=1e-6)
 
 
-def test_another_box() -> None:
+def test_the_projection_clips_to_another_box() -> None:
     threat = Threat("linf", 1.0, box=(-1.0, 2.0))
     moved = threat.project(tf.constant([[-9.0, 9.0]]), tf.constant([[-0.5, 1.5]]))
     np.testing.assert_array_equal(moved, [[-1.0, 2.0]])
@@ -119,14 +116,11 @@ def test_eps_is_a_number_or_a_fraction(value: object, eps: float) -> None:
         ({"box": (1.0, 0.0)}, "box: expected (low, high)"),
     ],
 )
-def test_mistakes_are_one_line(arguments: dict, message: str) -> None:
-    with pytest.raises(UserError) as caught:
-        Threat(**arguments)
-    assert message in str(caught.value)
-    assert "\n" not in str(caught.value)
+def test_a_mistaken_argument_is_named_in_one_line(arguments: dict, message: str) -> None:
+    assert message in error_line(lambda: Threat(**arguments))
 
 
-def test_keras_saves_and_loads_it() -> None:
+def test_keras_saves_and_loads_a_threat() -> None:
     threat = Threat("l2", "1/2", box=(-1.0, 1.0))
     config = keras.saving.serialize_keras_object(threat)
     assert keras.saving.deserialize_keras_object(config) == threat

@@ -1,4 +1,4 @@
-"""Where compiled programs are kept, and how many."""
+"""The folder of programs that XLA has compiled, and how many steps a program makes at once."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pipelines.xla_cache import FLAGS, forget_old, keep_programs
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the user's cache folder, with no flags of XLA set."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv(FLAGS, raising=False)
     return tmp_path
@@ -26,15 +27,19 @@ def test_programs_are_kept_in_the_users_cache(home: Path) -> None:
     assert os.environ[FLAGS] == f"--tf_xla_persistent_cache_directory={folder}"
 
 
-def test_flags_of_the_users_own_stay(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flags_that_the_user_has_set_are_not_changed(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(FLAGS, "--tf_xla_max_cluster_size=9")
     keep_programs()
     assert os.environ[FLAGS] == "--tf_xla_max_cluster_size=9"
     assert not list(home.iterdir())
 
 
-def test_without_a_place_nothing_is_kept(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """TensorFlow would otherwise end the run."""
+def test_programs_are_not_kept_where_the_folder_cannot_be_used(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorFlow would end the run there."""
     (home / "file").touch()
     for place in (home / "file", home / "with space"):
         monkeypatch.setenv("XDG_CACHE_HOME", str(place))
@@ -42,7 +47,7 @@ def test_without_a_place_nothing_is_kept(home: Path, monkeypatch: pytest.MonkeyP
         assert FLAGS not in os.environ
 
 
-def test_the_oldest_programs_go(tmp_path: Path) -> None:
+def test_the_oldest_programs_are_removed(tmp_path: Path) -> None:
     for age, name in enumerate("abcd"):
         (tmp_path / name).write_bytes(b"1234")
         os.utime(tmp_path / name, (1e9 - age, 1e9 - age))
@@ -53,7 +58,7 @@ def test_the_oldest_programs_go(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("steps", "first", "expected"), [(40, 0, 20), (43, 0, 1), (391, 0, 17), (40, 44, 4), (40, 7, 1)]
 )
-def test_steps_that_follow_each_other_end_with_the_epoch(
+def test_the_number_of_steps_at_once_divides_the_rest_of_the_epoch(
     steps: int, first: int, expected: int
 ) -> None:
     at_once = _steps_at_once(steps, first)
