@@ -1,4 +1,4 @@
-"""The processes of a suite. No signal leaves one behind, however often it comes."""
+"""Child processes of a suite, none of which outlives a signal to their parent."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from typing import Any
 from tfrobust.training import Interrupted
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-LAST = 3  # the number of the signal that kills the processes
+LAST = 3  # the third signal kills the children
 
 
 class Children:
     """Processes that run at the same time, and the signals that their parent receives.
 
-    The first signal asks each child to stop; a child then saves its state. The parent waits for
-    all of them. A second signal prints how many it still waits for, and a third kills them.
+    The first signal asks each child to save its state and stop, and the parent waits for all of
+    them. A second signal prints how many it still waits for, and a third kills them.
     """
 
     def __init__(self) -> None:
@@ -30,14 +30,14 @@ class Children:
 
     @contextmanager
     def waited_for(self) -> Iterator[None]:
-        """Handle signals without raising until the end, by when all children must have ended.
+        """Keep signals from raising while children run; all must have ended with the context.
 
         Raises:
-            Interrupted: At the end, if there was a signal.
+            Interrupted: At the end of the context, if a signal came.
         """
         handlers = {number: signal.getsignal(number) for number in SIGNALS}
         for number, handler in handlers.items():
-            if handler != signal.SIG_IGN:  # nohup has SIGHUP ignored
+            if handler != signal.SIG_IGN:  # SIGHUP stays ignored under nohup
                 signal.signal(number, self._on_signal)
         try:
             yield
@@ -48,33 +48,33 @@ class Children:
             raise Interrupted(self.signals[0], "each run that was at work has ended")
 
     def run(self, line: Sequence[str], log: Path, environment: Mapping[str, str]) -> int | None:
-        """Run a command to its end, with its output in a file.
+        """Run a command to its end.
 
         Args:
             line: The command and its arguments.
-            log: The file for all that the command prints.
-            environment: The command's environment variables.
+            log: The file to which everything that the command prints is written.
+            environment: The environment variables of the command.
 
         Returns:
-            The exit status, or None if the command was not begun because the children are stopping.
+            The exit status; None if the command did not begin, because the children are stopping.
         """
         if self.stopping:
             return None
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as out:
-            # In a session of its own, so that Ctrl-C reaches the parent alone, which passes it on.
+            # In a new session Ctrl-C does not reach the child: only the parent decides.
             child = subprocess.Popen(
                 line, stdout=out, stderr=out, env=environment, start_new_session=True
             )
             self.alive.append(child)
-            if self.stopping:  # it may have changed since the check above
+            if self.stopping:  # a signal may have come since the check above
                 child.terminate()
             status = child.wait()
             self.alive.remove(child)
         return status
 
     def stop(self) -> None:
-        """Ask all children to stop, and begin no more."""
+        """Ask all children to stop, and start no more."""
         self.stopping = True
         for child in list(self.alive):
             child.terminate()

@@ -1,7 +1,7 @@
-"""The command `tfrobust`; `python -m pipelines.run` and `python -m pipelines.compare` are parts.
+"""The command `tfrobust`, and its parts `python -m pipelines.run` and `pipelines.compare`.
 
-Only the standard library is imported at first, and TensorFlow after the arguments and the config's
-keys have been checked: a typing mistake is answered at once. A comparison needs no TensorFlow.
+TensorFlow is imported only after the arguments and the keys of the config have been checked, so
+that a typing mistake is answered at once. A comparison does not import it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ROBUSTBENCH = ("data.name=cifar10", "threat.eps=8/255")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command `tfrobust`. argv: its arguments, those of the process by default."""
+    """Run the command `tfrobust` with the arguments `argv`, by default those of the process."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments and not arguments[0].startswith("-"):
         run_command(arguments[0], arguments[1:], f"tfrobust {arguments[0]}")
@@ -54,8 +54,8 @@ def run_command(command: str, argv: Sequence[str], program: str) -> None:
 
     Args:
         command: "run", "evaluate" or "compare".
-        argv: The arguments that follow it.
-        program: What was typed before them, for the help.
+        argv: The arguments that follow the command.
+        program: The words that precede the arguments, for the help.
     """
     stop_at_signals()
     _check_backend()
@@ -151,7 +151,7 @@ def _parser(command: str, program: str) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--stages",
-        type=_listed,
+        type=_names,
         metavar="A,B",
         help="the stages to run now, of those that the config has (default: all)",
     )
@@ -166,21 +166,21 @@ def _parser(command: str, program: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _listed(text: str) -> list[str]:
+def _names(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _parse(
     parser: argparse.ArgumentParser, argv: Sequence[str]
 ) -> tuple[argparse.Namespace, list[str]]:
-    """Return the options, and the arguments that are none, wherever they stand between them."""
+    """Return the options, and the other arguments, which may stand between the options."""
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and stop")
-    options, rest = parser.parse_known_args(list(argv))
+    options, names = parser.parse_known_args(list(argv))
     available = re.findall(r"--\w+", parser.format_help())
-    for argument in rest:
-        if argument.startswith("-"):
-            _choose("option", argument.partition("=")[0], available)
-    return options, rest
+    for name in names:
+        if name.startswith("-"):
+            _choose("option", name.partition("=")[0], available)
+    return options, names
 
 
 def _choose(argument: str, value: str, options: Collection[str]) -> None:
@@ -193,7 +193,7 @@ def _choose(argument: str, value: str, options: Collection[str]) -> None:
 
 
 def _check_backend() -> None:
-    """End in one line where Keras has another backend than TensorFlow."""
+    """Exit with one line if Keras has another backend than TensorFlow."""
     try:
         import tfrobust  # noqa: F401
     except ImportError as error:
@@ -212,7 +212,7 @@ def _run(name: str, options: argparse.Namespace) -> None:
     except UserError as error:
         fail(str(error))
     except OSError:
-        pass  # a file that cannot be read: the full check says which
+        pass  # the full check says which file cannot be read
     start_tensorflow()
     from pipelines import runner
 

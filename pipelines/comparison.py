@@ -1,4 +1,4 @@
-"""Compares runs in the terminal."""
+"""Tables of a comparison of runs, printed in the terminal."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tfrobust.report import (
     ReportTable,
     comparison,
     differences,
-    measured,
-    named,
+    read_runs,
+    rows_of,
     write_comparison,
 )
 
@@ -24,20 +24,20 @@ WIDTH = 200  # columns of a table that goes into a file
 
 
 def compare(folders: Sequence[Path], out: Path | None) -> None:
-    """Print the table of runs, and which of their differences are beyond chance.
+    """Print a table of runs, and a table of which differences between them are beyond chance.
 
     Args:
         folders: Two run folders or more.
         out: A folder for a page with the same tables and with figures; None for no page.
 
     Raises:
-        UserError: For a folder without an evaluation, and for an `out` that is the folder of a run.
+        UserError: For a folder without an evaluation, or if `out` is itself the folder of a run.
     """
     if out is not None:
         expected = "a folder that is not a run's, whose report the page would replace"
         require(not (out / "eval.json").exists(), "--out", expected, str(out))
-    rows = named(folders)
-    runs = measured(rows)
+    rows = rows_of(folders)
+    runs = read_runs(rows)
     tested = differences(runs)
     show(comparison(runs))
     show(tested)

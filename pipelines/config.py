@@ -1,4 +1,4 @@
-"""Reads a YAML file into a plain mapping: includes, references, overrides."""
+"""Configs as plain mappings, read from YAML files with includes, references and overrides."""
 
 from __future__ import annotations
 
@@ -14,23 +14,24 @@ from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from tfrobust.errors import UserError, nearest, nearest_path
 
-HERE = Path(__file__).resolve().parent
-CONFIGS = HERE / "configs" if (HERE / "configs").is_dir() else HERE.parent / "configs"
+PACKAGE = Path(__file__).resolve().parent
+# The configs lie in an installed package, and beside it in a checkout.
+CONFIGS = PACKAGE / "configs" if (PACKAGE / "configs").is_dir() else PACKAGE.parent / "configs"
 
 # The errors of OmegaConf and YAML for a value that does not fit its place.
-MISFIT = (
+MISFITS = (
     OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, IndexError, RecursionError,
 )  # fmt: skip
 REFERENCE = re.compile(r"\$\{[^{}:]*\}")
 CALL = re.compile(r"\$\{[^{}]*:")  # ${oc.env:HOME}
-BITS = 64  # an int in a config has fewer
-# Last parts of keys whose values are names and places: text, even where YAML reads a number.
-TEXT = {"budget", "dir", "folder", "init_from", "label", "name", "path", "source"}
-RANGES = {"grid", "space"}  # below them a value is a list or a range of values
+BITS = 64  # every int in a config has fewer bits
+# Last parts of the keys whose values are text, even if YAML would read them as a number.
+TEXT_KEYS = {"budget", "dir", "folder", "init_from", "label", "name", "path", "source"}
+RANGE_KEYS = {"grid", "space"}  # sections in which a value is a list or a range of values
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes text that OmegaConf would read as a number although YAML 1.1 does not, as 1e5."""
+    """A dumper that quotes texts such as 1e5, which OmegaConf reads as numbers but YAML 1.1 not."""
 
 
 _Dumper.add_implicit_resolver(
@@ -41,10 +42,7 @@ _Dumper.add_implicit_resolver(
 
 
 def find(name: str) -> Path:
-    """Return the file of a config.
-
-    name: The path of a .yaml file, or the name of a config or a suite that comes with the library.
-    """
+    """Return the file of a config or a suite: `name` is its path, or a name that comes with us."""
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
@@ -73,16 +71,16 @@ def suites() -> list[str]:
 def load(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Return a config file as a resolved mapping.
 
-    `include: base/file.yaml` puts another file below this one: a file relative to this one, or
-    else one that comes with the library. `${threat.eps}` refers to another key. References of a
-    search are not resolved, because its trials change the keys that they refer to.
+    `include: base/file.yaml` names a file whose keys this one completes and replaces. Its path is
+    relative to this file or else to the configs of the library. `${threat.eps}` refers to another
+    key. References in a search stay unresolved, because its trials change the keys behind them.
 
     Args:
         path: The file.
         overrides: `key.path=value` each, as for `--set`.
 
     Raises:
-        UserError: For a file that cannot be read, an override or a reference that does not fit.
+        UserError: If a file cannot be read, or an override or a reference does not fit.
     """
     try:
         config = _merged(path)
@@ -91,7 +89,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         resolved = _resolved(config)
     except (OmegaConfBaseException, RecursionError) as error:
         unknown = isinstance(error, InterpolationKeyError)
-        hint = r" (for the characters themselves write \${)" if unknown else ""
+        hint = r" (write \${ for the characters themselves)" if unknown else ""
         raise UserError(f"{path}: {_first_line(error)}{hint}") from None
     searches = config.get("search") is not None
     return OmegaConf.to_container(config) if searches else resolved  # type: ignore[return-value]
@@ -103,12 +101,12 @@ def keys(path: Path) -> set[str]:
 
 
 def changed(config: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a config, resolved, in which some keys have other values, as `--set` sets them."""
+    """Return the resolved config in which some keys have new values, as `--set` gives them."""
     new = OmegaConf.create(dict(config))
     for key, value in values.items():
         try:
             _put(new, key, value)
-        except MISFIT as error:
+        except MISFITS as error:
             raise UserError(f"{key}: expected a key of the config: {_first_line(error)}") from None
     try:
         return _resolved(new)
@@ -117,22 +115,22 @@ def changed(config: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, A
 
 
 def _resolved(config: DictConfig) -> dict[str, Any]:
-    """Return the mapping with its references resolved.
+    """Return the mapping with its references to keys resolved.
 
-    A config is data: a reference is to a key, and never calls one of OmegaConf's resolvers, which
-    can read the environment.
+    A config is data: it may not call OmegaConf's resolvers, which can read the environment.
     """
     _check(OmegaConf.to_container(config))
     return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
 
 
 def _check(node: Any, key: str = "") -> None:
+    """Raise a UserError for the first value that calls a resolver or is an int of too many bits."""
     if isinstance(node, dict | list):
         for name, value in node.items() if isinstance(node, dict) else enumerate(node):
             _check(value, f"{key}.{name}" if key else str(name))
     elif isinstance(node, str):
         text = node
-        while REFERENCE.search(text):  # references within references, from the innermost
+        while REFERENCE.search(text):  # the innermost of nested references goes first
             text = REFERENCE.sub("", text)
         if CALL.search(text):
             expected = "references to keys, such as ${threat.eps}"
@@ -142,17 +140,17 @@ def _check(node: Any, key: str = "") -> None:
 
 
 def related(key: str, other: str) -> bool:
-    """Return whether one key's path begins with the other's."""
+    """Return whether one of two keys is the other or lies below it."""
     return f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")
 
 
 def dump(config: dict[str, Any]) -> str:
-    """Return a mapping as YAML, its keys in their order."""
+    """Return a mapping as YAML; its keys keep their order."""
     return yaml.dump(config, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def flow(value: Any) -> str:
-    """Return the text of a value in an override, for any key: the empty text for None."""
+    """Return a value as the text that sets it in an override; None gives the empty text."""
     if value is None:
         return ""
     text = yaml.dump(
@@ -162,10 +160,10 @@ def flow(value: Any) -> str:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Return the config of a run folder. Raises a UserError if the file is damaged."""
+    """Return the config in the file of a run folder. Raises a UserError if it is damaged."""
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, *MISFIT) as error:
+    except (OSError, *MISFITS) as error:
         raise UserError(f"{path}: {_first_line(error)}") from None
     if not isinstance(config, dict):
         raise UserError(f"{path}: expected a mapping, received {type(config).__name__}")
@@ -173,13 +171,14 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def _merged(path: Path, above: tuple[Path, ...] = ()) -> DictConfig:
+    """Return a file merged with those that it includes; the files `above` include it."""
     path = path.resolve()
     if path in above:
         raise UserError(f"{path}: include: expected a file that does not include itself")
     try:
-        # Plain, so that references stay as they are written until all is merged.
+        # References stay as they are written until all files are merged.
         config = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except (OSError, *MISFIT) as error:
+    except (OSError, *MISFITS) as error:
         raise UserError(f"{path}: expected YAML: {_first_line(error)}") from None
     if not isinstance(config, dict):
         raise UserError(f"{path}: expected a mapping at the top, received a list")
@@ -188,12 +187,12 @@ def _merged(path: Path, above: tuple[Path, ...] = ()) -> DictConfig:
         return OmegaConf.create(config)
     if not isinstance(base, str):
         raise UserError(f"{path}: include: expected a path, received {base!r}")
-    places = (path.parent / base, CONFIGS / base)
-    file = next((place for place in places if place.is_file()), None)
-    if file is None:
+    beside = path.parent / base
+    file = beside if beside.is_file() else CONFIGS / base
+    if not file.is_file():
         shipped = [str(file.relative_to(CONFIGS)) for file in CONFIGS.rglob("*.yaml")]
         expected = "a file beside this one, or one that comes with the library"
-        hint = nearest_path(places[0]) or nearest(base, shipped)
+        hint = nearest_path(beside) or nearest(base, shipped)
         raise UserError(f"{path}: include: expected {expected}, received {base}{hint}")
     below = OmegaConf.to_container(_merged(file, (*above, path)), resolve=False)
     _drop_replaced(below, config)
@@ -207,10 +206,9 @@ def _drop_replaced(below: Any, above: dict[Any, Any]) -> None:
     """Drop the sections of `below` that `above` replaces by another constructor or a list."""
     for key, new in above.items():
         old = below.get(key)
-        if {type(new), type(old)} == {list, dict}:  # such as a list of threats over one
+        if {type(new), type(old)} == {list, dict}:  # such as a list of threats for one threat
             del below[key]
-            continue
-        if isinstance(new, dict) and isinstance(old, dict):
+        elif isinstance(new, dict) and isinstance(old, dict):
             if "name" in new and new["name"] != old.get("name"):
                 del below[key]
             else:
@@ -223,7 +221,7 @@ def _override(config: DictConfig, override: str) -> None:
         raise UserError(f"--set: expected key=value, received {override!r}")
     try:
         _put(config, key, _parse(key, text))
-    except MISFIT as error:
+    except MISFITS as error:
         raise UserError(f"--set {override}: {_first_line(error)}") from None
 
 
@@ -234,18 +232,18 @@ def _put(config: DictConfig, key: str, value: Any) -> None:
 def _parse(key: str, text: str) -> Any:
     """Return the value of an override.
 
-    No text is None. The value of a key in TEXT is the text as it is typed, without quotes around
-    it. Any other value is read as YAML, in which, as in the files, 1e-3 is a number.
+    An empty text is None. The value of a key in TEXT_KEYS is the text as it was typed, without
+    quotes around it. Any other text is read as YAML, in which 1e-3 is a number, as in the files.
     """
     if not text:
         return None
     *above, last = re.split(r"[.\[\]]+", key.rstrip("]"))
-    is_text = last in TEXT and not RANGES & set(above)
+    is_text = last in TEXT_KEYS and not RANGE_KEYS & set(above)
     if is_text and text[0] not in "'\"":
         return text
     try:
         value = OmegaConf.to_container(OmegaConf.create(f"value: {text}"))["value"]  # type: ignore[index, call-overload]
-    except MISFIT:
+    except MISFITS:
         if not is_text:
             raise
         return text

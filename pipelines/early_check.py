@@ -1,7 +1,7 @@
-"""Finds typing mistakes in a config before TensorFlow is imported.
+"""Typing mistakes in a config, answered before TensorFlow is imported.
 
-`schema.json` has the keys of every section and the names of every registry, rendered from the
-constructors by tools/render_configuration.py. The full check of `pipelines.spec` comes after it.
+`schema.json` has the keys of every section and the names of every registry. It is rendered from the
+constructors by tools/render_configuration.py. `pipelines.spec` then makes the full check.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import config as configs
-from pipelines.space import ranges
+from pipelines.space import ranges, searching
 from pipelines.suite import is_suite, load_suite
 from tfrobust.errors import UserError, choose, require
 
 SCHEMA = Path(__file__).with_name("schema.json")
 FOLDER = re.compile(r"\w([\w .:-]*[\w.:-])?")
-# Keys of `model` beside those of its constructor when it is read from train.init_from.
-OF_FILES = {"architecture", "output", "outputs", "signature"}
+# Keys of `model` that belong to no constructor but to the file of train.init_from.
+FILE_KEYS = {"architecture", "output", "outputs", "signature"}
 UNSET = "???"  # a value that the user has to give
 
 
@@ -30,10 +30,10 @@ UNSET = "???"  # a value that the user has to give
 def schema() -> dict[str, Any]:
     """Return the schema.
 
-    keys: section -> its keys, for sections without a constructor to choose; "" is the top level.
+    keys: section -> its keys, for sections that choose no constructor; "" is the top level.
     names: section -> name -> the keys that the section may have with this name.
-    stages: the stages of a run, and those of a search.
-    searched: the sections whose keys a search may have in its space.
+    stages: "run" -> the stages of a run, "search" -> those of a search.
+    searched: the sections whose keys may be in the space of a search.
     """
     return json.loads(SCHEMA.read_text(encoding="utf-8"))
 
@@ -41,30 +41,31 @@ def schema() -> dict[str, Any]:
 def check(
     name: str, overrides: Sequence[str], workdir: Path, stages: Sequence[str] | None = None
 ) -> None:
-    """Raise the UserError of a config or a suite in which a name or a key is unknown.
+    """Raise a UserError if a name or a key of a config or a suite is unknown.
 
     Args:
         name: The config's name or path.
         overrides: `key=value` each, as for `--set`.
         workdir: The folder in which run folders are made.
-        stages: The stages that are asked for; None for those of the config.
+        stages: The stages to run; None for those of the config.
     """
     path = configs.find(name)
     if not is_suite(path):
         config = _check_config(name, overrides)
         kind = "run" if config.get("search") is None else "search"
-        listed = config.get("stages")
-        available = listed if isinstance(listed, list) else schema()["stages"][kind]
+        available = config.get("stages")
+        if not isinstance(available, list):
+            available = schema()["stages"][kind]
         for stage in stages or []:
             choose("--stages", stage, [str(name) for name in available])
         return
     require(stages is None, "--stages", "none, for a suite", stages)
     suite = load_suite(path, overrides, workdir)
     # The attacks may refer to the surrogate, which is not trained yet.
-    later = ["attacks=[]"] if suite.surrogate is not None else []
-    for member in {member.label: member for member in reversed(suite.members)}.values():
+    without_attacks = ["attacks=[]"] if suite.surrogate is not None else []
+    for member in suite.first_of_labels():
         try:
-            _check_config(member.config, [*member.overrides, *later])
+            _check_config(member.config, [*member.overrides, *without_attacks])
         except UserError as error:
             raise UserError(f"{member.label}: {error}") from None
 
@@ -73,7 +74,7 @@ def read_config(name: str, overrides: Sequence[str]) -> tuple[str, dict[str, Any
     """Return the name of a config's run, and the config with its overrides, resolved.
 
     Raises:
-        UserError: For a config that is not there or is no YAML, and for a name that no folder has.
+        UserError: If the config does not exist or is no YAML, or if no folder can have its name.
     """
     path = configs.find(name)
     config = configs.load(path, overrides)
@@ -87,7 +88,7 @@ def read_config(name: str, overrides: Sequence[str]) -> tuple[str, dict[str, Any
 
 
 def _check_set(node: Any, key: str = "") -> None:
-    """Raise a UserError for the first key of a config whose value the user still has to give."""
+    """Raise a UserError for the first key of a config that still needs a value from the user."""
     if isinstance(node, Mapping):
         for name, value in node.items():
             _check_set(value, f"{key}.{name}" if key else str(name))
@@ -97,7 +98,7 @@ def _check_set(node: Any, key: str = "") -> None:
 
 @contextlib.contextmanager
 def named_source(name: str, overrides: Sequence[str]) -> Iterator[None]:
-    """Let a UserError about a key begin with the override that set the key, else with the file."""
+    """Prefix a UserError about a key with the override that set the key, or else with the file."""
     try:
         yield
     except UserError as error:
@@ -110,38 +111,35 @@ def named_source(name: str, overrides: Sequence[str]) -> Iterator[None]:
 
 
 def check_keys(config: Mapping[str, Any]) -> None:
-    """Raise the UserError of the first key or name of a resolved config that is unknown."""
+    """Raise a UserError for the first key or name of a resolved config that is unknown."""
     if config.get("search") is not None:
         _check_search(config)
         return
     config = {key: value for key, value in config.items() if key not in ("name", "command")}
+    if "attacks" in config and not isinstance(config["attacks"], list):
+        config["attacks"] = [config["attacks"]]
     _check_section("", config)
-    threat = config.get("threat")
-    for each in threat if isinstance(threat, list) else [threat]:
-        _check_section("threat", each)
-    data = config.get("data")
-    _check_named("data", data)
-    if isinstance(data, Mapping):
-        _check_named("data.extra", data.get("extra"))
-        augment = data.get("augment")
-        for place, item in enumerate(augment if isinstance(augment, list) else [augment]):
-            where = f"data.augment[{place}]" if isinstance(augment, list) else None
-            _check_named("data.augment", item, where)
-    _check_train(config.get("train"))
-    method = config.get("method")
-    _check_named("method", method)
-    if isinstance(method, Mapping):
-        _check_named("method.attack", method.get("attack"))
-    _check_named("optimizer", config.get("optimizer"))
+    for place in ("threat", "train", "evaluation", "evaluation.corruptions", "card"):
+        for _, section in _sections(config, place):
+            _check_section(place, section)
+    for place in schema()["names"]:
+        if place != "model":
+            for where, section in _sections(config, place):
+                _check_named(place, section, where)
     _check_model(config.get("model"), config.get("train"))
-    evaluation = config.get("evaluation")
-    _check_section("evaluation", evaluation)
-    if isinstance(evaluation, Mapping):
-        _check_section("evaluation.corruptions", evaluation.get("corruptions"))
-    _check_section("card", config.get("card"))
-    attacks = config.get("attacks")
-    for place, attack in enumerate(attacks if isinstance(attacks, list) else [attacks]):
-        _check_named("attacks", attack, f"attacks[{place}]")
+
+
+def _sections(config: Mapping[str, Any], place: str) -> list[tuple[str, Any]]:
+    """Return each section at a place of the config, such as "train.schedule", with its own place.
+
+    A place with a list has several, such as "attacks[0]"; one that is not in the config has none.
+    """
+    value: Any = config
+    for key in place.split("."):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    if isinstance(value, list):
+        return [(f"{place}[{number}]", section) for number, section in enumerate(value)]
+    return [(place, value)]
 
 
 def _check_config(name: str, overrides: Sequence[str]) -> dict[str, Any]:
@@ -153,7 +151,7 @@ def _check_config(name: str, overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def _check_search(config: Mapping[str, Any]) -> None:
-    """Check a search, and the config of its first trial, which has the first value of each key."""
+    """Check a search, and the config of a trial that has the first value of each searched key."""
     section = configs.changed(config, {})["search"]
     require(isinstance(section, Mapping), "search", "a mapping with 'space'", section)
     _check_section("search", section)
@@ -161,55 +159,42 @@ def _check_search(config: Mapping[str, Any]) -> None:
     for key in first:
         choose(f"search.space.{key}", key.partition(".")[0], schema()["searched"])
     trial = {key: value for key, value in config.items() if key != "search"}
-    try:
+    with searching(first):
         check_keys(configs.changed(trial, first))
-    except UserError as error:
-        key = str(error).partition(":")[0]
-        searched = any(configs.related(key, path) for path in first)
-        raise UserError(f"{'search.space.' if searched else ''}{error}") from error
-
-
-def _check_train(section: Any) -> None:
-    _check_section("train", section)
-    if isinstance(section, Mapping):
-        for key in ("schedule", "validation_attack", "averaging"):
-            _check_named(f"train.{key}", section.get(key))
 
 
 def _check_model(section: Any, train: Any) -> None:
     if not isinstance(section, Mapping):
-        _check_named("model", section)
+        _check_named("model", section, "model")
     elif section.get("path") is not None:
         if "name" not in section:
             _check_section("model", section)
-    elif isinstance(train, Mapping) and train.get("init_from") is not None:
-        _check_named("model", {key: section[key] for key in section if key not in OF_FILES})
     else:
-        _check_named("model", section)
+        if isinstance(train, Mapping) and train.get("init_from") is not None:
+            section = {key: section[key] for key in section if key not in FILE_KEYS}
+        _check_named("model", section, "model")
 
 
 def _check_section(where: str, section: Any) -> None:
-    """Check the keys of a section. One that is no mapping is left to the full check."""
+    """Check the keys of a section, and leave anything but a mapping to the full check."""
     if isinstance(section, Mapping):
         _check_section_keys(where, section, schema()["keys"][where])
 
 
-def _check_named(place: str, section: Any, where: str | None = None) -> None:
-    """Check a section that names a constructor, and its keys, which depend on the name.
+def _check_named(place: str, section: Any, where: str) -> None:
+    """Check the name of a constructor in a section, and the keys that the name allows.
 
     Args:
-        place: The section's key in the schema.
+        place: The section's key in the schema, such as "attacks".
         section: A name, or a mapping with one. Anything else is left to the full check.
-        where: The section in messages, where that is not `place`.
+        where: The section's place in messages, such as "attacks[0]".
     """
-    where = where or place
     section = {"name": section} if isinstance(section, str) else section
-    if not isinstance(section, Mapping) or not isinstance(section.get("name"), str):
-        return
-    if section["name"] == UNSET:
+    name = section.get("name") if isinstance(section, Mapping) else None
+    if not isinstance(name, str) or name == UNSET:
         return
     constructors = schema()["names"][place]
-    name = choose(f"{where}.name", section["name"], constructors)
+    choose(f"{where}.name", name, constructors)
     _check_section_keys(where, section, constructors[name])
 
 

@@ -1,4 +1,4 @@
-"""Fingerprints of a stage's inputs: one hash of sections of the config and contents of files."""
+"""Fingerprints of a stage's inputs: a hash of sections of the config and of the files it reads."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from tfrobust.data.folder import images_of, split_folders
 
 # Keys that change no result: where files lie, whether they may be downloaded, how often a run is
 # saved and how often it may go back to a checkpoint.
-PLACES = ("dir", "download", "path", "init_from", "checkpoint_minutes", "rollbacks")
-# Bytes: the largest image that is read, and the most that is read of a folder of images.
-SMALL, MOST = 2**16, 2**28
+IRRELEVANT = ("dir", "download", "path", "init_from", "checkpoint_minutes", "rollbacks")
+LARGEST_IMAGE = 2**16  # bytes; of a larger image the content is not read
+MOST_BYTES = 2**28  # the number of bytes that are read from one set of images
 
 
 def fingerprint(
@@ -30,13 +30,13 @@ def fingerprint(
     Args:
         config: The config.
         sections: The top-level keys that count.
-        files: Files, through links. A missing file is skipped. A folder is one of images as
-            `open_folder` reads it: its classes and images count.
+        files: Files, or links to them; missing ones are skipped. A directory stands for the classes
+            and images that `open_folder` reads from it.
 
     Returns:
         A SHA-256 hash in hexadecimal.
     """
-    values = {section: _without_places(config.get(section)) for section in sections}
+    values = {section: _relevant(config.get(section)) for section in sections}
     digest = hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode())
     for file in files:
         if file.is_dir():
@@ -47,42 +47,43 @@ def fingerprint(
     return digest.hexdigest()
 
 
-def _without_places(section: Any) -> Any:
+def _relevant(section: Any) -> Any:
+    """Return a section without the keys that change no result, here and in data.extra."""
     if not isinstance(section, Mapping):
         return section
-    values = {key: value for key, value in section.items() if key not in PLACES}
+    values = {key: value for key, value in section.items() if key not in IRRELEVANT}
     if "extra" in values:
-        values["extra"] = _without_places(values["extra"])
+        values["extra"] = _relevant(values["extra"])
     return values
 
 
-def _of_images(folder: Path) -> bytes:
-    """Return a hash of the classes of a folder of images, and of each image's name and content.
+def _of_images(directory: Path) -> bytes:
+    """Return a hash of the classes in a directory of images, and of each image's name and content.
 
     Reading a million images would take minutes. For an image above 64 KiB, and for all images
     after the first 256 MiB that are read, size and time of the last change count instead of the
-    content. So a copy that does not keep these times has another hash if the folder is large, and
-    the same hash if its images are few and small.
+    content. A copy with other times therefore has the same hash only if its images are few and
+    small.
     """
-    digest, left = hashlib.sha256(), MOST
-    for split, place in split_folders(folder).items():
-        for name, images in images_of(place)[0].items():
+    digest, left = hashlib.sha256(), MOST_BYTES
+    for split, path in split_folders(directory).items():
+        for name, images in images_of(path)[0].items():
             digest.update(_line(split, name))
             for image in images:
-                size, identity = _identity(image, min(SMALL, left))
+                size, identity = _identity(image, min(LARGEST_IMAGE, left))
                 left -= size
                 digest.update(_line(os.path.basename(image), identity))
     return digest.digest()
 
 
 def _identity(image: str, most: int) -> tuple[int, str]:
-    """Return how many bytes of an image were read, and its hash, or its size and time of change.
+    """Return the number of bytes read from an image, and its hash or else its size and time.
 
-    An image of more than `most` bytes is not read.
+    An image of more than `most` bytes is not read: its size and time of change identify it.
     """
     try:
         status = os.stat(image)
-    except OSError:  # a link to nothing is an error where images are read, not here
+    except OSError:  # a broken link is an error only when the images are read
         return 0, "none"
     if not S_ISREG(status.st_mode) or status.st_size > most:
         return 0, f"{status.st_size} bytes, changed at {status.st_mtime_ns}"

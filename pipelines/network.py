@@ -1,4 +1,4 @@
-"""The section `model`: a network to make, or the file of a finished one."""
+"""The section `model`: a network to make, or the file of a finished network."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class NetworkFile:
             weights: of torch (.pt), .safetensors, .npz or .npy.
         outputs: What the network returns: logits, probabilities (of a softmax) or sigmoids (one for
             each class).
-        output: The name of the output to use, if there are several. It may also be given for the
-            file of train.init_from.
-        signature: The name of the signature to call in a SavedModel; serving_default if it has one.
+        output: The name of the output to use, if there are several. It is also valid for the file
+            of train.init_from.
+        signature: The name of the signature to call in a SavedModel, by default serving_default.
         architecture: The network whose weights the file holds, one of those in docs/zoo.md.
     """
 
@@ -52,18 +52,18 @@ class NetworkFile:
 def network_maker(
     section: Mapping[str, Any] | None, source: Dataset, trains: bool, init_from: str | None
 ) -> Callable[[], keras.Model] | None:
-    """Check the section `model`, and return what makes the network to train.
+    """Check the section `model`, and return a function that makes the network to train.
 
     Args:
-        section: The section, in which a name is the name of one of MODELS.
+        section: The section, whose name is one of MODELS.
         source: The data set, whose images and classes the network must fit.
         trains: Whether the config trains a network. If it does not, the section names a file.
         init_from: `train.init_from`, the file of the network to start from.
 
     Returns:
-        A function of no arguments that returns a new network, or the one of the file `init_from`;
-        it raises a UserError for a value that is wrong, or a file that does not fit the data. None
-        if the config only evaluates the network of a file.
+        A function without arguments that returns a new network, or the network in `init_from`. It
+        raises a UserError if a value is wrong, or if the file does not fit the data. None if the
+        config only evaluates the network in a file.
 
     Raises:
         UserError: If the section is wrong.
@@ -112,11 +112,11 @@ def named_output(section: Mapping[str, Any] | None) -> str | None:
 
 
 def _read(path: str, output: str | None, source: Dataset) -> keras.Model:
-    """Return the network to start a training from. Raises a UserError unless it fits the data."""
+    """Return the network from which training starts. Raises a UserError unless it fits the data."""
     where = "train.init_from"
     network = load_keras(path, where, output=output)
-    shown = signature(network, where)
-    check_fit(where, source, shown.image_shape, shown.classes)
+    interface = signature(network, where)
+    check_fit(where, source, interface.image_shape, interface.classes)
     return network
 
 

@@ -1,4 +1,4 @@
-"""Imports TensorFlow for a command, without the lines with which it greets."""
+"""Import TensorFlow for a command, without the greeting that it prints."""
 
 from __future__ import annotations
 
@@ -22,12 +22,11 @@ GREETING = re.compile(
 
 
 def start_tensorflow() -> None:
-    """Import TensorFlow as our commands do: quietly, its compiled programs kept for the next start.
+    """Import TensorFlow quietly, and have it keep compiled programs for the next start.
 
-    Below level 2 of TF_CPP_MIN_LOG_LEVEL somebody wants to read TensorFlow's log, and nothing is
-    held back. The default is 3: a run that ends does so by an exception at any level, and what
-    TensorFlow logs as an error beside that, such as an optimizer that gives up on a graph, is none
-    to a user.
+    If the user sets TF_CPP_MIN_LOG_LEVEL below 2, nothing is held back. The default is 3, because a
+    failure raises an exception at any level, and the other errors in TensorFlow's log, such as that
+    an optimizer gives up on a graph, are no failures.
     """
     keep_programs()
     absl.flags.FLAGS.mark_as_parsed()  # else absl warns at the first message that it logs
@@ -40,9 +39,9 @@ def start_tensorflow() -> None:
 def import_quietly() -> None:
     """Import TensorFlow and look for devices, without its greeting on stderr.
 
-    TensorFlow writes the greeting before it reads the level of its log. Other lines, such as that a
-    CUDA library does not load, are passed on after the import. Where the import itself crashes, a
-    level of 0 shows why.
+    TensorFlow writes the greeting before it reads the level of its log. All other lines, such as
+    that a CUDA library does not load, are passed on after the import. If the import itself crashes,
+    the level 0 shows why.
     """
     sys.stderr.flush()
     stderr = os.dup(2)

@@ -1,4 +1,4 @@
-"""Turns a config's name and overrides into its checked spec, and into a command line."""
+"""The checked spec, and the command line, of a config's name and overrides."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def load_spec(name: str, overrides: Sequence[str], smoke: bool) -> Spec:
         smoke: Whether to cut it down to a run of seconds.
 
     Raises:
-        UserError: For a mistake; it names the override or else the file that is wrong.
+        UserError: For a mistake in the config; it names the override or else the file.
     """
     run_name, config = read_config(name, overrides)
     with named_source(name, overrides):
@@ -28,7 +28,7 @@ def load_spec(name: str, overrides: Sequence[str], smoke: bool) -> Spec:
 
 
 def arguments_of(name: str, overrides: Sequence[str], smoke: bool) -> list[str]:
-    """Return what follows `python` on the command line that runs the config."""
+    """Return the arguments of `python` in the command line that runs the config."""
     parts = ["-m", "pipelines.run", name]
     for override in overrides:
         parts += ["--set", override]
@@ -36,5 +36,5 @@ def arguments_of(name: str, overrides: Sequence[str], smoke: bool) -> list[str]:
 
 
 def command(name: str, overrides: Sequence[str], smoke: bool) -> str:
-    """Return the line of a shell that runs the config."""
+    """Return the shell command that runs the config."""
     return shlex.join(["python", *arguments_of(name, overrides, smoke)])

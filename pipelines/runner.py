@@ -1,4 +1,4 @@
-"""Runs a config or a suite; every mistake ends in one line."""
+"""Run a config or a suite, and answer every mistake in one line."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import numpy as np
 import tensorflow as tf
 
 from pipelines import config as configs
-from pipelines import stages as stage_runners
 from pipelines.command_line import fail
 from pipelines.comparison import show
-from pipelines.folder import Folder
 from pipelines.resolve import command, load_spec
+from pipelines.run_folder import RunFolder
 from pipelines.search_cluster import ID, role
 from pipelines.spec import Spec
+from pipelines.stages import STAGES, Stage, check_stages, extends, work
 from pipelines.stopping import GO_ON
 from pipelines.suite import is_suite, load_suite
 from pipelines.suite_runner import run_suite
@@ -25,10 +25,10 @@ from tfrobust.distribution import stack_workers, strategy, worker
 from tfrobust.errors import UserError, choose, require
 from tfrobust.models.keras_defaults import neutral
 from tfrobust.provenance import commit
-from tfrobust.report import comparison, measured
+from tfrobust.report import comparison, read_runs
 from tfrobust.training import Interrupted
 
-# The errors of a place that cannot be written to; TensorFlow's have only their texts.
+# Errors of a place that cannot be written to. TensorFlow's errors have only their texts.
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
@@ -36,7 +36,7 @@ UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 def run(
     name: str, overrides: list[str], workdir: Path, stages: list[str] | None, smoke: bool
 ) -> Path:
-    """Run the stages of a config that are not done yet.
+    """Run those stages of a config that are not done yet.
 
     Args:
         name: The config's name or path.
@@ -54,50 +54,53 @@ def run(
     commit()  # now: the checkout may change during the run
     strategy()  # several workers have to meet before TensorFlow computes anything
     spec = load_spec(name, overrides, smoke)
-    for stage in stages or []:
-        choose("--stages", stage, spec.stages)
+    for stage_name in stages or []:
+        choose("--stages", stage_name, spec.stages)
     number, workers = worker()
     alone = spec.search is None or workers == 1
     require(alone, "TF_CONFIG", f"one worker (those of a search have {ID} instead)", workers)
-    folder = Folder(workdir / (f"{spec.name}.worker{number}" if number else spec.name))
+    folder = RunFolder(workdir / (f"{spec.name}.worker{number}" if number else spec.name))
     # Keras compiles nothing with XLA while op determinism is on.
     compiled = {part.jit_compile for part in (spec.train, spec.evaluation) if part}
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:
-        # This optimizer gives up on the loops of attacks, which it logs each time; XLA chooses its
-        # own layout.
+        # This optimizer gives up on the loops of attacks and logs that each time. XLA chooses its
+        # layout itself.
         tf.config.optimizer.set_experimental_options({"layout_optimizer": False})
     elif True not in compiled:
         tf.config.experimental.enable_op_determinism()  # in every stage: each may run alone
     if spec.search is not None and role() == "worker":  # the chief writes the folder
-        stage_runners.work(spec, folder)
+        work(spec, folder)
         return folder.path
-    stages = [stage for stage in stage_runners.ORDER if stage in (stages or spec.stages)]
+    chosen = [stage for name, stage in STAGES.items() if name in (stages or spec.stages)]
     line = command(name, overrides, smoke)
     folder.config_text = configs.dump({"name": spec.name, **spec.config, "command": line})
-    # These checks come before the folder is made: a run that is refused leaves nothing.
-    _check_folder(folder, spec, smoke, trains=bool({"train", "search"} & set(stages)))
-    stage_runners.check(stages, spec, folder)
+    # These checks come before the folder is made, so that a refused run leaves nothing behind.
+    trains = any(stage.name in ("train", "search") for stage in chosen)
+    _check_folder(folder, spec, smoke, trains)
+    check_stages(chosen, spec, folder)
     with folder.locked():
-        _run(spec, folder, stages)
+        # Results of two configs are never mixed in one folder.
+        if _of_another_config(folder, spec) and not extends(spec, folder):
+            print(f"The config has changed; the former run is kept in {folder.move_aside()}")
+        for stage in chosen:
+            _run_stage(stage, spec, folder)
     return folder.path
 
 
-def _run(spec: Spec, folder: Folder, stages: list[str]) -> None:
-    _move_other_aside(folder, spec)
-    for stage in stages:
-        print(f"== {spec.name}: {stage}", flush=True)
-        done = stage_runners.done(stage, spec, folder)
-        if stack_workers(np.array(int(done))).all():  # several workers go through a stage together
-            stage_runners.skip(stage, folder)
-            continue
-        inputs = stage_runners.inputs(stage, spec, folder)
-        folder.mark(stage, inputs, done=False, commit=commit())
-        stage_runners.run(stage, spec, folder)
-        folder.mark(stage, inputs, done=True, commit=commit())
+def _run_stage(stage: Stage, spec: Spec, folder: RunFolder) -> None:
+    print(f"== {spec.name}: {stage.name}", flush=True)
+    done = stage.done(spec, folder)
+    if stack_workers(np.array(int(done))).all():  # several workers go through a stage together
+        stage.skip(folder)
+        return
+    inputs = stage.inputs(spec, folder)
+    folder.mark(stage.name, inputs, done=False, commit=commit())
+    stage.run(spec, folder)
+    folder.mark(stage.name, inputs, done=True, commit=commit())
 
 
-def _check_folder(folder: Folder, spec: Spec, smoke: bool, trains: bool) -> None:
+def _check_folder(folder: RunFolder, spec: Spec, smoke: bool, trains: bool) -> None:
     """Raise a UserError if another run's folder has this name and may not be moved aside."""
     if not _of_another_config(folder, spec):
         return
@@ -113,23 +116,14 @@ def _check_folder(folder: Folder, spec: Spec, smoke: bool, trains: bool) -> None
         )
 
 
-def _move_other_aside(folder: Folder, spec: Spec) -> None:
-    """Move a run aside that was trained with another config, unless this run continues it.
-
-    Results of two configs are never mixed in one folder.
-    """
-    if _of_another_config(folder, spec) and not stage_runners.goes_on(spec, folder):
-        print(f"The config has changed; the former run is kept in {folder.move_aside()}")
-
-
-def _of_another_config(folder: Folder, spec: Spec) -> bool:
-    """Return whether the folder has a training with another config than this one."""
+def _of_another_config(folder: RunFolder, spec: Spec) -> bool:
+    """Return whether the training in the folder, if there is one, has another config."""
     if spec.train is None or not folder.used():
         return False
-    return folder.begun("train") != stage_runners.inputs("train", spec, folder)
+    return folder.begun("train") != STAGES["train"].inputs(spec, folder)
 
 
-def _smoked(folder: Folder) -> bool:
+def _smoked(folder: RunFolder) -> bool:
     return str(configs.read(folder.config).get("command")).endswith(" --smoke")
 
 
@@ -174,9 +168,9 @@ def _suite(name: str, options: argparse.Namespace) -> None:
             print(command(member.config, member.overrides, options.smoke))
         return
     folder, rows = run_suite(name, options.overrides, options.workdir, options.smoke)
-    if runs := measured(rows):
+    if runs := read_runs(rows):
         show(comparison(runs))
-    failed = [f"{row.run.name} ({row.reason})" for row in rows if row.reason is not None]
+    failed = [f"{row.folder.name} ({row.reason})" for row in rows if row.reason is not None]
     print(f"Done: {folder}")
     if failed:
         fail(f"{len(failed)} of {len(rows)} runs failed: {'; '.join(failed)}; {GO_ON}", 1)

@@ -1,4 +1,4 @@
-"""The processes of a search that runs on several, set up by KerasTuner's environment variables."""
+"""The processes of a search, as KerasTuner's environment variables set them up."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ LOOPBACK = "127.0.0.1"
 def role() -> str:
     """Return the role of this process in a search: "alone", "chief" or "worker".
 
-    The chief hands out trials and runs none. Its address is loopback unless IP names another.
+    The chief hands out trials and runs none itself. Its address is loopback unless the variable
+    KERASTUNER_ORACLE_IP names another one.
 
     Raises:
         UserError: If only some of the variables are set.
@@ -35,7 +36,7 @@ def address() -> str:
 
 
 def check_free() -> None:
-    """Raise a UserError if the chief's port is taken, which gRPC would share between two chiefs."""
+    """Raise a UserError if the chief's port is taken: gRPC would share it between two chiefs."""
     try:
         for family, *_, place in socket.getaddrinfo(os.environ[IP], int(os.environ[PORT])):
             with socket.socket(family, socket.SOCK_STREAM) as probe:

@@ -1,4 +1,4 @@
-"""The sections of a config that are plain values. Each checks its values when it is made."""
+"""Sections of a config as dataclasses, which check their values when they are made."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ class Card:
 
 @dataclasses.dataclass(frozen=True)
 class ExtraData:
-    """The section `data.extra`: a data set to mix into every batch, pseudo-labelled or generated.
+    """The section `data.extra`: a data set whose training split is mixed into every batch.
 
-    Its training split is used, and is read where it lies.
+    Its images are pseudo-labelled or generated. They are not copied into memory.
 
     Args:
         share: The share of a batch that comes from it.
@@ -69,7 +69,7 @@ class Data:
 
     Args:
         validation: The number of examples that are held out of the training split, at random.
-        augment: The augmentations of training that follow each other.
+        augment: The augmentations of training, in the order in which they are applied.
     """
 
     source: Dataset
@@ -99,20 +99,20 @@ class Train:
     """The section `train`.
 
     Args:
-        eps: The eps of training and validation; None is threat.eps. The evaluation uses threat.eps
-            in any case.
+        eps: The eps of training and validation; None is threat.eps. The evaluation always uses
+            threat.eps.
         epsilon_warmup_epochs: The number of epochs at eps 0 with which the training begins.
         epsilon_ramp_epochs: The number of the next epochs, over which eps grows linearly from 0.
-        steps_per_epoch: The number of steps in an epoch, which may be more than the training split
-            has batches; None is the number of its batches.
+        steps_per_epoch: The number of steps in an epoch, which may exceed the number of batches in
+            the training split; None is that number of batches.
         jit_compile: Whether XLA compiles the step (docs/performance.md). auto compiles it on GPUs
             only. Steps that are not compiled are deterministic on CPU.
         init_from: A run folder or .keras file with the network to start from.
         averaging: The average of the weights that is validated and kept instead of the weights.
         monitor: The validation accuracy that a guided rate follows and that chooses the best epoch.
         checkpoint_minutes: The time between two checkpoints within an epoch.
-        rollbacks: How often a run whose loss is not finite may go back to its last checkpoint; it
-            continues at half the learning rate.
+        rollbacks: How often a run whose loss is not finite may go back to its last checkpoint and
+            continue at half the learning rate.
     """
 
     epochs: int
@@ -158,16 +158,15 @@ class EvaluationOptions:
     Args:
         mode: "cascade" gives each attack only the images that no earlier attack has broken; "each"
             gives every attack all images.
-        save: Either float32 or uint8 (rounded to 1/255), to keep the adversarial images in
-            adversarial.npz.
+        save: float32 or uint8 (rounded to 1/255) to keep the adversarial images in adversarial.npz.
         rerun: Whether to compute finished results again. The former results are kept aside.
-        craft_precision: Either float32, or mixed_bfloat16 to let attacks search in lower precision.
-            The network itself judges, in float32, the images that they return.
+        craft_precision: float32, or mixed_bfloat16 to let attacks search in lower precision. The
+            images that they return are judged by the network itself, in float32.
         jit_compile: Whether XLA compiles the attacks. auto compiles them on GPUs only.
         lambdas: The lambdas at which a once-for-all network is evaluated, [1] by default. Reported
             results are those at the first lambda; the others add points to the trade-off curve.
-        widths: The widths at which a network with widths is evaluated, likewise. Each width has a
-            curve of its own.
+        widths: The widths at which a network with widths is evaluated, in the same way. Each width
+            has a separate trade-off curve.
         corruptions: The common corruptions whose images are classified too, true for all; none by
             default.
     """
@@ -203,13 +202,13 @@ class Search:
     The objective is the validation robust accuracy at the best epoch of a trial's training.
 
     Args:
-        space: The values of each key by its path: {method.alpha: {log: [1e-6, 1e-3]}, method.beta:
-            {linear: [0, 10]}, model.units: {int: [64, 256]}, optimizer.name: {choice: [sgd,
-            adam]}}.
+        space: The path of each searched key, and its values: {method.alpha: {log: [1e-6, 1e-3]},
+            method.beta: {linear: [0, 10]}, model.units: {int: [64, 256]}, optimizer.name: {choice:
+            [sgd, adam]}}.
         tuner: One of random, bayesian or hyperband. hyperband trains many trials for few epochs and
             goes on with the best, up to train.epochs.
-        trials: The largest number of trials. Only hyperband may leave it out.
-        min_clean: The least validation clean accuracy that the best trial must have.
+        trials: The largest number of trials. Only hyperband works without it.
+        min_clean: The lowest validation clean accuracy that the best trial may have.
     """
 
     space: dict[str, Range]

@@ -1,4 +1,4 @@
-"""Cuts a config down to seconds: every stage, with few steps, a tiny network and random images."""
+"""Smoke runs: every stage of a config within seconds, on a tiny network and random images."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ LIMITS = {"steps": 2, "restarts": 2, "targets": 2, "draws": 2, "eot": 2, "querie
 
 
 def smoke(spec: Spec) -> Spec:
-    """Return a small version of a run, whose results mean nothing.
+    """Return a run with the same method, attacks and stages, but little data and few steps.
 
-    Its method, attacks and stages stay. Data, network and numbers of steps shrink.
+    Its results mean nothing.
     """
     source, config = spec.data.source, dict(spec.config)
     config["data"] = {
@@ -67,7 +67,7 @@ def smoke(spec: Spec) -> Spec:
 
 
 def _small_space(space: Mapping[str, Range]) -> dict[str, Any]:
-    """Return the space without the keys that a smoke run sets, or two seeds if none is left."""
+    """Return the space without the keys that a smoke run sets; two seeds if no key is left."""
     left = {}
     for key, values in space.items():
         path = key.split(".")
@@ -89,6 +89,7 @@ def _limited(value: Any) -> Any:
 
 
 def _small_attack(attack: Attack) -> Attack:
+    """Return an attack, and the attacks in its fields, with the numbers of LIMITS lowered."""
     changes: dict[str, Any] = {}
     for field in dataclasses.fields(attack):
         value = getattr(attack, field.name)

@@ -1,13 +1,15 @@
-"""The space of a search: the values that each searched key of a config may take."""
+"""The space of a search: the range of values of each searched key."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from tfrobust.errors import choose, number, require
+from pipelines.config import related
+from tfrobust.errors import UserError, choose, number, require
 from tfrobust.registry import located
 
 KINDS = ("choice", "int", "linear", "log")
@@ -16,10 +18,10 @@ SUCH = "a range such as {log: [1e-6, 1e-3]}, {linear: [0, 10]}, {int: [1, 4]} or
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """The values of one key.
+    """The values of one searched key.
 
-    They are the items of a choice, or the numbers between two ends, both included, drawn uniformly
-    (int, linear) or uniformly in their logarithm (log).
+    These are the items of a choice, or the numbers from one end to the other, both included, drawn
+    uniformly (int, linear) or with a uniform logarithm (log).
     """
 
     kind: str
@@ -46,7 +48,7 @@ class Range:
 
     @property
     def plain(self) -> dict[str, list[Any]]:
-        """The range as a config writes it."""
+        """The range as it stands in a config."""
         return {self.kind: self.values}
 
     @property
@@ -55,7 +57,7 @@ class Range:
         return [json.dumps(value, default=str) for value in self.values]
 
     def value(self, drawn: Any) -> Any:
-        """Return the value for the config. Floats get four digits, which YAML keeps exactly."""
+        """Return a drawn value for the config; floats get four digits, which YAML keeps exactly."""
         if self.kind == "choice":
             return json.loads(drawn)
         if self.kind == "int":
@@ -65,12 +67,11 @@ class Range:
 
 
 def ranges(space: Any) -> dict[str, Range]:
-    """Return the range of each key by its path.
+    """Return the path of each searched key, and its range.
 
     Args:
-        space: `{method.alpha: {log: [...]}}`, or the same nested as `--set` gives it,
-            `{method: {alpha: {log: [...]}}}`. The last of two ranges of a key counts, and null
-            removes the key.
+        space: `{method.alpha: {log: [...]}}`, or nested as from `--set`: `{method: {alpha: {log:
+            [...]}}}`. A later range of a key replaces an earlier one, and null removes the key.
     """
     by_key: dict[str, Range] = {}
     if isinstance(space, Mapping):
@@ -81,6 +82,17 @@ def ranges(space: Any) -> dict[str, Range]:
                 by_key[path] = located(f"search.space.{path}", Range, *leaf)
     require(by_key, "search.space", f"a mapping of keys of the config, each {SUCH}", space)
     return by_key
+
+
+@contextlib.contextmanager
+def searching(keys: Collection[str]) -> Iterator[None]:
+    """Prefix a UserError about one of the searched keys with "search.space."."""
+    try:
+        yield
+    except UserError as error:
+        key = str(error).partition(":")[0]
+        searched = any(related(key, other) for other in keys)
+        raise UserError(f"{'search.space.' if searched else ''}{error}") from error
 
 
 def _leaves(
@@ -97,6 +109,6 @@ def _leaves(
         elif nested:
             yield from _leaves(value, path)
         else:
-            if isinstance(value, list) and above:  # the name of a kind is misspelt
+            if isinstance(value, list) and above:  # the key is a misspelt kind
                 choose(f"search.space.{above}", str(key), KINDS)
             require(False, f"search.space.{path}", SUCH, value)

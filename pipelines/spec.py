@@ -1,4 +1,4 @@
-"""From a config to checked objects. Every mistake is found here, before any data is read."""
+"""A config as checked objects. Every mistake is answered here, before any data is read."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 
 import keras
 
-from pipelines.config import changed, related
+from pipelines.config import changed
 from pipelines.network import named_output, network_maker
 from pipelines.sections import Card, Data, EvaluationOptions, ExtraData, Search, Train
-from pipelines.space import ranges
+from pipelines.space import ranges, searching
 from tfrobust.attacks import ATTACKS, Attack, SavedImages
 from tfrobust.data import AUGMENTATIONS, DATASETS, Dataset
-from tfrobust.errors import UserError, choose, number, require
+from tfrobust.errors import choose, number, require
 from tfrobust.evaluation import Corruptions, ListedAttack, list_attacks
 from tfrobust.gate import check_threat
 from tfrobust.methods import AVERAGINGS, METHODS, RobustModel
@@ -25,25 +25,26 @@ from tfrobust.registry import arguments, build, convert, located, resolve
 from tfrobust.threat import Threat, threats_of
 from tfrobust.training import OPTIMIZERS, SCHEDULES, Guided
 
-# Arguments of a method that only the training data give.
-FACTS = ("num_examples", "batch_size", "steps_per_epoch")
-STAGES = ("train", "attack_eval", "report", "export")
 Threats = tuple[Threat, ...]
-SEARCHING = ("search", "report")  # the stages of a config with a section `search`
+# Arguments of a method that depend on the training data.
+FACTS = ("num_examples", "batch_size", "steps_per_epoch")
+RUN_STAGES = ("train", "attack_eval", "report", "export")
+SEARCH_STAGES = ("search", "report")  # the stages of a config with a section `search`
 
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
     """A run: its config and the objects that the config names.
 
-    In the spec of a search these are the objects of the first trial that was checked.
+    The spec of a search has the objects of a trial with the first value of each searched key.
 
     Attributes:
         name: The name of the run's folder.
         config: The resolved config.
-        attack_list: The attacks of the evaluation, in their order.
-        network: Makes the network to train: in float32, new or as its file holds it.
-        method, optimizer: Make the method and the optimizer from what only the training knows.
+        attack_list: The attacks of the evaluation, in the order in which they run.
+        network: A function that returns the network to train, in float32.
+        method: A function of a network and of FACTS that returns the method.
+        optimizer: A function of a learning rate that returns the optimizer.
         search: The section `search`.
         unresolved: The config of a search before its references are resolved.
     """
@@ -90,17 +91,17 @@ def parse(name: str, config: dict[str, Any]) -> Spec:
     """Return the spec of a resolved config.
 
     Raises:
-        UserError: If anything is wrong. The line has the key's path, what was expected and
-            received, and the nearest valid name.
+        UserError: If anything is wrong. The message has the key's path, what was expected and what
+            was received, and the nearest valid name.
     """
     if config.get("search") is not None:
         return _search(name, config)
     config = _long_form(config)
     top = TopLevel(**arguments(TopLevel, config, ""))
-    stages = list(STAGES) if top.stages is None else top.stages
+    stages = list(RUN_STAGES) if top.stages is None else top.stages
     for stage in stages:
         require(stage != "search", "search", "a section (stages has search)", None)
-        choose("stages", stage, STAGES)
+        choose("stages", stage, RUN_STAGES)
     require(0 <= top.seed < 2**32, "seed", "an int from 0 to 2**32 - 1", top.seed)
     choose("precision", top.precision, PRECISIONS)
     threats = _threats(top.threat)
@@ -109,7 +110,7 @@ def parse(name: str, config: dict[str, Any]) -> Spec:
     image_shape = data.source.image_shape
     for each in threats:
         check_threat(each, image_shape)
-    # A config with a method evaluates the run's own network, whichever stages run now.
+    # A config with a method evaluates the network of its run, whichever stages run now.
     trains = "train" in stages or top.method is not None
     if trains:
         for section in ("method", "optimizer", "train"):
@@ -130,7 +131,7 @@ def parse(name: str, config: dict[str, Any]) -> Spec:
     train = train if trains else None
     init_from = None if train is None else train.init_from
     network = network_maker(top.model, data.source, trains, init_from)
-    if method is not None and network is not None:  # both constructors check their values now
+    if method is not None and network is not None:  # the constructors of both check their values
         checked = located("method", method, network(), ramp_steps=0, **dict.fromkeys(FACTS, 1))
         expected = f"none that mixes labels ({type(checked).__name__} needs one for each image)"
         mixes = any(augmentation.mixes for augmentation in data.augment)
@@ -148,10 +149,9 @@ def parse(name: str, config: dict[str, Any]) -> Spec:
         config = {**config, "paper": _paper(top.paper)}
     allowed = trains or top.precision == "float32"
     require(allowed, "precision", "float32 (there is no method to train)", top.precision)
-    if init_from is not None:  # the network is that of the file, whatever the section model says
-        output = named_output(top.model)
-        model = {"path": init_from} if output is None else {"path": init_from, "output": output}
-        config = {**config, "model": model}
+    if init_from is not None:  # the file has the network, whatever the section model says
+        model = {"path": init_from, "output": named_output(top.model)}
+        config = {**config, "model": {key: name for key, name in model.items() if name is not None}}
     return Spec(
         name=name,
         config=config,
@@ -172,24 +172,25 @@ def parse(name: str, config: dict[str, Any]) -> Spec:
 def _search(name: str, config: Mapping[str, Any]) -> Spec:
     """Return the spec of a search.
 
-    Each end of a range and each item of a choice is checked as a run of its own, with the other
-    keys at their first value.
+    Each end of a range and each item of a choice is checked as the config of a run in which the
+    other keys have their first value.
     """
     unresolved, config = config, _long_form(changed(config, {}))
     section, stages = config["search"], config.get("stages")
-    stages = list(SEARCHING) if stages is None else convert("stages", stages, list[str])
+    stages = list(SEARCH_STAGES) if stages is None else convert("stages", stages, list[str])
     require(isinstance(section, Mapping), "search", "a mapping with 'space'", section)
     options = {key: value for key, value in section.items() if key != "space"}
     options = arguments(Search, options, "search", ("space",), ("space",))
     search = located("search", Search, ranges(section.get("space")), **options)
     require("search" in stages, "stages", "search, and report or not (there is a search)", stages)
     for stage in stages:
-        choose("stages", stage, SEARCHING)
+        choose("stages", stage, SEARCH_STAGES)
     first = {key: values.values[0] for key, values in search.space.items()}
-    spec = _checked(name, unresolved, first)
-    for key, values in search.space.items():
-        for value in values.values[1:]:
-            _checked(name, unresolved, {**first, key: value})
+    with searching(first):
+        spec = trial_spec(name, unresolved, first)
+        for key, values in search.space.items():
+            for value in values.values[1:]:
+                trial_spec(name, unresolved, {**first, key: value})
     held = spec.data.validation
     require(held, "data.validation", "examples to hold out, on which trials are compared", held)
     plain = {key: values.plain for key, values in search.space.items()}
@@ -200,37 +201,30 @@ def _search(name: str, config: Mapping[str, Any]) -> Spec:
     )
 
 
-def _checked(name: str, config: Mapping[str, Any], values: Mapping[str, Any]) -> Spec:
-    try:
-        return trial_spec(name, config, values)
-    except UserError as error:
-        key = str(error).partition(":")[0]
-        is_searched = any(related(key, searched) for searched in values)
-        raise UserError(f"{'search.space.' if is_searched else ''}{error}") from error
-
-
 def trial_spec(name: str, config: Mapping[str, Any], values: Mapping[str, Any]) -> Spec:
-    """Return the spec of the training run of a trial: a search's config with these values."""
+    """Return the spec of a trial's training run: the config of a search with these values."""
     training = {key: value for key, value in config.items() if key != "search"}
     return parse(name, changed({**training, "stages": ["train"]}, values))
 
 
 def _long_form(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the config with its short forms written out, and without the run's name and command.
+    """Return the config without short forms, and without the name and the command of its run.
 
     A name that stands for a section or an attack becomes a mapping, and a single attack a list.
     """
 
-    def named(value: Any) -> Any:
+    def mapping(value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
 
-    sections = ("data", "model", "method", "optimizer")
-    long = {key: named(value) if key in sections else value for key, value in config.items()}
+    long = {key: value for key, value in config.items() if key not in ("name", "command")}
+    for key in ("data", "model", "method", "optimizer"):
+        if key in long:
+            long[key] = mapping(long[key])
     attacks = long.get("attacks")
     if attacks is not None:
-        listed = attacks if isinstance(attacks, list) else [attacks]
-        long["attacks"] = [named(attack) for attack in listed]
-    return {key: value for key, value in long.items() if key not in ("name", "command")}
+        attacks = attacks if isinstance(attacks, list) else [attacks]
+        long["attacks"] = [mapping(attack) for attack in attacks]
+    return long
 
 
 def _threats(section: Mapping[str, Any] | list[dict[str, Any]]) -> tuple[Threat, ...]:
@@ -268,7 +262,14 @@ def _data(section: Mapping[str, Any]) -> Data:
 def _source(
     kind: type, section: Any, where: str, also: tuple[str, ...] = ()
 ) -> tuple[Dataset, dict[str, Any]]:
-    """Return the data set that a section names, and those of its keys that are fields of `kind`."""
+    """Return the data set that a section names, and the section's values of the fields of `kind`.
+
+    Args:
+        kind: `Data` or `ExtraData`.
+        section: The section, whose other keys are arguments of the data set.
+        where: The place of the section, for error messages.
+        also: Fields of `kind` that are checked elsewhere.
+    """
     require(isinstance(section, Mapping), where, "a mapping with 'name'", section)
     fields = {field.name for field in dataclasses.fields(kind)} - {"source", *also}
     options = {key: value for key, value in section.items() if key in fields}
@@ -283,7 +284,7 @@ def _train(section: Mapping[str, Any], threats: Threats, data: Data, trains: boo
         "validation_attack": (ATTACKS, None),
         "averaging": (AVERAGINGS, None),
     }
-    plain = {k: v for k, v in section.items() if k not in nested}
+    plain = {key: value for key, value in section.items() if key not in nested}
     values = arguments(Train, plain, "train", tuple(nested), also=tuple(nested))
     for key, (registry, default) in nested.items():
         spec = section.get(key, default)
@@ -352,12 +353,12 @@ def data_files(spec: Spec) -> list[Path]:
 
 
 def attacks_by_key(attack_list: list[ListedAttack]) -> dict[str, Attack]:
-    """Return the attacks of an evaluation by their place in the config, such as "attacks[0]"."""
+    """Return the attacks of an evaluation by their places in the config, such as "attacks[0]"."""
     return {f"attacks[{place}]": listed.attack for place, listed in enumerate(attack_list)}
 
 
 def training_attacks(method: Any, train: Train | None) -> dict[str, Attack]:
-    """Return the attacks of a training by their place in the config."""
+    """Return the attacks of a training by their places in the config."""
     attacks = {"method.attack": method.keywords["attack"]} if method is not None else {}
     if train is not None:
         attacks["train.validation_attack"] = train.validation_attack
@@ -370,15 +371,14 @@ def attack_files(attacks: Mapping[str, Attack]) -> list[Path]:
     Raises:
         UserError: If a file does not exist.
     """
-    return [file for where, attack in attacks.items() for file in located(where, _files, attack)]
-
-
-def _files(attack: Attack) -> list[Path]:
-    return attack.files
+    files: list[Path] = []
+    for where, attack in attacks.items():
+        files += located(where, getattr, attack, "files")
+    return files
 
 
 def _paper(paper: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the section `paper`; its accuracies, by `clean` or an attack's label, as floats."""
+    """Return the section `paper` with its accuracies as floats; its source stays text."""
     section = dict(paper)
     for key in section.keys() - {"source"}:
         section[key] = number(f"paper.{key}", paper[key])

@@ -1,4 +1,4 @@
-"""The end of a command at Ctrl-C or SIGTERM."""
+"""How a command ends at Ctrl-C or SIGTERM."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ GO_ON = "the same command goes on from what is saved"
 def stop_at_signals() -> None:
     """End the process in one line at Ctrl-C or SIGTERM, wherever they arrive.
 
-    No exception is raised: in `__del__` or below TensorFlow's C++ it would be lost or turned into
-    another error. As after a kill, the files of a run are complete or absent. Training and suites
-    handle the signals themselves, to save first.
+    An exception would be lost in `__del__`, or turned into another error below TensorFlow's C++, so
+    none is raised. As after a kill, every file of a run is complete or absent. Training and suites
+    handle the signals themselves, because they save first.
     """
-    stderr = os.dup(2)  # which is a file while TensorFlow is imported
+    stderr = os.dup(2)  # descriptor 2 is a file while TensorFlow is imported
 
     def stop(number: int, _: Any) -> NoReturn:
         if sys.stdout is not None:
@@ -30,5 +30,5 @@ def stop_at_signals() -> None:
         os._exit(128 + number)
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        if signal.getsignal(number) != signal.SIG_IGN:  # as in the background of a script
+        if signal.getsignal(number) != signal.SIG_IGN:  # ignored in the background of a script
             signal.signal(number, stop)

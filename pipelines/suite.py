@@ -1,4 +1,4 @@
-"""Suites: many runs from one YAML file, with one table: `python -m pipelines.run digits_table`."""
+"""Suites: many runs from one YAML file, compared in one table."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipelines import config as configs
 from tfrobust.errors import UserError, choose, require, require_at_least
 from tfrobust.registry import arguments
 
-SURROGATE = "surrogate"  # the key of a suite, and the name of that run's folder
+SURROGATE = "surrogate"  # a key in the file of a suite, and the name of that run's folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,12 +39,12 @@ class SuiteFile:
 
     Args:
         runs: Entries, or names of configs.
-        set: Keys and values for every run. An entry's own come after them.
-        grid: A grid for every run, likewise.
-        budget: The name of the budget that counts.
-        budgets: More keys and values for every run, by the name of the budget.
+        set: Keys and values for every run. Those of an entry replace them.
+        grid: A grid for every run. The keys of an entry's grid replace its keys.
+        budget: The name of the budget in use.
+        budgets: The name of each budget, and the keys and values that it adds to every run.
         surrogate: An entry that is trained first; `${surrogate.folder}` is its run folder.
-        jobs: How many runs there are at a time.
+        jobs: The number of runs at a time.
         note: A line for the page of the suite.
     """
 
@@ -92,9 +92,13 @@ class Suite:
     members: list[Member]
     surrogate: Member | None
 
+    def first_of_labels(self) -> list[Member]:
+        """Return one run for each label, as runs of one label differ only in their seed."""
+        return list({member.label: member for member in reversed(self.members)}.values())
+
 
 def is_suite(path: Path) -> bool:
-    """Return whether the file is that of a suite, and not that of a run."""
+    """Return whether a config file describes a suite rather than a run."""
     return "runs" in configs.keys(path)
 
 
@@ -103,12 +107,12 @@ def load_suite(path: Path, overrides: Sequence[str], workdir: Path) -> Suite:
 
     Args:
         path: The file.
-        overrides: Overrides as on the command line. Those of the suite's own keys change the suite;
-            the others are added to those of every run.
+        overrides: Overrides as on the command line. Those of keys of the suite change the suite;
+            the others are added to the overrides of every run.
         workdir: The folder in which the suite's folder is made.
 
     Raises:
-        UserError: If the file is wrong. The line names it.
+        UserError: If the file is wrong; the message names the file.
     """
     fields = {field.name for field in dataclasses.fields(SuiteFile)}
     of_suite: list[str] = []
@@ -131,10 +135,10 @@ def load_suite(path: Path, overrides: Sequence[str], workdir: Path) -> Suite:
         ]
         surrogate = None
         if file.surrogate is not None:
-            (surrogate, *more) = _members(SURROGATE, file.surrogate, file.set, {}, of_runs)
-            require(not more, SURROGATE, "one run", file.surrogate)
-            overrides = (*surrogate.overrides, "attacks=[]")  # it is only trained
-            surrogate = dataclasses.replace(surrogate, name=SURROGATE, overrides=overrides)
+            surrogates = list(_members(SURROGATE, file.surrogate, file.set, {}, of_runs))
+            require(len(surrogates) == 1, SURROGATE, "one run", file.surrogate)
+            overrides = (*surrogates[0].overrides, "attacks=[]")  # it is only trained
+            surrogate = dataclasses.replace(surrogates[0], name=SURROGATE, overrides=overrides)
         names = [member.name for member in members]
         repeated = sorted({name for name in names if names.count(name) > 1})
         require(not repeated, "runs", "runs that differ, or with labels of their own", repeated)
@@ -154,17 +158,17 @@ def _members(
 
     Args:
         where: The entry's place in the file, for error messages.
-        value: The entry as the file has it: a config's name or a mapping.
-        shared: Keys and values of every run, which the entry's own replace.
-        grid: The grid of every run, likewise.
+        value: The entry as it stands in the file: a config's name or a mapping.
+        shared: Keys and values of every run. Those of the entry replace them.
+        grid: The grid of every run. The keys of the entry's grid replace its keys.
         last: Overrides from the command line, which replace all others.
     """
     values = {"config": value} if isinstance(value, str) else value
     require(isinstance(values, Mapping), where, "a config's name or a mapping", value)
     entry = Entry(**arguments(Entry, values, where))
     if entry.label is not None:
-        named = _file_name([entry.label])
-        require(named, f"{where}.label", "one with letters or digits", entry.label)
+        file_name = _file_name([entry.label])
+        require(file_name, f"{where}.label", "one with letters or digits", entry.label)
     grid = {**grid, **entry.grid}
     empty = [key for key, options in grid.items() if not options]
     require(not empty, f"{where}.grid", "a list of values for each key", empty)

@@ -1,4 +1,4 @@
-"""Runs a suite: each run in a process of its own, and then a page with the table of all."""
+"""Run a suite: each run in a separate process, then a page with the table of all runs."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from typing import Any
 from tqdm import tqdm
 
 from pipelines import config as configs
-from pipelines import stages as stage_runners
 from pipelines.children import Children
-from pipelines.folder import Folder
 from pipelines.resolve import arguments_of, command, load_spec
+from pipelines.run_folder import RunFolder
+from pipelines.stages import STAGES
 from pipelines.suite import SURROGATE, Member, Suite, load_suite
 from tfrobust.errors import UserError, require
 from tfrobust.report import Row, duration, headline, load_run, write_comparison
@@ -29,7 +29,7 @@ REFUSED = 2  # the exit status of a run that stops at a user's mistake
 def run_suite(
     name: str, overrides: Sequence[str], workdir: Path, smoke: bool
 ) -> tuple[Path, list[Row]]:
-    """Train, attack and report all runs of a suite that are not done.
+    """Train, attack and report the runs of a suite that are not done yet.
 
     Args:
         name: The suite's name or the path of its file.
@@ -42,12 +42,11 @@ def run_suite(
 
     Raises:
         UserError: If there is a mistake in the file, before anything is run; or if every run is
-            refused, and then a new folder is removed again.
+            refused, after which a newly made folder is removed again.
     """
     suite = load_suite(configs.find(name), overrides, workdir)
-    folder = Folder(workdir / suite.name)
-    first_of_label = {member.label: member for member in reversed(suite.members)}
-    for member in first_of_label.values():
+    folder = RunFolder(workdir / suite.name)
+    for member in suite.first_of_labels():
         check(member, suite, folder.path, smoke)
     is_new = not folder.path.exists()
     reasons: dict[str, str | None] = {}
@@ -57,9 +56,9 @@ def run_suite(
             reasons |= _run_all(suite, [suite.surrogate], folder.path, smoke, refused, ["train"])
         reasons |= _run_all(suite, suite.members, folder.path, smoke, refused)
         if is_new and refused >= reasons.keys():
-            shutil.rmtree(folder.path)  # only logs, whose lines the terminal has shown
+            shutil.rmtree(folder.path)  # it holds only logs, whose lines the terminal has shown
             folder.lock.unlink()
-            with contextlib.suppress(OSError):  # it has other runs
+            with contextlib.suppress(OSError):  # other runs lie there
                 workdir.rmdir()
             first = next(iter(reasons))
             raise UserError(f"{suite.name}: every run is refused; {first}: {reasons[first]}")
@@ -78,7 +77,10 @@ def run_suite(
 
 
 def check(member: Member, suite: Suite, folder: Path, smoke: bool) -> None:
-    """Raise the UserError of a run's config, if it has a mistake."""
+    """Raise a UserError if the config of a run has a mistake.
+
+    Attacks from the surrogate are left out, as it is trained only later.
+    """
     overrides = list(member.overrides)
     if suite.surrogate is not None:
         attacks = configs.load(configs.find(member.config), overrides).get("attacks")
@@ -94,7 +96,7 @@ def check(member: Member, suite: Suite, folder: Path, smoke: bool) -> None:
 
 
 def _attacks_from(attack: Any, source: str) -> bool:
-    """Return whether an attack needs the surrogate, which is trained before it can be checked."""
+    """Return whether an attack uses the surrogate in the folder `source`."""
     return isinstance(attack, dict) and attack.get("source") == source
 
 
@@ -117,7 +119,7 @@ def _run_all(
         stages: The stages to run; None runs those of each config.
 
     Returns:
-        By the name of each run None, or why it failed.
+        The name of each run, and the reason if it failed or None.
     """
     reasons: dict[str, str | None] = {}
     commands: dict[str, list[str]] = {}
@@ -165,8 +167,8 @@ def _command(
 ) -> list[str] | None:
     """Return the command of a run, or None if the run is done."""
     overrides = [f"name={member.name}", *member.overrides]
-    spec, run_folder = load_spec(member.config, overrides, smoke), Folder(folder / member.name)
-    if all(stage_runners.done(stage, spec, run_folder) for stage in stages or spec.stages):
+    spec, run_folder = load_spec(member.config, overrides, smoke), RunFolder(folder / member.name)
+    if all(STAGES[stage].done(spec, run_folder) for stage in stages or spec.stages):
         return None
     line = [sys.executable, *arguments_of(member.config, overrides, smoke)]
     line += ["--workdir", str(folder)]
@@ -176,7 +178,11 @@ def _command(
 def _run(
     line: list[str], folder: Path, name: str, environment: Mapping[str, str], children: Children
 ) -> tuple[str | None, str, int | None]:
-    """Run a command, and return why it failed or None, a summary, and the exit status."""
+    """Run a command.
+
+    Returns:
+        The reason if the run failed or None; a summary in one line; and the exit status.
+    """
     begun, log = time.perf_counter(), folder / "logs" / f"{name}.log"
     status = children.run(line, log, environment)
     if status is None:
@@ -192,7 +198,7 @@ def _run(
 
 
 def _reason(log: Path, status: int) -> str:
-    """Return the last line of a run's log that is an error, or else the last line."""
+    """Return the last error in a run's log, or else its last line."""
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     return (errors or lines or [f"exit status {status}"])[-1]

@@ -1,4 +1,4 @@
-"""Keeps the programs that XLA compiles in the user's cache folder, for the next start."""
+"""A cache, in the user's home, of the programs that XLA compiles."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-FLAGS = "TF_XLA_FLAGS"  # read by TensorFlow when it first compiles
-MOST = 2 * 2**30  # bytes that are kept; the oldest programs are deleted
+FLAGS = "TF_XLA_FLAGS"  # TensorFlow reads this variable when it first compiles
+MOST = 2 * 2**30  # bytes of programs to keep; the oldest programs are deleted
 
 
 def keep_programs() -> None:
-    """Have TensorFlow keep compiled programs in `~/.cache/tfrobust/xla`.
+    """Let TensorFlow keep compiled programs in `~/.cache/tfrobust/xla` for the next start.
 
     Nothing changes if the user has set flags for XLA, or if the folder cannot be written to.
     """
@@ -21,20 +21,17 @@ def keep_programs() -> None:
         return
     try:
         home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        folder = Path(home) / "tfrobust" / "xla" / _made_by()
+        folder = Path(home) / "tfrobust" / "xla" / _folder_name()
         folder.mkdir(parents=True, exist_ok=True)
         forget_old(folder)
-    except (OSError, RuntimeError):  # no folder, no home
+    except (OSError, RuntimeError):  # there is no home, or no folder can be made in it
         return
-    if os.access(folder, os.W_OK) and " " not in str(folder):  # TensorFlow splits there
+    if os.access(folder, os.W_OK) and " " not in str(folder):  # TensorFlow splits flags at blanks
         os.environ[FLAGS] = f"--tf_xla_persistent_cache_directory={folder}"
 
 
-def _made_by() -> str:
-    """Return the folder's name: TensorFlow's version and the machine.
-
-    The file names of the programs include neither.
-    """
+def _folder_name() -> str:
+    """Return TensorFlow's version and the machine's name, which the programs' file names lack."""
     tensorflow = "unknown"
     for name in ("tensorflow", "tensorflow-cpu"):
         with contextlib.suppress(PackageNotFoundError):

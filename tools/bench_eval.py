@@ -3,10 +3,10 @@
     python tools/bench_eval.py RUN --autoattack DIR --data mnist --eps 0.3 --examples 1000
 
 RUN is a run folder or a .keras file of one of our networks. DIR is a checkout of
-github.com/fra31/auto-attack (a392200); without it only our AutoAttack is timed. --adapter runs the
-checkout's TensorFlow adapter instead of its torch form; on a CPU the `.cuda()` calls have to be
-removed from the checkout first. Both sides get the same weights, images and batches of 250, one
-after the other in this process, on a GPU or on all cores; ours is compiled by XLA on a GPU.
+github.com/fra31/auto-attack (a392200); without it only our AutoAttack is measured. --adapter uses
+the TensorFlow adapter of the checkout instead of its torch form; on a CPU its `.cuda()` calls have
+to be removed first. Both sides get the same weights, images and batches of 250, one after the other
+in this process, on a GPU or on all cores. On a GPU our side is compiled by XLA.
 """
 
 from __future__ import annotations
@@ -40,8 +40,7 @@ def theirs(
     threat: Threat,
     args: argparse.Namespace,
 ) -> Iterator[dict[str, Any]]:
-    """Yield a row for each attack of the public AutoAttack, run on the images that the attacks
-    before it left correctly classified."""
+    """Yield a row for each attack of the public AutoAttack, which runs as a cascade."""
     import torch
     from autoattack import AutoAttack
     from torch_network import TorchNetwork
@@ -72,7 +71,7 @@ def theirs(
         with torch.no_grad():
             logits = torch.cat([predict(part) for part in adversarial.split(BATCH_SIZE)])
         correct[rest] = logits.argmax(1) == labels[rest]
-        robust = float(correct.float().mean())  # waits for the device
+        robust = float(correct.float().mean())  # the conversion waits for the device
         seconds = time.perf_counter() - start
         yield _row(name, seconds, robust, len(x))
 
@@ -80,7 +79,7 @@ def theirs(
 def ours(
     network: keras.Model, x: np.ndarray, y: np.ndarray, threat: Threat, args: argparse.Namespace
 ) -> Iterator[dict[str, Any]]:
-    """Yield a row for each attack of tfrobust's AutoAttack; tracing and compiling count."""
+    """Yield a row for each attack of our AutoAttack; its time includes tracing and compiling."""
     attack_list: list[ListedAttack] = list_attacks("autoattack", threat)
     for result in run(
         lambda images: network(images, training=False),
@@ -150,7 +149,7 @@ def main() -> None:
         for row in rows:
             record[side].append(row)
             _print(side, row)
-            if args.json:  # after each attack, so that a run that is stopped keeps its rows
+            if args.json:  # after each attack, so that a stopped process leaves its rows
                 args.json.write_text(json.dumps(record, indent=2) + "\n")
         seconds = sum(row["seconds"] for row in record[side])
         _print(side, _row("all", seconds, record[side][-1]["robust"], len(x)))

@@ -1,23 +1,23 @@
-"""Time one training step of ours beside the same step in torch.
+"""Measure the time of our training steps beside that of the same steps in torch.
 
     python tools/bench_train.py --network wrn_16_2 --precision float32 --rounds 5 --json FILE
 
-After a warm-up the sides take turns, for each method. A turn has two steps, of which the second
-counts; on a GPU it has ten, of which the last five count, between two waits for the device. The
-table shows medians. On a GPU our step is compiled by XLA. The torch side has the same weights,
-batch and passes, in several forms: eager, eager on channels-last tensors, and with --compile
-torch.compile where that works (it has no double backward); bfloat16 is autocast. Without torch only
-our step is timed. --plain adds our step on Keras's own BatchNormalization and MaxPooling2D, --art
-the trainer of adversarial-robustness-toolbox on TensorFlow (ADV only).
+For each method the sides take turns after a warm-up, and the table has medians over the turns. A
+turn has two steps, of which the second is measured; on a GPU it has ten, of which the last five are
+measured between two waits for the device. On a GPU our step is compiled by XLA. The torch side has
+the same weights, batch and passes in several forms: eager, eager on channels-last tensors, and with
+--compile torch.compile, which has no double backward. bfloat16 in torch is autocast. --plain adds
+our step on Keras's own BatchNormalization and MaxPooling2D, and --art the trainer of
+adversarial-robustness-toolbox on TensorFlow (ADV only). Without torch only our step is measured.
 
-FLOPs are those of a forward pass times the counted passes. The peak is the best rate of TensorFlow
-and torch at the product of two matrices, measured in the same process. So is the rate of the input
-pipeline, which must be above that of the steps.
+FLOPs are those of a forward pass times the counted passes. The peak is the best rate at which
+TensorFlow or torch multiplies two matrices in the same process. The rate of the input pipeline is
+measured too; it must exceed the rate of the steps.
 
     python tools/bench_train.py --methods --network wrn_16_2 --steps 1
 
-times every method of ours instead, in turns with natural training and ADV under the same attack,
-and shows the passes that each takes (tools/passes.py).
+measures all our methods instead, in turns with natural training and ADV under the same attack, and
+shows the number of passes of each (tools/passes.py).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import argparse
 import functools
 import json
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from device import TOGETHER, Side, has_torch, name_of, peaks, torch_device, use, versions
+from gpu_table import steps
 from passes import passes
 from passes import settings as settings_of
 from tqdm import tqdm
@@ -51,7 +52,7 @@ def _wide(depth: int, width: int) -> Callable[..., keras.Model]:
     return functools.partial(wide_resnet, depth=depth, width=width)
 
 
-# name: (image shape, batch size, network); wrn_10_1 is small enough to try the tool with.
+# name: (image shape, batch size, network); wrn_10_1 is small enough to try the tool.
 NETWORKS: dict[str, tuple[tuple[int, int, int], int, Callable[..., keras.Model]]] = {
     "mnist": ((28, 28, 1), 128, trades_cnn),
     "wrn_10_1": (COLOUR, 16, _wide(10, 1)),
@@ -61,8 +62,8 @@ NETWORKS: dict[str, tuple[tuple[int, int, int], int, Callable[..., keras.Model]]
     "wrn_28_10": (COLOUR, 128, _wide(28, 10)),
 }
 # (title, method, steps of the attack, alpha, beta, passes). The unit of passes is a forward pass: a
-# gradient with respect to the image costs one more, one with respect to the weights as well two
-# more, and the gradient through the two passes of the Jacobian term four.
+# gradient with respect to the image costs one more; a gradient with respect to image and weights
+# costs two more; the gradient through the two passes of the Jacobian term costs four more.
 ROWS = (
     ("natural", "natural", 0, 0.0, 0.0, 3),
     ("ADV, 1 step", "adv", 1, 0.0, 0.0, 2 + 3),
@@ -75,13 +76,13 @@ EPS, CLASSES, RATE, MOMENTUM = 8 / 255, 10, 0.01, 0.9
 
 
 def ours(network: keras.Model, row: tuple, x: np.ndarray, y: np.ndarray) -> Side:
-    """Return our step: Keras's own train function on a data set that repeats the batch."""
+    """Return our step: the train function of Keras on a data set that repeats the batch."""
     _, name, steps, alpha, beta, _ = row
     settings: dict[str, Any] = {"alpha": alpha} if alpha else {}
     if beta:
         settings["beta"] = beta
     if steps:
-        # A one-step attack is FGSM; both project, clip and start at random.
+        # An attack of one step is FGSM, which also starts at random, projects and clips.
         settings["attack"] = FGSM() if steps == 1 else PGD(steps=steps, step_size=EPS / 4)
     return _compiled(name, network, settings, x, y)
 
@@ -95,13 +96,13 @@ def _compiled(
     model.optimizer.build(network.trainable_variables)
     model.make_train_function()
     data = ({"image": x, "index": np.arange(len(x))}, y)
-    # The data set has no fixed length, as in a run: with one, TensorFlow leaves ReLUs unfused.
+    # As in a run, batches have no fixed length; with a fixed one TensorFlow would fuse no ReLU.
     batch = iter(tf.data.Dataset.from_tensor_slices(data).batch(len(x)).cache().repeat())
     return Side(lambda: model.train_function(batch)["loss"], float, bool(model.jit_compile))
 
 
 def plain(network: keras.Model) -> keras.Model:
-    """Return the network with Keras's own layers in place of ours."""
+    """Return the network with Keras's layers instead of our layers."""
 
     def layer(layer: Any) -> Any:
         config, kind = layer.get_config(), type(layer).__name__
@@ -122,30 +123,23 @@ def methods(args: argparse.Namespace, x: np.ndarray, y: np.ndarray) -> None:
         lambdas = {"lambdas": [0.0, 0.1, 0.2, 0.3, 0.4, 1.0]} if name == "oat" else {}
         network = with_precision(make(shape, CLASSES, **lambdas), args.precision)
         settings = settings_of(name, args.steps)
-        settings.pop("lambdas", None)  # those of the network are drawn
+        settings.pop("lambdas", None)  # the method draws the lambdas of the network
         return _compiled(name, network, settings, x, y)
 
-    beside, cells = {name: step(name) for name in ("natural", "adv")}, []
+    references, cells = {name: step(name) for name in ("natural", "adv")}, []
     for name in tqdm([n for n in METHODS if _is_chosen(args, n)], disable=None):
         if name == "oat" and args.network == "mnist":
             continue  # this network takes no lambda
-        sides = {**beside, "own": step(name)}
-        times: dict[str, list[float]] = {side: [] for side in sides}
-        for turn in range(-1, args.rounds):
-            for name_of_side, side in sides.items():
-                seconds = _turn(side, args.device)
-                if turn >= 0:
-                    times[name_of_side].append(seconds)
-        natural, adv, step_time = (statistics.median(values) for values in times.values())
+        seconds = medians({**references, "method": step(name)}, args)
+        ratios = [f"{seconds['method'] / seconds[side]:.2f}" for side in references]
         counts = map(str, passes(name, args.steps))
-        ratios = [f"{step_time / natural:.2f}", f"{step_time / adv:.2f}"]
-        cells.append([name, f"{1000 * step_time:.0f}", *ratios, *counts])
+        cells.append([name, f"{1000 * seconds['method']:.0f}", *ratios, *counts])
     header = ["method", "ms", "x natural", "x ADV", "forward", "backward"]
     print(markdown_table(header, cells))
 
 
 def art(network: keras.Model, row: tuple, x: np.ndarray, y: np.ndarray) -> Side:
-    """Return one batch of adversarial-robustness-toolbox's trainer on its TensorFlow classifier."""
+    """Return a step of adversarial-robustness-toolbox's trainer on its TensorFlow classifier."""
     from art.attacks.evasion import ProjectedGradientDescent
     from art.defences.trainer import AdversarialTrainer
     from art.estimators.classification import TensorFlowV2Classifier
@@ -185,7 +179,7 @@ def theirs(
         "torch": {},
         "torch, channels last": {"channels_last": True},
     }
-    if args.compile and not row[3]:  # it has no double backward
+    if args.compile and not row[3]:  # torch.compile has no double backward
         forms["torch.compile"] = {"compiled": True}
     device = torch_device(args.device)
     torch_step.prepare(device)
@@ -201,8 +195,10 @@ def theirs(
 
 
 def flops(network: keras.Model, size: int) -> int:
-    """Return the FLOPs of a forward pass of `size` images in matrix products and convolutions, in
-    which a multiplication and an addition are two."""
+    """Return the FLOPs of the matrix products and convolutions in a forward pass of `size` images.
+
+    A multiplication and an addition are two FLOPs.
+    """
     total = 0
     for layer in network.layers:
         if isinstance(layer, keras.layers.Conv2D | keras.layers.Dense):
@@ -222,11 +218,20 @@ def fed(shape: tuple[int, int, int], size: int) -> float:
     return 1 / statistics.median(side.seconds(1) for _ in range(60))
 
 
-def _turn(side: Side, device: str) -> float:
-    """Return the seconds of a step, measured in the second half of a turn: the threads of the side
-    before slow down the first half."""
-    side.seconds(TOGETHER[device])
-    return side.seconds(TOGETHER[device])
+def medians(sides: Mapping[str, Side], args: argparse.Namespace) -> dict[str, float]:
+    """Return the median seconds of a step of each side, over --rounds turns after a warm-up.
+
+    Only the second half of a turn is measured, as the threads of the side before it slow down the
+    first half.
+    """
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for turn in range(-1, args.rounds):  # the first warms up
+        for name, side in sides.items():
+            side.seconds(TOGETHER[args.device])
+            seconds = side.seconds(TOGETHER[args.device])
+            if turn >= 0:
+                times[name].append(seconds)
+    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def _is_chosen(args: argparse.Namespace, title: str) -> bool:
@@ -236,8 +241,7 @@ def _is_chosen(args: argparse.Namespace, title: str) -> bool:
 def measured(
     row: tuple, args: argparse.Namespace, x: np.ndarray, y: np.ndarray
 ) -> tuple[dict[str, float], dict[str, float], bool]:
-    """Return the seconds of a step and those of the first step, both by side, and whether XLA
-    compiles our step."""
+    """Return, by side, the seconds of a step and of the first step; and whether ours is by XLA."""
     shape, _, make = NETWORKS[args.network]
     network = make(shape, CLASSES)
     sides = theirs(network, row, x, y, args)
@@ -249,14 +253,7 @@ def measured(
         )
     sides["ours"] = ours(with_precision(network, args.precision), row, x, y)
     first = {name: side.seconds(1) for name, side in sides.items()}
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for turn in tqdm(range(-1, args.rounds), desc=row[0], disable=None):  # the first warms up
-        for name, side in sides.items():
-            seconds = _turn(side, args.device)
-            if turn >= 0:
-                times[name].append(seconds)
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    return medians, first, sides["ours"].xla
+    return medians(sides, args), first, sides["ours"].xla
 
 
 def main() -> None:
@@ -310,45 +307,16 @@ def main() -> None:
         "versions": versions(args.device),
     }
     for row in (row for row in ROWS if _is_chosen(args, row[0])):
-        medians, first, xla = measured(row, args, x, y)
+        seconds, first, xla = measured(row, args, x, y)
         counted = row[-1] * forward
         record["xla"] = xla
-        rows.append({"row": row[0], "flops": counted, "seconds": medians, "first_seconds": first})
-        times = "  ".join(f"{side} {1000 * s:.1f} ms" for side, s in medians.items())
-        share = counted / medians["ours"] / peak
+        rows.append({"row": row[0], "flops": counted, "seconds": seconds, "first_seconds": first})
+        times = "  ".join(f"{side} {1000 * s:.1f} ms" for side, s in seconds.items())
+        share = counted / seconds["ours"] / peak
         print(f"{row[0]:16} {times}  {share:.0%} of the peak", flush=True)
-        if args.json:  # after each row, so that a run that is stopped keeps its rows
+        if args.json:  # after each row, so that a stopped process leaves its rows
             args.json.write_text(json.dumps(record, indent=2) + "\n")
-    print(table(record))
-
-
-def table(record: dict[str, Any]) -> str:
-    """Return the Markdown table of the figures."""
-    rows = record["rows"]
-    sides = dict.fromkeys(side for row in rows for side in row["seconds"])
-    others = [side for side in sides if side != "ours"]
-    cells = []
-    for row in rows:
-        seconds = row["seconds"]
-        rivals = [s for side, s in seconds.items() if not side.startswith("ours")]
-        cells.append(
-            [
-                row["row"],
-                _milliseconds(seconds["ours"]),
-                *(_milliseconds(seconds.get(side)) for side in others),
-                f"{min(rivals) / seconds['ours']:.2f}" if rivals else "–",
-                f"{row['flops'] / 1e9:.1f}",
-                f"{100 * row['flops'] / seconds['ours'] / record['peak']:.0f} %",
-            ]
-        )
-    header = ["step", "ours (ms)", *others, "fastest / ours", "GFLOP", "of the peak"]
-    return markdown_table(header, cells)
-
-
-def _milliseconds(seconds: float | None) -> str:
-    if seconds is None:
-        return "–"
-    return f"{1000 * seconds:.1f}" if seconds < 0.02 else f"{1000 * seconds:.0f}"
+    print(steps(record))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Check and measure the project on a GPU with one command: a JSON file and a page of tables.
+"""Check and measure the project on a GPU, and write a JSON file and a page of tables.
 
     python tools/check_gpu.py --out docs/performance --autoattack DIR
 
-Run it from a checkout, on a card that nothing else uses: the first, unless CUDA_VISIBLE_DEVICES
-names another. Each section has processes of its own:
+Run it from a checkout, on a card that nothing else uses. It takes the first card, unless
+CUDA_VISIBLE_DEVICES names another. Each section runs in separate processes:
 
 - versions and device;
 - `digits_atlas`, all stages, started twice with one folder of compiled programs;
@@ -11,14 +11,13 @@ names another. Each section has processes of its own:
 - training steps beside torch, if torch is installed (tools/bench_train.py);
 - AutoAttack, with --autoattack beside the public code (tools/bench_eval.py);
 - methods on two logical devices of the card;
-- our layers beside Keras's own.
+- our layers beside Keras's layers.
 
-Everything ends within --minutes. A section has its own limit and the time that is left; when that
-is over, its results so far count. Sections for which no time is left are named. OUT/check_gpu.json
+Everything ends within --minutes. A section gets the time that is left, up to a limit. When its time
+is over, the results so far count. Sections for which no time is left are named. OUT/check_gpu.json
 and OUT/check_gpu.md are written after each section.
 
-Without a GPU, or with --quick, everything is as small as it can be and still show that the command
-works.
+Without a GPU, or with --quick, networks and images are few and small: this tries the command.
 """
 
 from __future__ import annotations
@@ -43,12 +42,12 @@ from gpu_table import STOPS, markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ROOT / "tools"
-LEAST = 10.0  # seconds that must be left to start a section
+LEAST = 10.0  # the seconds that must be left to start a section
 ALL_ROWS = ("natural", "ADV, 10 steps", "ATLAS, 1 step")
 ONE_STEP = ("ADV, 1 step", "ATLAS, 1 step")
 EPOCH = re.compile(r"\d+/\d+ - ")  # the line that Keras prints at the end of an epoch
 STAGE = re.compile(r"== \S+: (\w+)")
-# A line of TensorFlow's log, which users of the command should not see.
+# A line of TensorFlow's log, which users of a command should not see.
 LOGGED = re.compile(
     r"[IWEF]\d{4} \d\d:|WARNING: All log|WARNING:tensorflow"
     r"|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+: [IWEF] "
@@ -62,18 +61,19 @@ class Check:
     """The state that all sections share: the options and a temporary folder."""
 
     def __init__(self, args: argparse.Namespace, folder: Path):
-        self.quick, self.autoattack, self.compile = args.quick, args.autoattack, args.compile
+        self.quick, self.autoattack = args.quick, args.autoattack
         self.folder, self.gpu = folder, False
 
     def small(self) -> list[str]:
+        """Return the option that makes a tool small, if everything is to be small."""
         return ["--quick"] if self.quick else []
 
     def tool(self, name: str, *options: str, seconds: float) -> Measured:
-        """Return what a tool writes to its --json within so many seconds."""
+        """Return what a tool writes to its --json within a number of seconds."""
         return self.tools([(name, *options)], seconds)[0]
 
     def tools(self, commands: Sequence[Sequence[str]], seconds: float) -> list[Measured]:
-        """Run several tools at the same time; return what each writes to its --json."""
+        """Run several tools at the same time, and return what each writes to its --json."""
         with contextlib.ExitStack() as stack:
             processes = [
                 stack.enter_context(Process(self.folder, [str(TOOLS / name), *options]))
@@ -84,7 +84,7 @@ class Check:
 
 
 class Process:
-    """A Python process in a session of its own, which is killed at the end of the context."""
+    """A Python process, which is killed with all its children at the end of the context."""
 
     def __init__(
         self,
@@ -137,7 +137,7 @@ class Process:
         self.reader.join(5)
 
     def ended(self, seconds: float) -> bool:
-        """Wait at most so many seconds; return whether the process has ended."""
+        """Return whether the process ends within a number of seconds."""
         try:
             self.process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -146,8 +146,10 @@ class Process:
         return True
 
     def findings(self, seconds: float) -> Measured:
-        """Return the results that the process has written; "failed" or "ended" says why there are
-        no more."""
+        """Return the results that the process writes within a number of seconds.
+
+        If they are not complete, "failed" or "ended" says why.
+        """
         ended = self.ended(seconds)
         measured = json.loads(self.json.read_text()) if self.json.exists() else {}
         if not ended:
@@ -162,13 +164,15 @@ class Process:
 class Section(NamedTuple):
     """A section of the check.
 
-    title: its title on the page. seconds: its limit. find: returns its results, within so many
-    seconds.
+    Attributes:
+        title: The title on the page.
+        seconds: The limit of its time.
+        measure: The function that returns its results within a number of seconds.
     """
 
     title: str
     seconds: float
-    find: Callable[[Check, float], Measured]
+    measure: Callable[[Check, float], Measured]
 
 
 # ---------------------------------------------------------------------------------- the sections
@@ -189,18 +193,17 @@ def pipeline(check: Check, seconds: float) -> Measured:
     for number, name in enumerate(("first start", "second start")):
         command = ["-m", "pipelines.run", "digits_atlas", "--workdir", str(check.folder / name[:5])]
         command += ["--smoke"] if check.quick else []
-        # As for a user: the log at its usual level, no flags for XLA.
+        # As for a user, the log has its usual level, and there are no flags for XLA.
         with (
             without("TF_CPP_MIN_LOG_LEVEL", "TF_XLA_FLAGS"),
             Process(check.folder, command, {"XDG_CACHE_HOME": str(cache)}) as process,
         ):
-            # The second start gets half of the time.
+            # The first start gets half of the time.
             ended = process.ended((end - time.monotonic()) / (2 - number))
             measured[name] = started(process, ended)
-    kept = [
-        file.stat().st_size for file in (cache / "tfrobust" / "xla").glob("*") if file.is_file()
-    ]
-    return measured | {"programs kept": len(kept), "bytes kept": sum(kept)}
+    programs = [file for file in (cache / "tfrobust" / "xla").glob("*") if file.is_file()]
+    size = sum(file.stat().st_size for file in programs)
+    return measured | {"programs kept": len(programs), "bytes kept": size}
 
 
 def started(process: Process, ended: bool) -> Measured:
@@ -215,13 +218,11 @@ def started(process: Process, ended: bool) -> Measured:
         "stages": stages if done else stages[:-1],
         "tensorflow_said": [line[:300] for line in errors if LOGGED.match(line)][:20],
     }
-    if ended and process.process.returncode:
+    if not ended:
+        measured["ended"] = f"after {measured['seconds']:.0f} s, unfinished"
+    elif process.process.returncode:
         measured["failed"] = errors[-1][:300] if errors else "no message"
-    return (
-        measured
-        if ended
-        else measured | {"ended": f"after {measured['seconds']:.0f} s, unfinished"}
-    )
+    return measured
 
 
 @contextlib.contextmanager
@@ -237,7 +238,7 @@ def without(*names: str) -> Any:
 def methods(check: Check, seconds: float) -> Measured:
     """Compare every method compiled and not compiled.
 
-    The methods are shared between processes: most of the time goes into compiling, on one core.
+    Several processes share the methods, as most of the time goes into compiling on one core.
     """
     shares = max(1, min(4, (os.cpu_count() or 1) // 4))
     command = ["gpu_parts.py", "methods", *check.small(), "--shares", str(shares)]
@@ -251,17 +252,16 @@ def methods(check: Check, seconds: float) -> Measured:
 
 
 def steps(network: str, rows: Sequence[str], *options: str) -> Callable[[Check, float], Measured]:
-    """Return the section of rows of tools/bench_train.py."""
+    """Return a function that measures rows of tools/bench_train.py."""
 
-    def find(check: Check, seconds: float) -> Measured:
-        asked = [row for row in rows if "10" not in row] if check.quick else rows
-        chosen = ["--network", "wrn_10_1" if check.quick else network, "--rows", *asked]
-        chosen += ["--precision", "mixed_bfloat16", "--rounds", "1" if check.quick else "3"]
-        chosen += ["--device", "gpu" if check.gpu else "cpu"]
-        chosen += ["--compile"] if check.compile and "--ours-only" not in options else []
-        return check.tool("bench_train.py", *chosen, *options, seconds=seconds)
+    def measure(check: Check, seconds: float) -> Measured:
+        chosen = [row for row in rows if "10" not in row] if check.quick else rows
+        command = ["--network", "wrn_10_1" if check.quick else network, "--rows", *chosen]
+        command += ["--precision", "mixed_bfloat16", "--rounds", "1" if check.quick else "3"]
+        command += ["--device", "gpu" if check.gpu else "cpu", *options]
+        return check.tool("bench_train.py", *command, seconds=seconds)
 
-    return find
+    return measure
 
 
 def autoattack(check: Check, seconds: float) -> Measured:
@@ -285,7 +285,7 @@ def replicas(check: Check, seconds: float) -> Measured:
     return check.tool("gpu_parts.py", "replicas", *check.small(), seconds=seconds)
 
 
-# The most valuable first, as no time may be left for the last.
+# In the order of their value, as no time may be left for the last.
 SECTIONS = {
     "device": Section("Versions and device", 60, device),
     "pipeline": Section("`digits_atlas`, all stages, started twice", 150, pipeline),
@@ -309,7 +309,7 @@ def run(
     seconds: float,
     write: Callable[[Mapping[str, Measured]], None],
 ) -> dict[str, Measured]:
-    """Run the sections and return the results of each; a section that fails has a line instead.
+    """Run the sections and return the results of each, or the error if a section fails.
 
     Args:
         sections: The sections by name.
@@ -326,7 +326,7 @@ def run(
             measured = {"skipped": f"no time was left of {seconds / 60:g} minutes"}
         else:
             try:
-                measured = section.find(check, left)
+                measured = section.measure(check, left)
             except Exception as error:
                 text = " ".join(str(error).split())[:300]
                 measured = {"failed": f"{type(error).__name__}: {text}"}
@@ -341,12 +341,11 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=8.0, help="the limit for all sections")
     parser.add_argument("--sections", nargs="*", choices=SECTIONS, default=list(SECTIONS))
     parser.add_argument("--autoattack", type=Path, help="a checkout of the public AutoAttack")
-    parser.add_argument("--compile", action="store_true", help="add torch.compile")
     parser.add_argument(
         "--quick", action="store_true", help="tiny networks and few images, to try the command"
     )
     args = parser.parse_args()
-    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # one card: our code uses all that it sees
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # our code uses every card that it sees
     args.out.mkdir(parents=True, exist_ok=True)
     chosen = {name: SECTIONS[name] for name in SECTIONS if name in {"device", *args.sections}}
     with tempfile.TemporaryDirectory() as folder:

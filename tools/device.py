@@ -1,4 +1,4 @@
-"""The device that a benchmark runs on: how it is chosen and waited for, and its peak."""
+"""The device of a benchmark: its choice, its name, its peak, and waiting for it."""
 
 from __future__ import annotations
 
@@ -15,19 +15,22 @@ import tensorflow as tf
 from tfrobust import provenance
 
 SIZES = {"cpu": 4096, "gpu": 8192}  # rows of the matrices whose product measures the peak
-# Steps between two waits for the device: on a GPU a step takes a few ms.
+# The number of steps between two waits for the device; on a GPU a step takes a few ms.
 TOGETHER = {"cpu": 1, "gpu": 5}
 
 
 class Side(NamedTuple):
-    """One side of a comparison: `run` starts a step, `wait` returns when all steps are done."""
+    """One side of a comparison: `run` starts a step, and `wait` waits for its result.
+
+    xla: Whether XLA compiles the step.
+    """
 
     run: Callable[[], Any]
     wait: Callable[[Any], Any] = lambda result: None
     xla: bool = False
 
     def seconds(self, times: int) -> float:
-        """Return the mean seconds of a step, over so many steps."""
+        """Return the mean seconds of a step, over a number of steps."""
         start = time.perf_counter()
         for _ in range(times):
             result = self.run()
@@ -47,7 +50,7 @@ def use(device: str | None) -> str:
     device = device or ("gpu" if has_gpu else "cpu")
     if device == "cpu":
         tf.config.set_visible_devices([], "GPU")
-    # TensorFlow takes all of a GPU's memory unless told not to, before torch has any.
+    # By default TensorFlow takes all memory of a GPU, and torch gets none.
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
     return device
 

@@ -2,7 +2,7 @@
 
     python tools/gpu_parts.py methods --json FILE [--quick]
 
-FILE is written after each result, so that a process that is stopped leaves the results so far.
+FILE is written after each result, so that a stopped process leaves the results so far.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ EPS = 8 / 255
 
 
 class Findings:
-    """Results by name, in a JSON file that is written after each."""
+    """Results by name in a JSON file, which is written after each result."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -68,7 +68,7 @@ def device(say: Findings, args: argparse.Namespace) -> None:
 
 # --------------------------------------------------- all methods, compiled and not compiled
 def methods(say: Findings, args: argparse.Namespace) -> None:
-    """Compare a few steps of every method, compiled by XLA and not compiled."""
+    """Compare a few steps of every method compiled by XLA with the same steps not compiled."""
     names = ON_TWO[:2] if args.quick else list(METHODS)
     for name in names[args.share :: args.shares]:
         _guarded(say, name, functools.partial(_compared, name))
@@ -84,7 +84,7 @@ def _compared(name: str) -> dict[str, float]:
 
 # --------------------------------------------------------- two logical devices of the one card
 def replicas(say: Findings, args: argparse.Namespace) -> None:
-    """Compare methods on two logical devices of one card, with XLA, with one device."""
+    """Compare methods on two logical devices of one card with one device, compiled by XLA."""
     gpus = tf.config.list_physical_devices("GPU")
     kind = "GPU" if gpus else "CPU"
     card = tf.config.list_physical_devices(kind)[0]
@@ -102,7 +102,7 @@ def replicas(say: Findings, args: argparse.Namespace) -> None:
 
 
 def _on_two(name: str, both: tf.distribute.Strategy) -> dict[str, float]:
-    # No BatchNorm: each replica would have the statistics of its half of the batch.
+    # Without BatchNorm, as each replica would have the statistics of half a batch.
     begin = _weights(network(name, normalized=False))
     one, _ = trained(name, normalized=False, jit_compile=True)
     two, first = trained(name, normalized=False, jit_compile=True, scope=both.scope())
@@ -110,8 +110,7 @@ def _on_two(name: str, both: tf.distribute.Strategy) -> dict[str, float]:
 
 
 def network(name: str, normalized: bool) -> keras.Model:
-    """Return a small, smooth network with every kind of layer that ours have; for OAT with the
-    input `strength`."""
+    """Return a small, smooth network with our kinds of layers; for OAT it takes a `strength`."""
     keras.utils.set_random_seed(1)
     layers = keras.layers
     image, strength = keras.Input(IMAGE, name="image"), keras.Input((), name="strength")
@@ -132,7 +131,7 @@ def trained(
     jit_compile: bool,
     scope: contextlib.AbstractContextManager[Any] | None = None,
 ) -> tuple[np.ndarray, float]:
-    """Return the weights after a few steps in float32, and the seconds to the end of the first."""
+    """Return the weights after a few steps in float32, and the seconds up to the first step."""
     rng = np.random.default_rng(0)
     count = STEPS * BATCH
     images, labels = rng.random((count, *IMAGE), np.float32), rng.integers(0, CLASSES, count)
@@ -167,14 +166,13 @@ def _weights(model: keras.Model) -> np.ndarray:
 
 
 def _relative(result: np.ndarray, expected: np.ndarray, begin: np.ndarray) -> float:
-    """Return the largest difference of a weight / the largest change of one in training."""
+    """Return the largest difference of a weight divided by the largest change in training."""
     return float(np.abs(result - expected).max() / np.abs(expected - begin).max())
 
 
 # -------------------------------------------------------------- a network to attack
 def fitted(say: Findings, args: argparse.Namespace) -> None:
-    """Train a ResNet-18 briefly by one-step ADV in bfloat16 and save it as FILE.keras, to be
-    attacked."""
+    """Train a ResNet-18 briefly by one-step ADV in bfloat16, and save it as FILE.keras."""
     has_cifar = (Path(os.environ.get("TFDS_DATA_DIR", "")) / "cifar10").is_dir()
     real = has_cifar and not args.quick
     options = {} if real else {"like": "cifar10", "train": 512 if args.quick else 20_000}
@@ -199,17 +197,13 @@ def fitted(say: Findings, args: argparse.Namespace) -> None:
     with_precision(chosen, "float32").save(say.path.with_suffix(".keras"))
 
 
-def _guarded(say: Findings, name: str, find: Callable[[], Any]) -> None:
-    """Record a result, or the error that there is instead."""
+def _guarded(say: Findings, name: str, compute: Callable[[], Any]) -> None:
+    """Record a result, or the error that computing it raises."""
     try:
-        say(name, find())
+        say(name, compute())
     except Exception as error:
-        say(name, {"failed": one_line(error)})
-
-
-def one_line(error: BaseException) -> str:
-    """Return an error's class and the beginning of its message."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        message = " ".join(str(error).split())[:300]
+        say(name, {"failed": f"{type(error).__name__}: {message}"})
 
 
 PARTS: dict[str, Callable[[Findings, argparse.Namespace], None]] = {
@@ -230,7 +224,7 @@ def main() -> None:
     parser.add_argument("--share", type=int, default=0, help="which share of the methods, from 0")
     parser.add_argument("--shares", type=int, default=1, help="the number of shares")
     args = parser.parse_args()
-    tf.get_logger().setLevel("ERROR")  # no warnings on retracing: each model is a new one
+    tf.get_logger().setLevel("ERROR")  # each model is new, so warnings of retracing say nothing
     if args.part != "replicas":
         use(None)
     PARTS[args.part](Findings(args.json), args)

@@ -1,4 +1,4 @@
-"""Renders the results of tools/check_gpu.py as Markdown."""
+"""The results of tools/check_gpu.py and tools/bench_train.py as Markdown."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from tfrobust.report.text import markdown_table
 
-SMALL = 0.01  # of the change of the weights: the most that rounding makes in a few steps
+SMALL = 0.01  # the largest difference by rounding in a few steps, relative to the weights' change
 STOPS = ("skipped", "failed", "ended")
 SIDES = {"ours": "ours", "theirs": "public"}
 
@@ -15,7 +15,7 @@ Measured = Mapping[str, Any]
 
 
 def markdown(about: Measured) -> str:
-    """Return the page: a table for each section, and which were skipped, failed or ended early."""
+    """Return the page: a table for each section, or why there is none or only a part of it."""
     sections: Mapping[str, Measured] = about["sections"]
     device = sections.get("device", {})
     parts = [f"# On {device.get('device', 'an unknown device')}", _about(about, sections)]
@@ -33,8 +33,8 @@ def _about(about: Measured, sections: Mapping[str, Measured]) -> str:
         line += " **No GPU was found: these are figures of a CPU.**"
     if about["quick"]:
         line += " **Quick: tiny networks and few images, to try the command; no measurement.**"
-    lacking = [name for name, measured in sections.items() if any(s in measured for s in STOPS)]
-    return f"{line} Not finished: {', '.join(lacking)}." if lacking else line
+    unfinished = [name for name, measured in sections.items() if any(s in measured for s in STOPS)]
+    return f"{line} Not finished: {', '.join(unfinished)}." if unfinished else line
 
 
 def _device(measured: Measured) -> str:
@@ -47,7 +47,7 @@ def _pipeline(measured: Measured) -> str:
     rows = [
         [
             name,
-            _or_dash(row["exit_code"]),
+            _number(row["exit_code"], "{}"),
             f"{row['seconds']:.0f}",
             _number(row["first_epoch_seconds"], "{:.1f}"),
             ", ".join(row["stages"]),
@@ -72,7 +72,9 @@ def _pipeline(measured: Measured) -> str:
 def _differences(measured: Measured) -> str:
     """Return the table of a section that compares weights."""
     rows = []
-    for name, row in _named(measured).items():
+    for name, row in measured.items():
+        if not isinstance(row, Mapping):
+            continue
         if "failed" in row:
             rows.append([name, "–", "–", "–", row["failed"]])
             continue
@@ -86,40 +88,32 @@ def _differences(measured: Measured) -> str:
     return f"{text}\n\n{markdown_table(header, rows)}"
 
 
-def _named(measured: Measured) -> dict[str, Any]:
-    return {name: row for name, row in measured.items() if isinstance(row, Mapping)}
-
-
-def _steps(measured: Measured) -> str:
+def steps(measured: Measured) -> str:
+    """Return the table of the training steps that tools/bench_train.py measured."""
     rows = measured.get("rows", [])
     if not rows:
         return ""
-    sides = list(dict.fromkeys(side for row in rows for side in row["seconds"]))
-    sides.sort(key=lambda side: side != "ours")  # ours first
+    sides = dict.fromkeys(["ours", *(side for row in rows for side in row["seconds"])])
     cells = []
     for row in rows:
         seconds, ours = row["seconds"], row["seconds"]["ours"]
-        theirs = [value for side, value in seconds.items() if not side.startswith("ours")]
-        cells.append(
-            [
-                row["row"],
-                *(_number(seconds.get(side), "{:.1f}", 1000) for side in sides),
-                f"{min(theirs) / ours:.2f}" if theirs else "–",
-                f"{row['first_seconds']['ours']:.1f}",
-                f"{row['flops'] / ours / 1e12:.1f}",
-                f"{row['flops'] / ours / measured['peak']:.0%}",
-            ]
-        )
-    header = ["step, ms", *sides, "fastest of torch's / ours", "our first step, s"]
+        others = [value for side, value in seconds.items() if not side.startswith("ours")]
+        times = [_number(seconds.get(side), "{:.1f}", 1000) for side in sides]
+        ratio = f"{min(others) / ours:.2f}" if others else "–"
+        first = f"{row['first_seconds']['ours']:.1f}"
+        rate = row["flops"] / ours
+        shares = [f"{rate / 1e12:.1f}", f"{rate / measured['peak']:.0%}"]
+        cells.append([row["row"], *times, ratio, first, *shares])
+    header = ["step, ms", *sides, "fastest other / ours", "our first step, s"]
     peaks = ", ".join(f"{k} {value / 1e12:.3g}" for k, value in measured["peaks"].items())
     supply = measured["input_batches_per_second"]
-    times = supply * min(row["seconds"]["ours"] for row in rows)
+    factor = supply * min(row["seconds"]["ours"] for row in rows)
     compiled = "compiled by XLA" if measured.get("xla") else "not compiled"
     text = (
         f"{measured['network']}, batch {measured['batch']}, {measured['precision']}, "
         f"{compiled}; peak of a product: {peaks} "
         f"TFLOP/s; input pipeline {supply:.0f} batches/s, "
-        f"{times:.1f} times the fastest step's need."
+        f"{factor:.1f} times the need of the fastest step."
     )
     if "torch" not in measured["versions"]:
         text += " No torch that computes on this device: only our steps are timed."
@@ -150,21 +144,18 @@ def _attack(side: str, attack: str, seconds: float, robust: float, measured: Mea
     return [side, attack, f"{seconds:.1f}", f"{rate:.1f}", f"{robust:.2%}"]
 
 
-def _or_dash(value: Any) -> str:
-    return "–" if value is None else str(value)
-
-
-def _number(value: float | None, shape: str, times: float = 1.0) -> str:
-    return "–" if value is None else shape.format(times * value)
+def _number(value: float | None, shape: str, factor: float = 1) -> str:
+    """Return factor * value in a format such as "{:.1f}", or a dash for None."""
+    return "–" if value is None else shape.format(factor * value)
 
 
 TABLES: dict[str, Callable[[Measured], str]] = {
     "device": _device,
     "pipeline": _pipeline,
     "methods": _differences,
-    "wrn_16_2": _steps,
-    "wrn_28_10": _steps,
+    "wrn_16_2": steps,
+    "wrn_28_10": steps,
     "autoattack": _autoattack,
     "replicas": _differences,
-    "layers": _steps,
+    "layers": steps,
 }

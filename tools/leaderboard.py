@@ -1,13 +1,13 @@
-"""docs/results/leaderboard.json, a row for each recorded run, and the tables made from it.
+"""The file docs/results/leaderboard.json, with a row for each recorded run, and its tables.
 
-The fields are named and written as in RobustBench's model_info: accuracies are strings in percent
-with two decimals, and eps is a string such as "8/255". RobustBench's `link`, `authors` and `venue`
-are left out, as a record does not have them. Further fields say what was measured and with what:
+The fields have the names and the form of RobustBench's model_info: accuracies are strings in
+percent with two decimals, and eps is a string such as "8/255". RobustBench's `link`, `authors` and
+`venue` are left out, as a record does not have them. Further fields are:
 
 - `clean_examples`, `autoattack_examples`: the numbers of test images;
-- `runtime`: seconds of AutoAttack; `training_seconds`: the wall time of training, in which pauses
-  of a run that was stopped count;
-- `hardware`: of the evaluation, null in records that are too old to name it;
+- `runtime`: the seconds of AutoAttack;
+- `training_seconds`: the wall time of training, including pauses of a run that was stopped;
+- `hardware`: that of the evaluation, null in records that are too old to name it;
 - `stale`: whether code that the run used has changed since (tools/stale.py), null if unknown.
 
 `autoattack_acc` is null for a run that was not evaluated by AutoAttack.
@@ -23,7 +23,7 @@ from typing import Any
 from tfrobust.errors import UserError
 from tfrobust.report import interval, markdown_table, method_name, number
 
-MARK = " †"  # beside the name of a result whose code has changed since
+MARK = " †"  # follows the name of a result whose code has changed since
 TABLE = re.compile(r"(<!-- leaderboard: ([\w. -]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 Row = dict[str, Any]
 
@@ -56,13 +56,8 @@ def row_of(summary: Mapping[str, Any], stale: bool | None) -> Row:
     }
 
 
-def as_text(rows: Sequence[Row]) -> str:
-    """Return the content of leaderboard.json."""
-    return json.dumps(rows, indent=2, ensure_ascii=False) + "\n"
-
-
 def read(docs: Path) -> list[Row]:
-    """Return the rows of `docs`/results/leaderboard.json; none if there is no such file.
+    """Return the rows of results/leaderboard.json in `docs`; none if there is no such file.
 
     Raises:
         UserError: If the file is damaged.
@@ -84,8 +79,8 @@ def read(docs: Path) -> list[Row]:
 def table(rows: Sequence[Row]) -> str:
     """Return the table of the runs with AutoAttack, the most robust of each data set first.
 
-    The seeds of a run share a line, with their mean and range; a single seed has the 95 % interval
-    (Wilson) over its test images.
+    The seeds of a run share a line with their mean and range. A run with one seed has the 95 %
+    interval (Wilson) over its test images.
     """
     runs: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
@@ -124,7 +119,7 @@ def cell(seeds: Sequence[Row], kind: str) -> str:
 
 
 def with_tables(text: str, rows: Sequence[Row]) -> str:
-    """Return a page with its tables renewed.
+    """Return a page with its tables made from the rows.
 
     A table stands between the comments `<!-- leaderboard: NAME NAME ... -->`, which lists its runs,
     and `<!-- end -->`.
@@ -133,14 +128,15 @@ def with_tables(text: str, rows: Sequence[Row]) -> str:
         UserError: If a run of a table has no result under AutoAttack.
     """
 
-    def renewed(found: re.Match[str]) -> str:
-        names = found[2].split()
+    def with_table(match: re.Match[str]) -> str:
+        begin, listed, end = match.groups()
+        names = listed.split()
         chosen = [row for row in rows if row["name"] in names and row["autoattack_acc"]]
         if missing := set(names) - {row["name"] for row in chosen}:
             raise UserError(
                 "leaderboard: expected runs with a result under AutoAttack, "
                 f"received {', '.join(sorted(missing))}"
             )
-        return f"{found[1]}\n{table(chosen)}\n\n{found[3]}"
+        return f"{begin}\n{table(chosen)}\n\n{end}"
 
-    return TABLE.sub(renewed, text)
+    return TABLE.sub(with_table, text)

@@ -2,9 +2,9 @@
 
     python tools/make_method_references.py NAME=DIR... NAME...
 
-NAME=DIR: a method, and a checkout of its repository; the functions below name them. A NAME without
-DIR is a method whose code does not run in torch: its reference is written here from the formula.
-Needs torch (CPU will do); tfrobust itself never does.
+NAME is a method, and DIR a checkout of its repository, which the function of the method names. For
+a method whose code does not run in torch, its function has the formula, and NAME needs no DIR. The
+tool needs torch (a CPU is enough), unlike tfrobust itself.
 
 Where the authors' step is part of a script, its lines are run as they stand (`lines`). All runs are
 in float64, on the network, images and noise of tests/parity/methods.py.
@@ -63,10 +63,10 @@ def mart(folder: Path) -> dict[str, Any]:
 def fat(folder: Path) -> dict[str, Any]:
     """github.com/zjfheart/Friendly-Adversarial-Training (80a0640), without jitter."""
     network = Network()
-    here = {"torch": torch, "np": np, "nn": torch.nn, "F": F}
+    names = {"torch": torch, "np": np, "nn": torch.nn, "F": F}
     # Its images are of one size; `models`, its networks, are not needed.
     code = (("3, 32, 32", "3, 8, 8"), ("from models import *", ""))
-    earlystop = loaded(folder / "earlystop.py", *code, **here)["earlystop"]
+    earlystop = loaded(folder / "earlystop.py", *code, **names)["earlystop"]
     no_jitter = mock.patch.object(torch, "randn", torch.zeros)
     with Noise(), no_jitter:
         adv, target, clean, _ = earlystop(
@@ -365,8 +365,8 @@ def llr(_: None) -> dict[str, Any]:
         return normalize(z, *arguments)
 
     with mock.patch.object(F, "batch_norm", keeping):
-        here = F.cross_entropy(network(x), Y, reduction="none")
-    (slope,) = torch.autograd.grad(here.sum(), x, create_graph=True)
+        clean = F.cross_entropy(network(x), Y, reduction="none")
+    (slope,) = torch.autograd.grad(clean.sum(), x, create_graph=True)
     statistics: Iterator[Any] = iter(kept)
 
     def reusing(
@@ -378,9 +378,9 @@ def llr(_: None) -> dict[str, Any]:
 
     network.eval()
     with mock.patch.object(F, "batch_norm", reusing):
-        there = F.cross_entropy(network(ADV), Y, reduction="none")
-    along = (delta * slope).flatten(1).sum(1)
-    loss = here + 4.0 * (there - here - along).abs() + 3.0 * along.abs()
+        adversarial = F.cross_entropy(network(ADV), Y, reduction="none")
+    rise = (delta * slope).flatten(1).sum(1)  # that of the linear approximation
+    loss = clean + 4.0 * (adversarial - clean - rise).abs() + 3.0 * rise.abs()
     return network.result(loss.mean())
 
 

@@ -28,12 +28,12 @@ FILE = Path(__file__).parents[1] / "tests" / "parity" / "references" / "residual
 
 def networks(folder: Path) -> dict[str, tuple[Any, int]]:
     """Return the authors' networks and the size of their images, under the names in the tests."""
-    # IAAT's code asks for this one function of another file of its repository.
+    # IAAT's code imports this function from another file of its repository.
     sys.modules["utils"] = SimpleNamespace(data_normalize=_normalized)  # type: ignore[assignment]
     awp, trades = (f"AWP/{place}" for place in ("AT_AWP", "trades_AWP/models"))
     fast = _module(folder, "understanding-fast-adv-training/models.py")
     gradalign = fast.PreActResNet18(10, cuda=False)
-    del gradalign.model_preact_hl1  # a second name of its first layers
+    del gradalign.model_preact_hl1  # it is a second name of the first layers
     madry = _module(folder, "Friendly-Adversarial-Training/models/wrn_madry.py")
     iaat = _module(folder, "Instance_Adaptive_Adversarial_Training/models/wideresnet.py")
     return {
@@ -50,7 +50,7 @@ def networks(folder: Path) -> dict[str, tuple[Any, int]]:
 
 
 def _with_stem(network: Any) -> torch.nn.Module:
-    """Replace the stem by that for ImageNet (He et al., 2016)."""
+    """Return the network with the stem for ImageNet (He et al., 2016)."""
     network.conv1 = torch.nn.Conv2d(3, 64, 7, 2, 3, bias=False)
     network.bn1 = torch.nn.Sequential(network.bn1, torch.nn.ReLU(), torch.nn.MaxPool2d(3, 2, 1))
     return network

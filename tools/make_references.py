@@ -47,13 +47,16 @@ def torch_images() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def square() -> dict[str, np.ndarray]:
-    """Return Square's schedule of 5000 windows, with their sides on 28 x 28 pixels, the patterns of
-    L2 and L1, and the robust accuracy after 1000 windows for three seeds."""
+    """Return arrays of Square.
+
+    These are its schedule over 5000 windows, with their sides on 28 x 28 pixels; its patterns in L2
+    and L1; and the robust accuracy after 1000 windows for three seeds.
+    """
     from autoattack.square import SquareAttack
 
     class Recorded(SquareAttack):
         def random_int(self, low: int = 0, high: int = 1, **shape: Any) -> torch.Tensor:
-            room.append(high)  # 28 - side for every corner of a window
+            room.append(high)  # high is 28 - side for every corner of a window
             return super().random_int(low, high, **shape)
 
     network, (x, y) = DigitsNetwork(), torch_images()
@@ -81,9 +84,11 @@ def _always_class_0(_: torch.Tensor) -> torch.Tensor:
 
 
 def rays() -> dict[str, np.ndarray]:
-    """Return the Linf distances from 50 images to the nearest misclassified image that RayS meets
-    within 200 and within 1000 queries."""
-    # RayS asks for a GPU, and for a progress bar that is not in the checkout.
+    """Return the Linf distances of 50 images from the nearest misclassified image of RayS.
+
+    RayS has 200 or 1000 queries.
+    """
+    # RayS imports a progress bar that is not in the checkout, and moves tensors to a GPU.
     sys.modules["pgbar"] = SimpleNamespace(progress_bar=lambda *_: None)  # type: ignore[assignment]
     torch.Tensor.cuda = lambda self: self  # type: ignore[method-assign, assignment]
     from RayS import RayS
@@ -107,8 +112,11 @@ def rays() -> dict[str, np.ndarray]:
 
 
 def apgd() -> dict[str, Any]:
-    """Return runs of APGD from a known start on the first 40 images, with the loss of every step;
-    how many of the 200 images withstand each attack, for some seeds; and DLR of random logits."""
+    """Return arrays of APGD.
+
+    These are searches from a fixed start on the first 40 images, with the loss at every step; the
+    number of the 200 images that withstand each attack, for some seeds; and DLR of random logits.
+    """
     from autoattack import autopgd_base as reference
 
     network, (x, y) = DigitsNetwork(), torch_images()
@@ -127,7 +135,7 @@ def apgd() -> dict[str, Any]:
         attacks = [reference.APGDAttack_targeted(network, seed=i, **l1) for i in range(3)]
         out[f"robust_{p}_targeted"] = [counted(attack) for attack in attacks]
 
-    # A pixel moved and moved back may differ by rounding, which L0_norm would count as changed.
+    # L0_norm would count a pixel that differs by rounding after it was moved and moved back.
     reference.L0_norm = lambda d: (d.abs() > 1e-6).flatten(1).sum(1)
     looks: list[tuple[torch.Tensor, torch.Tensor]] = []
 
@@ -166,9 +174,12 @@ def apgd() -> dict[str, Any]:
 
 
 def fab() -> dict[str, Any]:
-    """Return projections on random hyperplanes; the least distance towards each of nine targets in
-    20 and in 100 steps, and without a target in 20; and which of the 200 images the whole attack
-    breaks."""
+    """Return arrays of FAB.
+
+    These are projections on random hyperplanes; the least distance towards each of nine targets in
+    20 and in 100 steps, and without a target in 20 steps; and whether the whole attack breaks each
+    of the 200 images.
+    """
     from autoattack import fab_projections
     from autoattack.fab_pt import FABAttack_PT
 
@@ -189,7 +200,7 @@ def fab() -> dict[str, Any]:
             for attack.target_class in range(2, 11):
                 delta = (attack.attack_single_run(x, y, is_targeted=True) - x).flatten(1)
                 towards.append(delta.norm(p=float(norm[1:]), dim=1))
-            out[f"{norm}_distance_{steps}"] = torch.stack(towards)  # 0: nothing found
+            out[f"{norm}_distance_{steps}"] = torch.stack(towards)  # 0 stands for no find
             if steps == 20:
                 delta = (attack.attack_single_run(x, y) - x).flatten(1)
                 out[f"{norm}_untargeted"] = delta.norm(p=float(norm[1:]), dim=1)[None]

@@ -1,4 +1,4 @@
-"""Griffe extension for the API reference: `from a import X as X` makes X a name of the package."""
+"""Griffe extension for the API reference: `from a import X as X` makes X public."""
 
 import ast
 from typing import Any

@@ -1,9 +1,10 @@
-"""Count the passes through the network that one training step of each method takes.
+"""Count the passes through the network in one training step of each method.
 
     python tools/passes.py --steps 10
 
---steps is that of the training attack. A backward pass starts at the logits of a forward pass; for
-the second derivatives of JAC, ATLAS, TradesJac, GradAlign and LLR it goes twice as deep.
+--steps is the number of steps of the training attack. A backward pass starts at the logits of a
+forward pass; for the second derivatives of JAC, ATLAS, TradesJac, GradAlign and LLR it is twice as
+deep.
 """
 
 from __future__ import annotations
@@ -22,12 +23,8 @@ from tfrobust.methods import METHODS, RobustModel
 from tfrobust.registry import parameters
 from tfrobust.report.text import markdown_table
 
-# What keeps an attack from ending early or warming up, in the methods that take it.
-SETTINGS: dict[str, Any] = {
-    "warmup_epochs": 0,
-    "patience": [100],
-    "patience_epochs": [],
-}
+# Arguments of some methods with which no attack ends early or warms up.
+SETTINGS: dict[str, Any] = {"warmup_epochs": 0, "patience": [100], "patience_epochs": []}
 SIZE = 6
 
 
@@ -36,7 +33,7 @@ def settings(name: str, steps: int) -> dict[str, Any]:
     method = METHODS[name]
     takes = parameters(method)
     arguments = {**method.example, **{k: v for k, v in SETTINGS.items() if k in takes}}
-    if method.default_attack is not None and name != "fgsm_reg":  # which has one step
+    if method.default_attack is not None and name != "fgsm_reg":  # FGSM always has one step
         arguments["attack"] = PGD(steps=steps)
     return arguments
 
@@ -47,7 +44,7 @@ def passes(name: str, steps: int) -> tuple[int, int]:
 
     @tf.custom_gradient
     def watched(logits: tf.Tensor) -> Any:
-        size = max(1, logits.shape[0] // SIZE)  # 2 where images and adversaries are one batch
+        size = max(1, logits.shape[0] // SIZE)  # 2 if images and adversaries share a batch
         counted["forward"] += size
 
         def gradient(upstream: tf.Tensor) -> tf.Tensor:
@@ -56,14 +53,14 @@ def passes(name: str, steps: int) -> tuple[int, int]:
 
         return logits, gradient
 
-    rng, run = np.random.default_rng(0), RobustModel.run
+    rng, forward = np.random.default_rng(0), RobustModel.forward
     facts: dict[str, Any] = {"num_examples": SIZE, "batch_size": SIZE, "steps_per_epoch": 1}
     arguments = facts | settings(name, steps)
     model = METHODS[name](_network(name), threat=Threat("linf", 0.1), **arguments)
     model.compile("sgd")
     images = tf.constant(rng.random((SIZE, 4, 4, 1)), tf.float32)
     data = {"image": images, "index": tf.range(SIZE)}
-    with mock.patch.object(RobustModel, "run", lambda *arguments: watched(run(*arguments))):
+    with mock.patch.object(RobustModel, "forward", lambda *inputs: watched(forward(*inputs))):
         model.train_step((data, tf.range(SIZE) % 3))
     return counted["forward"], counted["backward"]
 

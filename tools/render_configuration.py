@@ -1,10 +1,10 @@
 """Render the keys of a config from the constructors that take them.
 
     python tools/render_configuration.py            # writes the two files
-    python tools/render_configuration.py --check    # exits with 1 when one of them is stale
+    python tools/render_configuration.py --check    # exits with 1 if one of them is out of date
 
-docs/configuration.md is for readers; pipelines/schema.json is what a typing mistake is found with
-before TensorFlow is imported (pipelines/early_check.py).
+docs/configuration.md is for readers. With pipelines/schema.json pipelines/early_check.py answers
+typing mistakes before TensorFlow is imported.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from typing import Any
 from pipelines.early_check import SCHEMA
 from pipelines.network import NetworkFile
 from pipelines.sections import TRAINED, Card, Data, EvaluationOptions, ExtraData, Search, Train
-from pipelines.spec import FACTS, SEARCHING, STAGES, TopLevel
+from pipelines.spec import FACTS, RUN_STAGES, SEARCH_STAGES, TopLevel
 from pipelines.suite import Entry, SuiteFile
 from tfrobust.attacks import ATTACKS
 from tfrobust.data import AUGMENTATIONS, DATASETS
@@ -35,7 +35,7 @@ from tfrobust.threat import Threat
 from tfrobust.training import OPTIMIZERS, SCHEDULES
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "configuration.md"
-# Parameters that the pipeline fills in.
+# Parameters of methods and models to which the pipeline gives values.
 OF_METHODS = {
     *("network", "threat", "validation_attack", "warmup_steps", "ramp_steps", "seed", "averaging"),
     *FACTS,
@@ -46,19 +46,20 @@ INTRO = f"""# Configuration
 Rendered by `python tools/render_configuration.py` from the constructors; change those, not this
 page.
 
-A config is a YAML file; `--set key.path=value` changes any key, `--print_config` shows what comes
-out. `include: base/file.yaml` puts another file below, and a section that names another constructor
-replaces the one below with its arguments. `${{threat.eps}}` refers to another key; a fraction such
-as `8/255` is a number. A key that is not here is an error.
+A config is a YAML file. `--set key.path=value` changes any key, and `--print_config` prints the
+resulting config. `include: base/file.yaml` names a file whose keys this one completes and replaces;
+a section that names another constructor replaces the whole section of that file.
+`${{threat.eps}}` refers to another key. A fraction such as `8/255` is a number. A key that is not
+on this page is an error.
 
 Top level: `threat`, `data`, `model`, `method`, `optimizer`, `train`, `attacks`, `evaluation`,
 `card`, `search`; `seed`; `precision`, one of {", ".join(PRECISIONS)}; `stages`, a list of
-{", ".join(STAGES)}, or of {", ".join(SEARCHING)} where there is a section `search`; `paper`, a
-source and the figures that a paper has, by `clean` and an attack's label; `note`; `name`, of the
-run's folder. Where a section takes a name and arguments it is `{{name: NAME, argument: value}}`, or
-the name alone. An attack of the list `attacks` takes `label` and `examples` too, its column's name
-and how many test images it gets. `threat` may be a list of mappings, one a norm, to evaluate in
-their union; an attack then runs under each norm, or under that of its key `norm`.
+{", ".join(RUN_STAGES)}, or of {", ".join(SEARCH_STAGES)} if there is a section `search`; `paper`, a
+source and the figures of a paper under `clean` and the labels of attacks; `note`; `name`, that of
+the run's folder. A section that takes a name and arguments is `{{name: NAME, argument: value}}`, or
+the name alone. An attack in the list `attacks` also takes `label`, the name of its column, and
+`examples`, the number of its test images. `threat` may be a list with a mapping for each norm; the
+evaluation is then in their union, and an attack runs under each norm, or under its key `norm`.
 """
 
 
@@ -93,7 +94,7 @@ def schema() -> str:
                 **_keys(SUITES, filled={"threat"}, also=COMMON),
             },
         },
-        "stages": {"run": list(STAGES), "search": list(SEARCHING)},
+        "stages": {"run": list(RUN_STAGES), "search": list(SEARCH_STAGES)},
         "searched": list(TRAINED),
     }
     return json.dumps(content, indent=1) + "\n"
@@ -106,7 +107,10 @@ def _keys(
 ) -> dict[str, list[str]]:
     """Return the keys that a section may have with each name of a registry.
 
-    filled: parameters that the pipeline fills in. also: keys beside the constructor's parameters.
+    Args:
+        registry: Name -> constructor.
+        filled: Parameters to which the pipeline gives values.
+        also: Keys beside the constructor's parameters.
     """
     return {
         name: sorted({"name", *also} | (set(parameters(constructor)) - set(filled)))
@@ -152,7 +156,7 @@ def render() -> str:
 
 
 def _about(constructor: Callable[..., Any], hidden: Collection[str] = ()) -> Iterator[str]:
-    """Yield a constructor's docstring and a table of its parameters, but for the hidden ones."""
+    """Yield the docstring of a constructor, and a table of its parameters that are not hidden."""
     yield "```text\n" + (inspect.getdoc(constructor) or "") + "\n```"
     rows = [
         ["name" if name == "source" else name, _type(p.annotation), _default(p.default)]
@@ -178,14 +182,14 @@ def _default(value: Any) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="exit with 1 when a file is stale")
+    parser.add_argument("--check", action="store_true", help="exit with 1 if a file is out of date")
     check = parser.parse_args().check
     status = 0
     for path, text in ((PAGE, render()), (SCHEMA, schema())):
         if not check:
             write_text(path, text)
         elif not path.is_file() or path.read_text(encoding="utf-8") != text:
-            print(f"{path}: stale; run python tools/render_configuration.py", file=sys.stderr)
+            print(f"{path}: out of date; run python tools/render_configuration.py", file=sys.stderr)
             status = 1
     return status
 

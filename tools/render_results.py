@@ -1,13 +1,13 @@
 """Render the measured results from the records of runs.
 
-    python tools/render_results.py --add RUN    # RUN -> docs/results/NAME.json, then renders
+    python tools/render_results.py --add RUN    # writes docs/results/NAME.json, then renders
     python tools/render_results.py --add RUN --as OTHER_NAME
     python tools/render_results.py              # renders
-    python tools/render_results.py --check      # exits with 1 when a rendered file is out of date
+    python tools/render_results.py --check      # exits with 1 if a rendered file is out of date
 
-Rendered are docs/results/leaderboard.json, docs/results.md (which begins with
-docs/results/intro.md) and the table of README.md. Rendering also marks the results whose code has
-changed since (tools/stale.py); `--check` names them and the files, and does not fail for them.
+The rendered files are docs/results/leaderboard.json, docs/results.md (which begins with
+docs/results/intro.md) and the table of README.md. Rendering marks the results whose code has
+changed since (tools/stale.py). `--check` names them and their files, but does not fail for them.
 """
 
 import argparse
@@ -62,7 +62,7 @@ in the field names of RobustBench, with hardware and times."""
 
 
 def render(docs: Path) -> str:
-    """Return the text of results.md, from `docs`/results/*.json."""
+    """Return the text of results.md, made from the files in the folder results of `docs`."""
     intro = docs / "results" / "intro.md"
     top = intro.read_text(encoding="utf-8").rstrip() if intro.is_file() else "# Results"
     rows = leaderboard.read(docs)
@@ -86,9 +86,9 @@ def rows_of(summary: Mapping[str, Any]) -> dict[str, AccuracyRow]:
 
 
 def attack_columns(group: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the columns: clean, the attacks of the group in the order of first use, worst case.
+    """Return the columns of a group: clean, the attacks in the order of first use, worst cases.
 
-    A suite has one column; the attacks in it have none.
+    A suite has one column, and its attacks have none.
     """
     attacks = [attack for summary in group for attack in summary["evaluation"].attacks]
     parts = {attack.name for attack in attacks if attack.suite}
@@ -105,9 +105,11 @@ def title_of(summary: Mapping[str, Any], group: Iterable[Mapping[str, Any]]) -> 
 def results_table(
     group: Sequence[Mapping[str, Any]], marked: Collection[tuple[str, Any]] = ()
 ) -> str:
-    """Return the table of a group: one row for each run, with its accuracies and its cost.
+    """Return the table of a group, with the accuracies and the cost of each run.
 
-    marked: The names and seeds of the results whose code has changed.
+    Args:
+        group: The summaries of the runs.
+        marked: The names and seeds of the results whose code has changed.
     """
     columns = attack_columns(group)
     header = ["run", "method", "threat", *columns, "time per batch", "wall time", "epochs"]
@@ -115,17 +117,15 @@ def results_table(
     for summary in group:
         config, training, rows = summary["config"], summary["training"], rows_of(summary)
         mark = leaderboard.MARK if (summary["name"], seed_of(summary)) in marked else ""
-        line = [
-            title_of(summary, group) + mark,
-            method_name(config),
-            threat_text(summary["evaluation"].radii),
-            *(accuracy_cell(rows.get(column)) for column in columns),
+        accuracies = [accuracy_cell(rows.get(column)) for column in columns]
+        threat = threat_text(summary["evaluation"].radii)
+        lines.append([title_of(summary, group) + mark, method_name(config), threat, *accuracies])
+        lines[-1] += [
             milliseconds(training["seconds_per_batch"]),
             duration(training["wall_seconds"]),
             training["epochs"] or NOTHING,
             config.get("precision", NOTHING),
         ]
-        lines.append(line)
     return markdown_table([*header, "precision"], lines, lines="<br>")
 
 
@@ -141,28 +141,31 @@ def accuracy_cell(row: AccuracyRow | None) -> str:
 
 
 def seeds_table(group: Sequence[Mapping[str, Any]]) -> str:
-    """Return the table of runs that differ only in name and seed; empty if there are none."""
+    """Return the table of runs with several seeds; empty if there are none."""
     families: dict[str, list[Mapping[str, Any]]] = {}
     for summary in group:
         config = {k: v for k, v in summary["config"].items() if k not in ("name", "seed")}
-        base = re.sub(r"_seed\d+$", "", summary["name"])
-        families.setdefault(base + json.dumps(config, sort_keys=True), []).append(summary)
-    several = [family for family in families.values() if len({*map(seed_of, family)}) > 1]
+        key = name_without_seed(summary) + json.dumps(config, sort_keys=True)
+        families.setdefault(key, []).append(summary)
+    several = [family for family in families.values() if len(set(map(seed_of, family))) > 1]
     if not several:
         return ""
     columns = attack_columns([summary for family in several for summary in family])
     lines = []
     for family in several:
-        line = [
-            re.sub(r"_seed\d+$", "", family[0]["name"]),
-            ", ".join(str(seed_of(summary)) for summary in family),
-        ]
+        seeds = ", ".join(str(seed_of(summary)) for summary in family)
+        line = [name_without_seed(family[0]), seeds]
         for column in columns:
             rows = [rows_of(summary).get(column) for summary in family]
             values = [row.accuracy for row in rows if row is not None]
             line.append(spread(values) if len(values) == len(family) else NOTHING)
         lines.append(line)
     return markdown_table(["run", "seeds", *columns], lines)
+
+
+def name_without_seed(summary: Mapping[str, Any]) -> str:
+    """Return the name of a run without the ending _seedN."""
+    return re.sub(r"_seed\d+$", "", summary["name"])
 
 
 def spread(values: Sequence[float]) -> str:
@@ -196,12 +199,12 @@ def run_section(summary: Mapping[str, Any]) -> str:
 
 
 def figure(group: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw a data set's runs as an SVG.
+    """Draw the runs on a data set as an SVG.
 
-    Each run has a line with its clean and its worst-case accuracy, each with the 95 % interval; the
+    Each run has a line with its clean and its worst-case accuracy and their 95 % intervals; the
     seeds of a run share a line.
     """
-    names = list(dict.fromkeys(re.sub(r"_seed\d+$", "", summary["name"]) for summary in group))
+    names = list(dict.fromkeys(name_without_seed(summary) for summary in group))
     drawn = Figure(figsize=(6.4, 0.7 + 0.42 * len(names)), layout="constrained")
     axes = drawn.add_subplot()
     for colour, kind in (("#2f7ed8", "clean"), ("#e07b39", "worst case")):
@@ -209,7 +212,7 @@ def figure(group: Sequence[Mapping[str, Any]], path: Path) -> None:
             row = rows_of(summary).get(kind)
             if row is None:
                 continue
-            line: float = names.index(re.sub(r"_seed\d+$", "", summary["name"]))
+            line: float = names.index(name_without_seed(summary))
             twins = [other for other in group if other["name"] == summary["name"]]
             line += 0.16 * (twins.index(summary) - (len(twins) - 1) / 2)
             reach = [[row.accuracy - row.low], [row.high - row.accuracy]]
@@ -230,8 +233,8 @@ def leaderboard_of(docs: Path, look: bool) -> str:
 
     Args:
         docs: The folder of the page.
-        look: Whether to look for changes of code. Otherwise, and for runs whose commit is not in
-            the history at hand, the marks in the present file remain.
+        look: Whether to look for changes of code. If not, the marks in the present file remain; so
+            do those of runs whose commit is not in the git history.
     """
     marks = {(row["name"], row["seed"]): row["stale"] for row in leaderboard.read(docs)}
     rows = []
@@ -239,13 +242,12 @@ def leaderboard_of(docs: Path, look: bool) -> str:
         mark = marks.get((summary["name"], seed_of(summary)))
         files = stale.changed_files(summary) if look else None
         rows.append(leaderboard.row_of(summary, mark if files is None else bool(files)))
-    return leaderboard.as_text(rows)
+    return json.dumps(rows, indent=2, ensure_ascii=False) + "\n"
 
 
 def outdated(docs: Path) -> list[Path]:
     """Return the rendered files that do not agree with the records."""
-    texts = {docs / "results" / "leaderboard.json": leaderboard_of(docs, look=False)}
-    texts |= {docs / "results.md": render(docs), **readme(docs)}
+    texts = {docs / "results" / "leaderboard.json": leaderboard_of(docs, look=False), **pages(docs)}
     return [
         path
         for path, text in texts.items()
@@ -253,16 +255,18 @@ def outdated(docs: Path) -> list[Path]:
     ]
 
 
-def readme(docs: Path) -> dict[Path, str]:
-    """Return the README beside `docs`, if there is one, and its text with the table renewed."""
-    path = docs.parent / "README.md"
-    if not path.is_file():
-        return {}
-    return {path: leaderboard.with_tables(path.read_text("utf-8"), leaderboard.read(docs))}
+def pages(docs: Path) -> dict[Path, str]:
+    """Return the files that are rendered from leaderboard.json and the records, path -> text."""
+    texts = {docs / "results.md": render(docs)}
+    readme = docs.parent / "README.md"
+    if readme.is_file():
+        rows = leaderboard.read(docs)
+        texts[readme] = leaderboard.with_tables(readme.read_text(encoding="utf-8"), rows)
+    return texts
 
 
 def report_changes(docs: Path) -> None:
-    """Print a line for each result whose code has changed since, or may have."""
+    """Print a line for each result whose code has changed since, or may have changed."""
     for summary in summaries_of(docs):
         files = stale.changed_files(summary)
         title = f"{summary['name']}, seed {seed_of(summary)}"
@@ -274,7 +278,14 @@ def report_changes(docs: Path) -> None:
 
 
 def main(docs: Path, add: Sequence[str] = (), check: bool = False, name: str | None = None) -> int:
-    """Add runs and render, or check; return the exit status. An error is one line."""
+    """Add runs and render, or check, and return the exit status. An error is printed in one line.
+
+    Args:
+        docs: The folder of results.md and results/.
+        add: The folders of runs to add.
+        check: Whether to only check the rendered files.
+        name: Another name for the run that is added.
+    """
     try:
         if check:
             report_changes(docs)
@@ -284,11 +295,11 @@ def main(docs: Path, add: Sequence[str] = (), check: bool = False, name: str | N
             return 0
         if name is not None and len(add) != 1:
             raise UserError(f"--as: expected one --add with it, received {len(add)}")
-        for run in add:
-            print(add_run(Path(run), docs / "results", name))
-        # The page and the README are made from this file.
+        for folder in add:
+            print(add_run(Path(folder), docs / "results", name))
+        # This file comes first, as the pages are rendered from it.
         write_text(docs / "results" / "leaderboard.json", leaderboard_of(docs, look=True))
-        for path, text in {docs / "results.md": render(docs), **readme(docs)}.items():
+        for path, text in pages(docs).items():
             write_text(path, text)
         for data, group in by_data(docs).items():
             figure(group, docs / "results" / f"{data}.svg")
@@ -299,7 +310,7 @@ def main(docs: Path, add: Sequence[str] = (), check: bool = False, name: str | N
 
 
 def command() -> int:
-    """Run the command line; return its exit status."""
+    """Run the command line, and return its exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
         "--add",

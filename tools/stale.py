@@ -1,13 +1,13 @@
 """Find the results whose code has changed since they were measured.
 
-A record names the commits that trained and evaluated its network. Its files are those of the
-objects that its config names (method, attacks, model, data set, augmentations, optimizer and
-schedule), of the pipeline of batches and of the cascade of attacks, and all that these import.
-Left out are the modules in `ASIDE` and the `__init__.py` of packages.
+A record names the commits that trained and evaluated its network. Its files define the objects that
+its config names (method, attacks, model, data set, augmentations, optimizer and schedule), the
+pipeline of batches and the cascade of attacks; all files that these import belong to it too. The
+modules in `IGNORED` and the `__init__.py` of packages do not.
 
-A file has changed if a statement of its top level (a function, a class, a constant) that it had at
-the commit is no longer there as it was. New statements, imports, docstrings, comments and layout do
-not count.
+A file has changed if a statement of its top level (a function, a class, a constant) at the commit
+has since been changed or removed. New statements, imports, docstrings, comments and layout do not
+count.
 """
 
 import ast
@@ -30,8 +30,8 @@ ROOT = Path(__file__).resolve().parents[1]
 REGISTRIES: tuple[Mapping[str, Any], ...] = (
     *(METHODS, AVERAGINGS, ATTACKS, MODELS, DATASETS, AUGMENTATIONS, OPTIMIZERS, SCHEDULES),
 )
-# Modules that check, store or report, or make settings that the record holds: no number is theirs.
-ASIDE = tuple(
+# Modules on which no number depends: they check, store or report, or make the recorded settings.
+IGNORED = tuple(
     f"tfrobust.{name}"
     for name in (
         *("_compat", "errors", "evaluation.attack_list", "gate", "io"),
@@ -63,17 +63,17 @@ def files_of(summary: Mapping[str, Any]) -> frozenset[str]:
 
 @functools.cache
 def files_from(start: str) -> frozenset[str]:
-    """Return the files of a module and of all that it imports, but for those that are left out."""
+    """Return the files of a module and of all modules that it imports, without IGNORED ones."""
     seen: set[str] = set()
     pending = [start]
     while pending:
         module = pending.pop()
-        if module in seen or not module.startswith("tfrobust.") or module.startswith(ASIDE):
+        if module in seen or not module.startswith("tfrobust.") or module.startswith(IGNORED):
             continue
         if hasattr(sys.modules[module], "__path__"):
             continue
         seen.add(module)
-        # What a module imports is known by where it was defined, so no package is walked.
+        # An imported object names the module that defines it.
         for value in vars(sys.modules[module]).values():
             name = value.__name__ if inspect.ismodule(value) else getattr(value, "__module__", "")
             pending.append(name if isinstance(name, str) else "")
@@ -84,7 +84,7 @@ def files_from(start: str) -> frozenset[str]:
 def changed_files(summary: Mapping[str, Any]) -> list[str] | None:
     """Return the files of a run that have changed since it was measured.
 
-    None if a commit is not recorded or is not in the history at hand, as in a shallow clone.
+    None if a commit is not recorded or is not in the git history, as in a shallow clone.
     """
     evaluation = summary["evaluation"]
     changed: set[str] = set()
@@ -98,14 +98,14 @@ def changed_files(summary: Mapping[str, Any]) -> list[str] | None:
 
 @functools.cache
 def has_changed(commit: str, file: str) -> bool:
-    """Return whether a statement that a file had at a commit is no longer there as it was."""
+    """Return whether a statement in a file at a commit has since been changed or removed."""
     before = git("show", f"{commit}:{file}")
     now = (ROOT / file).read_text(encoding="utf-8")
     return before is None or (before != now and not statements(before) <= statements(now))
 
 
 def statements(source: str) -> frozenset[str]:
-    """Return the statements of a module's top level, without imports and docstrings."""
+    """Return the statements at the top level of a module, without imports and docstrings."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
         if isinstance(node, DOCUMENTED) and ast.get_docstring(node) is not None:
@@ -127,7 +127,7 @@ def git(*words: str) -> str | None:
 
 
 def sentence(files: Iterable[str], shown: int = 3) -> str:
-    """Return the names of the first files and the number of the others."""
+    """Return the names of the first files, and the number of the others."""
     names = list(files)
-    rest = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + rest
+    others = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + others

@@ -1,4 +1,4 @@
-"""The summaries of runs, docs/results/NAME.json: written from run folders, and read."""
+"""The summaries of runs, which docs/results/NAME.json holds."""
 
 import functools
 import json
@@ -15,14 +15,14 @@ from tfrobust.evaluation import Record
 from tfrobust.io import write_text
 from tfrobust.report import load_run, summarise_training
 
-PLACE_KEYS = {"dir", "path", "init_from"}  # keys whose values are places of files
+PLACE_KEYS = {"dir", "path", "init_from"}  # the keys of paths
 
 
-def add_run(run: Path, results: Path, name: str | None = None) -> Path:
+def add_run(folder: Path, results: Path, name: str | None = None) -> Path:
     """Write the summary of a finished run.
 
     Args:
-        run: The run's folder.
+        folder: The folder of the run.
         results: The folder of the summaries.
         name: The name of the summary, by default the run's.
 
@@ -30,14 +30,14 @@ def add_run(run: Path, results: Path, name: str | None = None) -> Path:
         The summary's file: `results`/NAME.json, or NAME_seedN.json for a second seed of a run.
 
     Raises:
-        UserError: For a run that is damaged or whose evaluation is not finished.
+        UserError: If the run is damaged or its evaluation is not finished.
     """
-    record = load_run(run)
+    record = load_run(folder)
     config, name = record.config, name or record.config["name"]
     if not re.fullmatch(r"\w[\w.-]*", name):
-        raise UserError(f"{run}: expected a name that can be a file name, received {name!r}")
+        raise UserError(f"{folder}: expected a name that can be a file name, received {name!r}")
     if pending := record.evaluation.pending:
-        raise UserError(f"{run}: expected a finished evaluation; not run: {', '.join(pending)}")
+        raise UserError(f"{folder}: expected a finished evaluation; not run: {', '.join(pending)}")
     command = config.get("command") or f"python -m pipelines.run {config['name']}"
     summary = {
         "name": name,
@@ -62,7 +62,7 @@ def is_place(text: Any) -> bool:
 
 
 def without_places(value: Any) -> Any:
-    """Return the value without the entries that name places on the machine that made it."""
+    """Return a value without its entries that are paths on the machine of the run."""
     if isinstance(value, Mapping):
         kept = {k: v for k, v in value.items() if k not in PLACE_KEYS and not is_place(v)}
         return {key: without_places(entry) for key, entry in kept.items()}
@@ -72,7 +72,7 @@ def without_places(value: Any) -> Any:
 
 
 def without_places_in_command(command: str) -> str:
-    """Return the command without `--set key=PLACE`, which differs between machines."""
+    """Return the command without `--set key=PATH`, as paths differ between machines."""
     kept: list[str] = []
     for word in shlex.split(command):
         key, _, value = word.partition("=")
@@ -98,7 +98,7 @@ def read_summary(path: Path) -> dict[str, Any]:
 
 
 def paper_of(summary: Mapping[str, Any]) -> Any:
-    """Return the paper's figures in the config of this name or, without one, in the run's."""
+    """Return the paper's figures in the config of this name or, if there is none, of the run."""
     return config_named(summary["name"]).get("paper", summary["config"].get("paper"))
 
 
@@ -113,14 +113,14 @@ def seed_of(summary: Mapping[str, Any]) -> Any:
 
 
 def summaries_of(docs: Path) -> list[dict[str, Any]]:
-    """Return the summaries of `docs`/results, in the order of name and seed."""
+    """Return the summaries in the folder results of `docs`, sorted by name and seed."""
     paths = sorted((docs / "results").glob("*.json"))
     summaries = [read_summary(path) for path in paths if path.name != "leaderboard.json"]
     return sorted(summaries, key=lambda each: (each["name"], seed_of(each) or 0))
 
 
 def by_data(docs: Path) -> dict[str, list[dict[str, Any]]]:
-    """Return the summaries of `docs`/results by data set, in the order of name and seed."""
+    """Return data set -> summaries, in the order of `summaries_of`."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for summary in summaries_of(docs):
         groups.setdefault(summary["config"]["data"]["name"], []).append(summary)

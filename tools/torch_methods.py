@@ -1,4 +1,4 @@
-"""The authors' code of the methods, run in torch on the network of tests/parity/methods.py."""
+"""What the authors' code of methods needs to run in torch: network, images, noise, its lines."""
 
 from __future__ import annotations
 
@@ -27,11 +27,8 @@ def nhwc(images: torch.Tensor) -> np.ndarray:
     return np.moveaxis(images.detach().numpy(), -3, -1)
 
 
-X, Y, ADV = (
-    nchw(shared.images()),
-    torch.from_numpy(shared.labels()).long(),
-    nchw(shared.adversaries()),
-)
+X, ADV = nchw(shared.images()), nchw(shared.adversaries())
+Y = torch.from_numpy(shared.labels()).long()
 NORMAL, UNIFORM = nchw(shared.draws("normal")), nchw(shared.draws("uniform"))
 # Torch's names of the weights.
 TORCH = {
@@ -45,7 +42,7 @@ TORCH = {
 
 
 class BatchNorm(torch.nn.BatchNorm2d):
-    """Torch's, but its running variance is the biased one, as in Keras."""
+    """Torch's BatchNorm, but with a biased running variance, as in Keras."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.training and self.track_running_stats:
@@ -84,9 +81,9 @@ class Network(torch.nn.Module):
         return self.dense(x.permute(0, 2, 3, 1).flatten(1))  # Keras flattens channels last
 
     def result(self, loss: torch.Tensor | None = None, **images: torch.Tensor) -> dict[str, Any]:
-        """Return the loss, its gradient, the averages, and images.
+        """Return the loss, the gradients of the weights, BatchNorm's averages, and the images.
 
-        Without a loss the gradient is the one that is there.
+        Without a loss the gradients are those that the weights hold.
         """
         out = {name: nhwc(value) for name, value in images.items()}
         if loss is not None:
@@ -101,7 +98,7 @@ class Network(torch.nn.Module):
 
 
 class Noise:
-    """Give the authors' code the shared noise, in the order in which it asks."""
+    """Gives the authors' code the noise of tests/parity/methods.py, one draw at each request."""
 
     def __init__(self, uniform: torch.Tensor = UNIFORM):
         self.uniform = uniform
@@ -136,9 +133,14 @@ class Noise:
 def lines(
     path: Path, first: str, last: str, *, uniform: torch.Tensor = UNIFORM, **names: Any
 ) -> dict[str, Any]:
-    """Run the lines of a script from the first with a text to the next with another one.
+    """Run some lines of a script, and return the names that are then defined.
 
-    Returns the names that are then defined.
+    Args:
+        path: The script.
+        first: A text in the first of the lines.
+        last: A text in the last of the lines.
+        uniform: The uniform noise that the lines draw.
+        names: The names that the lines use.
     """
     text = path.read_text(encoding="utf-8").splitlines()
     start = next(k for k, line in enumerate(text) if first in line)
@@ -151,7 +153,13 @@ def lines(
 
 
 def loaded(path: Path, *replaced: tuple[str, str], **names: Any) -> dict[str, Any]:
-    """Run a module whose imports are not all here, and return what it defines."""
+    """Run a module, and return the names that it defines.
+
+    Args:
+        path: The file of the module.
+        replaced: Texts in the file, such as imports that are missing, and their replacements.
+        names: The names that the module uses.
+    """
     text = path.read_text(encoding="utf-8")
     for old, new in replaced:
         text = text.replace(old, new)

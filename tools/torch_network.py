@@ -13,7 +13,7 @@ ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "softplus": nn.Softplus}
 
 
 class TorchNetwork(nn.Module):
-    """A network of ours on images [B, C, H, W], layer by layer.
+    """The torch form of one of our networks, layer by layer, for images [B, C, H, W].
 
     Raises:
         SystemExit: For a layer that none of our networks has.

@@ -11,12 +11,11 @@ import torch
 from torch.nn import functional as F
 from torch_network import TorchNetwork
 
-RECOMPILES = 64  # at most, for each mode and each kind of input
+RECOMPILES = 64  # the largest number, for each mode and each kind of input
 
 
 def prepare(device: str) -> None:
-    """Let torch compute as fast as it can: in TensorFloat-32, TensorFlow's default, and with the
-    fastest of cuDNN's convolutions."""
+    """Let torch use TensorFloat-32, as TensorFlow does, and the fastest convolutions of cuDNN."""
     if device == "cuda":
         torch.backends.cudnn.benchmark = True
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
@@ -29,7 +28,7 @@ def wait(device: str) -> None:
 
 
 def product(device: str, dtype: str, size: int) -> Callable[[], None]:
-    """Return a function that multiplies two matrices of this size."""
+    """Return a function that multiplies two matrices with `size` rows and columns."""
     a = torch.randn(size, size, device=device).to(getattr(torch, dtype))
 
     def multiply() -> None:
@@ -52,7 +51,21 @@ def step(
     autocast: bool = False,
     compiled: bool = False,
 ) -> Callable[[], None]:
-    """Return the step of a row of bench_train.ROWS, from the weights of the network."""
+    """Return a function that makes a training step, on the weights of a Keras network.
+
+    Args:
+        network: The network.
+        row: One of bench_train.ROWS.
+        x: Images [B, H, W, C].
+        y: Labels [B].
+        eps: The Linf eps.
+        rate: The learning rate of SGD.
+        momentum: The momentum of SGD.
+        device: "cpu" or "cuda".
+        channels_last: Whether tensors are in torch's channels-last format.
+        autocast: Whether torch computes in bfloat16.
+        compiled: Whether torch.compile compiles the network.
+    """
     _, name, steps, alpha, beta, _ = row
     classes = network.output.shape[-1]
     model: Any = TorchNetwork(network).to(device)
@@ -71,23 +84,24 @@ def step(
         with torch.autocast(device, torch.bfloat16, enabled=autocast):
             return model(images).float()
 
-    def crafted() -> torch.Tensor:
+    def craft() -> torch.Tensor:
         model.eval()
         clean = logits(images).detach().log_softmax(1) if name == "trades" else None
         moved = (images + eps * (2 * torch.rand_like(images) - 1)).clamp(0, 1)
         for _ in range(steps):
             moved.requires_grad_(True)
             out = logits(moved)
-            loss = (
-                F.cross_entropy(out, labels, reduction="sum") if clean is None else _kl(out, clean)
-            )
+            if clean is None:
+                loss = F.cross_entropy(out, labels, reduction="sum")
+            else:
+                loss = _kl(out, clean)
             (gradient,) = torch.autograd.grad(loss, moved)
             moved = moved.detach() + size * gradient.sign()
             moved = (images + (moved - images).clamp(-eps, eps)).clamp(0, 1)
         return moved
 
     def run() -> None:
-        adversarial = crafted() if steps else images
+        adversarial = craft() if steps else images
         model.train()
         optimizer.zero_grad(set_to_none=True)
         centre = adversarial if name in ("adv", "atlas") else images

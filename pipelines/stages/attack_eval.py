@@ -1,4 +1,4 @@
-"""Stage attack_eval: the network against a list of attacks, to eval.json and flags.npz."""
+"""Stage attack_eval: the evaluation of a network under a list of attacks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from pipelines.fingerprints import fingerprint
-from pipelines.folder import Folder
+from pipelines.run_folder import RunFolder
 from pipelines.sections import EvaluationOptions
 from pipelines.spec import Spec, attack_files, attacks_by_key, data_files
 from pipelines.stages.evaluated_network import load_evaluated, network_files
@@ -28,9 +28,8 @@ from tfrobust.record import SCHEMA, Record
 from tfrobust.report import load_run
 
 SECTIONS = ("seed", "threat", "data", "model", "attacks", "evaluation")
-# The number of images in a pass changes no attack, and how to treat finished ones no result.
-IRRELEVANT = ("batch_size", "rerun")
-FIRST = 500  # test images that are checked before a run begins; with saved images all of them are
+IRRELEVANT = ("batch_size", "rerun")  # keys of `evaluation` that change no result
+FIRST = 500  # test images to check before a run begins; with saved images all are checked
 
 
 class AttackEval(Stage):
@@ -39,23 +38,23 @@ class AttackEval(Stage):
     name = "attack_eval"
     reads_network = True
 
-    def inputs(self, spec: Spec, folder: Folder) -> str:
+    def inputs(self, spec: Spec, folder: RunFolder) -> str:
         files = [*data_files(spec), *network_files(spec, folder)]
         files += attack_files(attacks_by_key(spec.attack_list))
         section = spec.config.get("evaluation") or {}
         options = {key: value for key, value in section.items() if key not in IRRELEVANT}
         return fingerprint({**spec.config, "evaluation": options}, SECTIONS, files)
 
-    def outputs(self, spec: Spec, folder: Folder) -> list[Path]:
+    def outputs(self, spec: Spec, folder: RunFolder) -> list[Path]:
         images = [folder.adversarial] if spec.evaluation.save is not None else []
         return [folder.evaluation, folder.flags, *images]
 
-    def done(self, spec: Spec, folder: Folder) -> bool:
+    def done(self, spec: Spec, folder: RunFolder) -> bool:
         if spec.evaluation.rerun or not _has_current_schema(folder):
             return False
         return super().done(spec, folder)
 
-    def check(self, spec: Spec, folder: Folder, planned: Collection[str]) -> None:
+    def check(self, spec: Spec, folder: RunFolder, planned: Collection[str]) -> None:
         test = spec.data.test
         if not any(isinstance(listed.attack, SavedImages) for listed in spec.attack_list):
             test = test.first(min(FIRST, len(test)))
@@ -78,12 +77,12 @@ class AttackEval(Stage):
             if spec.evaluation.save is not None:
                 ImageFile(folder.path, spec.evaluation.save, images)
 
-    def run(self, spec: Spec, folder: Folder) -> None:
+    def run(self, spec: Spec, folder: RunFolder) -> None:
         with in_memory("evaluation.batch_size", spec.evaluation.batch_size):
             _attack_eval(spec, folder, load_evaluated(spec, folder))
 
-    def skip(self, folder: Folder) -> None:
-        """Print that the stage is skipped, and which other commit its results are of, if any."""
+    def skip(self, folder: RunFolder) -> None:
+        """Print that the stage is skipped, and which other code made its results, if any did."""
         super().skip(folder)
         record = Record.load(folder.path)
         corrupted = record.corruptions.rows if record.corruptions else []
@@ -91,14 +90,14 @@ class AttackEval(Stage):
             print(f"{self.name}: {line}")
 
 
-def _has_current_schema(folder: Folder) -> bool:
+def _has_current_schema(folder: RunFolder) -> bool:
     try:
         return Record.load(folder.path).schema_version == SCHEMA
     except UserError:
         return False
 
 
-def _attack_eval(spec: Spec, folder: Folder, network: SavedNetwork) -> None:
+def _attack_eval(spec: Spec, folder: RunFolder, network: SavedNetwork) -> None:
     """Evaluate the network on the test split; then write config.yaml and TensorBoard's events."""
     test, options = spec.data.test, spec.evaluation
     x, y = test.as_float(), test.labels
@@ -132,8 +131,7 @@ def _attack_eval(spec: Spec, folder: Folder, network: SavedNetwork) -> None:
         details=details,
         layout="channels_last",  # as the data set has checked
     )
-    # Only now: config.yaml has to match the results that are there.
-    folder.write_config()
+    folder.write_config()  # only now, because config.yaml has to match the results in the folder
     if spec.attack_list:
         few = slice(VALLEY)
         sizes = {"seed": spec.seed, "batch_size": options.batch_size}

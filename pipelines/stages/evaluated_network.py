@@ -1,4 +1,4 @@
-"""The network that a run evaluates and exports: the one that it trains, or one from a file."""
+"""The network that a run evaluates and exports: a network that it trains or reads from a file."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import keras
 
-from pipelines.folder import Folder
 from pipelines.network import check_fit
+from pipelines.run_folder import RunFolder
 from pipelines.spec import Spec
 from tfrobust import zoo
 from tfrobust.distribution import strategy
@@ -16,8 +16,8 @@ from tfrobust.errors import UserError, require
 from tfrobust.models import SavedNetwork, load_keras, load_network, model_files
 
 
-def network_path(spec: Spec, folder: Folder) -> tuple[Path, str]:
-    """Return the path of the network, and the name of its place for error messages.
+def network_path(spec: Spec, folder: RunFolder) -> tuple[Path, str]:
+    """Return the path of the network, and the name of that path in error messages.
 
     Raises:
         UserError: If the run trains its network and has not trained it yet.
@@ -29,7 +29,7 @@ def network_path(spec: Spec, folder: Folder) -> tuple[Path, str]:
     return folder.model, str(folder.model)
 
 
-def network_files(spec: Spec, folder: Folder) -> list[Path]:
+def network_files(spec: Spec, folder: RunFolder) -> list[Path]:
     """Return the files in which the network is saved."""
     path, where = network_path(spec, folder)
     if "architecture" in _options(spec):
@@ -38,12 +38,12 @@ def network_files(spec: Spec, folder: Folder) -> list[Path]:
 
 
 def _options(spec: Spec) -> dict[str, str]:
-    """Return the keys of the section `model` that say what a file holds beside its path."""
+    """Return the keys of the section `model` that describe a network in a file."""
     section = spec.config["model"] if spec.train is None else {}
     return {key: value for key, value in section.items() if key not in ("path", "name")}
 
 
-def load_trainable(spec: Spec, folder: Folder) -> keras.Model:
+def load_trainable(spec: Spec, folder: RunFolder) -> keras.Model:
     """Return the Keras network, cut to its one output."""
     path, where = network_path(spec, folder)
     options = _options(spec)
@@ -52,8 +52,8 @@ def load_trainable(spec: Spec, folder: Folder) -> keras.Model:
     return load_keras(path, where, output=options.get("output"))
 
 
-def load_evaluated(spec: Spec, folder: Folder) -> SavedNetwork:
-    """Return the network, checked against the data, at its first lambda and width."""
+def load_evaluated(spec: Spec, folder: RunFolder) -> SavedNetwork:
+    """Return the network at its first lambda and width; it is checked against the data."""
     path, where = network_path(spec, folder)
     with strategy().scope():  # each device gets the weights
         if "architecture" in _options(spec):

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from pipelines.fingerprints import fingerprint
-from pipelines.folder import Folder
+from pipelines.run_folder import RunFolder
 from pipelines.spec import Spec
 from pipelines.stages.attack_eval import AttackEval
 from pipelines.stages.stage import Stage
@@ -20,7 +20,7 @@ class Report(Stage):
     name = "report"
     reads_network = True
 
-    def inputs(self, spec: Spec, folder: Folder) -> str:
+    def inputs(self, spec: Spec, folder: RunFolder) -> str:
         files = [folder.trials]
         if spec.search is None:
             files = [
@@ -34,14 +34,14 @@ class Report(Stage):
             ]
         return fingerprint(spec.config, spec.config, files)
 
-    def outputs(self, spec: Spec, folder: Folder) -> list[Path]:
+    def outputs(self, spec: Spec, folder: RunFolder) -> list[Path]:
         return [folder.report] if spec.search is not None else [folder.report, folder.card]
 
-    def check(self, spec: Spec, folder: Folder, planned: Collection[str]) -> None:
+    def check(self, spec: Spec, folder: RunFolder, planned: Collection[str]) -> None:
         if spec.search is None and AttackEval.name not in planned:
             _require_evaluation(spec, folder)
 
-    def run(self, spec: Spec, folder: Folder) -> None:
+    def run(self, spec: Spec, folder: RunFolder) -> None:
         folder.write_config()
         if spec.search is None:
             _require_evaluation(spec, folder)
@@ -53,9 +53,9 @@ class Report(Stage):
         print(f"report: {page}")
 
 
-def _require_evaluation(spec: Spec, folder: Folder) -> None:
+def _require_evaluation(spec: Spec, folder: RunFolder) -> None:
     stage = AttackEval()
-    # An evaluation in an older schema, or one to be repeated, can still be reported.
+    # Not `stage.done`: an evaluation of an older schema, or one to repeat, can be reported.
     if not folder.done(stage.name, stage.inputs(spec, folder), stage.outputs(spec, folder)):
         raise UserError(
             f"{folder.evaluation}: expected the attacks of this config evaluated; run the "

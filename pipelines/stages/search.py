@@ -1,4 +1,4 @@
-"""Stage search: values of the config's keys, tried in training runs that are compared."""
+"""Stage search: training runs with other values of the config's keys, which are compared."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 from types import ModuleType
 
-from pipelines.folder import Folder
+from pipelines.run_folder import RunFolder
 from pipelines.sections import TRAINED
 from pipelines.spec import Spec
 from pipelines.stages.stage import Stage
@@ -20,24 +20,24 @@ class Search(Stage):
 
     name = "search"
 
-    def inputs(self, spec: Spec, folder: Folder) -> str:
+    def inputs(self, spec: Spec, folder: RunFolder) -> str:
         sections = TRAINED if spec.search is None else (*TRAINED, "search")
         return training_fingerprint(spec, spec.config, sections)
 
-    def outputs(self, spec: Spec, folder: Folder) -> list[Path]:
+    def outputs(self, spec: Spec, folder: RunFolder) -> list[Path]:
         return [folder.trials, folder.best]
 
-    def check(self, spec: Spec, folder: Folder, planned: Collection[str]) -> None:
+    def check(self, spec: Spec, folder: RunFolder, planned: Collection[str]) -> None:
         check_training(spec)
 
-    def run(self, spec: Spec, folder: Folder) -> None:
+    def run(self, spec: Spec, folder: RunFolder) -> None:
         folder.write_config()
-        # The mark of training says with which config a folder was trained, by a search too.
+        # The mark of training says which config trained in a folder, also for a search.
         folder.mark("train", Train().inputs(spec, folder), done=False, commit=commit())
         _tuner().search(spec, folder)
 
 
-def work(spec: Spec, folder: Folder) -> None:
+def work(spec: Spec, folder: RunFolder) -> None:
     """Run trials for the chief of a search until it has no more."""
     stage = Search()
     if stage.done(spec, folder):
@@ -47,5 +47,5 @@ def work(spec: Spec, folder: Folder) -> None:
 
 
 def _tuner() -> ModuleType:
-    """Import the module that needs KerasTuner, for which other stages should not wait."""
+    """Import the module that needs KerasTuner; other stages should not wait for that import."""
     return importlib.import_module("pipelines.stages.tuner")

@@ -24,15 +24,15 @@ from tfrobust.report import (
     number,
 )
 
-WIDTH, GAP = 96, 8  # pixels; small images are enlarged to about this width
+WIDTH, GAP = 96, 8  # pixels: the width to which small images are enlarged, and the gap between them
 
 
 def write_board(folder: Path, record: RunRecord, margins: Mapping[str, np.ndarray]) -> None:
     """Write the events of an evaluation to `folder`, replacing what is there.
 
     Args:
-        folder: A folder of TensorBoard's, which is removed first.
-        record: The run folder that has been read: config, evaluation and example images.
+        folder: The folder of the events.
+        record: The content of the run folder: config, evaluation and example images.
         margins: The margins of test images by name, each an array [n].
     """
     shutil.rmtree(folder, ignore_errors=True)
@@ -104,9 +104,10 @@ def write_trial(folder: Path, trial: SearchTrial) -> None:
 
 
 def _images(probes: Probes) -> np.ndarray:
-    """Return rows of three images: clean, adversarial, and their amplified difference around grey.
+    """Return each probe as a row of three images: clean, adversarial, and difference around grey.
 
-    Images of one or three channels keep them; of any other number the mean is shown.
+    The difference is amplified. Images of one or three channels keep their channels; of any other
+    number of channels the mean is shown.
     """
     difference = 0.5 + amplification(probes) * (probes.adversarial - probes.image)
     times = max(1, WIDTH // probes.image.shape[2])

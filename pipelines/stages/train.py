@@ -9,7 +9,7 @@ from typing import Any
 
 from pipelines import config as configs
 from pipelines.fingerprints import fingerprint
-from pipelines.folder import Folder
+from pipelines.run_folder import RunFolder
 from pipelines.sections import TRAINED
 from pipelines.spec import FACTS, Spec, attack_files, data_files, training_attacks
 from pipelines.stages import training
@@ -26,29 +26,29 @@ class Train(Stage):
 
     name = "train"
 
-    def inputs(self, spec: Spec, folder: Folder) -> str:
+    def inputs(self, spec: Spec, folder: RunFolder) -> str:
         if spec.search is None:
             return training_fingerprint(spec, spec.config, TRAINED)
         # More trials continue a search: they do not begin another one.
         search = {key: v for key, v in spec.config["search"].items() if key != "trials"}
         return training_fingerprint(spec, {**spec.config, "search": search}, (*TRAINED, "search"))
 
-    def outputs(self, spec: Spec, folder: Folder) -> list[Path]:
+    def outputs(self, spec: Spec, folder: RunFolder) -> list[Path]:
         return [folder.model, folder.history]
 
-    def check(self, spec: Spec, folder: Folder, planned: Collection[str]) -> None:
+    def check(self, spec: Spec, folder: RunFolder, planned: Collection[str]) -> None:
         check_training(spec)
 
-    def run(self, spec: Spec, folder: Folder) -> None:
+    def run(self, spec: Spec, folder: RunFolder) -> None:
         folder.write_config()
         with in_memory("data.batch_size", spec.data.batch_size), readable():
             training.train(spec, folder)
 
 
 def training_fingerprint(spec: Spec, config: Mapping[str, Any], sections: Iterable[str]) -> str:
-    """Return the fingerprint of sections of the config and of the files that a training reads.
+    """Return the fingerprint of sections of the config and of the files that training reads.
 
-    The number of test examples does not count.
+    The number of test examples has no influence on it.
     """
     files = data_files(spec)
     if spec.train is not None and spec.train.init_from:
@@ -59,7 +59,7 @@ def training_fingerprint(spec: Spec, config: Mapping[str, Any], sections: Iterab
 
 
 def check_training(spec: Spec) -> None:
-    """Raise a UserError if the data or the network of `train.init_from` cannot be trained on."""
+    """Raise a UserError if the data, or the network of `train.init_from`, cannot be trained."""
     split, *_ = training.splits(spec)
     if spec.train is None or spec.train.init_from is None:
         return
@@ -70,12 +70,12 @@ def check_training(spec: Spec) -> None:
     model.check_network(images, "train.init_from")
 
 
-def goes_on(spec: Spec, folder: Folder) -> bool:
-    """Return whether the training in the folder can be extended to the epochs of this config.
+def extends(spec: Spec, folder: RunFolder) -> bool:
+    """Return whether this config only adds epochs to the training in the folder.
 
-    It can if the two configs differ only in `train.epochs`, and if going on leads to the weights
-    that training from the start would give. The training is then marked as begun with this config.
-    Where only the epochs differ and it cannot be extended, a printed line says why.
+    The two configs must differ in `train.epochs` alone, and going on must lead to the weights that
+    training from the start would give. The training is then marked as begun with this config. If
+    only the epochs differ but the training cannot go on, a printed line says why.
     """
     stage, begun = Train(), folder.begun("train")
     if spec.train is None or spec.search is not None or begun is None:
@@ -103,7 +103,7 @@ def goes_on(spec: Spec, folder: Folder) -> bool:
 
 
 def _why_not_extended(spec: Spec, trained: float) -> str:
-    """Return why a training of `trained` epochs cannot go on to those of the config, or ""."""
+    """Return why training cannot go on after `trained` epochs; "" if it can."""
     assert spec.train is not None
     if not spec.train.schedule.extends:
         name = type(spec.train.schedule).__name__.lower()

@@ -1,4 +1,4 @@
-"""Trains a network by a method on a data set, and keeps the weights of the best epoch."""
+"""Training of a network by a method on a data set, and the weights of the best epoch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from pipelines.folder import Folder
+from pipelines.run_folder import RunFolder
 from pipelines.sections import Train
 from pipelines.spec import Spec
 from tfrobust.data import Extra, Split, batches, hold_out
@@ -37,8 +37,8 @@ from tfrobust.training import (
 )
 
 VALIDATION_BATCH = 500
-EXTREMES = 8  # images at each end of a table
-STEPS_AT_ONCE = 20  # the most compiled steps that follow each other without the host
+EXTREMES = 8  # the number of images with the smallest, and with the largest, values of a table
+STEPS_AT_ONCE = 20  # the largest number of compiled steps between two returns to the host
 ROLLBACK = 0.5  # the factor of the learning rate at each rollback
 
 
@@ -46,7 +46,7 @@ class Diverged(UserError):
     """The loss was not finite more often than `train.rollbacks` allows."""
 
 
-def train(spec: Spec, folder: Folder, epochs: int | None = None) -> None:
+def train(spec: Spec, folder: RunFolder, epochs: int | None = None) -> None:
     """Train from the last checkpoint, or from the start, and write the network to model.keras.
 
     The same config gives the same weights on CPU, whether or not the training was interrupted.
@@ -68,7 +68,7 @@ def train(spec: Spec, folder: Folder, epochs: int | None = None) -> None:
     with Interruption().caught() as interruption:
         while network is None:
             try:
-                network = _trained(
+                network = _train_up_to_epoch(
                     spec, plan, folder, data, checkpoints, interruption, epochs or plan.epochs
                 )
             except NotFinite as error:
@@ -83,12 +83,12 @@ def train(spec: Spec, folder: Folder, epochs: int | None = None) -> None:
     write_atomically(folder.model, network.save)
 
 
-def progress(folder: Folder) -> tuple[float, bool]:
-    """Return how far the last checkpoint of a run has come.
+def progress(folder: RunFolder) -> tuple[float, bool]:
+    """Return how far training had come at the last checkpoint.
 
     Returns:
-        The number of epochs that are trained, where an unfinished one counts as a half; and whether
-        the schedule has ended the run.
+        The number of trained epochs, where an unfinished epoch counts as a half; and whether the
+        schedule has ended the run.
     """
     note = Checkpoints(folder.checkpoints).note
     rows = list(csv.DictReader(note.get("history", [])))
@@ -97,16 +97,16 @@ def progress(folder: Folder) -> tuple[float, bool]:
     return len(rows) + 0.5 * unfinished, bool(note.get("stopped"))
 
 
-def _trained(
+def _train_up_to_epoch(
     spec: Spec,
     plan: Train,
-    folder: Folder,
+    folder: RunFolder,
     data: tuple[Split, Split, Extra | None],
     checkpoints: Checkpoints,
     interruption: Interruption,
     epochs: int,
 ) -> keras.Model:
-    """Train up to the epoch `epochs`, and return the network at its best epoch."""
+    """Train until `epochs` epochs are done, and return the network at its best epoch."""
     assert spec.method is not None and spec.optimizer is not None and spec.network is not None
     keras.utils.set_random_seed(spec.seed)
     (split, held_out, extra), rollbacks = data, checkpoints.rollbacks
@@ -204,19 +204,19 @@ def _trained(
 
 
 def _steps_at_once(steps: int, first: int) -> int:
-    """Return how many compiled steps may follow each other without the host.
+    """Return the number of compiled steps between two returns to the host.
 
-    It is the largest number up to STEPS_AT_ONCE with which every epoch of `steps` steps ends at a
-    full group, also the epoch that goes on at the step `first`.
+    It is the largest number up to STEPS_AT_ONCE that divides both the `steps` of an epoch and the
+    step `first` at which training goes on, so that every epoch ends at a return.
     """
     common = math.gcd(steps, first)
     return max(n for n in range(1, STEPS_AT_ONCE + 1) if common % n == 0)
 
 
 def _extremes(path: Path, model: RobustModel, split: Split) -> None:
-    """Write the method's table, if it has one, and the images with its smallest and largest values.
+    """Write the method's per-example table, if any, and the images of its extreme values.
 
-    A table has one number for each training example, such as the eps of IAAT.
+    The table has one number for each training example, such as the eps of IAAT.
     """
     for name, table in model.tables().items():
         values = keras.ops.convert_to_numpy(table.table)[split.index]
@@ -230,15 +230,15 @@ def _extremes(path: Path, model: RobustModel, split: Split) -> None:
 
 
 def _table_size(*splits: Split) -> int:
-    """Return the number of rows of a table that has one row for each index of the splits."""
+    """Return the number of rows of a table with a row for each index in the splits."""
     return 1 + max(int(split.index.max(initial=-1)) for split in splits)
 
 
 def splits(spec: Spec) -> tuple[Split, Split, Extra | None]:
-    """Return the examples of training, of validation, and of the extra data set if there is one.
+    """Return the examples for training and for validation, and the extra data set or None.
 
     The validation examples are held out of the training split. Their number is rounded down to a
-    multiple of the replicas.
+    multiple of the number of replicas.
 
     Raises:
         UserError: If the sizes in the config do not fit the data.

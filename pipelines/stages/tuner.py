@@ -1,6 +1,6 @@
-"""The trials of a search: KerasTuner draws values, and each trial is a training run in a folder.
+"""The trials of a search: training runs, whose values KerasTuner draws.
 
-This module imports KerasTuner, so only a search imports it.
+Only a search imports this module, as it imports KerasTuner.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ import numpy as np
 
 from pipelines import config as configs
 from pipelines import search_cluster
-from pipelines.folder import Folder
+from pipelines.run_folder import RunFolder
 from pipelines.sections import CLEAN, ROBUST, Search
-from pipelines.spec import STAGES, Spec, trial_spec
+from pipelines.spec import RUN_STAGES, Spec, trial_spec
 from pipelines.stages.tensorboard_logs import value_text, write_columns, write_trial
 from pipelines.stages.training import Diverged, splits, train
 from tfrobust._compat import with_whole_files
@@ -44,23 +44,24 @@ ORACLES = {
     "hyperband": kt.oracles.HyperbandOracle,
 }
 SCORE = "score"  # the objective's name in KerasTuner
-FAILED = "failed.txt"  # holds the reason, which KerasTuner's workers do not send to their chief
-MANY = 10**9
+FAILED = "failed.txt"  # the file of the reason, which KerasTuner's workers do not send to the chief
+MANY = 10**9  # failed trials in sequence, so that no number of them ends a search
 
 
 class Unfit(UserError):
     """The values of a trial do not fit together."""
 
 
-def search(spec: Spec, folder: Folder) -> None:
-    """Run the trials, or let workers run them if this process is the chief, and write the results.
+def search(spec: Spec, folder: RunFolder) -> None:
+    """Run the trials of a search, and write their results.
 
-    A search that was stopped goes on from what it saved.
+    If this process is the chief, workers run the trials. A search that was stopped goes on from
+    what it saved.
 
     Raises:
         UserError: If no trial ends, or none reaches `search.min_clean`.
     """
-    splits(spec)  # raises for mistakes in the data, which are not those of a trial
+    splits(spec)  # raises the errors of the data here rather than in every trial
     tuner = _Tuner(spec, folder)
     with _unwrapped_errors():
         if search_cluster.role() == "chief":
@@ -84,7 +85,7 @@ def search(spec: Spec, folder: Folder) -> None:
     print(f"search: the best is trial {best.name}, {_summary(best)}: {folder.best}", flush=True)
 
 
-def work(spec: Spec, folder: Folder) -> None:
+def work(spec: Spec, folder: RunFolder) -> None:
     """Run trials for the chief until it has no more.
 
     The folder must be the chief's. If the chief is on another machine, the two need a shared file
@@ -100,7 +101,7 @@ def work(spec: Spec, folder: Folder) -> None:
 
 @contextlib.contextmanager
 def _unwrapped_errors() -> Iterator[None]:
-    """Raise the errors that KerasTuner wraps, and a UserError if the chief cannot be reached."""
+    """Raise the errors that KerasTuner wraps, or a UserError if the chief cannot be reached."""
     try:
         yield
     except kt.errors.FatalError as error:
@@ -116,11 +117,11 @@ def _unwrapped_errors() -> Iterator[None]:
 class _Tuner(kt.engine.base_tuner.BaseTuner):
     """Runs trials as training runs in RUN/search/trial_N.
 
-    One process owns the folder of the search and writes its tables: the chief, or the only process.
-    The oracle of a worker is a client of the chief's.
+    The chief, or the only process, owns the folder of the search and writes its tables. The oracle
+    of a worker is a client of the chief's oracle.
     """
 
-    def __init__(self, spec: Spec, folder: Folder):
+    def __init__(self, spec: Spec, folder: RunFolder):
         assert spec.search is not None and spec.train is not None
         self.spec, self.plan, self.folder = spec, spec.search, folder
         self.state = oracle = _oracle(self.plan, spec.seed, spec.train.epochs, self._on_end)
@@ -153,8 +154,8 @@ class _Tuner(kt.engine.base_tuner.BaseTuner):
     def run_trial(self, trial: Any, *_: Any, **__: Any) -> dict[str, float]:
         """Return the score, the accuracies and the number of epochs of a trial.
 
-        A trial that cannot be trained fails. Any other error ends the search: KerasTuner would take
-        it for a failed trial as well.
+        A trial that cannot be trained fails. Any other error ends the search, because KerasTuner
+        would count it as a failed trial.
         """
         try:
             results = self._train(trial)
@@ -166,14 +167,14 @@ class _Tuner(kt.engine.base_tuner.BaseTuner):
         min_clean = self.plan.min_clean or 0.0
         score = results[ROBUST]
         if results[CLEAN] < min_clean:
-            # Negative, so below all that reach it, the nearest first (the rule of Deb, 2000).
+            # Negative, and so below every trial that reaches min_clean (the rule of Deb, 2000).
             score = results[CLEAN] - min_clean
         return {SCORE: score, **results}
 
     def _train(self, trial: Any) -> dict[str, float]:
         """Train a trial, or go on with it, and return its accuracies and number of epochs.
 
-        Where hyperband goes on with an earlier trial, the folder is that trial's.
+        If hyperband goes on with an earlier trial, the folder is that of the earlier trial.
 
         Raises:
             Unfit, Diverged, OutOfMemory: If a network cannot be trained with these values.
@@ -183,7 +184,7 @@ class _Tuner(kt.engine.base_tuner.BaseTuner):
         while "tuner/trial_id" in first:
             name = first["tuner/trial_id"]
             first = self.oracle.get_trial(name).hyperparameters.values
-        folder, epochs = Folder(Path(self.get_trial_dir(name))), drawn.get("tuner/epochs")
+        folder, epochs = RunFolder(Path(self.get_trial_dir(name))), drawn.get("tuner/epochs")
         try:
             spec = trial_spec(f"{self.spec.name}_{name}", self.spec.unresolved, self._values(drawn))
         except UserError as error:
@@ -240,15 +241,14 @@ class _Tuner(kt.engine.base_tuner.BaseTuner):
 
 
 def _oracle(plan: Search, seed: int, epochs: int, ended: Callable[[str], None]) -> Any:
-    """Return KerasTuner's oracle for the plan, with files that are written atomically.
+    """Return KerasTuner's oracle for the plan; it writes its files atomically.
 
     Args:
         plan: The section `search`.
         seed: The seed of the run.
-        epochs: The largest number of epochs of a trial, which hyperband needs.
-        ended: Called with the name of each trial that ends.
+        epochs: The largest number of epochs of a trial, for hyperband.
+        ended: A function that is called with the name of each trial that ends.
     """
-
     kind: Any = with_whole_files(ORACLES[plan.tuner])
 
     class Oracle(kind):
@@ -260,8 +260,8 @@ def _oracle(plan: Search, seed: int, epochs: int, ended: Callable[[str], None]) 
     options = {"max_epochs": epochs} if plan.tuner == "hyperband" else {}
     oracle = Oracle(
         objective=kt.Objective(SCORE, "max"),
-        # KerasTuner takes 0 for no seed, and draws from seed, seed + 1, ...: neighbouring seeds are
-        # spread far apart, so that two searches share none of these.
+        # KerasTuner draws from seed, seed + 1, ..., so neighbouring seeds are spread far apart, and
+        # two searches share none. It takes the seed 0 for none.
         seed=int(np.random.SeedSequence(seed).generate_state(1)[0]) or 1,
         hyperparameters=_declared(plan),
         max_consecutive_failed_trials=MANY,
@@ -284,7 +284,7 @@ def _declared(plan: Search) -> kt.HyperParameters:
 
 
 def _reload(oracle: Any, path: Path) -> None:
-    """Load the state of a search that was stopped. Trials that were running are run again first."""
+    """Load the state of a stopped search, which first repeats the trials that were running."""
     try:
         oracle.reload()
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError):
@@ -292,14 +292,14 @@ def _reload(oracle: Any, path: Path) -> None:
             f"{path}: expected KerasTuner's state, it or a trial.json beside it is damaged; remove "
             f"{path.parent}"
         ) from None
-    # A kill may leave a trial.json of a trial that the oracle's own state does not have yet.
+    # A kill may leave the trial.json of a trial that is not yet in the state of the oracle.
     oracle.trials = {name: oracle.trials[name] for name in oracle.start_order}
     count = sum(trial.status in ("COMPLETED", "FAILED") for trial in oracle.trials.values())
     print(f"search: going on after {count} trials", flush=True)
 
 
-def _results(folder: Folder, spec: Spec, epochs: int | None) -> dict[str, float]:
-    """Return the accuracies at the best of the first `epochs` epochs, and how many there were."""
+def _results(folder: RunFolder, spec: Spec, epochs: int | None) -> dict[str, float]:
+    """Return the accuracies at the best of the first `epochs` epochs, and the number of epochs."""
     names = ("epoch", CLEAN, ROBUST)
     with folder.history.open(newline="", encoding="utf-8") as file:
         rows = [{name: float(row[name]) for name in names} for row in csv.DictReader(file)]
@@ -312,7 +312,7 @@ def _results(folder: Folder, spec: Spec, epochs: int | None) -> dict[str, float]
 def _config_of_best(spec: Spec, values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the config of a run with the values of the best trial."""
     best = trial_spec(f"{spec.name}_best", spec.unresolved, values)
-    return {"name": best.name, **best.config, "stages": list(STAGES)}
+    return {"name": best.name, **best.config, "stages": list(RUN_STAGES)}
 
 
 def _summary(trial: SearchTrial) -> str:

@@ -13,7 +13,7 @@ import pytest
 
 from tests.unit.test_report import CHECKS, change, make_run
 from tests.unit.test_report_sections import FLAGS
-from tfrobust.report import named, write_comparison, write_report
+from tfrobust.report import rows_of, write_comparison, write_report
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs pip install '.[browser]'")
 NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -80,7 +80,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         np.savez(run / "landscape.npz", axis=axis, loss=np.abs(loss), margin=loss, **two)
     return {
         "run": write_report(runs[0]),
-        "comparison": write_comparison(folder / "both", "both", named(runs), {}),
+        "comparison": write_comparison(folder / "both", "both", rows_of(runs), {}),
     }
 
 

@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from pipelines import config as configs
-from pipelines.folder import Folder
 from pipelines.resolve import load_spec
+from pipelines.run_folder import RunFolder
 from pipelines.suite import is_suite, load_suite
 from tfrobust.errors import UserError
 from tfrobust.models import load_network
@@ -166,7 +166,7 @@ def finished(smoke_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 FILES = ["config.yaml", "eval.json", "history.csv", "stages.json", "flags.npz", "probes.npz"]
 FILES += ["valley.npz", "landscape.npz", "model.keras", "saved_model/saved_model.pb"]
 READERS: dict[str, Callable[[Path], Any]] = {
-    "stages.json": lambda run: Folder(run).done("train", "fingerprint", []),
+    "stages.json": lambda run: RunFolder(run).done("train", "fingerprint", []),
     "model.keras": load_network,
     "saved_model/saved_model.pb": lambda run: load_network(run / "saved_model"),
 }

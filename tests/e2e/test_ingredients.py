@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.folder import Folder
 from pipelines.resolve import load_spec
+from pipelines.run_folder import RunFolder
 from pipelines.stages import training
 from tests.e2e.runs import assert_same_weights, history
 from tests.products import slow_but
@@ -49,7 +49,7 @@ def test_recipe_resumes_to_the_bit(
     spec = load_spec("digits_adv", [*SETTINGS, *RECIPES[recipe]], smoke=False)
     straight, cut = tmp_path / "straight", tmp_path / "cut"
     for folder, epochs in ((straight, None), (cut, 2), (cut, None)):
-        training.train(spec, Folder(folder), epochs)
+        training.train(spec, RunFolder(folder), epochs)
     assert_same_weights(straight, cut)
     rows = history(cut)
     assert len(rows) == 3 and ("val_accuracy" in rows[0]) == (spec.data.validation > 0)

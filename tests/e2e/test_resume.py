@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines.folder import Folder
+from pipelines.run_folder import RunFolder
 from pipelines.runner import run
 from tests.e2e.runs import assert_same_weights, last_checkpoint, measured, start, wait_until
 from tests.products import slow_but
@@ -99,6 +99,6 @@ def test_killed_training_resumes_to_the_uninterrupted_run(
 
 def test_a_second_run_on_the_same_folder_is_refused(tmp_path: Path) -> None:
     message = "expected a folder that no other run is at work in"
-    with Folder(tmp_path / "digits_atlas").locked(), pytest.raises(UserError, match=message):
+    with RunFolder(tmp_path / "digits_atlas").locked(), pytest.raises(UserError, match=message):
         run("digits_atlas", SETTINGS, tmp_path, ["train"], smoke=False)
     assert not last_checkpoint(tmp_path / "digits_atlas")

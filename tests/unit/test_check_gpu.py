@@ -51,7 +51,7 @@ def page(**sections: Any) -> str:
 
 @pytest.fixture
 def check(tmp_path: Path) -> check_gpu.Check:
-    args = argparse.Namespace(quick=True, autoattack=None, compile=False)
+    args = argparse.Namespace(quick=True, autoattack=None)
     return check_gpu.Check(args, tmp_path)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.folder import Folder
+from pipelines.run_folder import RunFolder
 from tests.products import slow_but
 from tfrobust.errors import UserError
 
@@ -39,7 +39,7 @@ import signal, sys
 from pathlib import Path
 from types import SimpleNamespace
 from pipelines import suite_runner
-from pipelines.folder import Folder
+from pipelines.run_folder import RunFolder
 from tfrobust.training import Interrupted
 
 # A process under nohup, or in the background of a script, is started with these ignored.
@@ -55,7 +55,7 @@ suite_runner._command = line
 suite = SimpleNamespace(name="suite", file=SimpleNamespace(jobs=2))
 members = [SimpleNamespace(name=name) for name in ("a", "b", "c")]
 try:
-    with Folder(folder / "suite").locked():
+    with RunFolder(folder / "suite").locked():
         suite_runner._run_all(suite, members, folder, False, set())
 except Interrupted as error:
     print(error)
@@ -97,8 +97,8 @@ def test_a_second_signal_leaves_no_run_behind(
     time.sleep(0.2)
     suite.send_signal(number)
     with pytest.raises(UserError, match="no other run is at work"):
-        Folder(tmp_path / "suite").locked().__enter__()
-    with Folder(tmp_path / "suite").locked(wait=True):
+        RunFolder(tmp_path / "suite").locked().__enter__()
+    with RunFolder(tmp_path / "suite").locked(wait=True):
         assert len(list(tmp_path.glob("*/saved-1"))) == 2
     out, err = suite.communicate()
     # Each was asked once and saved, and what had not begun never did.

@@ -19,8 +19,8 @@ from tfrobust.report import (
     Row,
     comparison,
     differences,
-    measured,
-    named,
+    read_runs,
+    rows_of,
     write_comparison,
     write_report,
 )
@@ -48,7 +48,7 @@ def test_a_row_a_label_with_mean_and_spread(tmp_path: Path) -> None:
         Row("b", made(tmp_path / "b", 10, 3, paper=None)),
         Row("c", tmp_path / "c", reason="no such luck"),
     ]
-    runs = measured(rows)
+    runs = read_runs(rows)
     table = comparison(runs)
     assert [title.split("\n")[0] for title in table.header] == [
         "method", "seeds", "clean", "PGD-20", "worst case", "time per batch", "epochs",
@@ -77,7 +77,7 @@ def test_the_mean_over_all_corruptions_is_a_column(tmp_path: Path) -> None:
         rows = [{"name": name, "accuracy": [accuracy] * 5} for name in names]
         table = {"accuracy": accuracy, "examples": 10, "severities": [1, 2, 3, 4, 5]}
         change(run, corruptions=table | {"rows": rows})
-    table = comparison(measured(named(runs)))
+    table = comparison(read_runs(rows_of(runs)))
     titles = [title.split("\n")[0] for title in table.header]
     full, one = (
         titles.index(f"corruptions{more}") for more in ("", " fog at severity 1, 2, 3, 4, 5")
@@ -103,7 +103,7 @@ def test_differences_are_on_the_images_that_both_saw(tmp_path: Path) -> None:
         cut = dict(arrays.items())
     cut["PGD-20"] = cut["PGD-20"][:8]
     np.savez(other / "flags.npz", **cut)
-    table = differences(measured(named([one, other])))
+    table = differences(read_runs(rows_of([one, other])))
     # 8 images: 8 right against 1, so 7 to 0: p is 2 / 2^7.
     assert table.rows == [["one − other", "+0.0 (p = 1.000, n=10)", "+87.5 (p = 0.016, n=8)"]]
     assert table.bold == {(0, 2)}
@@ -113,7 +113,7 @@ def test_the_paired_test_is_of_the_same_images_and_labels(tmp_path: Path) -> Non
     """Other labels, another order and unknown images are refused, but not fewer of the same."""
     one, other = made(tmp_path / "one", 10, 9), made(tmp_path / "other", 10, 1)
     flags, images = Flags.load(one), np.random.default_rng(0).random((10, 2, 2, 1), np.float32)
-    rows = measured(named([one, other]))
+    rows = read_runs(rows_of([one, other]))
     changed = {
         "labels": digests(images, flags.label + 1),
         "order": flags.digest[::-1],
@@ -124,16 +124,16 @@ def test_the_paired_test_is_of_the_same_images_and_labels(tmp_path: Path) -> Non
     for digest in changed.values():
         dataclasses.replace(flags, digest=digest).save(other)
         with pytest.raises(UserError, match="one, other: expected the same test images in the"):
-            differences(measured(named([one, other])))
-        page = write_comparison(tmp_path / "page", "x", named([one, other]), {})
+            differences(read_runs(rows_of([one, other])))
+        page = write_comparison(tmp_path / "page", "x", rows_of([one, other]), {})
         assert not (page.parent / "tables" / "differences.csv").exists()
-        assert not comparison(measured(named([one, other]))).bold
+        assert not comparison(read_runs(rows_of([one, other]))).bold
     dataclasses.replace(flags, digest=None).save(other)
     with pytest.raises(UserError, match="other: expected digests of its test images"):
-        differences(measured(named([one, other])))
+        differences(read_runs(rows_of([one, other])))
     fewer = {name: right[:4] for name, right in rows[1].flags.right.items()}
     Flags(flags.index[:4], flags.label[:4], fewer, flags.digest[:4]).save(other)
-    assert "n=4" in differences(measured(named([one, other]))).rows[0][1]
+    assert "n=4" in differences(read_runs(rows_of([one, other]))).rows[0][1]
 
 
 def test_names_of_data_and_of_attacks_are_no_proof(tmp_path: Path) -> None:
@@ -143,16 +143,16 @@ def test_names_of_data_and_of_attacks_are_no_proof(tmp_path: Path) -> None:
     """
     one, other = made(tmp_path / "one", 10, 9), made(tmp_path / "other", 10, 1)
     change(other, data={"name": "copied", "split": "test"})
-    assert differences(measured(named([one, other]))).rows[0][2].startswith("+80.0")
+    assert differences(read_runs(rows_of([one, other]))).rows[0][2].startswith("+80.0")
     row = {"name": "PGD-20", "examples": 10, "robust_accuracy": 0.1, "config": {"steps": 1}}
     change(other, attacks=[row])
-    assert differences(measured(named([one, other]))).rows[0][2] == NOTHING
+    assert differences(read_runs(rows_of([one, other]))).rows[0][2] == NOTHING
 
 
 def test_a_network_trained_elsewhere_has_no_epochs(tmp_path: Path) -> None:
     runs = [made(tmp_path / name, 8, 4) for name in ("mine", "theirs")]
     (runs[1] / "history.csv").unlink()
-    rows = comparison(measured(named(runs))).rows
+    rows = comparison(read_runs(rows_of(runs))).rows
     assert [row[-2:] for row in rows] == [["42.0 ms", "4"], [NOTHING, NOTHING]]
 
 
@@ -160,18 +160,18 @@ def test_runs_that_cannot_be_compared_are_one_line(tmp_path: Path) -> None:
     one = made(tmp_path / "one", 10, 9)
     other = made(tmp_path / "other", 10, 1, threat={"norm": "l2", "eps": 1.0})
     with pytest.raises(UserError, match="one, other: expected the same threat"):
-        differences(measured(named([one, other])))
+        differences(read_runs(rows_of([one, other])))
     with pytest.raises(UserError, match="expected different runs"):
-        named([one, tmp_path / "x" / ".." / "one"])
+        rows_of([one, tmp_path / "x" / ".." / "one"])
     with pytest.raises(UserError, match=r"eval\.json: expected the result of the stage"):
-        measured(named([one, tmp_path / "none"]))
+        read_runs(rows_of([one, tmp_path / "none"]))
     with pytest.raises(UserError, match=r"no such file \(did you mean 'other'\?\)"):
-        measured(named([one, tmp_path / "othr"]))
+        read_runs(rows_of([one, tmp_path / "othr"]))
     with pytest.raises(UserError, match=r"^--out: expected a folder that is not a run's"):
         compare([one, other], out=one)
     (one / "flags.npz").write_bytes(b"PK damaged")
     with pytest.raises(UserError, match=r"flags\.npz: expected a readable file"):
-        measured(named([one]))
+        read_runs(rows_of([one]))
 
 
 def test_pareto() -> None:
@@ -210,8 +210,8 @@ def test_runs_under_other_threats_stand_side_by_side_and_none_is_the_best(tmp_pa
     rows = [Row("a", made(tmp_path / "a", 8, 4)), Row("b", other)]
     for row, eps in zip(rows, (0.15, 0.3), strict=True):
         curve = [{"eps": e, "robust_accuracy": 0.5, "examples": 10} for e in (0.0, eps)]
-        change(row.run, eps_curve=curve)
-    assert comparison(measured(rows)).bold == set()
+        change(row.folder, eps_curve=curve)
+    assert comparison(read_runs(rows)).bold == set()
     page = write_comparison(tmp_path / "out", "mine", rows, {})
     figures = {path.stem for path in (page.parent / "figures").iterdir()}
     assert "eps" in figures and not {"trade-off", "classes"} & figures

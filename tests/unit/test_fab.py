@@ -272,7 +272,7 @@ def test_nan_logits_leave_finite_images() -> None:
     for norm in DUAL:
         threat, y = Threat(norm, 0.05), np.array([0, 1, 1, 1])
         path = FAB(steps=4).search(network, x, y, threat=threat, seed=SEED)
-        assert np.isfinite(path["here"]).all()
+        assert np.isfinite(path["iterate"]).all()
         end = run(FAB(steps=4), network, threat, x, y)
         assert np.isfinite(end.images).all()
         assert end.success[3]

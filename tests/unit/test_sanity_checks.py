@@ -18,6 +18,7 @@ from tfrobust import FGSM, PGD, Threat
 from tfrobust.attacks import Square
 from tfrobust.evaluation import Result, evaluate
 from tfrobust.evaluation.attack_list import ListedAttack
+from tfrobust.evaluation.sample import Sample
 from tfrobust.evaluation.sanity_checks import (
     CHECKS,
     _more,
@@ -33,7 +34,6 @@ from tfrobust.evaluation.sanity_checks import (
     scaling,
     zero_gradients,
 )
-from tfrobust.evaluation.seen import Seen
 from tfrobust.training.interrupt import Interrupted
 
 checks_module = importlib.import_module("tfrobust.evaluation.sanity_checks")  # not the function
@@ -102,11 +102,11 @@ def seen(
     x: np.ndarray = X,
     threat: Threat = THREAT,
     results: Sequence[Result] = (),
-) -> Seen:
+) -> Sample:
     """Return all images, labelled by the network itself."""
     y, n = np.asarray(network(x)).argmax(axis=1), len(x)
     clean = Result("clean", np.ones(n, bool), 0.0)
-    return Seen(network, x, y, threat, results or [clean], np.arange(n), (x, y), 0, 25, False)
+    return Sample(network, x, y, threat, results or [clean], np.arange(n), (x, y), 0, 25, False)
 
 
 def test_an_honest_network_passes_every_check() -> None:

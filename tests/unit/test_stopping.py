@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.folder import Folder
+from pipelines.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -59,7 +59,7 @@ def test_an_ignored_signal_stays_ignored() -> None:
 
 
 def test_a_file_that_a_killed_run_has_half_written_is_removed(tmp_path: Path) -> None:
-    folder = Folder(tmp_path)
+    folder = RunFolder(tmp_path)
     complete = tmp_path / "eval.json"
     complete.write_text("{}")
     (tmp_path / ".123-eval.json").write_text("{")

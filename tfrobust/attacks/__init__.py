@@ -1,6 +1,6 @@
-"""Attacks: `attack(logits_fn, x, y, threat=..., seed=...)` gives adversarial images.
+"""Attacks: `attack(logits_fn, x, y, threat=..., seed=...)` returns adversarial images.
 
-The import of a class registers it: an attack's name is that of its file.
+The import of a class registers it under the name of its file.
 """
 
 from tfrobust.attacks.apgd import APGD as APGD
@@ -23,6 +23,6 @@ ATTACKS = by_file(Attack, globals())
 
 
 def registered_name(attack: Attack) -> str:
-    """Return the name under which the attack's class is registered, or else the class's own."""
+    """Return the registered name of an attack's class, or the name of a class without one."""
     names = {kind: name for name, kind in ATTACKS.items()}
     return names.get(type(attack), type(attack).__name__.lower())

@@ -1,4 +1,4 @@
-"""The base class of attacks, and the outcome of one."""
+"""The base class of attacks, and the outcome of an attack."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Outcome(NamedTuple):
     """Adversarial images and their cost.
 
     Attributes:
-        images: [B, H, W, C], inside the threat set.
-        success: bool [B], true where the image is misclassified.
-        queries, gradients: int32 [B], the forward and backward passes spent on each example.
+        images: The images [B, H, W, C], inside the threat set.
+        success: Whether each image is misclassified, bool [B].
+        queries, gradients: The forward and the backward passes for each example, int32 [B].
     """
 
     images: tf.Tensor
@@ -36,8 +36,8 @@ class Outcome(NamedTuple):
 class Attack(Configurable):
     """A search for adversarial images. Its fields are its hyper-parameters; it has no state.
 
-    The attack says how to search and the threat says where. So one attack serves every eps: in
-    training with a growing eps or one eps per example, and in evaluation.
+    The attack says how to search, and the threat says where. One attack therefore works with every
+    eps: in evaluation, and in training with a growing eps or an eps for each example.
     """
 
     @property
@@ -46,14 +46,14 @@ class Attack(Configurable):
         raise NotImplementedError
 
     def settings(self, threat: Threat) -> dict[str, Any]:
-        """Return the attack's name and every hyper-parameter, as a result must state them."""
-        from tfrobust.attacks import registered_name  # the registry needs this class first
+        """Return the attack's name and all its hyper-parameters, for the record of a result."""
+        from tfrobust.attacks import registered_name  # not above, as the registry imports this file
 
         return {"name": registered_name(self), **dataclasses.asdict(self)}
 
     @property
     def files(self) -> list[Path]:
-        """The files that the attack reads, such as a surrogate. Raises UserError if absent."""
+        """The files that the attack reads. Raises UserError if one is missing."""
         return []
 
     def check(self, threat: Threat, image_shape: tuple[int, ...] | None = None) -> None:
@@ -79,9 +79,9 @@ class Attack(Configurable):
             )
 
     def fitted(self, classes: int) -> Attack:
-        """Return this attack adapted to a number of classes, such as with fewer targets.
+        """Return this attack adapted to a number of classes, for instance with fewer targets.
 
-        Raises UserError if it cannot run on so few classes.
+        Raises UserError if the attack needs more classes.
         """
         return self
 
@@ -94,8 +94,8 @@ class Attack(Configurable):
             logits_fn: Images [B, H, W, C] in the box -> logits [B, C], for any B.
             x: Clean images [B, H, W, C].
             y: Labels, int [B].
-            threat: The set to search in.
-            seed: Two integers [2]. The same seed gives the same images.
+            threat: The set in which to search.
+            seed: Two integers, int [2]. The same seed gives the same images.
 
         Returns:
             The images with their success and cost.
@@ -105,5 +105,5 @@ class Attack(Configurable):
     def __call__(
         self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, *, threat: Threat, seed: Any
     ) -> tf.Tensor:
-        """Return the images of `run` alone, [B, H, W, C], as training needs them."""
+        """Return only the images of `run`, [B, H, W, C], without its other results."""
         return self.run(logits_fn, x, y, threat=threat, seed=seed).images

@@ -22,13 +22,13 @@ _stand_in: contextvars.ContextVar[Hunt | None] = contextvars.ContextVar("stand_i
 def hunt(step: Step, state: State, steps: Any) -> State:
     """Call `step` up to `steps` times, each time on the examples that are not broken yet.
 
-    An example keeps the state of the call that broke it, and the batch becomes smaller. Where
-    shapes are fixed, the batch keeps its size and the rows of broken examples stay unchanged.
+    An example keeps the state of the call that broke it, and leaves the batch. If XLA fixes the
+    shapes, the batch keeps its size, and the rows of broken examples stay unchanged.
 
     Args:
-        step: Function (number of the call, state of B' examples) -> their new state. The state
-            has each example's position in the batch as "row" [B'].
-        state: Tensors whose first axis is the example, "broken" [B] among them.
+        step: A function (number of the call, state of B' examples) -> their new state. In the
+            state, "row" [B'] is the position of each example in the batch.
+        state: Tensors whose first axis is the example; one of them is "broken", bool [B].
         steps: The number of calls, an integer or a scalar tensor.
 
     Returns:
@@ -75,7 +75,7 @@ def hunt(step: Step, state: State, steps: Any) -> State:
 
 
 def written(everything: State, active: State) -> State:
-    """Return the state of all examples, with the rows of the active ones written into it."""
+    """Return the state of all examples after writing the rows of the active ones into it."""
     row = active["row"][:, None]
     return {k: tf.tensor_scatter_nd_update(v, row, active[k]) for k, v in everything.items()}
 
@@ -96,14 +96,14 @@ def standing_in(stand_in: Hunt) -> Iterator[None]:
 
 
 def masked(step: Step, state: State, first: Any, last: Any) -> State:
-    """Make the calls `first` to `last` - 1 of the `step` of `hunt`, each on all examples.
+    """Call the `step` of `hunt` on all examples, from call number `first` to `last` - 1.
 
     The rows of broken examples stay unchanged.
     """
 
     def body(i: tf.Tensor, before: State) -> tuple[tf.Tensor, State]:
-        after, left = step(i, before), before["broken"]
-        return i + 1, {k: tf.where(rows(left, v), v, after[k]) for k, v in before.items()}
+        after, broken = step(i, before), before["broken"]
+        return i + 1, {k: tf.where(rows(broken, v), v, after[k]) for k, v in before.items()}
 
     return tf.while_loop(
         lambda i, s: (i < last) & tf.reduce_any(~s["broken"]),
@@ -113,6 +113,6 @@ def masked(step: Step, state: State, first: Any, last: Any) -> State:
     )[1]
 
 
-def taken(value: Any, row: tf.Tensor) -> Any:
-    """Return these rows of a tensor with one value per example, and any other value unchanged."""
+def take_rows(value: Any, row: tf.Tensor) -> Any:
+    """Return these rows of a tensor with a value for each example, or any other value unchanged."""
     return tf.gather(value, row) if tf.is_tensor(value) and value.shape.rank else value

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tfrobust import losses, noise, norms
 from tfrobust.attacks.base import Attack, LogitsFn, Outcome
-from tfrobust.attacks.compaction import State, hunt, taken
+from tfrobust.attacks.compaction import State, hunt, take_rows
 from tfrobust.attacks.fab_projections import to_zero
 from tfrobust.attacks.gradient import pullback
 from tfrobust.errors import number, require, require_at_least
@@ -23,25 +23,26 @@ from tfrobust.threat import Threat
 class FAB(Attack):
     """A search for the nearest misclassified image along the boundaries between classes.
 
-    At iterate x_k, the difference z_t - z_y between a class and the label is approximated as
-    linear. With d_k and d the smallest steps within the box, from x_k and from the clean image x,
-    to where the approximation is zero,
+    At iterate x_k, the difference z_t - z_y between a class and the label is approximated by a
+    linear function. d_k and d are the smallest steps within the box to the zeros of this function,
+    from x_k and from the clean image x:
 
         x_{k+1} = (1 - a) (x_k + eta d_k) + a (x + eta d),
         a = min(||d_k|| / (||d_k|| + ||d||), alpha_max).
 
-    A misclassified x_{k+1} is a find, from which the search goes on at x + beta (x_{k+1} - x). An
+    After a misclassified x_{k+1}, called a find, the search goes on at x + beta (x_{k+1} - x). An
     example stops at its first find within eps. The nearest find of any other example is projected
     into the ball, where it may still be misclassified.
 
     Args:
         steps: The number of steps of each search.
-        targets: For FAB-T, the number of target classes t, the most likely wrong ones at the clean
-            image, each with `restarts` searches; all of them if there are fewer. None is FAB, which
-            in every step takes the class whose boundary is nearest, at one backward pass per class.
-        restarts: The number of searches. The first begins at x, the others at a distance of eps / 2
-            from it in random directions.
-        alpha_max, eta, beta: The constants above.
+        targets: For FAB-T, the number of target classes t, which are the most likely wrong classes
+            at the clean image; if there are fewer, all of them. Each has `restarts` searches. None
+            is FAB, which takes the class with the nearest boundary in every step, at one backward
+            pass for each class.
+        restarts: The number of searches. The first begins at x, the others in random directions at
+            a distance of eps / 2 from x.
+        alpha_max, eta, beta: The constants of the formula.
     """
 
     steps: int = 100
@@ -85,10 +86,10 @@ class FAB(Attack):
         inside = threat.project(state["find"], state["x"])
         images = tf.where(rows(missed, inside), inside, state["find"])
 
-        def look(_: tf.Tensor, s: State) -> State:
+        def judge(_: tf.Tensor, s: State) -> State:
             return s | {"broken": ~losses.correct(logits_fn(s["images"]), s["y"])}
 
-        end = hunt(look, {"images": images, "y": state["y"], "broken": state["broken"]}, 1)
+        end = hunt(judge, {"images": images, "y": state["y"], "broken": state["broken"]}, 1)
         queries = 1 + 2 * state["steps"] + tf.cast(missed, tf.int32)
         return Outcome(tf.stop_gradient(images), end["broken"], queries, state["gradients"])
 
@@ -97,8 +98,8 @@ class FAB(Attack):
     ) -> State:
         """Return the nearest "find" of each example, its "distance" [B], and its cost.
 
-        An example without a find has the clean image, at distance inf. An example that is "broken"
-        stopped at its first find within eps; with eps 0 none stops.
+        Without a find these are the clean image and inf. A "broken" example has stopped at its
+        first find within eps; with eps 0 no example stops.
         """
         x, y = tf.convert_to_tensor(x), tf.cast(y, tf.int32)
         logits = logits_fn(x)
@@ -106,26 +107,26 @@ class FAB(Attack):
         targets = self.fitted(classes).targets or 1
 
         def tick(i: tf.Tensor, s: State) -> State:
-            row, image, run = s["row"], s["x"], i // self.steps
+            row, image, number = s["row"], s["x"], i // self.steps  # the number of the search
 
             def begin() -> tf.Tensor:
-                return tf.gather(self._begin(x, threat, seed, run), row)
+                return tf.gather(self._begin(x, threat, seed, number), row)
 
-            here = tf.cond(tf.equal(i % self.steps, 0), begin, lambda: s["here"])
+            iterate = tf.cond(tf.equal(i % self.steps, 0), begin, lambda: s["iterate"])
             if self.targets is None:
-                value, slope = nearest_boundary(logits_fn, here, s["y"], threat.norm)
+                value, slope = nearest_boundary(logits_fn, iterate, s["y"], threat.norm)
             else:
-                target = tf.gather(s["targets"], run // self.restarts, axis=1)
-                value, slope = boundary(logits_fn, here, s["y"], target)
-            moved = self._moved(here, image, value, slope, threat)
+                target = tf.gather(s["targets"], number // self.restarts, axis=1)
+                value, slope = boundary(logits_fn, iterate, s["y"], target)
+            moved = self._moved(iterate, image, value, slope, threat)
             wrong = ~losses.correct(logits_fn(moved), s["y"])
             distance = threat.distance(moved, image)
             nearer = wrong & (distance < s["distance"])
             return s | {
-                "here": tf.where(rows(wrong, x), image + self.beta * (moved - image), moved),
+                "iterate": tf.where(rows(wrong, x), image + self.beta * (moved - image), moved),
                 "find": tf.where(rows(nearer, x), moved, s["find"]),
                 "distance": tf.where(nearer, distance, s["distance"]),
-                "broken": nearer & (distance <= taken(threat.eps, row)),
+                "broken": nearer & (distance <= take_rows(threat.eps, row)),
                 "steps": s["steps"] + 1,
                 "gradients": s["gradients"] + (classes if self.targets is None else 1),
             }
@@ -134,7 +135,7 @@ class FAB(Attack):
             "x": x,
             "y": y,
             "targets": tf.math.top_k(logits, targets + 1).indices[:, 1:],
-            "here": x,
+            "iterate": x,
             "find": x,
             "distance": tf.where(wrong, 0.0, float("inf")),
             "broken": wrong,
@@ -143,36 +144,37 @@ class FAB(Attack):
         }
         return hunt(tick, state, targets * self.restarts * self.steps)
 
-    def _begin(self, x: tf.Tensor, threat: Threat, seed: Any, run: tf.Tensor) -> tf.Tensor:
-        """Return the start of a search: the clean image, or a random one at eps / 2 from it."""
+    def _begin(self, x: tf.Tensor, threat: Threat, seed: Any, number: tf.Tensor) -> tf.Tensor:
+        """Return the start of a search: the clean image, or a random image at eps / 2 from it."""
         if self.restarts == 1:
             return x
 
         def random() -> tf.Tensor:
             draw = noise.uniform if threat.norm == "linf" else noise.normal
-            way = tf.ensure_shape(draw(tf.shape(x), noise.fold(seed, run)), x.shape)
-            way /= norms.per_example(norms.norm(way, threat.norm), way)
-            start = x + 0.5 * norms.per_example(threat.eps, x) * way
+            direction = tf.ensure_shape(draw(tf.shape(x), noise.fold(seed, number)), x.shape)
+            direction /= norms.per_example(norms.norm(direction, threat.norm), direction)
+            start = x + 0.5 * norms.per_example(threat.eps, x) * direction
             return tf.clip_by_value(start, *threat.box)
 
-        return tf.cond(tf.equal(run % self.restarts, 0), lambda: x, random)
+        return tf.cond(tf.equal(number % self.restarts, 0), lambda: x, random)
 
     def _moved(
-        self, here: tf.Tensor, image: tf.Tensor, value: tf.Tensor, slope: tf.Tensor, threat: Threat
+        self, x_k: tf.Tensor, x: tf.Tensor, value: tf.Tensor, slope: tf.Tensor, threat: Threat
     ) -> tf.Tensor:
-        """Return x_{k+1} by the linear function with this value and slope at x_k."""
-        # What is not finite gives no step: the iterates must stay images.
+        """Return x_{k+1} by the linear function with this value [B] and slope at x_k."""
+        # Values that are not finite give no step, as the iterates must stay images.
         value, slope = (tf.where(tf.math.is_finite(t), t, 0.0) for t in (value, slope))
-        shape = tf.shape(here)
-        here, image, slope = (tf.reshape(t, [shape[0], -1]) for t in (here, image, slope))
-        at_image = value + tf.reduce_sum(slope * (image - here), axis=1)
-        from_here = to_zero(here, slope, value, threat.box, threat.norm)
-        from_image = to_zero(image, slope, at_image, threat.box, threat.norm)
-        # The floor decides where both are 0.
-        a, b = (tf.maximum(norms.norm(d, threat.norm), 1e-8) for d in (from_here, from_image))
-        alpha = tf.minimum(a / (a + b), self.alpha_max)[:, None]
-        moved = (1 - alpha) * (here + self.eta * from_here)
-        moved += alpha * (image + self.eta * from_image)
+        shape = tf.shape(x_k)
+        x_k, x, slope = (tf.reshape(t, [shape[0], -1]) for t in (x_k, x, slope))
+        value_at_x = value + tf.reduce_sum(slope * (x - x_k), axis=1)
+        d_k = to_zero(x_k, slope, value, threat.box, threat.norm)
+        d = to_zero(x, slope, value_at_x, threat.box, threat.norm)
+        # The floor gives alpha a value if both steps are 0.
+        length_k = tf.maximum(norms.norm(d_k, threat.norm), 1e-8)
+        length = tf.maximum(norms.norm(d, threat.norm), 1e-8)
+        alpha = tf.minimum(length_k / (length_k + length), self.alpha_max)[:, None]
+        moved = (1 - alpha) * (x_k + self.eta * d_k)
+        moved += alpha * (x + self.eta * d)
         return tf.reshape(tf.clip_by_value(moved, *threat.box), shape)
 
 
@@ -184,8 +186,8 @@ def boundary(
         tape.watch(x)
         logits = logits_fn(x)
         classes = logits.shape[-1]
-        way = tf.one_hot(target, classes) - tf.one_hot(y, classes)
-        value = tf.reduce_sum(way * logits, axis=-1)
+        signs = tf.one_hot(target, classes) - tf.one_hot(y, classes)
+        value = tf.reduce_sum(signs * logits, axis=-1)
     return value, tape.gradient(value, x, unconnected_gradients="zero")
 
 
@@ -194,7 +196,8 @@ def nearest_boundary(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Return z_t - z_y [B] and its gradient for the class t whose boundary is nearest.
 
-    Nearest is meant in the Lp norm, with the boundaries approximated as linear, without the box.
+    The distance is that to the linear approximation of the boundary, in the Lp norm and without
+    the box.
     """
 
     def above(x: tf.Tensor) -> tf.Tensor:
@@ -204,15 +207,15 @@ def nearest_boundary(
     value, gradient = pullback(above, x)
     classes = value.shape[-1]
 
-    def look(c: tf.Tensor, least: tf.Tensor, height: tf.Tensor, nearest: tf.Tensor) -> Any:
+    def compare(c: tf.Tensor, least: tf.Tensor, height: tf.Tensor, nearest: tf.Tensor) -> Any:
         slope = gradient(tf.ones_like(value) * tf.one_hot(c, classes))
-        there, steepness = tf.gather(value, c, axis=1), norms.norm(slope, norms.DUAL[p])
-        far = tf.where(tf.equal(c, y), float("inf"), tf.abs(there) / (steepness + 1e-12))
-        nearer = far < least
-        least, height = tf.where(nearer, far, least), tf.where(nearer, there, height)
+        height_c, steepness = tf.gather(value, c, axis=1), norms.norm(slope, norms.DUAL[p])
+        distance = tf.where(tf.equal(c, y), float("inf"), tf.abs(height_c) / (steepness + 1e-12))
+        nearer = distance < least
+        least, height = tf.where(nearer, distance, least), tf.where(nearer, height_c, height)
         return c + 1, least, height, tf.where(rows(nearer, x), slope, nearest)
 
     zeros = tf.zeros_like(value[:, 0])
     state = (tf.constant(0, y.dtype), zeros + float("inf"), zeros, tf.zeros_like(x))
-    end = tf.while_loop(lambda c, *_: c < classes, look, state, parallel_iterations=1)
+    end = tf.while_loop(lambda c, *_: c < classes, compare, state, parallel_iterations=1)
     return end[2], end[3]

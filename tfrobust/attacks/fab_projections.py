@@ -8,38 +8,46 @@ import tensorflow as tf
 def to_zero(
     x: tf.Tensor, slope: tf.Tensor, value: tf.Tensor, box: tuple[float, float], p: str
 ) -> tf.Tensor:
-    """The step d [B, D] of least Lp norm to where value + <slope, d> = 0, with x + d in the box.
+    """Return the step d [B, D] of least Lp norm with value + <slope, d> = 0 and x + d in the box.
 
-    x [B, D] lies in the box, value [B] is the linear function there. Where the hyperplane misses
-    the box, d leads to the corner nearest to it. Coordinates of slope 0 stay.
+    If the hyperplane misses the box, d leads to the corner nearest to it. Coordinates with slope 0
+    do not move.
+
+    Args:
+        x: Points in the box, [B, D].
+        slope: The slope of a linear function, [B, D].
+        value: The value of the function at x, [B].
+        box: The ends (low, high) of the box.
+        p: The norm.
     """
-    way = -tf.sign(slope) * tf.sign(value)[:, None]  # where |value| falls
-    room = tf.where(way > 0, box[1] - x, x - box[0])
-    # Scaled by the largest entry: the squares of small float32 gradients would underflow to zero.
+    direction = -tf.sign(slope) * tf.sign(value)[:, None]  # the direction in which |value| falls
+    room = tf.where(direction > 0, box[1] - x, x - box[0])
+    # Divided by the largest entry, as the squares of small float32 gradients would underflow to 0.
     steepness = tf.abs(slope)
     largest = tf.reduce_max(steepness, axis=1, keepdims=True)
     steepness = tf.math.divide_no_nan(steepness, largest)
     need = tf.math.divide_no_nan(tf.abs(value), largest[:, 0])
     if p == "l1":
-        return way * _steepest_first(steepness, room, need)
-    return way * _together(steepness, room, need, tf.ones_like(room) if p == "linf" else steepness)
+        return direction * _steepest_first(steepness, room, need)
+    pace = tf.ones_like(room) if p == "linf" else steepness
+    return direction * _together(steepness, room, need, pace)
 
 
 def _together(steepness: tf.Tensor, room: tf.Tensor, need: tf.Tensor, pace: tf.Tensor) -> tf.Tensor:
-    """Lengths min(t * pace, room) with sum(steepness * lengths) = need, or all of the room.
+    """Return the lengths min(t * pace, room) [B, D] with sum(steepness * lengths) = need.
 
-    The sum is a concave, piecewise linear function of t: Newton's method from t = 0 never passes
-    the root. It ends there, or beyond the last piece, in no more steps than there are pieces
-    (commonly 3 to 6).
+    They are all of the room if that does not suffice. The sum is a concave, piecewise linear
+    function of t, so Newton's method from t = 0 never passes the root. It ends at the root, or
+    beyond the last piece, in no more steps than there are pieces (commonly 3 to 6).
     """
-    gain, all_of_it = steepness * pace, steepness * room
+    gain, capacity = steepness * pace, steepness * room
     full_at = tf.math.divide_no_nan(room, pace)
 
     def newton(_: tf.Tensor, t: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         free = full_at > t[:, None]
-        left = need - tf.reduce_sum(tf.where(free, 0.0, all_of_it), axis=1)
+        remainder = need - tf.reduce_sum(tf.where(free, 0.0, capacity), axis=1)
         rate = tf.reduce_sum(tf.where(free, gain, 0.0), axis=1)
-        return t, tf.maximum(t, tf.math.divide_no_nan(left, rate))
+        return t, tf.maximum(t, tf.math.divide_no_nan(remainder, rate))
 
     start = tf.zeros_like(need)
     _, t = tf.while_loop(lambda before, t: tf.reduce_any(t > before), newton, (start - 1.0, start))
@@ -47,17 +55,18 @@ def _together(steepness: tf.Tensor, room: tf.Tensor, need: tf.Tensor, pace: tf.T
 
 
 def _steepest_first(steepness: tf.Tensor, room: tf.Tensor, need: tf.Tensor) -> tf.Tensor:
-    """Lengths of least sum: all of the room of the steepest coordinates, a part of the last one.
+    """Return the lengths [B, D] of least sum with sum(steepness * lengths) = need.
 
-    Coordinates that are as steep as the last one share its part; any split is of the same length.
+    The steepest coordinates use all of their room, and the least steep of those that move a part
+    of it. Equally steep coordinates share this part, as every split has the same sum of lengths.
     """
-    all_of_it = steepness * room
+    capacity = steepness * room
     ordered, order = tf.math.top_k(steepness, k=tf.shape(steepness)[1])
-    before = tf.cumsum(tf.gather(all_of_it, order, batch_dims=1), axis=1, exclusive=True)
+    before = tf.cumsum(tf.gather(capacity, order, batch_dims=1), axis=1, exclusive=True)
     used = tf.reduce_sum(tf.cast(before < need[:, None], tf.int32), axis=1)
     edge = tf.gather(ordered, tf.maximum(used - 1, 0), batch_dims=1)[:, None]
     above, level = steepness > edge, steepness == edge
-    left = need - tf.reduce_sum(tf.where(above, all_of_it, 0.0), axis=1)
-    part = tf.math.divide_no_nan(left, tf.reduce_sum(tf.where(level, all_of_it, 0.0), axis=1))
-    part = tf.clip_by_value(part, 0.0, 1.0)[:, None]
+    remainder = need - tf.reduce_sum(tf.where(above, capacity, 0.0), axis=1)
+    level_capacity = tf.reduce_sum(tf.where(level, capacity, 0.0), axis=1)
+    part = tf.clip_by_value(tf.math.divide_no_nan(remainder, level_capacity), 0.0, 1.0)[:, None]
     return tf.where(above, room, tf.where(level, part * room, 0.0))

@@ -13,11 +13,11 @@ from tfrobust.serialization import serializable
 @serializable
 @dataclasses.dataclass(frozen=True)
 class FGSM(GradientAttack):
-    """One step of `step_scale` * eps from a random start: the weak adversary of the ATLAS paper.
+    """One step of `step_scale` * eps from a random start, as in the training of the ATLAS paper.
 
     Args:
-        step_scale: The step size in units of eps. The default, 1.25, is that of ATLAS, appendix
-            B.1. With start="none", 1 gives the plain FGSM of Goodfellow et al. (2015).
+        step_scale: The step size in units of eps. The default 1.25 is that of ATLAS, appendix B.1.
+            A step of 1 with start="none" is the FGSM of Goodfellow et al. (2015).
     """
 
     step_scale: float = 1.25

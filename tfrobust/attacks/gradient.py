@@ -1,4 +1,4 @@
-"""The common core of gradient attacks: projected steepest ascent with restarts."""
+"""The core of gradient attacks: projected steepest ascent with restarts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tfrobust import losses, noise
 from tfrobust.attacks.base import Attack, LogitsFn, Outcome
-from tfrobust.attacks.compaction import State, hunt, taken
+from tfrobust.attacks.compaction import State, hunt, take_rows
 from tfrobust.errors import choose, require
 from tfrobust.norms import per_example, rows
 from tfrobust.threat import Threat
@@ -27,7 +27,7 @@ class GradientAttack(Attack):
 
     Args:
         loss: The loss to maximise: "cross_entropy", "kl" (divergence from the clean prediction) or
-            "margin". None is cross entropy, or in training the method's own crafting loss.
+            "margin". None is cross entropy, or in training the loss that the method maximises.
         start: "uniform" in the ball, "normal" (0.001 * N(0, 1), as TRADES), or "none".
     """
 
@@ -47,7 +47,7 @@ class GradientAttack(Attack):
 
     @property
     def schedule(self) -> tuple[int, int, bool]:
-        """Steps, restarts, and whether an example stops at its first misclassified iterate."""
+        """The steps, the restarts, and whether an example stops when it is first misclassified."""
         raise NotImplementedError
 
     @property
@@ -65,7 +65,7 @@ class GradientAttack(Attack):
         raise NotImplementedError
 
     def settings(self, threat: Threat) -> dict[str, Any]:
-        """Return the settings, with the loss and the step size (image units) behind defaults."""
+        """Return the settings, with the loss and the step size (image units) that defaults mean."""
         used = {"loss": self.loss or "cross_entropy", "step_size": self.step(threat.eps)}
         return super().settings(threat) | used
 
@@ -100,7 +100,7 @@ class GradientAttack(Attack):
             x, threat, seed: As of `run`.
         """
 
-        def evaluate(x_adv: tf.Tensor, row: tf.Tensor, run: Any) -> tuple[tf.Tensor, tf.Tensor]:
+        def evaluate(x_adv: tf.Tensor, row: tf.Tensor, restart: Any) -> tuple[tf.Tensor, tf.Tensor]:
             value = objective(x_adv)
             return value, tf.zeros_like(value, tf.bool)
 
@@ -108,13 +108,12 @@ class GradientAttack(Attack):
 
     @property
     def _single_path(self) -> bool:
-        """Whether every example takes one path to its end, so that success does not matter."""
+        """Whether there is one restart, and every example takes all of its steps."""
         _, restarts, keep_broken = self.schedule
         return restarts == 1 and not keep_broken
 
     def check_single_path(self) -> None:
-        """Raise a UserError unless the attack is a single path, for methods that follow the path
-        themselves."""
+        """Raise a UserError unless the attack is a single path, as some methods require."""
         expected = "one of one restart whose last iterate counts"
         require(self._single_path, "attack", expected, self.title)
 
@@ -124,13 +123,13 @@ class GradientAttack(Attack):
         return self.search(evaluate, x, threat=threat, seed=seed).images
 
     def _classified(self, logits_fn: LogitsFn, x: Any, y: Any) -> tuple[tf.Tensor, Evaluate]:
-        """Return x as a tensor, and the function that evaluates the loss and misclassification."""
+        """Return x as a tensor, and a function that evaluates loss and misclassification."""
         name = self.loss or "cross_entropy"
         x, y = tf.convert_to_tensor(x), tf.cast(y, tf.int32)
         target = tf.stop_gradient(logits_fn(x)) if name == "kl" else y
         loss = getattr(losses, name)
 
-        def evaluate(x_adv: tf.Tensor, row: tf.Tensor, run: Any) -> tuple[tf.Tensor, tf.Tensor]:
+        def evaluate(x_adv: tf.Tensor, row: tf.Tensor, restart: Any) -> tuple[tf.Tensor, tf.Tensor]:
             logits = logits_fn(x_adv)
             value = loss(logits, tf.gather(target, row))
             return value, ~losses.correct(logits, tf.gather(y, row))
@@ -162,11 +161,11 @@ class GradientAttack(Attack):
     ) -> Outcome:
         """Search with restarts for the examples that are not broken yet.
 
-        An example that is never broken gets the end of highest loss.
+        An example that no restart breaks gets the last iterate with the highest loss.
 
         Args:
             evaluate: (images, rows, number of the restart) -> loss [B'], misclassified [B'], for
-                the rows that are left. Each restart may have a loss of its own.
+                B' rows that are not broken. The loss may depend on the restart.
             x: Clean images [B, H, W, C].
             threat, seed: As of `run`.
             broken: The examples that need no search, bool [B]. They keep their images at no cost.
@@ -175,7 +174,7 @@ class GradientAttack(Attack):
         size, zeros = self.step(threat.eps), tf.zeros(tf.shape(x)[:1], tf.int32)
 
         def tick(i: tf.Tensor, s: State) -> State:
-            """Evaluate iterate k of a restart and move on."""
+            """Evaluate iterate k of a restart, and return the next iterate."""
             row, restart, k = s["row"], i // (steps + 1), i % (steps + 1)
 
             def start() -> tf.Tensor:
@@ -185,12 +184,13 @@ class GradientAttack(Attack):
             value, wrong, gradient = differentiated(evaluate, x_adv, row, restart)
             broken = wrong & (keep_broken | (k == steps))
             best = broken | ((k == steps) & (value > s["value"]))
-            here, step = threat.at(taken(threat.eps, row)), per_example(taken(size, row), x)
-            moved = here.project(x_adv + step * here.steepest(gradient), s["x"])
+            threat_of_rows = threat.at(take_rows(threat.eps, row))
+            step = per_example(take_rows(size, row), x)
+            moved = x_adv + step * threat_of_rows.steepest(gradient)
             return {
                 "row": row,
                 "x": s["x"],
-                "x_adv": moved,
+                "x_adv": threat_of_rows.project(moved, s["x"]),
                 "best": tf.where(rows(best, x), x_adv, s["best"]),
                 "value": tf.where(best, value, s["value"]),
                 "broken": broken,
@@ -226,7 +226,7 @@ def differentiated(
         tape.watch(x_adv)
         value, wrong = evaluate(x_adv, *which)
         total = tf.reduce_sum(value)
-    # Zero, not None, where a network has no gradient, such as behind rounding.
+    # The gradient is zero, not None, if a network has none, such as behind rounding.
     gradient = tape.gradient(total, x_adv, unconnected_gradients="zero")
     return value, wrong, gradient
 
@@ -241,8 +241,8 @@ def pullback(
 ) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
     """Return function(x) [B, C] and its pullback, v [B, C] -> gradient of sum(v * function(x)).
 
-    Each call of the pullback is one backward pass. With it a Jacobian is computed class by class,
-    without holding the whole of it in memory.
+    Each call of the pullback is one backward pass. It gives a Jacobian class by class, so that
+    only one row of it is in memory.
     """
     with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
         tape.watch(x)

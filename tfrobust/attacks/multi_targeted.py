@@ -20,15 +20,16 @@ from tfrobust.threat import Threat
 class MultiTargeted(Attack):
     """Projected steepest ascent on z_i - z_y, for every wrong class i in turn.
 
-    An untargeted loss follows the wrong class that is nearest at each iterate. Here every wrong
-    class has its turn, the most likely one at the clean image first. An example stops at its first
-    misclassified iterate, a random start included, whatever the predicted class.
+    An untargeted loss follows the wrong class that is nearest at each iterate. This attack takes
+    every wrong class in turn, from the most likely one at the clean image on. An example stops at
+    its first misclassified iterate, even a random start, whatever the predicted class.
 
     Args:
-        steps, step_size: Those of each ascent, as in PGD. None is a step of 2.5 * eps / steps.
+        steps: The number of steps of each ascent.
+        step_size: The step in image units, as in PGD; None is 2.5 * eps / steps.
         restarts: The number of random starts for each class.
-        top: The number of wrong classes, those of the largest clean logits; None is all of them. It
-            is a UserError if the network has fewer.
+        top: The number of wrong classes to take, those of the largest clean logits; None is all. A
+            network with fewer wrong classes raises a UserError.
     """
 
     steps: int = 50
@@ -42,8 +43,9 @@ class MultiTargeted(Attack):
         object.__setattr__(self, "step_size", self._ascent(1).step_size)  # PGD's checks
 
     def _ascent(self, rivals: int) -> PGD:
-        runs = self.restarts * rivals
-        return PGD(steps=self.steps, step_size=self.step_size, restarts=runs, success="any")
+        """Return the attack whose restarts take a number of wrong classes in turn."""
+        restarts = self.restarts * rivals
+        return PGD(steps=self.steps, step_size=self.step_size, restarts=restarts, success="any")
 
     @property
     def title(self) -> str:
@@ -53,7 +55,7 @@ class MultiTargeted(Attack):
         return " ".join(words)
 
     def settings(self, threat: Threat) -> dict[str, Any]:
-        """Return the settings, with the loss, the start and the step size (image units) in use."""
+        """Return the settings, with the loss, the start and the step size in image units."""
         return super().settings(threat) | {
             "loss": "targeted_margin",
             "start": "uniform",
@@ -61,7 +63,7 @@ class MultiTargeted(Attack):
         }
 
     def fitted(self, classes: int) -> MultiTargeted:
-        """Itself, if there are `top` rivals."""
+        """Return this attack; raise a UserError if a class has fewer than `top` rivals."""
         expected = f"at most the {classes - 1} rivals of a class"
         require(self.top is None or self.top < classes, "top", expected, self.top)
         return self
@@ -73,14 +75,15 @@ class MultiTargeted(Attack):
         clean = tf.stop_gradient(logits_fn(x))
         classes = clean.shape[-1]
         rivals = self.fitted(classes).top or classes - 1
-        # The first is the label: rows where it is not are broken, and never looked at.
+        # The first index is the label, except for misclassified images, which are not attacked.
         targets = tf.math.top_k(clean, rivals + 1).indices[:, 1:]
 
-        def evaluate(x_adv: tf.Tensor, row: tf.Tensor, run: Any) -> tuple[tf.Tensor, tf.Tensor]:
+        def evaluate(x_adv: tf.Tensor, row: tf.Tensor, restart: Any) -> tuple[tf.Tensor, tf.Tensor]:
             logits, label = logits_fn(x_adv), tf.gather(y, row)
-            target = tf.gather(targets[:, run % rivals], row)
-            towards, away = (tf.gather(logits, i, axis=-1, batch_dims=1) for i in (target, label))
-            return towards - away, ~losses.correct(logits, label)
+            target = tf.gather(targets[:, restart % rivals], row)
+            z_i = tf.gather(logits, target, axis=-1, batch_dims=1)
+            z_y = tf.gather(logits, label, axis=-1, batch_dims=1)
+            return z_i - z_y, ~losses.correct(logits, label)
 
         broken = ~losses.correct(clean, y)
         end = self._ascent(rivals).search(evaluate, x, threat=threat, seed=seed, broken=broken)

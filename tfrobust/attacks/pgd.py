@@ -11,7 +11,7 @@ from tfrobust.attacks.gradient import GradientAttack
 from tfrobust.errors import choose, number, require, require_at_least
 from tfrobust.serialization import serializable
 
-DEFAULT_SCALE = 2.5  # step_size = 2.5 eps / steps lets the attack cross the ball, as Madry et al.
+DEFAULT_SCALE = 2.5  # with steps of 2.5 eps / steps the attack can cross the ball (Madry et al.)
 
 
 @serializable
@@ -23,9 +23,9 @@ class PGD(GradientAttack):
         steps: The number of steps.
         step_size: The step in image units: a number, a fraction such as "2/255", or a tensor
             (scalar or [B]). None is 2.5 * eps / steps.
-        restarts: The number of starts, of which the best end counts.
+        restarts: The number of starts, of which the best last iterate counts.
         success: "last" returns the last iterate; "any" stops an example at its first misclassified
-            iterate, the start included, so that a success on the way is not lost.
+            iterate or start, so that a success on the way is not lost.
     """
 
     steps: int = 10

@@ -23,10 +23,10 @@ class Nearest(NamedTuple):
     """The nearest misclassified images of a search inside the box, at any distance.
 
     Attributes:
-        images: [B, H, W, C]; the clean image if no misclassified one was found.
-        distance: float32 [B], the Linf distance; inf if none was found, 0 if the clean image is
-            misclassified.
-        queries: int32 [B].
+        images: The images [B, H, W, C]; the clean image if the search met no misclassified one.
+        distance: The Linf distances, float32 [B]: inf if the search met no misclassified image, and
+            0 if the clean image is misclassified.
+        queries: The number of queries for each image, int32 [B].
     """
 
     images: tf.Tensor
@@ -40,17 +40,18 @@ class RayS(Attack):
     """A search for the sign vector v whose ray x + d v, cut by the box, meets the boundary soonest.
 
     Blocks of v change their sign in turn: first all of it, then halves, quarters, ... of the
-    flattened image. If the image at the smallest d so far is then misclassified too, bisection
-    finds the boundary on the new ray, and if that is nearer, the change is kept. Only predicted
-    classes are used. An example stops at the first misclassified image within eps. Linf only.
+    flattened image. If the image at the smallest d so far stays misclassified, bisection looks for
+    the boundary on the new ray, and keeps the change if that boundary is nearer. The attack uses
+    predicted classes only, and works in Linf only. An example stops at its first misclassified
+    image within eps.
 
-    Images are flattened with the channels last. The public implementation has them first, so the
-    blocks agree for one channel only.
+    Images are flattened with the channels last. The public implementation has them first, so its
+    blocks are the same only for one channel.
 
     Args:
         queries: The number of queries for each image, besides that of the clean image. The last
-            one is at the edge of the ball in the best direction; its image is returned if no
-            misclassified one was found.
+            query is at the edge of the ball in the best direction. Its image is returned if the
+            search has met no misclassified image.
     """
 
     queries: int = 10000
@@ -70,7 +71,7 @@ class RayS(Attack):
     def run(
         self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, *, threat: Threat, seed: Any
     ) -> Outcome:
-        """Search as of `Attack.run`. There is no noise, so the seed does not matter."""
+        """Search as described at `Attack.run`. There is no noise, so the seed does not matter."""
         end = self._search(logits_fn, x, y, threat, at_the_edge=True)
         images = _along(end["x"], end["sign"], tf.minimum(end["d"], threat.eps), threat.box)
         gradients = tf.zeros_like(end["queries"])
@@ -79,7 +80,7 @@ class RayS(Attack):
     def nearest(
         self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, box: tuple[float, float] = (0.0, 1.0)
     ) -> Nearest:
-        """Search to the last query, without an eps at which to stop.
+        """Search up to the last query, whatever the distance.
 
         The mean distance over correctly classified images is the ADBD of the paper.
 
@@ -97,11 +98,11 @@ class RayS(Attack):
     def _search(
         self, logits_fn: LogitsFn, x: Any, y: Any, threat: Threat, *, at_the_edge: bool
     ) -> State:
-        """Return the end of the search: x + d * sign, cut by the box, is the nearest image found.
+        """Return the last state, in which x + d * sign, cut by the box, is the nearest image.
 
-        d is the Linf length before the cut. Each example is in one of two phases, and examples in
-        different phases share a pass: it tries a block at length d, or it bisects between `low`,
-        where the image is classified correctly, and d. Both end with the next block.
+        d is the Linf length before the cut. An example either tries a block at length d, or bisects
+        between d and `low`, at which the image is classified correctly; then it takes the next
+        block. Examples of both kinds share a pass.
         """
         self.check(threat)
         x, y = tf.convert_to_tensor(x), tf.cast(y, tf.int32)
@@ -117,7 +118,7 @@ class RayS(Attack):
             block = (place >= rows(s["first"], x)) & (place < rows(s["first"] + s["size"], x))
             turned = block & ~rows(s["accepted"] | edge, x)
             sign = tf.where(turned, -s["sign"], s["sign"])
-            # At the length of the box the image lies in its corner: nothing is beyond.
+            # At the length of the box the image is a corner of the box, and nothing is beyond it.
             length = tf.where(s["bisecting"], 0.5 * (s["low"] + s["d"]), tf.minimum(s["d"], reach))
             length = tf.where(edge, threat.eps, length)
             images = _along(s["x"], sign, length, threat.box)
@@ -128,7 +129,7 @@ class RayS(Attack):
             bisecting = tf.where(s["bisecting"], d - low > gap, wrong)
             first = tf.where(bisecting, s["first"], s["first"] + s["size"])
             inside = (length <= threat.eps) | (threat.distance(images, s["x"]) <= threat.eps)
-            again = first >= pixels  # every block had its turn: on with half the size
+            at_end = first >= pixels  # every block has had its turn, so the size is halved
             return {
                 "row": s["row"],
                 "x": s["x"],
@@ -137,8 +138,8 @@ class RayS(Attack):
                 "low": low,
                 "bisecting": bisecting,
                 "accepted": bisecting & (s["accepted"] | nearer),
-                "first": tf.where(again, 0, first),
-                "size": tf.where(again, (s["size"] + 1) // 2, s["size"]),
+                "first": tf.where(at_end, 0, first),
+                "size": tf.where(at_end, (s["size"] + 1) // 2, s["size"]),
                 "broken": nearer & inside,
                 "queries": s["queries"] + 1,
             }

@@ -22,13 +22,12 @@ from tfrobust.threat import Threat
 class SavedImages(Attack):
     """Adversarial images that another evaluation saved, perhaps of another network.
 
-    An image belongs to the example with its position in the test split. The evaluation therefore
-    does not run this attack: it gets the images of its rows from `lookup`, and checks and judges
-    them as those of any attack.
+    Each image belongs to a position in the test split. The evaluation therefore does not run this
+    attack: it gets its images from `lookup`, and checks and judges them like those of any attack.
 
     Args:
         path: An .npz file with `image` [N, H, W, C], float32 in the box or uint8 (divided by 255),
-            and `index` [N], each image's position in the test split.
+            and `index` [N], the position of each image in the test split.
     """
 
     path: str
@@ -45,26 +44,26 @@ class SavedImages(Attack):
         return [file]
 
     def lookup(self, rows: np.ndarray) -> np.ndarray:
-        """Return the images, float32 [B, H, W, C], of these positions in the test split, int [B].
+        """Return the images at positions int [B] of the test split, float32 [B, H, W, C].
 
         Raises UserError if the file lacks one of them.
         """
         images, places = self._content
-        at = np.array([places.get(int(row), -1) for row in rows], np.int64)
-        absent = np.asarray(rows)[at < 0]
+        numbers = np.array([places.get(int(row), -1) for row in rows], np.int64)
+        absent = np.asarray(rows)[numbers < 0]
         if absent.size:
             raise UserError(
                 f"path: expected an image for each of {len(rows)} rows, {self.path} has none for "
                 f"{absent.size} of them, such as row {absent[0]}"
             )
-        chosen = images[at]
+        chosen = images[numbers]
         if chosen.dtype == np.uint8:
             return chosen.astype(np.float32) / np.float32(255)
         return chosen
 
     @cached_property
     def _content(self) -> tuple[np.ndarray, dict[int, int]]:
-        """The images, and position in the test split -> number of the image."""
+        """The images, and a mapping from positions in the test split to numbers of images."""
         try:
             with np.load(Path(self.path).expanduser(), allow_pickle=False) as arrays:
                 images, index = arrays["image"], arrays["index"]
@@ -73,22 +72,22 @@ class SavedImages(Attack):
             raise UserError(
                 f"path: expected an .npz file with image and index, received {self.path}: {line}"
             ) from None
-        what = f"path: image of {self.path}"
-        valued = images.dtype in (np.uint8, np.float32)
-        require(valued, what, "float32 or uint8", images.dtype.name)
-        require(images.ndim == 4, what, "images [N, H, W, C]", f"shape {images.shape}")
-        what = f"path: index of {self.path}"
-        paired = index.shape == images.shape[:1] and index.dtype.kind in "iu"
+        where = f"path: image of {self.path}"
+        is_known_type = images.dtype in (np.uint8, np.float32)
+        require(is_known_type, where, "float32 or uint8", images.dtype.name)
+        require(images.ndim == 4, where, "images [N, H, W, C]", f"shape {images.shape}")
+        where = f"path: index of {self.path}"
+        fits = index.shape == images.shape[:1] and index.dtype.kind in "iu"
         received = f"{index.dtype.name} of shape {index.shape}"
-        require(paired, what, f"{len(images)} integers", received)
-        places = {int(place): i for i, place in enumerate(index)}
-        require(len(places) == len(index), what, "each place once", "some twice")
+        require(fits, where, f"{len(images)} integers", received)
+        places = {int(place): number for number, place in enumerate(index)}
+        require(len(places) == len(index), where, "each place once", "some twice")
         return images, places
 
     def run(
         self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, *, threat: Threat, seed: Any
     ) -> NoReturn:
-        """Raise a UserError: images are looked up by row, which an attack does not know."""
+        """Raise a UserError, because an attack does not know the rows of its images."""
         raise UserError(
             "saved_images: expected an evaluation, which looks its images up by row, received a "
             "call of the attack"

@@ -22,17 +22,18 @@ from tfrobust.threat import Threat
 @serializable
 @dataclasses.dataclass(frozen=True)
 class Transfer(Attack):
-    """A transfer attack: adversarial images of a surrogate network, shown to the attacked one.
+    """A transfer attack: adversarial images made on a surrogate network.
 
-    It does not use the gradients of the attacked network, which may be useless. That network is
-    queried once for each example; passes of the surrogate are not counted.
+    It does not use the gradients of the attacked network, which may be useless. The attacked
+    network is queried once for each example; passes of the surrogate are not counted.
 
     Args:
-        source: The surrogate: a run folder, a .keras or .h5 file, or a SavedModel. It is opened at
-            first use.
+        source: The surrogate: a run folder, a .keras or .h5 file, or a SavedModel. It is loaded
+            when it is first used.
         attack: The attack on the surrogate, an Attack, or its name and settings as in a config.
         outputs: The kind of the surrogate's outputs, "logits", "probabilities" or "sigmoids".
-        output, signature: The names of the output and the signature to use, if it has several.
+        output: The name of the output to use, if the surrogate has several.
+        signature: The name of the signature to use, if the surrogate has several.
     """
 
     source: str
@@ -44,7 +45,7 @@ class Transfer(Attack):
     def __post_init__(self) -> None:
         choose("outputs", self.outputs, OUTPUTS)
         if not isinstance(self.attack, Attack):
-            from tfrobust.attacks import ATTACKS  # this class is in it
+            from tfrobust.attacks import ATTACKS  # not above, as the registry imports this file
 
             object.__setattr__(self, "attack", build(ATTACKS, self.attack, "attack"))
 
@@ -54,7 +55,7 @@ class Transfer(Attack):
         name = path.parent.name if path.name in ("model.keras", "saved_model") else path.name
         words = [f"Transfer {self.attack.title} from {name or self.source}"]
         words += [self.outputs] if self.outputs != "logits" else []
-        words += [named for named in (self.output, self.signature) if named is not None]
+        words += [name for name in (self.output, self.signature) if name is not None]
         return " ".join(words)
 
     def settings(self, threat: Threat) -> dict[str, Any]:
@@ -64,7 +65,7 @@ class Transfer(Attack):
 
     @property
     def files(self) -> list[Path]:
-        """The files of the surrogate, and of the attack on it."""
+        """The files of the surrogate and of the attack on it."""
         return [*model_files(self.source, "source"), *self.attack.files]
 
     def check(self, threat: Threat, image_shape: tuple[int, ...] | None = None) -> None:
@@ -72,7 +73,7 @@ class Transfer(Attack):
         located("attack", self.attack.check, threat, image_shape)
 
     def fitted(self, classes: int) -> Transfer:
-        """Return this attack with the surrogate's attack fitted. An open surrogate stays open."""
+        """Return this attack with the surrogate's attack fitted; a loaded surrogate is kept."""
         fitted = dataclasses.replace(self, attack=self.attack.fitted(classes))
         if "surrogate" in vars(self):
             vars(fitted)["surrogate"] = self.surrogate
@@ -81,7 +82,7 @@ class Transfer(Attack):
     @cached_property
     def surrogate(self) -> SavedNetwork:
         """The surrogate, loaded once. Raises UserError if it cannot be loaded."""
-        with tf.init_scope():  # its weights do not belong to the graph that calls it first
+        with tf.init_scope():  # the weights must not belong to the graph that calls it first
             return load_network(
                 self.source, self.outputs, "source", output=self.output, signature=self.signature
             )
@@ -89,12 +90,12 @@ class Transfer(Attack):
     def run(
         self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, *, threat: Threat, seed: Any
     ) -> Outcome:
-        x, y, other = tf.convert_to_tensor(x), tf.cast(y, tf.int32), self.surrogate
-        other.require_images(tuple(x.shape[1:]), "source")
-        images = self.attack(other, x, y, threat=threat, seed=seed)
+        x, y, surrogate = tf.convert_to_tensor(x), tf.cast(y, tf.int32), self.surrogate
+        surrogate.require_images(tuple(x.shape[1:]), "source")
+        images = self.attack(surrogate, x, y, threat=threat, seed=seed)
         logits = tf.stop_gradient(logits_fn(images))
         classes = logits.shape[-1]
         expected = f"a network of {classes} classes"
-        require(other.classes == classes, "source", expected, other.classes)
+        require(surrogate.classes == classes, "source", expected, surrogate.classes)
         zeros = tf.zeros_like(y)
         return Outcome(images, ~losses.correct(logits, y), zeros + 1, zeros)

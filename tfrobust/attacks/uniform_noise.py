@@ -1,4 +1,4 @@
-"""Random corruption: what any attack must beat."""
+"""Uniform noise, which every other attack must beat."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from tfrobust.threat import Threat
 @serializable
 @dataclasses.dataclass(frozen=True)
 class UniformNoise(Attack):
-    """The first misclassified of several uniform draws from the ball, clipped to the box.
+    """Uniform draws from the ball, clipped to the box, up to the first that is misclassified.
 
     An example that no draw breaks gets the draw of highest cross entropy, or keeps its image if no
-    draw raised the cross entropy.
+    draw raises the cross entropy.
 
     Args:
         draws: The number of draws. Each costs one query, besides that of the clean image.
@@ -42,14 +42,14 @@ class UniformNoise(Attack):
     ) -> Outcome:
         x, y = tf.convert_to_tensor(x), tf.cast(y, tf.int32)
 
-        def look(images: tf.Tensor, row: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        def evaluate(images: tf.Tensor, row: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             logits, labels = logits_fn(images), tf.gather(y, row)
             return losses.cross_entropy(logits, labels), ~losses.correct(logits, labels)
 
         def draw(i: tf.Tensor, s: State) -> State:
             row = s["row"]
             images = tf.gather(threat.random_start(x, noise.fold(seed, i)), row)
-            value, broken = look(images, row)
+            value, broken = evaluate(images, row)
             better = broken | (value > s["value"])
             return {
                 "row": row,
@@ -59,7 +59,7 @@ class UniformNoise(Attack):
                 "queries": s["queries"] + 1,
             }
 
-        value, broken = look(x, tf.range(tf.shape(x)[0]))
+        value, broken = evaluate(x, tf.range(tf.shape(x)[0]))
         zeros = tf.zeros_like(broken, tf.int32)
         state = {"x_adv": x, "value": value, "broken": broken, "queries": zeros + 1}
         end = hunt(draw, state, self.draws)

@@ -1,46 +1,29 @@
-"""Evaluation: a cascade of attacks over a test set, flags per example, the worst case."""
+"""Evaluation: attacks on a test set, one after the other or each alone, and the worst case."""
 
-from tfrobust.evaluation.api import evaluate
-from tfrobust.evaluation.attack_list import SUITES, ListedAttack, list_attacks
-from tfrobust.evaluation.cascade import MODES, run
-from tfrobust.evaluation.corruption_accuracy import Corruptions
-from tfrobust.evaluation.crafting import Crafted, adversaries, craft, predictor
-from tfrobust.evaluation.eps_curves import eps_curve, least_eps
-from tfrobust.evaluation.loss_landscape import Landscape, landscape
-from tfrobust.evaluation.loss_valley import Valley, valley
-from tfrobust.evaluation.margin_estimates import margins
-from tfrobust.evaluation.recorder import Details
-from tfrobust.evaluation.results import Check, Evaluation, Result, merged, worst_case
-from tfrobust.evaluation.sanity_checks import checks
-from tfrobust.flags import Flags
-from tfrobust.record import Record
-
-__all__ = [
-    "MODES",
-    "SUITES",
-    "Check",
-    "Corruptions",
-    "Crafted",
-    "Details",
-    "Evaluation",
-    "Flags",
-    "Landscape",
-    "Record",
-    "Result",
-    "ListedAttack",
-    "Valley",
-    "adversaries",
-    "checks",
-    "craft",
-    "eps_curve",
-    "evaluate",
-    "landscape",
-    "least_eps",
-    "margins",
-    "merged",
-    "predictor",
-    "run",
-    "list_attacks",
-    "valley",
-    "worst_case",
-]
+from tfrobust.evaluation.api import evaluate as evaluate
+from tfrobust.evaluation.attack_list import SUITES as SUITES
+from tfrobust.evaluation.attack_list import ListedAttack as ListedAttack
+from tfrobust.evaluation.attack_list import list_attacks as list_attacks
+from tfrobust.evaluation.cascade import MODES as MODES
+from tfrobust.evaluation.cascade import run as run
+from tfrobust.evaluation.corruption_accuracy import Corruptions as Corruptions
+from tfrobust.evaluation.crafting import Crafted as Crafted
+from tfrobust.evaluation.crafting import adversaries as adversaries
+from tfrobust.evaluation.crafting import craft as craft
+from tfrobust.evaluation.crafting import predictor as predictor
+from tfrobust.evaluation.eps_curves import eps_curve as eps_curve
+from tfrobust.evaluation.eps_curves import least_eps as least_eps
+from tfrobust.evaluation.loss_landscape import Landscape as Landscape
+from tfrobust.evaluation.loss_landscape import landscape as landscape
+from tfrobust.evaluation.loss_valley import Valley as Valley
+from tfrobust.evaluation.loss_valley import valley as valley
+from tfrobust.evaluation.margin_estimates import margins as margins
+from tfrobust.evaluation.recorder import Details as Details
+from tfrobust.evaluation.results import Check as Check
+from tfrobust.evaluation.results import Evaluation as Evaluation
+from tfrobust.evaluation.results import Result as Result
+from tfrobust.evaluation.results import merged as merged
+from tfrobust.evaluation.results import worst_case as worst_case
+from tfrobust.evaluation.sanity_checks import checks as checks
+from tfrobust.flags import Flags as Flags
+from tfrobust.record import Record as Record

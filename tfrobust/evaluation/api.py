@@ -65,21 +65,21 @@ def evaluate(
         x: Float images [N, H, W, C] in the box. If every attack has a limit `examples`, only the
             images up to the largest limit are evaluated, also for the clean accuracy.
         y: Class numbers [N].
-        threat: The set in which the attacks search, or a list of them with one for each norm. Every
-            attack then runs under each of them, or only under that of its key `norm`, and robust
-            accuracy is that in their union. `Evaluation.norms` has the accuracy under each norm.
+        threat: The set in which the attacks search, or a list of sets, one for each norm. With a
+            list every attack runs under each norm, or only under that of its key `norm`, and robust
+            accuracy is that in the union. `Evaluation.norms` has the accuracy under each norm.
         attacks: "autoattack", "paper", the name of an attack, a mapping with its settings, an
             Attack, or a list of these.
         mode: "cascade" gives each attack only the images that no earlier attack has broken; "each"
             gives every attack all images that are right when clean.
         seed: The seed of all noise.
-        batch_size: Images in a pass.
+        batch_size: The number of images in a pass.
         images: Whether to keep the adversarial images in memory. Not possible with a folder.
         check: Whether to end with the checks for a false sense of security and, in a folder, with
             the curves and pictures of its page. This costs about 200 forward and backward passes
             for each of up to 200 images.
         progress: Whether to show a bar on a terminal.
-        folder: The folder of the record, which is written after every attack. The same call, also
+        folder: The folder of the record, which is written after every attack. The same call, even
             with more attacks, reuses the results in it. Results of another network, of other images
             or of another threat are moved to folder/evaluation.1.
             `tfrobust.report.write_report(folder)` makes the page of the folder.
@@ -88,10 +88,10 @@ def evaluate(
         details: Descriptions that the record keeps beside the numbers.
         layout: "channels_last" or "channels_first", for images whose shape is ambiguous.
         craft_precision: "float32", or "mixed_bfloat16" to let the attacks search on a Keras network
-            in bfloat16. The network itself decides whether an image is misclassified. Images on
-            which the search is wrong are attacked again on the network itself.
-        jit_compile: Whether XLA compiles the attacks, which takes time for each attack and makes
-            GPUs faster; "auto" compiles on GPUs only.
+            in bfloat16. The network itself decides whether an image is misclassified. Images that
+            only the network in bfloat16 misclassifies are attacked again on the network itself.
+        jit_compile: Whether XLA compiles the attacks. Compiling takes time for each attack, and
+            makes attacks on GPUs faster; "auto" compiles on GPUs only.
         corruptions: The common corruptions whose images are classified after the attacks, True for
             all fifteen at five severities. This costs 75 passes over the images.
 

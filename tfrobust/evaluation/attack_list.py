@@ -1,4 +1,4 @@
-"""The list of attacks of an evaluation, made of names, mappings, attack objects and suites."""
+"""The list of attacks of an evaluation, from names, mappings, attack objects and suites."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 from tfrobust.attacks import APGD, ATTACKS, FAB, PGD, Attack, MultiTargeted, RayS, Square
 from tfrobust.errors import choose, require
-from tfrobust.registry import arguments, build, located, resolve
+from tfrobust.registry import build, convert, located, resolve
 from tfrobust.threat import Threat, threats_of
 
-# Names that eval.json, flags.npz and the tables use themselves.
+# Names with another meaning in eval.json, flags.npz and the tables.
 RESERVED = ("allow_pickle", "clean", "digest", "file", "index", "label", "worst case")
-# Keys of an entry beside the settings of its attack or suite.
-COMMON = ("label", "examples", "norm")
+# Keys of every entry beside the settings of its attack or suite, and their types.
+COMMON = {"label": str | None, "examples": int | None, "norm": str | None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,11 +24,10 @@ class ListedAttack:
     Args:
         attack: The attack.
         name: Its name in tables and files.
-        examples: The number of images, from the first of the test set on, that it runs on; None for
-            all of them.
-        suite: The name of the suite it belongs to, such as "AutoAttack". The attacks of a suite
-            always run as a cascade among themselves.
-        threat: The threat it runs under, if the evaluation has several.
+        examples: The number of images on which it runs, the first of the test set; None is all.
+        suite: The name of its suite, such as "AutoAttack". The attacks of a suite always run as a
+            cascade among themselves.
+        threat: The threat under which it runs, if the evaluation has several.
     """
 
     attack: Attack
@@ -52,29 +51,29 @@ def list_attacks(
         attacks: An entry or a sequence of entries. An entry is the name of an attack or a suite; a
             mapping with the key `name`, the settings of that attack or suite, and optionally
             `label`, `examples` and `norm`; an `Attack`; or a `ListedAttack`.
-        threat: The threat under which the attacks run. Of a list, each attack runs under every
+        threat: The threat under which the attacks run. With a list, each attack runs under every
             threat, or only under that of its `norm`, and its name begins with the norm.
         where: The name of the argument in error messages.
 
     Raises:
-        UserError: For unknown names and keys, for labels that are reserved or used twice, and for
-            several threats if one of them is attacked on fewer images than another.
+        UserError: For unknown names and keys, for labels that are reserved or used twice, and if
+            one of several threats is attacked on fewer images than another.
     """
     entries: Any = attacks
     if isinstance(entries, str | Mapping | Attack | ListedAttack):
         entries = [entries]
     threats = threats_of(threat)
     attack_list: list[ListedAttack] = []
-    for each in threats:
-        for place, entry in enumerate(entries):
-            at = f"{where}[{place}]"
-            norms = _norms(entry, threats, at)
-            if each.norm not in norms:
+    for one_threat in threats:
+        for number, entry in enumerate(entries):
+            place = f"{where}[{number}]"
+            norms = _norms(entry, threats, place)
+            if one_threat.norm not in norms:
                 continue
-            listed = _expand(entry, each, at)
-            if len(threats) > 1:
-                listed = [_under(one, each, at, len(norms) > 1) for one in listed]
-            attack_list += listed
+            for listed in _expand(entry, one_threat, place):
+                if len(threats) > 1:
+                    listed = _under(listed, one_threat, place, several=len(norms) > 1)
+                attack_list.append(listed)
     if attack_list and len(threats) > 1:
         _check_sizes(attack_list, threats, where)
     suites = dict.fromkeys(listed.suite for listed in attack_list if listed.suite)
@@ -104,13 +103,13 @@ def _under(listed: ListedAttack, threat: Threat, where: str, several: bool) -> L
         listed: The attack.
         threat: The threat.
         where: The place of its entry, for errors.
-        several: Whether the entry stands for other threats too, all of which no step size in image
-            units fits.
+        several: Whether the entry also runs under other threats.
 
     Raises:
-        UserError: If it has such a step size.
+        UserError: If the attack runs under several threats with a step size in image units, as no
+            such step size fits all of them.
     """
-    if listed.threat is not None:  # listed before
+    if listed.threat is not None:  # the entry was a ListedAttack that names its threat
         return listed
     absolute = several and listed.suite is None and getattr(listed.attack, "step_size", None)
     expected = "none, a fraction of each eps, or a `norm` beside it (there are several threats)"
@@ -128,7 +127,7 @@ def _check_sizes(
     An image counts in the union only if it was attacked under every threat.
 
     Raises:
-        UserError: If one of them has fewer or none.
+        UserError: If a threat has an attack on fewer images, or none.
     """
     most: dict[str, int | None] = {}
     for threat in threats:
@@ -136,11 +135,11 @@ def _check_sizes(
         require(sizes, where, f"an attack under {threat.norm}", "none")
         most[threat.norm] = None if None in sizes else max(filter(None, sizes))
     expected = "an attack on the same number of images under every norm"
-    require(len({*most.values()}) == 1, where, expected, most)
+    require(len(set(most.values())) == 1, where, expected, most)
 
 
 def _expand(entry: AttackSpec, threat: Threat, where: str) -> list[ListedAttack]:
-    """Return the attacks of one entry: several for a suite."""
+    """Return the attack of an entry, or all attacks of a suite."""
     if isinstance(entry, ListedAttack):
         return [entry]
     if isinstance(entry, Attack):
@@ -148,10 +147,9 @@ def _expand(entry: AttackSpec, threat: Threat, where: str) -> list[ListedAttack]
         return [ListedAttack(entry, entry.title)]
     entry = {"name": entry} if isinstance(entry, str) else entry
     require(isinstance(entry, Mapping), where, "a name or a mapping with 'name'", entry)
-    common = {key: value for key, value in entry.items() if key in COMMON}
-    settings = {key: value for key, value in entry.items() if key not in common}
-    common = arguments(_common_keys, common, where)
-    label, examples = common.get("label"), common.get("examples")
+    settings = {key: value for key, value in entry.items() if key not in COMMON}
+    common = {key: convert(f"{where}.{key}", entry.get(key), kind) for key, kind in COMMON.items()}
+    label, examples = common["label"], common["examples"]
     require(examples is None or examples >= 1, f"{where}.examples", "int >= 1", examples)
     name = settings.get("name")
     if isinstance(name, str) and name in SUITES:
@@ -165,16 +163,10 @@ def _expand(entry: AttackSpec, threat: Threat, where: str) -> list[ListedAttack]
     return [ListedAttack(attack, label or attack.title, examples)]
 
 
-def _common_keys(
-    *, label: str | None = None, examples: int | None = None, norm: str | None = None
-) -> None:
-    """Declare the keys that every entry may have beside the settings of its attack or suite."""
-
-
 def _relabel(listed: ListedAttack, label: str | None) -> ListedAttack:
-    """Return an attack of a suite with a label for the suite, unless it is None.
+    """Return an attack of a suite under another label for the suite, unless the label is None.
 
-    The attack's name begins with the label, since the names in a list must differ.
+    The attack's name begins with the label, because the names in a list must differ.
     """
     if label is None:
         return listed
@@ -185,7 +177,7 @@ def _relabel(listed: ListedAttack, label: str | None) -> ListedAttack:
 
 
 def _limit(listed: ListedAttack, examples: int | None) -> ListedAttack:
-    """Return the attack, limited to the first `examples` images unless None."""
+    """Return the attack, limited to the first `examples` images unless that is None."""
     limits = [limit for limit in (listed.examples, examples) if limit is not None]
     return dataclasses.replace(listed, examples=min(limits, default=None))
 
@@ -193,14 +185,14 @@ def _limit(listed: ListedAttack, examples: int | None) -> ListedAttack:
 def autoattack(threat: Threat, version: str = "standard") -> list[ListedAttack]:
     """Return the attacks of AutoAttack (Croce and Hein, 2020, arXiv:2003.01690), cheapest first.
 
-    The constants are those of its public code; in L1 these are five restarts of APGD-CE and five
-    targets of APGD-T.
+    The constants are those of its public code, which has five restarts of APGD-CE and five targets
+    of APGD-T in L1.
 
     Args:
         threat: The threat.
-        version: "standard"; "plus", which adds restarts and the untargeted FAB at about four times
-            the cost; or "rand", for networks with random outputs, which averages gradients over
-            20 draws.
+        version: "standard"; "plus", with more restarts and the untargeted FAB, at about four times
+            the cost; or "rand", for networks with random outputs, with gradients averaged over 20
+            draws.
     """
     l1 = threat.norm == "l1"
     versions: dict[str, list[Attack]] = {
@@ -229,16 +221,15 @@ def autoattack(threat: Threat, version: str = "standard") -> list[ListedAttack]:
 
 
 def paper(threat: Threat, budget: str = "small") -> list[ListedAttack]:
-    """Return the attacks in the tables of the ATLAS paper, with AutoAttack and RayS, which its
-    MNIST table does not have.
+    """Return the attacks in the tables of the ATLAS paper, with AutoAttack and RayS also on MNIST.
 
-    The step size is the paper's 0.01 at eps 0.3; at any other eps it is the paper's 0.007 at
-    8/255, in proportion to eps. The paper gives none for Un-T and Multi-T; they use the same.
+    The step size at eps 0.3 is the paper's 0.01; at any other eps it is in proportion to the
+    paper's 0.007 at 8/255. For Un-T and Multi-T the paper gives none, so they use the same.
 
     Args:
         threat: The threat.
         budget: "paper" attacks all images, and runs RayS with 40,000 queries on 1,000 of them;
-            "small" attacks only as many of the first images as two CPU cores can handle.
+            "small" attacks fewer images, as many as two CPU cores can handle.
     """
     choose("budget", budget, ("small", "paper"))
     small = budget == "small"

@@ -9,21 +9,20 @@ import numpy as np
 
 
 def batches(n: int, batch_size: int) -> Iterator[slice]:
-    """Return the slice of each batch of n examples; the last batch may be smaller."""
+    """Return a slice for each batch of n examples; the last batch may be smaller."""
     return (slice(start, start + batch_size) for start in range(0, n, batch_size))
 
 
 def map_batches(
     function: Callable[..., Any], *arrays: np.ndarray, batch_size: int, numbered: bool = False
 ) -> list[np.ndarray]:
-    """Apply a function to arrays batch by batch and join its results.
+    """Apply a function to arrays batch by batch, and join its results.
 
     Args:
-        function: Takes B rows of each array, [B, ...], and returns a sequence of arrays or tensors
-            [B, ...].
-        arrays: At least one array [n, ...] with n > 0; all of the same length.
+        function: B rows of each array, [B, ...] -> a sequence of arrays or tensors [B, ...].
+        arrays: One array [n, ...] with n > 0, or several of the same length.
         batch_size: The largest B.
-        numbered: Whether to pass the number of the batch, from 0, as the last argument.
+        numbered: Whether the function also takes the number of the batch, counted from 0.
 
     Returns:
         A list of arrays [n, ...], one for each array that the function returns.

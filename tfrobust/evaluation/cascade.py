@@ -1,4 +1,4 @@
-"""Run a list of attacks on a test set, as a cascade or each on all images that are right."""
+"""The run of a list of attacks on a test set, as a cascade or each on all images."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def run(
     attacks of that name. Arguments that are not described here are those of `evaluate`.
 
     Args:
-        finished: Results of an earlier, interrupted call with the same arguments; they are yielded
-            again without being computed again.
+        finished: Results of an earlier, interrupted call with the same arguments, which are yielded
+            without being computed again.
         predict: `predictor(logits_fn, batch_size)`, if it has been traced already.
         search: The network on which the attacks search, if it is not logits_fn.
         jit_compile: Whether XLA compiles the attacks, as in `craft`.
@@ -80,15 +80,14 @@ def run(
     first = attack_list[:1] if mode == "cascade" else attack_list
     check_files(waiting, x, clean.robust, threat, logits.shape[-1], batch_size, first)
     yield clean
-    standing = (
-        clean.robust.copy()
-    )  # right after the attacks so far; in mode each, after those of the suite
+    # Whether each image is right after the attacks so far; in mode each, after those of the suite.
+    standing = clean.robust.copy()
     suite: list[Result] = []
-    equals: Counter[str] = Counter()
+    attacks_of_name: Counter[str] = Counter()
     for place, listed in enumerate(attack_list):
         name = registered_name(listed.attack)
-        stream = f"{name} {equals[name]}"
-        equals[name] += 1
+        stream = f"{name} {attacks_of_name[name]}"
+        attacks_of_name[name] += 1
         if mode == "each" and not (listed.suite and suite):
             standing = clean.robust.copy()
         if listed.name in former:
@@ -144,16 +143,14 @@ def run_all(
     finished: Iterable[Result] = (),
     **options: Any,
 ) -> Iterator[Result]:
-    """Yield the results of `run` under each threat in turn, and the clean one once.
+    """Yield the results of `run` under each threat in turn, with the clean result once.
 
-    Under each threat the results are those of an evaluation under it alone: a cascade begins anew,
-    as the survivors of another norm's attacks would make the accuracy under this norm too low.
+    Under each threat the results are those of an evaluation under it alone. A cascade begins anew:
+    on the survivors of another norm's attacks the accuracy under this norm would be too low.
 
     Args:
-        logits_fn: As of `run`.
-        x: As of `run`.
-        y: As of `run`.
-        threats: The threats. Of several, every attack names one.
+        logits_fn, x, y: As of `run`.
+        threats: The threats. If there are several, every attack names one.
         attack_list: The attacks.
         finished: As of `run`.
         options: The other arguments of `run`.
@@ -195,7 +192,7 @@ def check_files(
         right: Whether each clean image is classified correctly, bool [N].
         threat: The threat of attacks that name none.
         classes: The number of classes of the network.
-        batch_size: Images that are looked at together.
+        batch_size: The number of images that are checked together.
         on_all: The attacks that run on all images that are right when clean.
 
     Raises:
@@ -209,8 +206,8 @@ def check_files(
             require(count == classes, "source", f"a network of {classes} classes", count)
         if isinstance(attack, SavedImages):
             rows = np.flatnonzero(right[: listed.examples if listed in on_all else 0])
-            for some in batches(max(1, len(rows)), batch_size):
-                saved_images(attack, rows[some], x[rows[some]], listed.threat or threat)
+            for batch in batches(max(1, len(rows)), batch_size):
+                saved_images(attack, rows[batch], x[rows[batch]], listed.threat or threat)
 
 
 def _clean(
@@ -227,10 +224,10 @@ def _clean(
 
 
 def _placed(images: np.ndarray, rows: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Return a copy of `others` with the images in these rows."""
-    merged = others.copy()
-    merged[rows] = images
-    return merged
+    """Return a copy of the images `others` in which these rows are replaced by `images`."""
+    placed = others.copy()
+    placed[rows] = images
+    return placed
 
 
 def _summed(name: str, results: Sequence[Result]) -> Result:

@@ -1,4 +1,4 @@
-"""Checks, curves and pictures, made after the attacks. An error in them loses no result."""
+"""The checks, curves and pictures that follow the attacks. An error in them loses no result."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from tfrobust.evaluation.eps_curves import eps_curve, least_eps
 from tfrobust.evaluation.pictures import Pictures
 from tfrobust.evaluation.recorder import Recorder
 from tfrobust.evaluation.results import Check, Result, worst_case
+from tfrobust.evaluation.sample import reason
 from tfrobust.evaluation.sanity_checks import checks
-from tfrobust.evaluation.seen import reason
 from tfrobust.provenance import circumstances
 from tfrobust.record import CheckRow, CurveRow, EpsRow, Provenance
 from tfrobust.threat import Threat
 
 T = TypeVar("T")
-CURVE = 500  # images of the curve over eps
+CURVE = 500  # the number of images of the curve over eps
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -45,46 +45,45 @@ class Closing:
     progress: bool
 
     def checks(self) -> list[Check]:
-        """Return the checks for a false sense of security, under each threat."""
+        """Return the checks for a false sense of security under each threat."""
         options: Any = {**self._sizes, "progress": self.progress}
-        signs = []
+        checks_of_threats = []
         for threat in self.threats:
             results = self._under(threat)
-            for sign in checks(self.logits_fn, self.x, self.y, threat, results, **options):
+            for check in checks(self.logits_fn, self.x, self.y, threat, results, **options):
                 prefix = f"{threat.norm}: " if len(self.threats) > 1 else ""
-                signs.append(dataclasses.replace(sign, name=prefix + sign.name))
-        return signs
+                checks_of_threats.append(dataclasses.replace(check, name=prefix + check.name))
+        return checks_of_threats
 
     def _under(self, threat: Threat) -> Sequence[Result]:
-        """Return the clean result and, of several threats, those of the attacks under this one."""
+        """Return the clean result, and the results of the attacks under a threat."""
         if len(self.threats) == 1:
             return self.results
         clean, *attacks = self.results
         return [clean, *(r for r in attacks if r.listed and r.listed.threat == threat)]
 
     def write(self, recorder: Recorder) -> None:
-        """Make checks, curves and pictures, and write each as soon as it is finished.
+        """Make the checks, curves and pictures, and write each as soon as it is finished.
 
-        Where one fails, a check "Not measured" gives the reason. Of several threats the pictures
-        are of the first, and there is no curve over eps, as there is not one eps.
+        If one fails, a check "Not measured" gives the reason. With several threats the pictures are
+        those of the first, and there is no curve over eps, because each threat has another eps.
         """
         record, details = recorder.record, recorder.details
         recorder.save()
         points = [point for point, _ in details.curve]
         if record.closing is not None and [row.point for row in record.curve] == points:
-            return  # reused: nothing has changed
-        signs = self.checks()
-        record.checks = [CheckRow(**dataclasses.asdict(sign)) for sign in signs]
+            return  # the record has them, and nothing has changed
+        record.checks = [CheckRow(**dataclasses.asdict(check)) for check in self.checks()]
         recorder.save()
-        for sign in signs:
-            if sign.warns:
-                details.say(f"warning: {sign.name}: {sign.text}")
+        for check in record.checks:
+            if check.warns:
+                details.say(f"warning: {check.name}: {check.text}")
 
         def attempt(name: str, function: Callable[[], T]) -> T | None:
             try:
                 return function()
             except Exception as error:
-                if worker()[1] > 1:  # an error stops all workers, as they compute together
+                if worker()[1] > 1:  # workers compute together, so an error stops all of them
                     raise
                 text = f"Not measured: {reason(error)}."
                 record.checks = [*record.checks, CheckRow(name=name, text=text, warns=False)]

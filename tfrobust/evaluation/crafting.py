@@ -1,4 +1,4 @@
-"""Run a network or an attack over many images in batches, and check the adversarial images."""
+"""Predictions and attacks on many images in batches, and checks of the adversarial images."""
 
 from __future__ import annotations
 
@@ -25,11 +25,10 @@ from tfrobust.threat import Threat
 LogitsFn = Callable[[Any], Any]
 Predict = Callable[[np.ndarray], np.ndarray]  # images [N, H, W, C] -> classes [N]
 BATCH_SIZE = 250
-PIXELS = 2**22  # values of the images that are checked at once, 32 MiB in float64
+PIXELS = 2**22  # the number of values that are checked at once, 32 MiB in float64
 ROWS = tf.TensorSpec([None], tf.int64)
-TOLERANCE = (
-    1e-6  # for the rounding of distances, relative to 1, eps or the box, whichever is largest
-)
+# For the rounding of distances, relative to the largest of 1, eps and the ends of the box.
+TOLERANCE = 1e-6
 
 
 class Crafted(NamedTuple):
@@ -51,22 +50,32 @@ class Crafted(NamedTuple):
 
     @classmethod
     def nothing(cls, x: np.ndarray) -> Crafted:
-        """Return an outcome of zeros for images x [n, H, W, C]."""
+        """Return an outcome for images x [n, H, W, C] in which everything is 0 or false."""
         right, counts = np.zeros(len(x), bool), np.zeros(len(x), np.int32)
         return cls(np.zeros_like(x), right, counts, counts.copy())
+
+
+def float32_logits(logits_fn: LogitsFn) -> LogitsFn:
+    """Return the network in inference mode as a function from images to float32 logits [B, C]."""
+    network = inference(logits_fn)
+
+    def logits(images: Any) -> tf.Tensor:
+        return tf.cast(network(images), tf.float32)
+
+    return logits
 
 
 def predictor(logits_fn: LogitsFn, batch_size: int = BATCH_SIZE) -> Predict:
     """Return a function from images [N, H, W, C] to predicted classes int32 [N].
 
-    The class is -1 where a logit is not finite. The function is compiled once for each image shape
-    and runs with TensorFloat-32 off, since its predictions are the verdicts of an evaluation.
+    The class is -1 if a logit is not finite. The function is compiled once for each image shape. It
+    runs with TensorFloat-32 off, because its predictions are the verdicts of an evaluation.
     """
-    network = inference(logits_fn)
+    logits = float32_logits(logits_fn)
     traced: dict[tuple[int, ...], Any] = {}
 
     def classes(images: tf.Tensor) -> list[tf.Tensor]:
-        return [losses.predicted(tf.cast(network(images), tf.float32))]
+        return [losses.predicted(logits(images))]
 
     def predict(x: np.ndarray) -> np.ndarray:
         if not len(x):
@@ -108,17 +117,17 @@ def craft(
         y: Labels [n].
         attack: The attack.
         threat: The threat.
-        seed: Seed of the noise, which is a function of (seed, stream, number of the batch).
-        batch_size: Images per pass.
-        progress: Label of a progress bar that shows the robust accuracy so far; None for no bar.
+        seed: The seed of the noise, which is a function of (seed, stream, number of the batch).
+        batch_size: The number of images in a pass.
+        progress: The label of a progress bar with the robust accuracy so far; None for no bar.
         rows: The places of x in the test set, int [n], by which saved images are looked up.
-        total: The images over which the bar's accuracy is computed, n by default; those that are
-            not in x count as broken.
+        total: The number of images to which the bar's accuracy refers, n by default; images that
+            are not in x count as broken.
         predict: `predictor(logits_fn, batch_size)`, if it has been traced already.
-        stream: Name of the stream of noise, by default the attack's registered name, so that a
-            label never changes a number.
-        search: The same network in a lower precision, on which the attack searches. Images that it
-            misclassifies but the network itself does not are attacked again on the network itself.
+        stream: The name of the stream of noise, by default the registered name of the attack, which
+            unlike a label cannot be changed.
+        search: The same network in a lower precision, on which the attack searches. Images that
+            only this network misclassifies are attacked again on the network itself.
         jit_compile: Whether XLA compiles the attack; "auto" does so on GPUs, unless XLA cannot
             compile the network.
 
@@ -127,47 +136,43 @@ def craft(
     """
 
     def craft_batch(network: LogitsFn, images: Any, labels: Any, number: Any) -> Outcome:
-        numbered = noise.seed_for(seed, number, stream or registered_name(attack))
-
-        def logits(images: Any) -> Any:
-            return tf.cast(network(images), tf.float32)
-
-        return attack.run(logits, images, labels, threat=threat, seed=numbered)
+        seed_of_batch = noise.seed_for(seed, number, stream or registered_name(attack))
+        return attack.run(network, images, labels, threat=threat, seed=seed_of_batch)
 
     if not len(x):
         return Crafted.nothing(x)
     if predict is None:
         check_traceable(logits_fn, x.shape[1:])
-    exact, lower = inference(logits_fn), inference(search or logits_fn)
     saved = attack if isinstance(attack, SavedImages) else None
-    craft_lower = functools.partial(craft_batch, lower)
-    function = again = None
+    craft_lower = functools.partial(craft_batch, float32_logits(search or logits_fn))
+    craft_group = craft_rows = None
     compiled_by_xla = saved is None and by_xla(jit_compile)
     if compiled_by_xla:
-        function = _compiled(craft_lower, x.shape[1:], batch_size)
+        craft_group = _compiled(craft_lower, x.shape[1:], batch_size)
     elif saved is None:
-        function = _on_replicas(craft_lower, x.shape[1:])
+        craft_group = _on_replicas(craft_lower, x.shape[1:])
     if compiled_by_xla or (saved is None and (search is not None or tf32.in_use())):
-        again = _of_rows(functools.partial(craft_batch, exact), x.shape[1:])
+        craft_exact = functools.partial(craft_batch, float32_logits(logits_fn))
+        craft_rows = _of_rows(craft_exact, x.shape[1:])
     predict = predict or predictor(logits_fn, batch_size)
     places = np.arange(len(x)) if rows is None else rows
-    mine, workers = worker()
+    rank, workers = worker()
     crafted, standing = Crafted.nothing(x), len(x)
-    quiet = True if progress is None or mine else None
+    quiet = True if progress is None or rank else None
     bar = tqdm(total=len(x), desc=progress, unit="image", disable=quiet)
-    numbered = list(enumerate(batches(len(x), batch_size)))[mine::workers]
-    for several in batches(len(numbered), local_replicas()):
-        group = numbered[several]
-        if function is not None:
+    numbered = list(enumerate(batches(len(x), batch_size)))[rank::workers]
+    for numbers in batches(len(numbered), local_replicas()):
+        group = numbered[numbers]
+        if craft_group is not None:
             inputs = [(x[chosen], y[chosen], number) for number, chosen in group]
             try:
-                outcomes = function(inputs)
+                outcomes = craft_group(inputs)
             except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError) as error:
                 if jit_compile != "auto" or "XLA" not in str(error):
                     raise
                 logging.warning("%s: not compiled: XLA does not take this network", attack.title)
-                compiled_by_xla, function = False, _on_replicas(craft_lower, x.shape[1:])
-                outcomes = function(inputs)
+                compiled_by_xla, craft_group = False, _on_replicas(craft_lower, x.shape[1:])
+                outcomes = craft_group(inputs)
         for place, (number, chosen) in enumerate(group):
             if saved is not None:
                 images = saved_images(saved, places[chosen], x[chosen], threat)
@@ -177,9 +182,10 @@ def craft(
                 check_adversarial(attack.title, threat, images, x[chosen])
             right = predict(images) == y[chosen]
             doubtful = np.flatnonzero(wrong & right)
-            if again is not None and len(doubtful):
+            if craft_rows is not None and len(doubtful):
+                labels = y[chosen].astype(np.int32)
                 with tf32.switched_off():
-                    outcome = again(x[chosen], y[chosen].astype(np.int32), number, doubtful)
+                    outcome = craft_rows(x[chosen], labels, number, doubtful)
                 images[doubtful] = outcome.images
                 right[doubtful] = predict(images[doubtful]) == y[chosen][doubtful]
                 queries[doubtful] += outcome.queries
@@ -207,13 +213,13 @@ def computed_by() -> dict[str, Any]:
 
 
 def by_xla(jit_compile: bool | str) -> bool:
-    """Return whether XLA compiles attacks. "auto" is true on GPUs; UserError if not a choice."""
+    """Return whether XLA compiles attacks; "auto" means on GPUs. Raises UserError for others."""
     require(xla.is_choice(jit_compile), "jit_compile", "true, false or auto", jit_compile)
     return xla.on_gpus(strategy()) if jit_compile == "auto" else bool(jit_compile)
 
 
 def _compiled(run: Callable[..., Outcome], image_shape: Any, batch_size: int) -> Callable[..., Any]:
-    """Return what `_on_replicas` returns, compiled by XLA and, on one device, split into stages."""
+    """Return the function of `_on_replicas`, compiled by XLA; one device runs it in stages."""
     if local_replicas() > 1:
         return _on_replicas(xla.compiled(run), image_shape)
     staged = Staged(run, batch_size)
@@ -231,7 +237,7 @@ def _without_gradients() -> Iterator[None]:
     try:
         yield
     except LookupError as error:
-        if type(error) is not LookupError:  # a KeyError or an IndexError
+        if type(error) is not LookupError:  # it is a KeyError or an IndexError
             raise
         raise UserError(
             "logits_fn: expected operations that have gradients, received one that has none "
@@ -243,8 +249,8 @@ def _without_gradients() -> Iterator[None]:
 def _of_rows(run: Callable[..., Outcome], image_shape: Any) -> Callable[..., Outcome]:
     """Return a function that runs an attack on some rows of a batch.
 
-    It takes (images, labels, number of the batch, rows [n]); the rows get the same noise as in the
-    whole batch.
+    It takes (images, labels, number of the batch, rows [n]). The rows get the same noise as in an
+    attack on all rows.
     """
 
     def part(images: tf.Tensor, labels: tf.Tensor, number: tf.Tensor, rows: tf.Tensor) -> Outcome:
@@ -264,34 +270,33 @@ def _specs(image_shape: Any) -> list[tf.TensorSpec]:
 
 
 def _on_replicas(run: Callable[..., Outcome], image_shape: Any) -> Callable[..., Any]:
-    """Return a function that attacks several batches at once, at most one per replica.
+    """Return a function that attacks several batches at once, at most one on each replica.
 
     It takes [(images, labels, number of the batch), ...] and returns [Outcome, ...]. The noise of a
     batch does not depend on its replica.
     """
-    at_once = local_replicas()
-    specs = _specs(image_shape)
+    replicas = local_replicas()
+    specs = _specs(image_shape) * replicas
 
     def everywhere(*values: tf.Tensor) -> Any:
         def replica() -> Outcome:
             replica_id = tf.distribute.get_replica_context().replica_id_in_sync_group
-            number = int(tf.get_static_value(tf.convert_to_tensor(replica_id))) % at_once
+            number = int(tf.get_static_value(tf.convert_to_tensor(replica_id))) % replicas
             with noise.of_one_replica():
                 return run(*values[3 * number : 3 * number + 3])
 
         return strategy().experimental_local_results(strategy().run(replica))
 
-    traced = tf.function(everywhere, input_signature=specs * at_once, autograph=False)
+    traced = tf.function(everywhere, input_signature=specs, autograph=False)
     with _without_gradients():
         function = traced.get_concrete_function()
 
     def call(group: list[tuple[np.ndarray, np.ndarray, int]]) -> list[Outcome]:
         images, labels, number = group[0]
-        # Idle replicas get one image, as convolutions fail on an empty batch.
-        idle = [(images[:1], labels[:1], number)] * (at_once - len(group))
+        # Idle replicas get one image, because convolutions fail on an empty batch.
+        idle = [(images[:1], labels[:1], number)] * (replicas - len(group))
         values = itertools.chain(*group, *idle)
-        dtypes = (spec.dtype for spec in specs * at_once)
-        outcomes = function(*map(tf.constant, values, dtypes))
+        outcomes = function(*map(tf.constant, values, [spec.dtype for spec in specs]))
         return list(outcomes[: len(group)])
 
     return call
@@ -307,17 +312,23 @@ def adversaries(
     seed: int = 0,
     batch_size: int = BATCH_SIZE,
 ) -> np.ndarray:
-    """Return only the adversarial images of `craft`, float32 [n, H, W, C]."""
+    """Return the adversarial images of `craft` alone, float32 [n, H, W, C]."""
     return craft(logits_fn, x, y, attack, threat, seed=seed, batch_size=batch_size).images
 
 
 def saved_images(
     attack: SavedImages, rows: np.ndarray, x: np.ndarray, threat: Threat
 ) -> np.ndarray:
-    """Return the saved adversarial images [n, H, W, C] of the rows int [n] of the test set.
+    """Return the saved adversarial images of rows of the test set, [n, H, W, C].
 
-    `x` holds the clean images of these rows. Raises UserError if the file lacks an image or has
-    images outside the threat.
+    Args:
+        attack: The saved images.
+        rows: The rows, int [n].
+        x: The clean images of these rows, [n, H, W, C].
+        threat: The threat.
+
+    Raises:
+        UserError: If the file lacks an image or has images outside the threat.
     """
     images = attack.lookup(rows)
     try:
@@ -347,9 +358,8 @@ def check_adversarial(title: str, threat: Threat, x_adv: np.ndarray, x: np.ndarr
             f"{title}: expected images of shape {x.shape[1:]}, received {x_adv.shape[1:]}"
         )
     most = threat.eps + TOLERANCE * max(1.0, threat.eps, *map(abs, threat.box))
-    for rows in batches(
-        len(x), max(1, PIXELS // x[:1].size)
-    ):  # few at a time, since float64 takes twice the memory
+    # Few images at a time, because float64 takes twice the memory.
+    for rows in batches(len(x), max(1, PIXELS // x[:1].size)):
         images, near = x_adv[rows].astype(np.float64), x[rows].astype(np.float64)
         if not np.isfinite(images).all():
             raise RuntimeError(f"{title}: made images that are not finite")
@@ -391,9 +401,12 @@ def check_traceable(logits_fn: LogitsFn, image_shape: Any) -> None:
 
 
 def compiled(function: Callable[..., Any], image_shape: Any, *others: Any) -> Any:
-    """Return a function, traced once, of images [B, H, W, C] with any B.
+    """Return a function traced once for images [B, H, W, C] of any B, and arguments of `others`.
 
-    `others` are the TensorSpecs of its other arguments.
+    Args:
+        function: The function.
+        image_shape: The shape (H, W, C).
+        others: The TensorSpecs of the arguments that follow the images.
     """
     images = tf.TensorSpec([None, *image_shape], tf.float32)
     traced = tf.function(function, input_signature=[images, *others], autograph=False)

@@ -15,8 +15,8 @@ from tfrobust.evaluation.crafting import (
     LogitsFn,
     check_adversarial,
     compiled,
+    float32_logits,
 )
-from tfrobust.gate import inference
 from tfrobust.record import EpsRow
 from tfrobust.threat import Threat
 
@@ -37,10 +37,10 @@ def least_eps(
 ) -> np.ndarray:
     """Return the least eps at which PGD breaks each image, float64 [n].
 
-    The eps tried are MULTIPLES of the threat's, in rising order, until an image is broken; it then
-    counts as broken at every larger eps. The value is 0 for an image that is misclassified when
-    clean and infinity for one that is never broken. PGD takes 20 steps of eps / 4 from a uniform
-    start, without restarts; alone it gives an upper bound.
+    PGD runs at rising MULTIPLES of the threat's eps until it breaks an image, which then counts as
+    broken at every larger eps. The value is 0 for an image that is misclassified when clean, and
+    infinity for an image that is never broken. PGD takes 20 steps of eps / 4 from a uniform start,
+    without restarts, so the values are upper bounds.
 
     Args:
         logits_fn: The network.
@@ -48,17 +48,14 @@ def least_eps(
         y: Labels [n].
         threat: The threat.
         clean: Whether each clean image is classified correctly, bool [n].
-        seed: Seed of the noise.
-        batch_size: Images per pass.
+        seed: The seed of the noise.
+        batch_size: The number of images in a pass.
     """
-    network = inference(logits_fn)
-
-    def logits(images: tf.Tensor) -> tf.Tensor:
-        return tf.cast(network(images), tf.float32)
+    logits = float32_logits(logits_fn)
 
     def attack(images: tf.Tensor, labels: tf.Tensor, eps: tf.Tensor, number: tf.Tensor) -> Any:
-        pgd, numbered = PGD(steps=STEPS, step_size=eps / 4), noise.seed_for(seed, number, "eps")
-        x_adv = pgd(logits, images, labels, threat=threat.at(eps), seed=numbered)
+        pgd, noise_seed = PGD(steps=STEPS, step_size=eps / 4), noise.seed_for(seed, number, "eps")
+        x_adv = pgd(logits, images, labels, threat=threat.at(eps), seed=noise_seed)
         return x_adv, losses.correct(logits(x_adv), labels)
 
     least = np.where(clean, np.inf, 0.0)
@@ -87,7 +84,7 @@ def eps_curve(least: np.ndarray, threat: Threat) -> list[EpsRow]:
 
     Args:
         least: The least eps that breaks each image, float [n], from `least_eps`.
-        threat: The threat; there are no rows if its eps is 0.
+        threat: The threat. If its eps is 0, there are no rows.
     """
     radii = threat.eps * np.array([0.0, *MULTIPLES]) if threat.eps else ()
     return [

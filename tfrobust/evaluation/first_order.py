@@ -22,7 +22,7 @@ def first_order_distances(
         min_c (z_y - z_c) / (sqrt(2) (sum_c ||grad z_c||_q^2)^(1/2)) <= first-order distance
             = min_c (z_y - z_c) / ||grad z_y - grad z_c||_q.
 
-    Memory holds the gradients of one class at a time, which are as large as x.
+    Only the gradients of one class, which are as large as x, are in memory at a time.
     """
     dual = norms.DUAL[p]
     logits, gradient = pullback(logits_fn, x)

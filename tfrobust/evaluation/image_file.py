@@ -1,4 +1,7 @@
-"""The file adversarial.npz: the adversarial image that broke each image, or else the last tried."""
+"""The file adversarial.npz, with an adversarial image for each image.
+
+It is the first that broke the image, or the last that was tried if none did.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from tfrobust.io import UNREADABLE, write_atomically
 
 IMAGES = "adversarial.npz"
 KINDS = ("float32", "uint8")
-GRID = 1e-4  # in units of 1/255, for the rounding of float32
+GRID = 1e-4  # the tolerance for the rounding of float32, in units of 1/255
 
 
 class ImageFile:
@@ -48,11 +51,11 @@ class ImageFile:
         return bool(image.dtype == self.kind and image.shape == self.clean.shape)
 
     def write(self, results: Sequence[Result], flags: Flags, predict: Predict) -> float | None:
-        """Write the images of the results over those already in the file.
+        """Write the images of the results over the images in the file.
 
         Returns:
-            For uint8, the accuracy on the rounded images over which the headline is taken, since
-            rounding may undo an attack; None for float32.
+            For uint8 the worst-case accuracy on the rounded images, as rounding may undo an attack;
+            None for float32.
         """
         before = self.clean
         if self.complete():
@@ -70,7 +73,7 @@ class ImageFile:
 
 
 def _rounded(images: np.ndarray, clean: np.ndarray) -> np.ndarray:
-    """Return images as uint8, rounded towards the clean image so that they stay in the ball."""
+    """Return images as uint8, rounded towards the clean images so that they stay in the ball."""
     scaled = np.float64(255) * images
     up = images < clean
     levels = np.where(up, np.ceil(scaled - GRID), np.floor(scaled + GRID))

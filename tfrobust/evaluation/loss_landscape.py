@@ -10,8 +10,7 @@ import tensorflow as tf
 from tfrobust import losses, noise
 from tfrobust.attacks.gradient import input_gradient
 from tfrobust.evaluation.batching import map_batches
-from tfrobust.evaluation.crafting import BATCH_SIZE, LogitsFn, compiled
-from tfrobust.gate import inference
+from tfrobust.evaluation.crafting import BATCH_SIZE, LogitsFn, compiled, float32_logits
 from tfrobust.threat import Threat
 
 AXIS = np.linspace(-1.5, 1.5, 25, dtype=np.float32)  # in units of eps
@@ -45,10 +44,7 @@ def landscape(
     The direction g is the threat's steepest for the gradient of the cross entropy, and r is its
     steepest for noise drawn from N(0, 1), so both have norm 1.
     """
-    network = inference(logits_fn)
-
-    def logits(points: tf.Tensor) -> tf.Tensor:
-        return tf.cast(network(points), tf.float32)
+    logits = float32_logits(logits_fn)
 
     def directions(images: tf.Tensor, labels: tf.Tensor) -> Any:
         gradient = input_gradient(lambda p: losses.cross_entropy(logits(p), labels), images)

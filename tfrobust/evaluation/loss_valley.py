@@ -1,7 +1,6 @@
-"""The valley of the loss around images (Li et al., 2023, ICLR).
+"""The valley of the loss around images: how far it rises and falls within eps of an image.
 
-The valley is how far the loss rises and falls within eps of an image; that of robust networks is
-shallow.
+Robust networks have a shallow valley (Li et al., 2023, ICLR).
 """
 
 from __future__ import annotations
@@ -19,8 +18,8 @@ from tfrobust.evaluation.crafting import (
     LogitsFn,
     check_adversarial,
     compiled,
+    float32_logits,
 )
-from tfrobust.gate import inference
 from tfrobust.methods.squeeze import squeezed
 from tfrobust.threat import Threat
 
@@ -52,13 +51,10 @@ def valley(
 ) -> Valley:
     """Return the loss valley of images x [n, H, W, C] with labels y [n].
 
-    The search is that of squeeze training, on any network. A pass holds two points for each image,
-    so a batch has batch_size / 2 images.
+    The search is that of squeeze training. A pass has two points for each image, so a batch has
+    batch_size / 2 images.
     """
-    network = inference(logits_fn)
-
-    def logits(images: tf.Tensor) -> tf.Tensor:
-        return tf.cast(network(images), tf.float32)
+    logits = float32_logits(logits_fn)
 
     def search(images: tf.Tensor, labels: tf.Tensor) -> Any:
         options: Any = {"threat": threat, "seed": noise.seed_for(seed, 0, "valley")}

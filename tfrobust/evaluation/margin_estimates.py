@@ -10,8 +10,7 @@ import tensorflow as tf
 from tfrobust import losses, tf32
 from tfrobust.attacks import PGD
 from tfrobust.evaluation.batching import map_batches
-from tfrobust.evaluation.crafting import BATCH_SIZE, LogitsFn, adversaries, compiled
-from tfrobust.gate import inference
+from tfrobust.evaluation.crafting import BATCH_SIZE, LogitsFn, adversaries, compiled, float32_logits
 from tfrobust.threat import Threat
 
 ATTACK = PGD(steps=20)
@@ -29,13 +28,13 @@ def margins(
 ) -> dict[str, np.ndarray]:
     """Return the margins z_y - max_{i != y} z_i of images x [n, H, W, C] with labels y [n].
 
-    Negative margins are mistakes. The entries, each float32 [n], are "clean" and "adversarial", the
-    latter under PGD-20.
+    A negative margin is a mistake. The margins float32 [n] are "clean", and "adversarial" under
+    PGD-20.
     """
-    network = inference(logits_fn)
+    logits = float32_logits(logits_fn)
 
     def margin(images: tf.Tensor, labels: tf.Tensor) -> list[tf.Tensor]:
-        return [-losses.margin(tf.cast(network(images), tf.float32), labels)]
+        return [-losses.margin(logits(images), labels)]
 
     traced = compiled(margin, x.shape[1:], tf.TensorSpec([None], tf.int32))
     labels = y.astype(np.int32)

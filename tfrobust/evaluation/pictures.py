@@ -1,4 +1,4 @@
-"""Data for the pictures of an evaluation's page: loss valley, loss landscape, images."""
+"""The data for the pictures on an evaluation's page: loss valley, loss landscape, images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tfrobust.flags import Flags
 from tfrobust.io import write_atomically
 from tfrobust.threat import Threat
 
-PROBES, VALLEY = 8, 200  # images
+PROBES, VALLEY = 8, 200  # numbers of images
 
 
 class Pictures(NamedTuple):
@@ -42,19 +42,16 @@ class Pictures(NamedTuple):
         self._write("valley.npz", losses._asdict())
 
     def landscape(self, results: Sequence[Result]) -> None:
-        """Write landscape.npz: the loss around two images.
-
-        These are the first image that no attack broke and the first that an attack broke.
-        """
+        """Write landscape.npz: the loss around the first image that stands and the first broken."""
         worst = worst_case(results)
         right = results[0].robust[: len(worst)]
         rows = np.concatenate([np.flatnonzero(worst)[:1], np.flatnonzero(right & ~worst)[:1]])
         if not len(rows):
             return
         x, y = self.x[rows], self.flags.label[rows]
-        around = landscape(self.logits_fn, x, y, self.threat, **self._sizes)
-        more = {"index": self.flags.index[rows], "label": y, "stands": worst[rows]}
-        self._write("landscape.npz", around._asdict() | more)
+        surroundings = landscape(self.logits_fn, x, y, self.threat, **self._sizes)
+        facts = {"index": self.flags.index[rows], "label": y, "stands": worst[rows]}
+        self._write("landscape.npz", surroundings._asdict() | facts)
 
     def probes(self, listed: ListedAttack, class_names: Sequence[str]) -> None:
         """Write probes.npz: a few images under an attack."""

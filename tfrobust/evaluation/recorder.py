@@ -78,10 +78,10 @@ class Details:
 class Recorder:
     """The record of one evaluation in a folder.
 
-    Results in the folder are reused, up to the first attack that differs, if the network, images,
-    threat, mode and seed are the same; `finished` holds them. All other results are moved to
-    another folder when the first new result is saved, so an evaluation that is refused changes
-    nothing. No other evaluation can use the folder until `close`.
+    If network, images, threat, mode and seed are the same, the results in the folder are reused up
+    to the first attack that differs; `finished` holds them. All other results are moved to another
+    folder when the first new result is saved, so a refused evaluation changes nothing. No other
+    evaluation can use the folder until `close`.
 
     Args:
         folder: The folder.
@@ -146,9 +146,7 @@ class Recorder:
         self.results: list[Result] = []
         self.finished: list[Result] = []
         self.former: dict[str, np.ndarray] = {}  # reused flags, by the names in the old eval.json
-        self.aside: tuple[str, Sequence[str]] | None = (
-            None  # the reason and files that `save` moves
-        )
+        self.aside: tuple[str, Sequence[str]] | None = None  # the reason, and the files to move
         require(writable(folder), "folder", "a folder that can be written to", str(folder))
         self.lock: int | None = None
         if (folder / LOCK).exists():
@@ -168,7 +166,7 @@ class Recorder:
             self.record.versions, self.record.commit = versions(), commit()
             self.record.provenance = result.provenance
         if new:
-            if not self.waiting:  # otherwise eval.json would lose the reused results that follow
+            if not self.waiting:  # else eval.json would lose the reused results that follow
                 self.save()
             self.details.say(f"{result.name}: {result.accuracy:.2%} of {len(result.robust)}")
         self.results[-1] = dataclasses.replace(result, images=None)
@@ -180,7 +178,7 @@ class Recorder:
         worst = worst_case(self.results)
         record.clean_accuracy = self.results[0].accuracy
         norms = by_norm(self.results)
-        # Until every norm has an attack on that many images there is no worst case of the union.
+        # The union has a worst case once every norm has an attack on that many images.
         begun = [norm for norm, right in norms.items() if len(right) == len(worst)]
         complete = len(self.threats) in (1, len(begun))
         record.robust_accuracy = float(worst.mean()) if attacks and complete else None
@@ -245,7 +243,7 @@ class Recorder:
         return path.read_bytes() if path.is_file() else None
 
     def _reuse(self, rerun: bool) -> None:
-        """Fill `finished` with the results that can be reused; `save` moves the others aside."""
+        """Fill `finished` with the results to reuse; `save` moves the other results aside."""
         try:
             before, flags = Record.load(self.folder), Flags.load(self.folder)
         except UserError as error:
@@ -283,7 +281,7 @@ class Recorder:
             self.former[row.name] = right
         names = [listed.name for listed in self.attack_list]
         if not reason and [row.name for row in rows] == names and len(self.finished) > len(names):
-            # The same attacks on the same images: what was made after them is valid too.
+            # After the same attacks on the same images the checks and curves are valid too.
             self._keep(before, "checks", "curve", "eps_curve", "closing")
 
     def _difference(self, before: Record, flags: Flags) -> str | None:
@@ -302,9 +300,9 @@ class Recorder:
         return None
 
     def _same_rows(self, rows: Sequence[AttackRow], flags: Flags) -> list[AttackRow]:
-        """Return the leading rows that have the attacks of the list and complete flags.
+        """Return the rows, from the first on, that have the attacks of the list and all flags.
 
-        Labels of attacks and suites may differ, but suites must begin at the same places.
+        The labels of attacks and suites may differ, but suites must begin at the same places.
         """
         kept: list[AttackRow] = []
         row_suite = listed_suite = None
@@ -326,7 +324,7 @@ class Recorder:
         return row.examples == count and row.files == self.files[listed.name]
 
     def _keep(self, before: Record, *names: str) -> None:
-        """Copy fields of the former record that it has set."""
+        """Copy those of the fields that the former record has set."""
         for name in names:
             if name in before.model_fields_set:
                 setattr(self.record, name, getattr(before, name))
@@ -358,7 +356,7 @@ def _has_flags(row: AttackRow, flags: Flags) -> bool:
 
 
 def of_other_code(rows: Sequence[Record | AttackRow | CorruptionRow]) -> str | None:
-    """Return a line that names other versions of the code that made some of these rows, if any."""
+    """Return a line on the other versions of the code that made some of the rows, if any did."""
     codes = [(row.provenance.version, row.provenance.commit) for row in rows if row.provenance]
     now = _code(versions()["tfrobust"], commit())
     others = sorted({_code(*code) for code in codes} - {now})
@@ -384,7 +382,7 @@ def _digests(listed: ListedAttack) -> list[str]:
 
 
 def _same_network(first: NetworkRow | None, second: NetworkRow | None) -> bool:
-    """Return whether two records are of one network: no other digest, and the same logits."""
+    """Return whether two networks have the same logits, and no different digests."""
     if first is None or second is None:
         return False
     if first.sha256 and second.sha256 and first.sha256 != second.sha256:

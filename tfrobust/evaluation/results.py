@@ -1,4 +1,4 @@
-"""The results of an evaluation: flags per image for each attack, the worst case, and checks."""
+"""The results of an evaluation: a flag for each image under each attack, worst cases, checks."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Result:
         seconds: The time that the attack took.
         listed: The attack; None for the clean result and for suites.
         attacked: The number of images that the attack ran on.
-        queries: The forward passes over these images, summed.
-        gradients: The backward passes over these images, summed.
-        images: The adversarial images [n, H, W, C], with the clean image where the attack did not
-            run. None unless they were requested, and for suites.
+        queries: The number of forward passes over all these images.
+        gradients: The number of backward passes over all these images.
+        images: The adversarial images [n, H, W, C], with the clean image if the attack did not run
+            on it. None for suites, and unless images were requested.
         provenance: The version, device and precision of the computation.
     """
 
@@ -45,7 +45,7 @@ class Result:
 
     @property
     def accuracy(self) -> float:
-        """Return the share of the n images that are still right."""
+        """The share of the n images that are still right."""
         return float(self.robust.mean())
 
 
@@ -96,18 +96,18 @@ class Evaluation:
 
     @property
     def norms(self) -> dict[str, float]:
-        """The robust accuracy under each norm, on the images of the headline.
+        """The robust accuracy under each norm, on the images of `robust_accuracy`.
 
-        It is empty unless the evaluation has several threats. The headline is of their union.
+        It is empty unless the evaluation has several threats; `robust_accuracy` is then that in
+        their union.
         """
         return {norm: float(right.mean()) for norm, right in by_norm(self.results).items()}
 
     @property
     def subsets(self) -> dict[int, float]:
-        """The worst case over all attacks that ran on the first n images, by n.
+        """The worst case over all attacks that ran on the first n images, n -> accuracy.
 
-        Each n is the number of images of an attack that ran on fewer images than those of
-        `robust_accuracy`.
+        Each n is the number of images of an attack, if smaller than that of `robust_accuracy`.
         """
         clean, *attacks = (result.robust for result in self.results)
         return {n: float(right.mean()) for n, right in subsets(attacks, clean).items()}
@@ -116,7 +116,7 @@ class Evaluation:
     def images(self) -> np.ndarray | None:
         """The adversarial images [N, H, W, C]; None unless they were kept.
 
-        Each is the one that first broke its image or, if none did, the last one tried.
+        Each is the first that broke its image or, if none did, the last that was tried.
         """
         first = self.results[0].images
         return None if first is None else merged(first, self.results)
@@ -133,9 +133,9 @@ class Evaluation:
 
 
 def worst_case(results: Sequence[Result]) -> np.ndarray:
-    """Return whether each image is right in the worst case, bool [n].
+    """Return whether each of n images is right when clean and under every attack, bool [n].
 
-    This means right when clean and under every attack that ran on the most images, n.
+    n is the largest number of images of an attack; attacks on fewer images do not count.
 
     Args:
         results: The clean result, then those of the attacks.
@@ -147,7 +147,7 @@ def worst_case(results: Sequence[Result]) -> np.ndarray:
 def by_norm(results: Sequence[Result]) -> dict[str, np.ndarray]:
     """Return the worst case of the attacks under each norm, norm -> bool [n].
 
-    It is empty unless the evaluation has several threats. results: as of `worst_case`.
+    It is empty unless the evaluation has several threats. The results are as for `worst_case`.
     """
     groups: dict[str, list[Result]] = {}
     for result in results:
@@ -157,9 +157,9 @@ def by_norm(results: Sequence[Result]) -> dict[str, np.ndarray]:
 
 
 def merged(images: np.ndarray, results: Iterable[Result]) -> np.ndarray:
-    """Return a copy of images [N, H, W, C], overwritten with those of the results in order.
+    """Return a copy of images [N, H, W, C] with the images of the results written over it in order.
 
-    An image is no longer overwritten after the result that broke it.
+    After the result that broke an image, it is not written over again.
     """
     images, standing = images.copy(), np.ones(len(images), bool)
     for result in results:

@@ -1,7 +1,7 @@
-"""Signs that a robust accuracy is a false sense of security.
+"""Checks for signs that a robust accuracy is a false sense of security.
 
 A network with useless gradients stops the attacks that follow gradients, but adversarial images
-still exist and other attacks find them (Athalye et al., 2018, arXiv:1802.00420). The signs are
+still exist, and other attacks reach them (Athalye et al., 2018, arXiv:1802.00420). The signs are
 those of Carlini et al., 2019, arXiv:1902.06705.
 """
 
@@ -17,25 +17,21 @@ from scipy.stats import binomtest
 
 from tfrobust import losses, noise
 from tfrobust.attacks import APGD, FGSM, PGD
-from tfrobust.attacks.gradient import differentiated
+from tfrobust.attacks.gradient import input_gradient
 from tfrobust.evaluation.batching import map_batches
-from tfrobust.evaluation.crafting import (
-    BATCH_SIZE,
-    LogitsFn,
-    check_adversarial,
-)
+from tfrobust.evaluation.crafting import BATCH_SIZE, LogitsFn, check_adversarial, float32_logits
 from tfrobust.evaluation.first_order import first_order_distances
 from tfrobust.evaluation.results import Check, Result, worst_case
-from tfrobust.evaluation.seen import LONG, Measured, Seen, named
+from tfrobust.evaluation.sample import PGD_50, Measurement, Sample, sanity_check
 from tfrobust.gate import best_scaled, inference, kind_of_outputs, outputs, right
 from tfrobust.threat import Threat
 
-ONE, SHORT = FGSM(start="none", step_scale=1.0), PGD(steps=10)
-FAR = APGD(steps=50)  # PGD's steps in an L1 ball are one pixel each
-STRONG = 20  # steps that a white-box attack must have to be compared with black-box attacks
-BLACK_BOX = 0.002  # the share of the images that only black-box attacks may break
+ONE_STEP, PGD_10 = FGSM(start="none", step_scale=1.0), PGD(steps=10)
+APGD_50 = APGD(steps=50)  # not PGD, whose steps in an L1 ball are of one pixel
+STRONG = 20  # the least number of steps of a white-box attack that black-box attacks may not beat
+BLACK_BOX = 0.002  # the share of the images that black-box attacks alone may break
 FEW = 0.01  # the share of the images that may have a fault
-CHANCE = 0.01  # a difference less probable than this is significant
+CHANCE = 0.01  # a difference with a smaller p-value is significant
 NEAR_ZERO = 0.05  # an accuracy below this counts as almost 0
 PIXELS = 2**23  # values in a block of images, 32 MiB in float32
 
@@ -63,27 +59,27 @@ def checks(
         y: Labels [N].
         threat: The threat of the evaluation.
         results: The results of the evaluation, the clean one first.
-        seed: Seed of the noise.
-        batch_size: Images per pass.
-        examples: How many images the checks look at: the first that are right, and for the check
-            "scaling" the first of all. Each costs about 200 forward and backward passes, and one
-            more backward pass for each class.
+        seed: The seed of the noise.
+        batch_size: The number of images in a pass.
+        examples: The number of images that the checks look at. They are the first that are right;
+            for the check "scaling" they are the first, right or wrong. Each image costs about 200
+            forward and backward passes, and another backward pass for each class.
         progress: Whether to show a bar on a terminal.
     """
     rows, logits_fn = np.flatnonzero(results[0].robust)[:examples], inference(logits_fn)
     if not len(rows):
         return []
     first = (x[:examples], y[:examples])
-    seen = Seen(
+    sample = Sample(
         logits_fn, x[rows], y[rows], threat, results, rows, first, seed, batch_size, progress
     )
-    return [check(seen) for check in CHECKS]
+    return [check(sample) for check in CHECKS]
 
 
 def _more(right: np.ndarray, other: np.ndarray) -> bool:
     """Return whether significantly more images are right than in the other case, both bool [n].
 
-    The sign test over the images that differ is needed because random starts change a few.
+    Random starts change a few images, so the sign test over the images that differ decides.
     """
     gained, differ = int((right & ~other).sum()), int((right != other).sum())
     if not differ:
@@ -91,12 +87,12 @@ def _more(right: np.ndarray, other: np.ndarray) -> bool:
     return bool(binomtest(gained, differ, alternative="greater").pvalue < CHANCE)
 
 
-@named("black box against white box")
-def black_box(seen: Seen) -> Measured:
+@sanity_check("black box against white box")
+def black_box(sample: Sample) -> Measurement:
     """Attacks without gradients must not break images that attacks with gradients do not."""
-    tried = list(_tried(seen.results))
+    tried = list(_tried(sample.results))
     white = [entry for entry in tried if entry[0].gradients]
-    strong = [entry for entry in white if _steps(entry[0], seen.threat) >= STRONG]
+    strong = [entry for entry in white if _steps(entry[0], sample.threat) >= STRONG]
     sentences, shares, signs = [], [], []
     for result, _, broken in tried:
         if result.gradients or not strong:
@@ -105,8 +101,8 @@ def black_box(seen: Seen) -> Measured:
         attacked_by_strong = _union([attacked for _, attacked, _ in strong], n)
         alone = broken[:n] & ~_union([other for _, _, other in white], n)
         if (alone & ~attacked_by_strong).any():
-            # In a cascade this attack came first and left these images to no strong attack, so
-            # nobody knows whether a strong attack would have broken them.
+            # In a cascade this attack broke images before a strong attack came, which could have
+            # broken them too.
             continue
         count = int(alone.sum())
         shares.append(count / n)
@@ -124,7 +120,7 @@ def black_box(seen: Seen) -> Measured:
 
 
 def _union(masks: Sequence[np.ndarray], n: int) -> np.ndarray:
-    """Return whether an image is in any of the masks bool [m], for the first n images."""
+    """Return whether each of the first n images is in any of the masks, each bool [m]."""
     union = np.zeros(n, bool)
     for mask in masks:
         union[: len(mask)] |= mask[:n]
@@ -132,11 +128,11 @@ def _union(masks: Sequence[np.ndarray], n: int) -> np.ndarray:
 
 
 def _tried(results: Sequence[Result]) -> Iterator[tuple[Result, np.ndarray, np.ndarray]]:
-    """Yield each attack with two masks bool [n]: the images that it attacked and those it broke.
+    """Yield each attack with two masks, bool [n]: the images that it attacked and broke.
 
-    An attack runs on all images that are right when clean, or on those of them that the earlier
-    attacks of its suite did not break, or on those that no earlier attack broke. Each of these
-    sets contains the next, so the number of attacked images identifies the set.
+    An attack runs on all images that are right when clean, or on those that no earlier attack of
+    its suite has broken, or on those that no earlier attack at all has broken. Each of these sets
+    contains the next, so the number of attacked images tells which set it was.
     """
     clean, *attacks = results
     for place, result in enumerate(attacks):
@@ -157,110 +153,107 @@ def _steps(result: Result, threat: Threat) -> int:
     return result.listed.attack.settings(threat).get("steps", 1) if result.listed else 1
 
 
-@named("more steps")
-def more_steps(seen: Seen) -> Measured:
+@sanity_check("more steps")
+def more_steps(sample: Sample) -> Measurement:
     """More steps must not leave more images right."""
-    few, many = seen.attacked(SHORT, "PGD-10").right, seen.long.right
-    text = f"PGD-10 leaves {few.sum()} of {seen.n} images right, PGD-50 {many.sum()}."
+    few, many = sample.craft(PGD_10, "PGD-10").right, sample.pgd_50.right
+    text = f"PGD-10 leaves {few.sum()} of {sample.n} images right, PGD-50 {many.sum()}."
     return many.mean() - few.mean(), text, _more(many, few)
 
 
-@named("larger eps")
-def larger_eps(seen: Seen) -> Measured:
+@sanity_check("larger eps")
+def larger_eps(sample: Sample) -> Measurement:
     """An attack at twice eps must break more images, unless eps already breaks all or none."""
-    eps, near = seen.threat.eps, seen.long.right
-    far = seen.attacked(LONG, "2 eps", 2 * eps).right
+    eps, near = sample.threat.eps, sample.pgd_50.right
+    far = sample.craft(PGD_50, "2 eps", 2 * eps).right
     some = NEAR_ZERO < near.mean() < 1 - NEAR_ZERO
     text = (
-        f"PGD-50 leaves {near.sum()} of {seen.n} images right at eps {eps:.4g}, "
+        f"PGD-50 leaves {near.sum()} of {sample.n} images right at eps {eps:.4g}, "
         f"{far.sum()} at {2 * eps:.4g}."
     )
     warns = _more(far, near) or (some and far.sum() >= near.sum())
     return far.mean() - near.mean(), text, warns
 
 
-@named("huge eps")
-def huge_eps(seen: Seen) -> Measured:
+@sanity_check("huge eps")
+def huge_eps(sample: Sample) -> Measurement:
     """Almost no image may stay right at an eps that can turn every image grey."""
-    low, high = seen.threat.box
-    pixels = seen.x[0].size
+    low, high = sample.threat.box
+    pixels = sample.x[0].size
     distances = {"linf": 1.0, "l2": math.sqrt(pixels), "l1": float(pixels)}
-    eps = 0.5 * (high - low) * distances[seen.threat.norm]
-    left = int(seen.attacked(FAR, f"eps {eps:.4g}", eps).right.sum())
+    eps = 0.5 * (high - low) * distances[sample.threat.norm]
+    left = int(sample.craft(APGD_50, f"eps {eps:.4g}", eps).right.sum())
     text = (
         f"At eps {eps:.4g}, enough to turn every image grey, APGD-CE with 50 steps leaves {left} "
-        f"of {seen.n} images right; fewer than {100 * NEAR_ZERO:g} % are expected."
+        f"of {sample.n} images right; fewer than {100 * NEAR_ZERO:g} % are expected."
     )
-    return left / seen.n, text, left >= NEAR_ZERO * seen.n
+    return left / sample.n, text, left >= NEAR_ZERO * sample.n
 
 
-@named("one step against many")
-def one_step(seen: Seen) -> Measured:
+@sanity_check("one step against many")
+def one_step(sample: Sample) -> Measurement:
     """One long step must not beat many short ones."""
-    one, many = seen.attacked(ONE, "FGSM").right, seen.long.right
-    text = (
-        f"One step of eps (FGSM) leaves {one.sum()} of {seen.n} images right, PGD-50 {many.sum()}."
-    )
+    one, many = sample.craft(ONE_STEP, "FGSM").right, sample.pgd_50.right
+    counts = f"{one.sum()} of {sample.n} images right, PGD-50 {many.sum()}"
+    text = f"One step of eps (FGSM) leaves {counts}."
     return many.mean() - one.mean(), text, _more(many, one)
 
 
-@named("zero gradients")
-def zero_gradients(seen: Seen) -> Measured:
+@sanity_check("zero gradients")
+def zero_gradients(sample: Sample) -> Measurement:
     """Gradients of the loss must be finite and not zero."""
 
-    def useless(x: Any, y: Any) -> Any:
-        def share(loss: Any) -> Any:
-            def value(x: Any) -> Any:
-                values = loss(tf.cast(seen.logits_fn(x), tf.float32), y)
-                return values, values
+    def is_useless(loss: Any, x: Any, y: Any) -> Any:
+        logits = float32_logits(sample.logits_fn)
+        gradient = input_gradient(lambda x: loss(logits(x), y), x)
+        flat = tf.reshape(gradient, [tf.shape(x)[0], -1])
+        usable = tf.reduce_all(tf.math.is_finite(flat), 1) & tf.reduce_any(flat != 0, 1)
+        return tf.cast(~usable, tf.float32)
 
-            flat = tf.reshape(differentiated(value, x)[2], [tf.shape(x)[0], -1])
-            usable = tf.reduce_all(tf.math.is_finite(flat), 1) & tf.reduce_any(flat != 0, 1)
-            return tf.cast(~usable, tf.float32)
+    def measure(x: Any, y: Any) -> Any:
+        return is_useless(losses.cross_entropy, x, y), is_useless(losses.margin, x, y)
 
-        return share(losses.cross_entropy), share(losses.margin)
-
-    entropy, margin = seen.measured(useless, seen.x).sum(axis=1).astype(int)
+    entropy, margin = sample.measure(measure, sample.x).sum(axis=1).astype(int)
     text = (
-        f"The gradient of the cross entropy is zero or not finite at {entropy} of {seen.n} clean "
+        f"The gradient of the cross entropy is zero or not finite at {entropy} of {sample.n} clean "
         f"images, that of the difference of two logits at {margin}."
     )
     if entropy > margin:
         text += " The logits are so large that the loss is flat: divide them by a constant."
-    return entropy / seen.n, text, entropy > FEW * seen.n
+    return entropy / sample.n, text, entropy > FEW * sample.n
 
 
-@named("random output")
-def random_output(seen: Seen) -> Measured:
+@sanity_check("random output")
+def random_output(sample: Sample) -> Measurement:
     """The same images must give the same logits; otherwise attacks must average over draws."""
-    first, second = seen.logits, seen.outputs()
+    first, second = sample.logits, sample.outputs()
     difference, largest = np.abs(first - second).max(), np.abs(first).max()
     text = (
-        f"Two passes over the same {seen.n} images differ by at most {difference:.3g} in a logit; "
-        f"the largest logit is {largest:.3g}."
+        f"Two passes over the same {sample.n} images differ by at most {difference:.3g} in a "
+        f"logit; the largest logit is {largest:.3g}."
     )
     return difference, text, not difference <= 1e-4 * max(1, largest)
 
 
-@named("logits")
-def probabilities(seen: Seen) -> Measured:
+@sanity_check("logits")
+def probabilities(sample: Sample) -> Measurement:
     """The outputs must be logits: a softmax hides how far a loss can rise."""
-    sums, least = seen.logits.sum(axis=1), seen.logits.min()
-    warns = kind_of_outputs(seen.logits) != "logits"
+    sums, least = sample.logits.sum(axis=1), sample.logits.min()
+    warns = kind_of_outputs(sample.logits) != "logits"
     kind = "probabilities, not logits" if warns else "logits, not probabilities"
     text = (
-        f"The outputs of {seen.n} images are at least {least:.3g} and sum to {sums.min():.3g} to "
+        f"The outputs of {sample.n} images are at least {least:.3g} and sum to {sums.min():.3g} to "
         f"{sums.max():.3g}: {kind}."
     )
     return np.abs(sums - 1).max(), text, warns
 
 
-@named("scaling")
-def scaling(seen: Seen) -> Measured:
+@sanity_check("scaling")
+def scaling(sample: Sample) -> Measurement:
     """The network must not be more accurate on images scaled to another usual range."""
-    (x, y), (low, high) = seen.first, seen.threat.box
-    unscaled = right(outputs(seen.logits_fn, x, seen.batch_size), y)
-    best = best_scaled(seen.logits_fn, x, y, (low, high), seen.batch_size)
+    (x, y), (low, high) = sample.first, sample.threat.box
+    unscaled = right(outputs(sample.logits_fn, x, sample.batch_size), y)
+    best = best_scaled(sample.logits_fn, x, y, (low, high), sample.batch_size)
     text = (
         f"The network is right on {unscaled.sum()} of the first {len(x)} images in [{low:g}, "
         f"{high:g}], and on at most {best.right.sum()} of them scaled in another usual way "
@@ -272,52 +265,49 @@ def scaling(seen: Seen) -> Measured:
     return best.right.mean() - unscaled.mean(), text, warns
 
 
-@named("random noise")
-def random_noise(seen: Seen) -> Measured:
+@sanity_check("random noise")
+def random_noise(sample: Sample) -> Measurement:
     """An attack must reach a higher loss than uniform noise does."""
 
     def draw(images: np.ndarray, number: int) -> list[tf.Tensor]:
-        numbered = noise.seed_for(seen.seed, number, "check")
-        return [seen.threat.random_start(tf.constant(images), numbered)]
+        numbered = noise.seed_for(sample.seed, number, "check")
+        return [sample.threat.random_start(tf.constant(images), numbered)]
 
-    (noisy,) = map_batches(draw, seen.x, batch_size=seen.batch_size, numbered=True)
-    check_adversarial("uniform noise", seen.threat, noisy, seen.x)
-    attack, chance = seen.losses(seen.long.images, noisy)
+    (noisy,) = map_batches(draw, sample.x, batch_size=sample.batch_size, numbered=True)
+    check_adversarial("uniform noise", sample.threat, noisy, sample.x)
+    attack, chance = sample.losses(sample.pgd_50.images, noisy)
     beaten = int((~(attack > chance)).sum())
     text = (
         f"The mean cross entropy is {attack.mean():.3g} under PGD-50 and {chance.mean():.3g} under "
-        f"uniform noise; the noise's is as high or higher at {beaten} of {seen.n} images."
+        f"uniform noise; the noise's is as high or higher at {beaten} of {sample.n} images."
     )
-    warns = beaten > 0.1 * seen.n or not attack.mean() > chance.mean()
-    return beaten / seen.n, text, warns
+    warns = beaten > 0.1 * sample.n or not attack.mean() > chance.mean()
+    return beaten / sample.n, text, warns
 
 
-@named("first-order distance")
-def first_order(seen: Seen) -> Measured:
+@sanity_check("first-order distance")
+def first_order(sample: Sample) -> Measurement:
     """Attacks must break few images whose class boundary is, to first order, beyond eps.
 
-    Where they break many, the gradients mislead.
+    If they break many of them, the gradients are misleading.
     """
 
-    def look(x: Any, y: Any) -> Any:
-        def logits(x: Any) -> Any:
-            return tf.cast(seen.logits_fn(x), tf.float32)
+    def distances(x: Any, y: Any) -> Any:
+        return first_order_distances(float32_logits(sample.logits_fn), x, y, sample.threat.norm)
 
-        return first_order_distances(logits, x, y, seen.threat.norm)
-
-    few = max(1, PIXELS // seen.x[0].size)
-    bound, distance = seen.measured(look, seen.x, min(few, seen.batch_size))
-    eps, standing = seen.threat.eps, worst_case(seen.results)
-    compared = seen.rows < len(standing)
+    few = max(1, PIXELS // sample.x[0].size)
+    bound, distance = sample.measure(distances, sample.x, min(few, sample.batch_size))
+    eps, standing = sample.threat.eps, worst_case(sample.results)
+    compared = sample.rows < len(standing)
     safe = bound[compared] > eps
-    broken = int((safe & ~standing[seen.rows[compared]]).sum())
+    broken = int((safe & ~standing[sample.rows[compared]]).sum())
     text = (
         f"To first order the median distance of the nearest class is {np.median(distance):.3g} "
-        f"(more than eps at {(distance > eps).sum()} of {seen.n} clean images); its lower bound by "
-        f"Proposition 2 of ATLAS is {np.median(bound):.3g} (more than eps at "
+        f"(more than eps at {(distance > eps).sum()} of {sample.n} clean images); its lower bound "
+        f"by Proposition 2 of ATLAS is {np.median(bound):.3g} (more than eps at "
         f"{(bound > eps).sum()}, of which the attacks broke {broken})."
     )
-    return np.median(bound), text, broken > max(1, FEW * seen.n)
+    return np.median(bound), text, broken > max(1, FEW * sample.n)
 
 
 CHECKS = (

@@ -1,4 +1,4 @@
-"""A comparison of several runs: one table, and tests of which differences are beyond chance."""
+"""A comparison of runs: a table of all runs, and tests of the differences between two of them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ from tfrobust.report.summary import (
 )
 from tfrobust.report.text import NOTHING, milliseconds, percent, points
 
-CHANCE = 0.05
+CHANCE = 0.05  # a difference with a smaller p-value is beyond chance
 
 
 @dataclass(frozen=True)
@@ -32,21 +32,21 @@ class Row:
     """A run to compare. Runs with the same label are the seeds of one row of the table.
 
     Attributes:
-        label: the name of the row.
-        run: the run folder.
-        varied: key -> value of the keys in which the runs of a grid differ.
-        reason: why the run failed; None if it did not.
+        label: The name of the row.
+        folder: The folder of the run.
+        varied: Key -> value of the keys in which the runs of a grid differ.
+        reason: Why the run failed; None if it did not.
     """
 
     label: str
-    run: Path
+    folder: Path
     varied: Mapping[str, Any] = field(default_factory=dict)
     reason: str | None = None
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A finished run with its files read."""
+class FinishedRun:
+    """A finished run, and the contents of its folder."""
 
     row: Row
     record: RunRecord
@@ -62,67 +62,66 @@ class Measured:
         return {row.name: row for row in rows}
 
 
-def measured(rows: Sequence[Row]) -> list[Measured]:
-    """Read the runs that did not fail. Raises UserError as `load_run` does, and without flags."""
+def read_runs(rows: Sequence[Row]) -> list[FinishedRun]:
+    """Read the folders of the runs that did not fail.
+
+    Raises:
+        UserError: If a folder has no eval.json or no flags.npz, or a file in it is damaged.
+    """
     runs = []
     for row in rows:
         if row.reason is not None:
             continue
-        record = load_run(row.run)
+        record = load_run(row.folder)
         if record.flags is None:
-            raise UserError(f"{row.run / 'flags.npz'}: expected flags, received no such file")
-        runs.append(Measured(row, record, record.flags))
+            raise UserError(f"{row.folder / 'flags.npz'}: expected flags, received no such file")
+        runs.append(FinishedRun(row, record, record.flags))
     return runs
 
 
-def families(runs: Sequence[Measured]) -> dict[str, list[Measured]]:
+def families(runs: Sequence[FinishedRun]) -> dict[str, list[FinishedRun]]:
     """Group the runs by label: label -> the runs of its seeds."""
-    groups: dict[str, list[Measured]] = {}
+    groups: dict[str, list[FinishedRun]] = {}
     for run in runs:
         groups.setdefault(run.row.label, []).append(run)
     return groups
 
 
-def alike(runs: Sequence[Measured]) -> bool:
+def alike(runs: Sequence[FinishedRun]) -> bool:
     """Return whether all runs share one set of images and one threat, so that numbers compare."""
     return all(_threat(r) == _threat(runs[0]) and _same_data(r, runs[0]) for r in runs)
 
 
-def _threat(run: Measured) -> tuple[Any, ...]:
+def _threat(run: FinishedRun) -> tuple[Any, ...]:
     """Return the norm and the eps of each threat."""
     return tuple(chain.from_iterable(run.record.evaluation.radii))
 
 
-def _data(run: Measured) -> tuple[str, str]:
+def _data(run: FinishedRun) -> tuple[str, str]:
     data = data_of(run.record.config, run.record.evaluation)
     return data.name, data.split
 
 
-def _same_data(first: Measured, second: Measured) -> bool:
+def _same_data(first: FinishedRun, second: FinishedRun) -> bool:
     """Compare the digests of the images, or the names of the data if a digest is missing."""
     if first.flags.digest is None or second.flags.digest is None:
         return _data(first) == _data(second)
     return same_images(first.flags.digest, second.flags.digest)
 
 
-def same_test_images(runs: Sequence[Measured]) -> bool:
-    """Return whether all runs saw the same images, by their digests."""
+def same_test_images(runs: Sequence[FinishedRun]) -> bool:
+    """Return whether the digests of the test images of all runs are the same."""
     return all(same_images(runs[0].flags.digest, run.flags.digest) for run in runs)
 
 
-def columns(runs: Sequence[Measured]) -> list[str]:
-    """Return the names of the accuracies of all runs, in the order of `in_order`."""
-    return in_order(name for run in runs for name in run.accuracies)
+def comparison(runs: Sequence[FinishedRun]) -> ReportTable:
+    """Return the table with one row for each label.
 
-
-def comparison(runs: Sequence[Measured]) -> ReportTable:
-    """Return the table with one row per label.
-
-    A cell has the mean accuracy over the seeds with its standard deviation and, where it is known,
-    the paper's figure with the difference to it. The best of a column is bold if the runs are
-    `alike`.
+    A cell has the mean accuracy over the seeds, with its standard deviation. If a paper has a
+    figure, the cell also has that figure and the difference. The best cell of a column is bold if
+    the runs are `alike`.
     """
-    names = columns(runs)
+    names = in_order(name for run in runs for name in run.accuracies)
     lines, means = [], []
     for label, family in families(runs).items():
         cells, values = [], []
@@ -138,25 +137,23 @@ def comparison(runs: Sequence[Measured]) -> ReportTable:
     return ReportTable([*header, "time per batch", "epochs"], lines, best)
 
 
-def _head(name: str, runs: Sequence[Measured]) -> str:
-    """Return the header of a column: the accuracy's name and its numbers of images."""
+def _head(name: str, runs: Sequence[FinishedRun]) -> str:
+    """Return the header of a column: the name of the accuracy and its numbers of images."""
     sizes = {run.accuracies[name].examples for run in runs if name in run.accuracies}
     return f"{name}\nn={'/'.join(map(str, sorted(sizes)))}"
 
 
-def _costs(family: Sequence[Measured]) -> list[str]:
+def _costs(family: Sequence[FinishedRun]) -> list[str]:
     """Return the mean time per batch and the epochs of a label's runs."""
     costs = [summarise_training(run.record.history, run.record.config) for run in family]
     times = [cost.seconds_per_batch for cost in costs if cost.seconds_per_batch is not None]
     epochs = sorted({cost.epochs for cost in costs} - {0})  # 0: trained elsewhere
-    return [
-        milliseconds(mean(times) if times else None),
-        "/".join(map(str, epochs)) or NOTHING,
-    ]
+    time = milliseconds(mean(times) if times else None)
+    return [time, "/".join(map(str, epochs)) or NOTHING]
 
 
 def _highest(means: Sequence[Sequence[float]], first_column: int) -> frozenset[tuple[int, int]]:
-    """Return the cells (row, column) with the highest mean of each column; -1 is no mean."""
+    """Return the cells (row, column) of the highest mean in each column; -1 stands for no mean."""
     cells = set()
     for column, values in enumerate(zip(*means, strict=True)):
         highest = max(values)
@@ -178,9 +175,10 @@ def _cell(rows: Sequence[AccuracyRow]) -> str:
     return f"{text}\npaper {percent(paper)}, {points(mean(values) - paper)}"
 
 
-def flat(runs: Sequence[Measured]) -> ReportTable:
-    """Return a table for programs: one row per run, accuracies as fractions."""
-    names = [name for name in columns(runs) if name != "clean" and not is_worst_case(name)]
+def flat(runs: Sequence[FinishedRun]) -> ReportTable:
+    """Return a table for programs: one row for each run, with accuracies as fractions."""
+    names = in_order(name for run in runs for name in run.accuracies)
+    names = [name for name in names if name != "clean" and not is_worst_case(name)]
     lines = []
     for run in runs:
         rows = run.accuracies
@@ -197,9 +195,9 @@ class Difference:
     """The difference between two runs on the same images.
 
     Attributes:
-        n: the number of images.
-        gained: how many of them only the first run gets right.
-        lost: how many of them only the second run gets right.
+        n: The number of images.
+        gained: The number of images that only the first run classifies correctly.
+        lost: The number of images that only the second run classifies correctly.
     """
 
     n: int
@@ -223,18 +221,14 @@ class Difference:
 
 
 def difference(first: np.ndarray, second: np.ndarray) -> Difference:
-    """Compare two arrays of flags, bool [n], of the same images.
-
-    (McNemar, 1947, "Note on the sampling error of the difference between correlated proportions or
-    percentages".)
-    """
+    """Compare two arrays of flags, bool [n], of the same images (McNemar, 1947, Psychometrika)."""
     return Difference(len(first), int((first & ~second).sum()), int((second & ~first).sum()))
 
 
-def differences(runs: Sequence[Measured]) -> ReportTable:
+def differences(runs: Sequence[FinishedRun]) -> ReportTable:
     """Return a table of the differences between every two runs, on the images that both saw.
 
-    The columns are clean accuracy, and accuracy under all attacks that ran on both with the same
+    Its columns are clean accuracy, and accuracy under all attacks that both runs had in the same
     settings. Differences beyond chance are bold.
     """
     lines: list[list[str]] = []
@@ -258,7 +252,12 @@ def _p(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"= {value:.3f}"
 
 
-def _pairs(first: Measured, second: Measured) -> tuple[Difference, Difference | None]:
+def _pairs(first: FinishedRun, second: FinishedRun) -> tuple[Difference, Difference | None]:
+    """Return the clean difference of two runs, and that under their shared attacks, if any.
+
+    Raises:
+        UserError: If the threats or the test images of the runs differ or are not recorded.
+    """
     names = [name_of(run, [first, second]) for run in (first, second)]
     both = f"{names[0]}, {names[1]}"
     threats = [_threat(run) for run in (first, second)]
@@ -274,41 +273,42 @@ def _pairs(first: Measured, second: Measured) -> tuple[Difference, Difference | 
     return clean, _difference(first, second, shared) if shared else None
 
 
-def _difference(first: Measured, second: Measured, names: Sequence[str]) -> Difference:
-    """Return the difference of what is right under all these, on the images that all saw."""
-    flags = [[run.flags.right[name] for name in names] for run in (first, second)]
-    n = min(len(right) for columns in flags for right in columns)
-    one, other = (np.logical_and.reduce([right[:n] for right in columns]) for columns in flags)
-    return difference(one, other)
+def _difference(first: FinishedRun, second: FinishedRun, names: Sequence[str]) -> Difference:
+    """Return the difference under all attacks of these names, on the images that all have seen."""
+    n = min(len(run.flags.right[name]) for run in (first, second) for name in names)
+
+    def right_under_all(run: FinishedRun) -> np.ndarray:
+        return np.logical_and.reduce([run.flags.right[name][:n] for name in names])
+
+    return difference(right_under_all(first), right_under_all(second))
 
 
-def _settings(run: Measured) -> dict[str, Any]:
-    """Return the settings of each attack, attack -> config; a suite stands as its attacks."""
+def _settings(run: FinishedRun) -> dict[str, Any]:
+    """Return the settings of each attack, name -> settings, also of each attack of a suite."""
     record = run.record.evaluation
     rows = [row for row in record.attacks if row.name not in record.suites]
     return {row.name: row.config for row in rows if row.name in run.flags.right}
 
 
-def name_of(run: Measured, among: Sequence[Measured]) -> str:
+def name_of(run: FinishedRun, runs: Sequence[FinishedRun]) -> str:
     """Return the run's label, with its seed if another of the runs has the same label."""
-    labels = [other.row.label for other in among]
+    labels = [other.row.label for other in runs]
     label = run.row.label
     return f"{label} seed {run.seed}" if labels.count(label) > 1 else label
 
 
-def named(runs: Sequence[Path]) -> list[Row]:
+def rows_of(folders: Sequence[Path]) -> list[Row]:
     """Return a row for each run folder, labelled by its name, or by its path if two share a name.
 
     Raises UserError if a folder comes twice.
     """
-    paths = [Path(run) for run in runs]
-    resolved = [path.resolve() for path in paths]
-    twice = {str(path) for path in paths if resolved.count(path.resolve()) > 1}
-    if twice:
-        names = ", ".join(sorted(twice))
+    resolved = [Path(folder).resolve() for folder in folders]
+    repeated = {str(f) for f in folders if resolved.count(Path(f).resolve()) > 1}
+    if repeated:
+        names = ", ".join(sorted(repeated))
         raise UserError(f"{names}: expected different runs, received one more than once")
-    labels = [path.resolve().name for path in paths]
+    labels = [path.name for path in resolved]
     return [
-        Row(label if labels.count(label) == 1 else str(path), path)
-        for label, path in zip(labels, paths, strict=True)
+        Row(label if labels.count(label) == 1 else str(folder), Path(folder))
+        for label, folder in zip(labels, folders, strict=True)
     ]

@@ -1,4 +1,4 @@
-"""The page of a comparison, with its figures and tables as files, and table.csv."""
+"""The page of a comparison of runs, and table.csv."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -11,14 +11,14 @@ from matplotlib.figure import Figure
 from tfrobust.io import write_text
 from tfrobust.report.compare import (
     CHANCE,
-    Measured,
+    FinishedRun,
     Row,
     alike,
     comparison,
     differences,
     flat,
-    measured,
     name_of,
+    read_runs,
     same_test_images,
 )
 from tfrobust.report.compare_figures import classes, over_eps, overlays, scatter, sweeps
@@ -40,7 +40,7 @@ TESTED = (
     f"flags of each image. Bold: p below {CHANCE}, without a correction for the number of pairs. "
     "The test compares these trained networks; it says nothing about other seeds."
 )
-PAIRS = 45  # the most that are tested: those of ten runs
+PAIRS = 45  # the largest number of pairs to test: that of ten runs
 
 
 def write_comparison(
@@ -48,27 +48,27 @@ def write_comparison(
 ) -> Path:
     """Write the comparison of several runs.
 
-    `folder`/table.csv has one line per run, `folder`/report/ the page.
-
     Args:
-        folder: Where to write.
+        folder: The folder in which table.csv, with a line for each run, and the page in report/ are
+            written.
         name: The title of the page.
-        rows: The runs, with those that failed.
+        rows: The runs, including those that failed.
         facts: Name -> text of further facts for the page.
 
     Returns:
         The path of the page.
 
     Raises:
-        UserError: As of `measured`.
+        UserError: If a run has no readable record, or no flags.
     """
-    runs = measured(rows)
+    runs = read_runs(rows)
     folder = Path(folder)
     write_text(folder / "table.csv", flat(runs).csv())
-    failures = [f"{row.run.name} failed: {row.reason}" for row in rows if row.reason is not None]
+    failures = [f"{row.folder.name} failed: {row.reason}" for row in rows if row.reason is not None]
     warnings = {
         name_of(run, runs): overfitting(run.record.history, run.record.config) for run in runs
     }
+    sections = _sections(runs)
     values: dict[str, Any] = {
         "name": name,
         "lead": f"{len(runs)} of {len(rows)} runs finished.",
@@ -78,73 +78,75 @@ def write_comparison(
         "tested": TESTED,
         "facts": dict(facts),
         "pages": _pages(folder / "report", runs),
+        "sections": sections,
     }
+    figures = {key: figure for _, drawn, _ in sections for key, figure in drawn.items()}
     tables = {"comparison": comparison(runs), "runs": _runs(rows, runs)}
-    figures: dict[str, Figure] = {}
-    values["sections"] = _sections(runs, figures)
-    first = [run for run in runs if run.seed == min(r.seed for r in runs)]
-    pairs = len(first) * (len(first) - 1) // 2
-    if len(first) >= 2 and pairs <= PAIRS and alike(first) and same_test_images(first):
-        tables["differences"] = differences(first)
+    first_seed = min((run.seed for run in runs), default=0)
+    tested = [run for run in runs if run.seed == first_seed]
+    pairs = len(tested) * (len(tested) - 1) // 2
+    if 0 < pairs <= PAIRS and alike(tested) and same_test_images(tested):
+        tables["differences"] = differences(tested)
     return write_page(folder / "report", "comparison", values, figures, tables)
 
 
-def _pages(folder: Path, runs: Sequence[Measured]) -> list[tuple[str, str]]:
+def _pages(folder: Path, runs: Sequence[FinishedRun]) -> list[tuple[str, str]]:
     """Return (name, link relative to `folder`) of each run that has a report."""
     links = []
     for run in runs:
-        page = run.row.run / "report" / "index.html"
+        page = run.row.folder / "report" / "index.html"
         if page.is_file():
             path = Path(os.path.relpath(page, folder)).as_posix()
             links.append((name_of(run, runs), quote(path)))
     return links
 
 
-def _sections(
-    runs: Sequence[Measured], figures: dict[str, Figure]
-) -> list[tuple[str, list[str], str]]:
-    """Return (title, names of figures, note) of each section, and add the figures to `figures`."""
-    sections = []
-    notes, same = [], alike(runs)
-    if len(runs) > 1 and same:
-        figures["trade-off"] = scatter(runs)
+def _sections(runs: Sequence[FinishedRun]) -> list[tuple[str, dict[str, Figure], str]]:
+    """Return the title, the figures by name and a note of each section that has figures."""
+    comparable = alike(runs)
+    accuracies: dict[str, Figure] = {}
+    notes = []
+    if len(runs) > 1 and comparable:
+        accuracies["trade-off"] = scatter(runs)
         notes.append("One point per run; the dashed line is the Pareto front of the means.")
-    over = over_eps(runs)
-    if over is not None:
-        figures["eps"] = over
-        line = " The dashed line is the threat's eps." if same else ""
-        notes.append(f"Over eps: PGD on the first test images.{line}")
-    if figures:
-        sections.append(("Clean and robust accuracy", list(figures), " ".join(notes)))
-    by_class = classes(runs) if same else None
-    if by_class is not None:
-        figures["classes"] = by_class
-        note = "Worst case in percent, means over the seeds."
-        sections.append(("Robust accuracy of each class", ["classes"], note))
-    varied = sweeps(runs)
-    if varied:
-        note = "Open marks: clean accuracy; filled ones: worst case. Means over the seeds."
-        sections.append(("Parameters", list(varied), note))
-    curves = overlays(runs)
-    if curves:
-        note = "On the validation split; the loss is that of the training batches. Epochs from 0."
-        sections.append(("Training", list(curves), note))
-    figures.update(varied)
-    figures.update(curves)
-    return sections
+    if curve := over_eps(runs):
+        accuracies |= curve
+        notes.append("Over eps: PGD on the first test images.")
+        if comparable:
+            notes.append("The dashed line is the threat's eps.")
+    sections = [
+        ("Clean and robust accuracy", accuracies, " ".join(notes)),
+        (
+            "Robust accuracy of each class",
+            classes(runs) if comparable else {},
+            "Worst case in percent, means over the seeds.",
+        ),
+        (
+            "Parameters",
+            sweeps(runs),
+            "Open marks: clean accuracy; filled ones: worst case. Means over the seeds.",
+        ),
+        (
+            "Training",
+            overlays(runs),
+            "On the validation split; the loss is that of the training batches. Epochs from 0.",
+        ),
+    ]
+    return [section for section in sections if section[1]]
 
 
-def _runs(rows: Sequence[Row], runs: Sequence[Measured]) -> ReportTable:
-    """Return a table of each run's command and commits, or why it failed."""
+def _runs(rows: Sequence[Row], runs: Sequence[FinishedRun]) -> ReportTable:
+    """Return a table of the command and the commits of each run, or the reason why it failed."""
     finished = {id(run.row): run for run in runs}
     lines = []
     for row in rows:
         run = finished.get(id(row))
         if run is None:
-            lines.append([row.run.name, f"failed: {row.reason}", "", ""])
+            lines.append([row.folder.name, f"failed: {row.reason}", "", ""])
             continue
-        config, evaluation = run.record.config, run.record.evaluation
-        commits = [evaluation.training_commit, evaluation.commit]
-        shown = [commit or "not recorded" for commit in commits]
-        lines.append([name_of(run, runs), str(config.get("command", "")), *shown])
+        evaluation, command = run.record.evaluation, str(run.record.config.get("command", ""))
+        commits = [
+            commit or "not recorded" for commit in (evaluation.training_commit, evaluation.commit)
+        ]
+        lines.append([name_of(run, runs), command, *commits])
     return ReportTable(["run", "command", "commit of training", "of evaluation"], lines)

@@ -1,4 +1,4 @@
-"""Figures of a training, and images as PNG data URIs for a page."""
+"""Axes in the style of the pages, figures of a training, and images as PNG data URIs."""
 
 import base64
 import io
@@ -25,10 +25,10 @@ class Panel:
     """One small plot of the training history.
 
     Attributes:
-        name: the name of its file.
-        title: the title.
-        lines: column of the history -> legend.
-        is_percent: whether the vertical axis is in percent.
+        name: The name of the figure's file.
+        title: The title.
+        lines: Column of the history -> legend.
+        is_percent: Whether the vertical axis is in percent.
     """
 
     name: str
@@ -62,14 +62,51 @@ PANELS = (
 )
 
 
-def curves(history: Sequence[Mapping[str, float]], best: int | None) -> list[tuple[Panel, Figure]]:
-    """Draw every panel that the history has a column for, with a dashed line at the best epoch."""
-    return [(panel, _panel(panel, history, best)) for panel in PANELS if panel.measured(history)]
+def new_axes(
+    x_label: str = "", y_label: str = "", *, size: tuple[float, float] = (4.0, 2.6), grid: str = "y"
+) -> tuple[Figure, Any]:
+    """Return a figure of a size in inches, and its only axes, styled by `style`."""
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_xlabel(x_label, color=INK)
+    axes.set_ylabel(y_label, color=INK)
+    style(axes, grid)
+    return figure, axes
+
+
+def style(axes: Any, grid: str = "y") -> None:
+    """Give axes the page's colours, two spines, and a light grid along one axis."""
+    axes.tick_params(colors=INK, labelsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(INK)
+    axes.set_axisbelow(True)
+    axes.grid(axis=grid, color=INK, alpha=0.12)
+
+
+def in_percent(*axes: Any) -> None:
+    """Label each axis in percent, with about five ticks."""
+    for axis in axes:
+        axis.set_major_formatter(PercentFormatter(xmax=1))
+        axis.set_major_locator(MaxNLocator(nbins=5))
+
+
+def legend(axes: Any) -> None:
+    """Add a legend in the page's colours."""
+    axes.legend(frameon=False, fontsize=9, labelcolor=INK)
+
+
+def literal(label: str) -> str:
+    """Return a label for matplotlib, to which a bare dollar sign would begin a formula."""
+    return label.replace("$", r"\$")
+
+
+def curves(history: Sequence[Mapping[str, float]], best: int | None) -> dict[str, Figure]:
+    """Draw the panels that the history has a column for, with a dashed line at the best epoch."""
+    return {panel.name: _panel(panel, history, best) for panel in PANELS if panel.measured(history)}
 
 
 def _panel(panel: Panel, history: Sequence[Mapping[str, float]], best: int | None) -> Figure:
-    figure = Figure(figsize=(4.0, 2.6), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = new_axes("epoch")
     epochs = [row["epoch"] for row in history]
     for colour, (column, label) in zip(COLOURS, panel.lines.items(), strict=False):
         if any(column in row for row in history):
@@ -80,52 +117,49 @@ def _panel(panel: Panel, history: Sequence[Mapping[str, float]], best: int | Non
             )
     if best is not None:
         axes.axvline(best, color=INK, lw=1, ls="--", alpha=0.55, label=f"best epoch {best}")
-    if panel.is_percent:
-        axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
-    if ROBUST in panel.lines and (fallen := set(overfitted(history))):
-        rows = [row for row in history if row["epoch"] in fallen]
-        places = [row["epoch"] for row in rows], [row[ROBUST] for row in rows]
-        axes.plot(*places, "X", ms=8, color=ALARM, label="overfitting")
-    axes.set_xlabel("epoch", color=INK)
-    plain_axes(axes)
-    axes.legend(frameon=False, fontsize=9, labelcolor=INK)
+    if panel.is_percent:
+        in_percent(axes.yaxis)
+    overfitted_epochs = set(overfitted(history))
+    if ROBUST in panel.lines and overfitted_epochs:
+        rows = [row for row in history if row["epoch"] in overfitted_epochs]
+        values = [row[ROBUST] for row in rows]
+        epochs = [row["epoch"] for row in rows]
+        axes.plot(epochs, values, "X", ms=8, color=ALARM, label="overfitting")
+    legend(axes)
     return figure
 
 
 def spread(history: Sequence[Mapping[str, float]], name: str) -> Figure:
-    """Draw the quantiles of a per-example table over the epochs.
+    """Draw the quantiles of the per-example table `name` over the epochs.
 
     The line is the median; the bands hold the middle 50 % and 90 % of the training images.
     """
-    figure = Figure(figsize=(4.0, 2.6), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = new_axes("epoch")
     epochs = [row["epoch"] for row in history]
-    q05, q25, q50, q75, q95 = (
-        [row.get(f"{name}_q{share:02d}", math.nan) for row in history]
-        for share in (5, 25, 50, 75, 95)
+
+    def quantile(share: str) -> list[float]:
+        return [row.get(f"{name}_q{share}", math.nan) for row in history]
+
+    bands = {"color": COLOURS[0], "lw": 0}
+    axes.fill_between(
+        epochs, quantile("05"), quantile("95"), alpha=0.2, label="90 % of images", **bands
     )
-    axes.fill_between(epochs, q05, q95, color=COLOURS[0], alpha=0.2, lw=0, label="90 % of images")
-    axes.fill_between(epochs, q25, q75, color=COLOURS[0], alpha=0.4, lw=0, label="50 %")
-    axes.plot(epochs, q50, color=COLOURS[0], lw=1.6, label="median")
+    axes.fill_between(epochs, quantile("25"), quantile("75"), alpha=0.4, label="50 %", **bands)
+    axes.plot(epochs, quantile("50"), color=COLOURS[0], lw=1.6, label="median")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
-    axes.set_xlabel("epoch", color=INK)
-    plain_axes(axes)
-    axes.legend(frameon=False, fontsize=9, labelcolor=INK)
+    legend(axes)
     return figure
 
 
 def histogram(values: np.ndarray) -> Figure:
-    """Draw the histogram of the values of all training images."""
-    figure = Figure(figsize=(4.0, 2.6), layout="constrained")
-    axes = figure.add_subplot()
+    """Draw the histogram of the values [N] of all training images."""
+    figure, axes = new_axes(y_label="training images")
     axes.hist(values, bins=30, color=COLOURS[0])
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
-    axes.set_ylabel("training images", color=INK)
-    plain_axes(axes)
     return figure
 
 
@@ -139,31 +173,24 @@ class ExtremeCard:
 
 
 def extreme_cards(record: RunRecord) -> list[ExtremeCard]:
-    """Return a card for each image of `Extremes`, in its order."""
+    """Return a card for each image of `Extremes`, in the same order."""
     extremes = record.extremes
     if extremes is None:
         return []
+    labels, values = extremes.label.tolist(), extremes.value.tolist()
     return [
         ExtremeCard(_png(image), record.class_name(label), value)
-        for image, label, value in zip(
-            extremes.image, extremes.label.tolist(), extremes.value.tolist(), strict=True
-        )
+        for image, label, value in zip(extremes.image, labels, values, strict=True)
     ]
-
-
-def plain_axes(axes: Any, grid: str = "y") -> None:
-    """Style axes: the page's colours, two spines, and a light grid along one axis."""
-    axes.tick_params(colors=INK, labelsize=9)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(INK)
-    axes.set_axisbelow(True)
-    axes.grid(axis=grid, color=INK, alpha=0.12)
 
 
 @dataclass(frozen=True)
 class ProbeCard:
-    """One image, its adversarial copy and their difference, as PNG data URIs, and what the network
-    predicts for both."""
+    """A clean image, the adversarial image and their difference as PNG data URIs, and predictions.
+
+    The predictions are names of classes; `clean_right` and `adversarial_right` say whether they are
+    the label.
+    """
 
     index: int
     label: str
@@ -177,34 +204,33 @@ class ProbeCard:
 
 
 def amplification(probes: Probes) -> int:
-    """Return the factor, at least 1, that spreads the largest change over the grey scale."""
+    """Return the factor, at least 1, by which the largest change fills the grey scale."""
     largest = float(np.abs(probes.adversarial - probes.image).max(initial=0))
     return max(1, int(0.5 / largest + 1e-6)) if largest > 0 else 1
 
 
 def probe_cards(record: RunRecord) -> list[ProbeCard]:
-    """Return a card for each probe. The difference, times `amplification(probes)`, is drawn around
-    mid-grey."""
-    probes, name, cards = record.probes, record.class_name, []
+    """Return a card for each probe; the amplified difference is drawn around mid-grey."""
+    probes, cards = record.probes, []
     if probes is None:
         return []
     gain = amplification(probes)
-    for place in range(len(probes.image)):
-        clean, adversarial = probes.image[place], probes.adversarial[place]
-        label, before, after = (
-            int(array[place])
-            for array in (probes.label, probes.clean_prediction, probes.adversarial_prediction)
-        )
+    for place, (clean, adversarial) in enumerate(
+        zip(probes.image, probes.adversarial, strict=True)
+    ):
+        label = int(probes.label[place])
+        clean_class = int(probes.clean_prediction[place])
+        adversarial_class = int(probes.adversarial_prediction[place])
         cards.append(
             ProbeCard(
                 index=int(probes.index[place]),
-                label=name(label),
+                label=record.class_name(label),
                 clean=_png(clean),
-                clean_prediction=name(before),
-                clean_right=before == label,
+                clean_prediction=record.class_name(clean_class),
+                clean_right=clean_class == label,
                 adversarial=_png(adversarial),
-                adversarial_prediction=name(after),
-                adversarial_right=after == label,
+                adversarial_prediction=record.class_name(adversarial_class),
+                adversarial_right=adversarial_class == label,
                 difference=_png(0.5 + gain * (adversarial - clean)),
             )
         )
@@ -212,7 +238,10 @@ def probe_cards(record: RunRecord) -> list[ProbeCard]:
 
 
 def _png(image: np.ndarray) -> str:
-    """Return an image [H, W, C] as a PNG: in colour if C is 3, else the mean of its channels."""
+    """Return an image [H, W, C] as the data URI of a PNG: in colour if C is 3, else in grey.
+
+    The grey is the mean of the channels.
+    """
     if image.shape[-1] != 3:
         image = image.mean(axis=-1, keepdims=True)
     pixels = np.clip(np.broadcast_to(image, (*image.shape[:2], 3)), 0, 1)

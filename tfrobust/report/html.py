@@ -1,4 +1,4 @@
-"""Self-contained HTML pages; beside them each figure as SVG, each table as CSV and LaTeX."""
+"""Self-contained HTML pages, with their figures as SVG and their tables as CSV and LaTeX."""
 
 import csv
 import io
@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from tfrobust.io import write_text
 from tfrobust.report.text import latex_escape, markdown_escape, markdown_table
 
-INK = "#010203"  # replaced by the page's text colour, so that a figure suits light and dark pages
-BLACK = "#1b1f24"  # replaces it in a figure's own file
+INK = "#010203"  # stands for the page's text colour, which suits light and dark pages
+BLACK = "#1b1f24"  # takes its place in the file of a figure
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class ReportTable:
     """A table of text.
 
     Attributes:
-        header: the names of the columns.
-        rows: each as many cells as the header.
-        bold: (row, column) of the cells in bold type.
+        header: The names of the columns.
+        rows: The rows, each with as many cells as the header.
+        bold: The places (row, column) of the cells in bold type.
     """
 
     header: Sequence[str]
@@ -59,15 +59,15 @@ def write_page(
     figures: Mapping[str, Figure],
     tables: Mapping[str, ReportTable],
 ) -> Path:
-    """Write `folder`/index.html, figures/, tables/, and report.md if the template has one.
+    """Write index.html, figures/ and tables/, and report.md if there is a template for it.
 
     The same input gives the same bytes.
 
     Args:
-        folder: Where to write.
-        template: NAME of NAME.html, and perhaps NAME.md, in `templates/`. Both see the tables,
-            NAME.html sees the figures as inline SVG.
-        values: Further variables of the template.
+        folder: The folder of the page.
+        template: The name of NAME.html in `templates/`, and of NAME.md if it exists. Both get the
+            tables; NAME.html also gets the figures as SVG elements.
+        values: Further variables of the templates.
         figures: Name -> figure.
         tables: Name -> table.
 
@@ -109,7 +109,7 @@ def templates() -> Environment:
 def svg(figure: Figure) -> str:
     """Return the figure as the text of an SVG file."""
     buffer = io.StringIO()
-    # With a fixed salt and no date, the same figure gives the same bytes.
+    # A fixed salt, and no date, give the same figure the same bytes.
     with matplotlib.rc_context({"svg.hashsalt": "tfrobust", "svg.fonttype": "none"}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     return re.sub(r"<metadata>.*?</metadata>", "", buffer.getvalue(), flags=re.DOTALL)

@@ -1,9 +1,9 @@
 """The files of a finished run, read and checked: config.yaml, history.csv, eval.json and others."""
 
 import csv
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,11 +24,11 @@ class Probes:
     """A few evaluated images, clean and attacked (probes.npz).
 
     Attributes:
-        image, adversarial: float32 [n, H, W, C] in [0, 1].
-        label, clean_prediction, adversarial_prediction: integers [n].
-        index: integers [n], each image's position in the evaluated split.
-        attack: the label of the attack.
-        class_names: strings [K].
+        image, adversarial: The images, float32 [n, H, W, C] in [0, 1].
+        label, clean_prediction, adversarial_prediction: Classes, int [n].
+        index: The position of each image in the evaluated split, int [n].
+        attack: The label of the attack.
+        class_names: The names of the K classes.
     """
 
     image: np.ndarray
@@ -46,11 +46,11 @@ class Extremes:
     """The training images with the smallest and the largest values of a per-example table.
 
     Attributes:
-        name: what the values are, such as "radius".
-        image: float32 [2 n, H, W, C] in [0, 1], by rising value.
-        label: integers [2 n].
-        value: float32 [2 n], the values of these images.
-        values: float32 [N], the values of all training images.
+        name: The name of the table, such as "radius".
+        image: The images by rising value, float32 [2 n, H, W, C] in [0, 1].
+        label: Their classes, int [2 n].
+        value: Their values, float32 [2 n].
+        values: The values of all training images, float32 [N].
     """
 
     name: str
@@ -65,17 +65,17 @@ class RunRecord:
     """The contents of a run folder.
 
     Attributes:
-        config: the resolved config. An evaluation without config.yaml gets the names of its folder
-            and of its data.
-        history: one mapping per epoch, column -> number. An empty cell is an absent key, and
+        config: The resolved config. Without config.yaml it has only the name of the folder and the
+            name of the data.
+        history: A mapping for each epoch, column -> number. An empty cell is an absent key, and
             `finished_at` is in seconds. Empty if nothing was trained.
-        evaluation: eval.json.
-        probes: None if the run stored no images.
-        extremes: None if the method has no per-example table.
-        valley: the losses "clean", "highest" and "lowest", each [n], around test images.
-        flags: flags.npz.
-        landscape: `axis` [S]; `loss` and `margin` [n, S, S] around n images; their `index` and
-            `label` [n]; and `stands` [n], true for an image that withstands every attack.
+        evaluation: The contents of eval.json.
+        probes: The contents of probes.npz; None if the run stored no images.
+        extremes: The contents of extremes.npz; None if the method has no per-example table.
+        valley: The losses "clean", "highest" and "lowest" around test images, each [n].
+        flags: The contents of flags.npz.
+        landscape: The positions "axis" [S]; "loss" and "margin" [n, S, S] around n images; their
+            "index" and "label" [n]; and "stands" [n], true if an image withstands every attack.
     """
 
     config: dict[str, Any]
@@ -93,52 +93,56 @@ class RunRecord:
         return names[label] if 0 <= label < len(names) else str(label)
 
 
-def load_run(run: Path) -> RunRecord:
-    """Read the files of one run folder.
+def load_run(folder: Path) -> RunRecord:
+    """Read the files of a run folder.
 
     Raises:
-        UserError: eval.json is missing, or one of the files is damaged. The line names the file.
+        UserError: If eval.json is missing or a file is damaged; the message names the file.
     """
-    run = Path(run)
-    config_file = run / "config.yaml"
-    history_file, probes_file = run / "history.csv", run / "probes.npz"
-    extremes_file, valley_file = run / "extremes.npz", run / "valley.npz"
-    landscape_file = run / "landscape.npz"
-    evaluation = Record.load(run)
+    folder = Path(folder)
+    evaluation = Record.load(folder)
     data = evaluation.data.name if evaluation.data else NOTHING
-    config = {"name": run.resolve().name, "data": {"name": data}}
+    config = {"name": folder.resolve().name, "data": {"name": data}}
     return RunRecord(
-        config=_read(config_file, _config) if config_file.is_file() else config,
-        history=_read(history_file, _history) if history_file.is_file() else [],
+        config=_read(folder / "config.yaml", _config) or config,
+        history=_read(folder / "history.csv", _history) or [],
         evaluation=evaluation,
-        probes=_read(probes_file, _probes) if probes_file.is_file() else None,
-        extremes=_read(extremes_file, _extremes) if extremes_file.is_file() else None,
-        valley=_read(valley_file, _valley) if valley_file.is_file() else None,
-        flags=Flags.load(run) if (run / "flags.npz").is_file() else None,
-        landscape=_read(landscape_file, _landscape) if landscape_file.is_file() else None,
+        probes=_read(folder / "probes.npz", _probes),
+        extremes=_read(folder / "extremes.npz", _extremes),
+        valley=_read(folder / "valley.npz", _valley),
+        flags=Flags.load(folder) if (folder / "flags.npz").is_file() else None,
+        landscape=_read(folder / "landscape.npz", _landscape),
     )
 
 
-def _read(path: Path, parse: Callable[[Path], T]) -> T:
+def _read(path: Path, parse: Callable[[Path], T]) -> T | None:
+    """Return the contents of a file, or None if there is no such file.
+
+    Raises:
+        UserError: If the file is damaged.
+    """
+    if not path.is_file():
+        return None
     try:
         return parse(path)
-    # A damaged file raises whatever its parser raises (zlib, zipfile, yaml, csv, ...).
-    except Exception as error:
+    except Exception as error:  # a parser may raise anything (zlib, zipfile, yaml, csv, ...)
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{path}: expected a readable file, received {reason}") from error
 
 
 def _config(path: Path) -> dict[str, Any]:
     config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    _fields(config, {"name": str}, "config")
-    _fields(config.get("data"), {"name": str}, "data")
+    _check_section(config, "config")
+    _check_section(config.get("data"), "data")
     if config.get("method") is not None:
-        _fields(config["method"], {"name": str}, "method")
+        _check_section(config["method"], "method")
     paper = config.get("paper") or {}
-    _fields(paper, {}, "paper")
-    for key in paper:
-        if key != "source":
-            _fraction(paper, key, "paper")
+    if not isinstance(paper, Mapping):
+        raise ValueError(f"paper: {paper!r} where a mapping was expected")
+    for key, value in paper.items():
+        is_fraction = isinstance(value, int | float) and 0 <= value <= 1
+        if key != "source" and not is_fraction:
+            raise ValueError(f"paper.{key}: {value!r} where a fraction in [0, 1] was expected")
     return dict(config)
 
 
@@ -165,18 +169,17 @@ def _cell(column: str, text: str, line: int) -> float:
         raise ValueError(f"{text!r} in column {column}, line {line}") from error
 
 
-def _probes(path: Path) -> Probes:
+def _arrays(path: Path, names: Sequence[str]) -> dict[str, Any]:
+    """Return the arrays of these names in an .npz file."""
     with np.load(path, allow_pickle=False) as arrays:
-        probes = Probes(
-            image=arrays["image"],
-            adversarial=arrays["adversarial"],
-            label=arrays["label"],
-            clean_prediction=arrays["clean_prediction"],
-            adversarial_prediction=arrays["adversarial_prediction"],
-            index=arrays["index"],
-            attack=str(arrays["attack"]),
-            class_names=[str(name) for name in arrays["class_names"]],
-        )
+        return {name: arrays[name] for name in names}
+
+
+def _probes(path: Path) -> Probes:
+    arrays = _arrays(path, [field.name for field in fields(Probes)])
+    arrays["attack"] = str(arrays["attack"])
+    arrays["class_names"] = [str(name) for name in arrays["class_names"]]
+    probes = Probes(**arrays)
     shape = probes.image.shape
     if len(shape) != 4 or probes.adversarial.shape != shape:
         raise ValueError(f"images of shape {shape} and {probes.adversarial.shape}")
@@ -187,26 +190,22 @@ def _probes(path: Path) -> Probes:
 
 
 def _extremes(path: Path) -> Extremes:
-    with np.load(path, allow_pickle=False) as arrays:
-        name, image = str(arrays["name"]), arrays["image"]
-        label, value, values = (arrays[key] for key in ("label", "value", "values"))
+    arrays = _arrays(path, [field.name for field in fields(Extremes)])
+    image, label, value = arrays["image"], arrays["label"], arrays["value"]
     if image.ndim != 4 or label.shape != (len(image),) or value.shape != (len(image),):
         raise ValueError(f"images of shape {image.shape}, {label.shape} labels, {value.shape}")
-    return Extremes(name, image, label, value, values)
+    return Extremes(**arrays | {"name": str(arrays["name"])})
 
 
 def _valley(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path, allow_pickle=False) as arrays:
-        losses = {key: arrays[key] for key in ("clean", "highest", "lowest")}
+    losses = _arrays(path, ("clean", "highest", "lowest"))
     if len({part.shape for part in losses.values()}) > 1 or losses["clean"].ndim != 1:
         raise ValueError(f"losses of shapes {[part.shape for part in losses.values()]}")
     return losses
 
 
 def _landscape(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path, allow_pickle=False) as arrays:
-        names = ("axis", "loss", "margin", "index", "label", "stands")
-        landscape = {name: arrays[name] for name in names}
+    landscape = _arrays(path, ("axis", "loss", "margin", "index", "label", "stands"))
     (size,), (n,) = landscape["axis"].shape, landscape["label"].shape
     shapes = {"loss": (n, size, size), "margin": (n, size, size), "index": (n,), "stands": (n,)}
     for name, shape in shapes.items():
@@ -215,15 +214,9 @@ def _landscape(path: Path) -> dict[str, np.ndarray]:
     return landscape
 
 
-def _fields(value: Any, fields: Mapping[str, Any], where: str) -> None:
-    if not isinstance(value, Mapping):
-        raise ValueError(f"{where}: {value!r} where a mapping was expected")
-    for key, kind in fields.items():
-        if not isinstance(value.get(key), kind):
-            raise ValueError(f"{where}.{key}: {value.get(key)!r}")
-
-
-def _fraction(value: Mapping[str, Any], key: str, where: str) -> None:
-    number = value.get(key)
-    if not isinstance(number, int | float) or not 0 <= number <= 1:
-        raise ValueError(f"{where}.{key}: {number!r} where a fraction in [0, 1] was expected")
+def _check_section(section: Any, where: str) -> None:
+    """Raise a ValueError unless a section is a mapping whose name is text."""
+    if not isinstance(section, Mapping):
+        raise ValueError(f"{where}: {section!r} where a mapping was expected")
+    if not isinstance(section.get("name"), str):
+        raise ValueError(f"{where}.name: {section.get('name')!r}")

@@ -9,7 +9,7 @@ import yaml
 from matplotlib.figure import Figure
 
 from tfrobust.io import write_text
-from tfrobust.record import CheckRow, CorruptionTable, EpsRow, Record
+from tfrobust.record import CheckRow, CorruptionTable, Record
 from tfrobust.report.evaluation_figures import (
     BARS,
     class_bars,
@@ -85,7 +85,7 @@ CURVE_NOTE = (
 )
 
 
-def write_report(run: Path) -> Path:
+def write_report(folder: Path) -> Path:
     """Write the report of a run, and its model card.
 
     `report/index.html` is one self-contained page and `report/report.md` its text; the figures and
@@ -93,32 +93,34 @@ def write_report(run: Path) -> Path:
     Hub. The same run gives the same bytes.
 
     Args:
-        run: The run folder, with eval.json and whatever else `RunRecord` describes.
+        folder: The run folder, with eval.json and those of the other files of `RunRecord` that
+            exist.
 
     Returns:
         The path of the page.
 
     Raises:
-        UserError: As of `load_run`.
+        UserError: If eval.json is missing or a file is damaged.
     """
-    record = load_run(run)
-    classes = class_rows(record)
+    record = load_run(folder)
     values, tables, figures = _values(record), _tables(record), _figures(record)
+    classes = class_rows(record)
     if classes:
         figures["classes"], tables["classes"] = class_bars(classes), _classes(classes)
-        some = f" The figure shows the {BARS} least robust classes." if len(classes) > BARS else ""
-        values["classes_note"] = f"The worst case is over the images that every attack saw.{some}"
+        note = "The worst case is over the images that every attack saw."
+        if len(classes) > BARS:
+            note += f" The figure shows the {BARS} least robust classes."
+        values["classes_note"] = note
+    folder = Path(folder)
     card = templates().get_template("card.md")
-    write_text(
-        Path(run) / "MODEL_CARD.md", card.render(values, tables=tables, **card_values(record))
-    )
-    return write_page(Path(run) / "report", "index", values, figures, tables)
+    text = card.render(values, tables=tables, **card_values(record))
+    write_text(folder / "MODEL_CARD.md", text)
+    return write_page(folder / "report", "index", values, figures, tables)
 
 
 def _figures(record: RunRecord) -> dict[str, Figure]:
     history, evaluation = record.history, record.evaluation
-    best = best_epoch(history, record.config)
-    figures: dict[str, Figure] = {panel.name: drawn for panel, drawn in curves(history, best)}
+    figures = curves(history, best_epoch(history, record.config))
     if evaluation.curve:
         figures["trade-off"] = trade_off(evaluation.curve)
     if evaluation.eps_curve:
@@ -142,6 +144,7 @@ def _values(record: RunRecord) -> dict[str, Any]:
     missing = missing_from_paper(config, evaluation)
     attacks = [attack.config for attack in evaluation.attacks if attack.config]
     details = {"config.yaml": config, "attacks": attacks}
+    curve = evaluation.eps_curve
     return {
         "name": config["name"],
         "headline": headline(config, evaluation),
@@ -153,7 +156,7 @@ def _values(record: RunRecord) -> dict[str, Any]:
         "fewer": FEWER if evaluation.subsets else "",
         "curve_note": CURVE_NOTE,
         "checks_note": CHECKS_NOTE,
-        "eps_note": _eps_note(evaluation.eps_curve),
+        "eps_note": EPS_NOTE.format(curve[0].examples) if curve else "",
         "corruptions_note": _corruptions_note(evaluation.corruptions),
         "paper": config.get("paper"),
         "missing": ", ".join(f"{label} {percent(value)}" for label, value in missing.items()),
@@ -200,20 +203,17 @@ def _tables(record: RunRecord) -> dict[str, ReportTable]:
     tables = {"accuracy": _accuracy(accuracy_rows(config, evaluation), bool(config.get("paper")))}
     if curve := evaluation.curve:
         inputs = ["width", "lambda"] if any(row.width for row in curve) else ["lambda"]
-        rows = [
-            [
-                *(number(row.point[name]) for name in inputs),
-                percent(row.clean_accuracy),
-                percent(row.robust_accuracy),
-            ]
-            for row in curve
-        ]
+        rows = []
+        for row in curve:
+            point = [number(row.point[name]) for name in inputs]
+            rows.append([*point, percent(row.clean_accuracy), percent(row.robust_accuracy)])
         tables["trade-off"] = ReportTable([*inputs, "clean", "worst case"], rows)
     if evaluation.eps_curve:
-        rows = [
-            [number(row.eps), percent(row.robust_accuracy), _interval(row)]
-            for row in evaluation.eps_curve
-        ]
+        rows = []
+        for eps_row in evaluation.eps_curve:
+            share, n = eps_row.robust_accuracy, eps_row.examples
+            bounds = between(*interval(round(share * n), n))
+            rows.append([number(eps_row.eps), percent(share), bounds])
         tables["eps-curve"] = ReportTable(["eps", "robust accuracy", "95 % interval"], rows)
     if evaluation.corruptions is not None:
         tables["corruptions"] = _corruptions(evaluation.corruptions)
@@ -227,35 +227,29 @@ def _accuracy(rows: list[AccuracyRow], with_paper: bool) -> ReportTable:
     paper = ["paper", "difference"] if with_paper else []
     header = ["evaluation", "accuracy", "95 % interval", *paper]
     header += ["examples", "time", "cost", "settings"]
-    cells = [
-        [
-            row.name,
-            percent(row.accuracy),
-            between(row.low, row.high),
-            *([percent(row.paper), points(row.difference)] if with_paper else []),
-            str(row.examples),
-            duration(row.seconds),
-            row.cost or NOTHING,
-            row.settings or NOTHING,
-        ]
-        for row in rows
-    ]
+    cells = []
+    for row in rows:
+        line = [row.name, percent(row.accuracy), between(row.low, row.high)]
+        if with_paper:
+            line += [percent(row.paper), points(row.difference)]
+        line += [str(row.examples), duration(row.seconds)]
+        cells.append([*line, row.cost or NOTHING, row.settings or NOTHING])
     return ReportTable(header, cells)
 
 
 def _classes(rows: list[ClassRow]) -> ReportTable:
-    fewer = any(row.attacked < row.examples for row in rows)
-    cells = [
-        [row.name, str(row.examples), percent(row.clean), percent(row.robust)]
-        + [str(row.attacked)] * fewer
-        for row in rows
-    ]
-    return ReportTable(["class", "images", "clean", "worst case", *["attacked"] * fewer], cells)
+    header = ["class", "images", "clean", "worst case"]
+    cells = [[r.name, str(r.examples), percent(r.clean), percent(r.robust)] for r in rows]
+    if any(row.attacked < row.examples for row in rows):
+        header.append("attacked")
+        for line, row in zip(cells, rows, strict=True):
+            line.append(str(row.attacked))
+    return ReportTable(header, cells)
 
 
 def _corruptions(table: CorruptionTable) -> ReportTable:
     header = ["corruption", *(f"severity {severity}" for severity in table.severities), "mean"]
-    shares = [*((row.name, row.accuracy) for row in table.rows)]
+    shares = [(row.name, row.accuracy) for row in table.rows]
     if len(shares) > 1:
         shares.append(("mean", np.mean([share for _, share in shares], axis=0).tolist()))
     cells = [
@@ -263,14 +257,6 @@ def _corruptions(table: CorruptionTable) -> ReportTable:
         for name, share in shares
     ]
     return ReportTable(header, cells)
-
-
-def _interval(row: EpsRow) -> str:
-    return between(*interval(round(row.robust_accuracy * row.examples), row.examples))
-
-
-def _eps_note(curve: list[EpsRow]) -> str:
-    return EPS_NOTE.format(curve[0].examples) if curve else ""
 
 
 def _corruptions_note(table: CorruptionTable | None) -> str:
@@ -319,11 +305,10 @@ def _facts(config: dict[str, Any], evaluation: Record) -> list[tuple[str, str]]:
 
 
 def _commits(evaluation: Record) -> str:
-    """Return the commit of the evaluation, and that of each row made with another one."""
-    rows = [row for row in evaluation.attacks if row.provenance]
+    """Return the commit of the evaluation, and that of each row made with another commit."""
     others = [
         f"{row.name}: {row.provenance.commit}"
-        for row in rows
+        for row in evaluation.attacks
         if row.provenance and row.provenance.commit != evaluation.commit
     ]
     return "; ".join([evaluation.commit or "not recorded", *others])

@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 import yaml
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 from scipy.interpolate import NearestNDInterpolator
 
 from tfrobust.errors import UserError
-from tfrobust.report.figures import COLOURS, plain_axes
+from tfrobust.report.figures import COLOURS, in_percent, legend, new_axes, style
 from tfrobust.report.html import INK, ReportTable, write_page
 from tfrobust.report.text import NOTHING, number, percent, threat_text
 from tfrobust.report.trials import SearchTrial, best_trial, completed, read_trials, unbeaten
 
-CELLS = 120  # of a heat map, in each direction
-MAPPED = 3  # keys, the first ones, that have heat maps
+CELLS = 120  # the number of cells of a heat map in each direction
+MAPPED = 3  # the number of keys, from the first, that have heat maps
 WHERE_MEASURED = (
     "All accuracies are on {} validation images, at the epoch whose weights a trial keeps. No "
     "trial has seen the test split. The best of many trials owes something to luck: expect less of "
@@ -32,20 +32,21 @@ MEASURED_BY = (
 )  # fmt: skip
 
 
-def write_search_report(run: Path) -> Path:
+def write_search_report(folder: Path) -> Path:
     """Write the report of a search: `report/index.html`, `report/report.md`, figures and tables.
 
     Args:
-        run: The folder with config.yaml and search/trials.csv.
+        folder: The run folder, with config.yaml and search/trials.csv.
 
     Returns:
         The path of the page.
 
     Raises:
-        UserError: One of the files is missing or damaged. The line names the file.
+        UserError: If one of the files is missing or damaged; the message names the file.
     """
-    config = _config(Path(run) / "config.yaml")
-    keys, trials = read_trials(Path(run) / "search" / "trials.csv")
+    folder = Path(folder)
+    config = _config(folder / "config.yaml")
+    keys, trials = read_trials(folder / "search" / "trials.csv")
     search = config["search"]
     logarithmic = {key for key in keys if "log" in search["space"].get(key, {})}
     top, drawn = best_trial(trials, search.get("min_clean")), completed(trials)
@@ -69,7 +70,7 @@ def write_search_report(run: Path) -> Path:
         "details": yaml.safe_dump(config, sort_keys=False, allow_unicode=True).rstrip(),
     }
     tables = {"trials": _table(keys, trials, top)}
-    return write_page(Path(run) / "report", "search", values, figures, tables)
+    return write_page(folder / "report", "search", values, figures, tables)
 
 
 def over(
@@ -84,8 +85,7 @@ def over(
         log: Whether the axis of the key is logarithmic.
         alone: Whether it is the only searched key, so that lines may join the trials.
     """
-    figure = Figure(figsize=(4.6, 3.0), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = new_axes(size=(4.6, 3.0))
     places, names = _places(key, trials)
     order = np.argsort(places, kind="stable")
     for colour, name in zip(COLOURS, ("clean", "robust"), strict=False):
@@ -96,13 +96,11 @@ def over(
             label=name,
         )  # fmt: skip
         if top is not None:
-            at = trials.index(top)
-            axes.plot(places[at], heights[at], "o", ms=10, mfc="none", mec=INK, mew=1.2)
+            best = trials.index(top)
+            axes.plot(places[best], heights[best], "o", ms=10, mfc="none", mec=INK, mew=1.2)
     _scale(axes, "x", key, names, log)
-    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
-    axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
-    plain_axes(axes)
-    axes.legend(frameon=False, fontsize=9, labelcolor=INK)
+    in_percent(axes.yaxis)
+    legend(axes)
     return figure
 
 
@@ -112,31 +110,35 @@ def heat_map(
     top: SearchTrial | None,
     logarithmic: set[str],
 ) -> Figure:
-    """Draw clean and robust accuracy over two keys, each point coloured by its nearest trial."""
+    """Draw clean and robust accuracy over two keys, each point coloured by its nearest trial.
+
+    The distance to a trial is measured on the scales of the axes.
+    """
     figure = Figure(figsize=(9.2, 3.4), layout="constrained")
-    grids, spots, labels = [], [], []
+    positions, names_of_keys, coordinates, grids = [], [], [], []
     for key in pair:
         places, names = _places(key, trials)
-        logs = key in logarithmic
-        along = np.log(places) if logs else places
-        margin = 0.05 * np.ptp(along) or 0.5
-        grid = np.linspace(along.min() - margin, along.max() + margin, CELLS)
-        grids.append((grid, np.exp(grid) if logs else grid))
-        spots.append((along, places))
-        labels.append(names)
-    points = np.stack([along for along, _ in spots], axis=1)
+        on_scale = np.log(places) if key in logarithmic else places
+        margin = 0.05 * np.ptp(on_scale) or 0.5
+        positions.append(places)
+        names_of_keys.append(names)
+        coordinates.append(on_scale)
+        grids.append(np.linspace(on_scale.min() - margin, on_scale.max() + margin, CELLS))
+    edges = [
+        np.exp(grid) if key in logarithmic else grid for key, grid in zip(pair, grids, strict=True)
+    ]
     for axes, name in zip(figure.subplots(1, 2), ("clean", "robust"), strict=True):
         heights = np.array([getattr(trial, name) for trial in trials])
-        nearest = NearestNDInterpolator(points, heights, rescale=True)
-        cells = nearest(*np.meshgrid(grids[0][0], grids[1][0]))
-        drawn = axes.pcolormesh(grids[0][1], grids[1][1], cells, rasterized=True, shading="nearest")
-        axes.plot(spots[0][1], spots[1][1], "o", ms=4, mfc="white", mec="black", mew=0.8, ls="")
+        nearest = NearestNDInterpolator(np.stack(coordinates, axis=1), heights, rescale=True)
+        cells = nearest(*np.meshgrid(*grids))
+        drawn = axes.pcolormesh(*edges, cells, rasterized=True, shading="nearest")
+        axes.plot(*positions, "o", ms=4, mfc="white", mec="black", mew=0.8, ls="")
         if top is not None:
-            at = trials.index(top)
-            axes.plot(spots[0][1][at], spots[1][1][at], "*", ms=13, mfc="white", mec="black")
-        for way, key, names in zip("xy", pair, labels, strict=True):
-            _scale(axes, way, key, names, key in logarithmic)
-        plain_axes(axes)
+            best = [places[trials.index(top)] for places in positions]
+            axes.plot(*best, "*", ms=13, mfc="white", mec="black")
+        for direction, key, names in zip("xy", pair, names_of_keys, strict=True):
+            _scale(axes, direction, key, names, key in logarithmic)
+        style(axes)
         axes.grid(visible=False)
         axes.set_title(f"{name} accuracy", color=INK, fontsize=10)
         bar = figure.colorbar(drawn, ax=axes, format=PercentFormatter(xmax=1))
@@ -149,9 +151,8 @@ def front(
     trials: Sequence[SearchTrial], top: SearchTrial | None, min_clean: float | None
 ) -> Figure:
     """Draw robust against clean accuracy, a point for each trial, with the Pareto front."""
-    figure = Figure(figsize=(4.6, 3.2), layout="constrained")
-    axes = figure.add_subplot()
-    clean, robust = ([getattr(trial, name) for trial in trials] for name in ("clean", "robust"))
+    figure, axes = new_axes("clean accuracy", "robust accuracy", size=(4.6, 3.2))
+    clean, robust = [trial.clean for trial in trials], [trial.robust for trial in trials]
     axes.plot(clean, robust, "o", ms=5, color=COLOURS[0], alpha=0.6, label="trial")
     joined = unbeaten(trials)
     axes.plot(
@@ -168,13 +169,8 @@ def front(
         axes.annotate(trial.name, place, (5, 5), textcoords="offset points", color=INK, fontsize=8)
     if min_clean is not None:
         axes.axvline(min_clean, color=INK, lw=1, ls="--", alpha=0.55, label="least clean")
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(PercentFormatter(xmax=1))
-        axis.set_major_locator(MaxNLocator(nbins=5))
-    axes.set_xlabel("clean accuracy", color=INK)
-    axes.set_ylabel("robust accuracy", color=INK)
-    plain_axes(axes)
-    axes.legend(frameon=False, fontsize=9, labelcolor=INK)
+    in_percent(axes.xaxis, axes.yaxis)
+    legend(axes)
     return figure
 
 
@@ -191,18 +187,18 @@ def _places(key: str, trials: Sequence[SearchTrial]) -> tuple[np.ndarray, list[s
     return np.array([names.index(text) for text in texts], float), names
 
 
-def _scale(axes: Any, way: str, key: str, names: list[str] | None, log: bool) -> None:
-    """Prepare an axis, x or y, for the values of a key."""
+def _scale(axes: Any, direction: str, key: str, names: list[str] | None, log: bool) -> None:
+    """Prepare an axis, "x" or "y", for the values of a key."""
     if log and names is None:
-        axes.set(**{f"{way}scale": "log"})
-    axis = getattr(axes, f"{way}axis")
+        axes.set(**{f"{direction}scale": "log"})
+    axis = getattr(axes, f"{direction}axis")
     axis.set_label_text(key, color=INK)
     if names is not None:
         axis.set_ticks(range(len(names)), [name[:18] for name in names])
 
 
 def _short(value: Any) -> str:
-    """Return a value in short: a number, a name, or 'key value, key value' of a mapping."""
+    """Return a short text for a value: a number, a name, or 'key value, key value'."""
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {_short(inner)}" for key, inner in value.items())
     return number(value)
@@ -233,8 +229,9 @@ def _headline(
 
 
 def _measured(keys: Sequence[str]) -> str:
-    """Return the searched keys that change what the accuracies mean."""
-    return ", ".join(k for k in keys if any(f"{k}.".startswith(f"{m}.") for m in MEASURED_BY))
+    """Return the searched keys that change how accuracy is measured."""
+    prefixes = tuple(f"{key}." for key in MEASURED_BY)
+    return ", ".join(key for key in keys if f"{key}.".startswith(prefixes))
 
 
 def _table(

@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 
 from tfrobust.corruptions import CORRUPTIONS, SEVERITIES
-from tfrobust.flags import headline as worst_rows
+from tfrobust.flags import headline as worst_case
 from tfrobust.overfitting import ONE_STEP, ROBUST, overfitted
 from tfrobust.record import AttackRow, CorruptionTable, DataRow, Record
 from tfrobust.report.record import RunRecord
 from tfrobust.report.text import interval, number, percent, threat_text
 
-WORST, FEWER = "worst case", "worst case, first "  # names of rows over several attacks
+WORST = "worst case"  # the name of the row over all attacks on the most images
+FEWER = "worst case, first "  # how the name of a row over attacks on fewer images begins
 
-# How a common setting is written. Every other one becomes 'key value', so that none is left out.
+# The texts of common settings. Every other setting becomes 'key value'.
 SETTINGS = {
     "steps": "{} steps",
     "step_size": "step size {}",
@@ -34,14 +35,14 @@ class AccuracyRow:
     """One measured accuracy.
 
     Attributes:
-        name: "clean", "corruptions", the label of an attack, or a name of the worst case.
-        accuracy: a fraction in [0, 1].
-        low, high: the 95 % interval of the accuracy.
-        examples: the number of images.
-        seconds: the time that the attack took.
-        settings: the attack's settings in short.
-        cost: the text of `attack_cost`.
-        paper: the paper's figure, if it has one.
+        name: "clean", "corruptions", the label of an attack, or the name of a worst case.
+        accuracy: The accuracy, a fraction in [0, 1].
+        low, high: The ends of its 95 % interval.
+        examples: The number of images.
+        seconds: The time that the attack took.
+        settings: The attack's settings in short.
+        cost: The text of `attack_cost`.
+        paper: The paper's figure, a fraction, if it has one.
     """
 
     name: str
@@ -65,11 +66,11 @@ class ClassRow:
     """The accuracies of one class.
 
     Attributes:
-        name: the class.
-        examples: the number of its images.
-        clean: the fraction of them that is right when clean.
-        attacked: the number of them that every attack saw.
-        robust: the fraction of those that is right under every attack.
+        name: The name of the class.
+        examples: The number of its images.
+        clean: The share of its images that are right when clean.
+        attacked: The number of its images that every attack saw.
+        robust: The share of the attacked images that are right under every attack.
     """
 
     name: str
@@ -84,11 +85,11 @@ class TrainingSummary:
     """The cost of a training.
 
     Attributes:
-        epochs: the number of epochs.
-        best_epoch: the epoch whose weights are kept, from 0.
-        seconds_per_batch: the median.
-        validation_share: the median share of an epoch's time that validation took.
-        wall_seconds: the time from the first epoch's start to the last one's end.
+        epochs: The number of epochs.
+        best_epoch: The epoch whose weights are kept, counted from 0.
+        seconds_per_batch: The median time of a batch.
+        validation_share: The median share of validation in the time of an epoch.
+        wall_seconds: The time from the start of the first epoch to the end of the last.
     """
 
     epochs: int
@@ -99,35 +100,35 @@ class TrainingSummary:
 
 
 def accuracy_rows(config: Mapping[str, Any], evaluation: Record) -> list[AccuracyRow]:
-    """Return the rows of an evaluation: clean, corruptions, one per attack, last the worst cases.
+    """Return the rows of an evaluation: clean, corruptions, one for each attack, and worst cases.
 
-    The first worst case is over the attacks that saw the most images. Where other attacks saw
-    fewer, a further one is over all attacks that saw those.
+    The first worst case is over the attacks that saw the most images. If other attacks saw fewer
+    images, a further worst case is over all attacks that saw those images.
     """
     paper = config.get("paper") or {}
+    rows: list[AccuracyRow] = []
 
-    def row(name: str, accuracy: float, total: int, key: str | None, **more: Any) -> AccuracyRow:
+    def add(name: str, accuracy: float, total: int, settings: str = "", **more: Any) -> None:
         low, high = interval(round(accuracy * total), total)
-        figure = None if key is None else paper.get(key)
-        return AccuracyRow(name, accuracy, low, high, total, paper=figure, **more)
+        figure = None if is_worst_case(name) else paper.get(name)
+        row = AccuracyRow(name, accuracy, low, high, total, settings=settings, paper=figure, **more)
+        rows.append(row)
 
-    rows = [row("clean", evaluation.clean_accuracy, evaluation.examples, "clean")]
+    add("clean", evaluation.clean_accuracy, evaluation.examples)
     table = evaluation.corruptions
     if table is not None and table.accuracy is not None:
         seconds = sum(each.seconds or 0.0 for each in table.rows)
-        name, settings = _name_of(table), "mean over corruptions and severities"
-        mean, n = table.accuracy, table.examples
-        rows.append(row(name, mean, n, None, seconds=seconds, settings=settings))
+        settings = "mean over corruptions and severities"
+        add(_name_of(table), table.accuracy, table.examples, settings, seconds=seconds)
     for attack in evaluation.attacks:
         settings = attack_settings(attack.config or {})
         if attack.name in evaluation.suites:
             settings = "right under each of its attacks above"
-        more = {"seconds": attack.seconds, "settings": settings, "cost": attack_cost(attack)}
-        rows.append(row(attack.name, attack.robust_accuracy, attack.examples, attack.name, **more))
+        more = {"seconds": attack.seconds, "cost": attack_cost(attack)}
+        add(attack.name, attack.robust_accuracy, attack.examples, settings, **more)
     for norm in evaluation.norms:
         settings = f"right under every attack of {norm.norm} above"
-        name = f"{norm.norm}: {WORST}"
-        rows.append(row(name, norm.robust_accuracy, norm.examples, name, settings=settings))
+        add(f"{norm.norm}: {WORST}", norm.robust_accuracy, norm.examples, settings)
     worst, total = evaluation.robust_accuracy, evaluation.worst_case_examples
     if evaluation.attacks and worst is not None and total:
         settings = "right under every attack above"
@@ -135,11 +136,10 @@ def accuracy_rows(config: Mapping[str, Any], evaluation: Record) -> list[Accurac
             settings = f"right under every attack above that saw all {total}"
         if evaluation.norms:
             settings += ": robust in the union of the norms"
-        rows.append(row(WORST, worst, total, None, settings=settings))
+        add(WORST, worst, total, settings)
     for subset in evaluation.subsets:
         settings = "right under every attack above that saw them"
-        name = f"{FEWER}{subset.examples}"
-        rows.append(row(name, subset.robust_accuracy, subset.examples, None, settings=settings))
+        add(f"{FEWER}{subset.examples}", subset.robust_accuracy, subset.examples, settings)
     return rows
 
 
@@ -162,9 +162,9 @@ def is_worst_case(name: str) -> bool:
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Return the names of rows, each once and in the order of a table.
+    """Return the names of rows without repetitions, in the order of a table.
 
-    Attacks come in order of appearance, then the worst cases, from the most images to the fewest.
+    Attacks keep their order. The worst cases follow, from the most images to the fewest.
     """
 
     def images(name: str) -> float:
@@ -176,14 +176,14 @@ def in_order(names: Iterable[str]) -> list[str]:
 
 
 def class_rows(record: RunRecord) -> list[ClassRow]:
-    """Return one row for each class among the images of the headline.
+    """Return a row for each class of the images in the headline.
 
-    Empty if the flags of an attack are missing.
+    There are none if the flags of an attack are missing.
     """
     flags, names = record.flags, [attack.name for attack in record.evaluation.attacks]
     if flags is None or not names or not set(names) <= flags.right.keys():
         return []
-    worst = worst_rows([flags.right[name] for name in names], flags.right["clean"])
+    worst = worst_case([flags.right[name] for name in names], flags.right["clean"])
     n = len(worst)
     rows = []
     for label in np.unique(flags.label[:n]).tolist():
@@ -218,9 +218,9 @@ def attack_cost(attack: AttackRow) -> str:
 
 
 def how_counted(evaluation: Record) -> str:
-    """Return the sentences that say which images an attack's accuracy counts.
+    """Return sentences on which images the accuracy under an attack counts.
 
-    Empty if the mode of the evaluation is not recorded.
+    They are empty if the mode of the evaluation is not recorded.
     """
     text = ""
     if evaluation.mode == "cascade":
@@ -298,8 +298,7 @@ def method_name(config: Mapping[str, Any]) -> str:
 
 
 def headline(config: Mapping[str, Any], evaluation: Record) -> str:
-    """Return the run in one sentence: method, data, clean and worst-case accuracy, threat and
-    number of examples."""
+    """Return one sentence on a run: method, data, accuracies, threat and number of images."""
     clean, *_ = accuracy_rows(config, evaluation)
     data = data_of(config, evaluation)
     text = f"{method_name(config)} on {data.name}: {percent(clean.accuracy)} clean"
@@ -321,52 +320,58 @@ def headline(config: Mapping[str, Any], evaluation: Record) -> str:
 
 
 def data_of(config: Mapping[str, Any], evaluation: Record) -> DataRow:
-    """Return the data of an evaluation, or else the config's."""
+    """Return the data set of an evaluation or, if it is not recorded, that of the config."""
     return evaluation.data or DataRow(name=config["data"]["name"])
 
 
 def best_epoch(history: Sequence[Mapping[str, float]], config: Mapping[str, Any]) -> int | None:
-    """Return the epoch, from 0, with the highest value of `train.monitor`.
+    """Return the epoch whose weights are kept, counted from 0; None if there is no epoch.
 
-    The default monitor is robust validation accuracy. Of equal epochs the last counts. It is the
-    last of all, whose weights a training without validation keeps, if no epoch has a value; None if
-    there is no epoch.
+    It has the highest value of `train.monitor`, by default robust validation accuracy, and is the
+    last of equals. If no epoch has a value, as without validation, it is the last epoch.
     """
+    if not history:
+        return None
     monitor = (config.get("train") or {}).get("monitor", "val_robust_accuracy")
-    scores = [(row["epoch"], row.get(monitor, math.nan)) for row in history]
-    known = [(epoch, score) for epoch, score in scores if math.isfinite(score)]
-    known = known or [(epoch, 0.0) for epoch, _ in scores]
-    return int(max(known, key=lambda pair: (pair[1], pair[0]))[0]) if known else None
+
+    def score(row: Mapping[str, float]) -> tuple[float, float]:
+        value = row.get(monitor, math.nan)
+        return (value if math.isfinite(value) else -math.inf), row["epoch"]
+
+    return int(max(history, key=score)["epoch"])
 
 
 def summarise_training(
     history: Sequence[Mapping[str, float]], config: Mapping[str, Any]
 ) -> TrainingSummary:
-    """Return the cost of training; an entry is None if the history does not record it."""
+    """Return the cost of training; a value that the history does not record is None."""
 
-    def middle(column: str) -> float | None:
+    def median_of(column: str) -> float | None:
         values = [row[column] for row in history if column in row]
         return median(values) if values else None
 
     ends = [row["finished_at"] for row in history if "finished_at" in row]
     wall = None
     if len(ends) > 1:
-        # The start of the first epoch is not recorded: the median epoch stands in for it.
+        # The start of the first epoch is not recorded, so the median epoch stands for the first.
         wall = ends[-1] - ends[0] + median(after - before for before, after in pairwise(ends))
     return TrainingSummary(
         epochs=len(history),
         best_epoch=best_epoch(history, config),
-        seconds_per_batch=middle("seconds_per_batch"),
-        validation_share=middle("validation_share"),
+        seconds_per_batch=median_of("seconds_per_batch"),
+        validation_share=median_of("validation_share"),
         wall_seconds=wall,
     )
 
 
 def pareto(pairs: Sequence[tuple[float, float]]) -> list[int]:
-    """Return the positions of the pairs on the Pareto front: no other pair is at least as high in
-    both numbers and higher in one."""
-    return [
-        place
-        for place, (a, b) in enumerate(pairs)
-        if not any((x >= a and y > b) or (x > a and y >= b) for x, y in pairs)
-    ]
+    """Return the positions of the pairs on the Pareto front.
+
+    No other pair is at least as high in both numbers and higher in one of them.
+    """
+    front = []
+    for place, (a, b) in enumerate(pairs):
+        beaten = any(x >= a and y >= b and (x, y) != (a, b) for x, y in pairs)
+        if not beaten:
+            front.append(place)
+    return front

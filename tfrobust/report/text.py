@@ -1,4 +1,4 @@
-"""Numbers in the form that people read, and text and tables for Markdown and LaTeX."""
+"""Numbers as texts for readers, and texts and tables in Markdown and LaTeX."""
 
 import functools
 import html
@@ -13,10 +13,10 @@ NOTHING = "–"
 
 @functools.cache
 def interval(successes: int, total: int) -> tuple[float, float]:
-    """Return the Wilson 95 % interval of a proportion, (low, high) as fractions.
+    """Return the 95 % interval of a proportion (Wilson, 1927), (low, high) as fractions.
 
-    interval(8, 10) is (0.4902, 0.9433). (Wilson, "Probable inference, the law of succession",
-    1927.) Raises ValueError unless 0 <= successes <= total and total >= 1.
+    interval(8, 10) is (0.4902, 0.9433). Raises ValueError unless 0 <= successes <= total and
+    total >= 1.
     """
     if total < 1 or not 0 <= successes <= total:
         raise ValueError(
@@ -43,17 +43,17 @@ def points(difference: float | None) -> str:
 
 
 def number(value: Any) -> str:
-    """Return a setting in short, a multiple of 1/255 with its fraction: '8/255 = 0.03137'.
+    """Return a short text for a setting; a multiple of 1/255 is '8/255 = 0.03137'.
 
-    A short decimal stays alone: 0.2 equals 51/255, but whoever wrote 0.2 meant 0.2.
+    A short decimal such as 0.2 has no fraction, although it equals 51/255.
     """
     if isinstance(value, bool) or not isinstance(value, float):
         return str(value)
     short = f"{value:.4g}"
     steps = round(value * 255)
-    if 0 < steps < 255 and abs(value * 255 - steps) < 1e-4 and abs(float(short) - value) > 1e-9:
-        return f"{steps}/255 = {short}"
-    return short
+    is_multiple = 0 < steps < 255 and abs(value * 255 - steps) < 1e-4
+    is_short = abs(float(short) - value) <= 1e-9
+    return f"{steps}/255 = {short}" if is_multiple and not is_short else short
 
 
 def duration(seconds: float | None) -> str:
@@ -77,7 +77,7 @@ def milliseconds(seconds: float | None) -> str:
 def markdown_escape(text: Any) -> str:
     """Return the text in one line, escaped for a cell of a Markdown table."""
     line = html.escape(" ".join(str(text).split()), quote=False)
-    # Markdown takes an underscore for emphasis at the edge of a word, not within (digits_atlas).
+    # In Markdown an underscore means emphasis only at the edge of a word, not in digits_atlas.
     return re.sub(r"([\\`*|\[\]]|(?<!\w)_|_(?!\w))", r"\\\1", line)
 
 
@@ -96,7 +96,7 @@ def latex_escape(text: Any) -> str:
 
 
 def markdown_table(header: Sequence[Any], rows: Sequence[Sequence[Any]], lines: str = " ") -> str:
-    """Return a Markdown table with every cell escaped; `lines` replaces line breaks in cells."""
+    """Return a Markdown table with all cells escaped; `lines` takes the place of line breaks."""
 
     def line(row: Sequence[Any]) -> str:
         cells = (lines.join(map(markdown_escape, str(cell).split("\n"))) for cell in row)
@@ -106,6 +106,6 @@ def markdown_table(header: Sequence[Any], rows: Sequence[Sequence[Any]], lines: 
 
 
 def threat_text(threats: Iterable[tuple[str, Any]]) -> str:
-    """Return the threats, (norm, eps) each, as text: "linf, eps 0.03", or the union of several."""
+    """Return threats (norm, eps) as text: "linf, eps 0.03", or the union of several threats."""
     texts = [f"{norm}, eps {number(eps)}" for norm, eps in threats]
     return texts[0] if len(texts) == 1 else f"union of {' and '.join(texts)}"

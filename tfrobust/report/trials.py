@@ -21,13 +21,13 @@ class SearchTrial:
     """One trial of a search.
 
     Attributes:
-        name: the trial's folder.
-        values: searched key -> the trial's value.
+        name: The name of the trial's folder.
+        values: Searched key -> the trial's value.
         status: "running", "completed" or "failed".
-        epochs: the number of epochs trained.
-        clean, robust: validation accuracies in [0, 1] at the epoch whose weights are kept; NaN
-            unless completed.
-        reason: why it failed.
+        epochs: The number of trained epochs.
+        clean, robust: Validation accuracies in [0, 1] at the epoch whose weights are kept; NaN
+            unless the trial is completed.
+        reason: Why the trial failed.
     """
 
     name: str
@@ -55,15 +55,15 @@ def unbeaten(trials: Sequence[SearchTrial]) -> list[SearchTrial]:
 def best_trial(trials: Sequence[SearchTrial], min_clean: float | None) -> SearchTrial | None:
     """Return the trial with the highest robust accuracy among those with enough clean accuracy.
 
-    Of equal trials the one with the higher clean accuracy counts, then the first. None if no
-    completed trial reaches `min_clean`.
+    Of equally robust trials it is the one with the highest clean accuracy, and the first of these.
+    None if no completed trial reaches `min_clean`.
     """
     candidates = [trial for trial in completed(trials) if trial.clean >= (min_clean or 0.0)]
     return max(candidates, key=lambda trial: (trial.robust, trial.clean), default=None)
 
 
 def write_trials(path: Path, keys: Sequence[str], trials: Sequence[SearchTrial]) -> None:
-    """Write trials.csv: one row per trial, in the order of their start."""
+    """Write trials.csv, with a row for each trial in the order in which they began."""
     front, buffer = unbeaten(trials), io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["trial", *keys, *RESULTS])
@@ -84,7 +84,7 @@ def read_trials(path: Path) -> tuple[list[str], list[SearchTrial]]:
         The searched keys, and the trials.
 
     Raises:
-        UserError: The file is damaged.
+        UserError: If the file is damaged.
     """
     try:
         with path.open(newline="", encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""A run's folder: the paths of its files, and which stages are done with which inputs."""
+"""The folder of a run: the paths of its files, and which stages are done with which inputs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tfrobust.errors import UserError
 from tfrobust.io import write_text
 
 
-class Folder:
+class RunFolder:
     """The folder WORKDIR/NAME of a run and the paths in it.
 
     Args:
@@ -42,23 +42,21 @@ class Folder:
         self.best = self.search / "best.yaml"
         self.report = path / "report" / "index.html"
         self.card = path / "MODEL_CARD.md"
+        self.lock = path.with_name(f".{path.name}.lock")
         self._stages = path / "stages.json"
-
-    @property
-    def lock(self) -> Path:
-        return self.path.with_name(f".{self.path.name}.lock")
 
     @contextlib.contextmanager
     def locked(self, wait: bool = False) -> Iterator[None]:
-        """Keep other processes from working in the folder.
+        """Keep other processes from working in the folder inside the context.
 
-        The lock is a file beside the folder, which may be moved aside. It ends with the process.
+        The lock is a file beside the folder, because the folder may be moved aside. It also ends
+        with the process.
 
         Args:
-            wait: Whether to wait for a process that is at work in the folder.
+            wait: Whether to wait until no other process works in the folder.
 
         Raises:
-            UserError: If another process is at work in the folder and `wait` is false.
+            UserError: If another process works in the folder and `wait` is false.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         operation = fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB
@@ -69,12 +67,12 @@ class Folder:
                 raise UserError(
                     f"{self.path}: expected a folder that no other run is at work in"
                 ) from None
-            for partial in self.path.glob(".[0-9]*-*"):  # of a run that was killed while it wrote
+            for partial in self.path.glob(".[0-9]*-*"):  # left by a run that was killed in writing
                 partial.unlink(missing_ok=True)
             yield
 
     def begun(self, stage: str) -> str | None:
-        """Return the fingerprint with which a stage was last begun here."""
+        """Return the fingerprint with which a stage last began here; None if it never did."""
         return self._read().get(stage, {}).get("fingerprint")
 
     def done(self, stage: str, fingerprint: str, outputs: Iterable[Path]) -> bool:
@@ -89,7 +87,7 @@ class Folder:
         write_text(self._stages, json.dumps(self._read() | {stage: entry}, indent=2) + "\n")
 
     def commit(self, stage: str) -> str | None:
-        """Return the commit of the code with which a stage was last run here."""
+        """Return the commit of the code that last ran a stage here; None if it is not known."""
         return self._read().get(stage, {}).get("commit")
 
     def used(self) -> bool:
@@ -98,11 +96,11 @@ class Folder:
         return any(path.exists() for path in traces)
 
     def write_config(self) -> None:
-        """Write config.yaml, the config with which the files in the folder are made."""
+        """Write config.yaml, from which the other files in the folder are made."""
         write_text(self.config, self.config_text)
 
     def move_aside(self) -> Path:
-        """Rename the folder to the first free NAME.1, NAME.2, ... and return that path."""
+        """Rename the folder to the first free one of NAME.1, NAME.2, ... and return that path."""
         number = 1
         while (free := self.path.with_name(f"{self.path.name}.{number}")).exists():
             number += 1

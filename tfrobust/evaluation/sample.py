@@ -1,4 +1,4 @@
-"""The images and shared measurements of the checks of an evaluation."""
+"""The images that the checks of an evaluation look at, and the decorator that makes a check."""
 
 from __future__ import annotations
 
@@ -23,19 +23,20 @@ from tfrobust.evaluation.crafting import (
     Predict,
     compiled,
     craft,
+    float32_logits,
     predictor,
 )
 from tfrobust.evaluation.results import Check, Result
 from tfrobust.gate import outputs
 from tfrobust.threat import Threat
 
-LONG = PGD(steps=50)
+PGD_50 = PGD(steps=50)
 
-Measured = tuple[Any, str, Any]  # the value or None, the text, whether it warns
+Measurement = tuple[Any, str, Any]  # the value or None, the text, whether it warns
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Seen:
+class Sample:
     """The images that the checks look at, and the measurements that several checks share.
 
     Attributes:
@@ -46,8 +47,8 @@ class Seen:
         results: The results of the evaluation, the clean one first.
         rows: The places of the images in the test set, int [n].
         first: The first images of the test set and their labels, right or wrong.
-        seed: Seed of the noise.
-        batch_size: Images per pass.
+        seed: The seed of the noise.
+        batch_size: The number of images in a pass.
         progress: Whether to show a bar on a terminal.
     """
 
@@ -62,7 +63,8 @@ class Seen:
     batch_size: int
     progress: bool
 
-    def attacked(self, attack: Attack, name: str, eps: float | None = None) -> Crafted:
+    def craft(self, attack: Attack, name: str, eps: float | None = None) -> Crafted:
+        """Attack the images at the eps of the threat, or at another eps."""
         threat = self.threat if eps is None else self.threat.at(eps)
         label = f"check: {name}" if self.progress else None
         options: dict[str, Any] = {"seed": self.seed, "batch_size": self.batch_size}
@@ -74,15 +76,18 @@ class Seen:
         return predictor(self.logits_fn, self.batch_size)
 
     @cached_property
-    def long(self) -> Crafted:
-        return self.attacked(LONG, "PGD-50")
+    def pgd_50(self) -> Crafted:
+        return self.craft(PGD_50, "PGD-50")
 
-    def measured(
+    def measure(
         self, function: Callable[..., Any], images: np.ndarray, batch_size: int | None = None
     ) -> np.ndarray:
-        """Return the values of a function at the images, float32 [values, n].
+        """Return V values of a function at each image, float32 [V, n].
 
-        function: from images [B, H, W, C] and labels [B] to a list of values [B].
+        Args:
+            function: Images [B, H, W, C] and labels [B] -> a list of V values [B].
+            images: The images [n, H, W, C], in the order of the labels.
+            batch_size: The number of images in a pass, by default that of the sample.
         """
         traced = compiled(function, images.shape[1:], tf.TensorSpec([None], tf.int32))
         labels, size = self.y.astype(np.int32), batch_size or self.batch_size
@@ -92,18 +97,18 @@ class Seen:
         """Return the cross entropies [n] of each set of images [n, H, W, C]."""
 
         def cross_entropy(x: Any, y: Any) -> Any:
-            return [losses.cross_entropy(tf.cast(self.logits_fn(x), tf.float32), y)]
+            return [losses.cross_entropy(float32_logits(self.logits_fn)(x), y)]
 
-        return [self.measured(cross_entropy, images)[0] for images in sets]
+        return [self.measure(cross_entropy, images)[0] for images in sets]
 
     @cached_property
     def logits(self) -> np.ndarray:
         return self.outputs()
 
     def outputs(self) -> np.ndarray:
-        """Return logits [n, C] of a new pass.
+        """Return the logits [n, C] of a new pass.
 
-        It is not compiled, since compiling may turn a random number into a constant.
+        The pass is not compiled, as compiling may turn a random number into a constant.
         """
         return outputs(self.logits_fn, self.x, self.batch_size)
 
@@ -112,19 +117,21 @@ class Seen:
         return len(self.x)
 
 
-def named(name: str) -> Callable[[Callable[[Seen], Measured]], Callable[[Seen], Check]]:
-    """Return a decorator that turns a function that measures into a check with this name.
+def sanity_check(
+    name: str,
+) -> Callable[[Callable[[Sample], Measurement]], Callable[[Sample], Check]]:
+    """Return a decorator that turns a function from a sample to a measurement into a check.
 
-    If the function raises an error, the check has no value and the error's message as its text.
+    If the function raises an error, the check has no value, and the message is its text.
     """
 
-    def decorate(measure: Callable[[Seen], Measured]) -> Callable[[Seen], Check]:
+    def decorate(measure: Callable[[Sample], Measurement]) -> Callable[[Sample], Check]:
         @functools.wraps(measure)
-        def check(seen: Seen) -> Check:
+        def check(sample: Sample) -> Check:
             try:
-                value, text, warns = measure(seen)
+                value, text, warns = measure(sample)
             except Exception as error:
-                if worker()[1] > 1:  # the other workers wait for the numbers of this one
+                if worker()[1] > 1:  # the other workers wait for this one's numbers
                     raise
                 return Check(name, None, f"Not measured: {reason(error)}.", False)
             finite = value is not None and math.isfinite(value)
