@@ -1,4 +1,4 @@
-"""Augmentation: NumPy's references, and a noise that is a function of the batch and the seed."""
+"""Augmentations equal their NumPy references and depend on the batch and the seed alone."""
 
 from __future__ import annotations
 
@@ -15,16 +15,20 @@ from tfrobust.errors import UserError
 
 
 def pictures() -> np.ndarray:
+    """Return images [64, 24, 9, 3] of noise."""
     return np.random.default_rng(0).integers(0, 256, (64, 24, 9, 3), np.uint8)
 
 
 def reference(images: np.ndarray, seed: list[int], mirror: bool) -> np.ndarray:
-    """Augment one example at a time."""
+    """Return images that are cropped, and mirrored if `mirror`, one at a time.
+
+    The padding is 3 of 24 rows and 1 of 9 columns, an eighth.
+    """
     draws = tf.random.stateless_uniform([3, len(images)], seed, alg="philox").numpy()
     results = []
     for image, (top, left, flip) in zip(images, draws.T, strict=True):
         height, width = image.shape[:2]
-        padded = np.pad(image, ((3, 3), (1, 1), (0, 0)))  # of 24 and of 9 pixels
+        padded = np.pad(image, ((3, 3), (1, 1), (0, 0)))
         row, column = int(top * 7), int(left * 3)
         cropped = padded[row : row + height, column : column + width]
         results.append(cropped[:, ::-1] if mirror and flip < 0.5 else cropped)
@@ -32,20 +36,21 @@ def reference(images: np.ndarray, seed: list[int], mirror: bool) -> np.ndarray:
 
 
 def augmented(augmentation: Any, images: np.ndarray, seed: list[int]) -> tf.Tensor:
+    """Return the augmented images."""
     return augmentation({"image": tf.constant(images)}, tf.constant(seed))["image"]
 
 
 @pytest.mark.parametrize("name", ["crop", "crop_flip"])
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
-def test_augmentation_is_the_reference_exactly(name: str, dtype: type) -> None:
+def test_crop_and_flip_equal_the_numpy_reference(name: str, dtype: type) -> None:
     images = pictures().astype(dtype)
     result = augmented(AUGMENTATIONS[name](), images, [5, 6])
     np.testing.assert_array_equal(result, reference(images, [5, 6], name == "crop_flip"))
     assert result.dtype == dtype
 
 
-def test_the_padding_of_a_crop_is_an_option() -> None:
-    """Two pixels mirrored at the edge, as in np.pad; the draws are those of the default."""
+def test_crop_pads_as_numpy_does_by_its_options() -> None:
+    """Two pixels are mirrored at the edge; the draws are those of the default."""
     images = pictures()
     result = augmented(Crop(padding=2, mode="reflect"), images, [5, 6])
     draws = tf.random.stateless_uniform([3, 64], [5, 6], alg="philox").numpy()
@@ -61,17 +66,18 @@ ON_GREY = [f"{name} on grey" for name in AUGMENTATIONS]
 
 
 @pytest.mark.parametrize("case", [*AUGMENTATIONS, *slow_but(ON_GREY, [])])
-def test_every_augmentation_depends_on_the_batch_and_the_seed_alone(case: str) -> None:
-    """A stream that begins later is the tail of the whole one, to the bit, and images stay in the
-    box. Another seed gives other images."""
+def test_augmentation_is_a_function_of_the_batch_and_the_seed(case: str) -> None:
+    """A stream that begins at step 3 equals the tail of the full stream, to the bit.
+
+    Images stay in the box, and another seed gives other images.
+    """
     name, _, grey = case.partition(" on ")
     shape = (32, 8, 8, 1 if grey else 3)
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     split = Split.of(images, np.arange(32) % 3)
 
     def stream(seed: int, first_step: int = 0) -> list[dict[str, np.ndarray]]:
-        augment = ["crop", name]
-        options: Any = {"training": True, "augment": augment, "seed": seed}
+        options: Any = {"training": True, "augment": ["crop", name], "seed": seed}
         return list(batches(split, 8, first_step=first_step, **options).take(6 - first_step))
 
     straight = stream(1)
@@ -79,16 +85,19 @@ def test_every_augmentation_depends_on_the_batch_and_the_seed_alone(case: str) -
         assert later.keys() == batch.keys()
         for key, values in batch.items():
             np.testing.assert_array_equal(later[key], values)
-    for batch, other in zip(straight, stream(2), strict=True):
+    for batch, of_seed_2 in zip(straight, stream(2), strict=True):
         assert batch["image"].dtype == tf.float32
         assert 0 <= np.min(batch["image"]) <= np.max(batch["image"]) <= 1
-        assert not np.array_equal(batch["image"], other["image"])
+        assert not np.array_equal(batch["image"], of_seed_2["image"])
 
 
 @pytest.mark.parametrize("augmentation", [MixUp(1.0), CutMix(1.0)], ids=["mixup", "cutmix"])
-def test_mixed_labels_say_what_is_in_the_image(augmentation: Any) -> None:
-    """Images of one grey level each, the level of their label: the mean of a mixed image is that of
-    its labels' levels by their shares; of CutMix up to the rounding of a rectangle's sides."""
+def test_mixed_labels_have_the_shares_of_the_mixed_images(augmentation: Any) -> None:
+    """Each image has one grey level, that of its label.
+
+    The mean of a mixed image is therefore the mean of its labels' levels by their shares, for
+    CutMix up to the rounding of the rectangle's sides.
+    """
     labels = np.arange(16, dtype=np.int32)
     images = np.broadcast_to(labels[:, None, None, None] / 15, (16, 32, 32, 1)).astype("float32")
     batch = {"image": tf.constant(images), "label": tf.constant(labels)}
@@ -96,21 +105,19 @@ def test_mixed_labels_say_what_is_in_the_image(augmentation: Any) -> None:
     share = mixed["other_share"].numpy()
     assert np.all((share >= 0) & (share <= 0.5)) and share.max() > 0.2
     level = (1 - share) * mixed["label"].numpy() + share * mixed["other_label"].numpy()
-    np.testing.assert_allclose(
-        15 * np.mean(mixed["image"], axis=(1, 2, 3)),
-        level,
-        atol=1e-4 if isinstance(augmentation, MixUp) else 0.8,
-    )
+    mean = 15 * np.mean(mixed["image"], axis=(1, 2, 3))
+    atol = 1e-4 if isinstance(augmentation, MixUp) else 0.8
+    np.testing.assert_allclose(mean, level, atol=atol)
 
 
-def test_examples_are_mixed_once() -> None:
+def test_two_augmentations_that_mix_are_refused() -> None:
     expected = "augment: expected one that mixes examples, received 'CutMix and MixUp'"
     with pytest.raises(UserError, match=expected):
         in_sequence(["cutmix", "crop", "mixup"])
 
 
-def test_all_offsets_and_both_sides_occur() -> None:
-    # An image whose pixels are all different tells its own offset: 9 * 9 crops, each mirrored.
+def test_crop_and_flip_draw_all_offsets_and_both_sides() -> None:
+    # With different pixels, each of the 9 * 9 offsets gives another image.
     image = np.arange(1, 28 * 28 + 1, dtype=np.float32).reshape(1, 28, 28, 1)
     images = tf.constant(np.repeat(image, 4096, axis=0))
     result = augmented(AUGMENTATIONS["crop_flip"](), images, [0, 0]).numpy()

@@ -1,43 +1,42 @@
-"""Data sets, splits, batches and augmentation, against NumPy and facts about the data sets."""
+"""Splits and batches of examples, against NumPy."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfrobust.data import (
-    Extra,
-    Split,
-    batches,
-    from_arrays,
-    hold_out,
-)
+from tests.errors import error_line
+from tfrobust.data import Extra, Split, batches, from_arrays, hold_out
 from tfrobust.errors import UserError
 
 CLASSES = {"mnist": 10, "cifar10": 10, "cifar100": 100, "svhn_cropped": 10, "stl10": 10}
 
 
 def split_of(n: int, height: int = 6, width: int = 5) -> Split:
+    """Return n random examples of uint8 images [height, width, 3] and four classes."""
     rng = np.random.default_rng(n)
-    return Split.of(
-        rng.integers(0, 256, (n, height, width, 3), dtype=np.uint8), rng.integers(0, 4, n)
-    )
+    images = rng.integers(0, 256, (n, height, width, 3), dtype=np.uint8)
+    return Split.of(images, rng.integers(0, 4, n))
 
 
 def index_of(data: tf.data.Dataset, steps: int) -> list[list[int]]:
+    """Return the indices of the examples in the first batches."""
     return [batch["index"].numpy().tolist() for batch in data.take(steps)]
 
 
-def fails(call: Callable[[], Any]) -> str:
-    """Return the one line of the UserError that a call raises."""
-    with pytest.raises(UserError) as caught:
-        call()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+def assert_batches_equal_those_of_arrays(split: Split) -> None:
+    """Assert that images in files give the same stream as arrays, and a resumed one its tail."""
+    arrays = Split(np.asarray(split.images), split.labels, split.index)
+    options: Any = {"seed": 1, "training": True, "augment": "crop_flip"}
+    stream, expected = (batches(each, 4, **options).take(7) for each in (split, arrays))
+    for batch, of_arrays in zip(stream, expected, strict=True):
+        for key in of_arrays:
+            np.testing.assert_array_equal(batch[key], of_arrays[key])
+    tail = next(iter(batches(split, 4, first_step=6, **options)))
+    np.testing.assert_array_equal(tail["image"], batch["image"])
 
 
 # Splits
@@ -54,11 +53,11 @@ def test_a_subset_keeps_the_index_and_the_label_of_every_image() -> None:
     assert split.index.dtype == np.int64
 
 
-def test_first_of_more_than_there_are() -> None:
-    assert fails(lambda: split_of(3).first(4)) == "n: expected 0 to 3 examples, received 4"
+def test_first_n_examples_need_a_split_of_n() -> None:
+    assert error_line(lambda: split_of(3).first(4)) == "n: expected 0 to 3 examples, received 4"
 
 
-def test_as_float_divides_uint8_and_leaves_float() -> None:
+def test_as_float_divides_uint8_by_255_and_keeps_floats() -> None:
     split = Split.of(np.array([0, 51, 255], np.uint8).reshape(3, 1, 1), np.arange(3))
     assert split.images.shape == (3, 1, 1, 1)
     np.testing.assert_array_equal(split.as_float().ravel(), np.float32([0, 0.2, 1]))
@@ -66,59 +65,50 @@ def test_as_float_divides_uint8_and_leaves_float() -> None:
     np.testing.assert_array_equal(already.as_float().ravel(), np.float32([0.3, 0.3]))
 
 
-def test_hold_out_is_disjoint_complete_and_a_function_of_the_seed() -> None:
+def test_hold_out_is_disjoint_complete_and_set_by_the_seed() -> None:
     train = split_of(50).take(np.arange(49, -1, -1))
-    rest, held = hold_out(train, 8, seed=3)
-    assert (len(rest), len(held)) == (42, 8)
-    assert sorted([*rest.index, *held.index]) == list(range(50))
-    assert held.index.tolist() == sorted(held.index, reverse=True)  # the order of train
-    np.testing.assert_array_equal(held.images, split_of(50).images[held.index])
-    np.testing.assert_array_equal(held.index, hold_out(train, 8, seed=3)[1].index)
-    assert held.index.tolist() != hold_out(train, 8, seed=4)[1].index.tolist()
+    rest, validation = hold_out(train, 8, seed=3)
+    assert (len(rest), len(validation)) == (42, 8)
+    assert sorted([*rest.index, *validation.index]) == list(range(50))
+    assert validation.index.tolist() == sorted(validation.index, reverse=True)  # as in train
+    np.testing.assert_array_equal(validation.images, split_of(50).images[validation.index])
+    np.testing.assert_array_equal(validation.index, hold_out(train, 8, seed=3)[1].index)
+    assert validation.index.tolist() != hold_out(train, 8, seed=4)[1].index.tolist()
     assert len(hold_out(train, 0, seed=3)[1]) == 0
 
 
 @pytest.mark.parametrize("size", [-1, 5, 6])
-def test_hold_out_of_a_size_that_leaves_nothing(size: int) -> None:
+def test_hold_out_refuses_a_size_that_leaves_no_example(size: int) -> None:
     expected = f"size: expected 0 to 4 examples to hold out of 5, received {size}"
-    assert fails(lambda: hold_out(split_of(5), size, seed=0)) == expected
+    assert error_line(lambda: hold_out(split_of(5), size, seed=0)) == expected
 
 
 # Batches
 
 
-def test_training_order_is_a_function_of_seed_and_epoch() -> None:
+def test_training_order_is_set_by_seed_and_epoch_alone() -> None:
     def order(seed: int) -> list[list[int]]:
         return index_of(batches(split_of(10), 3, seed=seed, training=True), 6)
 
     first = order(0)
+    tf.random.set_seed(1)  # the global seed does not matter
     assert order(0) == first
     assert order(1) != first
     assert first[:3] != first[3:]
     for epoch in (first[:3], first[3:]):  # 10 // 3 full batches, one example dropped
-        assert len({i for batch in epoch for i in batch}) == 9
+        assert len(set(np.ravel(epoch))) == 9
 
 
-def test_training_order_does_not_depend_on_the_global_seed() -> None:
-    tf.random.set_seed(1)
-    one = index_of(batches(split_of(10), 3, training=True), 3)
-    tf.random.set_seed(2)
-    assert index_of(batches(split_of(10), 3, training=True), 3) == one
-
-
-def test_a_resumed_stream_is_the_tail_of_an_uninterrupted_one() -> None:
-    def stream(first_step: int) -> tf.data.Dataset:
-        return batches(
-            split_of(10), 4, seed=7, training=True, augment="crop_flip", first_step=first_step
-        )
-
-    tail = list(stream(0).skip(5).take(4))  # 2 steps an epoch: from the middle of the third
-    for expected, resumed in zip(tail, stream(5).take(4), strict=True):
+def test_resumed_stream_is_the_tail_of_an_uninterrupted_one() -> None:
+    options: Any = {"seed": 7, "training": True, "augment": "crop_flip"}
+    straight, resumed = (batches(split_of(10), 4, first_step=k, **options) for k in (0, 5))
+    # An epoch has two steps, so the stream resumes in the middle of the third epoch.
+    for expected, batch in zip(straight.skip(5).take(4), resumed.take(4), strict=True):
         for key in ("image", "label", "index"):
-            np.testing.assert_array_equal(expected[key], resumed[key])
+            np.testing.assert_array_equal(expected[key], batch[key])
 
 
-def test_epochs_cut_short_resume_where_a_straight_stream_stands() -> None:
+def test_stream_of_short_epochs_resumes_where_it_was() -> None:
     split = split_of(10)
     straight = index_of(batches(split, 2, training=True, steps_per_epoch=3), 9)
     resumed = index_of(batches(split, 2, training=True, steps_per_epoch=3, first_step=4), 5)
@@ -126,8 +116,8 @@ def test_epochs_cut_short_resume_where_a_straight_stream_stands() -> None:
     assert straight[:3] == index_of(batches(split, 2, training=True), 3)
 
 
-def test_an_epoch_of_more_steps_than_the_split_has_batches() -> None:
-    """Ten steps of 4 show each of the 10 examples four times in every epoch. The stream resumes."""
+def test_epoch_may_have_more_steps_than_the_split_has_batches() -> None:
+    """Ten steps of 4 show each of 10 examples four times an epoch, and the stream resumes."""
     stream = batches(split_of(10), 4, training=True, steps_per_epoch=10)
     indices = np.array(index_of(stream, 20))
     for epoch in (indices[:10], indices[10:]):
@@ -137,11 +127,12 @@ def test_an_epoch_of_more_steps_than_the_split_has_batches() -> None:
     np.testing.assert_array_equal(index_of(tail, 13), indices[7:])
 
 
-def test_training_draws_new_noise_at_every_batch_and_epoch() -> None:
+def test_augmentation_draws_new_noise_in_every_batch_and_epoch() -> None:
     same = Split.of(np.repeat(split_of(1, 32, 32).images, 3, axis=0), np.zeros(3, int))
     data = batches(same, 1, training=True, augment="crop").take(4 * 3)
-    seen = {batch["image"].numpy().tobytes() for batch in data}
-    assert len(seen) > 3 + 1  # of 81 crops; noise of the epoch alone or of the batch gives 4 or 3
+    images = {batch["image"].numpy().tobytes() for batch in data}
+    # There are 81 crops. Noise that depends on the epoch alone gives 4, on the batch alone 3.
+    assert len(images) > 4
 
 
 def test_evaluation_is_one_pass_in_order() -> None:
@@ -154,17 +145,18 @@ def test_evaluation_is_one_pass_in_order() -> None:
     np.testing.assert_array_equal(np.concatenate([b["label"] for b in data]), split.labels)
 
 
-def test_uint8_batches_are_as_float_bit_for_bit() -> None:
-    every = Split.of(np.arange(256, dtype=np.uint8).reshape(256, 1, 1), np.zeros(256, int))
-    (batch,) = batches(every, 256)
-    np.testing.assert_array_equal(batch["image"], every.as_float())
+def test_uint8_batches_equal_as_float_to_the_bit() -> None:
+    levels = Split.of(np.arange(256, dtype=np.uint8).reshape(256, 1, 1), np.zeros(256, int))
+    (batch,) = batches(levels, 256)
+    np.testing.assert_array_equal(batch["image"], levels.as_float())
 
 
 @pytest.mark.parametrize("augment", [None, "crop", "crop_flip"])
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
-def test_training_batches_are_of_no_fixed_length_and_have_the_image_of_their_index(
+def test_training_batches_have_the_image_and_label_of_their_index(
     augment: str | None, dtype: type
 ) -> None:
+    """The specification leaves the number of examples open."""
     split = split_of(9)
     if dtype is np.float32:
         split = Split(split.as_float(), split.labels, split.index)
@@ -202,44 +194,44 @@ def test_training_batches_are_of_no_fixed_length_and_have_the_image_of_their_ind
         ),
     ],
 )
-def test_mistaken_arguments_of_batches(arguments: dict[str, Any], message: str) -> None:
-    assert fails(lambda: batches(split_of(10), **arguments)) == message
+def test_wrong_arguments_of_batches_are_one_line(arguments: dict[str, Any], message: str) -> None:
+    assert error_line(lambda: batches(split_of(10), **arguments)) == message
 
 
 def test_training_on_an_empty_split_is_an_error() -> None:
-    assert "0 examples" in fails(lambda: batches(split_of(4).first(0), 1, training=True))
+    assert "0 examples" in error_line(lambda: batches(split_of(4).first(0), 1, training=True))
 
 
 # A user's arrays
 
 
-def test_from_arrays_passes_are_finite_complete_and_reshuffled() -> None:
+def test_from_arrays_shows_each_example_once_a_pass_in_a_new_order() -> None:
     split = split_of(10)
 
     def fresh(seed: int) -> tf.data.Dataset:
         return from_arrays(split.images, split.labels, 4, seed=seed, augment="crop_flip")
 
-    data = fresh(1)
+    data, same_seed = fresh(1), fresh(1)
     assert int(data.cardinality()) == 3
-    passes = [list(data), list(data)]
-    orders = [[i for batch in p for i in batch["index"].numpy()] for p in passes]
-    assert [sorted(order) for order in orders] == [list(range(10))] * 2
-    assert orders[0] != orders[1]
-    for batch in passes[0]:
-        np.testing.assert_array_equal(batch["label"], split.labels[batch["index"]])
-    again = fresh(1)
-    for one_pass in passes:
-        for batch, same in zip(one_pass, again, strict=True):
+    orders = []
+    for _ in range(2):
+        order: list[int] = []
+        for batch, same in zip(data, same_seed, strict=True):
+            order.extend(batch["index"].numpy())
+            np.testing.assert_array_equal(batch["label"], split.labels[batch["index"]])
             np.testing.assert_array_equal(batch["image"], same["image"])
             np.testing.assert_array_equal(batch["index"], same["index"])
-    assert index_of(fresh(2), 3) != [b["index"].numpy().tolist() for b in passes[0]]
+        assert sorted(order) == list(range(10))
+        orders.append(order)
+    assert orders[0] != orders[1]
+    assert orders[0] != [index for batch in index_of(fresh(2), 3) for index in batch]
 
 
-def test_from_arrays_draws_new_noise_at_every_pass() -> None:
+def test_from_arrays_draws_new_noise_in_every_pass() -> None:
     x, y = split_of(1, 20, 20).images, np.zeros(1, int)
     data = from_arrays(x, y, 1, augment="crop")
-    seen = {next(iter(data))["image"].numpy().tobytes() for _ in range(6)}
-    assert len(seen) >= 3  # of 81 crops
+    images = {next(iter(data))["image"].numpy().tobytes() for _ in range(6)}
+    assert len(images) >= 3  # there are 81 crops
 
 
 def test_from_arrays_without_training_is_in_order_and_takes_keras_labels() -> None:
@@ -251,7 +243,7 @@ def test_from_arrays_without_training_is_in_order_and_takes_keras_labels() -> No
 
 X, Y = np.zeros((4, 3, 3, 1), np.uint8), np.arange(4)
 ONE_NAN = np.where(np.arange(36).reshape(X.shape) == 20, np.nan, 0.5)
-MISTAKES = {  # images, labels, which is to blame, what the message says
+MISTAKES = {  # images, labels, the argument that is wrong, a part of the message
     "one-hot": (X, np.eye(4, dtype=int), "y", "argmax(-1)"),
     "negative": (X, Y - 1, "y", "class numbers 0 to 65535, received -1"),
     "identifier": (X, Y + 70_000, "y", "class numbers 0 to 65535, received 70000"),
@@ -267,30 +259,25 @@ MISTAKES = {  # images, labels, which is to blame, what the message says
     "0 and 1": (X + np.uint8(1), Y, "x", "received only 0 and 1; give float32 if"),
     "channels first": (np.zeros((4, 3, 8, 8)), Y, "x", "looks like channels first: np.moveaxis"),
     "NaN": (ONE_NAN, Y, "x", "finite images, received NaN or infinite values in 1 of 4"),
-    "0 to 255": (
-        X + np.float32(255),
-        Y,
-        "x",
-        "images in [0, 1], received 255 to 255; divide",
-    ),
+    "0 to 255": (X + np.float32(255), Y, "x", "images in [0, 1], received 255 to 255; divide"),
     "below 0": (X - 0.1, Y, "x", "received -0.1 to -0.1"),
 }
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistaken_arrays(mistake: str) -> None:
-    x, y, blamed, message = MISTAKES[mistake]
-    line = fails(lambda: from_arrays(x, y))
-    assert line.startswith(f"{blamed}: expected ")
+def test_wrong_arrays_are_one_line_that_names_the_argument(mistake: str) -> None:
+    x, y, argument, message = MISTAKES[mistake]
+    line = error_line(lambda: from_arrays(x, y))
+    assert line.startswith(f"{argument}: expected ")
     assert message in line
 
 
 @pytest.mark.parametrize("labels", [Y > 1, Y.astype("float32"), Y.astype("uint64")[:, None]])
-def test_labels_of_any_dtype_that_are_whole(labels: np.ndarray) -> None:
+def test_labels_may_be_integers_of_any_dtype(labels: np.ndarray) -> None:
     np.testing.assert_array_equal(Split.of(X, labels).labels, labels.reshape(-1).astype(int))
 
 
-def test_a_layout_that_is_said() -> None:
+def test_channels_first_images_are_transposed_if_the_layout_says_so() -> None:
     x = np.arange(4 * 3 * 8 * 8, dtype=np.float32).reshape(4, 3, 8, 8) / 768
     first = Split.of(x, Y, layout="channels_first")
     np.testing.assert_array_equal(first.images, x.transpose(0, 2, 3, 1))
@@ -301,32 +288,30 @@ def test_a_layout_that_is_said() -> None:
         Split.of(x, Y, layout="NCHW")
 
 
-def test_extra_examples_are_a_share_of_every_batch() -> None:
-    """Two of every 8 examples are extra ones, and all of these take turns.
+def test_extra_examples_fill_their_share_of_every_batch() -> None:
+    """Two of every 8 examples are extra ones, and each of these has its turn.
 
-    Their indices follow those of the split, and the weights have mean 1. The order of the split's
-    examples and the resumed stream are the same as without extra examples.
+    Their indices follow those of the split, the weights have mean 1, and the stream resumes.
     """
     split = Split.of(np.zeros((20, 2, 2), np.uint8), np.zeros(20, int))
     more = Split.of(np.full((5, 2, 2), 255, np.uint8), np.ones(5, int))
     extra = Extra(more, share=0.25, weight=0.5)
-    stream = batches(split, 8, training=True, extra=extra)
-    taken = list(stream.take(6).as_numpy_iterator())
-    for batch in taken:
+    stream = list(batches(split, 8, training=True, extra=extra).take(6).as_numpy_iterator())
+    for batch in stream:
         np.testing.assert_array_equal(batch["label"], [0, 0, 1, 0, 0, 0, 1, 0])
         np.testing.assert_array_equal(batch["image"].max(axis=(1, 2, 3)), batch["label"])
         weight = np.where(batch["label"] == 1, 0.5, 1.0) * 8 / 7
         np.testing.assert_allclose(batch["weight"], weight, rtol=1e-6)
-    indices = np.stack([batch["index"] for batch in taken])
+    indices = np.stack([batch["index"] for batch in stream])
     extras = indices[:, [2, 6]]
     assert set(extras.ravel()) == set(range(20, 25)) and (np.diff(extras) != 0).all()
-    for first in (0, 2):  # an epoch has two batches: 16 of 20 examples, 12 of them its own
-        assert sum(index < 20 for index in set(indices[first : first + 2].ravel())) == 12
+    for epoch in (indices[:2], indices[2:4]):  # 12 of 16 examples are the split's
+        assert np.sum(np.unique(epoch) < 20) == 12
     tail = batches(split, 8, training=True, extra=extra, first_step=3)
     np.testing.assert_array_equal(next(tail.as_numpy_iterator())["index"], indices[3])
 
 
-def test_extra_images_of_another_dtype_and_only_one_of_them() -> None:
+def test_one_extra_image_of_another_dtype_is_repeated() -> None:
     split, white = split_of(4), Split.of(np.ones((1, 6, 5, 3), np.float32), np.array([3]))
     stream = batches(split, 2, training=True, extra=Extra(white))
     for batch in stream.take(4).as_numpy_iterator():
@@ -335,30 +320,29 @@ def test_extra_images_of_another_dtype_and_only_one_of_them() -> None:
         assert batch["index"][1] == 4 and batch["label"][1] == 3
 
 
-def test_extra_examples_are_drawn_without_repetition_and_without_pattern() -> None:
-    """Extra examples do not repeat and have no pattern.
+def test_extra_examples_are_drawn_without_repetition_or_pattern() -> None:
+    """In 100 batches of 10, a share of 70 % is 700 different examples of 1,000.
 
-    In 100 batches of 10, a share of 70 % is 700 different ones of 1,000, and neighbours are
-    uncorrelated.
+    Neighbours are uncorrelated.
     """
-    others = Split.of(np.full((1000, 6, 5, 3), 9, np.uint8), np.zeros(1000, int))
-    stream = batches(split_of(10), 10, training=True, extra=Extra(others, 0.7), steps_per_epoch=100)
+    extra = Extra(Split.of(np.full((1000, 6, 5, 3), 9, np.uint8), np.zeros(1000, int)), 0.7)
+    stream = batches(split_of(10), 10, training=True, extra=extra, steps_per_epoch=100)
     index = np.concatenate(index_of(stream, 200)).reshape(2, -1) - 10
     first, second = (epoch[epoch >= 0] for epoch in index)
     assert len(set(first)) == len(set(second)) == 700 and (first != second).any()
     assert abs(np.corrcoef(first[:-1], first[1:])[0, 1]) < 0.15  # 4 standard deviations
 
 
-def test_mistakes_of_extra_examples() -> None:
+def test_wrong_extra_examples_are_refused() -> None:
     split = Split.of(np.zeros((4, 2, 2), np.uint8), np.zeros(4, int))
-    other = Split.of(np.zeros((4, 3, 3), np.uint8), np.zeros(4, int))
+    larger = Split.of(np.zeros((4, 3, 3), np.uint8), np.zeros(4, int))
     with pytest.raises(UserError, match="extra: expected images of .2, 2, 1. as the others"):
-        batches(split, 2, training=True, extra=Extra(other))
+        batches(split, 2, training=True, extra=Extra(larger))
     with pytest.raises(UserError, match="extra: expected at least the 2 examples of a batch, rec"):
         batches(split, 4, training=True, extra=Extra(split.first(1)))
     with pytest.raises(UserError, match="share: expected a number between 0 and 1, received 1"):
-        Extra(other, share=1.0)
+        Extra(larger, share=1.0)
     with pytest.raises(UserError, match="split: expected examples, received 'none'"):
-        Extra(other.first(0))
+        Extra(larger.first(0))
     with pytest.raises(UserError, match="extra: expected None without training=True"):
         batches(split, 2, extra=Extra(split))

@@ -1,7 +1,8 @@
-"""The data sets: published facts about them, and every way in which they can be missing."""
+"""The data sets: published facts about them, and error lines where they are missing or damaged."""
 
 from __future__ import annotations
 
+import shutil
 import socket
 import time
 from pathlib import Path
@@ -11,13 +12,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.unit.test_data import CLASSES, fails, split_of
+from tests.errors import error_line
+from tests.unit.test_data import CLASSES, split_of
 from tfrobust.corruptions import CORRUPTIONS
-from tfrobust.data import (
-    DATASETS,
-    Dataset,
-    Split,
-)
+from tfrobust.data import DATASETS, Dataset, Split
 from tfrobust.data import tfds as tfds_module
 from tfrobust.data.corrupted import EXTRA, MNIST_C, OTHERS
 from tfrobust.errors import UserError
@@ -26,7 +24,7 @@ from tfrobust.registry import build
 # Digits and synthetic images
 
 
-def test_digits() -> None:
+def test_digits_are_sixteenths_in_two_stratified_splits() -> None:
     data = build(DATASETS, "digits", "data")
     assert (data.image_shape, data.num_classes) == ((8, 8, 1), 10)
     train, test = (data.load(split) for split in ("train", "test"))
@@ -34,7 +32,7 @@ def test_digits() -> None:
     assert train.images.dtype == np.float32
     assert (train.images.min(), train.images.max()) == (0, 1)
     np.testing.assert_array_equal(train.images * 16, np.round(train.images * 16))
-    assert np.bincount(test.labels).min() >= 34  # stratified: 36 each, as far as it goes
+    assert np.bincount(test.labels).min() >= 34  # an equal number of each class would be 36
     assert train.index.tolist() == list(range(1437))
     np.testing.assert_array_equal(test.images, data.load("test").images)
 
@@ -56,7 +54,7 @@ def test_synthetic_images_are_smooth_and_can_be_learned() -> None:
     train, test = (data.load(split) for split in ("train", "test"))
     x = train.as_float()
     assert np.abs(np.diff(x, axis=2)).mean() < 0.5 * x.std()
-    means = np.stack([x[train.labels == c].mean(0) for c in range(4)])
+    means = np.stack([x[train.labels == label].mean(0) for label in range(4)])
     distance = ((test.as_float()[:, None] - means) ** 2).sum((2, 3, 4))
     assert (distance.argmin(1) == test.labels).mean() > 0.9  # chance is 0.25
 
@@ -73,15 +71,15 @@ def test_synthetic_images_are_smooth_and_can_be_learned() -> None:
         ({"like": "mnist", "test": 0}, "test: expected int >= 1, received 0"),
     ],
 )
-def test_mistaken_synthetic(arguments: dict[str, Any], message: str) -> None:
-    assert fails(lambda: DATASETS["synthetic"](**arguments)).startswith(message)
+def test_wrong_arguments_of_synthetic_are_one_line(arguments: dict[str, Any], message: str) -> None:
+    assert error_line(lambda: DATASETS["synthetic"](**arguments)).startswith(message)
 
 
 # TensorFlow Datasets
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_a_data_set_is_known_before_anything_is_read(name: str, tmp_path: Path) -> None:
+def test_shape_and_classes_are_known_before_a_file_is_read(name: str, tmp_path: Path) -> None:
     data = build(DATASETS, {"name": name, "dir": str(tmp_path), "download": False}, "data")
     assert isinstance(data, Dataset)
     assert data.num_classes == len(set(data.class_names)) == CLASSES[name]
@@ -91,51 +89,54 @@ def test_a_data_set_is_known_before_anything_is_read(name: str, tmp_path: Path) 
 
 @pytest.fixture
 def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the folder of data sets, which has none."""
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path
 
 
-def test_absent_and_download_off(empty: Path) -> None:
+def loading_error(name: str, seconds: float = 10, **options: Any) -> str:
+    """Return the error line of loading a data set; assert that it comes within some seconds."""
     start = time.monotonic()
-    line = fails(lambda: DATASETS["mnist"](download=False).load("train"))
-    assert time.monotonic() - start < 10
+    line = error_line(lambda: DATASETS[name](**options).load("train"))
+    assert time.monotonic() - start < seconds
+    return line
+
+
+def test_absent_data_set_without_download_is_one_line(empty: Path) -> None:
+    line = loading_error("mnist", download=False)
     assert line.startswith(f"dir: expected mnist 3.0.1 prepared in {empty}, received none, ")
     assert "(download is off); set TFDS_DATA_DIR or data.dir" in line
 
 
-def test_dir_goes_before_the_environment(empty: Path, tmp_path: Path) -> None:
-    other = tmp_path / "other"
-    line = fails(lambda: DATASETS["mnist"](dir=str(other), download=False).load("train"))
-    assert f"prepared in {other}, " in line
+def test_dir_takes_precedence_over_the_environment(empty: Path, tmp_path: Path) -> None:
+    chosen = tmp_path / "chosen"
+    assert f"prepared in {chosen}, " in loading_error("mnist", dir=str(chosen), download=False)
 
 
-def test_absent_and_no_network(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_absent_data_set_without_network_is_one_line_within_seconds(
+    empty: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")  # the discard port: refused
-    start = time.monotonic()
-    line = fails(lambda: DATASETS["cifar10"]().load("train"))
-    assert time.monotonic() - start < 10
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # the discard port refuses connections
+    line = loading_error("cifar10")
     assert "cifar-10-binary.tar.gz: ProxyError); set TFDS_DATA_DIR" in line
     assert list(empty.iterdir()) == []
 
 
-def test_absent_and_a_network_that_says_nothing(
+def test_absent_data_set_with_a_silent_server_is_one_line_within_seconds(
     empty: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tfds_module, "PROBE_SECONDS", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         for name in ("http_proxy", "HTTP_PROXY"):
             monkeypatch.setenv(name, f"http://127.0.0.1:{silent.getsockname()[1]}")
-        start = time.monotonic()
-        line = fails(lambda: DATASETS["stl10"]().load("train"))
-        assert time.monotonic() - start < 5
-    assert "it was not downloaded (" in line
-    assert "ai.stanford.edu" in line
+        line = loading_error("stl10", seconds=5)
+    assert "it was not downloaded (" in line and "ai.stanford.edu" in line
 
 
-def test_a_download_that_breaks_off(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_download_is_one_line(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import tensorflow_datasets as tfds
 
     def break_off(self: Any) -> None:
@@ -143,70 +144,65 @@ def test_a_download_that_breaks_off(empty: Path, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(tfds_module, "_unreachable", lambda url: None)
     monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", break_off)
-    line = fails(lambda: DATASETS["cifar100"]().load("train"))
-    assert "(ConnectionError: connection reset by peer)" in line
+    assert "(ConnectionError: connection reset by peer)" in loading_error("cifar100")
 
 
-MADE = split_of(1500, 28, 28).images[..., :1]  # more than one read batch
+IMAGES = split_of(1500, 28, 28).images[..., :1]  # more than one read batch
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write a prepared mnist of noise: 1,500 training and 20 test images with label i % 10."""
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a prepared mnist: 1,500 training and 20 test images, labels i % 10."""
     import tensorflow_datasets as tfds
 
     folder = tmp_path_factory.mktemp("tfds")
 
     def examples(n: int) -> tf.data.Dataset:
-        return tf.data.Dataset.from_tensor_slices(
-            {"image": MADE[:n], "label": np.arange(n, dtype=np.int64) % 10}
-        )
+        arrays = {"image": IMAGES[:n], "label": np.arange(n, dtype=np.int64) % 10}
+        return tf.data.Dataset.from_tensor_slices(arrays)
+
+    image = tfds.features.Image(shape=(28, 28, 1))
+    label = tfds.features.ClassLabel(num_classes=10)
 
     tfds.dataset_builders.store_as_tfds_dataset(
         name="mnist",
         version="3.0.1",
         data_dir=folder,
         disable_shuffling=True,
-        features=tfds.features.FeaturesDict(
-            {
-                "image": tfds.features.Image(shape=(28, 28, 1)),
-                "label": tfds.features.ClassLabel(num_classes=10),
-            }
-        ),
+        features=tfds.features.FeaturesDict({"image": image, "label": label}),
         split_datasets={"train": examples(1500), "test": examples(20)},
     )
     return folder
 
 
-def test_prepared_data_are_decoded_in_order(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TFDS_DATA_DIR", str(made))
+def test_prepared_images_are_decoded_in_order(
+    prepared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TFDS_DATA_DIR", str(prepared))
     train, test = (DATASETS["mnist"](download=False).load(split) for split in ("train", "test"))
     assert train.images.dtype == np.uint8
-    np.testing.assert_array_equal(train.images, MADE)
+    np.testing.assert_array_equal(train.images, IMAGES)
     np.testing.assert_array_equal(train.labels, np.arange(1500) % 10)
     np.testing.assert_array_equal(train.index, np.arange(1500))
-    np.testing.assert_array_equal(test.images, MADE[:20])
+    np.testing.assert_array_equal(test.images, IMAGES[:20])
 
 
-def copied(made: Path, to: Path) -> Path:
-    source = made / "mnist" / "3.0.1"
-    folder = to / "mnist" / "3.0.1"
-    folder.mkdir(parents=True)
-    for path in source.iterdir():
-        (folder / path.name).write_bytes(path.read_bytes())
-    return folder
+def copied(prepared: Path, to: Path) -> Path:
+    """Copy the data set into another folder, and return the folder of its version."""
+    version = Path("mnist") / "3.0.1"
+    return shutil.copytree(prepared / version, to / version)
 
 
-def test_another_version_is_named(made: Path, tmp_path: Path) -> None:
-    folder = copied(made, tmp_path)
+def test_other_prepared_version_is_named(prepared: Path, tmp_path: Path) -> None:
+    folder = copied(prepared, tmp_path)
     folder.rename(folder.parent / "3.0.0")
-    line = fails(lambda: DATASETS["mnist"](dir=str(tmp_path), download=False).load("train"))
+    line = error_line(lambda: DATASETS["mnist"](dir=str(tmp_path), download=False).load("train"))
     assert f"expected mnist 3.0.1 prepared in {tmp_path}, received version 3.0.0, " in line
 
 
 @pytest.mark.parametrize("damage", ["cut", "no records", "no json", "fewer"])
-def test_a_damaged_folder(made: Path, tmp_path: Path, damage: str) -> None:
-    folder = copied(made, tmp_path)
+def test_damaged_folder_is_one_line(prepared: Path, tmp_path: Path, damage: str) -> None:
+    folder = copied(prepared, tmp_path)
     (records,) = folder.glob("mnist-train*")
     if damage == "cut":
         records.write_bytes(records.read_bytes()[:5000])
@@ -217,7 +213,7 @@ def test_a_damaged_folder(made: Path, tmp_path: Path, damage: str) -> None:
     else:
         info = folder / "dataset_info.json"
         info.write_text(info.read_text().replace('"1500"', '"1501"'))
-    line = fails(lambda: DATASETS["mnist"](dir=str(tmp_path)).load("train"))
+    line = error_line(lambda: DATASETS["mnist"](dir=str(tmp_path)).load("train"))
     assert line.startswith("dir: expected mnist readable in ")
     assert str(tmp_path / "mnist") in line
 
@@ -241,7 +237,7 @@ def test_published_corruptions_are_read_where_they_are_prepared(
     import tensorflow_datasets as tfds
 
     data = build(DATASETS, spec | {"dir": str(tmp_path), "download": False}, "data")
-    line = fails(lambda: data.load("test"))
+    line = error_line(lambda: data.load("test"))
     assert f"expected {spec['name']}/{config} {version} prepared in {tmp_path}, received " in line
     images = split_of(4, *data.image_shape[:2]).images[..., : data.image_shape[2]]
     rows = {"image": images, "label": np.arange(4, dtype=np.int64)}
@@ -262,7 +258,7 @@ def test_published_corruptions_are_read_where_they_are_prepared(
     test = data.load("test")
     np.testing.assert_array_equal(test.images, images)
     np.testing.assert_array_equal(test.labels, np.arange(4))
-    line = fails(lambda: data.load("train"))
+    line = error_line(lambda: data.load("train"))
     assert line.startswith("name: expected a data set with a split train, received ")
 
 
@@ -289,18 +285,17 @@ def test_every_name_of_a_published_corruption_is_one_of_tfds() -> None:
 
 
 def real(tfds_dir: Path, name: str) -> tuple[Split, Split]:
+    """Return the training and the test split; skip the test where they are not prepared."""
     if not (tfds_dir / name).is_dir():
         pytest.skip(f"no prepared {name} in {tfds_dir}")
-    train, test = (
-        DATASETS[name](dir=str(tfds_dir), download=False).load(split) for split in ("train", "test")
-    )
-    return train, test
+    data = DATASETS[name](dir=str(tfds_dir), download=False)
+    return data.load("train"), data.load("test")
 
 
-def test_real_mnist(tfds_dir: Path) -> None:
+def test_real_mnist_has_its_published_statistics(tfds_dir: Path) -> None:
     train, test = real(tfds_dir, "mnist")
     assert (len(train), len(test)) == (60_000, 10_000)
-    # Published counts of every digit; mean and deviation of every pixel.
+    # Published are the count of every digit and the mean and deviation of the pixels.
     counts = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
     assert np.bincount(train.labels).tolist() == counts
     share, level = np.bincount(train.images.ravel()) / train.images.size, np.arange(256) / 255
@@ -309,11 +304,11 @@ def test_real_mnist(tfds_dir: Path) -> None:
     assert (mean, deviation) == pytest.approx((0.1307, 0.3081), abs=1e-4)
 
 
-def test_real_cifar10(tfds_dir: Path) -> None:
+def test_real_cifar10_has_its_published_statistics(tfds_dir: Path) -> None:
     train, test = real(tfds_dir, "cifar10")
     assert (len(train), len(test)) == (50_000, 10_000)
     assert np.bincount(train.labels).tolist() == [5000] * 10
     assert np.bincount(test.labels).tolist() == [1000] * 10
-    # The published mean; copies recompressed as JPEG are 0.005 off.
+    # The mean is published; that of copies compressed as JPEG is 0.005 off.
     mean = train.images.mean((0, 1, 2)) / 255
     np.testing.assert_allclose(mean, [0.4914, 0.4822, 0.4465], atol=6e-3)

@@ -1,4 +1,4 @@
-"""Images in files of every kind have the pixels that other programs show, or give one line."""
+"""Image files of every format have the pixels that other programs show, or give an error line."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from tests.errors import error_line
 from tests.products import slow_but
 from tfrobust.data.files import Files
-from tfrobust.errors import UserError
 
 RNG = np.random.default_rng(0)
-# Four quarters in colours of a palette, so that a turned or mirrored image is another one.
+# Four quarters of different colours, so that a turned or mirrored image differs.
 QUARTERS = np.repeat(np.repeat([[[200, 0, 40], [0, 90, 255]], [[255] * 3, [0] * 3]], 8, 0), 8, 1)
 PIXELS = QUARTERS.astype(np.uint8)
 SHADES = RNG.integers(0, 256, (16, 16), np.uint8)
@@ -27,10 +27,12 @@ BITS = np.where(SHADES > 127, 255, 0).astype(np.uint8)
 
 
 def read(path: Path, side: int = 16, resize: str = "fit") -> np.ndarray:
+    """Return the pixels of a file, [side, side, 3]."""
     return np.asarray(Files(np.array([bytes(path)]), (side, side, 3), resize))[0]
 
 
 def indexed() -> Image.Image:
+    """Return the quarters as an image with a palette."""
     return Image.fromarray(PIXELS).quantize(4).convert("P")
 
 
@@ -53,20 +55,20 @@ KINDS: dict[str, tuple[Image.Image, np.ndarray]] = {
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_pixels_that_are_kept(tmp_path: Path, name: str) -> None:
-    """Pixels are kept exactly; of transparent pixels only the colours count."""
+def test_lossless_formats_keep_the_pixels(tmp_path: Path, name: str) -> None:
+    """The transparency of a pixel does not change its colour."""
     image, expected = KINDS[name]
     image.save(tmp_path / name)
     np.testing.assert_array_equal(read(tmp_path / name), expected)
 
 
-def test_a_palette_with_transparent_entries(tmp_path: Path) -> None:
+def test_transparent_entries_of_a_palette_keep_their_colour(tmp_path: Path) -> None:
     indexed().save(tmp_path / "a.png", transparency=bytes([0, 128, 255, 7]))
     np.testing.assert_array_equal(read(tmp_path / "a.png"), PIXELS)
 
 
 @pytest.mark.parametrize("ending", ["png", "tif"])
-def test_of_16_bits_the_upper_8(tmp_path: Path, ending: str) -> None:
+def test_images_of_16_bits_keep_the_upper_8(tmp_path: Path, ending: str) -> None:
     deep = SHADES.astype(np.uint16) * 256 + RNG.integers(0, 256, (16, 16), np.uint16)
     Image.fromarray(deep).save(tmp_path / f"a.{ending}")
     np.testing.assert_array_equal(read(tmp_path / f"a.{ending}"), GREY)
@@ -75,19 +77,17 @@ def test_of_16_bits_the_upper_8(tmp_path: Path, ending: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.jfif", "a.webp", "grey.jpeg", "cmyk.jpg"])
-def test_pixels_that_are_nearly_kept(tmp_path: Path, name: str) -> None:
-    """Formats with losses keep an image of one shade almost exactly."""
+def test_lossy_formats_nearly_keep_one_shade(tmp_path: Path, name: str) -> None:
     shade = Image.new("RGB", (16, 16), (200, 90, 40))
     shade = shade.convert({"grey": "L", "cmyk": "CMYK"}.get(name.partition(".")[0], "RGB"))
     with (tmp_path / name).open("wb") as file:
         shade.save(file, "WEBP" if name.endswith("webp") else "JPEG", quality=100)
-    expected = [117] * 3 if name == "grey.jpeg" else [200, 90, 40]  # 0.299, 0.587, 0.114 of it
-    np.testing.assert_allclose(
-        read(tmp_path / name), np.broadcast_to(expected, (16, 16, 3)), atol=2
-    )
+    # Grey is 0.299 * 200 + 0.587 * 90 + 0.114 * 40 = 117.
+    expected = np.full((16, 16, 3), [117] * 3 if name == "grey.jpeg" else [200, 90, 40])
+    np.testing.assert_allclose(read(tmp_path / name), expected, atol=2)
 
 
-# Of each EXIF orientation what was done to the image, so that undone it is upright.
+# By EXIF orientation: how an upright image is turned before it is stored.
 TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     1: lambda x: x,
     2: np.fliplr,
@@ -102,7 +102,9 @@ TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 
 @pytest.mark.parametrize("ending", ["png", "tif", "jpg"])
 @pytest.mark.parametrize("orientation", TURNS)
-def test_images_are_upright(tmp_path: Path, ending: str, orientation: int) -> None:
+def test_images_are_turned_upright_by_their_exif_orientation(
+    tmp_path: Path, ending: str, orientation: int
+) -> None:
     exif = Image.Exif()
     exif[274] = orientation
     turned = Image.fromarray(np.ascontiguousarray(TURNS[orientation](PIXELS)))
@@ -111,18 +113,14 @@ def test_images_are_upright(tmp_path: Path, ending: str, orientation: int) -> No
     assert np.abs(pixels - PIXELS).mean() < (8 if ending == "jpg" else 1e-9)
 
 
-def test_of_several_pictures_the_first(tmp_path: Path) -> None:
-    others = [Image.fromarray(255 - PIXELS)]
+def test_first_of_several_pictures_is_read(tmp_path: Path) -> None:
+    second = Image.fromarray(255 - PIXELS)
     for ending in ("gif", "tif"):
-        indexed().save(tmp_path / f"a.{ending}", save_all=True, append_images=others)
+        indexed().save(tmp_path / f"a.{ending}", save_all=True, append_images=[second])
         np.testing.assert_array_equal(read(tmp_path / f"a.{ending}"), PIXELS)
 
 
-def test_the_shorter_side_is_kept(tmp_path: Path) -> None:
-    """An image whose shorter side has the requested length is not resized.
-
-    Its middle is cut out.
-    """
+def test_fit_crops_the_middle_and_keeps_the_shorter_side(tmp_path: Path) -> None:
     wide = RNG.integers(0, 256, (16, 21, 3), np.uint8)
     Image.fromarray(wide).save(tmp_path / "wide.png")
     np.testing.assert_array_equal(read(tmp_path / "wide.png"), wide[:, 2:18])
@@ -133,11 +131,8 @@ def test_the_shorter_side_is_kept(tmp_path: Path) -> None:
     assert read(tmp_path / "thread.png", 224).shape == (224, 224, 3)
 
 
-def test_the_rule_of_imagenet(tmp_path: Path) -> None:
-    """Of a square of 224 the middle 196 pixels, seven eighths, are used.
-
-    A frame of 14 pixels is cut off.
-    """
+def test_imagenet_crops_to_the_middle_seven_eighths(tmp_path: Path) -> None:
+    """Of 224 pixels the middle 196 are used, so a frame of 14 is cut off."""
     framed = np.full((224, 224, 3), 255, np.uint8)
     framed[14:-14, 14:-14] = 90
     Image.fromarray(framed).save(tmp_path / "a.png")
@@ -146,13 +141,14 @@ def test_the_rule_of_imagenet(tmp_path: Path) -> None:
     assert (read(tmp_path / "a.png", 224) == framed).all()
 
 
-def damaged(path: Path) -> None:
+def truncated_jpeg(path: Path) -> None:
+    """Write the first 1000 bytes of an image."""
     image = Image.fromarray(RNG.integers(0, 256, (99, 99, 3), np.uint8))
     image.save(path, "JPEG")
     path.write_bytes(path.read_bytes()[:1000])
 
 
-def huge(path: Path) -> None:
+def huge_bmp(path: Path) -> None:
     """Write a header of 20,000 x 20,000 pixels and nothing after it."""
     Image.new("L", (1, 1)).save(path, "BMP")
     content = bytearray(path.read_bytes())
@@ -163,8 +159,8 @@ def huge(path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (damaged, "image file is truncated"),
-        (huge, "exceeds limit"),
+        (truncated_jpeg, "image file is truncated"),
+        (huge_bmp, "exceeds limit"),
         (lambda path: path.write_text("<html>"), "it is none of BMP, GIF, JPEG, PNG, TIFF, WEBP"),
         (lambda path: path.write_text("%!PS-Adobe-3.0 EPSF-3.0"), "it is none of"),
         (lambda path: path.touch(), "it is none of"),
@@ -172,19 +168,19 @@ def huge(path: Path) -> None:
         (lambda path: Image.new("F", (9, 9)).save(path, "TIFF"), "8 or 16 bits a channel"),
     ],
 )
-def test_what_cannot_be_read(tmp_path: Path, make: Callable[[Path], None], reason: str) -> None:
+def test_unreadable_image_is_one_line_with_its_reason(
+    tmp_path: Path, make: Callable[[Path], None], reason: str
+) -> None:
     path = tmp_path / "a [1]: ü.png"
     make(path)
-    with pytest.raises(UserError) as caught:
-        read(path)
-    line = f"{path}: expected an image that can be read, received a broken one ("
-    assert str(caught.value).startswith(line) and reason in str(caught.value)
-    assert "\n" not in str(caught.value) and str(path) not in str(caught.value)[len(line) :]
+    start = f"{path}: expected an image that can be read, received a broken one ("
+    line = error_line(lambda: read(path))
+    assert line.startswith(start) and reason in line
+    assert str(path) not in line[len(start) :]
 
 
 @pytest.mark.parametrize("ending", slow_but(["sys.exit(3)", "raise OSError"], ["sys.exit(3)"]))
-def test_a_process_ends_in_the_midst_of_a_stream(tmp_path: Path, ending: str) -> None:
-    """A process ends while threads still read ahead."""
+def test_process_can_end_while_a_stream_reads_ahead(tmp_path: Path, ending: str) -> None:
     Image.fromarray(np.zeros((999, 999, 3), np.uint8)).save(tmp_path / "a.jpg")
     script = f"""
 import sys
@@ -197,5 +193,5 @@ stream = iter(batches(split, 9, training=True))
 next(stream)
 {ending}
 """
-    ended = subprocess.run([sys.executable, "-c", script], timeout=100, stderr=subprocess.DEVNULL)
-    assert ended.returncode == (3 if "exit" in ending else 1)
+    process = subprocess.run([sys.executable, "-c", script], timeout=100, stderr=subprocess.DEVNULL)
+    assert process.returncode == (3 if "exit" in ending else 1)

@@ -17,49 +17,55 @@ CONFIG = {"data": {"name": "folder", "path": "anywhere"}}
 DAY = 86400
 
 
-def of(*files: Path) -> str:
+def fingerprint_of(*files: Path) -> str:
+    """Return the fingerprint of a stage that reads these files and folders."""
     return fingerprint(CONFIG, ["data"], files)
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Make a small and a large image of each class. Only the bytes of an image matter here."""
+    """Return a folder with a small and a large file for each split and class."""
     for split in ("train", "test"):
         for name in "ab":
-            place = tmp_path / "images" / split / name
-            place.mkdir(parents=True)
-            (place / "small.bmp").write_bytes(b"small")
-            (place / "large.bmp").write_bytes(bytes(module.SMALL + 1))
+            images = tmp_path / "images" / split / name
+            images.mkdir(parents=True)
+            (images / "small.bmp").write_bytes(b"small")
+            (images / "large.bmp").write_bytes(bytes(module.SMALL + 1))
     return tmp_path / "images"
 
 
-def repaired(folder: Path) -> None:
-    """Change a file but keep its size and its time."""
-    file = folder / "test" / "a" / "small.bmp"
+def rewrite(file: Path, content: bytes) -> None:
+    """Write a file anew and keep its time."""
     times = file.stat().st_atime_ns, file.stat().st_mtime_ns
-    file.write_bytes(b"other")
+    file.write_bytes(content)
     os.utime(file, ns=times)
 
 
-def repaired_large(folder: Path) -> None:
+def rewrite_small(folder: Path) -> None:
+    """Change a small file but neither its size nor its time."""
+    rewrite(folder / "test" / "a" / "small.bmp", b"other")
+
+
+def rewrite_large(folder: Path) -> None:
+    """Change a large file and its time but not its size."""
     file = folder / "test" / "a" / "large.bmp"
     file.write_bytes(b"1" * (module.SMALL + 1))
     os.utime(file, (DAY, DAY))
 
 
-def exchanged(folder: Path) -> None:
-    """Make two images of one size differ, then exchange them."""
-    repaired(folder)
-    one, other = (folder / "test" / name / "small.bmp" for name in "ab")
-    one.rename(folder / "aside")
-    other.rename(one)
-    (folder / "aside").rename(other)
+def exchange(folder: Path) -> None:
+    """Exchange two different images of one size."""
+    rewrite_small(folder)
+    a, b = (folder / "test" / name / "small.bmp" for name in "ab")
+    a.rename(folder / "aside")
+    b.rename(a)
+    (folder / "aside").rename(b)
 
 
 CHANGES: dict[str, Callable[[Path], object]] = {
-    "repaired": repaired,
-    "repaired, large": repaired_large,
-    "exchanged": exchanged,
+    "rewritten": rewrite_small,
+    "rewritten, large": rewrite_large,
+    "exchanged": exchange,
     "one fewer": lambda f: (f / "train" / "a" / "small.bmp").unlink(),
     "renamed": lambda f: (f / "test" / "a" / "small.bmp").rename(f / "test" / "a" / "new.bmp"),
     "another class": lambda f: (f / "test" / "a" / "small.bmp").rename(f / "test" / "b" / "1.bmp"),
@@ -71,57 +77,53 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("linked", [".", "*"])
-def test_a_change_is_seen(folder: Path, tmp_path: Path, change: str, linked: str) -> None:
-    """A change within a process is noticed.
-
-    The folder may be a link, and so may its train and test.
-    """
-    read = linked_to(folder, linked, tmp_path / "links")
-    before = of(read)
-    assert of(read) == before == of(folder)
+def test_change_of_a_folder_changes_the_fingerprint(
+    folder: Path, tmp_path: Path, change: str, linked: str
+) -> None:
+    """The folder may be a link, and so may its train and test."""
+    links = linked_to(folder, linked, tmp_path / "links")
+    before = fingerprint_of(links)
+    assert fingerprint_of(links) == before == fingerprint_of(folder)
     CHANGES[change](folder)
-    assert of(read) != before
+    assert fingerprint_of(links) != before
 
 
-@pytest.mark.parametrize("change", ["repaired", "repaired, large", "one fewer"])
+@pytest.mark.parametrize("change", ["rewritten", "rewritten, large", "one fewer"])
 @pytest.mark.parametrize("linked", ["*/*", "*/*/*"])
-def test_a_change_behind_links(folder: Path, tmp_path: Path, change: str, linked: str) -> None:
-    """A change behind links to classes and to images is noticed."""
-    read = linked_to(folder, linked, tmp_path / "links")
-    before = of(read)
-    assert before == of(folder)
-    CHANGES[change](folder)
-    assert of(read) != before
+def test_change_behind_links_changes_the_fingerprint(
+    folder: Path, tmp_path: Path, change: str, linked: str
+) -> None:
+    """The classes are links, or the images are."""
+    test_change_of_a_folder_changes_the_fingerprint(folder, tmp_path, change, linked)
 
 
 def linked_to(folder: Path, pattern: str, links: Path) -> Path:
-    """Make a folder of links to everything at the depth of a pattern."""
-    for place in folder.glob(pattern) if pattern != "." else [folder]:
-        link = links / place.relative_to(folder)
+    """Make `links` a folder of links to all that a pattern matches, and return it."""
+    for target in folder.glob(pattern) if pattern != "." else [folder]:
+        link = links / target.relative_to(folder)
         link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(place)
+        link.symlink_to(target)
     return links
 
 
-def test_links_that_lead_elsewhere(folder: Path, tmp_path: Path) -> None:
-    other = shutil.copytree(folder, tmp_path / "other")
-    repaired(other)
+def test_link_to_another_folder_changes_the_fingerprint(folder: Path, tmp_path: Path) -> None:
+    changed = shutil.copytree(folder, tmp_path / "changed")
+    rewrite_small(changed)
     link = tmp_path / "link"
     link.symlink_to(folder)
-    before = of(link)
+    before = fingerprint_of(link)
     link.unlink()
-    link.symlink_to(other)
-    assert of(link) != before
-    (other / "test" / "loop").symlink_to(other / "test")  # a class without images
-    assert of(link)
+    link.symlink_to(changed)
+    assert fingerprint_of(link) != before
+    (changed / "test" / "loop").symlink_to(changed / "test")  # a class without images
+    assert fingerprint_of(link)
 
 
-def test_what_changes_nothing(folder: Path, tmp_path: Path) -> None:
-    """The place, files that are not read, and times of files do not matter.
-
-    Nor does a copy that keeps the times of large images.
-    """
-    before = of(folder)
+def test_copies_times_and_unread_files_do_not_change_the_fingerprint(
+    folder: Path, tmp_path: Path
+) -> None:
+    """The copy keeps the times of large images."""
+    before = fingerprint_of(folder)
     copy = shutil.copytree(folder, tmp_path / "copy")
     for file in copy.glob("*/*/small.bmp"):
         os.utime(file, (DAY, DAY))
@@ -129,54 +131,48 @@ def test_what_changes_nothing(folder: Path, tmp_path: Path) -> None:
     (copy / "runs" / "eval.json").touch()
     (copy / "test" / "a" / ".DS_Store").touch()
     (copy / "test" / ".ipynb_checkpoints").mkdir()
-    assert of(copy) == before
+    assert fingerprint_of(copy) == before
 
 
-def test_the_bytes_that_are_read_are_bounded(
+def test_after_many_bytes_the_times_of_files_count_instead(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a number of bytes the time counts instead.
-
-    Files are read in the order of names, training first.
-    """
-    monkeypatch.setattr(module, "MOST", 12)  # two of the four small images
-    before = of(folder)
-    times = (DAY, DAY)
+    """The training images are read first, in the order of their names."""
+    monkeypatch.setattr(module, "MOST", 12)  # the bytes of two of the four small images
+    before = fingerprint_of(folder)
     for name in "ab":
-        os.utime(folder / "train" / name / "small.bmp", times)
-    assert of(folder) == before
-    os.utime(folder / "test" / "a" / "small.bmp", times)
-    assert of(folder) != before
+        os.utime(folder / "train" / name / "small.bmp", (DAY, DAY))
+    assert fingerprint_of(folder) == before
+    os.utime(folder / "test" / "a" / "small.bmp", (DAY, DAY))
+    assert fingerprint_of(folder) != before
 
 
-def test_files_count_by_their_content(tmp_path: Path) -> None:
+def test_content_of_a_file_counts_and_its_time_does_not(tmp_path: Path) -> None:
     file, link = tmp_path / "data.npz", tmp_path / "link.npz"
     file.write_bytes(b"one")
     link.symlink_to(file)
-    first, times = of(link), (file.stat().st_atime_ns, file.stat().st_mtime_ns)
-    assert of(file) == first
-    file.write_bytes(b"two")
-    os.utime(file, ns=times)
-    assert of(link) != first
+    first = fingerprint_of(link)
+    assert fingerprint_of(file) == first
+    rewrite(file, b"two")
+    assert fingerprint_of(link) != first
 
 
-def test_a_network_behind_links(tmp_path: Path) -> None:
-    """The variables of a SavedModel may be behind links."""
+def test_variables_of_a_saved_model_behind_links_count(tmp_path: Path) -> None:
     model, variables = tmp_path / "model", tmp_path / "variables"
     model.mkdir()
     variables.mkdir()
     (model / "saved_model.pb").write_bytes(b"graph")
     (model / "variables").symlink_to(variables)
     (variables / "variables.index").write_bytes(b"one")
-    before = of(*model_files(model))
+    before = fingerprint_of(*model_files(model))
     (variables / "variables.index").write_bytes(b"two")
-    assert of(*model_files(model)) != before
+    assert fingerprint_of(*model_files(model)) != before
 
 
-def test_places_and_habits_of_a_run_do_not_count() -> None:
+def test_paths_of_data_do_not_count_and_settings_do() -> None:
     first = {"data": {"path": "a", "extra": {"path": "b", "share": 0.5}}, "seed": 0}
     moved = {"data": {"path": "c", "extra": {"path": "d", "share": 0.5}}, "seed": 0}
-    other = {"data": {"path": "a", "extra": {"path": "b", "share": 0.2}}, "seed": 0}
+    changed = {"data": {"path": "a", "extra": {"path": "b", "share": 0.2}}, "seed": 0}
     sections = ["data", "seed"]
     assert fingerprint(first, sections) == fingerprint(moved, sections)
-    assert fingerprint(first, sections) != fingerprint(other, sections)
+    assert fingerprint(first, sections) != fingerprint(changed, sections)

@@ -1,4 +1,4 @@
-"""The first-order distance of the nearest class: closed forms, and class by class."""
+"""The first-order distance of the nearest class in closed form and by the full Jacobian."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tfrobust.evaluation.sanity_checks import first_order
 
 
 @pytest.mark.parametrize(("norm", "q"), [("linf", 1), ("l2", 2), ("l1", np.inf)])
-def test_first_order_distance_in_closed_form(norm: str, q: float) -> None:
+def test_first_order_distance_of_a_linear_network_in_closed_form(norm: str, q: float) -> None:
     logits = honest(X).numpy()
     order = np.sort(logits, axis=1)
     rows = np.arange(len(X))
@@ -38,13 +38,10 @@ def test_first_order_distance_in_closed_form(norm: str, q: float) -> None:
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
-def test_class_by_class_is_the_whole_jacobian(norm: str) -> None:
-    """Class by class gives the same as the full Jacobian.
-
-    The network is not linear, and the numbers of classes and of images have no common divisor.
-    """
+def test_distances_class_by_class_equal_those_of_the_full_jacobian(norm: str) -> None:
+    """The network is not linear, and the numbers of classes and images have no common divisor."""
     rng = np.random.default_rng(4)
-    a, b = (rng.normal(size=s).astype("float32") for s in ((12, 16), (16, 7)))
+    a, b = (rng.normal(size=size).astype("float32") for size in ((12, 16), (16, 7)))
 
     def network(x: Any) -> Any:
         return tf.tanh(tf.reshape(x, [-1, 12]) @ a) @ b
@@ -59,35 +56,36 @@ def test_class_by_class_is_the_whole_jacobian(norm: str) -> None:
     between = np.linalg.norm(slopes[rows, y][:, None] - slopes, ord=q, axis=2)
     margin[rows, y], between[rows, y] = np.inf, 1
     squares = (np.linalg.norm(slopes, ord=q, axis=2) ** 2).sum(1)
-    for look in (first_order_distances, tf.function(first_order_distances, autograph=False)):
-        bound, distance = look(network, x, tf.constant(y, tf.int32), norm)
+    graph = tf.function(first_order_distances, autograph=False)
+    for function in (first_order_distances, graph):
+        bound, distance = function(network, x, tf.constant(y, tf.int32), norm)
         np.testing.assert_allclose(distance, (margin / between).min(1), rtol=1e-4)
         np.testing.assert_allclose(bound, margin.min(1) / np.sqrt(2 * squares), rtol=1e-4)
 
 
-def test_first_order_takes_few_images_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A block has 3 images of 4 pixels, and memory holds the gradients of one class at a time."""
-    sizes, networks = [], []
+def test_first_order_takes_blocks_of_few_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block has 3 images of 4 pixels, and the network is traced once."""
+    sizes, traces = [], []
 
     def counted(x: Any) -> Any:
-        tf.py_function(lambda n: sizes.append(int(n)), [tf.shape(x)[0]], [])
-        networks.append(1)
+        tf.py_function(lambda size: sizes.append(int(size)), [tf.shape(x)[0]], [])
+        traces.append(1)
         return honest(x)
 
     expected = first_order(seen(honest))
     look = seen(counted)
     sizes.clear()
-    networks.clear()
+    traces.clear()
     monkeypatch.setattr(checks_module, "PIXELS", 12)
     result = first_order(look)
     assert result.value == pytest.approx(expected.value, rel=1e-6) and result.text == expected.text
-    assert sizes == [3] * 20 and networks == [1]
+    assert sizes == [3] * 20 and traces == [1]
 
 
-def test_images_that_fall_though_their_boundary_is_far_to_first_order() -> None:
+def test_first_order_warns_of_broken_images_with_infinite_distance() -> None:
     clean = Result("clean", np.ones(60, bool), 0.0)
     broken = Result("Square", np.arange(60) >= 7, 0.0, BLACK, 60, 60)
     check = first_order(seen(rounded, results=[clean, broken]))
     assert check.warns and "attacks broke 7)" in check.text
-    assert check.value is None  # infinite
+    assert check.value is None  # stands for infinity in JSON
     json.dumps(check.value, allow_nan=False)

@@ -1,4 +1,4 @@
-"""Imports only go down: every place has a floor and imports only itself or lower floors."""
+"""Imports only go down: every module or package has a floor, and imports itself or lower floors."""
 
 from __future__ import annotations
 
@@ -42,42 +42,44 @@ FLOORS = {
     "tfrobust.training": 6,
     "tfrobust.exporting": 7,
     "tfrobust.report": 7,
-    "tfrobust": 8,  # __init__.py, the front door: it may show every place, none goes through it
+    "tfrobust": 8,  # __init__.py imports every floor, and no floor below imports it
     "pipelines": 9,
 }
 
-# Where -> what is never imported there, nor anything inside it.
+# Importer -> what neither it nor a module inside it imports.
 FORBIDDEN = {
     "tfrobust": ("pipelines", "tools", "omegaconf", "absl.flags"),
     "tfrobust.report": ("tensorflow", "keras"),
     "tfrobust.errors": ("tensorflow", "keras"),
     "tfrobust.registry": ("tensorflow", "keras"),
-    # Only the report reads YAML, a run's config.yaml; the others get objects.
+    # Only the report reads YAML, the config.yaml of a run.
     **{place: ("yaml",) for place in FLOORS if FLOORS[place] < FLOORS["tfrobust.report"]},
     "pipelines": ("tools",),
 }
 
-VERSION = "tfrobust.__version__"  # the one name of the front door that every floor may ask for
+VERSION = "tfrobust.__version__"  # the one name of tfrobust/__init__.py that every floor may import
 
 
 def module_name(path: Path, root: Path) -> str:
+    """Return the dotted name of the module in a file."""
     parts = path.relative_to(root).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 def inside(name: str, place: str) -> bool:
+    """Return whether a dotted name is that of a place or of something in it."""
     return name == place or name.startswith(place + ".")
 
 
 def place_of(name: str) -> str | None:
-    """Return the place that holds a module or a name in it; None if it has no floor."""
+    """Return the entry of FLOORS that contains a module or a name in it; None if there is none."""
     parts = name.split(".")
     place = ".".join(parts[:2]) if parts[0] == "tfrobust" else parts[0]
     return place if place in FLOORS else None
 
 
 def imports(path: Path, root: Path) -> Iterator[tuple[int, str]]:
-    """Return (line, full dotted name) of every import of a file, at any depth of its code."""
+    """Yield (line, dotted name) of every import of a file, also of those inside functions."""
     package = path.relative_to(root).with_suffix("").parts[:-1]
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):
         if isinstance(node, ast.Import):
@@ -90,34 +92,34 @@ def imports(path: Path, root: Path) -> Iterator[tuple[int, str]]:
 
 def problem(source: str, target: str, root: Path) -> str | None:
     """Return why a module may not import a name; None if it may."""
-    for where, banned in FORBIDDEN.items():
-        if inside(source, where) and any(inside(target, name) for name in banned):
-            return f"{where} never imports {target}"
+    for importer, banned in FORBIDDEN.items():
+        if inside(source, importer) and any(inside(target, name) for name in banned):
+            return f"{importer} never imports {target}"
     if target.split(".")[0] not in ("tfrobust", "pipelines") or target == VERSION:
         return None
-    here, there = place_of(source), place_of(target)
-    if there is None and target.startswith("tfrobust."):
-        # A name of the front door, unless it is a module that nobody gave a floor.
+    importer, imported = place_of(source), place_of(target)
+    if imported is None and target.startswith("tfrobust."):
+        # The target is a name in tfrobust/__init__.py, or a module without a floor.
         stem = root / "tfrobust" / target.split(".")[1]
-        there = None if stem.is_dir() or stem.with_suffix(".py").is_file() else "tfrobust"
-    if here is None or there is None:
-        return None  # no floor is a problem of its own, told once for each module
-    if here == there or FLOORS[there] < FLOORS[here]:
+        imported = None if stem.is_dir() or stem.with_suffix(".py").is_file() else "tfrobust"
+    if importer is None or imported is None:
+        return None  # `problems` reports a module without a floor once
+    if importer == imported or FLOORS[imported] < FLOORS[importer]:
         return None
-    return f"{here} (floor {FLOORS[here]}) imports {target} (floor {FLOORS[there]})"
+    return f"{importer} (floor {FLOORS[importer]}) imports {target} (floor {FLOORS[imported]})"
 
 
 def problems(root: Path) -> list[str]:
     """Return every broken rule under root, each as `file:line: reason`."""
-    names = []
+    reasons = []
     for path in sorted([*root.glob("tfrobust/**/*.py"), *root.glob("pipelines/**/*.py")]):
-        source, shown = module_name(path, root), path.relative_to(root).as_posix()
+        source, file = module_name(path, root), path.relative_to(root).as_posix()
         if place_of(source) is None:
-            names.append(f"{shown}:1: no floor: give {source} one in FLOORS")
+            reasons.append(f"{file}:1: no floor: give {source} one in FLOORS")
         for line, target in imports(path, root):
             if reason := problem(source, target, root):
-                names.append(f"{shown}:{line}: {reason}")
-    return names
+                reasons.append(f"{file}:{line}: {reason}")
+    return reasons
 
 
 def test_imports_only_go_down() -> None:
@@ -126,7 +128,7 @@ def test_imports_only_go_down() -> None:
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> Path:
+def tree(tmp_path: Path) -> Path:
     """Return a small tree in which every import is allowed."""
     files = {
         "tfrobust/__init__.py": "from tfrobust.threat import Threat\n__version__ = '0'\n",
@@ -145,8 +147,8 @@ def house(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_allowed_imports_pass(house: Path) -> None:
-    assert problems(house) == []
+def test_allowed_imports_are_not_reported(tree: Path) -> None:
+    assert problems(tree) == []
 
 
 @pytest.mark.parametrize(
@@ -180,14 +182,13 @@ def test_allowed_imports_pass(house: Path) -> None:
         ("tfrobust/novel/part.py", "", "tfrobust/novel/part.py:1: no floor"),
     ],
 )
-def test_a_broken_rule_is_found(house: Path, name: str, text: str, reason: str) -> None:
+def test_forbidden_import_is_reported(tree: Path, name: str, text: str, reason: str) -> None:
     for module in ("losses", "models/__init__", "data/__init__"):
-        path = house / f"tfrobust/{module}.py"
+        path = tree / f"tfrobust/{module}.py"
         path.parent.mkdir(exist_ok=True)
         path.touch()
-    path = house / name
+    path = tree / name
     path.parent.mkdir(exist_ok=True)
     path.write_text(text, encoding="utf-8")
-    names = problems(house)
-    assert len(names) == 1
-    assert reason in names[0]
+    (problem,) = problems(tree)
+    assert reason in problem

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.unit.test_data import MISTAKES, X, Y, fails
+from tests.errors import error_line
+from tests.unit.test_data import MISTAKES, X, Y
 from tfrobust.data import DATASETS, Extra, Split, batches
 from tfrobust.registry import build
 
@@ -72,7 +73,7 @@ def test_a_mistake_in_the_arrays_is_named(tmp_path: Path, mistake: str, split: s
         assert mistake in ("NaN", "0 to 255", "below 0", "0 and 1")
         data.load(split)
 
-    line = fails(load)
+    line = error_line(load)
     assert line.startswith(f"path: {blamed}_{split} of {path}: expected ")
     assert message in line
 
@@ -80,7 +81,7 @@ def test_a_mistake_in_the_arrays_is_named(tmp_path: Path, mistake: str, split: s
 @pytest.mark.parametrize("key", ["x_train", "y_train", "x_test", "y_test"])
 def test_a_missing_array_is_named(tmp_path: Path, key: str) -> None:
     path = saved(tmp_path, **{key: None}, extra=X)
-    line = fails(lambda: DATASETS["npz"](path=path))
+    line = error_line(lambda: DATASETS["npz"](path=path))
     assert line.startswith(f"path: expected {key} in {path}, received extra, ")
 
 
@@ -90,7 +91,7 @@ def test_test_arrays_alone_suffice_with_more_classes_than_they_show(tmp_path: Pa
     assert data.num_classes == 7
     train, test = (data.load(split) for split in ("train", "test"))
     assert (len(train), test.labels.tolist()) == (0, [3, 0])
-    line = fails(lambda: DATASETS["npz"](path=path, num_classes=3))
+    line = error_line(lambda: DATASETS["npz"](path=path, num_classes=3))
     assert line.startswith("num_classes: expected from 4, the greatest label plus one")
 
 
@@ -115,7 +116,7 @@ def test_files_of_generated_images_are_mapped_and_mixed_into_batches(
     train = data.load("train")
     assert is_mapped(train.images) == (save is np.savez)
     np.testing.assert_array_equal(train.images, x)
-    line = fails(lambda: data.load("test"))
+    line = error_line(lambda: data.load("test"))
     assert line.startswith("path: expected x_test and y_test to evaluate on in")
     split = Split.of(x[:10] // 2, y[:10])
     stream = batches(split, 10, training=True, extra=Extra(train, share=0.7), steps_per_epoch=7)
@@ -131,7 +132,7 @@ def test_training_arrays_alone_suffice_but_need_both_images_and_labels(tmp_path:
     data = DATASETS["npz"](path=saved(tmp_path, x_test=None, y_test=None))
     np.testing.assert_array_equal(data.load("train").images, X)
     path = saved(tmp_path, **dict.fromkeys(("x_train", "y_train", "x_test", "y_test")), image=X)
-    assert fails(lambda: DATASETS["npz"](path=path)).startswith("path: expected label in")
+    assert error_line(lambda: DATASETS["npz"](path=path)).startswith("path: expected label in")
 
 
 @pytest.mark.parametrize(("name", "array"), [("x_train", X), ("y_train", Y)])
@@ -139,7 +140,7 @@ def test_an_array_that_is_cut_short_is_named(tmp_path: Path, name: str, array: n
     buffer = io.BytesIO()
     np.save(buffer, array)
     path = saved_with_bytes(tmp_path, name, buffer.getvalue()[:-8])
-    line = fails(lambda: DATASETS["npz"](path=path).load("train"))
+    line = error_line(lambda: DATASETS["npz"](path=path).load("train"))
     assert line.startswith(f"path: {name} of {path}: expected a readable array, received ")
 
 
@@ -157,25 +158,27 @@ def test_test_images_of_another_shape_than_the_training_images_are_an_error(
     tmp_path: Path,
 ) -> None:
     path = saved(tmp_path, x_test=np.zeros((2, 3, 4, 1), np.uint8))
-    assert fails(lambda: DATASETS["npz"](path=path)) == (
+    assert error_line(lambda: DATASETS["npz"](path=path)) == (
         f"path: x_test of {path}: expected images of (3, 3, 1) as in x_train, received (3, 4, 1)"
     )
 
 
 def test_a_file_that_is_not_an_npz_is_explained(tmp_path: Path) -> None:
     path = tmp_path / "data.npz"
-    assert fails(lambda: DATASETS["npz"](path=str(path))) == (
+    assert error_line(lambda: DATASETS["npz"](path=str(path))) == (
         f"path: expected an .npz file, received {path}: no such file"
     )
     path.write_bytes(b"not a zip")
-    assert "File is not a zip file" in fails(lambda: DATASETS["npz"](path=str(path)))
+    assert "File is not a zip file" in error_line(lambda: DATASETS["npz"](path=str(path)))
     np.save(tmp_path / "one.npy", X)
-    assert "not a zip" in fails(lambda: DATASETS["npz"](path=str(tmp_path / "one.npy")))
-    assert "directory" in fails(lambda: DATASETS["npz"](path=str(tmp_path)))
+    assert "not a zip" in error_line(lambda: DATASETS["npz"](path=str(tmp_path / "one.npy")))
+    assert "directory" in error_line(lambda: DATASETS["npz"](path=str(tmp_path)))
     file = saved_with_bytes(tmp_path, "x_train", b"not an array at all")
-    assert "magic string" in fails(lambda: DATASETS["npz"](path=file))
+    assert "magic string" in error_line(lambda: DATASETS["npz"](path=file))
 
 
 def test_a_mistake_names_the_key_of_the_config(tmp_path: Path) -> None:
     spec = {"name": "npz", "path": str(tmp_path / "no.npz")}
-    assert fails(lambda: build(DATASETS, spec, "data")).startswith("data.path: expected an .npz")
+    assert error_line(lambda: build(DATASETS, spec, "data")).startswith(
+        "data.path: expected an .npz"
+    )
