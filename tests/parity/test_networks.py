@@ -16,13 +16,7 @@ from tests.parity import random_weights
 from tests.parity.networks import REFERENCES, reference
 from tests.parity.random_weights import Draws
 from tests.products import slow_but
-from tfrobust.models import (
-    iaat_wide_resnet,
-    load_keras,
-    preact_resnet,
-    resnet,
-    wide_resnet,
-)
+from tfrobust.models import iaat_wide_resnet, load_keras, preact_resnet, resnet, wide_resnet
 
 NORMALISATION = {
     "mean": [125.3 / 255, 123.0 / 255, 113.9 / 255],

@@ -1,6 +1,4 @@
-"""Adversarial weight perturbation around other methods, on the linear network of
-test_method_searches.py.
-"""
+"""AWP around other methods, on the linear network of test_method_searches.py."""
 
 from __future__ import annotations
 
@@ -21,11 +19,12 @@ from tfrobust.registry import parameters
 
 @pytest.fixture
 def network(linear: Callable[..., Any]) -> Any:
+    """Return the network of logits x W."""
     return linear(W)
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.2])
-def test_awp_steps_at_moved_weights(network: Any, gamma: float) -> None:
+def test_awp_takes_the_gradient_at_the_perturbed_weights(network: Any, gamma: float) -> None:
     """Natural training becomes W - lr * gradient at W + gamma ||W|| g / ||g||."""
     model = Awp(network, threat=THREAT, method="natural", gamma=gamma)
     model.compile(keras.optimizers.SGD(0.5))
@@ -37,8 +36,9 @@ def test_awp_steps_at_moved_weights(network: Any, gamma: float) -> None:
     assert int(model.inner.step) == 1
 
 
-def test_awp_waits_and_is_the_method_itself(linear: Callable[..., Any]) -> None:
+def test_awp_equals_its_method_during_the_warm_up(linear: Callable[..., Any]) -> None:
     def trained(cls: Any, **options: Any) -> np.ndarray:
+        """Return the kernel after three steps."""
         model = cls(linear(W), threat=THREAT, l2=0.01, seed=3, **options)
         model.compile(keras.optimizers.SGD(0.5))
         for _ in range(3):
@@ -48,12 +48,13 @@ def test_awp_waits_and_is_the_method_itself(linear: Callable[..., Any]) -> None:
     expected = trained(Adv, attack=FGSM())
     waiting = trained(Awp, gamma=0.2, warmup_epochs=2, steps_per_epoch=2)
     np.testing.assert_allclose(waiting, expected, rtol=1e-5, atol=1e-6)
-    began = trained(Awp, gamma=0.2, warmup_epochs=1, steps_per_epoch=2)
-    assert np.abs(began - expected).max() > 1e-4
+    perturbed = trained(Awp, gamma=0.2, warmup_epochs=1, steps_per_epoch=2)
+    assert np.abs(perturbed - expected).max() > 1e-4
 
 
-def test_awp_moves_the_averages_of_batchnorm_once() -> None:
+def test_awp_moves_the_averages_of_batchnorm_once_a_step() -> None:
     def averages(cls: Any, **options: Any) -> list[np.ndarray]:
+        """Return BatchNorm's moving mean and variance after a step."""
         keras.utils.set_random_seed(0)
         layers = [keras.layers.BatchNormalization(), keras.layers.Flatten(), keras.layers.Dense(2)]
         network = keras.Sequential([keras.Input((2, 2, 1)), *layers])
@@ -62,11 +63,11 @@ def test_awp_moves_the_averages_of_batchnorm_once() -> None:
         model.train_step((tf.constant(X), tf.constant(Y)))
         return network.get_weights()[2:4]
 
-    for one, other in zip(averages(Awp, method="natural"), averages(Natural), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-5)
+    for actual, expected in zip(averages(Awp, method="natural"), averages(Natural), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
-def test_awp_composes_with_any_method(network: Any) -> None:
+def test_awp_perturbs_as_its_method_and_names_the_key_of_a_mistake(network: Any) -> None:
     method = {"name": "squeeze", "beta": 2.0}
     model = Awp(network, threat=THREAT, method=method, ramp_steps=4)
     assert model.craft == "frozen" and model.attack == PGD(start="normal")
@@ -82,26 +83,20 @@ def test_awp_composes_with_any_method(network: Any) -> None:
             Awp(network, threat=THREAT, method=wrong)
 
 
-def test_awp_of_a_method_object_is_awp_of_its_settings(linear: Callable[..., Any]) -> None:
-    network, averaging = linear(W), Ema(decay=0.5)
-    options = {
-        "threat": THREAT,
-        "ramp_steps": 4,
-        "steps_per_epoch": 2,
-        "l2": 0.01,
-        "averaging": averaging,
-    }
-    model = Awp(network, method=Squeeze(network, beta=2.0, **options), gamma=0.02)
-    method = {"name": "squeeze", "beta": 2.0, "regularizer": "symmetric_kl"}
-    same = Awp(linear(W), method=method, gamma=0.02, **options)
-    names = parameters(Awp).keys() - {"network", "name"}
-    assert {n: getattr(model, n) for n in names} == {n: getattr(same, n) for n in names}
-    trained = []
-    for awp in (model, same):
+def test_awp_of_a_method_object_equals_awp_of_its_settings(linear: Callable[..., Any]) -> None:
+    network, options = linear(W), {"threat": THREAT, "ramp_steps": 4, "steps_per_epoch": 2}
+    options |= {"l2": 0.01, "averaging": Ema(decay=0.5)}
+    of_object = Awp(network, method=Squeeze(network, beta=2.0, **options), gamma=0.02)
+    settings = {"name": "squeeze", "beta": 2.0, "regularizer": "symmetric_kl"}
+    of_settings = Awp(linear(W), method=settings, gamma=0.02, **options)
+    for name in parameters(Awp).keys() - {"network", "name"}:
+        assert getattr(of_object, name) == getattr(of_settings, name), name
+    kernels = []
+    for awp in (of_object, of_settings):
         awp.compile("sgd")
         awp.train_step((tf.constant(X), tf.constant(Y)))
-        trained.append(awp.network.get_weights()[0])
-    np.testing.assert_array_equal(*trained)
+        kernels.append(awp.network.get_weights()[0])
+    np.testing.assert_array_equal(*kernels)
 
 
 @pytest.mark.parametrize(
@@ -115,6 +110,6 @@ def test_awp_of_a_method_object_is_awp_of_its_settings(linear: Callable[..., Any
         (lambda n, m: Awp(keras.models.clone_model(n), method=m), "object built on the same netw"),
     ],
 )
-def test_a_method_object_that_awp_does_not_take(network: Any, make: Any, message: str) -> None:
+def test_awp_refuses_an_unsuitable_method_object(network: Any, make: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         make(network, Squeeze(network, threat=THREAT, beta=2.0))

@@ -1,7 +1,6 @@
-"""The passes of a training step that move BatchNorm's averages, in the order of the authors' code.
+"""The passes of a training step move BatchNorm's averages in the order of the authors' code.
 
-The network normalises the image itself, so that each pass moves the one mean towards that of its
-images.
+The network normalises its image, so each pass moves the one moving mean towards that of the images.
 """
 
 from __future__ import annotations
@@ -19,8 +18,9 @@ from tfrobust.methods import METHODS
 RNG = np.random.default_rng(0)
 IMAGES = ("image", "adv", "collaborative", "noisy")
 BATCH = {name: RNG.random((8, 2, 2, 1)).astype("float32") for name in IMAGES}
-BATCH |= {"label": np.arange(8, dtype=np.int32) % 3, "gradient": RNG.normal(size=(8, 2, 2, 1))}
-BATCH |= {"projection": RNG.normal(size=(8, 3))}
+BATCH["label"] = np.arange(8, dtype=np.int32) % 3
+BATCH["gradient"] = RNG.normal(size=(8, 2, 2, 1)).astype("float32")
+BATCH["projection"] = RNG.normal(size=(8, 3)).astype("float32")
 PASSES = {
     "natural": ["image"],
     "adv": ["adv"],
@@ -30,7 +30,7 @@ PASSES = {
     "awp": ["adv"],
     "alp": ["both"],
     "mart": ["image", "adv"],
-    "llr": ["image"],  # its statistics serve at the adversary
+    "llr": ["image"],  # the pass of the adversary uses the statistics of the image
     "gkl": ["adv", "image"],
     "gradalign": ["adv", "noisy"],
     "squeeze": ["image", "adv"],
@@ -40,12 +40,14 @@ PASSES = {
 
 
 def network() -> keras.Model:
+    """Return a network of three classes with one BatchNorm on the image [2, 2, 1]."""
     image = keras.Input((2, 2, 1))
     x = keras.layers.BatchNormalization(momentum=0.9)(image)
     return keras.Model(image, keras.layers.Dense(3)(keras.layers.Flatten()(x)))
 
 
 def model_of(name: str) -> Any:
+    """Return the compiled model of a method."""
     method = METHODS[name]
     facts = {"steps_per_epoch": 1, "num_examples": 8}
     model = method(network(), threat=Threat("linf", 0.1), **facts, **method.example)
@@ -54,9 +56,8 @@ def model_of(name: str) -> Any:
 
 
 @pytest.mark.parametrize("name", PASSES)
-def test_the_loss_moves_the_averages_as_in_the_authors_code(name: str) -> None:
-    model, batch = model_of(name), {k: tf.constant(v) for k, v in BATCH.items()}
-    batch = {k: tf.cast(v, tf.float32) if v.dtype == tf.float64 else v for k, v in batch.items()}
+def test_loss_moves_the_averages_as_the_authors_code_does(name: str) -> None:
+    model, batch = model_of(name), {key: tf.constant(value) for key, value in BATCH.items()}
     means = {name: BATCH[name].mean() for name in IMAGES}
     means["both"] = 0.5 * (means["image"] + means["adv"])
     expected = 0.0
@@ -68,14 +69,14 @@ def test_the_loss_moves_the_averages_as_in_the_authors_code(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["nfgsm", "iaat", "gradalign", "mma", "nuat"])
-def test_methods_that_craft_in_training_mode(name: str) -> None:
+def test_methods_that_craft_in_training_mode_move_the_averages(name: str) -> None:
     model = model_of(name)
     batch = {"image": tf.constant(BATCH["image"]), "label": tf.constant(BATCH["label"])}
     model.perturb(batch | {"index": tf.range(8)})
-    assert model.network.layers[1].moving_mean.numpy()[0] > 0.04  # one pass, or more
+    assert model.network.layers[1].moving_mean.numpy()[0] > 0.04  # one pass or more
 
 
-def test_a_frozen_layer_is_not_moved_by_a_repeated_pass() -> None:
+def test_frozen_layer_keeps_its_averages() -> None:
     model = model_of("trades")
     model.network.layers[1].trainable = False
     batch = {name: tf.constant(BATCH[name]) for name in ("image", "adv", "label")}

@@ -45,27 +45,30 @@ START = {
 
 
 def page(**sections: Any) -> str:
+    """Return the page of a GPU with these sections as Markdown."""
     device = {"title": "Device", "took": 5.0, "gpu": True, "device": "Card 9"}
     return markdown({"minutes": 8, "quick": False, "sections": {"device": device} | sections})
 
 
 @pytest.fixture
 def check(tmp_path: Path) -> check_gpu.Check:
+    """Return a quick check that writes to an empty folder."""
     args = argparse.Namespace(quick=True, autoattack=None)
     return check_gpu.Check(args, tmp_path)
 
 
-def test_the_page_has_a_row_for_each_step() -> None:
+def test_page_has_a_row_for_each_training_step() -> None:
     text = page(wrn_16_2=STEPS)
     assert "# On Card 9" in text and "No GPU" not in text
     header, _, row = [line for line in text.splitlines() if line.startswith("|")][-3:]
     cells = [cell.strip() for cell in row.strip("|").split("|")]
-    # ours first; the fastest of torch's by ours; TFLOP/s; of the better peak
+    # Milliseconds of ours and of torch; the fastest of torch divided by ours; seconds of the first
+    # step; TFLOP/s; the share of the better peak.
     assert cells == ["ADV, 1 step", "5.0", "12.0", "10.0", "2.00", "29.0", "160.0", "20%"]
     assert "torch, channels last" in header
 
 
-def test_the_page_has_starts_and_what_tensorflow_said() -> None:
+def test_page_has_the_starts_and_the_messages_of_tensorflow() -> None:
     noisy = START | {"tensorflow_said": ["E0000 layout failed"], "first_epoch_seconds": None}
     results = {"first start": START, "second start": noisy, "programs kept": 3, "bytes kept": 2e6}
     text = page(pipeline={"title": "Pipeline", "took": 1.0} | results)
@@ -73,7 +76,7 @@ def test_the_page_has_starts_and_what_tensorflow_said() -> None:
     assert "3 files, 2.0 MB" in text and "E0000 layout failed" in text
 
 
-def test_the_page_tells_weights_that_differ_and_what_failed() -> None:
+def test_page_marks_different_weights_and_failures() -> None:
     compared = {"difference": 2e-6, "first_seconds": 3.0, "first_seconds_uncompiled": 1.0}
     methods = {"adv": compared, "free": compared | {"difference": 0.5}, "llr": {"failed": "E: no"}}
     text = page(
@@ -88,7 +91,7 @@ def test_the_page_tells_weights_that_differ_and_what_failed() -> None:
         assert line in text
 
 
-def test_a_page_of_a_cpu_says_so() -> None:
+def test_page_of_a_cpu_says_that_there_is_no_gpu() -> None:
     device = {"title": "Device", "took": 5.0, "gpu": False, "device": "CPU"}
     text = markdown({"minutes": 8, "quick": True, "sections": {"device": device}})
     assert "No GPU was found" in text and "no measurement" in text
@@ -98,7 +101,7 @@ def test_every_section_has_a_table() -> None:
     assert set(check_gpu.SECTIONS) == set(TABLES)
 
 
-def test_a_section_that_fails_is_a_line(check: check_gpu.Check) -> None:
+def test_failed_section_is_a_line_and_the_next_one_runs(check: check_gpu.Check) -> None:
     def broken(check: check_gpu.Check, seconds: float) -> dict[str, Any]:
         raise ValueError("no such\n  device")
 
@@ -109,11 +112,11 @@ def test_a_section_that_fails_is_a_line(check: check_gpu.Check) -> None:
     written: list[list[str]] = []
     results = check_gpu.run(sections, check, 100, lambda result: written.append(list(result)))
     assert results["first"]["failed"] == "ValueError: no such device"
-    assert results["second"]["seconds"] == 60  # no more than its own
+    assert results["second"]["seconds"] == 60  # its limit, although 100 are left
     assert written == [["first"], ["first", "second"]]
 
 
-def test_a_section_gets_what_is_left_or_is_skipped(
+def test_section_gets_the_time_that_is_left_or_is_skipped(
     check: check_gpu.Check, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [0.0]
@@ -131,8 +134,10 @@ def test_a_section_gets_what_is_left_or_is_skipped(
     assert len(calls) == 3
 
 
-def test_a_tool_that_is_ended_leaves_what_it_found(check: check_gpu.Check, tmp_path: Path) -> None:
-    """A tool that is ended leaves its results so far, and one that fails leaves its last line."""
+def test_interrupted_or_failed_tool_leaves_its_results_so_far(
+    check: check_gpu.Check, tmp_path: Path
+) -> None:
+    """A tool that fails also leaves its last line."""
     slow, broken = tmp_path / "slow.py", tmp_path / "broken.py"
     text = "import sys, time\nopen(sys.argv[-1], 'w').write('{\"a\": 1}')\n"
     slow.write_text(text + "time.sleep(60)\n")

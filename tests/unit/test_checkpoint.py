@@ -1,4 +1,4 @@
-"""Checkpoints are complete or absent, and what ends a run early."""
+"""Checkpoints are complete or absent; losses that are not finite and signals end a run."""
 
 from __future__ import annotations
 
@@ -14,21 +14,20 @@ import tensorflow as tf
 
 from tfrobust import Natural, Threat
 from tfrobust.errors import UserError
-from tfrobust.training import (
-    Best,
-    Checkpoints,
-    Interrupted,
-    Interruption,
-    NotFinite,
-    Resume,
-)
+from tfrobust.training import Best, Checkpoints, Interrupted, Interruption, NotFinite, Resume
 
 
-def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:
-    resume = Resume(trained(), Checkpoints(tmp_path), [], 5)
+def begun(folder: Path, **options: Any) -> Resume:
+    """Return the callback at the beginning of epoch 0 of five batches."""
+    resume = Resume(compiled(), Checkpoints(folder), [], 5, **options)
     resume.set_model(resume.state.model)
     resume.on_train_begin()
     resume.on_epoch_begin(0)
+    return resume
+
+
+def test_loss_or_weights_that_are_not_finite_end_the_run(tmp_path: Path) -> None:
+    resume = begun(tmp_path)
     resume.on_train_batch_end(0, {"loss": 1.0})
     with pytest.raises(NotFinite, match=r"batch 4 of 5 of epoch 1 \(step 4\); .* of step 0"):
         resume.on_train_batch_end(3, {"loss": np.float32("nan")})
@@ -40,54 +39,48 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_state_is_saved_within_long_epochs(tmp_path: Path) -> None:
+def test_checkpoint_is_saved_within_an_epoch_after_some_minutes(tmp_path: Path) -> None:
     for minutes, steps in ((10.0, []), (0.0, [1, 2])):
-        resume = Resume(trained(), Checkpoints(tmp_path), [], 5, minutes=minutes)
-        resume.set_model(resume.state.model)
-        resume.on_train_begin()
-        resume.on_epoch_begin(0)
+        resume = begun(tmp_path, minutes=minutes)
         for batch in range(2):
             resume.on_train_batch_end(batch, {"loss": 1.0})
-        assert [int(f.name[5:]) for f in sorted(tmp_path.glob("step-*"))] == steps
+        assert [int(path.name[5:]) for path in sorted(tmp_path.glob("step-*"))] == steps
 
 
-def trained(epochs: int = 0, callbacks: Any = ()) -> keras.Model:
+def compiled() -> keras.Model:
+    """Return a linear model of one input with a built optimizer."""
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
     model.compile("sgd", loss="mse")
     model.optimizer.build(model.trainable_variables)
-    x = np.ones((4, 1))
-    for callback in callbacks:  # Resume needs the model before fit
-        callback.set_model(model)
-    if epochs:
-        model.fit(x, x, epochs=epochs, callbacks=list(callbacks), verbose=0)
     return model
 
 
-def test_resume_tells_what_is_done(tmp_path: Path) -> None:
-    model = trained()
+def test_resume_knows_the_finished_epochs_and_an_early_stop(tmp_path: Path) -> None:
+    model = compiled()
     stopper = keras.callbacks.EarlyStopping("loss", patience=1, mode="max")
     resume = Resume(model, Checkpoints(tmp_path), [stopper], 1)
     assert (resume.epoch, resume.batch, resume.stopped) == (0, 0, False)
     x = np.ones((4, 1))
     model.fit(x, x, epochs=9, callbacks=[stopper, resume], verbose=0)
-    again = Resume(trained(), Checkpoints(tmp_path), [stopper], 1)
-    assert (again.epoch, again.stopped) == (2, True)
+    resumed = Resume(compiled(), Checkpoints(tmp_path), [stopper], 1)
+    assert (resumed.epoch, resumed.stopped) == (2, True)
     assert len(list(tmp_path.glob("step-*"))) == 2
 
 
 def checkpoints(folder: Path) -> tuple[Checkpoints, tf.Variable, tf.train.Checkpoint]:
+    """Return the checkpoints of a folder, a variable, and its state for TensorFlow."""
     variable = tf.Variable(0.0)
     return Checkpoints(folder), variable, tf.train.Checkpoint(variable=variable)
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "gone", "no sums"])
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
+def test_damaged_checkpoint_is_named_and_the_one_before_is_used(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
-    kept, variable, state = checkpoints(tmp_path)
+    store, variable, state = checkpoints(tmp_path)
     for step in (1, 2, 3):
         variable.assign(step)
-        kept.save(step, state, {"step": step})
+        store.save(step, state, {"step": step})
     newest = tmp_path / "step-000000003"
     data = next(newest.glob("state.data*"))
     content = bytearray(data.read_bytes())
@@ -100,88 +93,88 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
         data.unlink()
     else:
         (newest / "sha256.json").unlink()
-    kept, variable, state = checkpoints(tmp_path)
+    store, variable, state = checkpoints(tmp_path)
     assert f"{newest}: the checkpoint is damaged" in caplog.text
-    kept.read(state)
-    assert (kept.note, float(variable)) == ({"step": 2}, 2.0)
+    store.read(state)
+    assert (store.note, float(variable)) == ({"step": 2}, 2.0)
     variable.assign(3.5)
-    kept.save(3, state, {"step": 3})  # in the place of the damaged one
-    kept, variable, state = checkpoints(tmp_path)
-    kept.read(state)
+    store.save(3, state, {"step": 3})  # replaces the damaged checkpoint
+    store, variable, state = checkpoints(tmp_path)
+    store.read(state)
     assert float(variable) == 3.5
 
 
-def test_damaged_checkpoints_take_no_place_of_the_two_that_are_kept(tmp_path: Path) -> None:
-    kept, _, state = checkpoints(tmp_path)
+def test_damaged_checkpoints_do_not_count_among_the_last_two(tmp_path: Path) -> None:
+    store, _, state = checkpoints(tmp_path)
     for step in (100, 200):
-        kept.save(step, state, {"step": step})
+        store.save(step, state, {"step": step})
         (tmp_path / f"step-{step:09d}" / "sha256.json").write_text("{}")
-    kept, _, state = checkpoints(tmp_path)
-    assert kept.newest is None
+    store, _, state = checkpoints(tmp_path)
+    assert store.newest is None
     for step in (10, 20, 30):
-        kept.save(step, state, {"step": step})
-    assert {folder.name for folder in tmp_path.glob("step-*")} == {
-        "step-000000020",
-        "step-000000030",
-    }
+        store.save(step, state, {"step": step})
+    names = {folder.name for folder in tmp_path.glob("step-*")}
+    assert names == {"step-000000020", "step-000000030"}
     assert Checkpoints(tmp_path).note == {"step": 30}
     assert len(list(tmp_path.glob("damaged-*"))) == 2
 
 
-@pytest.mark.parametrize("other", [{"shape": [2]}, {"name": "another"}])
-def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path, other: dict[str, Any]) -> None:
-    kept, _, state = checkpoints(tmp_path)
-    kept.save(1, state, {"step": 1})
-    variable = tf.Variable(tf.zeros(other.get("shape", [])))
-    state = tf.train.Checkpoint(**{other.get("name", "variable"): variable})
+@pytest.mark.parametrize(("name", "shape"), [("variable", [2]), ("another", [])])
+def test_checkpoint_of_another_network_is_refused(
+    tmp_path: Path, name: str, shape: list[int]
+) -> None:
+    store, _, state = checkpoints(tmp_path)
+    store.save(1, state, {"step": 1})
+    state = tf.train.Checkpoint(**{name: tf.Variable(tf.zeros(shape))})
     with pytest.raises(UserError, match="step-000000001: expected a checkpoint of this network"):
-        kept.read(state)
+        store.read(state)
 
 
-def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
+def test_failed_write_leaves_the_checkpoint_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept, _, state = checkpoints(tmp_path)
-    kept.save(1, state, {"step": 1})
+    store, _, state = checkpoints(tmp_path)
+    store.save(1, state, {"step": 1})
     full = tf.errors.ResourceExhaustedError(None, None, "no space left on device")
     monkeypatch.setattr(tf.train.Checkpoint, "write", Mock(side_effect=full))
     with pytest.raises(UserError, match="the last one is step-000000001.*no space left"):
-        kept.save(2, state, {"step": 2})
+        store.save(2, state, {"step": 2})
     assert [f.name for f in tmp_path.iterdir()] == ["step-000000001"]
     assert Checkpoints(tmp_path).note == {"step": 1}
 
 
-def test_what_a_killed_run_was_writing_goes(tmp_path: Path) -> None:
+def test_unfinished_checkpoint_of_a_killed_run_is_removed(tmp_path: Path) -> None:
     (tmp_path / ".step-000000007").mkdir()
     assert Checkpoints(tmp_path).newest is None
     assert not list(tmp_path.iterdir())
 
 
-def test_best_is_the_last_of_the_highest() -> None:
-    model = trained()
+def test_best_restores_the_last_epoch_of_the_highest_score() -> None:
+    """Without the score in the logs, the last epoch is restored."""
+    model = compiled()
     method = Natural(model, threat=Threat())
-    best = Best(method, "score")
-    for value, score in ((1.0, 0.5), (2.0, 0.7), (3.0, 0.7), (4.0, 0.6), (5.0, np.nan)):
-        model.set_weights([np.full(w.shape, value) for w in model.get_weights()])
-        best.on_epoch_end(0, {"score": score})
-    best.restore()
-    assert (float(model.get_weights()[1][0]), best.best) == (3.0, 0.7)
-    last = Best(method, "absent")
-    for value in (1.0, 2.0):
-        model.set_weights([np.full(w.shape, value) for w in model.get_weights()])
-        last.on_epoch_end(0, {"score": 0.5})
-    last.restore()
-    assert float(model.get_weights()[1][0]) == 2.0
+
+    def restored(name: str, scores: dict[float, float]) -> tuple[float, float]:
+        """Return the weight after epochs of these weights and scores, and the best score."""
+        best = Best(method, name)
+        for value, score in scores.items():
+            model.set_weights([np.full(weight.shape, value) for weight in model.get_weights()])
+            best.on_epoch_end(0, {"score": score})
+        best.restore()
+        return float(model.get_weights()[1][0]), best.best
+
+    assert restored("score", {1.0: 0.5, 2.0: 0.7, 3.0: 0.7, 4.0: 0.6, 5.0: np.nan}) == (3.0, 0.7)
+    assert restored("absent", {1.0: 0.5, 2.0: 0.5})[0] == 2.0
 
 
-def test_signals_are_noted_once() -> None:
+def test_first_signal_is_noted_and_a_second_acts_at_once() -> None:
     before = signal.getsignal(signal.SIGTERM)
     interruption = Interruption()
     interruption.heed(0, 0)
     with interruption.caught():
         signal.raise_signal(signal.SIGTERM)
         assert interruption.signal == signal.SIGTERM
-        assert signal.getsignal(signal.SIGTERM) == before  # a second one acts as ever
+        assert signal.getsignal(signal.SIGTERM) == before
         with pytest.raises(Interrupted, match="SIGTERM: saved after 3 epochs and 2 batches"):
             interruption.heed(3, 2)
     with Interruption().caught():

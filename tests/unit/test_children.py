@@ -63,23 +63,22 @@ except Interrupted as error:
 """
 
 
-def wait(ready: Callable[[], object]) -> None:
-    end = time.monotonic() + 60
-    while not ready():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
 @pytest.fixture
-def begun(tmp_path: Path) -> Callable[[float], subprocess.Popen[str]]:
-    """Start the suite, whose runs save for this many seconds, and wait until two of them run."""
+def start_suite(tmp_path: Path) -> Callable[[float], subprocess.Popen[str]]:
+    """Return a function that starts the suite and waits until two of its runs are at work.
+
+    Its argument is the number of seconds for which each run saves.
+    """
 
     def start(seconds: float) -> subprocess.Popen[str]:
         (tmp_path / "child.py").write_text(CHILD)
         command = [sys.executable, "-c", SUITE, str(tmp_path), str(seconds)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         process = subprocess.Popen(command, cwd=ROOT, text=True, start_new_session=True, **pipes)
-        wait(lambda: len(list(tmp_path.glob("*/begun"))) == 2 or process.poll() is not None)
+        end = time.monotonic() + 60
+        while len(list(tmp_path.glob("*/begun"))) < 2 and process.poll() is None:
+            assert time.monotonic() < end
+            time.sleep(0.01)
         return process
 
     return start
@@ -88,11 +87,11 @@ def begun(tmp_path: Path) -> Callable[[float], subprocess.Popen[str]]:
 @pytest.mark.parametrize(
     "number", slow_but([signal.SIGINT, signal.SIGTERM, signal.SIGHUP], [signal.SIGTERM])
 )
-def test_a_second_signal_leaves_no_run_behind(
-    begun: Callable[[float], subprocess.Popen[str]], tmp_path: Path, number: signal.Signals
+def test_second_signal_waits_for_the_running_members(
+    start_suite: Callable[[float], subprocess.Popen[str]], tmp_path: Path, number: signal.Signals
 ) -> None:
     """The suite waits for its runs, and holds the lock of its folder until all have ended."""
-    suite = begun(1.5)
+    suite = start_suite(1.5)
     suite.send_signal(number)
     time.sleep(0.2)
     suite.send_signal(number)
@@ -101,21 +100,19 @@ def test_a_second_signal_leaves_no_run_behind(
     with RunFolder(tmp_path / "suite").locked(wait=True):
         assert len(list(tmp_path.glob("*/saved-1"))) == 2
     out, err = suite.communicate()
-    # Each was asked once and saved, and what had not begun never did.
-    assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.glob("*/saved*")) == [
-        "a/saved-1",
-        "b/saved-1",
-    ]
+    # Each run was asked once and saved; the third run has not begun.
+    saved = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/saved*"))
+    assert saved == ["a/saved-1", "b/saved-1"]
     assert not (tmp_path / "c" / "begun").exists()
     assert suite.returncode == 128 + number, err
     assert f"{number.name}: each run that was at work has ended" in out
     assert "still waiting for 2 runs" in err and "Traceback" not in err
 
 
-def test_the_third_signal_kills(
-    begun: Callable[[float], subprocess.Popen[str]], tmp_path: Path
+def test_third_signal_kills_the_members(
+    start_suite: Callable[[float], subprocess.Popen[str]], tmp_path: Path
 ) -> None:
-    suite = begun(3600)
+    suite = start_suite(3600)
     for _ in range(3):
         suite.send_signal(signal.SIGTERM)
         time.sleep(0.2)

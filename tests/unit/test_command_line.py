@@ -60,20 +60,18 @@ MISTAKES: list[list[str]] = [
 ]
 
 
-def python(command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "-1"}
+def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run Python code in a process of its own."""
+    settings = {k: v for k, v in os.environ.items() if not k.startswith("TF_")}
+    settings |= {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "-1"}
+    command = [sys.executable, "-c", code, *arguments]
     return subprocess.run(
-        [sys.executable, "-c", BLOCKED + COMMANDS[command], *arguments],
-        env=environment,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
+        command, env=settings, cwd=ROOT, capture_output=True, text=True, timeout=120
     )
 
 
 @pytest.mark.parametrize("overrides", MISTAKES, ids="+".join)
-def test_the_early_check_says_what_the_full_check_says(
+def test_early_check_gives_the_message_of_the_full_check(
     overrides: list[str], tmp_path: Path
 ) -> None:
     with pytest.raises(UserError) as full:
@@ -91,16 +89,16 @@ FAST = ("digits_atlas", "digits_oats", "digits_atlas_search", "digits_finetune",
 
 @pytest.mark.parametrize("name", slow_but(CONFIGS, FAST))
 def test_every_config_and_suite_passes_the_early_check(name: str, tmp_path: Path) -> None:
-    needed = {"evaluate": ["threat.eps=0.3", "data.name=digits", "model.path=x.keras"]}
-    early_check.check(name, needed.get(name, []), tmp_path)
+    required = {"evaluate": ["threat.eps=0.3", "data.name=digits", "model.path=x.keras"]}
+    early_check.check(name, required.get(name, []), tmp_path)
 
 
-def test_values_are_left_to_the_full_check(tmp_path: Path) -> None:
+def test_early_check_leaves_wrong_values_to_the_full_check(tmp_path: Path) -> None:
     for override in ("method=3", "attacks=3", "threat=[1]", "model={name: [1]}", "train=x"):
         early_check.check("digits_atlas", [override], tmp_path)
 
 
-def test_a_member_of_a_suite_is_checked_too(tmp_path: Path) -> None:
+def test_early_check_looks_at_the_members_of_a_suite(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=": --set trian.epochs=1: trian: unknown key: .*'train'"):
         early_check.check("digits_table", ["trian.epochs=1"], tmp_path)
     with pytest.raises(UserError, match="--stages: expected none, for a suite"):
@@ -121,11 +119,7 @@ def test_a_member_of_a_suite_is_checked_too(tmp_path: Path) -> None:
         ("compare", ["runs/a", "runs/b", "--outt", "x"], "did you mean '--out'"),
         ("compare", ["no/run", "no/more"], "run/eval.json: expected"),
         ("tfrobust", ["run", "digits_atlas", "--set", "trian.epochs=1"], "did you mean 'train'"),
-        (
-            "tfrobust",
-            ["evaluate", "x.keras", "--set", "evaluation.mod=each"],
-            "did you mean 'mode'",
-        ),
+        ("tfrobust", ["evaluate", "x", "--set", "evaluation.mod=each"], "did you mean 'mode'"),
         ("tfrobust", ["evaluate", "x.keras", "y.keras"], "expected one network at most"),
         ("tfrobust", ["evaluate", "x.keras"], "threat.eps: expected a value, received none; --set"),
         ("tfrobust", ["evaluate", "--set", "attacks=pdg"], "--set attacks=pdg: attacks[0].name"),
@@ -133,16 +127,16 @@ def test_a_member_of_a_suite_is_checked_too(tmp_path: Path) -> None:
         ("tfrobust", [], "COMMAND: expected one of run, evaluate, compare, received none"),
     ],
 )
-def test_a_typing_mistake_is_one_line_without_tensorflow(
+def test_typing_mistake_is_one_line_without_tensorflow(
     command: str, arguments: list[str], line: str
 ) -> None:
-    done = python(command, *arguments)
-    assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
-    assert line in done.stderr
+    process = python(BLOCKED + COMMANDS[command], *arguments)
+    assert process.returncode == 2 and process.stdout == ""
+    assert process.stderr.startswith("error: ") and process.stderr.count("\n") == 1
+    assert line in process.stderr
 
 
-def test_a_file_of_the_users_is_the_nearest_name(
+def test_file_in_the_working_directory_is_suggested(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -153,19 +147,19 @@ def test_a_file_of_the_users_is_the_nearest_name(
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_and_version(command: str) -> None:
-    shown = python(command, "--help")
-    assert (shown.returncode, shown.stderr) == (0, "") and shown.stdout.startswith("usage: ")
-    version = python(command, "--version")
+def test_help_and_version_are_printed_without_tensorflow(command: str) -> None:
+    usage = python(BLOCKED + COMMANDS[command], "--help")
+    assert (usage.returncode, usage.stderr) == (0, "") and usage.stdout.startswith("usage: ")
+    version = python(BLOCKED + COMMANDS[command], "--version")
     assert (version.returncode, version.stdout) == (0, f"tfrobust {__version__}\n")
 
 
-def test_the_script_is_the_same_code() -> None:
+def test_installed_script_runs_the_command_line() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["scripts"] == {"tfrobust": "pipelines.command_line:main"}
 
 
-def test_importing_pipelines_changes_nothing() -> None:
+def test_importing_pipelines_has_no_side_effects() -> None:
     code = (
         "import os, sys; before = dict(os.environ), os.fstat(2).st_ino, sys.stderr;"
         "import pipelines, pipelines.run, pipelines.command_line, pipelines.early_check;"
@@ -173,7 +167,5 @@ def test_importing_pipelines_changes_nothing() -> None:
         "assert before == (dict(os.environ), os.fstat(2).st_ino, sys.stderr);"
         "assert not {'smoke', 'workdir', 'out'} & set(absl.flags.FLAGS)"
     )
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("TF_")}
-    environment |= {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "-1"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
-    assert done.returncode == 0, done.stderr.decode()
+    process = python(code)
+    assert process.returncode == 0, process.stderr

@@ -29,8 +29,15 @@ from tfrobust.report.summary import pareto
 from tfrobust.report.text import NOTHING
 
 
-def made(path: Path, clean: int, attacked: int, **config: Any) -> Path:
-    """Return a run on 10 images of which the first `clean` are right, and so many under PGD-20."""
+def saved_run(path: Path, clean: int, attacked: int, **config: Any) -> Path:
+    """Make a run on 10 images and return its folder.
+
+    Args:
+        path: The folder.
+        clean: How many images are right without an attack; these are the first ones.
+        attacked: How many are right under PGD-20.
+        config: Settings of `make_run`.
+    """
     run = make_run(path, **config)
     row = {"name": "PGD-20", "examples": 10, "robust_accuracy": attacked / 10}
     change(run, clean_accuracy=clean / 10, robust_accuracy=attacked / 10, attacks=[row])
@@ -41,11 +48,11 @@ def made(path: Path, clean: int, attacked: int, **config: Any) -> Path:
     return run
 
 
-def test_a_row_a_label_with_mean_and_spread(tmp_path: Path) -> None:
+def test_table_has_a_row_for_each_label_with_mean_and_deviation(tmp_path: Path) -> None:
     rows = [
-        Row("a", made(tmp_path / "a0", 8, 4)),
-        Row("a", made(tmp_path / "a1", 9, 6, seed=1)),
-        Row("b", made(tmp_path / "b", 10, 3, paper=None)),
+        Row("a", saved_run(tmp_path / "a0", 8, 4)),
+        Row("a", saved_run(tmp_path / "a1", 9, 6, seed=1)),
+        Row("b", saved_run(tmp_path / "b", 10, 3, paper=None)),
         Row("c", tmp_path / "c", reason="no such luck"),
     ]
     runs = read_runs(rows)
@@ -54,7 +61,7 @@ def test_a_row_a_label_with_mean_and_spread(tmp_path: Path) -> None:
         "method", "seeds", "clean", "PGD-20", "worst case", "time per batch", "epochs",
     ]  # fmt: skip
     first, second = table.rows
-    # sd of 0.8 and 0.9 is 0.0707, of 0.4 and 0.6 is 0.1414; the paper's are 0.9947 and 0.5
+    # The deviation of 0.8 and 0.9 is 0.0707, of 0.4 and 0.6 0.1414; the paper has 0.9947 and 0.5.
     assert first[:3] == ["a", "0, 1", "85.0 ± 7.1 %\npaper 99.5 %, -14.5"]
     assert first[3] == "50.0 ± 14.1 %\npaper 50.0 %, +0.0" and first[5:] == ["42.0 ms", "4"]
     assert second[:4] == ["b", "0", "100.0 %", "30.0 %"]
@@ -68,9 +75,9 @@ def test_a_row_a_label_with_mean_and_spread(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_the_mean_over_all_corruptions_is_a_column(tmp_path: Path) -> None:
+def test_mean_over_all_corruptions_is_a_column(tmp_path: Path) -> None:
     """A mean over fewer corruptions is in a column of its own."""
-    runs = [made(tmp_path / name, 8, 4) for name in "abc"]
+    runs = [saved_run(tmp_path / name, 8, 4) for name in "abc"]
     for run, accuracy, names in zip(
         runs, (0.5, 0.7, 0.9), [CORRUPTIONS, CORRUPTIONS, ["fog"]], strict=True
     ):
@@ -79,15 +86,14 @@ def test_the_mean_over_all_corruptions_is_a_column(tmp_path: Path) -> None:
         change(run, corruptions=table | {"rows": rows})
     table = comparison(read_runs(rows_of(runs)))
     titles = [title.split("\n")[0] for title in table.header]
-    full, one = (
-        titles.index(f"corruptions{more}") for more in ("", " fog at severity 1, 2, 3, 4, 5")
-    )
+    full = titles.index("corruptions")
+    one = titles.index("corruptions fog at severity 1, 2, 3, 4, 5")
     assert [row[full] for row in table.rows] == ["50.0 %", "70.0 %", NOTHING]
     assert [row[one] for row in table.rows] == [NOTHING, NOTHING, "90.0 %"]
     assert (1, full) in table.bold and (0, full) not in table.bold
 
 
-def test_mcnemar_by_hand() -> None:
+def test_mcnemar_test_by_hand() -> None:
     first, second = np.zeros(20, bool), np.zeros(20, bool)
     first[:10], second[10:12] = True, True
     result = difference(first, second)
@@ -97,31 +103,30 @@ def test_mcnemar_by_hand() -> None:
     assert difference(first, first).p == 1.0
 
 
-def test_differences_are_on_the_images_that_both_saw(tmp_path: Path) -> None:
-    one, other = made(tmp_path / "one", 10, 9), made(tmp_path / "other", 10, 1)
-    with np.load(other / "flags.npz") as arrays:
-        cut = dict(arrays.items())
-    cut["PGD-20"] = cut["PGD-20"][:8]
-    np.savez(other / "flags.npz", **cut)
+def test_differences_count_the_images_that_both_runs_attacked(tmp_path: Path) -> None:
+    one, other = saved_run(tmp_path / "one", 10, 9), saved_run(tmp_path / "other", 10, 1)
+    with np.load(other / "flags.npz") as file:
+        arrays = dict(file)
+    arrays["PGD-20"] = arrays["PGD-20"][:8]
+    np.savez(other / "flags.npz", **arrays)
     table = differences(read_runs(rows_of([one, other])))
-    # 8 images: 8 right against 1, so 7 to 0: p is 2 / 2^7.
+    # Of 8 images, 7 are right in the first run alone and none in the other alone: p is 2 / 2^7.
     assert table.rows == [["one − other", "+0.0 (p = 1.000, n=10)", "+87.5 (p = 0.016, n=8)"]]
     assert table.bold == {(0, 2)}
 
 
-def test_the_paired_test_is_of_the_same_images_and_labels(tmp_path: Path) -> None:
-    """Other labels, another order and unknown images are refused, but not fewer of the same."""
-    one, other = made(tmp_path / "one", 10, 9), made(tmp_path / "other", 10, 1)
+def test_differences_are_refused_on_other_images_or_labels(tmp_path: Path) -> None:
+    """Other labels, pixels or orders are refused, and unknown images; fewer images are not."""
+    one, other = saved_run(tmp_path / "one", 10, 9), saved_run(tmp_path / "other", 10, 1)
     flags, images = Flags.load(one), np.random.default_rng(0).random((10, 2, 2, 1), np.float32)
     rows = read_runs(rows_of([one, other]))
-    changed = {
-        "labels": digests(images, flags.label + 1),
-        "order": flags.digest[::-1],
-        "pixel": digests(
-            images + np.eye(10)[0].reshape(-1, 1, 1, 1).astype("float32"), flags.label
-        ),
-    }
-    for digest in changed.values():
+    brighter = images.copy()
+    brighter[0] += 1
+    for digest in (
+        digests(images, flags.label + 1),
+        flags.digest[::-1],
+        digests(brighter, flags.label),
+    ):
         dataclasses.replace(flags, digest=digest).save(other)
         with pytest.raises(UserError, match="one, other: expected the same test images in the"):
             differences(read_runs(rows_of([one, other])))
@@ -136,12 +141,9 @@ def test_the_paired_test_is_of_the_same_images_and_labels(tmp_path: Path) -> Non
     assert "n=4" in differences(read_runs(rows_of([one, other]))).rows[0][1]
 
 
-def test_names_of_data_and_of_attacks_are_no_proof(tmp_path: Path) -> None:
-    """The same images with other names are comparable.
-
-    An attack with other settings is not shared.
-    """
-    one, other = made(tmp_path / "one", 10, 9), made(tmp_path / "other", 10, 1)
+def test_runs_are_compared_by_images_and_attack_settings_not_by_names(tmp_path: Path) -> None:
+    """The name of the data may differ; an attack of the same name and other settings may not."""
+    one, other = saved_run(tmp_path / "one", 10, 9), saved_run(tmp_path / "other", 10, 1)
     change(other, data={"name": "copied", "split": "test"})
     assert differences(read_runs(rows_of([one, other]))).rows[0][2].startswith("+80.0")
     row = {"name": "PGD-20", "examples": 10, "robust_accuracy": 0.1, "config": {"steps": 1}}
@@ -149,16 +151,16 @@ def test_names_of_data_and_of_attacks_are_no_proof(tmp_path: Path) -> None:
     assert differences(read_runs(rows_of([one, other]))).rows[0][2] == NOTHING
 
 
-def test_a_network_trained_elsewhere_has_no_epochs(tmp_path: Path) -> None:
-    runs = [made(tmp_path / name, 8, 4) for name in ("mine", "theirs")]
+def test_run_without_a_history_has_no_epochs_in_the_table(tmp_path: Path) -> None:
+    runs = [saved_run(tmp_path / name, 8, 4) for name in ("mine", "theirs")]
     (runs[1] / "history.csv").unlink()
     rows = comparison(read_runs(rows_of(runs))).rows
     assert [row[-2:] for row in rows] == [["42.0 ms", "4"], [NOTHING, NOTHING]]
 
 
 def test_runs_that_cannot_be_compared_are_one_line(tmp_path: Path) -> None:
-    one = made(tmp_path / "one", 10, 9)
-    other = made(tmp_path / "other", 10, 1, threat={"norm": "l2", "eps": 1.0})
+    one = saved_run(tmp_path / "one", 10, 9)
+    other = saved_run(tmp_path / "other", 10, 1, threat={"norm": "l2", "eps": 1.0})
     with pytest.raises(UserError, match="one, other: expected the same threat"):
         differences(read_runs(rows_of([one, other])))
     with pytest.raises(UserError, match="expected different runs"):
@@ -174,14 +176,14 @@ def test_runs_that_cannot_be_compared_are_one_line(tmp_path: Path) -> None:
         read_runs(rows_of([one]))
 
 
-def test_pareto() -> None:
+def test_pareto_front_by_hand() -> None:
     assert pareto([(0.9, 0.5), (0.8, 0.6), (0.85, 0.4), (0.9, 0.4), (0.8, 0.6)]) == [0, 1, 4]
 
 
-def test_the_page_of_a_comparison(tmp_path: Path) -> None:
+def test_page_of_a_comparison(tmp_path: Path) -> None:
     rows = [
-        Row("a", made(tmp_path / "a", 8, 4), {"method.beta": 1.0}),
-        Row("$b$ <i>", made(tmp_path / "b", 10, 3), {"method.beta": 2.0}),
+        Row("a", saved_run(tmp_path / "a", 8, 4), {"method.beta": 1.0}),
+        Row("$b$ <i>", saved_run(tmp_path / "b", 10, 3), {"method.beta": 2.0}),
         Row("c", tmp_path / "c", reason="out of <luck>"),
     ]
     page = write_comparison(tmp_path / "out", "mine", rows, {"budget": "small"})
@@ -204,10 +206,10 @@ def test_the_page_of_a_comparison(tmp_path: Path) -> None:
     assert again.read_text() == html
 
 
-def test_runs_under_other_threats_stand_side_by_side_and_none_is_the_best(tmp_path: Path) -> None:
+def test_runs_under_different_threats_have_no_best_and_no_common_plot(tmp_path: Path) -> None:
     far = {"norm": "linf", "eps": 0.3}
-    other = made(tmp_path / "b", 10, 3, threat=far)
-    rows = [Row("a", made(tmp_path / "a", 8, 4)), Row("b", other)]
+    other = saved_run(tmp_path / "b", 10, 3, threat=far)
+    rows = [Row("a", saved_run(tmp_path / "a", 8, 4)), Row("b", other)]
     for row, eps in zip(rows, (0.15, 0.3), strict=True):
         curve = [{"eps": e, "robust_accuracy": 0.5, "examples": 10} for e in (0.0, eps)]
         change(row.folder, eps_curve=curve)

@@ -1,9 +1,8 @@
-"""Once-for-all networks and their training: layers computed by hand, and the drawn lambdas."""
+"""Once-for-all networks and their training: layers by hand, and how lambdas are drawn."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +31,8 @@ SMALL: dict[str, dict[str, Any]] = {
 THREAT = Threat("linf", 0.1)
 
 
-def test_dual_batchnorm_is_one_batchnorm_for_each_kind() -> None:
-    """Trained on a mixture, it is two of Keras's BatchNorms, each on the examples of one kind."""
+def test_dual_batchnorm_is_a_batchnorm_for_each_kind_of_lambda() -> None:
+    """On a mixture of examples it equals two BatchNorms of Keras, each on one kind."""
     x = RNG.normal(1.0, 2.0, (12, 3, 3, 5)).astype("float32")
     strength = RNG.permutation([0.0] * 5 + [0.3] * 3 + [1.0] * 4).astype("float32")
     dual = DualBatchNorm()
@@ -41,18 +40,18 @@ def test_dual_batchnorm_is_one_batchnorm_for_each_kind() -> None:
     for _ in range(3):
         result = dual([x, strength], training=True).numpy()
         for kind, layer in enumerate(plain):
-            mine = (strength > 0) == kind
-            np.testing.assert_allclose(result[mine], layer(x[mine], training=True), atol=1e-5)
+            rows = (strength > 0) == kind
+            np.testing.assert_allclose(result[rows], layer(x[rows], training=True), atol=1e-5)
             np.testing.assert_allclose(dual.moving_mean[kind], layer.moving_mean, rtol=1e-5)
-            spread = layer.moving_variance
-            np.testing.assert_allclose(dual.moving_variance[kind], spread, rtol=1e-4)
+            variance = layer.moving_variance
+            np.testing.assert_allclose(dual.moving_variance[kind], variance, rtol=1e-4)
     result = dual([x, strength]).numpy()
     for kind, layer in enumerate(plain):
-        mine = (strength > 0) == kind
-        np.testing.assert_allclose(result[mine], layer(x[mine]), atol=1e-5)
+        rows = (strength > 0) == kind
+        np.testing.assert_allclose(result[rows], layer(x[rows]), atol=1e-5)
 
 
-def test_dual_batchnorm_without_examples_of_a_kind() -> None:
+def test_dual_batchnorm_keeps_the_statistics_of_an_absent_kind() -> None:
     dual = DualBatchNorm()
     dual([RNG.normal(3.0, 1.0, (4, 2)).astype("float32"), np.zeros(4, "float32")], training=True)
     np.testing.assert_array_equal(dual.moving_mean[1], [0.0, 0.0])
@@ -61,36 +60,41 @@ def test_dual_batchnorm_without_examples_of_a_kind() -> None:
 
 
 def test_film_by_hand() -> None:
-    x, code = RNG.normal(size=(3, 2, 2, 2)), RNG.normal(size=(3, 4))
-    x, code = x.astype("float32"), code.astype("float32")
+    def leaky(values: np.ndarray) -> np.ndarray:
+        return np.where(values > 0, values, 0.01 * values)
+
+    x = RNG.normal(size=(3, 2, 2, 2)).astype("float32")
+    code = RNG.normal(size=(3, 4)).astype("float32")
     layer = FiLM()
     result = layer([x, code])
     w1, b1, w2, b2 = (weight.numpy() for weight in layer.weights)
-    leaky = lambda v: np.where(v > 0, v, 0.01 * v)  # noqa: E731
-    made = leaky(leaky(code @ w1 + b1) @ w2 + b2)
-    mu, sigma = (part[:, None, None] for part in np.split(made, 2, axis=1))
-    np.testing.assert_allclose(result, x * mu + sigma, rtol=1e-4, atol=1e-5)
+    scale_and_offset = leaky(leaky(code @ w1 + b1) @ w2 + b2)
+    scale, offset = np.split(scale_and_offset[:, None, None], 2, axis=-1)
+    np.testing.assert_allclose(result, x * scale + offset, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("encoding", ["random", "dct", "onehot", "none"])
-def test_encoding_tells_the_lambdas_apart(encoding: str) -> None:
+def test_encodings_of_the_lambdas_are_orthogonal(encoding: str) -> None:
     layer = Encoding(LAMBDAS, encoding)
     codes = layer(tf.constant([0.0, 0.2, 1.0, 0.19])).numpy()
     assert codes.shape == (4, {"random": 128, "dct": 128, "onehot": 3, "none": 1}[encoding])
     if encoding == "none":
         np.testing.assert_allclose(codes[:, 0], [0.0, 0.2, 1.0, 0.19])
         return
-    np.testing.assert_array_equal(codes[3], codes[1])  # the nearest
+    np.testing.assert_array_equal(codes[3], codes[1])  # 0.2 is the nearest to 0.19
     products = codes[:3] @ codes[:3].T
     np.testing.assert_allclose(products / np.diag(products), np.eye(3), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", slow_but(SMALL, ["small_cnn"]))
-def test_networks_take_lambda(name: str, tmp_path: Path) -> None:
+def test_network_with_lambdas_is_saved_and_trained(name: str, tmp_path: Path) -> None:
     keras.utils.set_random_seed(0)
     network = MODELS[name]((16, 16, 1), 3, lambdas=LAMBDAS, **SMALL[name])
     x = RNG.random((4, 16, 16, 1)).astype("float32")
-    at = lambda model, value: model({"image": x, "strength": np.full(4, value, "float32")})  # noqa: E731
+
+    def at(model: keras.Model, strength: float) -> tf.Tensor:
+        return model({"image": x, "strength": np.full(4, strength, "float32")})
+
     assert np.abs(at(network, 0.0) - at(network, 1.0)).max() > 1e-4
     network.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
@@ -110,64 +114,61 @@ def test_networks_take_lambda(name: str, tmp_path: Path) -> None:
         ({"lambdas": LAMBDAS, "encoding": "rand"}, "encoding: .*did you mean 'random'"),
     ],
 )
-def test_mistakes_of_a_network(options: Any, message: str) -> None:
+def test_wrong_lambdas_of_a_network_are_refused(options: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         small_cnn((8, 8, 1), 3, **options)
 
 
-def conditional(**options: Any) -> Oat:
+def small_oat() -> Oat:
+    """Return OAT of a small network for images [8, 8, 1] of three classes."""
     keras.utils.set_random_seed(0)
     network = small_cnn((8, 8, 1), 3, lambdas=LAMBDAS, **SMALL["small_cnn"])
-    return Oat(network, threat=THREAT, attack=PGD(steps=2), lambdas=LAMBDAS, **options)
+    return Oat(network, threat=THREAT, attack=PGD(steps=2), lambdas=LAMBDAS)
 
 
 def batch_of(model: Any, size: int) -> dict[str, tf.Tensor]:
+    """Return a batch of random images before crafting."""
     x = RNG.random((size, 8, 8, 1)).astype("float32")
     return model.as_batch((tf.constant(x), tf.constant(np.arange(size) % 3)))
 
 
-def test_lambdas_are_drawn_as_the_paper_says() -> None:
+def test_lambdas_are_drawn_as_in_the_paper() -> None:
     """ceil(B / 3) lambdas are 0 and the others are drawn evenly from the rest, in any order."""
-    model, places = conditional(), Counter()
-    drawn: Counter[float] = Counter()
+    model = small_oat()
+    draws: list[np.ndarray] = []
     for step in range(40):
         model.step.assign(step)
-        result = model.perturb(batch_of(model, 10))["strength"].numpy()
-        assert (result == 0).sum() == 4
-        drawn.update(np.round(result.astype(float), 3))
-        places.update(np.flatnonzero(result == 0))
-    assert set(drawn) == set(LAMBDAS) and abs(drawn[0.2] - drawn[1.0]) < 60
-    assert len(places) == 10
+        draws.append(model.perturb(batch_of(model, 10))["strength"].numpy())
+    strength = np.round(np.array(draws, float), 3)  # [40, 10]
+    assert (np.sum(strength == 0, axis=1) == 4).all()
+    assert set(strength.ravel()) == set(LAMBDAS)
+    assert abs(np.sum(strength == 0.2) - np.sum(strength == 1.0)) < 60
+    assert (strength == 0).any(axis=0).all()
 
 
-def test_no_attack_is_spent_on_lambda_0(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, sizes, forward = conditional(), set(), Oat.forward
+def test_images_with_lambda_0_are_not_attacked(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, sizes, forward = small_oat(), set(), Oat.forward
     batch = batch_of(model, 9)
-    monkeypatch.setattr(
-        Oat,
-        "forward",
-        lambda self, inputs, mode: (
-            sizes.add(len(inputs["image"])),
-            forward(self, inputs, mode),
-        )[1],
-    )
+
+    def counted(self: Oat, inputs: Any, mode: Any) -> Any:
+        sizes.add(len(inputs["image"]))
+        return forward(self, inputs, mode)
+
+    monkeypatch.setattr(Oat, "forward", counted)
     result = model.perturb(batch)
-    untouched = (result["adv"].numpy() == batch["image"].numpy()).all(axis=(1, 2, 3))
-    np.testing.assert_array_equal(untouched, result["strength"].numpy() == 0)
+    unchanged = (result["adv"].numpy() == batch["image"].numpy()).all(axis=(1, 2, 3))
+    np.testing.assert_array_equal(unchanged, result["strength"].numpy() == 0)
     assert sizes == {6}
 
 
-def test_the_loss_at_one_lambda_is_that_of_its_ends() -> None:
-    """The loss at one lambda is that of natural and adversarial training at this lambda.
-
-    At 0 it is natural training, at 1 adversarial training, and between them adversarial training
-    with this clean weight.
-    """
-    model = conditional()
+def test_loss_at_a_lambda_is_that_of_adv_with_this_clean_weight() -> None:
+    """At 0 it is the loss of natural training, at 1 that of adversarial training."""
+    model = small_oat()
     batch = batch_of(model, 6)
     batch["adv"] = THREAT.random_start(batch["image"], [0, 1])
 
-    def ends(value: float) -> keras.Model:
+    def network_at(value: float) -> keras.Model:
+        """Return the network of the image alone, with lambda fixed."""
         image = keras.Input((8, 8, 1))
         strength = keras.ops.ones_like(image[:, 0, 0, 0]) * value
         return keras.Model(image, model.network({"image": image, "strength": strength}))
@@ -178,11 +179,11 @@ def test_the_loss_at_one_lambda_is_that_of_its_ends() -> None:
         (1.0, Adv, {}),
     ):
         result = model.robust_loss(batch | {"strength": tf.fill([6], value)})["loss"]
-        expected = cls(ends(value), threat=THREAT, **terms).robust_loss(batch)["loss"]
+        expected = cls(network_at(value), threat=THREAT, **terms).robust_loss(batch)["loss"]
         np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_network_without_lambda_is_refused() -> None:
+def test_oat_and_adv_refuse_a_network_with_the_wrong_inputs() -> None:
     with pytest.raises(
         UserError, match="network: expected one of image and strength .*, received 'image'"
     ):
@@ -194,8 +195,7 @@ def test_a_network_without_lambda_is_refused() -> None:
         Adv(network, threat=THREAT)
 
 
-def test_the_export_takes_both_inputs(tmp_path: Path) -> None:
-    """The export gives the network's logits at any lambda, and the gradient that attacks need."""
+def test_exported_network_has_the_logits_and_gradients_at_each_lambda(tmp_path: Path) -> None:
     network = small_cnn((8, 8, 1), 3, lambdas=LAMBDAS, **SMALL["small_cnn"])
     x = RNG.random((3, 8, 8, 1)).astype("float32")
     export(network, tmp_path / "saved", x)
@@ -206,12 +206,11 @@ def test_the_export_takes_both_inputs(tmp_path: Path) -> None:
         for strength in LAMBDAS:
             at = dataclasses.replace(loaded, strength=strength)
             inputs = {"image": tf.constant(x), "strength": tf.fill([3], strength)}
-            slopes = []
-            for function, images in ((at, inputs["image"]), (network, inputs)):
-                with tf.GradientTape() as tape:
-                    tape.watch(inputs["image"])
-                    logits = function(images)
-                    total = tf.reduce_sum(logits[:, 0])
-                slopes.append((logits, tape.gradient(total, inputs["image"])))
-            for result, expected in zip(*slopes, strict=True):
-                np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-5)
+            with tf.GradientTape(persistent=True) as tape:
+                tape.watch(inputs["image"])
+                logits, expected = at(inputs["image"]), network(inputs)
+                first, expected_first = logits[:, 0], expected[:, 0]
+            gradient = tape.gradient(first, inputs["image"])
+            expected_gradient = tape.gradient(expected_first, inputs["image"])
+            np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-4, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Attacks that search in a lower precision than the network that decides."""
+"""Attacks search in a lower precision, and the network itself decides what is broken."""
 
 from __future__ import annotations
 
@@ -34,12 +34,8 @@ def digits() -> tuple[keras.Model, np.ndarray, np.ndarray]:
     return network, test.as_float()[:200], test.labels[:200]
 
 
-def test_what_the_search_is_wrong_about_is_attacked_again(digits: Any) -> None:
-    """Images on which the search is wrong are attacked again.
-
-    A search that takes every image for misclassified breaks none itself, so the result is that of a
-    search on the network itself.
-    """
+def test_images_that_only_the_search_breaks_are_attacked_again(digits: Any) -> None:
+    """A search that takes every image for misclassified does not change the result."""
     network, x, y = digits
     attack = PGD(steps=5, success="any")
     alone = craft(network, x, y, attack, THREAT)
@@ -50,51 +46,43 @@ def test_what_the_search_is_wrong_about_is_attacked_again(digits: Any) -> None:
 
 
 @pytest.mark.slow
-def test_bfloat16_leaves_what_float32_leaves(digits: Any) -> None:
-    """As many of 200 images stay right as in float32, give or take one.
-
-    The attacks stop at the first success.
-    """
+def test_bfloat16_search_breaks_as_many_images_as_float32(digits: Any) -> None:
+    """The numbers of robust images of 200 differ by at most one."""
     network, x, y = digits
-    # Of the standard length: shorter attacks leave more to chance, and differ by as much from one
-    # seed to the next.
+    # The attacks have their standard length: the results of shorter ones differ more from one seed
+    # to the next.
     attacks = [APGD(), APGD("targeted_dlr")]
     options: dict[str, Any] = {"check": False, "progress": False}
     plain = evaluate(network, x, y, THREAT, attacks, **options)
     half = evaluate(network, x, y, THREAT, attacks, craft_precision="mixed_bfloat16", **options)
     assert abs(plain.robust_accuracy - half.robust_accuracy) <= 1 / 200
     assert half.clean_accuracy == plain.clean_accuracy
-    for a, b in zip(plain.results[0].robust, half.results[0].robust, strict=True):
-        assert a == b
+    np.testing.assert_array_equal(plain.results[0].robust, half.results[0].robust)
 
 
-def test_the_record_says_what_was_searched_in(digits: Any, tmp_path: Path) -> None:
-    """The record has the precision of the search.
-
-    Results of one precision are not reused in another.
-    """
+def test_record_has_the_precision_of_the_search(digits: Any, tmp_path: Path) -> None:
+    """Results of one precision are not reused in another."""
     network, x, y = digits
     network.save(tmp_path / "model.keras")
-    loaded, options = load_network(tmp_path), {"check": False, "progress": False}
+    loaded = load_network(tmp_path)
+    options: dict[str, Any] = {"folder": tmp_path, "check": False, "progress": False}
     for precision in ("float32", "mixed_bfloat16"):
-        evaluate(
-            loaded, x, y, THREAT, "fgsm", folder=tmp_path, craft_precision=precision, **options
-        )
+        evaluate(loaded, x, y, THREAT, "fgsm", craft_precision=precision, **options)
         record = Record.load(tmp_path)
         assert record.craft_precision == precision
-        made_with = record.attacks[0].provenance
-        assert made_with is not None and made_with.precision == "float32"
-        assert (made_with.tf32, made_with.replicas) == (tf32.in_use(), 1)
+        provenance = record.attacks[0].provenance
+        assert provenance is not None and provenance.precision == "float32"
+        assert (provenance.tf32, provenance.replicas) == (tf32.in_use(), 1)
         assert ("searched on the network in" in how_counted(record)) == (precision != "float32")
     assert Record.load(tmp_path / "evaluation.1").craft_precision == "float32"
 
 
-def test_only_a_keras_network_is_copied(digits: Any, tmp_path: Path) -> None:
+def test_search_in_lower_precision_needs_a_keras_network(digits: Any, tmp_path: Path) -> None:
     network, x, y = digits
     network.export(str(tmp_path / "exported"), verbose=False)
-    for other in (lambda images: network(images), load_network(tmp_path / "exported")):
+    for function in (lambda images: network(images), load_network(tmp_path / "exported")):
         with pytest.raises(UserError, match="^craft_precision: expected float32 .only a func"):
-            evaluate(other, x, y, THREAT, "fgsm", craft_precision="mixed_bfloat16")
+            evaluate(function, x, y, THREAT, "fgsm", craft_precision="mixed_bfloat16")
     with pytest.raises(UserError, match="^craft_precision: .* received 'mixed_float16'"):
         evaluate(network, x, y, THREAT, "fgsm", craft_precision="mixed_float16")
     copy = in_precision(network, "mixed_bfloat16", "network")
@@ -102,18 +90,18 @@ def test_only_a_keras_network_is_copied(digits: Any, tmp_path: Path) -> None:
 
 
 def test_verdicts_are_computed_without_tensor_float_32(digits: Any) -> None:
-    """TensorFloat-32 is off for verdicts, and afterwards as it was before."""
+    """It is on during the search, and on again after the verdicts."""
     network, x, y = digits
-    switch, seen = tf.config.experimental, []
+    switch, states = tf.config.experimental, []
     assert switch.tensor_float_32_execution_enabled()
 
     def look(images: Any) -> Any:
-        seen.append(switch.tensor_float_32_execution_enabled())
+        states.append(switch.tensor_float_32_execution_enabled())
         return images
 
     def logits_fn(images: tf.Tensor) -> tf.Tensor:
         return network(tf.ensure_shape(tf.py_function(look, [images], tf.float32), images.shape))
 
     craft(logits_fn, x[:8], y[:8], Square(queries=5), THREAT)
-    assert set(seen) == {True, False} and not seen[-1]
+    assert set(states) == {True, False} and not states[-1]
     assert switch.tensor_float_32_execution_enabled()

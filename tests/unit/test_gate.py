@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import keras
@@ -13,8 +14,8 @@ import tensorflow as tf
 
 from pipelines import config as configs
 from pipelines.spec import parse
+from tests.errors import error_line
 from tests.products import slow_but
-from tests.unit.test_data import fails
 from tfrobust import FGSM, PGD, Adv, Threat
 from tfrobust.data import from_arrays
 from tfrobust.errors import UserError
@@ -23,9 +24,12 @@ from tfrobust.gate import check_images, check_labels, check_threat
 RNG = np.random.default_rng(0)
 X = RNG.random((12, 4, 4, 1)).astype("float32")
 Y = RNG.integers(0, 3, 12)
+WRONG_LATE = X.copy()
+WRONG_LATE[9] = 2.0  # in the third batch of 4
 
 
 def test_images_of_any_float_width_become_float32() -> None:
+    """Images that are float32 already are not copied."""
     for dtype in ("float16", "float64", "longdouble", tf.bfloat16.as_numpy_dtype):
         images = check_images(X.astype(dtype))
         assert images.dtype == np.float32
@@ -34,12 +38,12 @@ def test_images_of_any_float_width_become_float32() -> None:
     np.testing.assert_array_equal(check_images(tf.constant(X)), X)
 
 
-def test_rounding_is_moved_into_the_box_and_no_more_is() -> None:
+def test_pixels_outside_the_box_by_rounding_are_clipped_and_others_refused() -> None:
     off = np.where(X > 0.5, 1 + 1e-7, -1e-7)
     np.testing.assert_array_equal(check_images(off), X > 0.5)
     wide = np.where(X > 0.5, 255 + 1e-4, 0)
     np.testing.assert_array_equal(check_images(wide, box=(0.0, 255.0)), 255.0 * (X > 0.5))
-    assert "received 0 to 1.0001" in fails(lambda: check_images(np.where(X > 0.5, 1.0001, 0)))
+    assert "received 0 to 1.0001" in error_line(lambda: check_images(np.where(X > 0.5, 1.0001, 0)))
 
 
 @pytest.mark.parametrize(
@@ -55,13 +59,13 @@ def test_rounding_is_moved_into_the_box_and_no_more_is() -> None:
         (X[..., 0], "of shape [N, H, W, C], none of it 0, received (12, 4, 4)"),
     ],
 )
-def test_images_that_are_none(images: Any, message: str) -> None:
-    assert message in fails(lambda: check_images(images))
+def test_wrong_images_are_one_line(images: Any, message: str) -> None:
+    assert message in error_line(lambda: check_images(images))
 
 
 @pytest.mark.parametrize("shape", [(3, 32, 32), (1, 28, 28), (3, 224, 160), (1, 5, 20)])
-def test_channels_first_is_asked_about(shape: tuple[int, ...]) -> None:
-    line = fails(lambda: check_images(np.zeros((2, *shape))))
+def test_images_that_look_like_channels_first_need_a_layout(shape: tuple[int, ...]) -> None:
+    line = error_line(lambda: check_images(np.zeros((2, *shape))))
     assert "which looks like channels first: np.moveaxis(x, 1, -1) moves them" in line
     moved = check_images(np.zeros((2, *shape)), layout="channels_first")
     assert moved.shape == (2, *shape[1:], shape[0])
@@ -69,14 +73,14 @@ def test_channels_first_is_asked_about(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 1000, 12), (64, 8, 1), (1, 28, 3), (3, 3, 16), (8, 8, 32)])
-def test_shapes_that_are_no_channels_first(shape: tuple[int, ...]) -> None:
+def test_shapes_that_do_not_look_like_channels_first_need_no_layout(shape: tuple[int, ...]) -> None:
     assert check_images(np.zeros((2, *shape))).shape == (2, *shape)
 
 
-def test_labels_in_the_classes_of_a_network() -> None:
+def test_labels_must_be_classes_of_the_network() -> None:
     np.testing.assert_array_equal(check_labels(tf.constant(Y)[:, None], 12, 3), Y)
     assert check_labels(Y.astype("float16")).dtype == np.int32
-    line = fails(lambda: check_labels(Y, 12, 2))
+    line = error_line(lambda: check_labels(Y, 12, 2))
     assert line == "y: expected class numbers 0 to 1, as the network has 2 logits, received 2"
 
 
@@ -89,34 +93,45 @@ def test_labels_in_the_classes_of_a_network() -> None:
         (Threat("linf", 300, (0, 255)), "at most 255, the linf width of images in [0, 255], rec"),
     ],
 )
-def test_an_eps_beyond_the_box(threat: Threat, message: str) -> None:
-    assert message in fails(lambda: check_threat(threat, (4, 4, 1)))
+def test_eps_beyond_the_box_is_refused(threat: Threat, message: str) -> None:
+    assert message in error_line(lambda: check_threat(threat, (4, 4, 1)))
     if threat.norm == "linf":
-        assert "train.eps: expected" in fails(lambda: check_threat(threat, where="train.eps"))
-        assert "threat.eps: expected" in fails(lambda: Adv(network(), threat=threat))
+        assert "train.eps: expected" in error_line(lambda: check_threat(threat, where="train.eps"))
+        assert "threat.eps: expected" in error_line(lambda: Adv(network(), threat=threat))
 
 
 @pytest.mark.parametrize(
     "threat", [Threat("linf", 1), Threat("l2", 4), Threat("l1", 16), Threat("linf", 8, (0, 255))]
 )
-def test_an_eps_within_the_box(threat: Threat) -> None:
+def test_eps_within_the_box_is_accepted(threat: Threat) -> None:
     check_threat(threat, (4, 4, 1))
 
 
-# What RobustModel.fit is given
+# Data of RobustModel.fit
 
 
 def network() -> keras.Model:
+    """Return a network with BatchNorm for images [4, 4, 1] of three classes."""
     keras.utils.set_random_seed(0)
     layers = [keras.layers.Flatten(), keras.layers.BatchNormalization(), keras.layers.Dense(3)]
     return keras.Sequential([keras.Input((4, 4, 1)), *layers])
 
 
+def compiled(**options: Any) -> Adv:
+    """Return a compiled model of the network; `options` are those of `compile`."""
+    model = Adv(network(), threat=Threat("linf", 0.1), attack=FGSM(), validation_attack=FGSM())
+    model.compile(**{"optimizer": "sgd"} | options)
+    return model
+
+
 def stream(x: np.ndarray, y: np.ndarray) -> tf.data.Dataset:
+    """Return the examples in batches of 4."""
     return tf.data.Dataset.from_tensor_slices((x, y)).batch(4)
 
 
 class Batches(keras.utils.PyDataset):
+    """The examples in batches of 4."""
+
     def __init__(self, x: np.ndarray, y: np.ndarray):
         super().__init__()
         self.x, self.y = x, y
@@ -124,12 +139,13 @@ class Batches(keras.utils.PyDataset):
     def __len__(self) -> int:
         return len(self.x) // 4
 
-    def __getitem__(self, place: int) -> Any:
-        rows = slice(4 * place, 4 * place + 4)
+    def __getitem__(self, index: int) -> Any:
+        rows = slice(4 * index, 4 * index + 4)
         return self.x[rows], self.y[rows]
 
 
 def generator(x: np.ndarray, y: np.ndarray) -> Any:
+    """Yield the first 4 examples without end."""
     while True:
         yield x[:4], y[:4]
 
@@ -163,51 +179,42 @@ MISTAKES = {
     "too great": (X, Y + 1, "class numbers 0 to 2"),
     "one-hot": (X, np.eye(3)[Y], "(of one-hot labels, argmax(-1))"),
 }
-
-
-# Every mistake in arrays and in a stream, and one mistake in every container.
+# The fast suite has every mistake in arrays and in a stream, and one in every container.
 PAIRS = list(itertools.product(CONTAINERS, MISTAKES))
 FAST = [pair for pair in PAIRS if pair[0] in ("arrays", "tf.data") or pair[1] == "too great"]
 
 
 @pytest.mark.parametrize("pair", slow_but(PAIRS, FAST), ids=" ".join)
-def test_a_mistake_is_one_line_before_a_weight_moves(pair: tuple[str, str]) -> None:
+def test_wrong_training_data_are_refused_before_a_weight_moves(pair: tuple[str, str]) -> None:
     container, mistake = pair
     x, y, message = MISTAKES[mistake]
-    model = Adv(network(), threat=Threat("linf", 0.1), attack=FGSM(), validation_attack=FGSM())
-    model.compile("sgd")
-    before = model.get_weights()
-    line = fails(lambda: model.fit(**CONTAINERS[container](x, y), verbose=0))
+    model = compiled()
+    start = model.get_weights()
+    line = error_line(lambda: model.fit(**CONTAINERS[container](x, y), verbose=0))
     assert message in line
-    for after, earlier in zip(model.get_weights(), before, strict=True):
-        np.testing.assert_array_equal(after, earlier)
+    for after, before in zip(model.get_weights(), start, strict=True):
+        np.testing.assert_array_equal(after, before)
     if "validation" in container:
         assert "validation_data" in line
 
 
 @pytest.mark.parametrize("eager", [False, True])
-def test_a_single_batch_is_looked_at(eager: bool) -> None:
-    model = Adv(network(), threat=Threat("linf", 0.1), validation_attack=FGSM())
-    model.compile("sgd", run_eagerly=eager)
+def test_single_batch_is_checked(eager: bool) -> None:
+    model = compiled(run_eagerly=eager)
     for step in (model.train_on_batch, model.test_on_batch):
-        assert "x: expected float images in [0, 1]" in fails(lambda s=step: s(255 * X, Y))
-        assert "y: expected class numbers 0 to 2" in fails(lambda s=step: s(X, Y + 1))
-        assert "Adv expected label beside image" in fails(lambda s=step: s(X))
+        assert "x: expected float images in [0, 1]" in error_line(partial(step, 255 * X, Y))
+        assert "y: expected class numbers 0 to 2" in error_line(partial(step, X, Y + 1))
+        assert "Adv expected label beside image" in error_line(partial(step, X))
     assert int(model.step) == 0
     assert np.isfinite(model.train_on_batch(X, Y)).all()
     assert int(model.step) == 1
-    assert model.test_on_batch(X, Y, return_dict=True).keys() == model.evaluate(
-        X, Y, verbose=0, return_dict=True
-    ).keys()  # fmt: skip
+    logs = model.test_on_batch(X, Y, return_dict=True)
+    assert logs.keys() == model.evaluate(X, Y, verbose=0, return_dict=True).keys()
 
 
-def test_a_generator_that_was_looked_at_gives_all_it_has() -> None:
-    """A generator still gives all its images after its first ones were checked.
-
-    Of 12 images the first 4 have class 0 and the others do not, so 4 of 12 are right.
-    """
-    model = Adv(network(), threat=Threat("linf", 0.1), validation_attack=FGSM())
-    model.compile(keras.optimizers.SGD(0.0))
+def test_checked_generator_still_gives_all_its_batches() -> None:
+    """The network predicts class 0, which only the first batch of three has."""
+    model = compiled(optimizer=keras.optimizers.SGD(0.0))
     model.network.layers[-1].set_weights([np.zeros((16, 3)), np.array([2.0, 1.0, 0.0])])
     labels = np.repeat([0, 1, 2], 4)
     data = (batch for batch in stream(X, labels).as_numpy_iterator())
@@ -216,61 +223,60 @@ def test_a_generator_that_was_looked_at_gives_all_it_has() -> None:
 
 
 @pytest.mark.parametrize("container", ["tf.data", "PyDataset", "arrays"])
-def test_evaluate_refuses_the_same(container: str) -> None:
-    model = Adv(network(), threat=Threat("linf", 0.1), validation_attack=FGSM())
-    model.compile("sgd")
+def test_evaluate_refuses_wrong_images(container: str) -> None:
     data = CONTAINERS[container](255 * X, Y)
-    assert "images in [0, 1]" in fails(lambda: model.evaluate(**data, verbose=0))
+    assert "images in [0, 1]" in error_line(lambda: compiled().evaluate(**data, verbose=0))
 
 
-def test_a_batch_in_the_middle_of_a_stream_is_looked_at() -> None:
-    model = Adv(network(), threat=Threat("linf", 0.1))
-    model.compile("sgd")
-    late = X.copy()
-    late[9] = 2.0
-    line = fails(lambda: model.fit(stream(late, Y), verbose=0))
+def test_every_batch_of_a_stream_is_checked() -> None:
+    model = compiled()
+    line = error_line(lambda: model.fit(stream(WRONG_LATE, Y), verbose=0))
     assert line.endswith(" to 2; divide them by 255")
     assert int(model.step) == 2
 
 
-def test_a_batch_on_one_of_two_devices(on_two_devices: Callable[[str], dict[str, Any]]) -> None:
+def test_batch_on_the_second_device_is_checked(
+    on_two_devices: Callable[[str], dict[str, Any]],
+) -> None:
     expected = "image: expected float images in [0, 1], received 0.5 to 9; divide them by 255"
     assert on_two_devices("refused") == {"line": expected, "moved": 0.0}
 
 
-def test_under_xla_later_batches_are_looked_at_too(xla: None) -> None:
+def test_every_batch_is_checked_under_xla(xla: None) -> None:
     """XLA has no assertions, so it compiles only what follows the checks."""
-    model = Adv(network(), threat=Threat("linf", 0.1), validation_attack=FGSM())
-    model.compile("sgd", jit_compile=True)
-    late = X.copy()
-    late[9] = 2.0
-    for data in ({"x": stream(late, Y)}, {"x": X, "y": Y, "validation_data": stream(late, Y)}):
-        assert fails(lambda d=data: model.fit(**d, verbose=0)).endswith("to 2; divide them by 255")
-    assert "received 0 to 3" in fails(lambda: model.evaluate(stream(X, Y + (Y > 1)), verbose=0))
+    model = compiled(jit_compile=True)
     assert np.isfinite(model.fit(stream(X, Y), verbose=0).history["loss"]).all()
-    generated = ((late[i : i + 4], Y[i : i + 4]) for i in (0, 4, 8))
-    for data in (generated, Batches(late, Y)):
-        line = fails(lambda d=data: model.fit(d, steps_per_epoch=3, verbose=0))
+    wrong_labels = stream(X, Y + (Y > 1))
+    assert "received 0 to 3" in error_line(lambda: model.evaluate(wrong_labels, verbose=0))
+    late_batches = ((WRONG_LATE[rows : rows + 4], Y[rows : rows + 4]) for rows in (0, 4, 8))
+    for data in (
+        {"x": stream(WRONG_LATE, Y)},
+        {"x": X, "y": Y, "validation_data": stream(WRONG_LATE, Y)},
+        {"x": late_batches, "steps_per_epoch": 3},
+        {"x": Batches(WRONG_LATE, Y), "steps_per_epoch": 3},
+    ):
+        line = error_line(partial(model.fit, **data, verbose=0))
         assert line.endswith("to 2; divide them by 255")
 
 
 def unshaped(x: np.ndarray, y: np.ndarray) -> tf.data.Dataset:
-    def read(place: tf.Tensor) -> Any:
-        parts = tf.py_function(lambda i: (x[4 * i : 4 * i + 4], y[4 * i : 4 * i + 4]), [place],
-                               (tf.float32, tf.int64))  # fmt: skip
-        return tuple(parts)
+    """Return the examples in batches of 4 whose shapes TensorFlow does not know."""
+
+    def read(index: tf.Tensor) -> Any:
+        return tuple(tf.py_function(Batches(x, y).__getitem__, [index], (tf.float32, tf.int64)))
 
     return tf.data.Dataset.range(len(x) // 4).map(read)
 
 
-def test_a_stream_of_unknown_shapes_is_told_how_to_name_them() -> None:
-    model = Adv(network(), threat=Threat("linf", 0.1))
-    model.compile("sgd")
-    line = fails(lambda: model.fit(unshaped(X, Y), verbose=0))
-    way = "data.map(lambda x, y: (tf.ensure_shape(x, [None, H, W, C]), tf.ensure_shape(y, [None])))"
-    assert line.startswith(f"x: expected batches [B, H, W, C] ({way} gives them), received")
-    named = eval(way, {"tf": tf, "data": unshaped(X, Y), "H": 4, "W": 4, "C": 1})
-    model.fit(named, verbose=0)
+def test_stream_of_unknown_shapes_is_refused_with_advice_that_works() -> None:
+    model = compiled()
+    line = error_line(lambda: model.fit(unshaped(X, Y), verbose=0))
+    code = (
+        "data.map(lambda x, y: (tf.ensure_shape(x, [None, H, W, C]), tf.ensure_shape(y, [None])))"
+    )
+    assert line.startswith(f"x: expected batches [B, H, W, C] ({code} gives them), received")
+    shaped = eval(code, {"tf": tf, "data": unshaped(X, Y), "H": 4, "W": 4, "C": 1})
+    model.fit(shaped, verbose=0)
     assert int(model.step) == 3
 
 
@@ -283,35 +289,30 @@ def test_a_stream_of_unknown_shapes_is_told_how_to_name_them() -> None:
         (stream(X, Y.astype(str)), "y: expected integer class numbers, received 'string'"),
     ],
 )
-def test_shapes_of_a_stream(data: tf.data.Dataset, message: str) -> None:
-    model = Adv(network(), threat=Threat("linf", 0.1))
-    model.compile("sgd")
-    assert message in fails(lambda: model.fit(data, verbose=0))
+def test_stream_of_wrong_shapes_or_labels_is_refused(data: tf.data.Dataset, message: str) -> None:
+    assert message in error_line(lambda: compiled().fit(data, verbose=0))
 
 
-def test_what_fits_is_trained_on() -> None:
-    """Images that are off by rounding and labels of any dtype are accepted."""
-    labels = (Y.astype("float32"), Y > 0, Y.astype("uint8")[:, None])
-    containers = [name for name in CONTAINERS if "validation" not in name]
-    model = Adv(network(), threat=Threat("linf", 0.1), attack=FGSM(), validation_attack=FGSM())
-    model.compile("sgd")
-    for place, container in enumerate(containers):
-        data = CONTAINERS[container](X / X.max() * np.float32(1 + 1e-7), labels[place % 3])
-        losses = model.fit(**data, verbose=0).history["loss"]
-        assert np.isfinite(losses).all(), container
+def test_right_images_and_labels_of_any_dtype_are_trained_on() -> None:
+    """The images are outside the box by rounding."""
+    labels = itertools.cycle([Y.astype("float32"), Y > 0, Y.astype("uint8")[:, None]])
+    model, rounded = compiled(), X / X.max() * np.float32(1 + 1e-7)
+    for name, container in CONTAINERS.items():
+        if "validation" not in name:
+            losses = model.fit(**container(rounded, next(labels)), verbose=0).history["loss"]
+            assert np.isfinite(losses).all(), name
 
 
-def test_a_layout_that_was_said_is_not_asked_about_again() -> None:
-    """With a stated layout, [12, 1, 8, 12] are images of height 1."""
+def test_data_set_with_a_layout_is_not_asked_about_channels_first() -> None:
+    """Images [12, 1, 8, 12] have height 1 and 12 channels."""
     x = RNG.random((12, 1, 8, 12)).astype("float32")
-    said: Any = {"training": False, "layout": "channels_last"}
     layers = [keras.layers.Flatten(), keras.layers.Dense(3)]
     model = Adv(keras.Sequential([keras.Input((1, 8, 12)), *layers]), threat=Threat("linf", 0.1))
     model.compile("sgd")
-    data = from_arrays(x, Y, 4, **said)
+    data = from_arrays(x, Y, 4, training=False, layout="channels_last")
     model.fit(data, validation_data=data, verbose=0)
     assert int(model.step) == 3
-    assert "looks like channels first" in fails(lambda: model.fit(x, Y, verbose=0))
+    assert "looks like channels first" in error_line(lambda: model.fit(x, Y, verbose=0))
 
 
 @pytest.mark.parametrize(
@@ -325,13 +326,13 @@ def test_a_layout_that_was_said_is_not_asked_about_again() -> None:
         ("attacks=[{name: pgd, step_size: 2}]", r"attacks\[0\].step_size: .* 2/255"),
     ],
 )
-def test_an_eps_or_a_step_of_a_config(override: str, message: str) -> None:
+def test_wrong_eps_or_step_of_a_config_names_its_key(override: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         parse("mine", configs.load(configs.find("digits_adv"), [override]))
 
 
 @pytest.mark.parametrize("section", ["method.attack", "train.validation_attack", "attacks"])
-def test_a_step_of_a_config_longer_than_its_images(section: str) -> None:
+def test_step_of_a_config_beyond_the_images_is_refused(section: str) -> None:
     """With 8 x 8 x 1 pixels no L2 distance is greater than 8."""
     attack = {"name": "pgd", "step_size": 9.0}
     config = configs.load(configs.find("digits_adv"), ["threat={norm: l2, eps: 1}"])
@@ -341,12 +342,14 @@ def test_a_step_of_a_config_longer_than_its_images(section: str) -> None:
         parse("mine", config)
 
 
-def test_the_steps_of_both_attacks_fit_the_images() -> None:
-    far: Any = PGD(step_size=9.0)
+def test_steps_of_both_attacks_must_fit_the_images() -> None:
+    """In Linf the constructor refuses a step beyond the box; in L2 `fit` knows the images."""
     for name in ("attack", "validation_attack"):
-        at_once = fails(lambda n=name: Adv(network(), threat=Threat("linf", 0.1), **{n: far}))
-        assert at_once.startswith(f"{name}.step_size: expected a step within the box [0, 1]")
-        model = Adv(network(), threat=Threat("l2", 0.1), **{name: far})  # 4 at most
+        attack: Any = {name: PGD(step_size=9.0)}
+        line = error_line(partial(Adv, network(), threat=Threat("linf", 0.1), **attack))
+        assert line.startswith(f"{name}.step_size: expected a step within the box [0, 1]")
+        model = Adv(network(), threat=Threat("l2", 0.1), **attack)  # the diagonal is 4
         model.compile("sgd")
-        assert fails(lambda m=model: m.fit(X, Y, verbose=0)).startswith(f"{name}.step_size: ")
+        line = error_line(partial(model.fit, X, Y, verbose=0))
+        assert line.startswith(f"{name}.step_size: ")
         assert int(model.step) == 0

@@ -1,7 +1,7 @@
 """The inputs that an evaluation refuses, on networks with known answers.
 
-One pixel t in [0, 1] has three classes: below a third, between, above two thirds. The images are
-the middles, t = 1/6, 1/2, 5/6.
+Images have one pixel t in [0, 1]. Class 0 is below a third, class 1 between, class 2 above two
+thirds; the images are at their middles, t = 1/6, 1/2 and 5/6.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.errors import error_line
 from tfrobust import Threat
 from tfrobust.errors import UserError
 from tfrobust.gate import check_inputs
@@ -29,6 +30,7 @@ def network(x: Any) -> Any:
 
 
 def softmax(x: Any) -> Any:
+    """Return the probabilities of the network."""
     return tf.nn.softmax(network(x))
 
 
@@ -44,76 +46,78 @@ class Counted:
         return self.logits_fn(x)
 
 
-def test_what_fits_passes_at_the_cost_of_two_looks() -> None:
+def test_right_inputs_are_accepted_after_two_passes() -> None:
     counted = Counted()
     check_inputs(counted, X, Y, THREAT)
     assert counted.images == 1 + 500
     check_inputs(network, X[:1], Y[:1].astype("uint8"), THREAT, batch_size=1)
 
 
-def test_a_network_that_is_wrong_whatever_the_scale_is_no_mistake() -> None:
-    """A network that always returns class 0 is not refused.
-
-    It is right on a third of the images, as they are and in three other scales.
-    """
+def test_network_that_is_wrong_in_every_scale_is_accepted() -> None:
+    """The network always returns class 0, which is right for a third in each of four scales."""
     counted = Counted(lambda x: 0.0 * network(x) + [[2.0, 1.0, 0.0]])
     check_inputs(counted, X, Y, THREAT)
     assert counted.images == 1 + 4 * 500
 
 
-# What the network does first -> what the refusal says. `sharp` then has all images of the right
-# scale right, and of others class 0 at most, and class 1 where a scale leaves its middle in place.
+# The inverse of each scaling, and a part of the message. After it `sharp` is right on all images of
+# the right scale; in another scale it is right on class 0, and on class 1 if its middle stays.
 MEAN, STD = X[:500].mean(), X[:500].std()
-OUTSIDE: dict[str, tuple[Callable[[Any], Any], str]] = {
+SCALES: dict[str, tuple[Callable[[Any], Any], str]] = {
     "255": (lambda x: x / 255, r"on 100% of the same images in \[0, 255\]; .*Rescaling\(255, off"),
     "-1 to 1": (lambda x: (x + 1) / 2, r"in \[-1, 1\]; .*layers.Rescaling\(2, offset=-1"),
     "standardised": (lambda x: x * STD + MEAN, "the same images standardised; .*Normalization"),
 }
 
 
-@pytest.mark.parametrize("scale", OUTSIDE)
-def test_a_scaling_that_belongs_inside_the_network(scale: str) -> None:
-    first, message = OUTSIDE[scale]
+@pytest.mark.parametrize("scale", SCALES)
+def test_network_of_another_scale_is_refused_with_the_layer_to_add(scale: str) -> None:
+    inverse, message = SCALES[scale]
     with pytest.raises(UserError, match=r"expected a network of images in \[0, 1\].*" + message):
-        check_inputs(lambda x: sharp(first(x)), X, Y, THREAT)
+        check_inputs(lambda x: sharp(inverse(x)), X, Y, THREAT)
 
 
 def sharp(x: Any) -> Any:
-    """Class 0 wins if the image is over 0.02 from every middle; logits may be negative."""
+    """Return logits of which class 0 wins if the image is over 0.02 from every middle."""
     t = tf.reshape(x, [-1, 1])
     near = tf.abs(t - tf.constant([[1 / 6, 3 / 6, 5 / 6]])) < 0.02
     return tf.where(near, 1.0, tf.constant([[0.5, -1.0, -1.0]]))
 
 
-def test_chance_is_no_scaling() -> None:
-    """The same network passes on 99 images, since so few show nothing."""
-    scaled = lambda x: sharp(x / 255)  # noqa: E731
+def test_scale_is_judged_on_100_images_or_more() -> None:
+    """On fewer images the accuracies may differ by chance."""
+
+    def scaled(x: Any) -> Any:
+        return sharp(x / 255)
+
     check_inputs(scaled, X[:99], Y[:99], THREAT)
     with pytest.raises(UserError):
         check_inputs(scaled, X[:100], Y[:100], THREAT)
 
 
-def test_another_box() -> None:
-    """Images in [0, 255] fit the threat, but a network of [0, 1] images is refused."""
+def test_scale_is_judged_against_the_box_of_the_threat() -> None:
+    """In the box [0, 255] a network of images in [0, 1] is refused."""
     threat = Threat("linf", 8.0, (0.0, 255.0))
     check_inputs(lambda x: network(x / 255), 255 * X, Y, threat)
     with pytest.raises(UserError, match=r"images in \[0, 1\]; .*Rescaling\(0.00392157, offset=0\)"):
         check_inputs(sharp, 255 * X, Y, threat)
 
 
-def test_rows_that_sum_to_one_now_and_then_are_logits() -> None:
+def test_logits_that_sometimes_sum_to_one_are_accepted() -> None:
     def sometimes(x: Any) -> Any:
         return tf.nn.softmax(network(x)) + tf.where(tf.reshape(x, [-1, 1]) > 0.7, 1.0, 0.0)
 
-    for chosen in (Y < 3, Y < 2):  # on the second, images far outside the box tell
-        check_inputs(sometimes, X[chosen], Y[chosen], THREAT)
+    # The rows of classes 0 and 1 all sum to one, but not those of images far outside the box.
+    for rows in (Y < 3, Y < 2):
+        check_inputs(sometimes, X[rows], Y[rows], THREAT)
 
 
 NAN = X.copy()
 NAN[3] = np.nan
 
 
-def fails(x: Any) -> Any:
+def raises(x: Any) -> Any:
+    """Raise the error of a network for images of another shape."""
     raise ValueError("input_shape=(None, 28, 28, 1)\n  does not fit")
 
 
@@ -125,10 +129,7 @@ def fails(x: Any) -> Any:
             "y: expected class numbers [N] (of one-hot labels, argmax(-1)), received (600, 3)",
         ),
         ({"y": Y[:5]}, "y: expected one label for each of 600 images, received (5,)"),
-        (
-            {"y": Y - 1},
-            "y: expected class numbers 0 to 2, as the network has 3 logits, received -",
-        ),
+        ({"y": Y - 1}, "y: expected class numbers 0 to 2, as the network has 3 logits, received -"),
         ({"y": Y + 1}, "y: expected class numbers 0 to 2, as the network has 3 logits, received 3"),
         (
             {"x": 255 * X},
@@ -136,19 +137,13 @@ def fails(x: Any) -> Any:
         ),
         ({"x": -X}, "x: expected float images in [0, 1], received -0.833333 to -0.166667"),
         ({"x": NAN}, "x: expected finite images, received NaN or infinite values in 1 of 600"),
-        (
-            {"x": X[:, 0]},
-            "x: expected images of shape [N, H, W, C], none of it 0, received (600,",
-        ),
+        ({"x": X[:, 0]}, "x: expected images of shape [N, H, W, C], none of it 0, received (600,"),
         ({"x": X[:0], "y": Y[:0]}, "none of it 0, received (0, 1, 1, 1)"),
-        (
-            {"threat": Threat("linf", 8)},
-            "threat.eps: expected at most 1, the linf width of images",
-        ),
+        ({"threat": Threat("linf", 8)}, "threat.eps: expected at most 1, the linf width of images"),
         ({"threat": Threat("l1", 2)}, "in [0, 1], received 2 (did you mean 2/255?)"),
         ({"threat": Threat("linf", 0.0)}, "threat.eps: expected a number > 0, received 0.0"),
         (
-            {"logits_fn": fails},
+            {"logits_fn": raises},
             "takes, received shape (1, 1, 1, 1): input_shape=(None, 28, 28, 1) d",
         ),
         ({"logits_fn": softmax}, "logits_fn: expected logits, received probabilities"),
@@ -161,15 +156,10 @@ def fails(x: Any) -> Any:
             "logits_fn: expected a TensorFlow function, a tensor of logits [1, C] for images",
         ),
         ({"batch_size": 0}, "batch_size: expected int >= 1, received 0"),
-        (
-            {"logits_fn": lambda x: network(x)[:, :1]},
-            "two logits, received one logit z; the two",
-        ),
+        ({"logits_fn": lambda x: network(x)[:, :1]}, "two logits, received one logit z; the two"),
         ({"logits_fn": lambda x: {"z": network(x)}}, "received 'dict of shape ()'"),
     ],
 )
 def test_mistakes_are_one_line(changed: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError) as caught:
-        check_inputs(**{"logits_fn": network, "x": X, "y": Y, "threat": THREAT} | changed)
-    assert message in str(caught.value)
-    assert "\n" not in str(caught.value)
+    arguments = {"logits_fn": network, "x": X, "y": Y, "threat": THREAT} | changed
+    assert message in error_line(lambda: check_inputs(**arguments))

@@ -1,7 +1,6 @@
 """Attacks on images that are not square, down to a single pixel.
 
-The network is linear with random weights and changes its label nowhere near, so only the starts and
-the moves are tested: they exist for every height and width and stay in the set of the threat.
+Random starts and moves exist for every height and width, and stay in the ball and the box.
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ LENGTHS = st.one_of(st.integers(1, 12), st.sampled_from([28, 64]))
 
 
 def linear(shape: tuple[int, int, int], classes: int = 4) -> Any:
+    """Return linear logits with random weights for images of this shape."""
     size = int(np.prod(shape))
     weights = np.random.default_rng(1).normal(size=(size, classes)).astype("float32")
     return lambda x: tf.reshape(x, [-1, size]) @ weights
@@ -48,7 +48,7 @@ def linear(shape: tuple[int, int, int], classes: int = 4) -> Any:
 def test_square_starts_and_moves_on_the_edge_of_the_ball(
     height: int, width: int, channels: int, norm: str, windows: list[int], draw: int
 ) -> None:
-    """Far from the walls of the box every image is at distance eps; near them at most."""
+    """In a wide box every image is at distance eps; in [0, 1] the distance may be smaller."""
     shape, eps = (height, width, channels), 0.5
     sides = [Square().side(i, height, width, norm) for i in windows]
     assert all(1 <= side <= min(height, width) for side in sides)
@@ -61,32 +61,32 @@ def test_square_starts_and_moves_on_the_edge_of_the_ball(
         differs = np.any(images.numpy() != x, axis=-1).mean()
         assert norm == "l1" or differs >= 0.5  # most pixels lie in a tile; L1 drops small values
         for i in range(len(sides)):
-            u = rng.uniform(-1, 1, (3, 5 + channels)).astype("float32")
-            inside(images.numpy(), x, threat, edge=box == WIDE)
-            images = moves.propose(tf.constant(i), tf.constant(x), images, tf.constant(u))
-        inside(images.numpy(), x, threat, edge=box == WIDE)
+            uniform = rng.uniform(-1, 1, (3, 5 + channels)).astype("float32")
+            assert_in_threat(images.numpy(), x, threat, edge=box == WIDE)
+            images = moves.propose(tf.constant(i), tf.constant(x), images, tf.constant(uniform))
+        assert_in_threat(images.numpy(), x, threat, edge=box == WIDE)
 
 
-def inside(images: np.ndarray, x: np.ndarray, threat: Threat, edge: bool = False) -> None:
+def assert_in_threat(images: np.ndarray, x: np.ndarray, threat: Threat, edge: bool = False) -> None:
+    """Assert that images stay in the box and the ball, and at its `edge` are at distance eps."""
     assert images.shape == x.shape and np.isfinite(images).all()
     assert threat.box[0] <= images.min() and images.max() <= threat.box[1]
     distance = threat.distance(images.astype("float64"), x.astype("float64")).numpy()
     assert (distance <= threat.eps + 1e-6).all()
-    assert not edge or distance == pytest.approx(threat.eps, rel=2e-3)  # rounding, in L1
+    assert not edge or distance == pytest.approx(threat.eps, rel=2e-3)  # L1 sums rounding errors
 
 
-def test_a_move_that_would_cancel_the_old_pattern_takes_its_place() -> None:
-    """A move that would cancel the old pattern replaces it.
+def test_move_that_would_cancel_the_old_pattern_replaces_it() -> None:
+    """A window of one pixel is at -eps and the drawn sign is +.
 
-    Windows of one pixel hold -eps and the drawn sign is +, so the sum is 0 and the move goes to
-    +eps; likewise with the signs exchanged.
+    The sum would be 0, so the pixel moves to +eps; likewise with exchanged signs.
     """
     x = np.zeros([2, 1, 1, 1], np.float32)
     for norm in ("l2", "l1"):
         threat = Threat(norm, 0.5, WIDE)
-        u = tf.constant([[0.0, 0, 0, 0, 0, -1], [0, 0, 0, 0, 0, 1]])  # pattern(1) is [[-1]]
+        uniform = tf.constant([[0.0, 0, 0, 0, 0, -1], [0, 0, 0, 0, 0, 1]])  # pattern(1) is [[-1]]
         before = tf.constant([[-0.5], [0.5]])[:, None, None]
-        moved = Pyramids(threat, [1]).propose(tf.constant(0), tf.constant(x), before, u)
+        moved = Pyramids(threat, [1]).propose(tf.constant(0), tf.constant(x), before, uniform)
         np.testing.assert_allclose(moved.numpy().ravel(), [0.5, -0.5], rtol=1e-5)
 
 
@@ -103,17 +103,17 @@ NAMES = [name for name in ATTACKS if name not in ("saved_images", "transfer")]
 
 @pytest.mark.parametrize("norm", slow_but(["linf", "l2", "l1"], ["linf"]))
 @pytest.mark.parametrize("name", [*NAMES, "fab untargeted"])
-def test_every_attack_on_lines_and_strips(name: str, norm: str) -> None:
+def test_every_attack_on_images_of_one_row_one_column_or_one_pixel(name: str, norm: str) -> None:
     spec: dict[str, Any] = {"name": name, **SMALL.get(name, {})}
     attack: Any = FAB(steps=5, targets=None) if " " in name else build(ATTACKS, spec, "attack")
     if isinstance(attack, RayS) and norm != "linf":
-        return  # it works in Linf alone
+        return  # RayS searches in Linf alone
     for channels, (height, width) in enumerate([(1, 7), (9, 1), (64, 2), (1, 1)], start=1):
         shape = (height, width, channels)
         network, threat = linear(shape), Threat(norm, 0.3)
         x = np.random.default_rng(0).random((4, *shape)).astype("float32")
         y = tf.argmax(network(x), axis=1, output_type=tf.int32)
         outcome = attack.run(network, tf.constant(x), y, threat=threat, seed=SEED)
-        inside(outcome.images.numpy(), x, threat)
+        assert_in_threat(outcome.images.numpy(), x, threat)
         wrong = tf.argmax(network(outcome.images), axis=1, output_type=tf.int32) != y
         np.testing.assert_array_equal(outcome.success, wrong)

@@ -21,27 +21,31 @@ V = noise.unit_vectors([3, 3], noise.seed_for(0, 0, "v"))
 
 @pytest.fixture(scope="module")
 def cnn() -> keras.Model:
+    """Return a network for images [4, 4, 1] of three classes."""
     keras.utils.set_random_seed(3)
     return small_cnn((4, 4, 1), 3, filters=[3, 4], kernel=3, units=6)
 
 
-def test_linear_closed_form(linear: Callable[..., Any]) -> None:
-    """For f = x W the estimate is C ||W v||^2 at every x, beside the network's logits."""
+def test_estimate_of_a_linear_network_in_closed_form(linear: Callable[..., Any]) -> None:
+    """For f = x W it is C ||W v||^2 at every x; the network's logits are returned too."""
     logits, squared = squared_jacobian(linear(W), tf.constant(X), V)
     np.testing.assert_allclose(logits, X.reshape(3, 4) @ W, rtol=1e-5)
     np.testing.assert_allclose(squared, 3 * np.sum((V.numpy() @ W.T) ** 2, axis=1), rtol=1e-5)
 
 
-def test_one_hot_projections_sum_to_the_norm(linear: Callable[..., Any]) -> None:
-    """v = e_j gives C ||column j||^2. The mean over j is ||W||_F^2 without sampling."""
+def test_one_hot_projections_average_to_the_exact_norm(linear: Callable[..., Any]) -> None:
+    """v = e_j gives C ||column j||^2, and the mean over j is ||W||_F^2."""
     _, squared = squared_jacobian(linear(W), tf.constant(X), tf.eye(3))
     np.testing.assert_allclose(squared, 3 * np.sum(W**2, axis=0), rtol=1e-5)
     np.testing.assert_allclose(np.mean(squared), np.sum(W**2), rtol=1e-5)
 
 
-def test_mean_over_projections_is_the_exact_norm(cnn: keras.Model) -> None:
-    """40000 projections of one image. The estimate's deviation is at most 0.9 of its mean (3
-    classes, rank 1), so that 1 % is two standard errors; the seed is fixed."""
+def test_random_projections_average_to_the_exact_norm(cnn: keras.Model) -> None:
+    """One image has 40000 projections.
+
+    The standard deviation of the estimate is at most 0.9 of its mean (3 classes, rank 1), so 1 % is
+    two standard errors; the seed is fixed.
+    """
     x = tf.constant(np.random.default_rng(2).random((1, 4, 4, 1)).astype("float32"))
     with tf.GradientTape() as tape:
         tape.watch(x)
@@ -52,7 +56,7 @@ def test_mean_over_projections_is_the_exact_norm(cnn: keras.Model) -> None:
     np.testing.assert_allclose(np.mean(squared), exact, rtol=0.01)
 
 
-def test_weight_gradient_linear_closed_form(linear: Callable[..., Any]) -> None:
+def test_weight_gradient_of_a_linear_network_in_closed_form(linear: Callable[..., Any]) -> None:
     """d/dW of C ||W v||^2 is 2 C (W v) v^T."""
     network, v = linear(W), V[:1]
     with tf.GradientTape() as tape:
@@ -62,29 +66,26 @@ def test_weight_gradient_linear_closed_form(linear: Callable[..., Any]) -> None:
     np.testing.assert_allclose(gradient, 2 * 3 * np.outer(W @ v, v), rtol=1e-5)
 
 
-def test_weight_gradient_against_differences(cnn: keras.Model) -> None:
-    """The gradient along a random direction of the weights is that of central differences.
-
-    With h = 1e-3 their error is O(h^2) + 1e-7 / h.
-    """
+def test_weight_gradient_equals_central_differences(cnn: keras.Model) -> None:
+    """The direction is random. With h = 1e-3 the error of differences is O(h^2) + 1e-7 / h."""
     x = tf.constant(np.random.default_rng(2).random((3, 4, 4, 1)).astype("float32"))
     weights = cnn.trainable_variables
     with tf.GradientTape() as tape:
         total = tf.reduce_sum(squared_jacobian(cnn, x, V)[1])
     gradients = tape.gradient(total, weights)
     rng = np.random.default_rng(4)
-    direction = [rng.normal(size=w.shape).astype("float32") for w in weights]
+    directions = [rng.normal(size=weight.shape).astype("float32") for weight in weights]
     start = cnn.get_weights()
 
-    def at(h: float) -> float:
-        cnn.set_weights([w + h * d for w, d in zip(start, direction, strict=True)])
+    def total_at(h: float) -> float:
+        cnn.set_weights([w + h * d for w, d in zip(start, directions, strict=True)])
         return float(tf.reduce_sum(squared_jacobian(cnn, x, V)[1]))
 
-    slope = (at(1e-3) - at(-1e-3)) / 2e-3
+    slope = (total_at(1e-3) - total_at(-1e-3)) / 2e-3
     cnn.set_weights(start)
-    pairs = zip(gradients, direction, strict=True)
-    along = sum(np.sum(g * d) for g, d in pairs if g is not None)  # None: the last bias
-    np.testing.assert_allclose(along, slope, rtol=5e-3)
+    assert gradients.pop() is None  # the Jacobian does not depend on the last bias
+    products = [np.sum(g * d) for g, d in zip(gradients, directions[:-1], strict=True)]
+    np.testing.assert_allclose(sum(products), slope, rtol=5e-3)
 
 
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
@@ -99,7 +100,7 @@ def test_mixed_precision_gives_float32(cnn: keras.Model, precision: str) -> None
     assert not np.array_equal(squared, expected)
 
 
-def test_inside_a_graph(cnn: keras.Model) -> None:
+def test_graph_and_eager_give_the_same_estimate(cnn: keras.Model) -> None:
     x = tf.constant(np.random.default_rng(2).random((3, 4, 4, 1)).astype("float32"))
     traced = tf.function(lambda x: squared_jacobian(cnn, x, V)[1])
     np.testing.assert_allclose(traced(x), squared_jacobian(cnn, x, V)[1], rtol=1e-4)

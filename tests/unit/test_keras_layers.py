@@ -1,4 +1,4 @@
-"""Files of our networks that load with Keras alone and get our layers back."""
+"""Files of our networks load with Keras alone; loaded with tfrobust they have our layers again."""
 
 from __future__ import annotations
 
@@ -62,13 +62,14 @@ def varied(network: keras.Model) -> keras.Model:
 
 
 def kinds(network: keras.Model) -> list[tuple[str, str]]:
+    """Return the class and the name of each layer."""
     return [(type(layer).__name__, layer.name) for layer in network.layers]
 
 
 def test_saved_networks_load_with_keras_alone(tmp_path: Path) -> None:
-    """In a process without tfrobust the logits are those of the saved network, to the bit.
+    """The logits are those of the saved network to the bit, in a process without tfrobust.
 
-    Without BatchNorm, which rounds differently, they are also those of ours.
+    They are also those of our network, up to the rounding of BatchNorm.
     """
     expected = {}
     for name, make in NETWORKS.items():
@@ -91,25 +92,24 @@ def test_saved_networks_load_with_keras_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", slow_but(NETWORKS, ("small_cnn", "small_resnet", "wide_resnet")))
-def test_loaded_networks_have_our_layers_again(name: str, tmp_path: Path) -> None:
+def test_loaded_network_has_our_layers_again(name: str, tmp_path: Path) -> None:
     """Names, weights and logits are those of the saved network, to the bit."""
     network = varied(NETWORKS[name]())
     images = RNG.random((3, *network.input_shape[1:])).astype("float32")
     network(images, training=True)  # the seeds of Dropout move; Keras saves none of them
     saved = with_keras_layers(network)
-    for one, other in zip(saved.variables, network.variables, strict=True):
-        np.testing.assert_array_equal(one, other)
-    ours = (BatchNorm, Dropout, MaxPool)
-    assert not any(isinstance(layer, ours) for layer in saved.layers)
+    for actual, expected in zip(saved.variables, network.variables, strict=True):
+        np.testing.assert_array_equal(actual, expected)
+    assert not any(isinstance(layer, BatchNorm | Dropout | MaxPool) for layer in saved.layers)
     saved.save(tmp_path / "model.keras")
     loaded = load_keras(tmp_path)
     assert kinds(loaded) == kinds(network)
-    for one, other in zip(loaded.get_weights(), network.get_weights(), strict=True):
-        np.testing.assert_array_equal(one, other)
+    for actual, expected in zip(loaded.get_weights(), network.get_weights(), strict=True):
+        np.testing.assert_array_equal(actual, expected)
     np.testing.assert_array_equal(loaded(images), network(images))
 
 
-def test_layers_of_nested_networks_are_exchanged() -> None:
+def test_layers_of_nested_networks_are_replaced() -> None:
     inner = small_cnn((8, 8, 3), 4, filters=[2], kernel=3, units=3)
     outer = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Rescaling(2.0), inner])
     images = RNG.random((3, 8, 8, 3)).astype("float32")
@@ -121,8 +121,8 @@ def test_layers_of_nested_networks_are_exchanged() -> None:
     np.testing.assert_array_equal(again(images), outer(images))
 
 
-def test_networks_of_others_are_left_alone() -> None:
-    """Keras layers with Keras names do not change, nor does pooling that ours cannot do."""
+def test_networks_of_keras_layers_are_not_changed() -> None:
+    """Pooling that our layer cannot do stays too, although it has the name of ours."""
     image = keras.Input((8, 8, 3))
     x = keras.layers.BatchNormalization()(keras.layers.MaxPooling2D()(image))
     network = keras.Model(image, keras.layers.Dropout(0.5)(x))
