@@ -80,11 +80,14 @@ class Imagenet(Tfds):
             return None
         return f"it is downloaded by hand: put {' and '.join(ARCHIVES)} from {URL} into {manual}"
 
+    def _name_in_tfds(self, split: str) -> str:
+        return "validation" if split == "test" else split
+
     def _read(self, builder: Any, split: str) -> Split:
         form = builder.info.file_format.value
         if form != "tfrecord":
             raise ValueError(f"records as {form}, not as tfrecord")
-        info = builder.info.splits["validation" if split == "test" else split]
+        info = builder.info.splits[split]
         files = [str(path) for path in info.filepaths]
         places, labels = _places_and_labels(files, info.shard_lengths)
         if len(labels) != info.num_examples:

@@ -53,13 +53,17 @@ class Tfds(Dataset):
         folder = Path(builder.data_dir)
         if not (folder / "dataset_info.json").exists():
             self._prepare(builder, root)
-        splits = sorted(builder.info.splits)
-        expected = f"a data set with a split {split}"
-        require(split in splits or not splits, "name", expected, f"{self.name} with {splits}")
+        splits, name = sorted(builder.info.splits), self._name_in_tfds(split)
+        expected = f"a data set with a split {name}"
+        require(name in splits or not splits, "name", expected, f"{self.name} with {splits}")
         try:
-            return self._read(builder, split)
+            return self._read(builder, name)
         except Exception as error:
             raise self._unusable(folder, error) from error
+
+    def _name_in_tfds(self, split: str) -> str:
+        """Return the name that TFDS has for the split train or test."""
+        return split
 
     def _prepare(self, builder: Any, root: Path) -> None:
         reason = self._hindrance(root)
