@@ -1,4 +1,4 @@
-"""Residual networks: padding, activations, starts, and parameter counts of the papers' networks."""
+"""Residual networks: padding, activations, initial weights, and the papers' parameter counts."""
 
 from __future__ import annotations
 
@@ -10,17 +10,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.products import slow_but
 from tests.unit.test_models import RNG, trainable
 from tfrobust.errors import UserError
-from tfrobust.models import (
-    MODELS,
-    iaat_wide_resnet,
-    load_keras,
-    preact_resnet,
-    resnet,
-    small_resnet,
-    wide_resnet,
-)
+from tfrobust.models import MODELS, load_keras, preact_resnet, small_resnet, wide_resnet
 from tfrobust.models.layers import ACTIVATIONS, activate, conv, max_pool
 from tfrobust.training import Checkpoints
 
@@ -29,8 +22,8 @@ EARLIER = Path(__file__).parents[1] / "parity" / "references" / "earlier.keras"
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 8), (9, 9)])
 @pytest.mark.parametrize("kernel", [1, 3, 7])
-def test_a_stride_takes_every_second_pixel(kernel: int, size: tuple[int, int]) -> None:
-    """Padding of kernel // 2 on all sides: the strided result is part of that of stride 1."""
+def test_a_stride_of_two_takes_every_second_pixel(kernel: int, size: tuple[int, int]) -> None:
+    """With a padding of kernel // 2 on all sides the result is a part of that of stride 1."""
     x = RNG.normal(size=(2, *size, 3)).astype("float32")
     image = keras.Input((*size, 3))
     strided, dense = (keras.Model(image, conv(image, 4, kernel, s)) for s in (2, 1))
@@ -58,20 +51,21 @@ def test_same_padding_is_at_the_end() -> None:
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 8), (1, 2)])
 def test_max_pool_ignores_its_border(size: tuple[int, int]) -> None:
-    """Of negative numbers too, for which a border of zeros would win."""
+    """Among negative numbers a border of zeros would win."""
     x = RNG.uniform(-2, -1, size=(2, *size, 3)).astype("float32")
-    wide = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-np.inf)
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-np.inf)
     rows, columns = (range(0, length, 2) for length in size)
-    expected = [[wide[:, r : r + 3, c : c + 3].max((1, 2)) for c in columns] for r in rows]
+    expected = [[padded[:, r : r + 3, c : c + 3].max((1, 2)) for c in columns] for r in rows]
     np.testing.assert_array_equal(max_pool(tf.constant(x)), np.moveaxis(expected, 2, 0))
 
 
 @pytest.mark.parametrize("jit", [False, True])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_second_derivatives_of_activations(activation: str, jit: bool) -> None:
-    """With s = sigmoid(x), of silu s (1 - s) (2 + x (1 - 2 s)), and of softplus s (1 - s)."""
+    """With s = sigmoid(x): s (1 - s) (2 + x (1 - 2 s)) for silu, and s (1 - s) for softplus."""
     x = tf.constant(RNG.normal(0, 3, size=(50,)).astype("float32"))
-    layer = keras.Model(image := keras.Input(()), activate(image, activation))
+    number = keras.Input(())
+    layer = keras.Model(number, activate(number, activation))
 
     @tf.function(jit_compile=jit)
     def second(x: Any) -> Any:
@@ -90,7 +84,7 @@ def test_second_derivatives_of_activations(activation: str, jit: bool) -> None:
 
 
 @pytest.mark.parametrize("name", ["wide_resnet", "resnet", "preact_resnet"])
-def test_a_network_has_its_activation_everywhere(name: str) -> None:
+def test_every_layer_of_a_network_has_its_activation(name: str) -> None:
     depth = {"depth": 10} if name == "wide_resnet" else {}
     for activation in ("silu", "softplus"):
         network = MODELS[name]((8, 8, 3), 4, width=2, activation=activation, **depth)
@@ -102,21 +96,20 @@ def test_a_network_has_its_activation_everywhere(name: str) -> None:
         MODELS[name]((8, 8, 3), 4, init="lecun")
 
 
-# The first convolution of a WideResNet, 3 x 3 from 3 channels to 16. torch draws it from
-# U(-b, b) with b = 1 / sqrt(27), whose deviation is b / sqrt(3).
+# Deviations of the first convolution of a WideResNet, 3 x 3 from 3 channels to 16. torch draws
+# its weights from U(-b, b) with b = 1 / sqrt(27), whose deviation is b / sqrt(3).
 FIRST = {"keras": (2 / 27) ** 0.5, "he": (2 / 144) ** 0.5, "torch": (1 / 81) ** 0.5}
 
 
 @pytest.mark.parametrize("init", FIRST)
-def test_starts(init: str) -> None:
-    """The deviations of 432 and of 36 864 weights, and the bounds of the last layer."""
+def test_initial_weights_have_their_deviation_and_bounds(init: str) -> None:
+    """The deviation is measured on 432 and 36 864 weights, the bounds on the last layer."""
     keras.utils.set_random_seed(0)
     network = wide_resnet((8, 8, 3), 64, depth=10, width=4, init=init)
     first = network.layers[1].kernel.numpy()
     assert first.shape == (3, 3, 3, 16)
     assert first.std() == pytest.approx(FIRST[init], rel=0.12)
-    wide = next(la.kernel.numpy() for la in network.layers if la.name.startswith("conv2d") and
-                la.kernel.shape == (3, 3, 64, 64))  # fmt: skip
+    wide = next(w.numpy() for w in network.trainable_variables if w.shape == (3, 3, 64, 64))
     deviation = (2 / 576) ** 0.5 if init != "torch" else (1 / 576 / 3) ** 0.5
     assert wide.std() == pytest.approx(deviation, rel=0.02)
     kernel, bias = network.layers[-1].get_weights()  # from 256 to 64
@@ -126,29 +119,25 @@ def test_starts(init: str) -> None:
     assert bias.any() == (init == "torch") and np.abs(bias).max() <= bound
 
 
-@pytest.mark.parametrize(
-    ("build", "count"),
-    [
-        # The numbers of the authors' code, whose parameters are the trainable ones.
-        (lambda: preact_resnet((32, 32, 3), 10), 11_172_170),
-        (lambda: preact_resnet((32, 32, 3), 10, last_norm=False), 11_171_146),
-        (lambda: resnet((32, 32, 3), 10), 11_173_962),
-        *(
-            pytest.param(build, count, marks=pytest.mark.slow)
-            for build, count in [
-                (lambda: preact_resnet((32, 32, 3), 10, depth=50), 23_513_162),
-                (lambda: wide_resnet((32, 32, 3), 10, depth=32, width=10), 46_160_474),
-                (lambda: iaat_wide_resnet((32, 32, 3), 10), 46_090_740),
-            ]
-        ),
-    ],
-)
-def test_parameters(build: Any, count: int) -> None:
-    assert trainable(build()) == count
+# Trainable parameters in the code of the papers' authors.
+PARAMETERS: dict[str, tuple[str, dict[str, Any], int]] = {
+    "PreAct-18": ("preact_resnet", {}, 11_172_170),
+    "PreAct-18 without last norm": ("preact_resnet", {"last_norm": False}, 11_171_146),
+    "ResNet-18": ("resnet", {}, 11_173_962),
+    "PreAct-50": ("preact_resnet", {"depth": 50}, 23_513_162),
+    "WRN-32-10": ("wide_resnet", {"depth": 32, "width": 10}, 46_160_474),
+    "WRN of IAAT": ("iaat_wide_resnet", {}, 46_090_740),
+}
 
 
-def test_the_depth_of_madry_is_two_less() -> None:
-    """IAAT, Free AT and FAT say 32 of five blocks a group, others 34."""
+@pytest.mark.parametrize("network", slow_but(PARAMETERS, list(PARAMETERS)[:3]))
+def test_number_of_parameters_of_the_papers_networks(network: str) -> None:
+    name, options, count = PARAMETERS[network]
+    assert trainable(MODELS[name]((32, 32, 3), 10, **options)) == count
+
+
+def test_wide_resnets_of_depth_6n_plus_2_and_6n_plus_4_are_equal() -> None:
+    """IAAT, Free AT and FAT say depth 32 for five blocks in a group, other papers 34."""
     shapes = [
         [w.shape for w in wide_resnet((8, 8, 3), 4, depth=depth, width=1).weights]
         for depth in (8, 10)
@@ -156,13 +145,13 @@ def test_the_depth_of_madry_is_two_less() -> None:
     assert shapes[0] == shapes[1]
 
 
-def test_a_checkpoint_from_before_the_padding_is_refused(tmp_path: Path) -> None:
-    """The earlier network has the same weights, but other logits: a run does not go on with it."""
+def test_a_checkpoint_of_the_networks_before_symmetric_padding_is_refused(tmp_path: Path) -> None:
+    """The earlier network has weights of the same shapes, but other logits."""
     earlier = load_keras(EARLIER)
     network = small_resnet((16, 16, 3), 4, groups=[2, 3])
     assert earlier.count_params() == network.count_params()
-    kept = Checkpoints(tmp_path)
-    kept.save(1, tf.train.Checkpoint(model=earlier), {"step": 1})
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, tf.train.Checkpoint(model=earlier), {"step": 1})
     with pytest.raises(UserError, match="step-000000001: expected a checkpoint of this network"):
-        kept.read(tf.train.Checkpoint(model=network))
-    kept.read(tf.train.Checkpoint(model=load_keras(EARLIER)))
+        checkpoints.read(tf.train.Checkpoint(model=network))
+    checkpoints.read(tf.train.Checkpoint(model=load_keras(EARLIER)))
