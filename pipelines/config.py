@@ -89,7 +89,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         resolved = _resolved(config)
     except (OmegaConfBaseException, RecursionError) as error:
         unknown = isinstance(error, InterpolationKeyError)
-        hint = r" (write \${ for the characters themselves)" if unknown else ""
+        hint = r" (for the characters themselves write \${)" if unknown else ""
         raise UserError(f"{path}: {_first_line(error)}{hint}") from None
     searches = config.get("search") is not None
     return OmegaConf.to_container(config) if searches else resolved  # type: ignore[return-value]

@@ -130,9 +130,9 @@ def check_keys(config: Mapping[str, Any]) -> None:
 
 
 def _sections(config: Mapping[str, Any], place: str) -> list[tuple[str, Any]]:
-    """Return each section at a place of the config, such as "train.schedule", with its own place.
+    """Return the section at a place of the config, such as "train.schedule", under its place.
 
-    A place with a list has several, such as "attacks[0]"; one that is not in the config has none.
+    A list has several sections, with places such as "attacks[0]". A missing section is None.
     """
     value: Any = config
     for key in place.split("."):

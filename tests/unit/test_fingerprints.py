@@ -30,7 +30,7 @@ def folder(tmp_path: Path) -> Path:
             images = tmp_path / "images" / split / name
             images.mkdir(parents=True)
             (images / "small.bmp").write_bytes(b"small")
-            (images / "large.bmp").write_bytes(bytes(module.SMALL + 1))
+            (images / "large.bmp").write_bytes(bytes(module.LARGEST_IMAGE + 1))
     return tmp_path / "images"
 
 
@@ -49,7 +49,7 @@ def rewrite_small(folder: Path) -> None:
 def rewrite_large(folder: Path) -> None:
     """Change a large file and its time but not its size."""
     file = folder / "test" / "a" / "large.bmp"
-    file.write_bytes(b"1" * (module.SMALL + 1))
+    file.write_bytes(b"1" * (module.LARGEST_IMAGE + 1))
     os.utime(file, (DAY, DAY))
 
 
@@ -138,7 +138,7 @@ def test_after_many_bytes_the_times_of_files_count_instead(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The training images are read first, in the order of their names."""
-    monkeypatch.setattr(module, "MOST", 12)  # the bytes of two of the four small images
+    monkeypatch.setattr(module, "MOST_BYTES", 12)  # the bytes of two of the four small images
     before = fingerprint_of(folder)
     for name in "ab":
         os.utime(folder / "train" / name / "small.bmp", (DAY, DAY))
