@@ -81,11 +81,11 @@ def test_cascade_reports_the_exact_worst_case(
 
 @pytest.mark.usefixtures("short_closing")
 def test_corruptions_join_the_record_and_the_page_of_finished_attacks(
-    mine: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The network looks at the mean of an image, which contrast leaves as it is."""
-    before = evaluated(tmp_path, [*mine, PGD])
-    overrides = [*mine, PGD, "evaluation.corruptions={names: [fog, contrast], severities: [1, 5]}"]
+    before = evaluated(tmp_path, [*base, PGD])
+    overrides = [*base, PGD, "evaluation.corruptions={names: [fog, contrast], severities: [1, 5]}"]
     result = evaluated(tmp_path, overrides)
     assert result["attacks"] == before["attacks"] and "corruptions" not in before
     fog, contrast = result["corruptions"]["rows"]
