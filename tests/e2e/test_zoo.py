@@ -1,4 +1,4 @@
-"""Published weights under `tfrobust evaluate`, and what docs/zoo.md says about them."""
+"""Published weights under `tfrobust evaluate`, and their figures in docs/zoo.md."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return file
 
 
-def test_weights_are_evaluated_and_exported(weights: Path, tmp_path: Path) -> None:
+def test_published_weights_are_evaluated_and_exported(weights: Path, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (20, 32, 32, 3)).astype(np.float32) / 255
     network = zoo.load(weights, "small")
@@ -60,7 +60,7 @@ def test_weights_are_evaluated_and_exported(weights: Path, tmp_path: Path) -> No
         ("model.path=WRN.pt", "model.path: 'WRN.pt': no such file"),
     ],
 )
-def test_what_does_not_go_with_an_architecture(
+def test_wrong_settings_beside_an_architecture_are_refused(
     weights: Path, tmp_path: Path, override: str, line: str
 ) -> None:
     overrides = [f"model.path={weights}", "model.architecture=small"]
@@ -69,12 +69,14 @@ def test_what_does_not_go_with_an_architecture(
         run("evaluate", overrides, tmp_path / "runs", None, smoke=False)
 
 
-def test_an_architecture_sets_robustbenchs_threat(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The option comes before the overrides, which therefore win."""
-    seen: list[Any] = []
+def test_option_architecture_sets_the_threat_of_robustbench(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Overrides come after the option, and replace what it sets."""
+    calls: list[Any] = []
 
     def run_command(name: str, options: argparse.Namespace) -> None:
-        seen.append((name, options.overrides))
+        calls.append((name, options.overrides))
 
     monkeypatch.setattr(command_line, "_run", run_command)
     arguments = ["--architecture", "wrn_28_10", "--set", "threat.eps=0.031"]
@@ -82,24 +84,24 @@ def test_an_architecture_sets_robustbenchs_threat(monkeypatch: pytest.MonkeyPatc
         command_line.run_command("evaluate", [*network, *arguments], "tfrobust evaluate")
     expected = ["model.path=WRN.pt", "model.architecture=wrn_28_10"]
     expected += ["data.name=cifar10", "threat.eps=8/255", "threat.eps=0.031"]
-    assert seen == [("evaluate", expected)] * 2
+    assert calls == [("evaluate", expected)] * 2
     with pytest.raises(SystemExit):
         command_line.run_command("evaluate", ["a.pt", "--model", "b.pt"], "tfrobust evaluate")
 
 
-def test_torchs_files_are_explained(tmp_path: Path) -> None:
+def test_file_of_torch_without_an_architecture_is_refused_with_the_command(tmp_path: Path) -> None:
     (tmp_path / "WRN.pt").touch()
     overrides = [f"model.path={tmp_path / 'WRN.pt'}", "data.name=digits", "threat.eps=0.1"]
     with pytest.raises(UserError, match="tfrobust evaluate FILE --architecture NAME"):
         run("evaluate", overrides, tmp_path / "runs", None, smoke=False)
 
 
-def test_the_commands_set_the_published_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[Any] = []
-    monkeypatch.setattr(command_line, "_run", lambda name, options: seen.append(options.overrides))
+def test_published_commands_set_the_published_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+    monkeypatch.setattr(command_line, "_run", lambda name, options: calls.append(options.overrides))
     for entry in zoo.PUBLISHED:
         command_line.main(shlex.split(entry.command)[1:])
-        _, config = read_config("evaluate", seen.pop())
+        _, config = read_config("evaluate", calls.pop())
         check_keys(config)
         assert config["model"] == {"path": f"{entry.name}.pt", "architecture": entry.architecture}
         assert config["data"]["name"] == entry.data
@@ -110,12 +112,12 @@ def test_the_commands_set_the_published_figures(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("name", zoo.ARCHITECTURES)
-def test_the_page_has_every_architecture(name: str) -> None:
+def test_page_has_every_architecture(name: str) -> None:
     assert f"\n| `{name}` |" in PAGE
 
 
 @pytest.mark.parametrize("entry", zoo.PUBLISHED, ids=lambda entry: f"{entry.data}-{entry.name}")
-def test_the_page_has_every_published_figure(entry: zoo.Published) -> None:
+def test_page_has_every_published_figure(entry: zoo.Published) -> None:
     assert entry.architecture in zoo.ARCHITECTURES
     figures = f"| {entry.clean:.2f} | {entry.autoattack:.2f} |"
     assert f"| {entry.name} | `{entry.architecture}` | {entry.paper} {figures}" in PAGE

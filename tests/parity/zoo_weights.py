@@ -1,7 +1,7 @@
 """Random weights for the architectures of `tfrobust.zoo`, with NumPy alone.
 
-Each array is drawn from a seed of its name in torch, so that both sides have it if they agree on
-the names. RandomState's numbers are the same in every version of NumPy.
+The name of an array in torch is its seed, so both sides draw the same if they agree on the names.
+RandomState's numbers are the same in every version of NumPy.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import zlib
 
 import numpy as np
 
-# The last convolution of a block is small: else the logits of a deep network would be huge.
+# The last convolution of a block is small, as otherwise the logits of a deep network are huge.
 LAST = re.compile(r".*\.(conv2|conv_1|conv_2d_2)\.weight")
 
 

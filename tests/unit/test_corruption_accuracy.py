@@ -1,7 +1,7 @@
-"""The accuracy on corrupted images: its values, its record, and what a stop loses.
+"""The accuracy on corrupted images, its record, and how a measurement is resumed.
 
 The network predicts class 1 where the mean of an image is above 0.4, which is also the label of a
-clean image. The accuracy on corrupted images is counted here once more.
+clean image, so the accuracy can be counted by hand.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ PIXEL = {"name": "uniform_noise", "draws": 1}
 
 
 def network(images: Any) -> Any:
+    """Return the logits 0 and mean - 0.4, [B, 2]."""
     mean = tf.reduce_mean(images, axis=[1, 2, 3])
     return tf.stack([tf.zeros_like(mean), mean - 0.4], axis=1)
 
@@ -38,11 +39,12 @@ def measured(folder: Path | None = None, corruptions: Any = TWO, **options: Any)
 
 
 def by_hand(name: str, severity: int, x: Any = X, y: Any = Y, seed: int = 0) -> float:
+    """Return the accuracy under a corruption."""
     changed = corrupted(x, name, severity, seed)
     return float(((changed.mean(axis=(1, 2, 3)) > 0.4) == y).mean())
 
 
-def test_accuracies_are_those_of_the_corrupted_images() -> None:
+def test_accuracies_equal_those_counted_by_hand() -> None:
     table = measured(seed=3, batch_size=5).corruptions
     expected = [[by_hand(name, s, seed=3) for s in (1, 5)] for name in ("fog", "contrast")]
     assert [row.name for row in table.rows] == ["fog", "contrast"]
@@ -53,7 +55,7 @@ def test_accuracies_are_those_of_the_corrupted_images() -> None:
     assert expected[1] == [1.0, 1.0] and min(expected[0]) < 1
 
 
-def test_all_fifteen_and_the_line() -> None:
+def test_true_measures_all_fifteen_corruptions_and_prints_a_line() -> None:
     evaluation = measured(corruptions=True, attacks=[])
     table = evaluation.corruptions
     assert [row.name for row in table.rows] == list(CORRUPTIONS)
@@ -68,27 +70,26 @@ def test_images_in_another_box_are_corrupted_in_the_unit_box() -> None:
     def scaled(images: Any) -> Any:
         return network((images + 1) / 4)
 
-    table = evaluate(
-        scaled, 4 * X - 1, Y, threat, [], check=False, progress=False, corruptions=TWO
-    ).corruptions
-    assert [row.accuracy for row in table.rows] == [
-        row.accuracy for row in measured(attacks=[]).corruptions.rows
-    ]
+    options: Any = {"check": False, "progress": False, "corruptions": TWO}
+    table = evaluate(scaled, 4 * X - 1, Y, threat, [], **options).corruptions
+    expected = measured(attacks=[]).corruptions
+    assert [row.accuracy for row in table.rows] == [row.accuracy for row in expected.rows]
 
 
-def test_examples_limit_the_images_and_extend_those_of_attacks() -> None:
+def test_examples_limit_the_corrupted_images() -> None:
+    """The default is the images of the attacks; more images extend the clean result."""
     few = Corruptions("fog", (5,), examples=4)
-    assert measured(corruptions=few).corruptions.rows[0].accuracy == [
-        by_hand("fog", 5, X[:4], Y[:4])
-    ]
-    assert len(measured(corruptions=few).results[0].robust) == 12
+    evaluation = measured(corruptions=few)
+    (row,) = evaluation.corruptions.rows
+    assert row.accuracy == [by_hand("fog", 5, X[:4], Y[:4])]
+    assert len(evaluation.results[0].robust) == 12
     limited = PIXEL | {"examples": 2}
     assert len(measured(corruptions=few, attacks=[limited]).results[0].robust) == 4
     all_attacked = measured(corruptions=TWO, attacks=[limited])
     assert all_attacked.corruptions.examples == 2
 
 
-def test_the_record_is_written_and_nothing_is_measured_twice(
+def test_recorded_corruptions_are_not_measured_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines: list[str] = []
@@ -111,7 +112,7 @@ def test_the_record_is_written_and_nothing_is_measured_twice(
     assert Record.load(tmp_path).corruptions == table
 
 
-def test_a_stop_loses_at_most_one_corruption(
+def test_interrupted_measurement_loses_at_most_one_corruption(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     count = itertools.count()
@@ -138,12 +139,11 @@ def test_a_stop_loses_at_most_one_corruption(
     monkeypatch.setattr(place, counting)
     table = measured(tmp_path).corruptions
     assert set(calls) == {"contrast"} and table.pending == []
-    assert [row.accuracy for row in table.rows] == [
-        row.accuracy for row in measured().corruptions.rows
-    ]
+    expected = measured().corruptions
+    assert [row.accuracy for row in table.rows] == [row.accuracy for row in expected.rows]
 
 
-def test_more_corruptions_join_the_table_and_others_leave_a_copy(tmp_path: Path) -> None:
+def test_more_corruptions_join_the_table_and_fewer_leave_a_copy(tmp_path: Path) -> None:
     measured(tmp_path)
     three = Corruptions(("fog", "snow", "contrast"), (1, 5))
     table = measured(tmp_path, corruptions=three).corruptions

@@ -27,7 +27,7 @@ def card_of(run: Path) -> tuple[dict[str, Any], str]:
     return yaml.safe_load(head), text
 
 
-def test_the_accuracies_of_a_card_are_those_of_the_record(tmp_path: Path) -> None:
+def test_accuracies_of_a_card_are_those_of_the_record(tmp_path: Path) -> None:
     command = "python -m pipelines.run digits_atlas"
     changes = {"card": {"license": "mit", "text": "For meters."}, "command": command}
     head, text = card_of(make_run(tmp_path / "run", train={"epochs": 4}, **changes))
@@ -55,7 +55,7 @@ def test_the_accuracies_of_a_card_are_those_of_the_record(tmp_path: Path) -> Non
         assert part in text
 
 
-def test_a_card_says_nothing_was_tested_where_nothing_was(tmp_path: Path) -> None:
+def test_card_of_a_run_without_attacks_says_so(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     change(run, attacks=[], robust_accuracy=None, worst_case_examples=None)
     head, text = card_of(run)
@@ -63,7 +63,7 @@ def test_a_card_says_nothing_was_tested_where_nothing_was(tmp_path: Path) -> Non
     assert "license" not in head
 
 
-def test_a_warning_is_on_the_card(tmp_path: Path) -> None:
+def test_warning_of_a_check_is_on_the_card(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     warning = {"name": "more steps", "text": "PGD-50 breaks more.", "warns": True, "value": 0.1}
     change(run, checks=[warning])
@@ -131,7 +131,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
 
 
 @pytest.mark.slow
-def test_a_run_is_published_without_its_images(tmp_path: Path, hub: type[Hub]) -> None:
+def test_run_is_published_without_its_images(tmp_path: Path, hub: type[Hub]) -> None:
     run = make_run(tmp_path / "run")
     card_of(run)
     (run / "model.keras").write_bytes(b"network")
