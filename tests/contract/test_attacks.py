@@ -19,7 +19,7 @@ from tfrobust.registry import build
 
 SMALL: dict[str, dict[str, Any]] = {
     "apgd": {"steps": 10},
-    "fab": {"steps": 10},
+    "fab": {"steps": 5},
     "multi_targeted": {"steps": 5},
     "rays": {"queries": 60},
     "square": {"queries": 20},
@@ -71,7 +71,15 @@ def labels(network: keras.Model) -> Any:
     return tf.argmax(network(X), axis=1, output_type=tf.int32)
 
 
-@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
+CASES = [
+    *((norm, "float32") for norm in SIZES),
+    ("linf", "mixed_bfloat16"),
+    pytest.param("l2", "mixed_bfloat16", marks=pytest.mark.slow),
+    pytest.param("l1", "mixed_bfloat16", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("threat", "precision"), CASES, indirect=["threat"])
 def test_images_stay_in_the_ball_and_the_box_and_raise_the_loss(
     attack: Any, threat: Threat, network: keras.Model, precision: str
 ) -> None:

@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 from tests.parity.networks import EPS, EXAMPLES, digits_network, images, reference
+from tests.products import slow_but
 from tfrobust import Threat, noise
 from tfrobust.attacks import Square
 from tfrobust.attacks.square_moves import pattern
@@ -33,7 +34,7 @@ def test_pattern_is_that_of_the_reference_or_its_transpose(norm: str, side: int)
     assert min(np.abs(ours - theirs).max(), np.abs(ours.T - theirs).max()) < 1e-6
 
 
-@pytest.mark.parametrize("norm", EPS)
+@pytest.mark.parametrize("norm", slow_but(EPS, ["linf"]))
 def test_robust_accuracy_is_in_the_range_of_the_reference(norm: str) -> None:
     """The mean of three draws of 1000 windows is in the range of the reference's three draws.
 
