@@ -110,9 +110,9 @@ def plain(network: keras.Model) -> keras.Model:
             return keras.layers.BatchNormalization.from_config(config)
         return keras.layers.MaxPooling2D() if kind == "MaxPool" else type(layer).from_config(config)
 
-    made = keras.models.clone_model(network, clone_function=layer)
-    made.set_weights(network.get_weights())
-    return made
+    copy = keras.models.clone_model(network, clone_function=layer)
+    copy.set_weights(network.get_weights())
+    return copy
 
 
 def methods(args: argparse.Namespace, x: np.ndarray, y: np.ndarray) -> None:

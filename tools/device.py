@@ -79,7 +79,7 @@ def peaks(dtype: str, device: str, torch: bool) -> dict[str, float]:
     """Return the FLOP/s of a large matrix product, in TensorFlow and, if asked, in torch."""
     size = SIZES[device]
     a = tf.cast(tf.random.normal([size, size]), dtype)
-    sides = {"tensorflow": Side(lambda: tf.matmul(a, a), lambda made: made[0, 0].numpy())}
+    sides = {"tensorflow": Side(lambda: tf.matmul(a, a), lambda product: product[0, 0].numpy())}
     if torch:
         import torch_step
 

@@ -97,10 +97,10 @@ def _fill(tensor: torch.Tensor, values: np.ndarray) -> None:
 
 
 def main() -> None:
-    made: dict[str, Any] = {}
+    arrays: dict[str, Any] = {}
     for name, (network, size) in networks(Path(sys.argv[1])).items():
-        made[name] = logits(network, size)
-    np.savez_compressed(FILE, **made)
+        arrays[name] = logits(network, size)
+    np.savez_compressed(FILE, **arrays)
 
 
 if __name__ == "__main__":

@@ -60,23 +60,23 @@ def square() -> dict[str, np.ndarray]:
             return super().random_int(low, high, **shape)
 
     network, (x, y) = DigitsNetwork(), torch_images()
-    made: dict[str, Any] = {}
+    arrays: dict[str, Any] = {}
     for norm, eps in EPS.items():
         room: list[int] = []
         attack = Recorded(_always_class_0, norm.capitalize(), 5000, eps, resc_schedule=False)
         attack.perturb(torch.zeros(1, 1, 28, 28), torch.tensor([0]))
-        made["share"] = [attack.p_selection(i) for i in range(5000)]
-        made[f"{norm}_side"] = 28 - np.array(room)[:: len(room) // 5000]
+        arrays["share"] = [attack.p_selection(i) for i in range(5000)]
+        arrays[f"{norm}_side"] = 28 - np.array(room)[:: len(room) // 5000]
         for side in (1, 3, 4, 5, 8) if norm != "linf" else ():
-            made[f"{norm}_pattern_{side}"] = attack.eta(side).numpy()
-        made[f"{norm}_accuracy"] = accuracy = np.zeros(3)
+            arrays[f"{norm}_pattern_{side}"] = attack.eta(side).numpy()
+        arrays[f"{norm}_accuracy"] = accuracy = np.zeros(3)
         for seed in range(3):
             attack = SquareAttack(
                 network, norm.capitalize(), 1000, eps, seed=seed, resc_schedule=False
             )
             robust = network(attack.perturb(x, y)).argmax(1) == y
             accuracy[seed] = robust.float().mean().item()
-    return made
+    return arrays
 
 
 def _always_class_0(_: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -26,11 +27,11 @@ class TorchNetwork(nn.Module):
         for layer in network.layers:
             if type(layer).__name__ == "InputLayer":
                 continue
-            made = self._layer(layer)
-            if isinstance(made, nn.Module):
-                self.add_module(layer.name, made)
+            module = self._layer(layer)
+            if isinstance(module, nn.Module):
+                self.add_module(layer.name, module)
             inputs = layer.input if isinstance(layer.input, list) else [layer.input]
-            self.steps.append((made, [id(tensor) for tensor in inputs], id(layer.output)))
+            self.steps.append((module, [id(tensor) for tensor in inputs], id(layer.output)))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         values = {self.start: x}
@@ -41,41 +42,48 @@ class TorchNetwork(nn.Module):
     def _layer(self, layer: Any) -> Callable[..., torch.Tensor]:
         kind, weights = type(layer).__name__, [torch.tensor(w) for w in layer.get_weights()]
         relu = getattr(layer, "activation", None) is keras.activations.relu
-        made: Callable[..., torch.Tensor]
+        module: Callable[..., torch.Tensor]
         if kind == "Conv2D":
-            made = _convolution(layer, weights)
+            module = _convolution(layer, weights)
         elif kind == "Dense":
-            made = nn.Linear(*weights[0].shape, bias=layer.use_bias)
-            _fill(made, weight=weights[0].T, **({"bias": weights[1]} if layer.use_bias else {}))
+            module = nn.Linear(*weights[0].shape, bias=layer.use_bias)
+            _fill(module, weight=weights[0].T, **({"bias": weights[1]} if layer.use_bias else {}))
         elif kind in ("BatchNorm", "BatchNormalization"):
-            made = nn.BatchNorm2d(len(weights[0]), layer.epsilon, 1 - layer.momentum)
+            module = nn.BatchNorm2d(len(weights[0]), layer.epsilon, 1 - layer.momentum)
             names = ("weight", "bias", "running_mean", "running_var")
-            _fill(made, **dict(zip(names, weights, strict=True)))
+            _fill(module, **dict(zip(names, weights, strict=True)))
         elif kind == "Dropout":
-            made = nn.Dropout(layer.rate)
+            module = nn.Dropout(layer.rate)
         elif kind == "MaxPool":
-            made = nn.MaxPool2d(2)
-        elif kind == "Flatten":  # Keras flattens channels last
-            made = lambda x: x.permute(0, 2, 3, 1).flatten(1)  # noqa: E731
+            module = nn.MaxPool2d(2)
+        elif kind == "Flatten":
+            module = _flattened
         elif kind in ("ReLU", "Activation"):
             name = layer.get_config().get("activation", "relu")
-            made = ACTIVATIONS[name]()
+            module = ACTIVATIONS[name]()
         elif kind == "ZeroPadding2D":
             (top, bottom), (left, right) = layer.padding
-            made = nn.ZeroPad2d((left, right, top, bottom))
+            module = nn.ZeroPad2d((left, right, top, bottom))
         elif kind == "Add":
-            made = torch.add
+            module = torch.add
         elif kind == "GlobalAveragePooling2D":
-            made = lambda x: x.mean((2, 3))  # noqa: E731
+            module = functools.partial(torch.mean, dim=(2, 3))
         else:
             raise SystemExit(f"{layer.name}: expected a layer of our networks, received {kind}")
-        return nn.Sequential(made, nn.ReLU()) if relu and isinstance(made, nn.Module) else made
+        if relu and isinstance(module, nn.Module):
+            return nn.Sequential(module, nn.ReLU())
+        return module
+
+
+def _flattened(x: torch.Tensor) -> torch.Tensor:
+    """Return images [B, C, H, W] flattened with the channels last, as Keras has them."""
+    return x.permute(0, 2, 3, 1).flatten(1)
 
 
 def _convolution(layer: keras.layers.Conv2D, weights: list[torch.Tensor]) -> nn.Module:
     size, stride = layer.kernel_size[0], layer.strides[0]
     same = layer.padding == "same"
-    made = nn.Conv2d(
+    module = nn.Conv2d(
         weights[0].shape[2],
         weights[0].shape[3],
         size,
@@ -84,12 +92,12 @@ def _convolution(layer: keras.layers.Conv2D, weights: list[torch.Tensor]) -> nn.
         bias=layer.use_bias,
     )
     filled = {"bias": weights[1]} if layer.use_bias else {}
-    _fill(made, weight=weights[0].permute(3, 2, 0, 1), **filled)
+    _fill(module, weight=weights[0].permute(3, 2, 0, 1), **filled)
     zeros = max(size - stride, 0)  # of "same" on sizes that the stride divides, more at the end
     if not same or stride == 1 or not zeros:
-        return made
+        return module
     start, end = zeros // 2, zeros - zeros // 2
-    return nn.Sequential(nn.ZeroPad2d((start, end, start, end)), made)
+    return nn.Sequential(nn.ZeroPad2d((start, end, start, end)), module)
 
 
 def _fill(module: nn.Module, **tensors: torch.Tensor) -> None:
