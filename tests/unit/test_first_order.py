@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.unit.test_sanity_checks import BLACK, W, X, checks_module, honest, rounded, seen
+from tests.unit.test_sanity_checks import BLACK, W, X, checks_module, honest, rounded, sample
 from tfrobust import Threat
 from tfrobust.evaluation import Result
 from tfrobust.evaluation.first_order import first_order_distances
@@ -28,7 +28,7 @@ def test_first_order_distance_of_a_linear_network_in_closed_form(norm: str, q: f
     distance = (margin / between).min(axis=1)
     squares = (np.linalg.norm(W.T, ord=q, axis=1) ** 2).sum()
     bound = (order[:, 2] - order[:, 1]) / np.sqrt(2 * squares)
-    check = first_order(seen(honest, threat=Threat(norm, 0.05)))
+    check = first_order(sample(honest, threat=Threat(norm, 0.05)))
     assert (bound <= distance + 1e-6).all()
     assert check.value == pytest.approx(np.median(bound), rel=1e-4)
     assert f"class is {np.median(distance):.3g} (more" in check.text
@@ -72,8 +72,8 @@ def test_first_order_takes_blocks_of_few_images(monkeypatch: pytest.MonkeyPatch)
         traces.append(1)
         return honest(x)
 
-    expected = first_order(seen(honest))
-    look = seen(counted)
+    expected = first_order(sample(honest))
+    look = sample(counted)
     sizes.clear()
     traces.clear()
     monkeypatch.setattr(checks_module, "PIXELS", 12)
@@ -85,7 +85,7 @@ def test_first_order_takes_blocks_of_few_images(monkeypatch: pytest.MonkeyPatch)
 def test_first_order_warns_of_broken_images_with_infinite_distance() -> None:
     clean = Result("clean", np.ones(60, bool), 0.0)
     broken = Result("Square", np.arange(60) >= 7, 0.0, BLACK, 60, 60)
-    check = first_order(seen(rounded, results=[clean, broken]))
+    check = first_order(sample(rounded, results=[clean, broken]))
     assert check.warns and "attacks broke 7)" in check.text
     assert check.value is None  # stands for infinity in JSON
     json.dumps(check.value, allow_nan=False)
