@@ -41,6 +41,7 @@ class RunFolder:
         self.trials = self.search / "trials.csv"
         self.best = self.search / "best.yaml"
         self.report = path / "report" / "index.html"
+        self.tracked = path / "tracked.json"
         self.card = path / "MODEL_CARD.md"
         self.lock = path.with_name(f".{path.name}.lock")
         self._stages = path / "stages.json"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +24,28 @@ TRAINED = ("seed", "precision", "threat", "data", "model", "method", "optimizer"
 TUNERS = ("random", "bayesian", "hyperband")
 # The accuracies of validation, as history.csv names them.
 CLEAN, ROBUST = "val_accuracy", "val_robust_accuracy"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TopLevel:
+    """The top-level keys of a config and their types."""
+
+    threat: dict[str, Any] | list[dict[str, Any]]
+    data: dict[str, Any]
+    seed: int = 0
+    precision: str = "float32"
+    model: dict[str, Any] | None = None
+    method: dict[str, Any] | None = None
+    optimizer: dict[str, Any] | None = None
+    train: dict[str, Any] | None = None
+    attacks: list[Any] | None = None
+    evaluation: dict[str, Any] | None = None
+    stages: list[str] | None = None
+    paper: dict[str, Any] | None = None
+    card: dict[str, Any] | None = None
+    note: str | None = None
+    track: dict[str, Any] | None = None
+    search: None = None
 
 
 @dataclasses.dataclass(frozen=True)

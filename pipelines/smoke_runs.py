@@ -55,6 +55,7 @@ def smoke(spec: Spec) -> Spec:
         config[section] = _limited(config.get(section))
     config["note"] = "Smoke run on synthetic images: its numbers mean nothing."
     config.pop("paper", None)
+    config.pop("track", None)
     small_spec = parse(
         spec.name, {key: value for key, value in config.items() if value is not None}
     )

@@ -12,8 +12,9 @@ import keras
 
 from pipelines.config import changed
 from pipelines.network import named_output, network_maker
-from pipelines.sections import Card, Data, EvaluationOptions, ExtraData, Search, Train
+from pipelines.sections import Card, Data, EvaluationOptions, ExtraData, Search, TopLevel, Train
 from pipelines.space import ranges, searching
+from pipelines.trackers import TRACKERS, Tracker
 from tfrobust.attacks import ATTACKS, Attack, SavedImages
 from tfrobust.data import AUGMENTATIONS, DATASETS, Dataset
 from tfrobust.errors import choose, number, require
@@ -62,29 +63,9 @@ class Spec:
     network: Callable[[], keras.Model] | None
     method: Callable[..., RobustModel] | None
     optimizer: Callable[..., keras.optimizers.Optimizer] | None
+    tracker: Tracker | None = None
     search: Search | None = None
     unresolved: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TopLevel:
-    """The top-level keys of a config and their types."""
-
-    threat: dict[str, Any] | list[dict[str, Any]]
-    data: dict[str, Any]
-    seed: int = 0
-    precision: str = "float32"
-    model: dict[str, Any] | None = None
-    method: dict[str, Any] | None = None
-    optimizer: dict[str, Any] | None = None
-    train: dict[str, Any] | None = None
-    attacks: list[Any] | None = None
-    evaluation: dict[str, Any] | None = None
-    stages: list[str] | None = None
-    paper: dict[str, Any] | None = None
-    card: dict[str, Any] | None = None
-    note: str | None = None
-    search: None = None
 
 
 def parse(name: str, config: dict[str, Any]) -> Spec:
@@ -166,6 +147,7 @@ def parse(name: str, config: dict[str, Any]) -> Spec:
         network=network,
         method=method,
         optimizer=optimizer,
+        tracker=None if top.track is None else build(TRACKERS, top.track, "track"),
     )
 
 
@@ -217,7 +199,7 @@ def _long_form(config: Mapping[str, Any]) -> dict[str, Any]:
         return {"name": value} if isinstance(value, str) else value
 
     long = {key: value for key, value in config.items() if key not in ("name", "command")}
-    for key in ("data", "model", "method", "optimizer"):
+    for key in ("data", "model", "method", "optimizer", "track"):
         if key in long:
             long[key] = mapping(long[key])
     attacks = long.get("attacks")

@@ -27,7 +27,19 @@ import torch.nn.functional as F
 from torch.autograd import Variable
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from torch_methods import ADV, NORMAL, UNIFORM, BatchNorm, Network, Noise, X, Y, lines, loaded
+from torch_methods import (
+    ADV,
+    NORMAL,
+    UNIFORM,
+    BatchNorm,
+    Conditional,
+    Network,
+    Noise,
+    X,
+    Y,
+    lines,
+    loaded,
+)
 
 from tests.parity import methods as shared
 
@@ -312,20 +324,6 @@ def fgsm_pgi(folder: Path) -> dict[str, Any]:
     names |= lines(script, "label_smoothing = Variable(", "loss = LabelSmoothLoss(output", **names)
     noisy, adv = network.seen
     return network.result(names["loss"], adv=adv, noisy=noisy, prior=names["next_delta"])
-
-
-class Conditional(torch.nn.Module):
-    """The network of `methods.conditional_network`, called as the authors of OAT call theirs."""
-
-    def __init__(self, network: Network):
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: torch.Tensor, _lambda: torch.Tensor, idx2BN: Any) -> torch.Tensor:
-        return self.network(x * (1 - 0.5 * _lambda[:, None, None, None]))
-
-    def cuda(self, device: Any = None) -> Conditional:
-        return self
 
 
 def oat(folder: Path) -> dict[str, Any]:

@@ -19,9 +19,19 @@ from typing import Any
 
 from pipelines.early_check import SCHEMA
 from pipelines.network import NetworkFile
-from pipelines.sections import TRAINED, Card, Data, EvaluationOptions, ExtraData, Search, Train
-from pipelines.spec import FACTS, RUN_STAGES, SEARCH_STAGES, TopLevel
+from pipelines.sections import (
+    TRAINED,
+    Card,
+    Data,
+    EvaluationOptions,
+    ExtraData,
+    Search,
+    TopLevel,
+    Train,
+)
+from pipelines.spec import FACTS, RUN_STAGES, SEARCH_STAGES
 from pipelines.suite import Entry, SuiteFile
+from pipelines.trackers import TRACKERS
 from tfrobust.attacks import ATTACKS
 from tfrobust.data import AUGMENTATIONS, DATASETS
 from tfrobust.evaluation import Corruptions
@@ -53,7 +63,7 @@ a section that names another constructor replaces the whole section of that file
 on this page is an error.
 
 Top level: `threat`, `data`, `model`, `method`, `optimizer`, `train`, `attacks`, `evaluation`,
-`card`, `search`; `seed`; `precision`, one of {", ".join(PRECISIONS)}; `stages`, a list of
+`card`, `track`, `search`; `seed`; `precision`, one of {", ".join(PRECISIONS)}; `stages`, a list of
 {", ".join(RUN_STAGES)}, or of {", ".join(SEARCH_STAGES)} if there is a section `search`; `paper`, a
 source and the figures of a paper under `clean` and the labels of attacks; `note`; `name`, that of
 the run's folder. A section that takes a name and arguments is `{{name: NAME, argument: value}}`, or
@@ -86,6 +96,7 @@ def schema() -> str:
             "method": _keys(METHODS, filled=OF_METHODS | {"attack"}, also={"attack"}),
             "method.attack": attacks,
             "optimizer": _keys(OPTIMIZERS),
+            "track": _keys(TRACKERS),
             "train.averaging": _keys(AVERAGINGS),
             "train.schedule": _keys(SCHEDULES),
             "train.validation_attack": attacks,
@@ -146,6 +157,7 @@ def render() -> str:
         "optimizer.name": OPTIMIZERS,
         "train.schedule.name": SCHEDULES,
         "train.averaging.name": AVERAGINGS,
+        "track.name": TRACKERS,
     }
     hidden = {"method.name": set(parameters(RobustModel)), "model.name": OF_MODELS}
     for title, registry in registries.items():

@@ -97,6 +97,20 @@ class Network(torch.nn.Module):
         return out
 
 
+class Conditional(torch.nn.Module):
+    """The network of `methods.conditional_network`, called as the authors of OAT call theirs."""
+
+    def __init__(self, network: Network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: torch.Tensor, _lambda: torch.Tensor, idx2BN: Any) -> torch.Tensor:
+        return self.network(x * (1 - 0.5 * _lambda[:, None, None, None]))
+
+    def cuda(self, device: Any = None) -> Conditional:
+        return self
+
+
 class Noise:
     """Gives the authors' code the noise of tests/parity/methods.py, one draw at each request."""
 

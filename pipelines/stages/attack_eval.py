@@ -14,6 +14,7 @@ from pipelines.spec import Spec, attack_files, attacks_by_key, data_files
 from pipelines.stages.evaluated_network import load_evaluated, network_files
 from pipelines.stages.stage import Stage
 from pipelines.stages.tensorboard_logs import write_board
+from pipelines.trackers import tracked
 from tfrobust.attacks import SavedImages
 from tfrobust.errors import UserError, in_memory
 from tfrobust.evaluation import Details, evaluate, margins
@@ -25,7 +26,7 @@ from tfrobust.evaluation.recorder import of_other_code
 from tfrobust.gate import check_inputs
 from tfrobust.models import SavedNetwork, in_precision
 from tfrobust.record import SCHEMA, Record
-from tfrobust.report import load_run
+from tfrobust.report import accuracy_rows, load_run
 
 SECTIONS = ("seed", "threat", "data", "model", "attacks", "evaluation")
 IRRELEVANT = ("batch_size", "rerun")  # keys of `evaluation` that change no result
@@ -55,6 +56,8 @@ class AttackEval(Stage):
         return super().done(spec, folder)
 
     def check(self, spec: Spec, folder: RunFolder, planned: Collection[str]) -> None:
+        if spec.tracker is not None:
+            spec.tracker.check()
         test = spec.data.test
         if not any(isinstance(listed.attack, SavedImages) for listed in spec.attack_list):
             test = test.first(min(FIRST, len(test)))
@@ -137,6 +140,10 @@ def _attack_eval(spec: Spec, folder: RunFolder, network: SavedNetwork) -> None:
         sizes = {"seed": spec.seed, "batch_size": options.batch_size}
         margins_of_few = margins(network, x[few], y[few], spec.threats[0], **sizes)
         write_board(folder.tensorboard / "attack_eval", load_run(folder.path), margins_of_few)
+    with tracked(spec.tracker, spec.name, spec.config, folder) as tracker:
+        if tracker is not None:
+            rows = accuracy_rows(spec.config, Record.load(folder.path))
+            tracker.log({f"accuracy, {row.name}": row.accuracy for row in rows})
 
 
 def _at(network: SavedNetwork, point: dict[str, float]) -> SavedNetwork:

@@ -14,6 +14,7 @@ from pipelines.sections import TRAINED
 from pipelines.spec import FACTS, Spec, attack_files, data_files, training_attacks
 from pipelines.stages import training
 from pipelines.stages.stage import Stage
+from pipelines.trackers import tracked
 from tfrobust.data import readable
 from tfrobust.errors import UserError, in_memory
 from tfrobust.gate import SOME
@@ -37,12 +38,18 @@ class Train(Stage):
         return [folder.model, folder.history]
 
     def check(self, spec: Spec, folder: RunFolder, planned: Collection[str]) -> None:
+        if spec.tracker is not None:
+            spec.tracker.check()
         check_training(spec)
 
     def run(self, spec: Spec, folder: RunFolder) -> None:
         folder.write_config()
-        with in_memory("data.batch_size", spec.data.batch_size), readable():
-            training.train(spec, folder)
+        with (
+            in_memory("data.batch_size", spec.data.batch_size),
+            readable(),
+            tracked(spec.tracker, spec.name, spec.config, folder) as tracker,
+        ):
+            training.train(spec, folder, callbacks=[tracker.callback()] if tracker else [])
 
 
 def training_fingerprint(spec: Spec, config: Mapping[str, Any], sections: Iterable[str]) -> str:

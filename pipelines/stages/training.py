@@ -7,6 +7,7 @@ import csv
 import functools
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import keras
@@ -46,7 +47,12 @@ class Diverged(UserError):
     """The loss was not finite more often than `train.rollbacks` allows."""
 
 
-def train(spec: Spec, folder: RunFolder, epochs: int | None = None) -> None:
+def train(
+    spec: Spec,
+    folder: RunFolder,
+    epochs: int | None = None,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+) -> None:
     """Train from the last checkpoint, or from the start, and write the network to model.keras.
 
     The same config gives the same weights on CPU, whether or not the training was interrupted.
@@ -56,6 +62,7 @@ def train(spec: Spec, folder: RunFolder, epochs: int | None = None) -> None:
         folder: The folder of the run.
         epochs: The epoch after which to stop, as if the run were interrupted there. None trains
             all epochs of the config.
+        callbacks: Further callbacks for `fit`, which only watch.
 
     Raises:
         Diverged: If the loss is not finite more often than `train.rollbacks` allows.
@@ -68,8 +75,9 @@ def train(spec: Spec, folder: RunFolder, epochs: int | None = None) -> None:
     with Interruption().caught() as interruption:
         while network is None:
             try:
+                last = epochs or plan.epochs
                 network = _train_up_to_epoch(
-                    spec, plan, folder, data, checkpoints, interruption, epochs or plan.epochs
+                    spec, plan, folder, data, checkpoints, interruption, last, callbacks
                 )
             except NotFinite as error:
                 if checkpoints.rollbacks >= plan.rollbacks:
@@ -105,6 +113,7 @@ def _train_up_to_epoch(
     checkpoints: Checkpoints,
     interruption: Interruption,
     epochs: int,
+    callbacks: Sequence[keras.callbacks.Callback],
 ) -> keras.Model:
     """Train until `epochs` epochs are done, and return the network at its best epoch."""
     assert spec.method is not None and spec.optimizer is not None and spec.network is not None
@@ -188,7 +197,7 @@ def _train_up_to_epoch(
             initial_epoch=first // steps,
             epochs=last,
             validation_data=validation,
-            callbacks=[*steering, history, resume],
+            callbacks=[*steering, history, *callbacks, resume],
             shuffle=False,  # `batches` shuffles
             verbose=verbose,
         )

@@ -1,0 +1,181 @@
+"""Trackers of runs, MLflow and Weights & Biases, each by its own callback for Keras."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from pipelines.run_folder import RunFolder
+from tfrobust.distribution import worker
+from tfrobust.errors import UserError, one_line
+from tfrobust.io import write_text
+
+EXTRA = "{0}: expected it installed: pip install 'tfrobust[{0}]' ({1})"
+FLAT = 500  # the longest value of a parameter in MLflow, in characters
+
+
+class Tracker:
+    """A service that keeps the settings, curves and results of runs.
+
+    Attributes:
+        package: The package of the service.
+        callbacks: The module of the package that has its callback for Keras.
+    """
+
+    package: str
+    callbacks: str
+
+    def check(self) -> None:
+        """Raise a UserError if the package of the service is not installed."""
+        self._imported(self.callbacks)
+
+    def begin(self, name: str, config: Mapping[str, Any], folder: Path, token: str | None) -> str:
+        """Begin a run with a name and a config, or go on with the run of a token.
+
+        Returns:
+            The token of the run.
+        """
+        raise NotImplementedError
+
+    def callback(self) -> keras.callbacks.Callback:
+        """Return the service's callback for `fit`, which logs each epoch of the run."""
+        raise NotImplementedError
+
+    def log(self, results: Mapping[str, float]) -> None:
+        """Log the results of the run, by their names."""
+        raise NotImplementedError
+
+    def end(self) -> None:
+        """End the work on the run in this process."""
+        raise NotImplementedError
+
+    def _imported(self, module: str) -> Any:
+        try:
+            return importlib.import_module(module)
+        except ImportError as error:
+            raise UserError(EXTRA.format(self.package, one_line(error))) from None
+
+
+@dataclasses.dataclass(frozen=True)
+class Mlflow(Tracker):
+    """MLflow: settings, the metrics of each epoch, and the accuracies of the evaluation.
+
+    Args:
+        experiment: The experiment that the run belongs to.
+        uri: The server or the folder. None is MLflow's own choice, by MLFLOW_TRACKING_URI.
+    """
+
+    experiment: str = "tfrobust"
+    uri: str | None = None
+    package, callbacks = "mlflow", "mlflow.tensorflow"
+
+    def begin(self, name: str, config: Mapping[str, Any], folder: Path, token: str | None) -> str:
+        mlflow = self._imported(self.package)
+        if self.uri is not None:
+            mlflow.set_tracking_uri(self.uri)
+        mlflow.set_experiment(self.experiment)
+        if token is not None:
+            return mlflow.start_run(run_id=token).info.run_id
+        run = mlflow.start_run(run_name=name)
+        mlflow.log_params({key: str(value)[:FLAT] for key, value in flat(config).items()})
+        return run.info.run_id
+
+    def callback(self) -> keras.callbacks.Callback:
+        return self._imported(self.callbacks).MlflowCallback()
+
+    def log(self, results: Mapping[str, float]) -> None:
+        # MLflow takes few signs in a name.
+        named = {re.sub(r"[^\w./ -]", "", name): value for name, value in results.items()}
+        self._imported(self.package).log_metrics(named)
+
+    def end(self) -> None:
+        self._imported(self.package).end_run()
+
+
+@dataclasses.dataclass(frozen=True)
+class Wandb(Tracker):
+    """Weights & Biases: settings, the metrics of each epoch, and the accuracies of the evaluation.
+
+    Args:
+        project: The project that the run belongs to.
+        entity: The user or the team. None is that of the login.
+    """
+
+    project: str = "tfrobust"
+    entity: str | None = None
+    package, callbacks = "wandb", "wandb.integration.keras"
+
+    def begin(self, name: str, config: Mapping[str, Any], folder: Path, token: str | None) -> str:
+        run = self._imported(self.package).init(
+            project=self.project,
+            entity=self.entity,
+            name=name,
+            config=dict(config),
+            dir=folder,
+            id=token,
+            resume="allow",
+        )
+        return run.id
+
+    def callback(self) -> keras.callbacks.Callback:
+        return self._imported(self.callbacks).WandbMetricsLogger()
+
+    def log(self, results: Mapping[str, float]) -> None:
+        self._imported(self.package).run.summary.update(dict(results))
+
+    def end(self) -> None:
+        self._imported(self.package).finish()
+
+
+TRACKERS: dict[str, type[Tracker]] = {"mlflow": Mlflow, "wandb": Wandb}
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the values of nested mappings by their paths, such as `method.alpha`."""
+    values: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            values |= flat(value, f"{prefix}{key}.")
+        else:
+            values[f"{prefix}{key}"] = value
+    return values
+
+
+@contextlib.contextmanager
+def tracked(
+    tracker: Tracker | None, name: str, config: Mapping[str, Any], folder: RunFolder
+) -> Iterator[Tracker | None]:
+    """Return a context in which a run is tracked: the same run at each call for its folder.
+
+    Of several workers the first one tracks. Without a tracker nothing is.
+
+    Raises:
+        UserError: The service refuses the run.
+    """
+    if tracker is None or worker()[0] > 0:
+        yield None
+        return
+    token = None
+    if folder.tracked.is_file():
+        token = json.loads(folder.tracked.read_text(encoding="utf-8")).get(tracker.package)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    try:
+        begun = tracker.begin(name, config, folder.path, token)
+    except UserError:
+        raise
+    except Exception as error:  # each service has errors of its own
+        where = f"track: expected {tracker.package} to take the run"
+        raise UserError(f"{where}: {one_line(error)}") from error
+    write_text(folder.tracked, json.dumps({tracker.package: begun}) + "\n")
+    try:
+        yield tracker
+    finally:
+        tracker.end()
