@@ -39,18 +39,13 @@ from torch_methods import (
     Y,
     lines,
     loaded,
+    optimizer,
 )
 
 from tests.parity import methods as shared
 
 EPS, STEP_SIZE, STEPS = shared.EPS, shared.STEP_SIZE, shared.STEPS
 BETA = 3.0
-
-
-def optimizer(network: Network) -> torch.optim.Optimizer:
-    return torch.optim.SGD(network.parameters(), lr=0.0)
-
-
 ATTACK = {"step_size": STEP_SIZE, "epsilon": EPS, "perturb_steps": STEPS}
 
 
@@ -330,14 +325,13 @@ def oat(folder: Path) -> dict[str, Any]:
     """github.com/VITA-Group/Once-for-All-Adversarial-Training (2615279), with one BatchNorm."""
     network, strength = Network(), torch.from_numpy(shared.strengths()).double()
     zeros = int((strength == 0).sum())
-    context = loaded(folder / "utils" / "context.py")
     names = lines(
         folder / "OAT.py", "logits = model(imgs, _lambda", "loss = torch.mean",
         uniform=UNIFORM[:, zeros:], model=Conditional(network), imgs=X, labels=Y, _lambda=strength,
         _lambda_flat=strength, num_zeros=zeros, idx2BN=None,
-        ctx_noparamgrad_and_eval=context["ctx_noparamgrad_and_eval"],
         attacker=loaded(folder / "attacks" / "pgd.py")["PGD"](EPS, STEPS, STEP_SIZE, use_FiLM=True),
         args=SimpleNamespace(efficient=True, use2BN=False),
+        **loaded(folder / "utils" / "context.py"),
     )  # fmt: skip
     return network.result(names["loss"], adv=torch.cat([X[:zeros], names["imgs_adv"]]))
 

@@ -97,6 +97,11 @@ class Network(torch.nn.Module):
         return out
 
 
+def optimizer(network: Network) -> torch.optim.Optimizer:
+    """Return an optimizer that leaves the weights as they are."""
+    return torch.optim.SGD(network.parameters(), lr=0.0)
+
+
 class Conditional(torch.nn.Module):
     """The network of `methods.conditional_network`, called as the authors of OAT call theirs."""
 
