@@ -23,8 +23,8 @@ from tfrobust.evaluation.crafting import (
     computed_by,
     craft,
     predictor,
-    saved_images,
 )
+from tfrobust.evaluation.image_checks import saved_images
 from tfrobust.evaluation.results import Result
 from tfrobust.gate import SOME, inference
 from tfrobust.provenance import circumstances

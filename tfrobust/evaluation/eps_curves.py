@@ -13,10 +13,10 @@ from tfrobust.evaluation.batching import map_batches
 from tfrobust.evaluation.crafting import (
     BATCH_SIZE,
     LogitsFn,
-    check_adversarial,
     compiled,
     float32_logits,
 )
+from tfrobust.evaluation.image_checks import check_adversarial
 from tfrobust.record import EpsRow
 from tfrobust.threat import Threat
 

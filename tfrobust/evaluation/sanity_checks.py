@@ -19,8 +19,9 @@ from tfrobust import losses, noise
 from tfrobust.attacks import APGD, FGSM, PGD
 from tfrobust.attacks.gradient import input_gradient
 from tfrobust.evaluation.batching import map_batches
-from tfrobust.evaluation.crafting import BATCH_SIZE, LogitsFn, check_adversarial, float32_logits
+from tfrobust.evaluation.crafting import BATCH_SIZE, LogitsFn, float32_logits
 from tfrobust.evaluation.first_order import first_order_distances
+from tfrobust.evaluation.image_checks import check_adversarial
 from tfrobust.evaluation.results import Check, Result, worst_case
 from tfrobust.evaluation.sample import PGD_50, Measurement, Sample, sanity_check
 from tfrobust.gate import best_scaled, inference, kind_of_outputs, outputs, right
