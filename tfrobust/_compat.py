@@ -51,7 +51,7 @@ def operation_of(tensor: Any) -> Any:
 
 
 def set_direction(metric: keras.metrics.Metric, direction: str) -> None:
-    """Say whether a metric is better "up" or "down" (`_direction`), for Keras's callbacks."""
+    """Tell Keras's callbacks whether a metric is better "up" or "down" (`_direction`)."""
     metric._direction = direction
 
 

@@ -49,7 +49,9 @@ def worker() -> tuple[int, int]:
         resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
         cluster, kind, index = resolver.cluster_spec(), resolver.task_type, resolver.task_id
         sizes = {job: cluster.num_tasks(job) for job in cluster.jobs}
-        if set(sizes) - {"chief", "worker"} or kind not in sizes or not 0 <= index < sizes[kind]:
+        has_valid_jobs = sizes.keys() <= {"chief", "worker"}
+        has_valid_task = kind in sizes and 0 <= index < sizes[kind]
+        if not (has_valid_jobs and has_valid_task):
             raise ValueError(f"task {kind} {index} of {sizes}")
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"TF_CONFIG: expected {CLUSTER}, received {error}") from None

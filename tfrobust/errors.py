@@ -28,7 +28,7 @@ class UserError(ValueError):
 
 
 class OutOfMemory(UserError):
-    """TensorFlow ran out of memory."""
+    """A lack of memory in TensorFlow."""
 
 
 def require(ok: Any, argument: str, expected: str, received: object) -> None:
@@ -115,6 +115,5 @@ def number(argument: str, value: Any) -> float:
                 return value
     except OverflowError:  # an int of more than 308 digits
         value = math.inf
-    raise UserError(
-        f"{argument}: expected a number or a fraction such as 8/255, received {value!r}"
-    )
+    expected = "a number or a fraction such as 8/255"
+    raise UserError(f"{argument}: expected {expected}, received {value!r}")

@@ -29,7 +29,7 @@ def export(network: keras.Model, folder: Path, images: np.ndarray) -> None:
 
     Args:
         network: The network.
-        folder: Where to write. Its contents are replaced only by a valid SavedModel.
+        folder: The folder of the SavedModel. Only a valid one replaces its former contents.
         images: A few images [N, H, W, C], at which the logits of both are compared.
 
     Raises:

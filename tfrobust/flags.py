@@ -87,7 +87,7 @@ def same_images(first: np.ndarray | None, second: np.ndarray | None) -> bool:
 
 
 def headline(rights: Sequence[np.ndarray], clean: np.ndarray) -> np.ndarray:
-    """Return which images are right under every attack that saw the most images, n: bool [n].
+    """Return whether each image is right under all attacks that saw the most images, n: bool [n].
 
     Args:
         rights: For each attack, whether the images that it saw are right, bool [n].

@@ -1,8 +1,8 @@
 """The registration of our classes with Keras as soon as Keras is imported, by whichever module.
 
-`keras.saving.load_model` finds only classes that are registered, and ours are registered when their
-modules are imported. These import TensorFlow and Keras, which `import tfrobust` alone does not do.
-Instead, `watch` follows all imports: once one of them has imported Keras, our modules follow.
+`keras.saving.load_model` finds only registered classes, and ours are registered when their modules
+are imported. These import TensorFlow and Keras, so `import tfrobust` does not import them. It calls
+`watch`, which follows all further imports: once Keras is imported, our modules are imported too.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ class _Watch(MetaPathFinder):
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if self.inside or not (name in ("keras", "tensorflow") or name.startswith("tfrobust.")):
+        may_import_keras = name in ("keras", "tensorflow") or name.startswith("tfrobust.")
+        if self.inside or not may_import_keras:
             return None
         self.inside = True
         try:

@@ -41,11 +41,6 @@ def margin(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
     return rival - tf.gather(logits, labels, axis=-1, batch_dims=1)
 
 
-def log_rival(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-    """Return the log probability of the most likely wrong class, max_{i != y} log softmax_i."""
-    return margin(logits, labels) - cross_entropy(logits, labels)
-
-
 def soft_margin(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
     """Return log sum_{i != y} exp z_i - z_y, a smooth upper bound of `margin`."""
     truth = tf.one_hot(labels, logits.shape[-1], on_value=True, off_value=False)

@@ -128,7 +128,7 @@ def unit_vectors(shape: Any, seed: tf.Tensor) -> tf.Tensor:
 
 
 def sliced(draw: Callable[[tf.Tensor], tf.Tensor], shape: Any) -> tf.Tensor:
-    """Draw noise for the global batch and return the rows of this replica.
+    """Draw noise for the global batch and return the rows of this replica, or those of `of_rows`.
 
     Args:
         draw: Shape -> noise of that shape.
@@ -142,7 +142,7 @@ def sliced(draw: Callable[[tf.Tensor], tf.Tensor], shape: Any) -> tf.Tensor:
 
 
 def _of_replica(draw: Callable[[tf.Tensor], tf.Tensor], shape: Any) -> tf.Tensor:
-    """Draw noise for the global batch and return the examples of this replica, all of them."""
+    """Draw noise for the global batch and return the rows of this replica."""
     context = tf.distribute.get_replica_context()
     replicas = 1 if context is None else context.strategy.num_replicas_in_sync
     if replicas == 1 or _alone.get():

@@ -84,9 +84,12 @@ def project_l1(delta: tf.Tensor, eps: Any, room: tf.Tensor) -> tf.Tensor:
         following = tf.where(inside, newton, 0.5 * (low + high))
         return i + 1, tf.where(solved, t, following), low, high, tf.reduce_all(solved)
 
+    def goes_on(i: tf.Tensor, t: tf.Tensor, low: tf.Tensor, high: tf.Tensor, solved: Any) -> Any:
+        return (i < 50) & ~solved
+
     zero = tf.zeros_like(radius)
     state = (0, zero, zero, tf.reduce_max(size, axis=1, keepdims=True), False)
-    end = tf.while_loop(lambda i, *rest: (i < 50) & ~rest[-1], body, state, parallel_iterations=1)
+    end = tf.while_loop(goes_on, body, state, parallel_iterations=1)
     length = shrunk(end[1])
     total = tf.reduce_sum(length, axis=1, keepdims=True)
     length *= tf.minimum(1.0, tf.math.divide_no_nan(radius, total))  # removes the last excess

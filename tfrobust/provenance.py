@@ -69,7 +69,7 @@ def circumstances() -> dict[str, Any]:
 
 @functools.cache
 def device() -> str:
-    """Return the name of the GPU, after their number if there are several, or of the CPU."""
+    """Return the name of the CPU or GPU; for several GPUs, their number and name."""
     gpus = tf.config.list_physical_devices("GPU")
     if not gpus:
         return f"CPU {platform.machine()}"

@@ -65,7 +65,7 @@ class AttackRow(Part):
         examples: The number n of images: the attack was given the first n.
         robust_accuracy: The share of the n images that are still classified correctly.
         seconds: The duration of the attack.
-        attacked: The number of images that were attacked, as some were misclassified before.
+        attacked: The number of images that were not misclassified before, and so were attacked.
         queries: The number of forward passes, summed over the images.
         gradients: The number of backward passes, summed over the images.
         config: The settings of the attack.
@@ -191,7 +191,7 @@ class Record(Part):
     """The content of eval.json.
 
     Attributes:
-        examples: The number of images, and the base of clean_accuracy.
+        examples: The number of images, over which clean_accuracy is taken.
         robust_accuracy: The headline: the accuracy on the first `worst_case_examples` images under
             all attacks that saw that many. Several threats count as their union: an image must be
             classified correctly under every norm.
@@ -202,8 +202,8 @@ class Record(Part):
         craft_precision: The precision in which the attacks searched. Whether they succeeded was
             decided by the network itself.
         attacks: One row for each attack and suite.
-        pending: The names of the attacks that are still to be made.
-        corruptions: The accuracy on corrupted images, if it was asked for.
+        pending: The names of the attacks that have not been made yet.
+        corruptions: The accuracy on corrupted images, if it was measured.
         provenance: The circumstances of the clean accuracy. So are `versions` and `commit`.
         closing: The circumstances of the checks and curves.
         training_commit: The commit of the code that trained the network.
@@ -298,7 +298,7 @@ class Record(Part):
 
 
 def _with_new_headline(record: Record) -> Record:
-    """Return a record without a version with the headline that `parse` describes."""
+    """Return a record of schema version 0 with the new headline that `parse` describes."""
     if record.robust_accuracy is None or not record.attacks:
         return record
     most = max(attack.examples for attack in record.attacks)

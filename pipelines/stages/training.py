@@ -70,7 +70,7 @@ def train(
     plan = spec.train
     assert plan is not None
     checkpoints, network = Checkpoints(folder.checkpoints), None
-    checkpoints.back_to(int(stack_workers(np.array(checkpoints.step)).min()))
+    checkpoints.rewind(int(stack_workers(np.array(checkpoints.step)).min()))
     data = splits(spec)
     with Interruption().caught() as interruption:
         while network is None:

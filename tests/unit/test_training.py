@@ -228,7 +228,7 @@ def test_a_fall_of_robust_accuracy_while_eps_grows_is_not_overfitting() -> None:
 
 
 def test_checkpoints_hold_the_state_of_the_detection_of_overfitting() -> None:
-    assert set(vars(Overfitting())) - {"drop"} == set(CatastrophicOverfitting.kept)
+    assert set(vars(Overfitting())) - {"drop"} == set(CatastrophicOverfitting.state_names)
 
 
 def written(path: Path, lines: list[str], epochs: list[dict[str, Any]]) -> History:

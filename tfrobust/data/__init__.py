@@ -2,15 +2,21 @@
 
 from collections.abc import Callable
 
-from tfrobust.data.augment import AUGMENTATIONS, Augmentation, in_sequence
+from tfrobust.data.augment import AUGMENTATIONS as AUGMENTATIONS
+from tfrobust.data.augment import Augmentation as Augmentation
+from tfrobust.data.augment import in_sequence as in_sequence
 from tfrobust.data.corrupted import open_cifar10_corrupted, open_mnist_corrupted
 from tfrobust.data.digits import open_digits
-from tfrobust.data.files import readable
+from tfrobust.data.files import readable as readable
 from tfrobust.data.folder import open_folder
 from tfrobust.data.imagenet import open_imagenet2012
 from tfrobust.data.npz import open_npz
-from tfrobust.data.pipeline import Extra, batches, from_arrays
-from tfrobust.data.split import Dataset, Split, hold_out
+from tfrobust.data.pipeline import Extra as Extra
+from tfrobust.data.pipeline import batches as batches
+from tfrobust.data.pipeline import from_arrays as from_arrays
+from tfrobust.data.split import Dataset as Dataset
+from tfrobust.data.split import Split as Split
+from tfrobust.data.split import hold_out as hold_out
 from tfrobust.data.synthetic import imitate
 from tfrobust.data.tfds import TFDS
 
@@ -24,17 +30,3 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
     "npz": open_npz,
     "synthetic": imitate,
 }
-
-__all__ = [
-    "AUGMENTATIONS",
-    "DATASETS",
-    "Augmentation",
-    "Dataset",
-    "Extra",
-    "Split",
-    "batches",
-    "from_arrays",
-    "hold_out",
-    "in_sequence",
-    "readable",
-]

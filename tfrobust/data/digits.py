@@ -1,4 +1,4 @@
-"""scikit-learn's 8 x 8 digits, which come with the package and need no download."""
+"""scikit-learn's 8 x 8 digits, which are part of that package and need no download."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ class Digits(Dataset):
     """1,437 training and 360 test images [8, 8, 1], float32 multiples of 1/16."""
 
     def load(self, split: str) -> Split:
-        """Return "train" or "test": a stratified split, the same for every seed of a run."""
+        """Return "train" or "test" of a stratified split, which is the same for all seeds."""
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
 

@@ -14,11 +14,11 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from tfrobust.data.reading import by_python
-from tfrobust.errors import UserError
+from tfrobust.data.reading import call_python
+from tfrobust.errors import UserError, one_line
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # for others Pillow may start programs
-# For each rule, the length of the resized shorter side in units of the square that is cut out.
+# The length of the resized shorter side, in units of the square that is cut out, by rule.
 RESIZES = {"fit": 1.0, "imagenet": 256 / 224}
 DECODED_AT_ONCE = 16  # images of a batch
 BROKEN = "broken image"  # marks the errors that `readable` translates
@@ -27,7 +27,7 @@ SEPARATOR = "\t"  # between a name and a reason
 
 @contextlib.contextmanager
 def readable() -> Iterator[None]:
-    """Raise a UserError that names the image when one of `Files` cannot be read in the context."""
+    """Return a context in which an image of `Files` that cannot be read is a UserError."""
     try:
         yield
     except tf.errors.OpError as error:
@@ -35,10 +35,9 @@ def readable() -> Iterator[None]:
         if line is None:
             raise
         place, _, reason = line[1].partition(SEPARATOR)
+        expected = "an image that can be read"
         received = f"a broken one ({reason})" if reason else "a broken one"
-        raise UserError(
-            f"{place}: expected an image that can be read, received {received}"
-        ) from None
+        raise UserError(f"{place}: expected {expected}, received {received}") from None
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,29 +77,29 @@ class Files:
         return images if dtype is None else images.astype(dtype)
 
     def gather(self) -> Any:
-        """Return a function for tf.data: positions [B] -> images [B, S, S, 3] uint8.
+        """Return a function for tf.data from positions [B] to images [B, S, S, 3] uint8.
 
         `readable` turns its error about an image that cannot be read into a UserError.
         """
         places = tf.constant(self.places)
+        image = tf.TensorSpec(self.size, tf.uint8)
+        options: Any = {"fn_output_signature": image, "parallel_iterations": DECODED_AT_ONCE}
 
         def read(positions: tf.Tensor) -> tf.Tensor:
-            image = tf.TensorSpec(self.size, tf.uint8)
-            options: Any = {"parallel_iterations": DECODED_AT_ONCE}
-            batch = tf.gather(places, positions)
-            return tf.map_fn(self._image, batch, fn_output_signature=image, **options)
+            return tf.map_fn(self._image, tf.gather(places, positions), **options)
 
         return read
 
     def _image(self, place: tf.Tensor) -> tf.Tensor:
         """Return the image [S, S, 3] uint8, or raise an error that `readable` translates.
 
-        Pillow decodes it: TensorFlow takes the palette indices of a BMP for shades, and does not
-        rotate a photograph as its EXIF data say.
+        Pillow decodes it, because TensorFlow takes the palette indices of a BMP for shades, and
+        does not rotate a photograph by its EXIF data.
         """
-        return tf.ensure_shape(by_python(self._read, place, tf.uint8), self.size)
+        return tf.ensure_shape(call_python(self._read, place, tf.uint8), self.size)
 
     def _read(self, place: bytes) -> np.ndarray:
+        """Return the image in Python; errors have the form that `readable` translates."""
         side = self.size[0]
         try:
             return _pixels(place, side, round(side * RESIZES[self.resize]))
@@ -111,7 +110,8 @@ class Files:
 def _pixels(place: bytes, side: int, resized: int) -> np.ndarray:
     """Decode a file to [side, side, 3] uint8.
 
-    The central square of the image is resized to `resized` pixels, and its centre is cut out.
+    The central square of the image is resized to `resized` x `resized` pixels, and the centre of
+    the result is cut out.
     """
     if not os.path.isfile(place):
         raise OSError("no file, or a link to none")
@@ -128,11 +128,11 @@ def _middle(image: Image.Image, side: int) -> Image.Image:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """Return the image in RGB with 8 bits a channel.
+    """Return the image in RGB with 8 bits for each channel.
 
     Transparency is dropped and the colours are kept. Of 16 bits the upper 8 are kept.
     """
-    if image.mode.startswith("I;16"):  # Pillow would clip it
+    if image.mode.startswith("I;16"):  # Pillow would clip the values
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         raise ValueError(f"expected 8 or 16 bits a channel, received mode {image.mode} of Pillow")
@@ -141,10 +141,10 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _reason(error: Exception) -> str:
+    """Return in one line why an image cannot be read."""
     if isinstance(error, UnidentifiedImageError):
         return f"it is none of {', '.join(FORMATS)}"
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return " ".join(text.split())
+    return one_line(getattr(error, "strerror", None) or error, None)
 
 
 def printable(name: str | bytes) -> str:

@@ -1,4 +1,4 @@
-"""A folder of images with one folder for each class, read while training.
+"""Images in one folder for each class, which are read during training.
 
 Only the names of the files are held in memory.
 """
@@ -20,12 +20,12 @@ from tfrobust.data.split import Dataset, Split
 from tfrobust.errors import UserError, choose, nearest_path, require, require_at_least
 
 ENDINGS = (".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-# Folders that systems and archivers put beside the classes, as they do hidden ones.
+# Folders, beside hidden ones, that operating systems and archivers put among the classes.
 NO_CLASSES = ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information")
 
 
 @dataclass(frozen=True)
-class Folder(Dataset):
+class ImageFolder(Dataset):
     """The images in path/train and path/test (or path/val); see `open_folder`."""
 
     path: Path
@@ -35,7 +35,7 @@ class Folder(Dataset):
     def load(self, split: str) -> Split:
         """Return a split whose images are read when they are used.
 
-        The index is the position of a file in the sorted list of all files. "train" is empty where
+        The index is the position of a file in the sorted list of all files. "train" is empty if
         there are only test images.
         """
         folders = split_folders(self.path)
@@ -53,13 +53,13 @@ class Folder(Dataset):
 
 
 def drawn(split: Split, count: int | None) -> Split:
-    """Return `count` random examples of a split, the same ones every time. None is all."""
+    """Return `count` random examples of a split, always the same ones. None stands for all."""
     order = np.random.default_rng(0).permutation(len(split))
     return split.take(np.sort(order[:count]))
 
 
 def split_folders(path: Path) -> dict[str, Path]:
-    """Return the folders of "train" and "test" that exist. Without test/ it is val/."""
+    """Return the existing folders of "train" and "test"; the latter is test/ or else val/."""
     folders = {"train": path / "train", "test": path / "test"}
     if not folders["test"].is_dir():
         folders["test"] = path / "val"
@@ -70,8 +70,8 @@ def images_of(folder: Path) -> tuple[dict[str, list[str]], list[str]]:
     """List the images of a folder that holds one folder for each class. Links are followed.
 
     Returns:
-        The image files of each class, all in the order of their names; and the other files and
-        folders that are there and in the folders of the classes.
+        The image files of each class, and the other files and folders at both levels. All are in
+        the order of their names.
     """
     classes, left_out = {}, []
     for entry in _entries(folder):
@@ -85,6 +85,7 @@ def images_of(folder: Path) -> tuple[dict[str, list[str]], list[str]]:
 
 
 def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
+    """Return the entries of a folder, in the order of their names."""
     with os.scandir(folder) as entries:
         return sorted(entries, key=lambda entry: entry.name)
 
@@ -97,7 +98,7 @@ def _is_image(file: os.DirEntry[str]) -> bool:
 
 @functools.cache
 def _warn(line: str) -> None:
-    """Log a line once, although a search opens its data for every trial."""
+    """Log a warning once, although a search opens its data for every trial."""
     logging.warning("%s", line)
 
 
@@ -110,22 +111,22 @@ def _warn_of(root: Path, what: str, paths: Sequence[str]) -> None:
 
 def open_folder(
     path: str, image_size: int = 224, test_examples: int | None = None, resize: str = "fit"
-) -> Folder:
-    """Open a folder of images. The folders are listed, no image is read.
+) -> ImageFolder:
+    """Open a folder of images. The folders are listed, but no image is read.
 
-    The images are JPEG, PNG, BMP, GIF (its first picture), TIFF or WebP. They are rotated as their
-    EXIF data say; transparency is dropped and the colours are kept. Everything else, such as hidden
-    files and folders within a class, is left out, and a warning says how many.
+    The images are JPEG, PNG, BMP, GIF (the first picture), TIFF or WebP. They are rotated by their
+    EXIF data. Transparency is dropped and the colours are kept. All else, such as hidden files and
+    folders within a class, is left out, and a warning tells how much that is.
 
     Args:
         path: The folder that holds train/CLASS/IMAGE and test/CLASS/IMAGE (or val/), as ImageNet is
-            commonly kept. To evaluate a network, test/ (or val/) is enough.
-        image_size: Side of the square that is cut out of the centre, in pixels.
-        resize: How long the shorter side is made before that. "fit": image_size, so an image of
-            this size stays as it is. "imagenet": 256/224 times image_size, as networks for
+            commonly stored. To evaluate a network, test/ (or val/) is enough.
+        image_size: The side of the square that is cut out of the centre, in pixels.
+        resize: The length of the shorter side before the cut. "fit" is image_size, so that an image
+            of this size stays as it is. "imagenet" is 256/224 times image_size, as networks for
             ImageNet are commonly evaluated.
-        test_examples: Number of random test images to attack, which are then held in memory; None
-            for all.
+        test_examples: The number of random test images to attack, which are then held in memory;
+            None for all.
 
     Raises:
         UserError: The folders do not exist, differ in their classes, or are empty. A class may
@@ -152,13 +153,13 @@ def open_folder(
         left_out.append(str(root / "val"))
     _warn_of(root, "files and folders left out, not images of a class", left_out)
     names = tuple(printable(name) for name in classes["test"])
-    return Folder((image_size, image_size, 3), names, root, test_examples, resize)
+    return ImageFolder((image_size, image_size, 3), names, root, test_examples, resize)
 
 
 def _check_classes(classes: dict[str, dict[str, list[str]]], folders: dict[str, Path]) -> None:
-    """Raise a UserError unless the splits have the same classes, two or more, and images.
+    """Raise a UserError unless the splits have images and the same classes, two or more.
 
-    classes: The image files of each class of each split.
+    `classes` are the image files of each class of each split, and `folders` the splits' folders.
     """
     for split, folder in folders.items():
         files = classes[split]

@@ -1,4 +1,4 @@
-"""ImageNet (ILSVRC 2012) as TensorFlow Datasets prepares it, read while training."""
+"""ImageNet (ILSVRC 2012) as TensorFlow Datasets prepares it, which is read during training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tfrobust.data.split import Split, numbered
 from tfrobust.data.tfds import Tfds
 from tfrobust.errors import require_at_least
 
-FRAME = 16  # bytes that a TFRecord file adds to each record: its length and two checksums
+FRAME = 16  # the bytes that a TFRecord file adds to a record: its length and two checksums
 URL = "https://image-net.org/download-images"
 ARCHIVES = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")
 
@@ -24,14 +24,14 @@ ARCHIVES = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")
 class Records(Files):
     """`Files` whose images are records of TFRecord files.
 
-    A place is "FILE:BYTE", the first byte of a record. All images are JPEG, which TensorFlow
-    decodes, and are resized by ImageNet's rule.
+    A place is "FILE:BYTE", with the first byte of a record. All images are JPEG. TensorFlow decodes
+    them, and they are resized by ImageNet's rule.
     """
 
     resize: str = "imagenet"
 
     def _image(self, place: tf.Tensor) -> tf.Tensor:
-        """Return the image, or raise an error that names its place, which TensorFlow's do not."""
+        """Return the image, or raise an error that names its place, as TensorFlow's does not."""
         empty = tf.data.Dataset.from_tensors(tf.zeros((0, *self.size[1:]), tf.uint8))
         decoded = tf.data.Dataset.from_tensors(place).map(self._decode).ignore_errors()
         image = decoded.concatenate(empty).take(1).get_single_element()
@@ -40,6 +40,7 @@ class Records(Files):
             return tf.ensure_shape(tf.identity(image), self.size)
 
     def _decode(self, place: tf.Tensor) -> tf.Tensor:
+        """Return the image [S, S, 3] uint8: the centre of the resized image."""
         height, width, channels = self.size
         image = tf.io.decode_image(_encoded(place), channels, expand_animations=False)
         shape = tf.cast(tf.shape(image)[:2], tf.float32)
@@ -52,7 +53,7 @@ class Records(Files):
 
 
 def _encoded(place: tf.Tensor) -> tf.Tensor:
-    """Return the JPEG in a record, a string tensor []."""
+    """Return the JPEG in the record at a place, as a string tensor []."""
     parts = tf.strings.split(place, ":")
     start = tf.strings.to_number(parts[-1:], tf.int64)
     records = tf.raw_ops.TFRecordDatasetV2(
@@ -98,9 +99,9 @@ class Imagenet(Tfds):
 
 
 def _places_and_labels(files: list[str], counts: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Read the places [N] and the labels [N] of all records, in one pass over the files.
+    """Return the places [N] and labels [N] of all records, in one pass over the files.
 
-    counts: The number of records in each file.
+    `counts` is the number of records in each file.
     """
     features = {"label": tf.io.FixedLenFeature([], tf.int64)}
 
@@ -127,17 +128,17 @@ def open_imagenet2012(
 ) -> Imagenet:
     """Open ImageNet as TFDS prepares it. Nothing is read yet.
 
-    When a split is loaded its files are read once, for the labels and the positions of the images,
+    When a split is loaded, its files are read once for the labels and the positions of the images,
     and a UserError is raised if TFDS has not prepared the set. The index is the position in the
-    order of the files. The test images are those of validation. Images are resized as those of a
+    order of the files. The test images are those of validation. Images are resized like those of a
     folder with `resize: imagenet`.
 
     Args:
         dir: As for the other sets of TFDS. TFDS prepares this one from the archives in
             dir/downloads/manual.
-        image_size: Side of the square that is cut out of the centre, in pixels.
-        test_examples: Number of random test images to attack, which are then held in memory; None
-            for all.
+        image_size: The side of the square that is cut out of the centre, in pixels.
+        test_examples: The number of random test images to attack, which are then held in memory;
+            None for all.
     """
     require_at_least(1, image_size=image_size)
     if test_examples is not None:

@@ -10,19 +10,19 @@ from typing import IO
 import numpy as np
 
 from tfrobust.data.split import Dataset, Split, numbered
-from tfrobust.errors import UserError, nearest_path, require
+from tfrobust.errors import UserError, nearest_path, one_line, require
 from tfrobust.gate import MOST_CLASSES, check_image_form, check_label_form, check_labels
 from tfrobust.io import UNREADABLE
 
-# The names of images and labels of each split. Files of generated images have the last pair.
+# The names of images and labels in each split. Files of generated images have the last pair.
 TRAIN, TEST, GENERATED = ("x_train", "y_train"), ("x_test", "y_test"), ("image", "label")
 KEYS = (*TRAIN, *TEST, *GENERATED)
-LENGTHS = 26  # bytes of a member's header in a zip file before the lengths of its two last parts
+LENGTHS = 26  # the position, in a member's header of a zip file, of the lengths of its last parts
 
 
 @dataclass(frozen=True)
 class Npz(Dataset):
-    """The arrays of a file: `keys` has the names of images and labels by split; see `open_npz`."""
+    """The arrays of a file; see `open_npz`. `keys` are the names of images and labels by split."""
 
     path: str
     keys: dict[str, tuple[str, str]]
@@ -31,11 +31,11 @@ class Npz(Dataset):
     def load(self, split: str) -> Split:
         """Return a split. "train" is empty if the file has only test arrays.
 
-        Images that are stored uncompressed, as np.savez does it, stay in the file: the array is a
+        Images that are stored uncompressed, as by np.savez, stay in the file, and the array is a
         memory map. Others are read into memory.
 
-        Raises UserError for NaN and for float images outside [0, 1], and if there are no test
-        arrays.
+        Raises:
+            UserError: Images are NaN or outside [0, 1], or there are no test arrays.
         """
         if split == "test" and "test" not in self.keys:
             expected = f"{' and '.join(TEST)} to evaluate on"
@@ -48,17 +48,17 @@ class Npz(Dataset):
 
 
 def open_npz(path: str, num_classes: int | None = None, layout: str | None = None) -> Npz:
-    """Open arrays in an .npz file. Headers and labels are checked, no image is read.
+    """Open arrays in an .npz file. Headers and labels are checked, but no image is read.
 
     x_train and x_test are [N, H, W, C] or [N, H, W], uint8 or float in [0, 1]; y_train and y_test
     are class numbers from 0, [N] or [N, 1]. To evaluate a network, x_test and y_test are enough;
     for `data.extra`, x_train and y_train, which may also be named image and label.
 
     Args:
-        path: The file.
-        num_classes: Number of classes. None for the greatest label plus one, at least two.
+        path: The path of the file.
+        num_classes: The number of classes. None for the greatest label plus one, at least two.
         layout: "channels_first" for images [N, C, H, W], which are transposed; "channels_last" for
-            images that only look so. None raises an error for images that look channels first.
+            images that only look channels first. None raises an error for both.
 
     Raises:
         UserError: The file is missing or unreadable, an array is missing, holds pickled objects or
@@ -67,12 +67,13 @@ def open_npz(path: str, num_classes: int | None = None, layout: str | None = Non
     path = os.path.expanduser(path)
     headers, names_in_file = _headers(path)
     pairs = {"train": TRAIN, "test": TEST}
-    if not headers.keys() & {*TRAIN, *TEST}:
-        pairs = {"train": GENERATED} if headers.keys() & {*GENERATED} else {"test": TEST}
-    keys = {split: pair for split, pair in pairs.items() if headers.keys() & {*pair}} or pairs
-    for key in (key for pair in keys.values() for key in pair):
-        if key not in headers:
-            raise UserError(f"path: expected {key} in {path}, received {names_in_file}")
+    keys = {split: pair for split, pair in pairs.items() if headers.keys() & {*pair}}
+    if not keys:
+        keys = {"train": GENERATED} if headers.keys() & {*GENERATED} else {"test": TEST}
+    for pair in keys.values():
+        for key in pair:
+            if key not in headers:
+                raise UserError(f"path: expected {key} in {path}, received {names_in_file}")
     shapes, greatest = {}, 1
     for x, y in keys.values():
         images = headers[x]
@@ -100,11 +101,12 @@ def _image_shape(shape: tuple[int, ...], layout: str | None) -> tuple[int, int, 
 
 
 def _name(path: str, key: str) -> str:
+    """Return the name of an array in errors."""
     return f"path: {key} of {path}"
 
 
 def _headers(path: str) -> tuple[dict[str, np.ndarray], str]:
-    """Return the arrays that the file has of KEYS, as stand-ins, and the names of all arrays.
+    """Return stand-ins for the arrays of KEYS that the file has, and the names of all its arrays.
 
     A stand-in has the shape and the dtype of its array, but takes no memory.
     """
@@ -121,20 +123,21 @@ def _headers(path: str) -> tuple[dict[str, np.ndarray], str]:
         received = f"{path}: no such file{nearest_path(path)}"
         raise UserError(f"path: expected an .npz file, received {received}") from None
     except UNREADABLE as error:
-        raise UserError(f"path: expected an .npz file, received {path}: {_line(error)}") from None
+        line = one_line(error, None)
+        raise UserError(f"path: expected an .npz file, received {path}: {line}") from None
     names = ", ".join(sorted(name.removesuffix(".npy") for name in members)) or "no array"
     return stand_ins, names
 
 
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Return the shape, whether the order is Fortran's, and the dtype of an .npy file."""
+    """Return the shape, whether the order is that of Fortran, and the dtype of an .npy file."""
     if np.lib.format.read_magic(file) == (1, 0):
         return np.lib.format.read_array_header_1_0(file)
     return np.lib.format.read_array_header_2_0(file)
 
 
 def _mapped(path: str, key: str) -> np.ndarray:
-    """Return an array as a memory map. One that is stored compressed is read into memory."""
+    """Return an array as a memory map, or in memory if it is stored compressed."""
     try:
         with zipfile.ZipFile(path) as archive:
             member = archive.getinfo(f"{key}.npy")
@@ -154,6 +157,7 @@ def _mapped(path: str, key: str) -> np.ndarray:
 
 
 def _read(path: str, key: str) -> np.ndarray:
+    """Return an array in memory."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
             array: np.ndarray = arrays[key]
@@ -163,9 +167,6 @@ def _read(path: str, key: str) -> np.ndarray:
 
 
 def _unreadable(path: str, key: str, error: Exception) -> UserError:
-    expected = "expected a readable array"
-    return UserError(f"{_name(path, key)}: {expected}, received {_line(error)}")
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    """Return the error about an array that cannot be read."""
+    line = one_line(error, None)
+    return UserError(f"{_name(path, key)}: expected a readable array, received {line}")

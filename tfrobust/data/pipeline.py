@@ -1,4 +1,4 @@
-"""tf.data of batches from splits and arrays, in an order that needs no state."""
+"""tf.data of batches from splits and arrays, in an order that has no state."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ from tfrobust.noise import fold, seed_for
 class Extra:
     """Additional training examples, such as pseudo-labelled or generated ones.
 
-    Pseudo-labels: Carmon et al., 2019, arXiv:1905.13736. Generated images: Wang et al., 2023,
-    arXiv:2302.04638.
+    Carmon et al. (2019, arXiv:1905.13736) add pseudo-labelled images, Wang et al. (2023,
+    arXiv:2302.04638) generated ones.
 
     Attributes:
-        split: The examples. Their images are read where they lie, in memory or in a file.
-        share: Their share of every batch, between 0 and 1.
-        weight: The weight of each in the loss, relative to the other examples.
+        split: The examples. Their images are not copied, but read in memory or in their file.
+        share: The share of these examples in every batch, between 0 and 1.
+        weight: The weight of each example in the loss, relative to the other examples.
     """
 
     split: Split
@@ -36,7 +36,7 @@ class Extra:
         require(self.weight > 0, "weight", "a number > 0", self.weight)
 
     def rows(self, batch_size: int) -> int:
-        """Return how many examples of a batch are extra. Raises UserError if there are fewer."""
+        """Return the number of extra examples in a batch. Raises UserError if there are fewer."""
         require(batch_size > 1, "batch_size", "at least 2, for both kinds", batch_size)
         count = min(max(round(self.share * batch_size), 1), batch_size - 1)
         expected = f"at least the {count} examples of a batch"
@@ -55,48 +55,52 @@ def batches(
     steps_per_epoch: int | None = None,
     extra: Extra | None = None,
 ) -> tf.data.Dataset:
-    """Batches {"image": float32 [B, H, W, C] in [0, 1], "label": int32 [B], "index": int64 [B]}.
+    """Return batches {"image": float32 [B, H, W, C], "label": int32 [B], "index": int64 [B]}.
 
-    With training=True the batches are endless. An epoch has `steps_per_epoch` full batches, in
-    which each example occurs once before any occurs again. The order is a function of (seed, epoch)
-    and the augmentation of (seed, epoch, batch), so batches that begin at `first_step` are the tail
-    of those that begin at 0. With training=False there is one pass in order, and the last batch may
-    be shorter.
+    Pixels are in [0, 1]. With training=True the batches are endless. An epoch has `steps_per_epoch`
+    full batches, in which each example occurs once before any occurs again. The order is a function
+    of (seed, epoch) and the augmentation of (seed, epoch, batch), so batches that begin at
+    `first_step` are the tail of those that begin at 0. With training=False there is one pass in
+    order, and the last batch may be shorter.
 
     Args:
         split: The examples.
-        batch_size: Number of examples B of a batch. Under tf.distribute a multiple of the number of
-            replicas, each of which gets an equal part.
-        seed: Seed of the order and of the augmentation.
+        batch_size: The number of examples B in a batch. Under tf.distribute it is a multiple of the
+            number of replicas, each of which gets an equal part.
+        seed: The seed of the order and of the augmentation.
         training: Whether the batches are for training.
         augment: Names in AUGMENTATIONS or augmentations, one or several; only with training=True.
-        first_step: The step of training to begin at.
-        steps_per_epoch: The number of batches in an epoch, len(split) // batch_size if it is None.
-            Give Keras the same number.
+        first_step: The step of training at which the batches begin.
+        steps_per_epoch: The number of batches in an epoch; None for len(split) // batch_size. Give
+            Keras the same number.
         extra: Examples that are mixed into every training batch, in an order of their own. Their
-            index goes on after the greatest of the split. The batches then have a "weight",
+            index continues after the greatest of the split. The batches then have a "weight",
             float32 [B] of mean 1.
 
     Raises:
         UserError: The augmentation is unknown, the split cannot fill a batch, or the extra images
             have another size.
     """
-    steps_of_change = _check(
-        split, batch_size, training, augment, most=len(split) if training else None
-    )
-    require(extra is None or training, "extra", "None without training=True", extra)
+    if training:
+        expected = f"1 to the {len(split)} examples of the split"
+        require(1 <= batch_size <= len(split), "batch_size", expected, batch_size)
+    else:
+        require_at_least(1, batch_size=batch_size)
+        require(augment is None, "augment", "None without training=True", augment)
+        require(extra is None, "extra", "None without training=True", extra)
+    augmentations = in_sequence(augment)
     rows = rows_of(split) if extra is None else mixed_rows(split, extra.split)
-    mixes = any(step.mixes for step in steps_of_change)
+    mixes = any(augmentation.mixes for augmentation in augmentations)
     unequal = extra is not None and extra.weight != 1
     require(not (mixes and unequal), "extra.weight", "1 (augment mixes examples)", extra)
-    collect = _collector(rows, seed, steps_of_change)
+    collect = _collector(rows, seed, augmentations)
     if not training:
         positions = tf.data.Dataset.range(len(split)).batch(batch_size)
         return _mapped(tf.data.Dataset.zip(tf.data.Dataset.counter(), positions), collect)
     steps = steps_per_epoch or len(split) // batch_size
-    more = 0 if extra is None else extra.rows(batch_size)
-    # Spread both kinds evenly over a batch, so that every replica has its share of each.
-    counts = [count for count in (batch_size - more, more) if count]
+    extra_count = 0 if extra is None else extra.rows(batch_size)
+    # Both kinds are spread evenly over a batch, so that every replica has its share of each.
+    counts = [count for count in (batch_size - extra_count, extra_count) if count]
     fractions = np.concatenate([(np.arange(count) + 0.5) / count for count in counts])
     spread = np.argsort(fractions, kind="stable")
 
@@ -104,16 +108,16 @@ def batches(
         order = tf.range(len(split), dtype=tf.int64)
         seed_of_order = seed_for(seed, number, "order")
         order = tf.random.experimental.stateless_shuffle(order, seed_of_order, alg="philox")
-        order = tf.gather(order, tf.range(steps * (batch_size - more)) % len(split))
-        positions = tf.reshape(order, [steps, batch_size - more])
+        order = tf.gather(order, tf.range(steps * (batch_size - extra_count)) % len(split))
+        positions = tf.reshape(order, [steps, batch_size - extra_count])
         if extra is not None:
             seed_of_extra = seed_for(seed, number, "order of the extra")
-            drawn = len(split) + _drawn(len(extra.split), steps * more, seed_of_extra)
-            positions = tf.concat([positions, tf.reshape(drawn, [steps, more])], axis=1)
+            drawn = len(split) + _drawn(len(extra.split), steps * extra_count, seed_of_extra)
+            positions = tf.concat([positions, tf.reshape(drawn, [steps, extra_count])], axis=1)
         counters = number * steps + tf.range(steps, dtype=tf.int64)
         positions = tf.gather(positions, spread, axis=1)
-        # Flattened and batched again, so that the length of a batch is not known to TensorFlow. If
-        # it is, a ReLU on CPU is not joined with the BatchNorm or bias before it.
+        # The positions are flattened and batched again, so that TensorFlow does not know the length
+        # of a batch. Otherwise it does not fuse a ReLU on CPU with the BatchNorm or bias before it.
         rows = tf.data.Dataset.from_tensor_slices(tf.reshape(positions, [-1])).batch(batch_size)
         return tf.data.Dataset.zip(tf.data.Dataset.from_tensor_slices(counters), rows)
 
@@ -121,7 +125,8 @@ def batches(
     endless = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
     if extra is None:
         return _mapped(order.apply(endless), collect)
-    unit = batch_size / (batch_size - more + more * extra.weight)  # makes the mean weight 1
+    # With this unit the mean weight is 1.
+    unit = batch_size / (batch_size - extra_count + extra_count * extra.weight)
 
     def weighted(counter: tf.Tensor, positions: tf.Tensor) -> dict[str, tf.Tensor]:
         weight = tf.where(positions < len(split), unit, unit * extra.weight)
@@ -140,18 +145,18 @@ def from_arrays(
     augment: Augment = None,
     layout: str | None = None,
 ) -> tf.data.Dataset:
-    """Batches of a user's arrays, as `batches` makes them, with the index that some methods need.
+    """Return batches of a user's arrays like `batches`, with the index that some methods need.
 
-    Made for `model.fit(from_arrays(x, y), epochs=...)`: one pass is one epoch, has every example
-    once, and may end with a shorter batch, so `steps_per_epoch` is not needed. To resume at a later
-    epoch, use `batches(Split.of(x, y), ..., training=True, first_step=...)`.
+    They are made for `model.fit(from_arrays(x, y), epochs=...)`: one pass is one epoch, has every
+    example once, and may end with a shorter batch, so `steps_per_epoch` is not needed. To resume at
+    a later epoch, use `batches(Split.of(x, y), ..., training=True, first_step=...)`.
 
     Args:
         x: Images [N, H, W, C] or [N, H, W], uint8 or float in [0, 1].
         y: Class numbers [N] or [N, 1].
-        batch_size: Number of examples of a batch.
-        seed: Seed of the order and of the augmentation. TensorFlow's global seed counts too, if
-            set.
+        batch_size: The number of examples in a batch.
+        seed: The seed of the order and of the augmentation. TensorFlow's global seed, if it is set,
+            has an effect too.
         training: Whether the examples are shuffled, differently in every pass.
         augment: Names in AUGMENTATIONS or augmentations, one or several; only with training=True.
         layout: As for `Split.of`.
@@ -162,25 +167,25 @@ def from_arrays(
     split = Split.of(x, y, layout=layout)
     if not training:
         return batches(split, batch_size, augment=augment)
-    steps_of_change = _check(split, batch_size, training, augment)
+    require_at_least(1, batch_size=batch_size)
     positions = tf.data.Dataset.range(len(split))
     positions = positions.shuffle(len(split), seed, reshuffle_each_iteration=True).batch(batch_size)
-    # A pass does not know its number, so a new random number stands for that of the batch.
+    # The number of a pass is unknown, so a random number replaces that of the batch.
     counters = tf.data.Dataset.random(seed, rerandomize_each_iteration=True)
-    collect = _collector(rows_of(split), seed, steps_of_change)
+    collect = _collector(rows_of(split), seed, in_sequence(augment))
     return _mapped(tf.data.Dataset.zip(counters, positions), collect)
 
 
 def _drawn(count: int, size: int, seed: tf.Tensor) -> tf.Tensor:
     """Return `size` numbers below `count`, int64; each occurs once before any occurs again.
 
-    The time does not depend on `count`, unlike that of a shuffle: there may be millions.
+    There may be millions, and the time does not depend on `count` as that of a shuffle does.
     """
     return tf.raw_ops.RandomIndexShuffle(
         index=tf.range(size, dtype=tf.int64) % count,
         seed=tf.concat([seed, [0]], axis=0),
         max_index=tf.constant(count - 1, tf.int64),
-        rounds=16,  # with the 4 of tf.random.experimental.index_shuffle neighbours are correlated
+        rounds=16,  # 4, as in tf.random.experimental.index_shuffle, leave neighbours correlated
     )
 
 
@@ -193,7 +198,7 @@ def _collector(
         batch, first = rows(positions), seed_for(seed, counter, "augment")
         for place, augment in enumerate(augmentations):
             batch = augment(batch, fold(first, place) if place else first)
-        # Last, as the gathers of a crop move a quarter of the bytes in uint8.
+        # This comes last because the gathers of a crop move a quarter of the bytes in uint8.
         return batch | {"image": as_float(batch["image"])}
 
     return collect
@@ -202,20 +207,8 @@ def _collector(
 def _mapped(
     numbered: tf.data.Dataset, collect: Callable[..., dict[str, tf.Tensor]]
 ) -> tf.data.Dataset:
+    """Return the batches that `collect` makes of numbers and positions."""
     mapped = numbered.map(collect, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     options = tf.data.Options()  # each of several machines takes its part of every batch
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     return mapped.prefetch(tf.data.AUTOTUNE).with_options(options)
-
-
-def _check(
-    split: Split, batch_size: int, training: bool, augment: Augment, most: int | None = None
-) -> tuple[Augmentation, ...]:
-    """Check the arguments, and return the augmentations."""
-    if most is None:
-        require_at_least(1, batch_size=batch_size)
-    else:
-        expected = f"1 to the {most} examples of the split"
-        require(1 <= batch_size <= most, "batch_size", expected, batch_size)
-    require(training or augment is None, "augment", "None without training=True", augment)
-    return in_sequence(augment)

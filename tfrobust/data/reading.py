@@ -1,4 +1,4 @@
-"""Python functions in a tf.data pipeline, which end before Python does."""
+"""Python functions in tf.data pipelines, with a wait for them when Python exits."""
 
 from __future__ import annotations
 
@@ -12,41 +12,41 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-READING: set[int] = set()  # the threads that run a function now
-ENDING = threading.Event()  # set when the process ends
-QUIET = 10  # successive checks that must find no thread reading
+READERS: set[int] = set()  # the threads that are in such a function
+EXITING = threading.Event()  # set when the process ends
+QUIET = 10  # the number of successive checks that must see no reader
 
 
-def by_python(function: Callable[[Any], np.ndarray], argument: tf.Tensor, dtype: Any) -> tf.Tensor:
-    """Return the result of a function of one array, which tf.data may call in several threads."""
+def call_python(function: Callable[[Any], np.ndarray], array: tf.Tensor, dtype: Any) -> tf.Tensor:
+    """Return function(array), which tf.data may call in several threads."""
     _wait_at_exit()
 
     def call(value: Any) -> np.ndarray:
-        READING.add(threading.get_ident())
+        READERS.add(threading.get_ident())
         try:
-            if ENDING.is_set():
+            if EXITING.is_set():
                 raise RuntimeError("the process ends")
             return function(value)
         finally:
-            READING.discard(threading.get_ident())
+            READERS.discard(threading.get_ident())
 
-    # Not stateful, or TensorFlow would make one call at a time.
-    return tf.numpy_function(call, [argument], dtype, stateful=False)
+    # If it were stateful, TensorFlow would make one call at a time.
+    return tf.numpy_function(call, [array], dtype, stateful=False)
 
 
 @functools.cache
 def _wait_at_exit() -> None:
-    """Let the threads that read ahead finish before Python ends.
+    """Let the threads that read ahead finish before Python exits.
 
-    A thread of TensorFlow that waits for an interpreter that has ended waits for ever, and the
-    process waits for the thread.
+    A thread of TensorFlow that waited for an interpreter that has ended would wait for ever, and
+    the process would wait for the thread.
     """
 
     def wait() -> None:
-        ENDING.set()  # every further call fails, until no more batches are requested
+        EXITING.set()  # every further call fails, until no more batches are requested
         quiet = 0
         while quiet < QUIET:
             time.sleep(0.01)
-            quiet = 0 if READING else quiet + 1
+            quiet = 0 if READERS else quiet + 1
 
     atexit.register(wait)

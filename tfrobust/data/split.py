@@ -43,8 +43,7 @@ class Split:
             y: Class numbers [N] or [N, 1].
             names: The names of x and y in errors.
             layout: "channels_first" for images [N, C, H, W], which are transposed; "channels_last"
-                for images that only look so. None raises an error for images that look channels
-                first.
+                for images that only look channels first. None raises an error for both.
 
         Raises:
             UserError: An array is not as described.
@@ -76,7 +75,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset(ABC):
-    """A data set: the attributes are known before any image is read, `load` reads the images."""
+    """A data set, whose attributes are known before `load` reads any image."""
 
     image_shape: tuple[int, int, int]  # height, width, channels
     class_names: tuple[str, ...]
@@ -96,7 +95,7 @@ def numbered(num_classes: int) -> tuple[str, ...]:
 
 
 def hold_out(train: Split, size: int, seed: int) -> tuple[Split, Split]:
-    """Hold out `size` random examples of `train`, which are a function of `seed`.
+    """Hold out `size` random examples of `train`, which depend on `seed` alone.
 
     Returns:
         The rest and the held-out examples. Both keep the order and the index of `train`.

@@ -15,26 +15,21 @@ WAVES = 4  # frequencies in each direction, few enough to be smooth at 8 pixels
 
 @dataclass(frozen=True)
 class Synthetic(Dataset):
-    """Smooth uint8 images: the pattern of the class, plus half as much of one of the image."""
+    """Smooth uint8 images, the sum of the pattern of the class and half a pattern of the image."""
 
     train: int
     test: int
 
     def load(self, split: str) -> Split:
-        """Return a split, the same every time, in which the classes take turns."""
+        """Return a split, which is always the same, with the classes in turn."""
         height, width, channels = self.image_shape
         waves = (WAVES, WAVES, channels)
         patterns = np.random.default_rng(0).normal(size=(self.num_classes, *waves))
         n, stream = (self.train, 1) if split == "train" else (self.test, 2)
         y = np.arange(n) % self.num_classes
         noise = np.random.default_rng(stream).normal(size=(n, *waves))
-        smooth = np.einsum(
-            "kh,lw,nklc->nhwc",
-            _cosines(height),
-            _cosines(width),
-            patterns[y] + 0.5 * noise,
-            optimize=True,
-        )
+        cosines = _cosines(height), _cosines(width)
+        smooth = np.einsum("kh,lw,nklc->nhwc", *cosines, patterns[y] + 0.5 * noise, optimize=True)
         return Split.of((127.5 * (1 + np.tanh(smooth / WAVES))).astype(np.uint8), y)
 
 
@@ -45,22 +40,22 @@ def imitate(
     train: int = 64,
     test: int = 32,
 ) -> Synthetic:
-    """Make synthetic images like those of a data set, or of a given shape.
+    """Make synthetic images in the shape of a data set, or in any shape.
 
     Args:
-        like: The name of a data set whose shape and classes are taken.
-        image_shape: [H, W, C], instead of `like`, together with `num_classes`.
-        num_classes: Number of classes, at least 2.
-        train: Number of training images.
-        test: Number of test images.
+        like: The name of the data set from which shape and classes are taken.
+        image_shape: The shape [H, W, C], instead of `like` and together with `num_classes`.
+        num_classes: The number of classes, at least 2.
+        train: The number of training images.
+        test: The number of test images.
 
     Raises:
-        UserError: Both or neither of `like` and `image_shape` with `num_classes` are given.
+        UserError: There is neither `like` nor `image_shape` with `num_classes`, or both.
     """
     require_at_least(1, train=train, test=test)
     if like is not None:
-        alone = image_shape is None and num_classes is None
-        require(alone, "like", "no image_shape or num_classes beside it", like)
+        is_only = image_shape is None and num_classes is None
+        require(is_only, "like", "no image_shape or num_classes beside it", like)
         datasets: dict[str, Callable[[], Dataset]] = {"digits": open_digits, **TFDS}
         original = datasets[choose("like", like, datasets)]()
         return Synthetic(original.image_shape, original.class_names, train, test)

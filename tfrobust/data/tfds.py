@@ -22,8 +22,8 @@ class Tfds(Dataset):
     """A data set of TFDS.
 
     Attributes:
-        name: Its name in TFDS.
-        url: The first file that TFDS downloads for it.
+        name: The name in TFDS.
+        url: The first file that TFDS downloads for the set.
         dir: The folder that holds `<name>/<version>/`. None for $TFDS_DATA_DIR, or else
             ~/tensorflow_datasets.
         download: Whether TFDS may download the set if it is not prepared there.
@@ -38,9 +38,8 @@ class Tfds(Dataset):
         """Return a split as uint8, in the order of the files.
 
         Raises:
-            UserError: The set is not prepared and cannot be downloaded (which is found out within
-                seconds where there is no network), or cannot be read. The one line says where it
-                was looked for.
+            UserError: The set is not prepared and cannot be downloaded, or it cannot be read. The
+                error names the folder. Without a network, it comes within seconds.
         """
         import tensorflow_datasets as tfds
 
@@ -66,6 +65,7 @@ class Tfds(Dataset):
         return split
 
     def _prepare(self, builder: Any, root: Path) -> None:
+        """Let TFDS download and prepare the set. Raises UserError if it cannot."""
         reason = self._hindrance(root)
         if reason is None:
             try:
@@ -86,6 +86,7 @@ class Tfds(Dataset):
         return _unreachable(self.url) if self.download else "download is off"
 
     def _read(self, builder: Any, split: str) -> Split:
+        """Return a split of the prepared set."""
         import tensorflow_datasets as tfds
 
         count = builder.info.splits[split].num_examples
@@ -102,6 +103,7 @@ class Tfds(Dataset):
         return Split.of(images, labels, (f"{split} images", f"{split} labels"))
 
     def _unusable(self, folder: Path, error: Exception) -> UserError:
+        """Return the error about a set that cannot be read."""
         return UserError(
             f"dir: expected {self.name} readable in {folder}, received {_line(error)}; remove that "
             "folder and prepare it again"
@@ -109,33 +111,35 @@ class Tfds(Dataset):
 
 
 def _line(error: Exception) -> str:
-    text = re.sub(r"\{\{.*?\}\}|\[Op:.*", "", str(error))  # without the place in TensorFlow's graph
+    """Return an error in one line, without the place in TensorFlow's graph."""
+    text = re.sub(r"\{\{.*?\}\}|\[Op:.*", "", str(error))
     return f"{type(error).__name__}: {' '.join(text.split())[:200]}"
 
 
 def _unreachable(url: str) -> str | None:
     """Return why a URL cannot be reached within PROBE_SECONDS, or None if it can.
 
-    TFDS itself retries for minutes. The probe uses the same client, `requests`, so that proxies and
-    certificates count as they do for TFDS.
+    TFDS itself retries for minutes. The probe uses the client of TFDS, `requests`, so that proxies
+    and certificates have the same effect.
     """
     import requests  # type: ignore[import-untyped]
 
-    reasons: list[str | None] = [f"no answer from {url} in {PROBE_SECONDS:g} s"]
+    reason: str | None = f"no answer from {url} in {PROBE_SECONDS:g} s"
 
     def probe() -> None:
+        nonlocal reason
         try:
             with requests.get(url, stream=True, timeout=PROBE_SECONDS) as answer:
                 answer.raise_for_status()
-            reasons[0] = None
+            reason = None
         except requests.RequestException as error:
-            reasons[0] = f"{url}: {type(error).__name__}"
+            reason = f"{url}: {type(error).__name__}"
 
     # In a thread, because the client's own time limit does not cover the name look-up.
     thread = threading.Thread(target=probe, daemon=True)
     thread.start()
     thread.join(PROBE_SECONDS)
-    return reasons[0]
+    return reason
 
 
 CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck"

@@ -58,9 +58,9 @@ class Alp(RobustModel):
     def robust_loss(self, batch: Batch) -> Batch:
         label, x = batch["label"], batch["image"]
         # Each image precedes its adversary, so that replicas take the same rows of Dropout's noise.
-        both = tf.stack([x, batch["adv"]], axis=1)
-        both = tf.reshape(both, tf.concat([[-1], tf.shape(x)[1:]], axis=0))
-        logits = self.logits_fn(batch, "train")(tf.ensure_shape(both, [None, *x.shape[1:]]))
+        pairs = tf.stack([x, batch["adv"]], axis=1)
+        images = tf.reshape(pairs, tf.concat([[-1], tf.shape(x)[1:]], axis=0))
+        logits = self.logits_fn(batch, "train")(tf.ensure_shape(images, [None, *x.shape[1:]]))
         clean, adversarial = logits[::2], logits[1::2]
         truth = self.truth(batch)
         total = losses.cross_entropy(clean, truth) + losses.cross_entropy(adversarial, truth)

@@ -59,8 +59,9 @@ class Awp(RobustModel):
         if isinstance(method, RobustModel):
             expected = f"a name or a mapping beside {', '.join(kwargs)} (an object has its own)"
             require(not kwargs, "method", expected, type(method).__name__)
-            same = method.network is network
-            require(same, "method", "an object built on the same network", "one on another network")
+            shares = method.network is network
+            expected = "an object built on the same network"
+            require(shares, "method", expected, "one on another network")
             shared = [name for name in parameters(RobustModel) if name not in ("network", "name")]
             kwargs = {name: getattr(method, name) for name in shared} | {"threat": method.threats}
             method = _settings(method)

@@ -43,7 +43,7 @@ class RobustModel(AveragedModel):
         network: A built Keras model, images [B, H, W, C] in [0, 1] -> logits [B, C]. It is what
             is evaluated and exported.
         threat: The set of adversarial images, or a list of sets with different norms.
-        norms: The use of a list: "sample" draws one threat for each batch, in proportion to its
+        norms: The rule for a list: "sample" draws one threat for each batch, in proportion to its
             robust error so far (E-AT); "max" takes for each example the threat of greatest loss.
         attack: The attack in training; None for the method's default.
         validation_attack: The attack behind `val_robust_accuracy`, at the full eps.
@@ -56,7 +56,7 @@ class RobustModel(AveragedModel):
             probability of the label, and s / C as that of each other class. Attacks and validation
             take labels as they are.
         l2: The coefficient of l2 / 2 * ||w||^2, the coupled weight decay of the papers, which is
-            added to the loss. Keras's `weight_decay` is another one.
+            added to the loss. Keras's `weight_decay` is decoupled.
         l2_on: The weights in this sum: "all" trainable weights, or "kernels", without the biases
             and BatchNorm's weights.
         averaging: An average of the weights (`Ema`, `Swa`), with which the network is validated,
@@ -74,7 +74,7 @@ class RobustModel(AveragedModel):
     reports: Sequence[str] = ("accuracy", "robust_accuracy", "jacobian", "kl")
     # Batch entries that the method needs beside image and label.
     requires: Sequence[str] = ()
-    # Batch entries in which gradients are computed. after_update gets that in NAME as d_NAME.
+    # Batch entries NAME in which gradients are computed. after_update gets these as d_NAME.
     differentiate: Sequence[str] = ()
     # Which of num_examples, batch_size and steps_per_epoch the method needs.
     needs: Sequence[str] = ()
@@ -165,8 +165,8 @@ class RobustModel(AveragedModel):
         for each in threats:
             check_threat(each)
         self.threat, self.several_threats = threats[0], threats if len(threats) > 1 else ()
-        one = len(self.threats) == 1 or not self.one_threat
-        require(one, "threat", f"one threat ({type(self).__name__} takes no list)", threat)
+        fits = len(self.threats) == 1 or not self.one_threat
+        require(fits, "threat", f"one threat ({type(self).__name__} takes no list)", threat)
         averages = averaging is None or isinstance(averaging, Averaging)
         require(averages, "averaging", "a tfrobust.Ema or tfrobust.Swa", averaging)
         needs = {*self.needs}
@@ -266,7 +266,7 @@ class RobustModel(AveragedModel):
         return losses.smoothed(targets, self.label_smoothing)
 
     def adversary(self, batch: Batch) -> tf.Tensor:
-        """Return adversarial images [B, H, W, C] of the batch: those of `attack` at this eps."""
+        """Return the adversarial images [B, H, W, C] of `attack` at the eps of this step."""
         assert self.attack is not None
         return self.attack(
             self.logits_fn(batch, self.craft),

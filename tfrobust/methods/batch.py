@@ -55,7 +55,7 @@ def as_batch(
             f"batch: {method} expected {', '.join(missing)} beside {', '.join(sorted(batch))}; "
             "tfrobust.data.from_arrays(x, y) makes such batches"
         )
-    image, label = (tf.convert_to_tensor(batch[name]) for name in ("image", "label"))
+    image, label = tf.convert_to_tensor(batch["image"]), tf.convert_to_tensor(batch["label"])
     check_image_spec(image, "image", box)
     check_label_spec(label, "label")
     if label.shape.rank == 2:  # [B, 1], as in Keras's data sets

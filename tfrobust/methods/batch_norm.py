@@ -30,13 +30,13 @@ class RepeatablePass:
 
         with RepeatablePass(network) as clean:
             logits = logits_fn(x)
-        clean.repeat()
+        clean.move_averages()
 
-    `repeat` moves them as a second pass over the same images would, without its cost.
+    `move_averages` moves them as a second pass over the same images would, without its cost.
     """
 
     def __init__(self, network: keras.Model):
-        self.averages = averages(network)
+        self.network, self.averages = network, averages(network)
 
     def __enter__(self) -> RepeatablePass:
         self.before = [tf.identity(average.value) for average, _ in self.averages]
@@ -46,13 +46,13 @@ class RepeatablePass:
         pairs = zip(self.averages, self.before, strict=True)
         self.shares = [average.value - momentum * old for (average, momentum), old in pairs]
 
-    def repeat(self) -> None:
-        """Move the averages as the pass did."""
+    def move_averages(self) -> None:
+        """Move the averages as the pass does in mode "train"."""
         for (average, momentum), share in zip(self.averages, self.shares, strict=True):
             average.assign(momentum * average.value + share)
 
 
-class SharedStatistics:
+class SharedStatistics(RepeatablePass):
     """A context that keeps the batch statistics of its one pass in mode "train" for other passes.
 
         with SharedStatistics(network) as statistics:
@@ -60,12 +60,9 @@ class SharedStatistics:
         with statistics.used():
             others = averaged_fn(x_adv)  # in mode "eval"
 
-    Neither pass moves the averages of BatchNorm. `move_averages` moves them as the first pass would
-    have done. Gradients flow through the statistics.
+    Neither pass moves the averages of BatchNorm, unless by `move_averages`. Gradients flow through
+    the statistics.
     """
-
-    def __init__(self, network: keras.Model):
-        self.network, self.averages = network, averages(network)
 
     def __enter__(self) -> SharedStatistics:
         # From an average of 0 the pass moves to (1 - momentum) * s.
@@ -88,11 +85,6 @@ class SharedStatistics:
         """Return a context in which mode "eval" normalises by the statistics."""
         pairs = zip(self.averages, self.shares, strict=True)
         return self._with([share / (1.0 - momentum) for (_, momentum), share in pairs])
-
-    def move_averages(self) -> None:
-        """Move the averages as the pass would have done."""
-        for (average, momentum), share in zip(self.averages, self.shares, strict=True):
-            average.assign(momentum * average.value + share)
 
     def _with(self, values: list[tf.Tensor]) -> keras.StatelessScope:
         """Return a context in which the averages have these values."""

@@ -31,7 +31,7 @@ from tfrobust.xla import compiled
 
 
 class GatedModel(HookedModel):
-    """The part of `RobustModel` that fits into Keras; `RobustModel` adds the step."""
+    """The part of `RobustModel` that connects it with Keras. `RobustModel` adds the step."""
 
     network: keras.Model
     threat: Threat  # of several threats the first; while a batch is attacked, the current one
@@ -127,7 +127,7 @@ class GatedModel(HookedModel):
         """Train as Keras does, after a check of the data and of the network.
 
         Raises:
-            UserError: The data or the network are not fit for training: images are outside the
+            UserError: The data or the network is not fit for training: images are outside the
                 threat's box, labels are no class numbers, the network returns probabilities, or the
                 like. It is raised before any weight moves.
         """
@@ -216,8 +216,9 @@ class GatedModel(HookedModel):
     @property
     def distributed(self) -> bool:
         """Whether the step is that of a replica, under a strategy for several replicas."""
-        one = isinstance(tf.distribute.get_strategy(), tf.distribute.OneDeviceStrategy)
-        return tf.distribute.has_strategy() and not one
+        strategy = tf.distribute.get_strategy()
+        has_one_device = isinstance(strategy, tf.distribute.OneDeviceStrategy)
+        return tf.distribute.has_strategy() and not has_one_device
 
     def computed(self, part: Callable[..., Any], *args: Any) -> Any:
         """Return part(*args), compiled if XLA is on and replicas do not communicate in the part.

@@ -102,8 +102,8 @@ class Llr(RobustModel):
             return differentiated(self._loss(batch, truth, "train"), batch["image"]), statistics
 
     def scalars(self) -> dict[str, Any]:
-        now = {"alpha": self.scale * self.alpha, "beta": self.scale * self.beta}
-        return super().scalars() | now
+        coefficients = {"alpha": self.scale * self.alpha, "beta": self.scale * self.beta}
+        return super().scalars() | coefficients
 
 
 def _dot(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:

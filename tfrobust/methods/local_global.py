@@ -64,7 +64,7 @@ class LocalGlobal(RobustModel):
         if self.beta or self.clean_weight:
             logits_other = logits_fn(other)
             if not self.adversarial_centre:
-                centre_pass.repeat()
+                centre_pass.move_averages()  # a second time
             terms[other_accuracy] = losses.correct(logits_other, label)
         if self.clean_weight:
             terms["loss"] *= 1.0 - self.clean_weight

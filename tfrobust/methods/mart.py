@@ -36,7 +36,8 @@ class Mart(RobustModel):
     def robust_loss(self, batch: Batch) -> Batch:
         label, logits_fn = batch["label"], self.logits_fn(batch, "train")
         clean, adversarial = logits_fn(batch["image"]), logits_fn(batch["adv"])
-        rival = tf.exp(losses.log_rival(adversarial, label))
+        # The probability of the most likely wrong class, max_{k != y} p_k.
+        rival = tf.exp(losses.margin(adversarial, label) - losses.cross_entropy(adversarial, label))
         boosted = losses.cross_entropy(adversarial, self.truth(batch))
         boosted -= tf.math.log(1.0 + MARGIN - rival)
         divergence = losses.kl(adversarial, reference=clean)

@@ -64,5 +64,6 @@ class Means(CompileMetrics):
 
 def for_keras(logs: dict[str, Any]) -> dict[str, Any]:
     """Return logs that Keras can reduce, which are vectors if there are several machines."""
-    several = isinstance(tf.distribute.get_strategy(), tf.distribute.MultiWorkerMirroredStrategy)
-    return {k: tf.reshape(v, [1]) for k, v in logs.items()} if several else logs
+    if isinstance(tf.distribute.get_strategy(), tf.distribute.MultiWorkerMirroredStrategy):
+        return {name: tf.reshape(value, [1]) for name, value in logs.items()}
+    return logs

@@ -43,11 +43,10 @@ class Nfgsm(Adv):
         require(step_scale > 0, "step_scale", "a number > 0", step_scale)
 
     def adversary(self, batch: Batch) -> tf.Tensor:
-        threat, logits_fn = self.threat_now, self.logits_fn(batch, self.craft)
+        threat, label = self.threat_now, batch["label"]
+        logits_fn = self.logits_fn(batch, self.craft)
         wider = threat.at(self.noise_scale * threat.eps)
         start = wider.random_start(batch["image"], self.seed_for("attack"))
-        gradient = input_gradient(
-            lambda x: losses.cross_entropy(logits_fn(x), batch["label"]), start
-        )
+        gradient = input_gradient(lambda x: losses.cross_entropy(logits_fn(x), label), start)
         moved = start + self.step_scale * threat.eps * threat.steepest(gradient)
         return tf.clip_by_value(moved, *threat.box)

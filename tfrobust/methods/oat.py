@@ -116,11 +116,9 @@ class Oat(RobustModel):
 
     def _drawn(self, shape: tf.Tensor) -> tf.Tensor:
         """Return the lambda of each example of the global batch, with zeros in random places."""
-        size, seed = shape[0], self.seed_for("strength")
-        which = tf.random.stateless_uniform(
-            [size], seed, 1, len(self.lambdas), tf.int32, alg="philox"
-        )
-        drawn = tf.gather(tf.constant(list(self.lambdas), tf.float32), which)
+        size, seed, count = shape[0], self.seed_for("strength"), len(self.lambdas)
+        place = tf.random.stateless_uniform([size], seed, 1, count, tf.int32, alg="philox")
+        drawn = tf.gather(tf.constant(list(self.lambdas), tf.float32), place)
         drawn = tf.where(tf.range(size) < self._zeros(size), 0.0, drawn)
         return noise.shuffled(drawn, self.seed_for("lambda's places"))
 
@@ -134,11 +132,11 @@ class Oat(RobustModel):
             count = tf.maximum(size - self._zeros(size), 1)
             order = tf.argsort(tf.cast(strength == 0, tf.int32), stable=True)
             return tf.cast(order[:count], tf.int64)
-        alone = (tf.reduce_max(strength) == 0) & (tf.range(tf.size(strength)) == 0)
-        return tf.where((strength > 0) | alone)[:, 0]
+        is_substitute = (tf.reduce_max(strength) == 0) & (tf.range(tf.size(strength)) == 0)
+        return tf.where((strength > 0) | is_substitute)[:, 0]
 
     def _width(self) -> tf.Tensor:
         """Return the width of this step, which is the same on every replica."""
         seed, count = self.seed_for("width"), len(self.widths or ())
-        which = tf.random.stateless_uniform([], seed, 0, count, tf.int32, alg="philox")
-        return tf.gather(tf.constant(self.widths, tf.float32), which)
+        place = tf.random.stateless_uniform([], seed, 0, count, tf.int32, alg="philox")
+        return tf.gather(tf.constant(self.widths, tf.float32), place)

@@ -45,12 +45,10 @@ class Errors(keras.layers.Layer):
         return tf.random.stateless_categorical(logits[None], 1, seed, tf.int32)[0, 0]
 
     def count(self, place: tf.Tensor, right: Any) -> None:
-        """Add a batch that was attacked under one threat.
+        """Add a batch that was attacked under the threat at a place in the list.
 
-        Args:
-            place: The place of the threat in the list.
-            right: Whether each example is right, [B], or a pair of this and of whether the example
-                was attacked, 1 or 0.
+        `right` is whether each example is right, [B], or a pair of this and of whether the example
+        was attacked, 1 or 0.
         """
         values, attacked = right if isinstance(right, tuple) else (right, 1.0)
         values = tf.cast(values, tf.float32)

@@ -9,7 +9,7 @@ from tfrobust.errors import require
 from tfrobust.models.conditional import slim
 from tfrobust.models.keras_defaults import neutral
 from tfrobust.models.layers import Dropout, MaxPool, input_image, logits
-from tfrobust.models.residual import parts
+from tfrobust.models.residual import start_network
 
 
 @neutral()
@@ -26,53 +26,49 @@ def small_cnn(
     encoding: str = "random",
     widths: list[float] | None = None,
 ) -> keras.Model:
-    """A small CNN: convolutions, one dense layer, logits.
+    """Return a small CNN: convolutions, one dense layer, logits.
 
     By default this is the 4-layer MNIST network of the ATLAS paper. The paper does not give its
     sizes; 32 and 64 filters of 5 x 5 and 1024 units are those of Madry et al. (2018).
 
     Args:
-        filters: Number of filters of each convolution, [32, 64] by default.
-        kernel: Height and width of the filters.
+        filters: The number of filters in each convolution, [32, 64] by default.
+        kernel: The height and width of the filters.
         pool: Whether each convolution is followed by max pooling over 2 x 2 windows.
-        units: Width of the dense layer.
+        units: The number of units in the dense layer.
         activation: Relu, silu or softplus, after each convolution and the dense layer.
-        lambdas: Makes a once-for-all network with inputs {"image", "strength"}, and with dual
-            BatchNorm and FiLM after each convolution.
+        lambdas: The lambdas of a once-for-all network with inputs {"image", "strength"}, which has
+            dual BatchNorm and FiLM after each convolution.
         encoding: How lambda is encoded; see `tfrobust.models.conditional.Encoding`.
-        widths: Makes a once-for-all network that can be slimmed to these shares of its filters and
-            units, with inputs {"image", "strength", "width"}.
+        widths: The shares of its filters and units to which a once-for-all network can be slimmed.
+            Its inputs are {"image", "strength", "width"}.
     """
     filters = [32, 64] if filters is None else filters
     sizes = [*filters, kernel, units]
     require(filters and min(sizes) >= 1, "filters, kernel, units", "numbers >= 1", sizes)
     poolings = min(image_shape[:2]).bit_length() - 1
-    require(
-        not pool or len(filters) <= poolings,
-        "filters",
-        f"at most {poolings} poolings of {image_shape[0]} x {image_shape[1]} images",
-        filters,
-    )
-    made_of = parts(image_shape, lambdas, encoding, widths, activation)
-    x = made_of.image
+    expected = f"at most {poolings} poolings of {image_shape[0]} x {image_shape[1]} images"
+    require(not pool or len(filters) <= poolings, "filters", expected, filters)
+    builder = start_network(image_shape, lambdas, encoding, widths, activation)
+    x = builder.image
     for size in filters:
-        if made_of.condition is None:
+        if builder.condition is None:
             x = layers.Conv2D(size, kernel, padding="same", activation=activation)(x)
         else:
-            x = made_of.active(layers.Conv2D(size, kernel, padding="same", use_bias=False)(x))
+            x = builder.active(layers.Conv2D(size, kernel, padding="same", use_bias=False)(x))
         x = MaxPool()(x) if pool else x
-    x = slim(layers.Dense(units, activation=activation)(layers.Flatten()(x)), made_of.condition)
-    return made_of.model(x, num_classes, "small_cnn")
+    x = slim(layers.Dense(units, activation=activation)(layers.Flatten()(x)), builder.condition)
+    return builder.model(x, num_classes, "small_cnn")
 
 
 @neutral()
 def trades_cnn(image_shape: tuple[int, ...], num_classes: int) -> keras.Model:
-    """The MNIST network of TRADES (Zhang et al., 2019, arXiv:1901.08573), as in the authors' code.
+    """Return the MNIST network of TRADES (Zhang et al., 2019, arXiv:1901.08573), as in their code.
 
-    Two pairs of 3 x 3 convolutions (32, 32 and 64, 64 filters, no padding), each pair followed by
-    2 x 2 max pooling; two dense layers of 200 units with a dropout of 0.5 between them; logits.
-    The MNIST results of TRADES and of many later papers are from this network. Images must be at
-    least 16 x 16.
+    It has two pairs of 3 x 3 convolutions (32, 32 and 64, 64 filters, no padding), each pair
+    followed by 2 x 2 max pooling, two dense layers of 200 units with a dropout of 0.5 between them,
+    and the logits. The MNIST results of TRADES and of many later papers are from this network.
+    Images must be at least 16 x 16.
     """
     require(min(image_shape[:2]) >= 16, "image_shape", "at least 16 x 16", image_shape)
     x = image = input_image(image_shape)

@@ -1,9 +1,9 @@
 """Layers of once-for-all networks (Wang et al., 2020, arXiv:2010.11828).
 
-The second input of such a network is lambda, which trades clean against robust accuracy when the
-network is used. With `widths` (OATS in the paper) the third input is the share of the channels in
-use. The other channels of an example are set to 0, so one batch may hold several widths;
-`tfrobust.models.narrowing` cuts the network of one width out.
+The second input of such a network is lambda, by which its user trades clean against robust
+accuracy. With `widths` (OATS in the paper) the third input is the share of the channels in use. The
+other channels of an example are set to 0, so a batch may hold several widths.
+`tfrobust.models.narrowing` cuts out the network of one width.
 
 Keras has no such layers: a saved once-for-all network loads only after `import tfrobust`.
 """
@@ -20,7 +20,7 @@ from keras import layers
 from tfrobust.errors import choose, require
 from tfrobust.serialization import serializable
 
-WIDTH = 128  # length of a random or cosine code of lambda
+CODE_LENGTH = 128  # of a random or cosine code of lambda
 ENCODINGS = ("random", "dct", "onehot", "none")
 
 
@@ -30,9 +30,10 @@ class Condition(NamedTuple):
     Attributes:
         inputs: The inputs by name: "strength", which is lambda [B], and "width" [B] if there are
             `widths`.
-        code: Lambda encoded, [B, D].
-        widths: The n widths that the network has; None for a network of one width.
-        size: One tensor [B, n], the width as a one-hot row; empty for a network of one width.
+        code: The encoded lambda, [B, D].
+        widths: The n widths of the network; None for a network of one width.
+        size: A list of one tensor [B, n], the width as a one-hot row. It is empty for a network of
+            one width.
     """
 
     inputs: dict[str, Any]
@@ -46,7 +47,7 @@ def conditional_inputs(
 ) -> Condition | None:
     """Create the inputs "strength" and "width" and their encodings.
 
-    Lambda is called "strength" because "lambda" is a keyword, which cannot be the name of an
+    Lambda is called "strength" because "lambda" is a keyword of Python, which cannot name an
     argument of a SavedModel's function.
 
     Args:
@@ -80,14 +81,14 @@ def conditional_inputs(
 
 
 def slim(x: Any, condition: Condition | None) -> Any:
-    """Set the channels beyond the width to 0, in a network that has widths."""
+    """Return x [B, ..., C] with channels beyond the width set to 0, in a network with widths."""
     if condition is None or condition.widths is None:
         return x
     return Slim(condition.widths)([x, *condition.size])
 
 
 def channels(width: float, count: int) -> int:
-    """Return how many of a layer's `count` channels are in use at a width. They are the first."""
+    """Return how many of a layer's `count` channels, from the first on, are in use at a width."""
     return max(1, round(width * count))
 
 
@@ -96,9 +97,9 @@ class Encoding(layers.Layer):
     """An encoding of lambda, or of the width: [B] -> [B, D].
 
     With "none" the code is lambda itself, D = 1. Otherwise each of `lambdas` has a row, and the
-    code is the row of the nearest one. The rows are the first of a random orthogonal 128 x 128
-    matrix ("random"), of a 128 x 128 cosine transform ("dct"), or of the identity ("onehot"). Only
-    "none" distinguishes a lambda between two trained ones from its neighbours.
+    code is the row of the nearest of them. The rows are the first rows of a random orthogonal
+    128 x 128 matrix ("random"), of a 128 x 128 cosine transform ("dct"), or of the identity
+    ("onehot"). Only "none" distinguishes a lambda between two trained ones from its neighbours.
 
     Args:
         lambdas: The values that have a row: lambdas, or the widths of a network.
@@ -118,10 +119,10 @@ class Encoding(layers.Layer):
     def _rows(self) -> np.ndarray:
         n = len(self.lambdas)
         if self.encoding == "random":
-            draw = np.random.default_rng(0).normal(size=(WIDTH, WIDTH))
+            draw = np.random.default_rng(0).normal(size=(CODE_LENGTH, CODE_LENGTH))
             return np.linalg.qr(draw)[0][:n]
         if self.encoding == "dct":  # not normalised; one row for each frequency
-            return tf.signal.dct(tf.eye(WIDTH)).numpy().T[:n]
+            return tf.signal.dct(tf.eye(CODE_LENGTH)).numpy().T[:n]
         return np.eye(n if self.encoding == "onehot" else 1)
 
     def call(self, strength: Any) -> Any:
@@ -139,10 +140,10 @@ class Encoding(layers.Layer):
 class DualBatchNorm(layers.Layer):
     """BatchNorm with separate statistics, scale and offset for lambda = 0 and lambda > 0.
 
-    [x, strength] or [x, strength, width] -> x normalised, where x is [B, ..., C], strength is
-    lambda [B], and width is a one-hot row [B, n]. With a width each of the n widths has its own two
-    sets. Each example is routed by its lambda and width, so a batch may hold any mixture of them in
-    any order.
+    It maps [x, strength] or [x, strength, width] to the normalised x, where x is [B, ..., C],
+    strength is lambda [B], and width is a one-hot row [B, n]. With a width, there are two sets for
+    each of the n widths. The set of each example is that of its lambda and width, so a batch may
+    hold any mixture of them in any order.
     """
 
     def __init__(self, momentum: float = 0.9, epsilon: float = 1e-5, **kwargs: Any):
@@ -152,25 +153,20 @@ class DualBatchNorm(layers.Layer):
     def build(self, shape: Any) -> None:
         widths = shape[2][-1] if len(shape) > 2 else 1
         size = (2 * widths, shape[0][-1])
-        values = {"gamma": 1.0, "beta": 0.0, "moving_mean": 0.0, "moving_variance": 1.0}
-        self.gamma, self.beta, self.moving_mean, self.moving_variance = (
-            self.add_weight(
-                shape=size,
-                initializer=keras.initializers.Constant(value),
-                trainable=name in ("gamma", "beta"),
-                autocast=False,
-                name=name,
-            )
-            for name, value in values.items()
-        )
+        common: Any = {"shape": size, "autocast": False}
+        fixed = common | {"trainable": False}
+        self.gamma = self.add_weight(initializer="ones", name="gamma", **common)
+        self.beta = self.add_weight(initializer="zeros", name="beta", **common)
+        self.moving_mean = self.add_weight(initializer="zeros", name="moving_mean", **fixed)
+        self.moving_variance = self.add_weight(initializer="ones", name="moving_variance", **fixed)
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         x, strength, *size = inputs
         wide = tf.cast(x, tf.float32)
         kind = tf.one_hot(tf.cast(strength > 0, tf.int32), 2)
         if size:
-            both = kind[:, :, None] * tf.cast(size[0], tf.float32)[:, None]
-            kind = tf.reshape(both, [-1, self.gamma.shape[0]])  # [B, 2 n]
+            kind = kind[:, :, None] * tf.cast(size[0], tf.float32)[:, None]
+            kind = tf.reshape(kind, [-1, self.gamma.shape[0]])  # [B, 2 n]
         axes = list(range(1, len(x.shape) - 1))
         mean, variance = self.moving_mean.value, self.moving_variance.value
         if training:
@@ -180,8 +176,9 @@ class DualBatchNorm(layers.Layer):
             mean = share * tf.matmul(kind, tf.reduce_sum(wide, axes), transpose_a=True)
             centred = wide - _row_of_each(kind, mean, x)
             variance = share * tf.matmul(kind, tf.reduce_sum(centred**2, axes), transpose_a=True)
-            for average, now in ((self.moving_mean, mean), (self.moving_variance, variance)):
-                moved = self.momentum * average.value + (1 - self.momentum) * tf.stop_gradient(now)
+            for average, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
+                change = (1 - self.momentum) * tf.stop_gradient(value)
+                moved = self.momentum * average.value + change
                 average.assign(tf.where(counts > 0, moved, average.value))
         scale = self.gamma.value * tf.math.rsqrt(variance + self.epsilon)
         offset = self.beta.value - mean * scale
@@ -199,10 +196,10 @@ class DualBatchNorm(layers.Layer):
 class FiLM(layers.Layer):
     """Feature-wise linear modulation: x [B, ..., C], code [B, D] -> x * mu + sigma.
 
-    mu and sigma, one number a channel, come from the code through a small network with one hidden
-    layer, as in the authors' code (mu is not 1 + ...). With a third input, a one-hot width [B, n],
-    the width's share of both halves of the hidden layer is in use. The authors slice both halves as
-    one, which gives a channel different numbers at each width.
+    mu and sigma, one number for each channel, come from the code through a small network with one
+    hidden layer, as in the authors' code (mu is not 1 + ...). With a third input, a one-hot width
+    [B, n], the width's share of each half of the hidden layer is in use. The authors slice both
+    halves as one, which gives a channel different numbers at each width.
     """
 
     def __init__(self, widths: list[float] | None = None, **kwargs: Any):
@@ -211,10 +208,8 @@ class FiLM(layers.Layer):
 
     def build(self, shape: Any) -> None:
         count = shape[0][-1]
-        self.hidden, self.out = (
-            layers.Dense(2 * count, dtype=self.dtype_policy, name=name)
-            for name in ("hidden", "out")
-        )
+        self.hidden = layers.Dense(2 * count, dtype=self.dtype_policy, name="hidden")
+        self.out = layers.Dense(2 * count, dtype=self.dtype_policy, name="out")
         self.hidden.build(shape[1])
         self.out.build((None, 2 * count))
 
@@ -238,7 +233,7 @@ class FiLM(layers.Layer):
 
 @serializable
 class Slim(layers.Layer):
-    """Set the channels beyond the width to 0: x [B, ..., C], one-hot width [B, n] -> x."""
+    """A layer that sets channels of x [B, ..., C] beyond the width, one-hot [B, n], to 0."""
 
     def __init__(self, widths: list[float], **kwargs: Any):
         super().__init__(**kwargs)
@@ -263,9 +258,9 @@ def _in_use(widths: list[float], x: Any) -> np.ndarray:
 
 
 def _row_of_each(kind: Any, values: Any, x: Any) -> Any:
-    """Return each example's row of `values`, in a shape that broadcasts against x [B, ..., C].
+    """Return each example's row of `values` [n, C], in a shape that broadcasts with x [B, ..., C].
 
-    kind: One-hot rows [B, n]. values: [n, C].
+    `kind` is the number of the row as a one-hot row, [B, n].
     """
     shape = [-1, *[1] * (len(x.shape) - 2), x.shape[-1]]
     return tf.reshape(tf.matmul(kind, values), shape)

@@ -1,4 +1,4 @@
-"""The files of networks: finding them, and loading the Keras network that one holds."""
+"""The search for the files of networks, and the loading of Keras networks from them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PUBLISHED = (
     "tfrobust evaluate FILE --architecture NAME reads published weights, and so does "
     "tfrobust.zoo.load(FILE, NAME)"
 )
-# What a user can do with a network whose code is not here: to evaluate it, and to train it.
+# What a user can do with a network whose code is unknown here: to evaluate it, or to train it.
 EXPORTED = "network.export(FOLDER) makes a SavedModel; give that folder"
 TRAINED = "train it in Python: tfrobust.Adv(network, ...)"
 UNSAFE = (
@@ -39,7 +39,7 @@ UNKNOWN = re.compile(r"(?:Could not locate (?:class|function)|Unknown [\w ]+:) '
 
 
 def saved_model(path: str | Path) -> Path | None:
-    """Return the folder of a SavedModel, from its path or that of its saved_model.pb; else None."""
+    """Return the folder of a SavedModel by its path or that of its saved_model.pb; else None."""
     folder = Path(path).expanduser()
     if folder.name == "saved_model.pb":
         folder = folder.parent
@@ -52,7 +52,7 @@ def keras_file(path: str | Path, where: str = "path", also: str = "") -> Path:
     Args:
         path: A file, or a run folder with model.keras.
         where: The name of the path in errors.
-        also: What else is accepted, for the error.
+        also: The other kinds of path that are accepted, for the error.
 
     Raises:
         UserError: There is no such file.
@@ -77,10 +77,11 @@ def keras_file(path: str | Path, where: str = "path", also: str = "") -> Path:
 
 def model_files(path: str | Path, where: str = "path") -> list[Path]:
     """Return the files that `load_network` reads. Raises UserError if there are none."""
-    if (folder := saved_model(path)) is not None:
-        walk = os.walk(folder, followlinks=True)
-        return sorted(Path(place, name) for place, _, names in walk for name in names)
-    return [keras_file(path, where, ", or a SavedModel folder")]
+    folder = saved_model(path)
+    if folder is None:
+        return [keras_file(path, where, ", or a SavedModel folder")]
+    walk = os.walk(folder, followlinks=True)
+    return sorted(Path(parent, name) for parent, _, names in walk for name in names)
 
 
 def load_keras(
@@ -88,23 +89,23 @@ def load_keras(
 ) -> keras.Model:
     """Load the Keras network of a run folder or a file, for training.
 
-    Of a saved RobustModel it is the network inside. A network that was saved with Keras's own
-    layers in place of ours (`with_keras_layers`), as every run does, has ours again: they are
-    faster, and right in second-order gradients under XLA.
+    For a saved RobustModel, the network inside is loaded. A network that was saved with Keras's
+    layers in place of ours (`with_keras_layers`), as in every run, gets ours back: they are faster,
+    and their second-order gradients are right under XLA.
 
     Args:
         path: A .keras or .h5 file, or a run folder with model.keras.
         where: The name of the path in errors.
         output: The name of the output with the logits, for a network with several.
-        code: What a user can do about layers whose code is not here, for the error.
+        code: What a user can do about layers whose code is unknown, for the error.
 
     Raises:
-        UserError: The file does not load, or the output is not one of its network's.
+        UserError: The file does not load, or its network has no such output.
     """
     file = keras_file(path, where)
-    with tempfile.TemporaryDirectory() as place:
-        # Keras goes by the suffix of the name; the first bytes say what the file really is.
-        link = Path(place, f"network{_kind(file, where)}")
+    with tempfile.TemporaryDirectory() as folder:
+        # Keras goes by the suffix of the name, which need not be that of the content.
+        link = Path(folder, f"network{_kind(file, where)}")
         link.symlink_to(file.resolve())
         try:
             with neutral():
@@ -112,7 +113,7 @@ def load_keras(
         except Exception as error:
             _does_not_load(file, where, str(error).replace(str(link), str(file)), code)
     require(isinstance(model, keras.Model), where, "a keras.Model", type(model).__name__)
-    if hasattr(model, "evaluated_weights"):  # the moving average, if the model validated that
+    if hasattr(model, "evaluated_weights"):  # averages, if the model validated these
         weights, model = model.evaluated_weights(), model.network
         model.set_weights(weights)
     return cut(with_tfrobust_layers(model), output, where)
@@ -132,6 +133,7 @@ def _kind(file: Path, where: str) -> str:
 
 
 def _does_not_load(file: Path, where: str, text: str, code: str) -> NoReturn:
+    """Raise a UserError with advice for a text by which Keras says why a file does not load."""
     unknown = UNKNOWN.search(text)
     if "Lambda" in text and "safe_mode" in text:
         line = UNSAFE.format(str(file)) + code

@@ -1,4 +1,4 @@
-"""Keras's global settings belong to the user; what is built here does not depend on them."""
+"""A context in which our code does not depend on the user's global settings of Keras."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import keras
 
 @contextlib.contextmanager
 def neutral() -> Iterator[None]:
-    """Give Keras its own defaults for a while, as a context manager or a decorator.
+    """Return a context or a decorator in which Keras has its own defaults.
 
     They are channels last, and float32 for `floatx` and the dtype policy. Afterwards the user's
     settings are restored.

@@ -1,7 +1,7 @@
-"""Networks with Keras's own layers in place of ours, whose files load with Keras alone; and back.
+"""The exchange of our layers for Keras's, so that files load with Keras alone, and back.
 
-A network that is saved with Keras's layers keeps its names and its weights. Its logits in inference
-are the same to the bit, but for BatchNorm, whose fused kernel rounds float32 differently.
+A network with Keras's layers keeps its names and weights. Its logits in inference are the same to
+the bit, except for BatchNorm, whose fused kernel rounds float32 differently.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ POOLING = {
     "padding": "valid",
     "data_format": "channels_last",
 }
-# The names that Keras gives our layers; a layer that is exchanged for Keras's keeps its name.
+# The names that Keras gives our layers. A layer that is exchanged for Keras's keeps its name.
 NAMED = {"BatchNormalization": r"batch_norm(_\d+)?", "MaxPooling2D": r"max_pool(_\d+)?"}
 
 Entry = dict[str, Any]  # a layer in the config of a network
@@ -40,14 +40,14 @@ Entry = dict[str, Any]  # a layer in the config of a network
 def with_keras_layers(network: keras.Model) -> keras.Model:
     """Return a copy of a network with Keras's own layers in place of ours.
 
-    `with_keras_layers(network).save("network.keras")` writes a file that loads without tfrobust.
-    A network without layers of ours is returned itself, and so is a subclassed one, which needs its
-    own code anyway.
+    `with_keras_layers(network).save("network.keras")` writes a file that loads without tfrobust. A
+    network without layers of ours is returned itself, and so is a subclassed network, whose file
+    needs code to load anyway.
 
     Raises:
         UserError: The network has layers that Keras lacks, as every once-for-all network does.
     """
-    ours = {type(la) for la in layers_of(network) if _registered(type(la))}
+    ours = {type(layer) for layer in layers_of(network) if _is_ours(type(layer))}
     others = sorted(cls.__name__ for cls in ours - set(OURS.values()))
     if others:
         raise UserError(
@@ -59,18 +59,17 @@ def with_keras_layers(network: keras.Model) -> keras.Model:
 
 @neutral()
 def with_tfrobust_layers(network: keras.Model) -> keras.Model:
-    """Return a copy of a network that `with_keras_layers` made, with our layers again.
+    """Return a copy of a network from `with_keras_layers` that has our layers again.
 
     Any other network is returned itself. The layers are recognised by their names.
     """
-    exchanged = any(
-        re.fullmatch(NAMED.get(type(layer).__name__, ""), layer.name)
-        for layer in layers_of(network)
-    )
+    names = [(type(layer).__name__, layer.name) for layer in layers_of(network)]
+    exchanged = any(re.fullmatch(NAMED.get(kind, ""), name) for kind, name in names)
     return _rebuilt(network, _to_tfrobust) if exchanged and is_symbolic(network) else network
 
 
-def _registered(cls: type) -> bool:
+def _is_ours(cls: type) -> bool:
+    """Return whether a class is registered with Keras by tfrobust."""
     return keras.saving.get_registered_name(cls).startswith("tfrobust>")
 
 
@@ -93,15 +92,17 @@ def _exchanged(config: Any, exchange: Callable[[Entry], Entry]) -> Any:
 
 
 def _to_keras(entry: Entry) -> Entry:
+    """Return the entry of Keras's layer for one of ours; other entries unchanged."""
     for name, cls in OURS.items():
         if entry.get("registered_name") == keras.saving.get_registered_name(cls):
             config = entry["config"] | (POOLING if cls is MaxPool else {})
-            kerass = {"module": "keras.layers", "class_name": name, "registered_name": None}
-            return entry | kerass | {"config": config}
+            reference = {"module": "keras.layers", "class_name": name, "registered_name": None}
+            return entry | reference | {"config": config}
     return entry
 
 
 def _to_tfrobust(entry: Entry) -> Entry:
+    """Return the entry of our layer for one of Keras's that ours can replace; others unchanged."""
     name, config = entry["class_name"], entry.get("config") or {}
     if entry.get("module") != "keras.layers" or name not in OURS:
         return entry
@@ -115,9 +116,9 @@ def _to_tfrobust(entry: Entry) -> Entry:
             return entry
         config = {key: value for key, value in config.items() if key not in POOLING}
     cls = OURS[name]
-    ours = {
+    reference = {
         "module": cls.__module__,
         "class_name": cls.__name__,
         "registered_name": keras.saving.get_registered_name(cls),
     }
-    return entry | ours | {"config": config}
+    return entry | reference | {"config": config}

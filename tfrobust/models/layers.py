@@ -1,7 +1,7 @@
 """Layers that the networks share. All are twice differentiable and can be saved by Keras.
 
-BatchNorm, Dropout and MaxPool do what Keras's own layers do, which take their place in files that
-load with Keras alone (`tfrobust.models.keras_layers`).
+BatchNorm, Dropout and MaxPool compute what Keras's layers compute. In files that load with Keras
+alone, Keras's layers take their place (`tfrobust.models.keras_layers`).
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from tfrobust import noise
 from tfrobust.errors import require
 from tfrobust.serialization import serializable
 
-LEAST_EPSILON = 1e-5  # the least that the fused kernels of all devices take
+LEAST_EPSILON = 1e-5  # the least epsilon that the fused kernels of all devices take
 ACTIVATIONS = ("relu", "silu", "softplus")
-# How the weights start. "keras": convolutions He-normal of the fan-in, truncated; the last layer
-# Glorot-uniform. "he": convolutions He-normal of the fan-out, and the last layer as in torch but
-# without a bias, as in the WideResNet code of TRADES and AWP. "torch": torch's defaults, uniform
-# within 1 / sqrt(fan-in), as in the ResNet and PreActResNet code.
+# The initial weights. "keras": convolutions are He-normal of the fan-in, truncated, and the last
+# layer is Glorot-uniform. "he": convolutions are He-normal of the fan-out, and the last layer is as
+# in torch but with a bias of 0, as in the WideResNet code of TRADES and AWP. "torch": all are
+# uniform within 1 / sqrt(fan-in), torch's default, as in the ResNet and PreActResNet code.
 INITS = ("keras", "he", "torch")
 # Where a convolution's zeros are. "torch": kernel // 2 on each side. "same": as few as give
 # ceil(H / stride) rows, as in TensorFlow and JAX: of stride 2 on even sizes none at the start.
@@ -33,12 +33,12 @@ PADDINGS = ("torch", "same")
 
 @serializable
 class MaxPool(layers.Layer):
-    """Max over 2 x 2 windows: [B, H, W, C] -> [B, H // 2, W // 2, C].
+    """A layer that takes the max over 2 x 2 windows: [B, H, W, C] -> [B, H // 2, W // 2, C].
 
-    Of equal values in a window the first gets the gradient. Keras's MaxPooling2D, but for its
-    second-order gradient, which is written by hand: TensorFlow's is wrong under XLA in float32,
-    does not compile there in half precision, and is slower. As for any max pooling, XLA has no
-    deterministic gradient: with op determinism on, Keras trains without XLA.
+    The first of equal values in a window gets the gradient. The layer differs from Keras's
+    MaxPooling2D in its second-order gradient, which is written by hand: under XLA, TensorFlow's is
+    wrong in float32 and does not compile in half precision, and it is slower. XLA has no
+    deterministic gradient of max pooling: with op determinism on, Keras trains without XLA.
     """
 
     def call(self, x: Any) -> Any:
@@ -52,8 +52,8 @@ class MaxPool(layers.Layer):
 class Dropout(layers.Dropout):
     """Keras's Dropout with one mask for the global batch, of which each replica takes its rows.
 
-    Keras's own layer gives all replicas the same mask. `rate` is in [0, 1), and there is no
-    `noise_shape`.
+    Keras's own layer gives all replicas the same mask. `rate` is in [0, 1), and `noise_shape` must
+    be None.
     """
 
     def __init__(self, rate: float, **kwargs: Any):
@@ -67,8 +67,8 @@ class Dropout(layers.Dropout):
         seed = tf.cast(self.seed_generator.next(), tf.int32)
 
         def mask(shape: Any) -> Any:
-            kept = noise.fraction(shape, seed) >= self.rate
-            return tf.where(kept, tf.cast(1.0 / (1.0 - self.rate), inputs.dtype), 0)
+            is_kept = noise.fraction(shape, seed) >= self.rate
+            return tf.where(is_kept, tf.cast(1.0 / (1.0 - self.rate), inputs.dtype), 0)
 
         return inputs * noise.sliced(mask, tf.shape(inputs))
 
@@ -92,9 +92,9 @@ def _max_pool(x: Any) -> Any:
     def spread(dy: Any) -> Any:
         if tf.executing_eagerly():
             return _max_pool_gradient(x, dy)
-        # A function of its own, outside the loop of an attack's steps. In the loop, whose graph is
-        # not a sequence, TensorFlow takes oneDNN's kernel in some processes and in others its own,
-        # which is ten times slower.
+        # A separate function is outside the loop of an attack's steps. In the loop, whose graph has
+        # no fixed order, TensorFlow takes oneDNN's kernel in some processes, and in others its own
+        # kernel, which is ten times slower.
         separate = tf.function(_max_pool_gradient, experimental_attributes={"_noinline": True})
         return separate(x, dy)
 
@@ -114,7 +114,7 @@ _differentiable = contextvars.ContextVar("differentiable", default=False)
 
 @contextlib.contextmanager
 def differentiable_statistics() -> Iterator[None]:
-    """Let gradients flow through the values that BatchNorm assigns to its averages."""
+    """Return a context in which gradients flow through what BatchNorm assigns to its averages."""
     token = _differentiable.set(True)
     try:
         yield
@@ -127,16 +127,15 @@ class BatchNorm(layers.BatchNormalization):
     """Keras's BatchNormalization of [B, H, W, C] by TensorFlow's fused kernel.
 
     It has the same function, moving averages and gradients as Keras's layer. In bfloat16 on CPU it
-    halves the time of a forward pass of a WideResNet. What the kernel does not do, such as
-    `synchronized` or inputs of another rank, is left to Keras's layer.
+    halves the time of a forward pass of a WideResNet. Keras's layer does what the kernel cannot,
+    such as `synchronized` or inputs of another rank.
     """
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         if mask is not None or not self._is_fused(len(inputs.shape)):
             return super().call(inputs, training=training, mask=mask)
-        mean, variance = (
-            tf.cast(v.value, tf.float32) for v in (self.moving_mean, self.moving_variance)
-        )
+        mean = tf.cast(self.moving_mean.value, tf.float32)
+        variance = tf.cast(self.moving_variance.value, tf.float32)
         scale = tf.cast(self.gamma.value, tf.float32) if self.scale else tf.ones_like(mean)
         offset = tf.cast(self.beta.value, tf.float32) if self.center else tf.zeros_like(mean)
         if not (training and self.trainable):
@@ -145,15 +144,15 @@ class BatchNorm(layers.BatchNormalization):
         if _differentiable.get():
             wide = tf.cast(inputs, tf.float32)
             mean = tf.reduce_mean(wide, [0, 1, 2])
-            # tf.nn.moments stops a gradient here, which its second derivative needs.
+            # tf.nn.moments stops the gradient here, which the second derivative needs.
             variance = tf.reduce_mean(tf.square(wide - mean), [0, 1, 2])
             scale = scale * tf.math.rsqrt(variance + self.epsilon)
             out = _affine(inputs, scale, offset - mean * scale)
         else:
             out, mean, variance = _normalized(inputs, scale, offset, self.epsilon)
             mean, variance = tf.stop_gradient(mean), tf.stop_gradient(variance)
-        for average, now in ((self.moving_mean, mean), (self.moving_variance, variance)):
-            average.assign(self.momentum * average.value + (1.0 - self.momentum) * now)
+        for average, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
+            average.assign(self.momentum * average.value + (1.0 - self.momentum) * value)
         return out
 
     def _is_fused(self, rank: int) -> bool:
@@ -166,17 +165,17 @@ class BatchNorm(layers.BatchNormalization):
 def _normalized(x: Any, scale: Any, offset: Any, epsilon: float) -> Any:
     """Normalise x by the mean and the variance of its batch, then scale and shift it.
 
-    The second-order gradient is written by hand: TensorFlow's takes the kernel apart, and three
-    times as long. Let g = dL/dy, n the number of values of a channel, h = (x - mean) r with
-    r = 1 / sqrt(variance + epsilon), and P(v) = v - mean(v) - h mean(v h). The first-order gradient
-    in x is scale r P(g). Take a loss whose gradient in that one is u, and whose gradients in those
-    of scale and offset are a and b. Its gradients are
+    The second-order gradient is written by hand: TensorFlow's splits the kernel into operations and
+    takes three times as long. Let g = dL/dy, n the number of values of a channel, h = (x - mean) r
+    with r = 1 / sqrt(variance + epsilon), and P(v) = v - mean(v) - h mean(v h). The first-order
+    gradient in x is scale r P(g). Let u be the gradient of a second loss in this gradient, and a
+    and b its gradients in the first-order gradients of scale and offset. Then its gradients are
 
         in g: scale r P(u) + a h + b;  in scale: r n K, with K = mean(u P(g));
         in x: (a r - scale r^2 mean(u h)) P(g) - scale r^2 (K h + mean(g h) P(u)).
 
     Returns:
-        y, like x; the mean [C] and the biased variance [C], float32.
+        y, which is like x, and the mean [C] and biased variance [C], float32.
     """
     options = {"epsilon": epsilon, "is_training": True}
 
@@ -223,9 +222,9 @@ def _normalized(x: Any, scale: Any, offset: Any, epsilon: float) -> Any:
 
 @tf.custom_gradient
 def _affine(x: Any, scale: Any, offset: Any) -> Any:
-    """Return scale * x + offset, one number a channel, in one pass.
+    """Return scale * x + offset, with one number for each channel, in one pass.
 
-    The gradient is written by hand, because the kernel's own is slower.
+    The gradient is written by hand, because the kernel's gradient is slower.
     """
     y = _fused_affine(x, scale, offset, mean=tf.zeros_like(scale))
 
@@ -239,7 +238,7 @@ def _affine(x: Any, scale: Any, offset: Any) -> Any:
 
 
 def _fused_affine(x: Any, scale: Any, offset: Any, mean: Any) -> Any:
-    """Return (x - mean) * scale + offset, one number a channel, in one pass."""
+    """Return (x - mean) * scale + offset, with one number for each channel, in one pass."""
     half = tf.fill(tf.shape(scale), 0.5)
     return tf.raw_ops.FusedBatchNormV3(
         x=x,
@@ -253,9 +252,9 @@ def _fused_affine(x: Any, scale: Any, offset: Any, mean: Any) -> Any:
 
 
 def normalize(x: Any, mean: list[float] | None, std: list[float] | None) -> Any:
-    """Return (x - mean) / std, one number a channel, or x if both are None.
+    """Return (x - mean) / std, with one number for each channel, or x if both are None.
 
-    It is part of the network, so that attacks and users see images in [0, 1].
+    This is part of the network, so that attacks and users see images in [0, 1].
     """
     if mean is None and std is None:
         return x
@@ -276,12 +275,12 @@ def conv(
     bias: bool = False,
     padding: str = "torch",
 ) -> Any:
-    """Convolve x, by default with kernel // 2 zeros on each side, as torch's code does.
+    """Return the convolution of x, by default with kernel // 2 zeros on each side, as in torch.
 
     Args:
-        x: [B, H, W, C].
-        filters: Number of filters.
-        kernel: Height and width of the filters, odd.
+        x: Feature maps [B, H, W, C].
+        filters: The number of filters.
+        kernel: The height and width of the filters, odd.
         stride: The stride; the result has ceil(H / stride) rows.
         init: One of INITS.
         bias: Whether a bias is added.
@@ -293,52 +292,51 @@ def conv(
         x = layers.ZeroPadding2D(kernel // 2)(x) if kernel > 1 else x
         padding = "valid"
     start = _torch_uniform() if init == "torch" else _normal(init)
-    return layers.Conv2D(filters, kernel, stride, padding, use_bias=bias, kernel_initializer=start)(
-        x
-    )
+    options = {"use_bias": bias, "kernel_initializer": start}
+    return layers.Conv2D(filters, kernel, stride, padding, **options)(x)
 
 
 def _normal(init: str) -> keras.initializers.Initializer:
-    """Return N(0, 2 / fan): of the fan-out for "he", of the fan-in and truncated for "keras"."""
+    """Return N(0, 2 / fan), with the fan-out for "he", and the fan-in, truncated, for "keras"."""
     if init == "he":
         return keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
     return keras.initializers.HeNormal()
 
 
 def _torch_uniform() -> keras.initializers.Initializer:
-    """Return U(-b, b) with b = 1 / sqrt(fan-in), torch's start of every weight."""
+    """Return U(-b, b) with b = 1 / sqrt(fan-in), torch's default for all weights."""
     return keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform")
 
 
 def max_pool(x: Any) -> Any:
-    """Take the max over 3 x 3 windows around every second pixel, as torch's code pads: (1, 1).
+    """Return the max over 3 x 3 windows around every second pixel, with torch's padding of 1.
 
-    Keras's own stride of 2 pads an even size only at the end. Zeros around x would do where x >= 0,
-    as after ReLU, but not after SiLU.
+    With a stride of 2, Keras pads an even size only at the end. A border of zeros would be right
+    for x >= 0, as after ReLU, but not after SiLU.
     """
     return layers.MaxPooling2D(1, 2)(layers.MaxPooling2D(3, 1, "same")(x))
 
 
 def activate(x: Any, activation: str) -> Any:
-    """Apply one of ACTIVATIONS. ReLU is Keras's layer, which oneDNN joins with what precedes it."""
+    """Apply one of ACTIVATIONS. oneDNN fuses Keras's ReLU layer with the operation before it."""
     return layers.ReLU()(x) if activation == "relu" else layers.Activation(activation)(x)
 
 
 def batch_norm(affine: bool = True) -> BatchNorm:
     """Return a BatchNorm with the constants of the papers' code.
 
-    In torch these are momentum 0.1, which is 0.9 in Keras, and epsilon 1e-5. If it is not `affine`,
-    it has neither scale nor offset.
+    They are momentum 0.1 of torch, which is 0.9 in Keras, and epsilon 1e-5. Unless `affine`, the
+    layer has neither scale nor offset.
     """
     return BatchNorm(momentum=0.9, epsilon=1e-5, scale=affine, center=affine)
 
 
 def logits(x: Any, classes: int, init: str = "keras") -> Any:
-    """Apply the last layer to x [B, D]. Its logits are float32 under every precision.
+    """Return the logits [B, classes] of the last layer, which are float32 in every precision.
 
     Args:
-        x: [B, D].
-        classes: Number of logits.
+        x: Features [B, D].
+        classes: The number of classes.
         init: One of INITS.
     """
     bound = x.shape[-1] ** -0.5

@@ -1,4 +1,4 @@
-"""Cutting the network of one width out of a once-for-all network with `widths`."""
+"""The extraction of the network of one width from a once-for-all network with `widths`."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from tfrobust.models.keras_defaults import neutral
 
 @neutral()
 def narrow(network: keras.Model, width: float) -> keras.Model:
-    """Return the network {"image", "strength"} -> logits that `network` is at one width.
+    """Return the network {"image", "strength"} -> logits that equals `network` at one width.
 
-    It holds only the channels in use, about width^2 of the weights and of the work.
+    It has only the channels in use, which are about width^2 of the weights and of the work.
 
     Args:
         network: A network with inputs {"image", "strength", "width"}; see
@@ -29,8 +29,8 @@ def narrow(network: keras.Model, width: float) -> keras.Model:
     Raises:
         UserError: The network has no widths, or not this one.
     """
-    named = {layer.name: layer for layer in getattr(network, "layers", ())}
-    encoding: Any = named.get("widths")
+    layers_by_name = {layer.name: layer for layer in getattr(network, "layers", ())}
+    encoding: Any = layers_by_name.get("widths")
     fits = isinstance(encoding, Encoding)
     require(fits, "network", "one that was built with widths", getattr(network, "name", network))
     widths = list(encoding.lambdas)
@@ -59,12 +59,13 @@ def narrow(network: keras.Model, width: float) -> keras.Model:
         source = network.get_layer(layer.name)
         weights = _weights_at(source, widths.index(width), len(widths))
         shapes = [weight.shape for weight in layer.weights]
-        layer.set_weights(list(map(_first, weights, shapes, _parts(source))))
+        pieces = zip(weights, shapes, _parts(source), strict=True)
+        layer.set_weights([_first(weight, shape, parts) for weight, shape, parts in pieces])
     return result
 
 
 def _weights_at(layer: Any, number: int, count: int) -> list[np.ndarray]:
-    """Return a layer's weights; of a DualBatchNorm those of one of its `count` widths."""
+    """Return a layer's weights: all, or those of one of the `count` widths of a DualBatchNorm."""
     weights: list[np.ndarray] = layer.get_weights()
     if isinstance(layer, DualBatchNorm):  # one row for each kind of lambda and each width
         return [weight[number::count] for weight in weights]
@@ -72,7 +73,7 @@ def _weights_at(layer: Any, number: int, count: int) -> list[np.ndarray]:
 
 
 def _parts(layer: Any) -> list[tuple[int, ...]]:
-    """Return, for each axis of each weight, how often all channels are repeated along it."""
+    """Return, for each axis of each weight, how often the channels repeat along it."""
     if isinstance(layer, FiLM):  # once for mu and once for sigma; the code is not cut
         return [(1, 2), (2,), (2, 2), (2,)]
     parts = [(1,) * len(weight.shape) for weight in layer.weights]
@@ -86,8 +87,7 @@ def _parts(layer: Any) -> list[tuple[int, ...]]:
 def _first(weight: np.ndarray, shape: tuple[int, ...], parts: tuple[int, ...]) -> np.ndarray:
     """Return the first entries of each part of each axis, as many as fill `shape`."""
     for axis, (size, count) in enumerate(zip(shape, parts, strict=True)):
-        first = [
-            np.take(part, np.arange(size // count), axis) for part in np.split(weight, count, axis)
-        ]
+        indices = np.arange(size // count)
+        first = [np.take(part, indices, axis) for part in np.split(weight, count, axis)]
         weight = np.concatenate(first, axis)
     return weight

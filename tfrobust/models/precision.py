@@ -1,4 +1,4 @@
-"""Computing with a network in another precision."""
+"""Copies of a network that compute in another precision."""
 
 from __future__ import annotations
 
@@ -18,16 +18,15 @@ PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 def with_precision(network: keras.Model, precision: str) -> keras.Model:
     """Return a copy of a network, with the same weights, that computes in `precision`.
 
-    A network whose layers all compute so already is returned itself. Whatever the precision, the
-    weights are float32 and the output layers compute in float32.
+    A network whose layers compute in it already is returned itself. In every precision the weights
+    are float32, and the output layers compute in float32.
 
     Args:
         network: A functional or Sequential network.
         precision: One of PRECISIONS.
 
     Raises:
-        UserError: The precision is another one, or the network is subclassed, of which no copy can
-            be made.
+        UserError: The precision is another one, or the network is subclassed and cannot be copied.
     """
     choose("precision", precision, PRECISIONS)
     policies = {layer.dtype_policy.name for layer in layers_of(network)}
@@ -41,7 +40,7 @@ def with_precision(network: keras.Model, precision: str) -> keras.Model:
             f"build it under keras.config.set_dtype_policy({precision!r}), its last layer with "
             "dtype='float32'"
         )
-    outputs = {output.name for output in _output_layers(network)}
+    outputs = {operation_of(tensor).name for tensor in network.outputs}
     for layer in config["layers"]:
         policy = "float32" if layer["config"].get("name") in outputs else precision
         layer["config"] = _replace_policy(layer["config"], policy)
@@ -50,11 +49,8 @@ def with_precision(network: keras.Model, precision: str) -> keras.Model:
     return copy
 
 
-def _output_layers(network: keras.Model) -> list[keras.Layer]:
-    return [operation_of(tensor) for tensor in network.outputs]
-
-
 def _replace_policy(config: Any, policy: str) -> Any:
+    """Return a config in which every dtype policy, at any depth, is replaced."""
     if isinstance(config, dict):
         if config.get("class_name") in ("DTypePolicy", "FloatDTypePolicy"):
             return keras.saving.serialize_keras_object(keras.DTypePolicy(policy))

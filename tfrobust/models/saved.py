@@ -1,4 +1,4 @@
-"""A trained network, loaded from a file, as attacks and evaluations call it."""
+"""The network of a file, in the form that attacks and evaluations call."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfrobust.errors import UserError, choose, require
+from tfrobust.errors import UserError, choose, one_line, require
 from tfrobust.gate import in_unit, kind_of_network
 from tfrobust.models.files import EXPORTED, load_keras, model_files, saved_model
 from tfrobust.models.precision import with_precision
@@ -36,18 +36,18 @@ MOST = 1.0 - float(np.finfo(np.float32).epsneg)  # the greatest float32 below 1
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SavedNetwork:
-    """Images [B, H, W, C] float32 -> logits [B, classes] float32, in inference mode.
+    """A function from images [B, H, W, C] to logits [B, classes], float32, in inference mode.
 
     Gradients pass through it, so every attack and every evaluation can use it.
 
     Attributes:
         forward: The network itself, from images to its outputs.
         input_shape: (H, W, C), with None for a size that is free.
-        classes: Number of classes.
-        outputs: What the network gives. "logits". "probabilities" if it ends in a softmax: log(p),
-            with p at least the least normal float32, are the logits. "sigmoids" if it ends in one
-            sigmoid a class: log(p) - log(1 - p), with p between that and the greatest float32
-            below 1, are the logits.
+        classes: The number of classes.
+        outputs: The kind of the network's outputs. "logits" are taken as they are. "probabilities"
+            are those of a softmax, and the logits are log(p), with p at least the least normal
+            float32. "sigmoids" are those of one sigmoid for each class, and the logits are
+            log(p) - log(1 - p), with p also at most the greatest float32 below 1.
         strength: The lambda of all images, for a once-for-all network; None for others.
         width: The width of all images, for a once-for-all network with widths; None for others.
         network: The Keras network that is called; None for a SavedModel.
@@ -81,17 +81,18 @@ class SavedNetwork:
         return values
 
     def require_images(self, shape: tuple[int, ...], where: str) -> None:
-        """Raise a UserError, which begins with `where`, unless it takes images (H, W, C)."""
+        """Raise a UserError, which begins with `where`, unless images of `shape` are taken."""
         if not takes(self.input_shape, shape):
             hint = in_front(self.input_shape, shape) if len(shape) == 3 else ""
-            raise UserError(
-                f"{where}: expected a network of images {shape}, received {self.input_shape}{hint}"
-            )
+            received = f"{self.input_shape}{hint}"
+            raise UserError(f"{where}: expected a network of images {shape}, received {received}")
 
     def check(self, images: np.ndarray, where: str) -> None:
-        """Raise a UserError unless it takes such images and gives on them what `outputs` says.
+        """Raise a UserError unless the network takes such images and returns its `outputs`.
 
-        images: [N, H, W, C] in [0, 1]. where: the name of the network in errors.
+        Args:
+            images: Images [N, H, W, C] in [0, 1].
+            where: The name of the network in errors.
         """
         self.require_images(images.shape[1:], where)
         raw = dataclasses.replace(self, outputs="logits")
@@ -111,25 +112,26 @@ def load_network(
     output: str | None = None,
     signature: str | None = None,
 ) -> SavedNetwork:
-    """Load the network of a file, to be attacked and evaluated.
+    """Load the network of a file, for attacks and evaluations.
 
     A once-for-all network gets 1 for its other inputs, "strength" and "width".
 
     Args:
         path: A run folder with model.keras, a .keras or .h5 file, or a SavedModel folder.
-        outputs: What the network gives, one of OUTPUTS; see `SavedNetwork`.
+        outputs: The kind of the network's outputs, one of OUTPUTS; see `SavedNetwork`.
         where: The name of the path in errors.
         output: The name of the output that is used, for a network with several.
-        signature: The name of the SavedModel's signature that is called; by default
+        signature: The name of the SavedModel's signature that is called, by default
             "serving_default".
 
     Raises:
         UserError: The file does not load, or its network does not take float images or does not
-            give [B, classes].
+            return floats [B, classes].
     """
     choose("outputs", outputs, OUTPUTS)
-    hint, network = "", None
-    if (folder := saved_model(path)) is not None:
+    network = None
+    folder = saved_model(path)
+    if folder is not None:
         call, images, values, others = _open_saved_model(folder, where, output, signature)
         hint = "; export it again for float images (H, W, C) and a batch of any size, as Keras does"
     else:
@@ -138,8 +140,9 @@ def load_network(
         require(signature is None, "signature", expected, signature)
         network = load_keras(path, where, output=output, code=EXPORTED)
         call, images, values, others = _open_keras(network, where)
-        one_image = tuple(images.shape[1:])
-        hint = in_front(one_image, (*one_image, 1) if len(one_image) == 2 else ("H", "W", "C"))
+        image_shape = tuple(images.shape[1:])
+        wanted = (*image_shape, 1) if len(image_shape) == 2 else ("H", "W", "C")
+        hint = in_front(image_shape, wanted)
     shape = images.shape
     if shape.rank != 4 or shape[0] is not None or not images.dtype.is_floating:
         expected = "a network of float images (None, H, W, C)"
@@ -148,8 +151,8 @@ def load_network(
     fits = values.shape.rank == 2 and values.shape[1] and values.dtype.is_floating
     received = f"{values.dtype.name} {values.shape}"
     require(fits, where, "a network with a float output (None, classes)", received)
-    full: Any = dict.fromkeys(others, 1.0)
-    return SavedNetwork(call, tuple(shape[1:]), values.shape[1], outputs, network=network, **full)
+    ones: Any = dict.fromkeys(others, 1.0)
+    return SavedNetwork(call, tuple(shape[1:]), values.shape[1], outputs, network=network, **ones)
 
 
 def in_precision(logits_fn: Any, precision: str, where: str) -> Any:
@@ -166,7 +169,7 @@ def in_precision(logits_fn: Any, precision: str, where: str) -> Any:
     return copy
 
 
-# The network, the specs of its images and of its output, and the names of its other inputs.
+# A network's function, the specs of its images and its output, and the names of its other inputs.
 Opened = tuple[Callable[[Any], tf.Tensor], tf.TensorSpec, tf.TensorSpec, set[str]]
 
 
@@ -178,10 +181,9 @@ def _open_keras(network: keras.Model, where: str) -> Opened:
 
 
 def open_saved_model(folder: Path) -> Any:
-    """Call tf.saved_model.load without its warning about unsaved custom gradients.
+    """Load a SavedModel without TensorFlow's warning about unsaved custom gradients.
 
-    These are the second-order gradients of BatchNorm and MaxPool, written by hand, which no attack
-    needs.
+    These are our second-order gradients of BatchNorm and MaxPool, which no attack needs.
     """
     log = logging.getLogger("absl")
 
@@ -202,7 +204,7 @@ def _open_saved_model(
     try:
         loaded = open_saved_model(folder)
     except Exception as error:
-        line = " ".join(str(error).split())[:200]
+        line = one_line(error)
         raise UserError(f"{where}: expected a SavedModel, {folder} does not load: {line}") from None
     name = _signature(sorted(loaded.signatures), signature, where)
     serve = loaded.signatures[name]
@@ -212,7 +214,7 @@ def _open_saved_model(
     def forward(x: Any) -> tf.Tensor:
         values = x if isinstance(x, dict) else {image: x}
         values = {key: tf.cast(value, inputs[key].dtype) for key, value in values.items()}
-        # Through `loaded`, which must live as long as this function: it owns the variables.
+        # `loaded` owns the variables, and so must live as long as this function.
         return loaded.signatures[name](**values)[output]
 
     return forward, inputs[image], outputs[output], set(inputs) - {image}
@@ -233,7 +235,7 @@ def _signature(names: list[str], signature: str | None, where: str) -> str:
 
 
 def _image(inputs: Collection[str], where: str) -> str:
-    """Return the name of the input for images: the only input, or of a once-for-all "image"."""
+    """Return the name of the input for images, which is the only input or "image" among others."""
     if set(inputs) in ({"image", "strength"}, {"image", "strength", "width"}):
         return "image"
     if len(inputs) != 1:

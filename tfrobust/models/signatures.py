@@ -14,7 +14,7 @@ import keras
 import tensorflow as tf
 
 from tfrobust._compat import operation_of
-from tfrobust.errors import UserError, choose, require
+from tfrobust.errors import UserError, choose, one_line, require
 
 Shape = tuple[int | None, ...]
 CALL_ONCE = "a network that was called once, on a batch of images"
@@ -33,9 +33,9 @@ class Signature(NamedTuple):
     """The inputs of a network, and its one output, the logits [B, classes].
 
     Attributes:
-        inputs: The names of all inputs. A single one is "image", whatever its name.
+        inputs: The names of all inputs. A single input is called "image", whatever its name.
         image_shape: (H, W, C), with None for a size that is free.
-        classes: Number of classes.
+        classes: The number of classes.
     """
 
     inputs: tuple[str, ...]
@@ -70,7 +70,7 @@ def signature(network: keras.Model, where: str = "network") -> Signature:
 def forward(network: keras.Model, inputs: Any, training: bool = False) -> tf.Tensor:
     """Return the one output [B, classes] of a network.
 
-    inputs: Images [B, H, W, C], or a mapping with all inputs.
+    The inputs are images [B, H, W, C], or a mapping with all inputs.
     """
     structure = _inputs(network)
     if structure is not None and not isinstance(inputs, Mapping):
@@ -81,8 +81,8 @@ def forward(network: keras.Model, inputs: Any, training: bool = False) -> tf.Ten
 def alone(network: keras.Model) -> keras.Model:
     """Return a functional network that calls a network on a batch of any size.
 
-    Its input is the images, or a mapping of several inputs, and its output is one tensor, without
-    other containers.
+    Its inputs are the images, or a mapping of several inputs. Its output is one tensor. There are
+    no other containers.
     """
     tensors = _by_name(_inputs(network))
     names = list(tensors) if is_symbolic(network) or len(tensors) > 1 else ["image"]
@@ -97,7 +97,7 @@ def alone(network: keras.Model) -> keras.Model:
 def outputs(network: keras.Model, where: str = "network") -> dict[str, Any]:
     """Return the symbolic outputs of a network by name.
 
-    The names are the keys of a dict, else the names of the output layers, else "0", "1", ...
+    The names are the keys of a dict, or else the names of the output layers, or else "0", "1", ...
     Raises UserError, which begins with `where`, for a network that was never called.
     """
     if is_symbolic(network):
@@ -108,7 +108,7 @@ def outputs(network: keras.Model, where: str = "network") -> dict[str, Any]:
     try:
         return _by_name(network.compute_output_spec(inputs))
     except Exception as error:
-        line = " ".join(str(error).split())[:200]
+        line = one_line(error)
         raise UserError(f"{where}: expected {CALL_ONCE}, received: {line}") from None
 
 
@@ -131,7 +131,7 @@ def cut(network: keras.Model, output: str | None, where: str) -> keras.Model:
 
 
 def several(what: str, names: Collection[str]) -> str:
-    """Return the error about a network with several inputs or outputs; `what` says which."""
+    """Return the error about a network with several inputs or outputs, which `what` names."""
     return f"expected a network with one {what}, received {len(names)}: {', '.join(sorted(names))}"
 
 
@@ -144,23 +144,22 @@ def takes(image_shape: Shape, shape: Sequence[int]) -> bool:
 
 
 def in_front(image_shape: Shape, shape: Sequence[Any]) -> str:
-    """Return the hint which layer in front of a network lets it take other images.
+    """Return the hint about a layer in front of a network that lets it take other images.
 
     Args:
         image_shape: The shape that the network takes.
-        shape: The shape (H, W, C) of the images, with letters for sizes that are not known.
+        shape: The shape (H, W, C) of the images, with letters for unknown sizes.
 
     Returns:
-        The hint, beginning with "; ". It is empty where no layer helps.
+        The hint, which begins with "; ". It is empty if no layer helps.
     """
     height, width, channels = shape
     layer = _layer_in_front(image_shape, shape)
-    if not layer:
-        return ""
-    return "; " + IN_FRONT.format(f"({height}, {width}, {channels})", layer)
+    return "; " + IN_FRONT.format(f"({height}, {width}, {channels})", layer) if layer else ""
 
 
 def _layer_in_front(image_shape: Shape, shape: Sequence[Any]) -> str:
+    """Return the call of the layer for the hint of `in_front`; "" if no layer helps."""
     height, width, channels = shape
     if len(image_shape) == 3:
         transposed = takes(image_shape, (channels, height, width))
@@ -179,9 +178,9 @@ def is_symbolic(network: keras.Model) -> bool:
 
 
 def _inputs(network: keras.Model) -> Any:
-    """Return the symbolic inputs in the containers that the network is called with.
+    """Return the symbolic inputs in the containers with which the network is called.
 
-    None for a subclassed network that has not noted their shapes.
+    It is None for a subclassed network that has no record of their shapes.
     """
     if is_symbolic(network):
         return network.inputs[0] if isinstance(network, keras.Sequential) else network.input
@@ -190,7 +189,7 @@ def _inputs(network: keras.Model) -> Any:
         return None
 
     def any_batch(shape: Any) -> keras.KerasTensor:
-        """Leave the batch size free: that of the batch that built the network binds no other."""
+        """Return a tensor of any batch size, although the network was built with one."""
         return keras.KerasTensor((None, *shape[1:]))
 
     return keras.tree.map_shape_structure(any_batch, shapes)

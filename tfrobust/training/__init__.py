@@ -1,33 +1,19 @@
-"""What a training run needs beside a method: learning rates, monitors, checkpoints, signals."""
+"""The parts of a training run beside its method: learning rates, monitors, checkpoints, signals."""
 
-from tfrobust.training.checkpoint import Best, Checkpoints, Resume
-from tfrobust.training.interrupt import Interrupted, Interruption, NotFinite
-from tfrobust.training.monitors import (
-    BatchTimer,
-    CatastrophicOverfitting,
-    History,
-    TableQuantiles,
-)
-from tfrobust.training.optimizers import OPTIMIZERS
-from tfrobust.training.schedules import MONITOR, MONITORS, SCHEDULES, Guided, Schedule
-from tfrobust.training.statistics import RecomputedStatistics
-
-__all__ = [
-    "MONITOR",
-    "MONITORS",
-    "OPTIMIZERS",
-    "SCHEDULES",
-    "BatchTimer",
-    "Best",
-    "CatastrophicOverfitting",
-    "Checkpoints",
-    "Guided",
-    "History",
-    "Interrupted",
-    "Interruption",
-    "NotFinite",
-    "RecomputedStatistics",
-    "Resume",
-    "Schedule",
-    "TableQuantiles",
-]
+from tfrobust.training.checkpoint import Best as Best
+from tfrobust.training.checkpoint import Checkpoints as Checkpoints
+from tfrobust.training.checkpoint import Resume as Resume
+from tfrobust.training.interrupt import Interrupted as Interrupted
+from tfrobust.training.interrupt import Interruption as Interruption
+from tfrobust.training.interrupt import NotFinite as NotFinite
+from tfrobust.training.monitors import BatchTimer as BatchTimer
+from tfrobust.training.monitors import CatastrophicOverfitting as CatastrophicOverfitting
+from tfrobust.training.monitors import History as History
+from tfrobust.training.monitors import TableQuantiles as TableQuantiles
+from tfrobust.training.optimizers import OPTIMIZERS as OPTIMIZERS
+from tfrobust.training.schedules import MONITOR as MONITOR
+from tfrobust.training.schedules import MONITORS as MONITORS
+from tfrobust.training.schedules import SCHEDULES as SCHEDULES
+from tfrobust.training.schedules import Guided as Guided
+from tfrobust.training.schedules import Schedule as Schedule
+from tfrobust.training.statistics import RecomputedStatistics as RecomputedStatistics

@@ -1,4 +1,4 @@
-"""The state of a run on disk: checkpoints that are complete or absent, and resuming from them."""
+"""The state of a run on disk, in checkpoints that are complete or absent, and its resumption."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ import tensorflow as tf
 from absl import logging
 
 from tfrobust.distribution import worker
-from tfrobust.errors import UserError, require
+from tfrobust.errors import UserError, one_line, require
 from tfrobust.io import write_text
 from tfrobust.methods import RobustModel
 from tfrobust.training.interrupt import Interruption, NotFinite
 from tfrobust.training.monitors import History
-from tfrobust.training.state import Kept
+from tfrobust.training.state import Stateful
 
 KEEP = 2
 
@@ -29,8 +29,8 @@ KEEP = 2
 class Checkpoints:
     """The last two checkpoints of a run, each in a folder of its own, such as step-000000429.
 
-    A checkpoint is written under another name and then renamed, and holds the checksums of its
-    files. A damaged one is renamed to damaged-step-000000429.
+    A checkpoint is written under another name and then renamed, and has the checksums of its files.
+    A damaged one is renamed to damaged-step-000000429.
     """
 
     def __init__(self, folder: Path):
@@ -48,7 +48,7 @@ class Checkpoints:
 
     @property
     def rollbacks(self) -> int:
-        """How often the run returned to a checkpoint with a lower rate, over all its starts."""
+        """The number of times that the run returned to a checkpoint with a lower learning rate."""
         try:
             return int((self.folder / "rollbacks.txt").read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -62,39 +62,37 @@ class Checkpoints:
         """Write a checkpoint, then remove the oldest.
 
         Args:
-            step: The number of training steps behind it.
+            step: The number of training steps taken.
             state: The variables.
-            note: What else is to be kept, as JSON.
+            note: All else that is saved, as JSON.
 
         Raises:
-            UserError: If it cannot be written; the checkpoints before are left as they are.
+            UserError: It cannot be written. The earlier checkpoints are left as they are.
         """
-        aside = self.folder / f".step-{step:09d}"
+        temporary = self.folder / f".step-{step:09d}"
         try:
-            aside.mkdir(parents=True)
-            state.write(str(aside / "state"))
-            write_text(aside / "note.json", json.dumps(note, indent=2, default=float) + "\n")
-            sums = {file.name: _sum(file) for file in sorted(aside.iterdir())}
-            write_text(aside / "sha256.json", json.dumps(sums, indent=2) + "\n")
-            path = self.folder / aside.name[1:]
-            shutil.rmtree(path, ignore_errors=True)  # of the same step, before an interruption
-            self.newest = aside.rename(path)
+            temporary.mkdir(parents=True)
+            state.write(str(temporary / "state"))
+            write_text(temporary / "note.json", json.dumps(note, indent=2, default=float) + "\n")
+            sums = {file.name: _checksum(file) for file in sorted(temporary.iterdir())}
+            write_text(temporary / "sha256.json", json.dumps(sums, indent=2) + "\n")
+            path = self.folder / temporary.name[1:]
+            shutil.rmtree(path, ignore_errors=True)  # one of this step, from before an interruption
+            self.newest = temporary.rename(path)
             for old in sorted(self.folder.glob("step-*"))[:-KEEP]:
                 shutil.rmtree(old)
         except (OSError, tf.errors.OpError) as error:
-            shutil.rmtree(aside, ignore_errors=True)
-            kept = f"the last one is {self.newest.name}" if self.newest else "there is none yet"
-            raise UserError(
-                f"{self.folder}: expected a place to write a checkpoint in ({kept}): "
-                f"{' '.join(str(error).split())[:200]}"
-            ) from None
+            shutil.rmtree(temporary, ignore_errors=True)
+            last = f"the last one is {self.newest.name}" if self.newest else "there is none yet"
+            expected = f"expected a place to write a checkpoint in ({last})"
+            raise UserError(f"{self.folder}: {expected}: {one_line(error)}") from None
 
-    def back_to(self, step: int) -> None:
-        """Take the checkpoint of a step as the newest. Raises UserError if there is none."""
+    def rewind(self, step: int) -> None:
+        """Make the checkpoint of a step the newest. Raises UserError if there is none."""
         if step != self.step:
             path = self.folder / f"step-{step:09d}"
             expected = f"a complete checkpoint of step {step}, the newest that all workers have"
-            require(step and _complete(path), str(self.folder), expected, f"step {self.step}")
+            require(step and _is_complete(path), str(self.folder), expected, f"step {self.step}")
             self.newest = path
 
     @property
@@ -112,42 +110,45 @@ class Checkpoints:
         try:
             state.read(str(self.newest / "state")).assert_existing_objects_matched()
         except (AssertionError, ValueError) as error:
-            line = " ".join(str(error).split())[:200]
             expected = "a checkpoint of this network and optimizer; remove the folder"
-            raise UserError(f"{self.newest}: expected {expected}: {line}") from None
+            raise UserError(f"{self.newest}: expected {expected}: {one_line(error)}") from None
 
     def _newest(self) -> Path | None:
+        """Return the newest complete checkpoint, and rename damaged ones that are newer."""
         for folder in sorted(self.folder.glob("step-*"), reverse=True):
-            if _complete(folder):
+            if _is_complete(folder):
                 return folder
             logging.warning("%s: the checkpoint is damaged; the one before it is used", folder)
-            aside = folder.with_name(f"damaged-{folder.name}")
-            shutil.rmtree(aside, ignore_errors=True)
-            folder.rename(aside)
+            damaged = folder.with_name(f"damaged-{folder.name}")
+            shutil.rmtree(damaged, ignore_errors=True)
+            folder.rename(damaged)
         return None
 
 
-def _sum(file: Path) -> str:
+def _checksum(file: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal digits."""
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
-def _complete(folder: Path) -> bool:
+def _is_complete(folder: Path) -> bool:
+    """Return whether a checkpoint has its files, with their checksums."""
     try:
         sums = json.loads((folder / "sha256.json").read_text(encoding="utf-8"))
-        return bool(sums) and all(_sum(folder / name) == value for name, value in sums.items())
+        return bool(sums) and all(_checksum(folder / name) == value for name, value in sums.items())
     except (OSError, ValueError, AttributeError):
         return False
 
 
-class Best(Kept, keras.callbacks.Callback):
-    """Keeps the network's weights, as they are validated, of the epoch with the highest `monitor`.
+class Best(Stateful, keras.callbacks.Callback):
+    """A callback that keeps the network's weights of the epoch with the highest `monitor`.
 
-    Of equal epochs the last one counts; if `monitor` is not measured, the last epoch of all. The
-    weights are part of the checkpoints, so they always agree with the rest of the state.
+    They are the weights that were validated. Of equal epochs the last one counts, and without the
+    monitor the last epoch of all. The weights are part of the checkpoints, so they always agree
+    with the rest of the state.
     """
 
-    kept = ("best",)
+    state_names = ("best",)
 
     def __init__(self, model: RobustModel, monitor: str):
         super().__init__()
@@ -159,30 +160,31 @@ class Best(Kept, keras.callbacks.Callback):
         value = float((logs or {}).get(self.monitor, np.inf))
         if value >= self.best:
             self.best = value
-            for kept, weight in zip(self.variables, self.trained.evaluated_weights(), strict=True):
-                kept.assign(weight)
+            weights = self.trained.evaluated_weights()
+            for variable, weight in zip(self.variables, weights, strict=True):
+                variable.assign(weight)
 
     def restore(self) -> None:
         """Set the network's weights to the best ones."""
-        self.trained.network.set_weights([kept.numpy() for kept in self.variables])
+        self.trained.network.set_weights([variable.numpy() for variable in self.variables])
 
 
 class Resume(keras.callbacks.Callback):
-    """Saves checkpoints after every epoch and every `minutes`, and resumes from the last one.
+    """A callback that saves a checkpoint after every epoch and every `minutes`, and resumes.
 
     A checkpoint holds the weights, the optimizer, Dropout's seeds, the metrics, and the state of
     the callbacks. This callback must come after all others in fit's list, because their
-    on_train_begin resets them. After an interruption it saves at the end of the batch and raises.
-    Several workers save only after epochs, at the same time, each in a folder of its own.
+    on_train_begin resets them. After a signal it saves at the end of the batch and raises
+    Interrupted. Several workers save only after epochs, all together, each in a folder of its own.
 
     Args:
         model: A built model with a built optimizer.
-        checkpoints: Where to read and save.
-        others: The other callbacks. Those with `get_state` and `set_state` (`Kept`) are restored by
-            the names of their classes, and so are their `variables`.
+        checkpoints: The checkpoints, from the newest of which the run resumes.
+        others: The other callbacks. Those with `get_state` and `set_state` (`Stateful`) are
+            restored by the names of their classes. Their `variables` are restored too.
         steps_per_epoch: The number of training batches in an epoch.
         minutes: The time between two checkpoints within an epoch.
-        interruption: The signals to heed.
+        interruption: The receiver of the signals.
         history: The history file, whose lines are saved too.
         note: Further entries of the checkpoints' note.
     """
@@ -201,7 +203,7 @@ class Resume(keras.callbacks.Callback):
     ):
         super().__init__()
         self.checkpoints, self.others, self.steps = checkpoints, others, steps_per_epoch
-        self.together = worker()[1] > 1
+        self.has_workers = worker()[1] > 1
         self.minutes, self.interruption = minutes, interruption or Interruption()
         self.history = history
         # Dropout's seeds are variables but not weights, so the model does not track them.
@@ -221,7 +223,7 @@ class Resume(keras.callbacks.Callback):
         self.stateful = {type(callback).__name__: callback for callback in stateful}
         distinct = len(self.stateful) == len(stateful)
         require(distinct, "others", "callbacks with a state of different classes", others)
-        if isinstance(self.note["callbacks"], list):  # the first format: by position
+        if isinstance(self.note["callbacks"], list):  # the first format, which is by position
             names = [type(callback).__name__ for callback in others]
             self.note["callbacks"] = dict(zip(names, self.note["callbacks"], strict=False))
         missing = sorted(self.stateful.keys() - self.note["callbacks"].keys())
@@ -238,7 +240,7 @@ class Resume(keras.callbacks.Callback):
 
     @property
     def epoch(self) -> int:
-        """The number of complete epochs behind."""
+        """The number of complete epochs."""
         return self.step // self.steps
 
     @property
@@ -261,7 +263,7 @@ class Resume(keras.callbacks.Callback):
                 self.stateful[name].set_state(state)
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        self.first = self.batch  # the batches of this epoch before those that fit counts
+        self.first_batch = self.batch  # fit counts the batches of a resumed epoch from 0
         self.current_epoch = epoch
         if self.partial is not None:
             for variable, value in zip(self.metrics, self.partial, strict=True):
@@ -270,19 +272,18 @@ class Resume(keras.callbacks.Callback):
             self._restore()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        batches = self.first + batch + 1
+        batches = self.first_batch + batch + 1
         step = self.current_epoch * self.steps + batches
         if not _finite(logs, "loss"):
-            where = (
-                f"batch {batches} of {self.steps} of epoch {self.current_epoch + 1} (step {step})"
-            )
-            raise NotFinite(where, self.step)
-        last = batches == self.steps  # on_epoch_end saves it
-        late = time.monotonic() - self.saved_at > 60 * self.minutes
-        if last or not (late or self.interruption.signal):
+            where = f"batch {batches} of {self.steps} of epoch {self.current_epoch + 1}"
+            raise NotFinite(f"{where} (step {step})", self.step)
+        if batches == self.steps:  # on_epoch_end saves
             return
-        if self.together:  # a save takes all workers, and the others have had no signal
-            self.interruption.heed(*divmod(self.step, self.steps))
+        is_due = time.monotonic() - self.saved_at > 60 * self.minutes
+        if not (is_due or self.interruption.signal):
+            return
+        if self.has_workers:  # all workers would have to save, and the others have no signal
+            self.interruption.heed(self.epoch, self.batch)
         else:
             self._save(step)
             self.interruption.heed(self.current_epoch, batches)
@@ -298,7 +299,7 @@ class Resume(keras.callbacks.Callback):
     def _save(self, step: int) -> None:
         counter = getattr(self.model, "step", None)  # only our models have one
         trained = step if counter is None else int(keras.ops.convert_to_numpy(counter))
-        if trained != step:  # Keras takes some errors, as of a damaged program, for the data's end
+        if trained != step:  # Keras takes errors such as a damaged program for the end of the data
             hint = "emptying the folder of compiled programs (docs/performance.md) may help"
             raise UserError(f"train: expected {step} steps, received {trained}; {hint}")
         states = {name: callback.get_state() for name, callback in self.stateful.items()}
@@ -312,4 +313,5 @@ class Resume(keras.callbacks.Callback):
 
 
 def _finite(logs: Any, name: str) -> bool:
+    """Return whether a value of the logs is finite, or is not in them."""
     return bool(np.isfinite(float((logs or {}).get(name, 0.0))))

@@ -9,13 +9,13 @@ from typing import Any
 
 
 class Interrupted(BaseException):
-    """A run stopped because of a signal.
+    """The end of a run because of a signal.
 
-    Like KeyboardInterrupt it is no Exception, so that handlers of errors let it pass.
+    Like KeyboardInterrupt it is not an Exception, so that handlers of errors do not catch it.
 
     Args:
         number: The signal's number.
-        done: What the run did before it stopped, for the message.
+        done: The last act of the run, for the message.
     """
 
     def __init__(self, number: int, done: str = "stopped"):
@@ -24,21 +24,20 @@ class Interrupted(BaseException):
 
 
 class NotFinite(Exception):
-    """A loss or a weight was NaN or infinite.
+    """The end of a run because a loss or a weight was NaN or infinite.
 
     Args:
-        where: The batch, the validation or the step, for the message.
+        where: The batch, validation or step, for the message.
         saved: The step of the last checkpoint.
     """
 
     def __init__(self, where: str, saved: int):
-        super().__init__(
-            f"the loss is not finite in {where}; the last checkpoint is of step {saved}"
-        )
+        last = f"the last checkpoint is of step {saved}"
+        super().__init__(f"the loss is not finite in {where}; {last}")
 
 
 class Interruption:
-    """Notes SIGTERM and Ctrl-C, so that a run can stop at a convenient time."""
+    """A receiver of SIGTERM and Ctrl-C, with which a run stops at a convenient time."""
 
     def __init__(self) -> None:
         self.signal: int | None = None

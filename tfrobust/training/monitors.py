@@ -19,19 +19,19 @@ from absl import logging
 
 from tfrobust.io import write_text
 from tfrobust.overfitting import ONE_STEP, ROBUST, Overfitting
-from tfrobust.training.state import Kept
+from tfrobust.training.state import Stateful
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
-class BatchTimer(Kept, keras.callbacks.Callback):
-    """Adds seconds_per_batch, validation_share and learning_rate to an epoch's logs.
+class BatchTimer(Stateful, keras.callbacks.Callback):
+    """A callback that adds seconds_per_batch, validation_share and learning_rate to the logs.
 
-    They are the median time per training batch, the share of the epoch's time that validation took,
-    and the learning rate at the beginning of the epoch.
+    They are the median time of a training batch, the share of the epoch's time that validation
+    took, and the learning rate at the beginning of the epoch.
     """
 
-    kept = ("learning_rate",)
+    state_names = ("learning_rate",)
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self.seconds: list[float] = []
@@ -49,7 +49,8 @@ class BatchTimer(Kept, keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         seconds = time.perf_counter() - self.batch_started
-        self.seconds.append(seconds / (batch - self.first + 1))  # of `steps_per_execution` batches
+        batches = batch - self.first + 1  # `steps_per_execution` of them
+        self.seconds.append(seconds / batches)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         if logs is not None:
@@ -59,10 +60,10 @@ class BatchTimer(Kept, keras.callbacks.Callback):
 
 
 class TableQuantiles(keras.callbacks.Callback):
-    """Adds quantiles of the method's tables to an epoch's logs: radius_q50 is the median radius.
+    """A callback that logs quantiles of the method's tables, such as radius_q50, the median radius.
 
     Args:
-        rows: The rows of the training examples, as those of held-out examples do not count.
+        rows: The rows of the training examples. Those of held-out examples do not count.
     """
 
     def __init__(self, rows: np.ndarray):
@@ -79,15 +80,15 @@ class TableQuantiles(keras.callbacks.Callback):
 
 
 class History(keras.callbacks.Callback):
-    """Writes history.csv and the same curves for TensorBoard.
+    """A callback that writes history.csv and the same curves for TensorBoard.
 
-    The file has one row per epoch with `epoch`, `step`, `finished_at` (UTC) and the logs. `Resume`
-    publishes a row only when a checkpoint holds it, so that a killed run never takes one back.
+    The file has one row for each epoch with `epoch`, `step`, `finished_at` (UTC) and the logs.
+    `Resume` publishes a row only when a checkpoint holds it, so a killed run never takes one back.
 
     Args:
-        path: The file.
-        lines: The lines of the epochs before, from the last checkpoint. The file and TensorBoard's
-            curves begin with them, so neither has gaps or duplicates.
+        path: The path of the file.
+        lines: The lines of the earlier epochs, from the last checkpoint. The file and TensorBoard's
+            curves begin with them, so that neither has gaps or duplicates.
         tensorboard: The folder of TensorBoard's curves.
     """
 
@@ -128,9 +129,9 @@ class History(keras.callbacks.Callback):
             **{name: f"{float(value):.8g}" for name, value in sorted((logs or {}).items())},
         }
         if not self.lines:
-            self.lines.append(_line(list(row)))
+            self.lines.append(_csv_line(list(row)))
         columns = next(csv.reader(self.lines[:1]))
-        self.lines.append(_line([row.get(column, "") for column in columns]))
+        self.lines.append(_csv_line([row.get(column, "") for column in columns]))
         self.last = row
 
     def publish(self) -> None:
@@ -143,20 +144,21 @@ class History(keras.callbacks.Callback):
 
 
 def _number(variable: Any) -> float:
-    """Return a variable's value; float(variable) fails under a MirroredStrategy."""
+    """Return a variable's value, for which float(variable) fails under a MirroredStrategy."""
     return float(keras.ops.convert_to_numpy(variable))
 
 
-def _line(cells: list[Any]) -> str:
+def _csv_line(cells: list[Any]) -> str:
+    """Return cells as a line of a CSV file, without its end."""
     buffer = io.StringIO()
     csv.writer(buffer, lineterminator="").writerow(cells)
     return buffer.getvalue()
 
 
-class CatastrophicOverfitting(Overfitting, Kept, keras.callbacks.Callback):
-    """Warns after every epoch that shows catastrophic overfitting."""
+class CatastrophicOverfitting(Overfitting, Stateful, keras.callbacks.Callback):
+    """A callback that warns after every epoch that shows catastrophic overfitting."""
 
-    kept = ("best", "gap_at_best", "last_eps", "fallen")
+    state_names = ("best", "gap_at_best", "last_eps", "fallen")
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         logs = logs or {}

@@ -16,7 +16,7 @@ def sgd(
 ) -> keras.optimizers.Optimizer:
     """Return Keras's SGD. For the papers' coupled weight decay see `l2` of the methods.
 
-    Its velocity v <- m v - rate * g remembers the rates of past steps; see `torch_sgd`.
+    Its velocity v <- m v - rate * g contains the rates of past steps; see `torch_sgd`.
     """
     return keras.optimizers.SGD(learning_rate, momentum=momentum, nesterov=nesterov)
 
@@ -27,8 +27,8 @@ def torch_sgd(
     """Return SGD with the momentum of torch, in which almost all papers were trained.
 
     v <- m v + g; w <- w - rate * v. At a constant rate this is Keras's SGD. When the rate drops,
-    the next steps of this one are all at the new rate, whereas Keras's velocity keeps the old rate
-    and makes steps that are too long, by a share that falls as m^k.
+    all further steps are at the new rate. Keras's velocity still contains the old rate, and makes
+    steps that are too long by a share that falls as m^k.
     """
     return TorchSGD(learning_rate, momentum=momentum, nesterov=nesterov)
 
@@ -38,7 +38,8 @@ class TorchSGD(keras.optimizers.SGD):
     """SGD as `torch_sgd` describes it, with coupled Nesterov momentum w <- w - rate (g + m v)."""
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
-        rate, g = (keras.ops.cast(x, variable.dtype) for x in (learning_rate, gradient))
+        rate = keras.ops.cast(learning_rate, variable.dtype)
+        g = keras.ops.cast(gradient, variable.dtype)
         if self.momentum:
             velocity = self.momentums[self._get_variable_index(variable)]
             self.assign(velocity, self.momentum * velocity.value + g)

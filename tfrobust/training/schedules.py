@@ -1,4 +1,4 @@
-"""Learning-rate schedules: guided by robust accuracy on validation data, or fixed in advance."""
+"""Learning-rate schedules, guided by robust accuracy on validation data or fixed in advance."""
 
 from __future__ import annotations
 
@@ -12,22 +12,20 @@ import keras
 
 from tfrobust.errors import choose, require, require_at_least
 from tfrobust.serialization import serializable
-from tfrobust.training.state import Kept
+from tfrobust.training.state import Stateful
 
 MONITOR = "val_robust_accuracy"
-MONITORS = (MONITOR, "val_accuracy")  # what may guide the rate and choose the best epoch
-
+MONITORS = (MONITOR, "val_accuracy")  # they may guide the rate and choose the best epoch
 SHAPES = ("cosine", "linear")
-TINY = 1e-9  # keeps a rise or a fall of no length finite
+TINY = 1e-9  # replaces the length 0 of a rise or a fall
 
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
     """The course of the optimizer's learning rate over a run."""
 
-    # Whether the rate at a step does not depend on the number of epochs, so that a run may go on
-    # for more epochs than it was started with.
-
+    # Whether a run may go on for more epochs than it was started with, as the rate at a step does
+    # not depend on the number of epochs.
     extends: ClassVar[bool] = True
 
     def learning_rate(self, base: float, steps_per_epoch: int, epochs: int) -> Any:
@@ -41,19 +39,19 @@ class Schedule:
         return base
 
     def callbacks(self, first_epoch: int, monitor: str = MONITOR) -> list[keras.callbacks.Callback]:
-        """Return callbacks that guide the run by `monitor`.
+        """Return callbacks that guide the run by `monitor` from epoch `first_epoch` on.
 
-        They begin at epoch `first_epoch`, the end of the ramp.
+        This is the epoch in which the ramp ends.
         """
         return []
 
 
 @dataclasses.dataclass(frozen=True)
 class Guided(Schedule):
-    """Guided by robust accuracy on validation data (ATLAS paper, appendix B).
+    """The rate is guided by robust accuracy on validation data (ATLAS paper, appendix B).
 
-    After `patience` epochs without gain the rate is multiplied by `factor`; after `stop` epochs
-    without gain the run ends.
+    After `patience` epochs without gain it is multiplied by `factor`. After `stop` epochs without
+    gain the run ends.
     """
 
     patience: int = 2
@@ -71,19 +69,19 @@ class Guided(Schedule):
         ]
 
 
-class GuidedStop(Kept, keras.callbacks.EarlyStopping):
+class GuidedStop(Stateful, keras.callbacks.EarlyStopping):
     """EarlyStopping whose counters are saved and restored with a checkpoint."""
 
-    kept = ("best", "wait", "best_epoch", "stopped_epoch")
+    state_names = ("best", "wait", "best_epoch", "stopped_epoch")
 
 
-class GuidedRate(Kept, keras.callbacks.ReduceLROnPlateau):
+class GuidedRate(Stateful, keras.callbacks.ReduceLROnPlateau):
     """ReduceLROnPlateau on an accuracy, from the end of the ramp on.
 
-    During the ramp, robust accuracy at the full eps says little, and the rate would fall too early.
+    Before, robust accuracy at the full eps says little, and the rate would fall too early.
     """
 
-    kept = ("best", "wait", "cooldown_counter")
+    state_names = ("best", "wait", "cooldown_counter")
 
     def __init__(self, monitor: str, factor: float, patience: int, first_epoch: int):
         super().__init__(monitor, factor, patience, mode="max", min_delta=0.0, verbose=1)
@@ -103,8 +101,9 @@ class Constant(Schedule):
 class Piecewise(Schedule):
     """The rate is multiplied by `factor` at the first step of each of `epochs`, counted from 0.
 
-    epochs: [100] gives 100 epochs at the full rate, and drops before the 101st. Code that counts
-    epochs from 1 and compares with >= (TRADES, MART) drops an epoch earlier for the same number.
+    With epochs [100] there are 100 epochs at the full rate, and the rate drops before the 101st. In
+    code that counts epochs from 1 and compares with >= (TRADES, MART), the same number drops the
+    rate an epoch earlier.
 
     Args:
         epochs: Rising numbers of epochs.
@@ -116,12 +115,8 @@ class Piecewise(Schedule):
 
     def __post_init__(self) -> None:
         rising = self.epochs == sorted(set(self.epochs))
-        require(
-            self.epochs and rising and self.epochs[0] > 0,
-            "epochs",
-            "rising numbers > 0",
-            self.epochs,
-        )
+        positive = self.epochs and self.epochs[0] > 0
+        require(rising and positive, "epochs", "rising numbers > 0", self.epochs)
         fits = len(self.factors) == len(self.epochs)
         require(fits, "factor", f"one number, or {len(self.epochs)} as epochs has", self.factor)
 
@@ -132,7 +127,7 @@ class Piecewise(Schedule):
 
     def learning_rate(self, base: float, steps_per_epoch: int, epochs: int) -> Any:
         return keras.optimizers.schedules.PiecewiseConstantDecay(
-            [e * steps_per_epoch - 1 for e in self.epochs],
+            [epoch * steps_per_epoch - 1 for epoch in self.epochs],
             list(itertools.accumulate(self.factors, operator.mul, initial=base)),
         )
 
@@ -195,9 +190,9 @@ class OneCycle(Schedule):
             require(divisor >= 1, name, "a number >= 1", divisor)
 
     def learning_rate(self, base: float, steps_per_epoch: int, epochs: int) -> Any:
-        length, count = (
-            (steps_per_epoch, epochs) if self.by_epoch else (1, steps_per_epoch * epochs)
-        )
+        length, count = 1, steps_per_epoch * epochs
+        if self.by_epoch:
+            length, count = steps_per_epoch, epochs
         start = base / self.start_divisor
         top, end = self.peak * count - 1, count - 1
         return Cycle(base, start, start / self.end_divisor, top, end, self.shape, length)
@@ -205,10 +200,10 @@ class OneCycle(Schedule):
 
 @serializable
 class Cycle(keras.optimizers.schedules.LearningRateSchedule):
-    """A rate `first` at time 0, `base` at time `top` and `last` at time `end`.
+    """A rate that is `first` at time 0, `base` at time `top` and `last` at time `end`.
 
-    The time is the number of complete intervals of `length` steps. In between the rate follows half
-    a cosine or a line (`shape`).
+    The time is the number of complete intervals of `length` steps. Between these times the rate
+    follows half a cosine or a line (`shape`).
     """
 
     def __init__(
@@ -227,12 +222,13 @@ class Cycle(keras.optimizers.schedules.LearningRateSchedule):
     def __call__(self, step: Any) -> Any:
         time = keras.ops.cast(step // self.length, "float32")
         rises = time <= self.top
-        up, down = time / max(self.top, TINY), (time - self.top) / max(self.end - self.top, TINY)
-        part = keras.ops.clip(keras.ops.where(rises, 1.0 - up, down), 0.0, 1.0)
+        up = time / max(self.top, TINY)
+        down = (time - self.top) / max(self.end - self.top, TINY)
+        share = keras.ops.clip(keras.ops.where(rises, 1.0 - up, down), 0.0, 1.0)
         if self.shape == "cosine":
-            part = (1.0 - keras.ops.cos(math.pi * part)) / 2.0
-        other = keras.ops.where(rises, self.first, self.last)
-        return self.base + (other - self.base) * part
+            share = (1.0 - keras.ops.cos(math.pi * share)) / 2.0
+        foot = keras.ops.where(rises, self.first, self.last)
+        return self.base + (foot - self.base) * share
 
     def get_config(self) -> dict[str, Any]:
         names = ("base", "first", "last", "top", "end", "shape", "length")
@@ -241,14 +237,15 @@ class Cycle(keras.optimizers.schedules.LearningRateSchedule):
 
 @serializable
 class Triangle(keras.optimizers.schedules.LearningRateSchedule):
-    """A rate of 0 at step 0, `base` at step `peak` and 0 at step `end`, linear in between."""
+    """A rate that is 0 at step 0, `base` at step `peak` and 0 at step `end`, and linear between."""
 
     def __init__(self, base: float, peak: int, end: int):
         self.base, self.peak, self.end = base, max(1, peak), end
 
     def __call__(self, step: Any) -> Any:
         step = keras.ops.cast(step, "float32")
-        up, down = step / self.peak, (self.end - step) / max(1, self.end - self.peak)
+        up = step / self.peak
+        down = (self.end - step) / max(1, self.end - self.peak)
         return self.base * keras.ops.maximum(keras.ops.minimum(up, down), 0.0)
 
     def get_config(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""BatchNorm's statistics beside averaged weights."""
+"""The recomputation of BatchNorm's statistics for averaged weights."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from tfrobust.methods import RobustModel
 
 
 class RecomputedStatistics(keras.callbacks.Callback):
-    """Takes BatchNorm's statistics from the training images at the end of each epoch.
+    """A callback that takes BatchNorm's statistics from the training images after each epoch.
 
-    It does so before the validation, from the start of an averaging whose `statistics` are
-    "recomputed" (Izmailov et al., 2018, arXiv:1803.05407). It comes before callbacks that keep the
-    weights.
+    It acts before the validation, from the start of an averaging whose `statistics` are
+    "recomputed" (Izmailov et al., 2018, arXiv:1803.05407). In fit's list it must come before
+    callbacks that keep the weights.
 
     Args:
         model: The model whose weights are averaged.
-        batches: The training batches of an epoch, by its number from 0.
+        batches: The function from the number of an epoch, from 0, to its training batches.
     """
 
     def __init__(self, model: RobustModel, batches: Callable[[int], Iterable[dict[str, Any]]]):
@@ -27,7 +27,8 @@ class RecomputedStatistics(keras.callbacks.Callback):
         self.trained, self.batches = model, batches
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        averaging, self.due = self.trained.averaging, None
+        averaging = self.trained.averaging
+        self.due: int | None = None
         if averaging is not None and averaging.statistics == "recomputed":
             self.due = epoch if epoch >= averaging.start_epoch else None
 
