@@ -97,7 +97,7 @@ class GradientAttack(Attack):
 
         Args:
             objective: Images [B, H, W, C] -> values [B].
-            x, threat, seed: As of `run`.
+            x, threat, seed: As in `run`.
         """
 
         def evaluate(x_adv: tf.Tensor, row: tf.Tensor, restart: Any) -> tuple[tf.Tensor, tf.Tensor]:
@@ -167,7 +167,7 @@ class GradientAttack(Attack):
             evaluate: (images, rows, number of the restart) -> loss [B'], misclassified [B'], for
                 B' rows that are not broken. The loss may depend on the restart.
             x: Clean images [B, H, W, C].
-            threat, seed: As of `run`.
+            threat, seed: As in `run`.
             broken: The examples that need no search, bool [B]. They keep their images at no cost.
         """
         steps, restarts, keep_broken = self.schedule

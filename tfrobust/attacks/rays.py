@@ -85,7 +85,7 @@ class RayS(Attack):
         The mean distance over correctly classified images is the ADBD of the paper.
 
         Args:
-            logits_fn, x, y: As of `run`.
+            logits_fn, x, y: As in `run`.
             box: The range of valid pixels, (low, high).
         """
         threat = Threat("linf", 0.0, box)

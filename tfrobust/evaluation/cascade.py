@@ -149,10 +149,10 @@ def run_all(
     on the survivors of another norm's attacks the accuracy under this norm would be too low.
 
     Args:
-        logits_fn, x, y: As of `run`.
+        logits_fn, x, y: As in `run`.
         threats: The threats. If there are several, every attack names one.
         attack_list: The attacks.
-        finished: As of `run`.
+        finished: As in `run`.
         options: The other arguments of `run`.
     """
     former = list(finished)
