@@ -102,7 +102,7 @@ def steps(measured: Measured) -> str:
         ratio = f"{min(others) / ours:.2f}" if others else "–"
         first = f"{row['first_seconds']['ours']:.1f}"
         rate = row["flops"] / ours
-        shares = [f"{rate / 1e12:.1f}", f"{rate / measured['peak']:.0%}"]
+        shares = [f"{rate / 1e12:.3g}", f"{rate / measured['peak']:.0%}"]
         cells.append([row["row"], *times, ratio, first, *shares])
     header = ["step, ms", *sides, "fastest other / ours", "our first step, s"]
     peaks = ", ".join(f"{k} {value / 1e12:.3g}" for k, value in measured["peaks"].items())
