@@ -119,7 +119,7 @@ def check_keys(config: Mapping[str, Any]) -> None:
     if "attacks" in config and not isinstance(config["attacks"], list):
         config["attacks"] = [config["attacks"]]
     _check_section("", config)
-    for place in ("threat", "train", "evaluation", "evaluation.corruptions", "card"):
+    for place in ("threat", "train", "evaluation", "evaluation.corruptions", "card", "require"):
         for _, section in _sections(config, place):
             _check_section(place, section)
     for place in schema()["names"]:

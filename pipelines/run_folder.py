@@ -29,6 +29,7 @@ class RunFolder:
         self.model = path / "model.keras"
         self.evaluation = path / "eval.json"
         self.flags = path / "flags.npz"
+        self.junit = path / "junit.xml"
         self.adversarial = path / "adversarial.npz"
         self.probes = path / "probes.npz"
         self.valley = path / "valley.npz"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,17 @@ from pipelines.resolve import command, load_spec
 from pipelines.run_folder import RunFolder
 from pipelines.search_cluster import ID, role
 from pipelines.spec import Spec
-from pipelines.stages import STAGES, Stage, check_stages, extends, work
+from pipelines.stages import (
+    MISSED,
+    STAGES,
+    Missed,
+    Stage,
+    check_stages,
+    extends,
+    in_order,
+    require_met,
+    work,
+)
 from pipelines.stopping import GO_ON
 from pipelines.suite import is_suite, load_suite
 from pipelines.suite_runner import run_suite
@@ -50,6 +61,7 @@ def run(
 
     Raises:
         UserError: For a mistake in the config or its data; nothing is written then.
+        Missed: After the last stage, if a requirement of the config is missed.
     """
     commit()  # now: the checkout may change during the run
     strategy()  # several workers have to meet before TensorFlow computes anything
@@ -72,7 +84,7 @@ def run(
     if spec.search is not None and role() == "worker":  # the chief writes the folder
         work(spec, folder)
         return folder.path
-    chosen = [stage for name, stage in STAGES.items() if name in (stages or spec.stages)]
+    chosen = in_order(spec, stages)
     line = command(name, overrides, smoke)
     folder.config_text = configs.dump({"name": spec.name, **spec.config, "command": line})
     # These checks come before the folder is made, so that a refused run leaves nothing behind.
@@ -85,6 +97,8 @@ def run(
             print(f"The config has changed; the former run is kept in {folder.move_aside()}")
         for stage in chosen:
             _run_stage(stage, spec, folder)
+    if STAGES["verdict"] in chosen:
+        require_met(folder)
     return folder.path
 
 
@@ -144,6 +158,11 @@ def main(name: str, options: argparse.Namespace) -> None:
         else:
             folder = run(name, options.overrides, workdir, options.stages, options.smoke)
             print(f"Done: {folder}")
+    except Missed as error:
+        print(f"Done: {error.folder}", flush=True)
+        for line in error.lines:
+            print(f"missed: {line}", file=sys.stderr)
+        sys.exit(MISSED)
     except UserError as error:
         fail(str(error))
     except Interrupted as error:
@@ -170,10 +189,16 @@ def _suite(name: str, options: argparse.Namespace) -> None:
     folder, rows = run_suite(name, options.overrides, options.workdir, options.smoke)
     if runs := read_runs(rows):
         show(comparison(runs))
+    missed = [run.row.folder.name for run in runs if run.record.missed]
     failed = [f"{row.folder.name} ({row.reason})" for row in rows if row.reason is not None]
-    print(f"Done: {folder}")
+    print(f"Done: {folder}", flush=True)
+    if missed:
+        line = f"{len(missed)} of {len(rows)} runs miss a requirement: {', '.join(missed)}"
+        print(f"missed: {line}", file=sys.stderr)
     if failed:
         fail(f"{len(failed)} of {len(rows)} runs failed: {'; '.join(failed)}; {GO_ON}", 1)
+    if missed:
+        sys.exit(MISSED)
 
 
 def _line(error: Exception) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from tfrobust.data import Augmentation, Dataset, Extra, Split, in_sequence
 from tfrobust.errors import choose, require, require_at_least
 from tfrobust.evaluation import MODES, Corruptions
 from tfrobust.methods import Averaging
-from tfrobust.registry import located
+from tfrobust.registry import arguments, located
 from tfrobust.training import MONITOR, MONITORS, Schedule
 from tfrobust.xla import is_choice
 
@@ -40,6 +41,7 @@ class TopLevel:
     train: dict[str, Any] | None = None
     attacks: list[Any] | None = None
     evaluation: dict[str, Any] | None = None
+    require: dict[str, Any] | None = None
     stages: list[str] | None = None
     paper: dict[str, Any] | None = None
     card: dict[str, Any] | None = None
@@ -216,6 +218,85 @@ class EvaluationOptions:
         require_at_least(1, batch_size=self.batch_size)
         if self.save is not None:
             choose("save", self.save, ("float32", "uint8"))
+
+    def check_conditions(self, model: Mapping[str, Any]) -> None:
+        """Raise a UserError unless the network that a section makes has these lambdas and widths.
+
+        Args:
+            model: The section `model`. What it says of a network from a file is unknown.
+        """
+        if "name" not in model:
+            return
+        for name in ("lambdas", "widths"):
+            values, trained, where = getattr(self, name), model.get(name), f"evaluation.{name}"
+            if values is None:
+                continue
+            require(trained is not None, where, f"none (the network takes no {name})", values)
+            if name == "lambdas" and model.get("encoding") == "none":
+                continue  # such a network takes any lambda
+            inside = set(values) <= set(trained or ())
+            require(inside, where, f"some of model.{name} {trained}", values)
+
+
+@dataclasses.dataclass(frozen=True)
+class Requirements:
+    """The section `require`: what the evaluation must show, else the command exits with code 3.
+
+    Args:
+        clean_accuracy: A fraction that the lower end of the one-sided interval of the clean
+            accuracy must reach.
+        robust_accuracy: The same for the accuracy under all attacks, on the images that all saw.
+        no_worse_than: The folder of a run with the same test images, threat and attacks. The test
+            fails if the clean or the robust accuracy is shown to be lower than there, by
+            McNemar's exact one-sided test.
+        level: The confidence of each interval and each test.
+    """
+
+    clean_accuracy: float | None = None
+    robust_accuracy: float | None = None
+    no_worse_than: str | None = None
+    level: float = 0.95
+
+    def __post_init__(self) -> None:
+        for name, least in self.floors.items():
+            require(0 < least < 1, name, "a fraction above 0 and below 1", least)
+        some = self.floors or self.no_worse_than
+        expected = "a value, or one for robust_accuracy or no_worse_than"
+        require(some, "clean_accuracy", expected, None)
+        require(0.5 <= self.level < 1, "level", "a fraction from 0.5 to below 1", self.level)
+
+    @property
+    def floors(self) -> dict[str, float]:
+        """The least accuracies, by name."""
+        floors = {
+            "clean_accuracy": self.clean_accuracy,
+            "robust_accuracy": self.robust_accuracy,
+        }
+        return {name: least for name, least in floors.items() if least is not None}
+
+    @classmethod
+    def of(
+        cls, section: Mapping[str, Any] | None, stages: Sequence[str], attacked: bool
+    ) -> Requirements | None:
+        """Return the requirements of a section, or None without one.
+
+        Args:
+            section: The section.
+            stages: The stages of the config.
+            attacked: Whether the evaluation has attacks.
+
+        Raises:
+            UserError: For a value out of range, and if nothing measures what is required.
+        """
+        if section is None:
+            return None
+        required = located("require", cls, **arguments(cls, section, "require"))
+        expected = "the stage attack_eval, whose results are judged"
+        require("attack_eval" in stages, "require", expected, list(stages))
+        robust = required.robust_accuracy
+        expected = "none (the evaluation has no attacks)"
+        require(attacked or robust is None, "require.robust_accuracy", expected, robust)
+        return required
 
 
 @dataclasses.dataclass(frozen=True)

@@ -64,7 +64,7 @@ def smoke(spec: Spec) -> Spec:
         dataclasses.replace(listed, attack=_small_attack(listed.attack))
         for listed in small_spec.attack_list
     ]
-    return dataclasses.replace(small_spec, attack_list=attack_list)
+    return dataclasses.replace(small_spec, attack_list=attack_list, smoke=True)
 
 
 def _small_space(space: Mapping[str, Range]) -> dict[str, Any]:

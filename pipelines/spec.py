@@ -12,7 +12,16 @@ import keras
 
 from pipelines.config import changed
 from pipelines.network import named_output, network_maker
-from pipelines.sections import Card, Data, EvaluationOptions, ExtraData, Search, TopLevel, Train
+from pipelines.sections import (
+    Card,
+    Data,
+    EvaluationOptions,
+    ExtraData,
+    Requirements,
+    Search,
+    TopLevel,
+    Train,
+)
 from pipelines.space import ranges, searching
 from pipelines.trackers import TRACKERS, Tracker
 from tfrobust.attacks import ATTACKS, Attack, SavedImages
@@ -47,6 +56,7 @@ class Spec:
         method: A function of a network and of FACTS that returns the method.
         optimizer: A function of a learning rate that returns the optimizer.
         search: The section `search`.
+        smoke: Whether the run is cut down, on images that are made up.
         unresolved: The config of a search before its references are resolved.
     """
 
@@ -65,6 +75,8 @@ class Spec:
     optimizer: Callable[..., keras.optimizers.Optimizer] | None
     tracker: Tracker | None = None
     search: Search | None = None
+    requirements: Requirements | None = None
+    smoke: bool = False
     unresolved: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -120,7 +132,7 @@ def parse(name: str, config: dict[str, Any]) -> Spec:
             checked.mixed_labels or not mixes, "data.augment", expected, top.data.get("augment")
         )
     evaluation = _evaluation(top.evaluation or {})
-    _check_conditions(evaluation, top.model or {})
+    evaluation.check_conditions(top.model or {})
     attack_list = list_attacks(top.attacks or [], threats)
     for listed in attack_list:
         located("attacks", listed.attack.check, listed.threat or threat, image_shape)
@@ -148,6 +160,7 @@ def parse(name: str, config: dict[str, Any]) -> Spec:
         method=method,
         optimizer=optimizer,
         tracker=None if top.track is None else build(TRACKERS, top.track, "track"),
+        requirements=Requirements.of(top.require, stages, bool(attack_list)),
     )
 
 
@@ -366,18 +379,3 @@ def _paper(paper: Mapping[str, Any]) -> dict[str, Any]:
         section[key] = number(f"paper.{key}", paper[key])
         require(0 <= section[key] <= 1, f"paper.{key}", "a fraction in [0, 1]", paper[key])
     return section
-
-
-def _check_conditions(evaluation: EvaluationOptions, model: Mapping[str, Any]) -> None:
-    """Check the lambdas and widths of an evaluation against the network that the config makes."""
-    if "name" not in model:
-        return
-    for name in ("lambdas", "widths"):
-        values, trained, where = getattr(evaluation, name), model.get(name), f"evaluation.{name}"
-        if values is None:
-            continue
-        require(trained is not None, where, f"none (the network takes no {name})", values)
-        if name == "lambdas" and model.get("encoding") == "none":
-            continue  # such a network takes any lambda
-        inside = set(values) <= set(trained or ())
-        require(inside, where, f"some of model.{name} {trained}", values)

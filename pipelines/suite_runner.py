@@ -18,7 +18,7 @@ from pipelines import config as configs
 from pipelines.children import Children
 from pipelines.resolve import arguments_of, command, load_spec
 from pipelines.run_folder import RunFolder
-from pipelines.stages import STAGES
+from pipelines.stages import MISSED, in_order
 from pipelines.suite import SURROGATE, Member, Suite, load_suite
 from tfrobust.errors import UserError, require
 from tfrobust.report import Row, duration, headline, load_run, write_comparison
@@ -168,7 +168,7 @@ def _command(
     """Return the command of a run, or None if the run is done."""
     overrides = [f"name={member.name}", *member.overrides]
     spec, run_folder = load_spec(member.config, overrides, smoke), RunFolder(folder / member.name)
-    if all(STAGES[stage].done(spec, run_folder) for stage in stages or spec.stages):
+    if all(stage.done(spec, run_folder) for stage in in_order(spec, stages)):
         return None
     line = [sys.executable, *arguments_of(member.config, overrides, smoke)]
     line += ["--workdir", str(folder)]
@@ -188,13 +188,14 @@ def _run(
     if status is None:
         return "not begun", "not begun", None
     elapsed = duration(time.perf_counter() - begun)
-    if status:
+    if status not in (0, MISSED):
         reason = _reason(log, status)
         return reason, f"failed after {elapsed}: {reason} ({log})", status
     if not (folder / name / "eval.json").is_file():  # the surrogate is not evaluated
         return None, f"done in {elapsed}", status
     record = load_run(folder / name)
-    return None, f"{headline(record.config, record.evaluation)}; {elapsed}", status
+    missed = "".join(f"; missed: {line}" for line in record.missed)
+    return None, f"{headline(record.config, record.evaluation)}; {elapsed}{missed}", status
 
 
 def _reason(log: Path, status: int) -> str:

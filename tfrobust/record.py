@@ -187,6 +187,30 @@ class CorruptionTable(Part):
     pending: list[str] = []
 
 
+class RequirementRow(Part):
+    """The verdict on a requirement.
+
+    Attributes:
+        name: Its name.
+        met: The verdict.
+        text: What was measured and required.
+        value: The accuracy, or the difference to that of the baseline, as a fraction.
+        bound: The end of the one-sided interval of the value, which decides.
+        required: The least that the bound may be.
+        level: The confidence of the interval.
+        examples: The number of images.
+    """
+
+    name: str
+    met: bool
+    text: str
+    value: float
+    bound: float
+    required: float
+    level: float
+    examples: pydantic.PositiveInt
+
+
 class Record(Part):
     """The content of eval.json.
 
@@ -204,6 +228,7 @@ class Record(Part):
         attacks: One row for each attack and suite.
         pending: The names of the attacks that have not been made yet.
         corruptions: The accuracy on corrupted images, if it was measured.
+        requirements: The verdicts on what the config last required.
         provenance: The circumstances of the clean accuracy. So are `versions` and `commit`.
         closing: The circumstances of the checks and curves.
         training_commit: The commit of the code that trained the network.
@@ -225,6 +250,7 @@ class Record(Part):
     curve: list[CurveRow] = []
     eps_curve: list[EpsRow] = []
     corruptions: CorruptionTable | None = None
+    requirements: list[RequirementRow] = []
     threat: ThreatRow | list[ThreatRow]
     seed: int | None = None
     data: DataRow | None = None

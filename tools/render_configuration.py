@@ -25,6 +25,7 @@ from pipelines.sections import (
     Data,
     EvaluationOptions,
     ExtraData,
+    Requirements,
     Search,
     TopLevel,
     Train,
@@ -63,13 +64,14 @@ a section that names another constructor replaces the whole section of that file
 on this page is an error.
 
 Top level: `threat`, `data`, `model`, `method`, `optimizer`, `train`, `attacks`, `evaluation`,
-`card`, `track`, `search`; `seed`; `precision`, one of {", ".join(PRECISIONS)}; `stages`, a list of
-{", ".join(RUN_STAGES)}, or of {", ".join(SEARCH_STAGES)} if there is a section `search`; `paper`, a
-source and the figures of a paper under `clean` and the labels of attacks; `note`; `name`, that of
-the run's folder. A section that takes a name and arguments is `{{name: NAME, argument: value}}`, or
-the name alone. An attack in the list `attacks` also takes `label`, the name of its column, and
-`examples`, the number of its test images. `threat` may be a list with a mapping for each norm; the
-evaluation is then in their union, and an attack runs under each norm, or under its key `norm`.
+`card`, `require`, `track`, `search`; `seed`; `precision`, one of {", ".join(PRECISIONS)}; `stages`,
+a list of {", ".join(RUN_STAGES)}, or of {", ".join(SEARCH_STAGES)} if there is a section
+`search`; `paper`, a source and the figures of a paper under `clean` and the labels of attacks;
+`note`; `name`, that of the run's folder. A section that takes a name and arguments is
+`{{name: NAME, argument: value}}`, or the name alone. An attack in the list `attacks` also takes
+`label`, the name of its column, and `examples`, the number of its test images. `threat` may be a
+list with a mapping for each norm; the evaluation is then in their union, and an attack runs under
+each norm, or under its key `norm`.
 """
 
 
@@ -86,6 +88,7 @@ def schema() -> str:
             "evaluation": sorted(parameters(EvaluationOptions)),
             "evaluation.corruptions": sorted(parameters(Corruptions)),
             "card": sorted(parameters(Card)),
+            "require": sorted(parameters(Requirements)),
             "search": sorted(parameters(Search)),
         },
         "names": {
@@ -141,6 +144,7 @@ def render() -> str:
         ("evaluation", EvaluationOptions),
         ("evaluation.corruptions", Corruptions),
         ("card", Card),
+        ("require", Requirements),
         ("search", Search),
         ("A suite's file", SuiteFile),
         ("An entry of its runs", Entry),

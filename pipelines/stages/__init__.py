@@ -12,12 +12,36 @@ from pipelines.stages.report import Report
 from pipelines.stages.search import Search, work
 from pipelines.stages.stage import Stage
 from pipelines.stages.train import Train, extends
+from pipelines.stages.verdict import MISSED, Missed, Verdict, require_met
 
-__all__ = ["STAGES", "Stage", "check_stages", "extends", "work"]
+__all__ = [
+    "MISSED",
+    "STAGES",
+    "Missed",
+    "Stage",
+    "check_stages",
+    "extends",
+    "in_order",
+    "require_met",
+    "work",
+]
 
 STAGES: dict[str, Stage] = {  # by name, in the order in which they run
-    stage.name: stage for stage in (Search(), Train(), AttackEval(), Report(), Export())
+    stage.name: stage for stage in (Search(), Train(), AttackEval(), Verdict(), Report(), Export())
 }
+
+
+def in_order(spec: Spec, names: Sequence[str] | None) -> list[Stage]:
+    """Return the stages to run in their order, a verdict with results or their report.
+
+    Args:
+        spec: The run.
+        names: The stages that are asked for; None for those of the config.
+    """
+    asked = set(names or spec.stages)
+    if spec.requirements is not None and asked & {AttackEval.name, Report.name}:
+        asked.add(Verdict.name)
+    return [stage for name, stage in STAGES.items() if name in asked]
 
 
 def check_stages(stages: Sequence[Stage], spec: Spec, folder: RunFolder) -> None:

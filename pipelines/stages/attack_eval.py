@@ -93,6 +93,17 @@ class AttackEval(Stage):
             print(f"{self.name}: {line}")
 
 
+def require_evaluation(spec: Spec, folder: RunFolder) -> None:
+    """Raise a UserError unless the folder has the evaluation of this config."""
+    stage = AttackEval()
+    # Not `stage.done`: an evaluation of an older schema, or one to repeat, can be reported.
+    if not folder.done(stage.name, stage.inputs(spec, folder), stage.outputs(spec, folder)):
+        raise UserError(
+            f"{folder.evaluation}: expected the attacks of this config evaluated; run the "
+            "stage attack_eval first"
+        )
+
+
 def _has_current_schema(folder: RunFolder) -> bool:
     try:
         return Record.load(folder.path).schema_version == SCHEMA

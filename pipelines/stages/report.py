@@ -8,7 +8,7 @@ from pathlib import Path
 from pipelines.fingerprints import fingerprint
 from pipelines.run_folder import RunFolder
 from pipelines.spec import Spec
-from pipelines.stages.attack_eval import AttackEval
+from pipelines.stages.attack_eval import AttackEval, require_evaluation
 from pipelines.stages.stage import Stage
 from tfrobust.errors import UserError
 from tfrobust.report import write_report, write_search_report
@@ -39,25 +39,15 @@ class Report(Stage):
 
     def check(self, spec: Spec, folder: RunFolder, planned: Collection[str]) -> None:
         if spec.search is None and AttackEval.name not in planned:
-            _require_evaluation(spec, folder)
+            require_evaluation(spec, folder)
 
     def run(self, spec: Spec, folder: RunFolder) -> None:
         folder.write_config()
         if spec.search is None:
-            _require_evaluation(spec, folder)
+            require_evaluation(spec, folder)
             page = write_report(folder.path)
         else:
             if not folder.trials.is_file():
                 raise UserError(f"{folder.trials}: expected trials; run the stage search first")
             page = write_search_report(folder.path)
         print(f"report: {page}")
-
-
-def _require_evaluation(spec: Spec, folder: RunFolder) -> None:
-    stage = AttackEval()
-    # Not `stage.done`: an evaluation of an older schema, or one to repeat, can be reported.
-    if not folder.done(stage.name, stage.inputs(spec, folder), stage.outputs(spec, folder)):
-        raise UserError(
-            f"{folder.evaluation}: expected the attacks of this config evaluated; run the "
-            "stage attack_eval first"
-        )

@@ -77,6 +77,11 @@ MISTAKES = {
     ("paper={source: x, clean: 99.5}",): "paper.clean: expected a fraction",
     ("attacks=[{name: pgd, label: clean}]",): "attacks: expected labels other than",
     ("threat=[1]",): "threat: expected",
+    ("require.robust_accuracy=45",): "require.robust_accuracy: expected a fraction above 0 and",
+    ("require.level=0.9",): "require.clean_accuracy: expected a value, or one for robust_accuracy",
+    ("require={clean_accuracy: 0.9, level: 95}",): "require.level: expected a fraction from 0.5",
+    ("require.clean_accuracy=0.9", "stages=[train]"): "require: expected the stage attack_eval",
+    ("require.robust_accuracy=0.4", "attacks=[]"): "require.robust_accuracy: expected none",
     ("method.alpha",): "--set: expected key=value",
 }
 

@@ -48,6 +48,7 @@ MISTAKES: list[list[str]] = [
     ["optimizer.momentm=0.9"],
     ["evaluation.mod=each"],
     ["evaluation.corruptions.example=3"],
+    ["require.robust_acuracy=0.4"],
     ["attacks=pgdd"],
     ["attacks=[pgd, {name: autoattack, versio: rand}]"],
     ["attacks=[{name: fgsm, exmples: 3}]"],

@@ -219,6 +219,23 @@ class Difference:
     def beyond_chance(self) -> bool:
         return self.p < CHANCE
 
+    def at_most(self, level: float) -> float:
+        """Return the upper end of the one-sided interval of `points`, a fraction.
+
+        Of the d images that only one run gets right, let p be the first run's share: the
+        difference is (2 p - 1) d / n, and p has the exact interval of a binomial proportion
+        (Clopper and Pearson, 1934). So the end is below 0 where McNemar's exact one-sided test
+        calls the first run worse: where P(X <= gained) < 1 - level for X ~ Binomial(d, 1/2).
+
+        Args:
+            level: The confidence, such as 0.95.
+        """
+        differ = self.gained + self.lost
+        if not differ:
+            return 0.0
+        test = binomtest(self.gained, differ, alternative="less")
+        return float(2 * test.proportion_ci(level).high - 1) * differ / self.n
+
 
 def difference(first: np.ndarray, second: np.ndarray) -> Difference:
     """Compare two arrays of flags, bool [n], of the same images (McNemar, 1947, Psychometrika)."""
@@ -234,7 +251,7 @@ def differences(runs: Sequence[FinishedRun]) -> ReportTable:
     lines: list[list[str]] = []
     bold: set[tuple[int, int]] = set()
     for first, second in combinations(runs, 2):
-        pairs = _pairs(first, second)
+        pairs = paired(first, second)
         line = [f"{name_of(first, runs)} − {name_of(second, runs)}"]
         for column, pair in enumerate(pairs):
             if pair is None:
@@ -252,7 +269,7 @@ def _p(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"= {value:.3f}"
 
 
-def _pairs(first: FinishedRun, second: FinishedRun) -> tuple[Difference, Difference | None]:
+def paired(first: FinishedRun, second: FinishedRun) -> tuple[Difference, Difference | None]:
     """Return the clean difference of two runs, and that under their shared attacks, if any.
 
     Raises:
@@ -268,7 +285,7 @@ def _pairs(first: FinishedRun, second: FinishedRun) -> tuple[Difference, Differe
     same = same_images(first.flags.digest, second.flags.digest)
     require(same, both, "the same test images in the same order", [_data(first), _data(second)])
     clean = _difference(first, second, ["clean"])
-    settings, others = _settings(first), _settings(second)
+    settings, others = settings_of(first), settings_of(second)
     shared = [name for name in settings if name in others and settings[name] == others[name]]
     return clean, _difference(first, second, shared) if shared else None
 
@@ -283,7 +300,7 @@ def _difference(first: FinishedRun, second: FinishedRun, names: Sequence[str]) -
     return difference(right_under_all(first), right_under_all(second))
 
 
-def _settings(run: FinishedRun) -> dict[str, Any]:
+def settings_of(run: FinishedRun) -> dict[str, Any]:
     """Return the settings of each attack, name -> settings, also of each attack of a suite."""
     record = run.record.evaluation
     rows = [row for row in record.attacks if row.name not in record.suites]

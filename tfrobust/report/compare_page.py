@@ -65,6 +65,7 @@ def write_comparison(
     folder = Path(folder)
     write_text(folder / "table.csv", flat(runs).csv())
     failures = [f"{row.folder.name} failed: {row.reason}" for row in rows if row.reason is not None]
+    failures += [f"{run.row.folder.name} missed {m}" for run in runs for m in run.record.missed]
     warnings = {
         name_of(run, runs): overfitting(run.record.history, run.record.config) for run in runs
     }

@@ -13,7 +13,7 @@ import yaml
 
 from tfrobust.errors import UserError
 from tfrobust.flags import Flags
-from tfrobust.record import Record
+from tfrobust.record import Record, RequirementRow
 from tfrobust.report.text import NOTHING
 
 T = TypeVar("T")
@@ -86,6 +86,16 @@ class RunRecord:
     valley: dict[str, np.ndarray] | None = None
     flags: Flags | None = None
     landscape: dict[str, np.ndarray] | None = None
+
+    @property
+    def requirements(self) -> list[RequirementRow]:
+        """The verdicts on the requirements; eval.json may keep those of a former config."""
+        return self.evaluation.requirements if self.config.get("require") else []
+
+    @property
+    def missed(self) -> list[str]:
+        """A line for each requirement that is missed."""
+        return [f"{row.name}: {row.text}" for row in self.requirements if not row.met]
 
     def class_name(self, label: int) -> str:
         """Return the name of a class, or its number if probes.npz does not name it."""

@@ -79,6 +79,10 @@ CORRUPTIONS_NOTE = (
     "robust accuracy says nothing about them. The frost is drawn, so that its accuracy and the "
     "mean do not compare with published ones."
 )
+REQUIRED_NOTE = (
+    "The end of the one-sided interval decides, not the number that was measured: its lower end "
+    "has to reach a floor, and the network is worse than the baseline if its upper end is below 0."
+)
 CURVE_NOTE = (
     "clean accuracy and the worst case over the attacks. The rest of this page is at the first "
     "setting."
@@ -156,6 +160,7 @@ def _values(record: RunRecord) -> dict[str, Any]:
         "fewer": FEWER if evaluation.subsets else "",
         "curve_note": CURVE_NOTE,
         "checks_note": CHECKS_NOTE,
+        "required_note": REQUIRED_NOTE,
         "eps_note": EPS_NOTE.format(curve[0].examples) if curve else "",
         "corruptions_note": _corruptions_note(evaluation.corruptions),
         "paper": config.get("paper"),
@@ -201,6 +206,9 @@ def _landscape_titles(record: RunRecord) -> list[str]:
 def _tables(record: RunRecord) -> dict[str, ReportTable]:
     config, evaluation = record.config, record.evaluation
     tables = {"accuracy": _accuracy(accuracy_rows(config, evaluation), bool(config.get("paper")))}
+    if record.requirements:
+        rows = [[r.name, r.text, "met" if r.met else "missed"] for r in record.requirements]
+        tables["requirements"] = ReportTable(["requirement", "measured", "result"], rows)
     if curve := evaluation.curve:
         inputs = ["width", "lambda"] if any(row.width for row in curve) else ["lambda"]
         rows = []

@@ -1,0 +1,155 @@
+"""Stage verdict: the evaluation against the section `require`."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+from pipelines.fingerprints import fingerprint
+from pipelines.run_folder import RunFolder
+from pipelines.sections import Requirements
+from pipelines.spec import Spec
+from pipelines.stages.attack_eval import FIRST, SECTIONS, AttackEval, require_evaluation
+from pipelines.stages.stage import Stage
+from tfrobust.errors import require
+from tfrobust.evaluation.cascade import fitted
+from tfrobust.evaluation.results import plain
+from tfrobust.flags import digests, same_images
+from tfrobust.io import write_text
+from tfrobust.record import Record, RequirementRow
+from tfrobust.report import load_run, read_runs, rows_of
+from tfrobust.report.compare import FinishedRun, paired, settings_of
+from tfrobust.report.requirements import at_least, highest_floor, junit, not_worse, under_all
+
+MISSED = 3  # the exit status of a command whose run misses a requirement
+BASELINE = "require.no_worse_than"
+
+
+class Missed(Exception):
+    """Requirements that a finished run misses.
+
+    Attributes:
+        folder: The folder of the run.
+        lines: A line for each of them.
+    """
+
+    def __init__(self, folder: Path, lines: list[str]):
+        super().__init__("; ".join(lines))
+        self.folder, self.lines = folder, lines
+
+
+class Verdict(Stage):
+    """Writes `requirements` of eval.json, and junit.xml. A smoke run has nothing to judge."""
+
+    name = "verdict"
+    reads_network = True
+
+    def inputs(self, spec: Spec, folder: RunFolder) -> str:
+        files = [folder.flags]
+        if (baseline := _baseline(spec)) is not None:
+            files += [RunFolder(baseline).evaluation, RunFolder(baseline).flags]
+        return fingerprint(spec.config, (*SECTIONS, "require"), files)
+
+    def outputs(self, spec: Spec, folder: RunFolder) -> list[Path]:
+        return [] if spec.smoke else [folder.evaluation, folder.junit]
+
+    def done(self, spec: Spec, folder: RunFolder) -> bool:
+        """Return whether eval.json has the verdict: an evaluation that is repeated has none."""
+        if not super().done(spec, folder):
+            return False
+        return spec.smoke or bool(Record.load(folder.path).requirements)
+
+    def check(self, spec: Spec, folder: RunFolder, planned: Collection[str]) -> None:
+        if AttackEval.name not in planned:
+            require_evaluation(spec, folder)
+        if spec.smoke or spec.requirements is None:
+            return
+        _check_floors(spec, spec.requirements)
+        if (baseline := _baseline(spec)) is not None:
+            expected = "the folder of another run"
+            require(baseline.resolve() != folder.path.resolve(), BASELINE, expected, str(baseline))
+            _check_baseline(spec, _read(baseline))
+
+    def run(self, spec: Spec, folder: RunFolder) -> None:
+        assert spec.requirements is not None
+        if spec.smoke:
+            print(f"{self.name}: not judged, as the images of a smoke run are made up")
+            return
+        folder.write_config()  # which has the requirements that eval.json will answer
+        rows = _judged(_read(folder.path), spec.requirements)
+        record = Record.load(folder.path)
+        record.requirements = rows
+        record.save(folder.path)
+        warnings = [f"warning: {sign.name}: {sign.text}" for sign in record.checks if sign.warns]
+        write_text(folder.junit, junit(spec.name, rows, warnings))
+        # What is missed ends the command, one line each, after the last stage.
+        for line in [*warnings, *(f"met: {row.name}: {row.text}" for row in rows if row.met)]:
+            print(line, flush=True)
+
+
+def require_met(folder: RunFolder) -> None:
+    """Raise Missed if the verdict of a run is that it misses a requirement."""
+    if lines := load_run(folder.path).missed:
+        raise Missed(folder.path, lines)
+
+
+def _judged(run: FinishedRun, required: Requirements) -> list[RequirementRow]:
+    """Return the verdict on each requirement."""
+    level = required.level
+    right = {"clean_accuracy": run.flags.right["clean"], "robust_accuracy": under_all(run.flags)}
+    rows = [at_least(name, right[name], least, level) for name, least in required.floors.items()]
+    if required.no_worse_than is None:
+        return rows
+    baseline = _read(Path(required.no_worse_than).expanduser())
+    clean, robust = paired(run, baseline)
+    for kind, pair in (("clean", clean), ("robust", robust)):
+        if pair is not None:
+            name = f"no_worse_than, {kind}"
+            rows.append(not_worse(name, pair, required.no_worse_than, level))
+    return rows
+
+
+def _check_floors(spec: Spec, required: Requirements) -> None:
+    """Raise a UserError for a floor so high that the test images cannot show it."""
+    n = len(spec.data.test)
+    sizes = {
+        "clean_accuracy": n,
+        "robust_accuracy": min([n, *(a.examples for a in spec.attack_list if a.examples)]),
+    }
+    for name, least in required.floors.items():
+        highest = highest_floor(sizes[name], required.level)
+        expected = (
+            f"at most {highest:.6g}, which {sizes[name]} images can show at level "
+            f"{required.level:g} if all are right"
+        )
+        require(least <= highest, f"require.{name}", expected, least)
+
+
+def _check_baseline(spec: Spec, baseline: FinishedRun) -> None:
+    """Raise a UserError if the baseline is not the same evaluation of another network."""
+    record = baseline.record.evaluation
+    require(not record.pending, BASELINE, "a finished evaluation", record.pending)
+    radii = [(threat.norm, threat.eps) for threat in spec.threats]
+    require(record.radii == radii, BASELINE, f"a run under the threat {radii}", record.radii)
+    theirs, ours = settings_of(baseline), {}
+    for listed in spec.attack_list:
+        attack = fitted(listed, spec.data.source.num_classes).attack
+        ours[listed.name] = plain(attack.settings(listed.threat or spec.threats[0]))
+    for name in [*ours, *theirs]:
+        expected = f"a run with the same attacks, {name}: {ours.get(name)}"
+        require(ours.get(name) == theirs.get(name), BASELINE, expected, theirs.get(name))
+    test = spec.data.test.first(min(FIRST, len(spec.data.test)))
+    same = same_images(digests(test.as_float(), test.labels), baseline.flags.digest)
+    expected = "a run on the same test images in the same order"
+    require(same, BASELINE, expected, str(baseline.row.folder))
+
+
+def _baseline(spec: Spec) -> Path | None:
+    """Return the folder of the run to compare with, if any."""
+    if spec.requirements is None or spec.requirements.no_worse_than is None:
+        return None
+    return Path(spec.requirements.no_worse_than).expanduser()
+
+
+def _read(folder: Path) -> FinishedRun:
+    return read_runs(rows_of([folder]))[0]
