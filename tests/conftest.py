@@ -13,12 +13,13 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     for variable in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS"):
         os.environ.setdefault(variable, "1")
 
+import fcntl
 import gc
 import json
 import random
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,6 @@ import pytest
 
 TESTS = Path(__file__).resolve().parent
 SEED = 2026
-SHARED_RUNS = {"on_two_devices", "smoke_run"}
 QUICK_ON_TWO_DEVICES = ("drawn", "weighted", "refused", "evaluated")
 
 # There is no deadline, since the first call of a tf.function is slow. Each run of the fast suite
@@ -36,16 +36,6 @@ QUICK_ON_TWO_DEVICES = ("drawn", "weighted", "refused", "evaluated")
 hypothesis.settings.register_profile("fast", deadline=None, derandomize=True, max_examples=20)
 hypothesis.settings.register_profile("nightly", deadline=None, print_blob=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Assign tests that share a costly fixture to one worker of pytest-xdist.
-
-    The tests of a module are a group, and so are all tests that use the same run of the session.
-    """
-    for item in items:
-        shared = SHARED_RUNS.intersection(getattr(item, "fixturenames", ()))
-        item.add_marker(pytest.mark.xdist_group(min(shared, default=str(item.path))))
 
 
 def pytest_collection_finish() -> None:
@@ -74,27 +64,41 @@ def tfds_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
-def on_two_devices() -> Callable[[str], Any]:
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder that all processes of pytest-xdist share."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def on_two_devices(shared_folder: Path) -> Callable[[str], Any]:
     """Return a function that runs a function of two_devices.py by its name.
 
     It runs in another process, because TensorFlow can split its CPU only before its first use. The
     quick functions share one process; each of the others has a process of its own.
     """
-    results: dict[str, Any] = {}
 
     def result(name: str) -> Any:
-        if name not in results:
-            names = QUICK_ON_TWO_DEVICES if name in QUICK_ON_TWO_DEVICES else (name,)
-            command = [sys.executable, str(TESTS / "unit" / "two_devices.py"), *names]
-            environment = {"PYTHONPATH": str(TESTS.parent), "CUDA_VISIBLE_DEVICES": "-1"}
-            process = subprocess.run(
-                command, capture_output=True, text=True, env=os.environ | environment, timeout=900
-            )
-            assert process.returncode == 0, process.stderr[-3000:]
-            results.update(json.loads(process.stdout.splitlines()[-1]))
-        return results[name]
+        names = QUICK_ON_TWO_DEVICES if name in QUICK_ON_TWO_DEVICES else (name,)
+        file = shared_folder / f"{names[0]}_on_two_devices.json"
+        with file.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not file.exists():
+                file.write_text(computed(names))
+        return json.loads(file.read_text())[name]
 
     return result
+
+
+def computed(names: Sequence[str]) -> str:
+    """Return the results of functions of two_devices.py by their names, as JSON."""
+    command = [sys.executable, str(TESTS / "unit" / "two_devices.py"), *names]
+    environment = {"PYTHONPATH": str(TESTS.parent), "CUDA_VISIBLE_DEVICES": "-1"}
+    process = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | environment, timeout=900
+    )
+    assert process.returncode == 0, process.stderr[-3000:]
+    return process.stdout.splitlines()[-1]
 
 
 @pytest.fixture

@@ -9,18 +9,21 @@ from pathlib import Path
 import pytest
 
 from pipelines import command_line
+from pipelines.run_folder import RunFolder
 from pipelines.runner import run
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="session")
-def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def smoke_run(shared_folder: Path) -> Path:
     """Return the folder of a small run of digits_adv with every stage finished.
 
     Its attacks are FGSM; a test changes a copy.
     """
-    return run("digits_adv", ["attacks=fgsm"], tmp_path_factory.mktemp("smoke"), None, smoke=True)
+    workdir = shared_folder / "smoke"
+    with RunFolder(workdir).locked(wait=True):  # a second process finds every stage done
+        return run("digits_adv", ["attacks=fgsm"], workdir, None, smoke=True)
 
 
 @pytest.fixture
