@@ -1,4 +1,4 @@
-"""The flags of an evaluation, flags.npz: the results of each image, and what is counted in them."""
+"""The flags of an evaluation, flags.npz: the results of each image, and counts of them."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from tests.unit.test_data import CLASSES, split_of
 from tfrobust.corruptions import CORRUPTIONS
 from tfrobust.data import DATASETS, Dataset, Split
 from tfrobust.data import tfds as tfds_module
-from tfrobust.data.corrupted import EXTRA, MNIST_C, OTHERS
+from tfrobust.data.corrupted import EXTRA, MNIST_C, TFDS_NAMES
 from tfrobust.errors import UserError
 from tfrobust.registry import build
 
@@ -278,7 +278,7 @@ def test_mistakes_in_a_published_corruption(values: dict[str, Any], message: str
 def test_every_name_of_a_published_corruption_is_one_of_tfds() -> None:
     import tensorflow_datasets as tfds
 
-    names = {f"{OTHERS.get(name, name)}_1" for name in (*CORRUPTIONS, *EXTRA)}
+    names = {f"{TFDS_NAMES.get(name, name)}_1" for name in (*CORRUPTIONS, *EXTRA)}
     configs = tfds.builder_cls("cifar10_corrupted").builder_configs
     assert names == {name for name in configs if name.endswith("_1")}
     assert set(MNIST_C) == set(tfds.builder_cls("mnist_corrupted").builder_configs)

@@ -1,4 +1,4 @@
-"""The published test sets of corrupted images that TensorFlow Datasets has."""
+"""Published test sets of corrupted images, by TensorFlow Datasets (TFDS)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from tfrobust.data.split import numbered
 from tfrobust.data.tfds import CIFAR10, Tfds
 from tfrobust.errors import choose, require
 
-# The corruptions of CIFAR-10-C, by the names that TFDS gives them where these are others.
-OTHERS = {"glass_blur": "frosted_glass_blur", "elastic_transform": "elastic"}
+# The names in TFDS of corruptions of CIFAR-10-C, where they differ from ours.
+TFDS_NAMES = {"glass_blur": "frosted_glass_blur", "elastic_transform": "elastic"}
 EXTRA = ("gaussian_blur", "saturate", "spatter", "speckle_noise")
 MNIST_C = (
     *("identity", "shot_noise", "impulse_noise", "glass_blur", "motion_blur", "shear", "scale"),
@@ -25,8 +25,8 @@ def open_cifar10_corrupted(
     """Open CIFAR-10-C (arXiv:1903.12261), which has test images only. Nothing is read yet.
 
     Args:
-        corruption: One of the fifteen of `tfrobust.corruptions`, or gaussian_blur, saturate,
-            spatter or speckle_noise.
+        corruption: One of the fifteen corruptions of `tfrobust.corruptions`, or gaussian_blur,
+            saturate, spatter or speckle_noise.
         severity: The severity, 1 to 5.
         dir: As for the other sets of TFDS.
         download: Whether TFDS may download the set, 2.7 GiB with all corruptions, if it is not
@@ -34,7 +34,7 @@ def open_cifar10_corrupted(
     """
     choose("corruption", corruption, [*CORRUPTIONS, *EXTRA])
     require(severity in SEVERITIES, "severity", "an int from 1 to 5", severity)
-    name = f"cifar10_corrupted/{OTHERS.get(corruption, corruption)}_{severity}"
+    name = f"cifar10_corrupted/{TFDS_NAMES.get(corruption, corruption)}_{severity}"
     return Tfds((32, 32, 3), tuple(CIFAR10.split()), name, CIFAR10_C_URL, dir, download)
 
 
@@ -42,7 +42,7 @@ def open_mnist_corrupted(corruption: str, dir: str | None = None, download: bool
     """Open MNIST-C (Mu and Gilmer, 2019, arXiv:1906.02337). Nothing is read yet.
 
     Args:
-        corruption: One of MNIST-C's fifteen, such as fog or zigzag, or identity.
+        corruption: One of the fifteen corruptions of MNIST-C, such as fog or zigzag, or identity.
         dir: As for the other sets of TFDS.
         download: Whether TFDS may download the set if it is not prepared there.
     """

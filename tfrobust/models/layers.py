@@ -26,8 +26,9 @@ ACTIVATIONS = ("relu", "silu", "softplus")
 # in torch but with a bias of 0, as in the WideResNet code of TRADES and AWP. "torch": all are
 # uniform within 1 / sqrt(fan-in), torch's default, as in the ResNet and PreActResNet code.
 INITS = ("keras", "he", "torch")
-# Where a convolution's zeros are. "torch": kernel // 2 on each side. "same": as few as give
-# ceil(H / stride) rows, as in TensorFlow and JAX: of stride 2 on even sizes none at the start.
+# The zeros around the input of a convolution. "torch": kernel // 2 on each side. "same": the fewest
+# that give ceil(H / stride) rows, as in TensorFlow and JAX. For stride 2 and an even size, there
+# are then none at the start.
 PADDINGS = ("torch", "same")
 
 

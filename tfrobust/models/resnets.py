@@ -85,8 +85,8 @@ def preact_resnet(
             block. Otherwise it takes the input, as in the code of N-FGSM and GradAlign.
         last_norm: Whether BatchNorm and the activation come before the pooling, as they do not in
             GradAlign's code.
-        shortcut_kernel: Height and width of the filters of a shortcut's convolution. They are 3 in
-            the code of Gowal et al. (2020), whose shortcut takes the input itself.
+        shortcut_kernel: The height and width of the filters in a shortcut's convolution. In the
+            code of Gowal et al. (2020) they are 3, and the shortcut takes the input itself.
         activation, init, padding, mean, std, lambdas, encoding, widths: As in `wide_resnet`.
     """
     counts, bottleneck = _groups(depth, width)
