@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pipelines import config as configs
 from pipelines.resolve import load_spec
 from pipelines.suite import load_suite
+from tests.errors import error_line
 from tfrobust.errors import UserError
 
 DIGITS = configs.find("digits_adv")
@@ -34,9 +35,7 @@ def test_a_name_is_the_text_that_was_typed(name: str) -> None:
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_name_that_is_unfit_for_a_folder_is_refused(name: str) -> None:
-    with pytest.raises(UserError) as error:
-        load_spec("digits_adv", [f"name={name}"], False)
-    assert "\n" not in str(error.value)
+    assert error_line(lambda: load_spec("digits_adv", [f"name={name}"], False))
 
 
 def test_an_empty_name_becomes_that_of_the_config() -> None:

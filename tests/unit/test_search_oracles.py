@@ -16,8 +16,8 @@ import pytest
 from pipelines.sections import CLEAN, ROBUST, Search
 from pipelines.space import ranges
 from pipelines.stages.tuner import SCORE, _oracle, _reload
+from tests.errors import error_line
 from tests.products import slow_but
-from tfrobust.errors import UserError
 
 SPACE = ranges(
     {
@@ -128,10 +128,9 @@ def test_a_trial_that_is_missing_in_the_state_of_the_oracle_is_drawn_again(tmp_p
 def test_a_damaged_state_is_an_error_of_one_line(name: str, tmp_path: Path) -> None:
     plan = Search(SPACE, "random", 1)
     search(oracle_in(tmp_path, plan))
-    file = tmp_path / "search" / name
+    file, oracle = tmp_path / "search" / name, tmp_path / "search" / "oracle.json"
     content = file.read_text()
     for damaged in ("", content[: len(content) // 2], "[]", json.dumps({"seed": 1})):
         file.write_text(damaged)
-        with pytest.raises(UserError, match="oracle.json: expected KerasTuner's state") as error:
-            _reload(oracle_in(tmp_path, plan), tmp_path / "search" / "oracle.json")
-        assert "\n" not in str(error.value)
+        line = error_line(lambda: _reload(oracle_in(tmp_path, plan), oracle))
+        assert "oracle.json: expected KerasTuner's state" in line

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.errors import error_line
 from tfrobust import Threat, losses, noise
 from tfrobust.attacks import Square
 from tfrobust.attacks.square_moves import Pyramids, Squares, pattern
-from tfrobust.errors import UserError
 
 SEED = noise.seed_for(0, 0, "test")
 WIDE = (-10.0, 10.0)
@@ -283,9 +283,7 @@ def test_the_sides_of_windows_follow_the_schedule() -> None:
     ],
 )
 def test_a_mistaken_argument_is_named(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError) as caught:
-        Square(**options)
-    assert str(caught.value) == message
+    assert error_line(lambda: Square(**options)) == message
 
 
 def test_title_and_settings_hold_queries_restarts_and_p_init() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.errors import error_line
 from tfrobust import PGD, Threat, noise
 from tfrobust.attacks import ATTACKS, SavedImages, Transfer
 from tfrobust.errors import UserError
@@ -90,9 +92,8 @@ def test_a_transfer_is_built_from_a_config() -> None:
     ],
 )
 def test_a_mistake_in_a_config_is_named_in_one_line(changed: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message) as caught:
-        build(ATTACKS, {"name": "transfer", "source": "x"} | changed, "attacks[0]")
-    assert "\n" not in str(caught.value)
+    spec = {"name": "transfer", "source": "x"} | changed
+    assert re.search(message, error_line(lambda: build(ATTACKS, spec, "attacks[0]")))
 
 
 def test_titles_name_the_surrogate() -> None:
@@ -117,9 +118,8 @@ def test_a_surrogate_of_other_shapes_or_several_outputs_is_refused(
 ) -> None:
     def message(attack: Any, network: Any, x: Any) -> str:
         """Return the error of an attack."""
-        with pytest.raises(UserError) as caught:
-            attack.run(network, x, np.zeros(len(x), np.int32), threat=THREAT, seed=SEED)
-        return str(caught.value)
+        y = np.zeros(len(x), np.int32)
+        return error_line(lambda: attack.run(network, x, y, threat=THREAT, seed=SEED))
 
     attack, network = Transfer(str(source), PGD(steps=1)), linear(W)
     text = message(attack, linear(W, shape=(4, 1, 1)), X.reshape(6, 4, 1, 1))
@@ -175,18 +175,16 @@ def test_an_index_without_an_image_is_an_error(tmp_path: Path) -> None:
 def test_mistaken_arrays_of_a_file_are_named(
     changed: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError) as caught:
-        saved(tmp_path, **changed).lookup(ROWS)
-    assert message in str(caught.value) and str(caught.value).startswith("path: ")
+    line = error_line(lambda: saved(tmp_path, **changed).lookup(ROWS))
+    assert message in line and line.startswith("path: ")
 
 
-def test_an_unreadable_file_is_an_error_of_one_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["other.npz", "text.npz", "none.npz"])
+def test_an_unreadable_file_is_an_error_of_one_line(name: str, tmp_path: Path) -> None:
     np.savez(tmp_path / "other.npz", x=X)
     (tmp_path / "text.npz").write_text("no archive")
-    for name in ("other.npz", "text.npz", "none.npz"):
-        with pytest.raises(UserError, match="an .npz file with image and index, rec") as caught:
-            SavedImages(str(tmp_path / name)).lookup(ROWS)
-        assert "\n" not in str(caught.value)
+    line = error_line(lambda: SavedImages(str(tmp_path / name)).lookup(ROWS))
+    assert "an .npz file with image and index, rec" in line
 
 
 def test_saved_images_cannot_be_crafted_outside_of_an_evaluation(tmp_path: Path) -> None:
