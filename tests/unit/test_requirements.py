@@ -117,7 +117,7 @@ def test_junit_is_read_back() -> None:
     assert suite.findtext("system-out") == "warning: more <steps>"
 
 
-def test_the_page_shows_the_verdict_on_the_requirements_of_the_config(
+def test_page_and_card_show_the_verdict_on_the_requirements_of_the_config(
     tmp_path: Path,
 ) -> None:
     rows = [floor_of(8, 10, 0.9, 0.95), floor_of(8, 10, 0.4, 0.95)]
@@ -133,5 +133,5 @@ def test_the_page_shows_the_verdict_on_the_requirements_of_the_config(
     assert load_run(run).missed == [f"robust_accuracy: {rows[0].text}"]
     page = write_report(run)
     assert page.read_text().count('<td class="wrong">missed</td>') == 1
-    markdown = (page.parent / "report.md").read_text()
-    assert f"| robust_accuracy | {rows[1].text} | met |" in markdown
+    for file in (page.parent / "report.md", run / "MODEL_CARD.md"):
+        assert f"| robust_accuracy | {rows[1].text} | met |" in file.read_text()
