@@ -155,7 +155,7 @@ def test_each_rollback_halves_the_rate_once(
         return finite(logs, name)
 
     def counted(self: Any, batch: int, logs: Any = None) -> None:
-        steps.append(self.current_epoch * self.steps + self.first + batch + 1)
+        steps.append(self.current_epoch * self.steps + self.first_batch + batch + 1)
         on_train_batch_end(self, batch, logs)
 
     monkeypatch.setattr(checkpoint, "_finite", fails_once)
