@@ -53,7 +53,7 @@ def test_more_epochs_later_equal_one_longer_run(
 @pytest.mark.parametrize(
     ("schedule", "epochs", "message"),
     [
-        ("train.schedule=cosine", 3, COSINE),
+        pytest.param("train.schedule=cosine", 3, COSINE, marks=pytest.mark.slow),
         pytest.param("train.schedule=cyclic", 3, CYCLIC, marks=pytest.mark.slow),
         pytest.param(CONSTANT, 1, "more than 1 are trained: 1 begin anew", marks=pytest.mark.slow),
         (CONSTANT, 3, "there is no checkpoint to go on from: 3 begin anew"),

@@ -10,7 +10,6 @@ from pipelines.resolve import load_spec
 from pipelines.run_folder import RunFolder
 from pipelines.stages import training
 from tests.e2e.runs import assert_same_weights, history
-from tests.products import slow_but
 from tfrobust.errors import UserError
 
 SETTINGS = [
@@ -38,7 +37,8 @@ RECIPES = {
 }
 
 
-@pytest.mark.parametrize("recipe", slow_but(RECIPES, ["fast"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_recipe_resumes_to_the_bit(
     tmp_path: Path, recipe: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -143,6 +143,7 @@ def test_killed_search_resumes_to_the_same_trials(
         assert_same_weights(folder / "search" / trial, finished / "search" / trial)
 
 
+@pytest.mark.slow
 def test_more_trials_continue_a_search_and_another_space_starts_a_new_one(
     finished: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -198,7 +198,8 @@ def test_folder_of_another_run_is_refused(smoke_run: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.usefixtures("short_closing")
-@pytest.mark.parametrize("source", slow_but([".", "model.keras"], ["model.keras"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("source", [".", "model.keras"])
 def test_init_from_continues_from_a_run_or_a_keras_file(
     smoke_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], source: str
 ) -> None:

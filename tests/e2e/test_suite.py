@@ -22,6 +22,7 @@ runs:
 """
 
 
+@pytest.mark.slow
 def test_suite_runs_every_member_and_marks_the_failed_one(command: Command, tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(SUITE)

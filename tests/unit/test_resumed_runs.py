@@ -207,7 +207,7 @@ def test_history_csv_has_only_rows_that_a_checkpoint_holds(
     assert after.startswith(before) and len(after.splitlines()) == 3
 
 
-@pytest.mark.parametrize("name", slow_but(STATEFUL, ["iaat", "moving average"]))
+@pytest.mark.parametrize("name", slow_but(STATEFUL, ["moving average"]))
 def test_a_run_of_a_method_with_a_state_equals_the_uninterrupted_one(
     tmp_path: Path, name: str
 ) -> None:
