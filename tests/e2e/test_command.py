@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ import pytest
 
 from pipelines import config as configs
 from pipelines import quiet
-from pipelines.runner import run
+from pipelines.runner import main, run
 from tests.e2e.conftest import Command
 from tests.e2e.runs import start
 from tfrobust.errors import UserError
@@ -129,12 +130,15 @@ def test_exit_codes_and_messages_of_the_command(command: Command, tmp_path: Path
     both = command("digits_atlas", "digits_adv")
     assert both.returncode == 2 and "expected one config" in both.stderr
 
-    printed = command("digits_atlas", "--set", "threat.eps=2/10", "--print_config")
-    assert printed.returncode == 0 and "eps: 2/10" in printed.stdout
-
     process = start("digits_natural", "--smoke", workdir=tmp_path, overrides=["attacks=fgsm"])
     _, err = process.communicate()
     assert (process.returncode, err) == (0, "")
+
+
+def test_the_resolved_config_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    options = {"overrides": ["threat.eps=2/10"], "smoke": False, "print_config": True}
+    main("digits_atlas", Namespace(workdir=Path("runs"), **options))
+    assert "eps: 2/10" in capsys.readouterr().out
 
 
 def test_only_the_greeting_of_tensorflow_is_hidden(

@@ -50,12 +50,13 @@ def test_more_epochs_later_equal_one_longer_run(
     assert "train: done before, skipped" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("schedule", "epochs", "message"),
     [
-        pytest.param("train.schedule=cosine", 3, COSINE, marks=pytest.mark.slow),
-        pytest.param("train.schedule=cyclic", 3, CYCLIC, marks=pytest.mark.slow),
-        pytest.param(CONSTANT, 1, "more than 1 are trained: 1 begin anew", marks=pytest.mark.slow),
+        ("train.schedule=cosine", 3, COSINE),
+        ("train.schedule=cyclic", 3, CYCLIC),
+        (CONSTANT, 1, "more than 1 are trained: 1 begin anew"),
         (CONSTANT, 3, "there is no checkpoint to go on from: 3 begin anew"),
     ],
 )

@@ -77,7 +77,7 @@ def test_killed_training_resumes_to_the_uninterrupted_run(
 ) -> None:
     stages, *signals = case
     straight, cut = (tmp_path / name / "digits_atlas" for name in ("straight", "cut"))
-    finished(straight.parent, stages)
+    run("digits_atlas", SETTINGS, straight.parent, stages.split(","), smoke=False)
     history, cuts, rows = cut / "history.csv", [0], b""
     moments = np.random.default_rng().integers(1, EPOCHS * STEPS - 40, len(signals))
     for moment, number in zip(sorted(moments.tolist()), signals, strict=True):

@@ -109,6 +109,7 @@ def test_second_signal_waits_for_the_running_members(
     assert "still waiting for 2 runs" in err and "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_third_signal_kills_the_members(
     start_suite: Callable[[float], subprocess.Popen[str]], tmp_path: Path
 ) -> None:

@@ -94,6 +94,7 @@ def test_keras_loads_our_classes_in_any_order_of_imports(imports: str, saved: st
     python("import sys", imports, LOAD, argument=saved)
 
 
+@pytest.mark.slow
 def test_the_modules_that_keras_import_imports_hold_all_registered_classes(saved: str) -> None:
     lines = ["import sys; import tfrobust; import keras", LOAD]
     lines += ["names = set(keras.saving.get_custom_objects())"]
