@@ -121,6 +121,7 @@ def test_saved_model_and_probabilities_give_the_same_accuracy(
 
 
 @pytest.mark.usefixtures("short_closing")
+@pytest.mark.slow
 def test_one_of_two_outputs_is_chosen_by_its_name(
     base: list[str], data: list[str], tmp_path: Path
 ) -> None:

@@ -215,6 +215,7 @@ def test_init_from_continues_from_a_run_or_a_keras_file(
 
 
 @pytest.mark.usefixtures("short_closing")
+@pytest.mark.slow
 def test_init_from_takes_one_output_of_a_network_of_any_size(tmp_path: Path) -> None:
     image = keras.Input((None, None, 1))
     pooled = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(4, 3)(image))

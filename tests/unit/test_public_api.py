@@ -107,6 +107,7 @@ def test_the_modules_that_keras_import_imports_hold_all_registered_classes(saved
     assert all(name in sys.modules for name in REGISTERED) and keras.saving.get_custom_objects()
 
 
+@pytest.mark.slow
 def test_importing_our_modules_leaves_loaders_and_keras_alone_and_keras_tuner_out(
     saved: str,
 ) -> None:
