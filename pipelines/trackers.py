@@ -167,15 +167,40 @@ def tracked(
     if folder.tracked.is_file():
         token = json.loads(folder.tracked.read_text(encoding="utf-8")).get(tracker.package)
     folder.path.mkdir(parents=True, exist_ok=True)
-    try:
+    with _in_one_line(tracker):
         begun = tracker.begin(name, config, folder.path, token)
-    except UserError:
-        raise
-    except Exception as error:  # each service has errors of its own
-        where = f"track: expected {tracker.package} to take the run"
-        raise UserError(f"{where}: {one_line(error)}") from error
     write_text(folder.tracked, json.dumps({tracker.package: begun}) + "\n")
     try:
         yield tracker
     finally:
         tracker.end()
+
+
+def log_results(
+    tracker: Tracker | None,
+    name: str,
+    config: Mapping[str, Any],
+    folder: RunFolder,
+    results: Mapping[str, float],
+) -> None:
+    """Log the results of a run by their names, in the run of `tracked`.
+
+    Raises:
+        UserError: The service refuses the run or its results.
+    """
+    with tracked(tracker, name, config, folder) as service:
+        if service is not None:
+            with _in_one_line(service):
+                service.log(results)
+
+
+@contextlib.contextmanager
+def _in_one_line(tracker: Tracker) -> Iterator[None]:
+    """Return a context in which an error of the service is a UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # each service has errors of its own
+        line = f"track: expected {tracker.package} to take the run: {one_line(error)}"
+        raise UserError(line) from error

@@ -14,7 +14,7 @@ from pipelines.spec import Spec, attack_files, attacks_by_key, data_files
 from pipelines.stages.evaluated_network import load_evaluated, network_files
 from pipelines.stages.stage import Stage
 from pipelines.stages.tensorboard_logs import write_board
-from pipelines.trackers import tracked
+from pipelines.trackers import log_results
 from tfrobust.attacks import SavedImages
 from tfrobust.errors import UserError, in_memory
 from tfrobust.evaluation import Details, evaluate, margins
@@ -151,10 +151,9 @@ def _attack_eval(spec: Spec, folder: RunFolder, network: SavedNetwork) -> None:
         sizes = {"seed": spec.seed, "batch_size": options.batch_size}
         margins_of_few = margins(network, x[few], y[few], spec.threats[0], **sizes)
         write_board(folder.tensorboard / "attack_eval", load_run(folder.path), margins_of_few)
-    with tracked(spec.tracker, spec.name, spec.config, folder) as tracker:
-        if tracker is not None:
-            rows = accuracy_rows(spec.config, Record.load(folder.path))
-            tracker.log({f"accuracy, {row.name}": row.accuracy for row in rows})
+    rows = accuracy_rows(spec.config, Record.load(folder.path))
+    results = {f"accuracy, {row.name}": row.accuracy for row in rows}
+    log_results(spec.tracker, spec.name, spec.config, folder, results)
 
 
 def _at(network: SavedNetwork, point: dict[str, float]) -> SavedNetwork:

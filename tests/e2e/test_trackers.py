@@ -79,6 +79,11 @@ def test_a_refused_or_failed_run_is_one_line_and_ends(tmp_path: Path) -> None:
         trackers.tracked(service, "run", config, folder),
     ):
         pass
+    service = Memory()
+    service.log = lambda _: 1 / 0  # type: ignore[assignment, method-assign, return-value]
+    with pytest.raises(UserError, match="^track: expected memory to take the run: division by"):
+        trackers.log_results(service, "run", config, folder, {"accuracy, clean": 0.9})
+    assert service.calls[-1] == "end"
 
 
 @pytest.mark.parametrize("name", trackers.TRACKERS)
