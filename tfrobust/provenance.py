@@ -61,10 +61,16 @@ def circumstances() -> dict[str, Any]:
         "version": __version__,
         "commit": commit(),
         "device": device(),
-        "threads": tf.config.threading.get_intra_op_parallelism_threads() or os.cpu_count() or 1,
+        "threads": _threads(),
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "keras": {key: value for key, (value, default) in settings.items() if value != default},
     }
+
+
+def _threads() -> int:
+    """Return the number of CPU threads for one operation, as TensorFlow chooses it."""
+    chosen = tf.config.threading.get_intra_op_parallelism_threads()
+    return chosen or int(os.environ.get("TF_NUM_INTRAOP_THREADS") or 0) or os.cpu_count() or 1
 
 
 @functools.cache

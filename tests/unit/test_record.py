@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.test_evaluation import X, Y, network
-from tfrobust import PGD, Threat
+from tfrobust import PGD, Threat, provenance
 from tfrobust.attacks import FGSM
 from tfrobust.errors import UserError
 from tfrobust.evaluation import Details, Evaluation, Flags, Record, Result, evaluate, sanity_checks
@@ -291,3 +291,9 @@ def test_the_keys_of_eval_json_and_flags_npz_have_not_changed(tmp_path: Path) ->
     row = "name examples robust_accuracy seconds attacked queries gradients config suite"
     assert set(row.split()) <= content["attacks"][0].keys()
     assert set(np.load(tmp_path / "flags.npz")) >= {"index", "label", "clean", "half", "whole"}
+
+
+def test_a_record_has_the_threads_that_tensorflow_was_told_to_use(monkeypatch):
+    """A suite gives each of two runs half of the cores by TensorFlow's own variable."""
+    monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "3")
+    assert provenance.circumstances()["threads"] == 3
