@@ -211,7 +211,8 @@ def _drop_replaced(below: Any, above: dict[Any, Any]) -> None:
         if {type(new), type(old)} == {list, dict}:  # such as a list of threats for one threat
             del below[key]
         elif isinstance(new, dict) and isinstance(old, dict):
-            if "name" in new and new["name"] != old.get("name"):
+            named = "name" in new and "name" in old
+            if named and new["name"] != old["name"]:
                 del below[key]
             else:
                 _drop_replaced(old, new)

@@ -137,6 +137,24 @@ def test_a_name_in_a_file_that_yaml_does_not_read_as_text_needs_quotes(
     assert load_spec(str(path), [], False).name == name
 
 
+def test_a_section_completes_that_of_the_included_file_unless_both_name_another(
+    tmp_path: Path,
+) -> None:
+    """A section without a name is one of settings for whatever the other file names."""
+    below, path = tmp_path / "below.yaml", tmp_path / "mine.yaml"
+    path.write_text("include: below.yaml\nmethod: {name: adv, craft: train}")
+    for text, expected in [
+        ("{l2: 0.5, craft: eval}", {"l2": 0.5, "name": "adv", "craft": "train"}),
+        ("{name: adv, l2: 0.5}", {"l2": 0.5, "name": "adv", "craft": "train"}),
+        ("{name: trades, beta: 6.0}", {"name": "adv", "craft": "train"}),
+    ]:
+        below.write_text(f"method: {text}")
+        assert configs.load(path)["method"] == expected
+    for name in ("fast_adv", "fast_fgsm_pgi", "fast_nuat"):
+        method = configs.load(configs.find(name))["method"]
+        assert (method["label_smoothing"], method["l2"]) == (0.4, 5e-4)
+
+
 def test_a_suite_passes_values_on_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     values = {
