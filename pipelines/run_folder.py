@@ -11,6 +11,7 @@ from typing import Any
 
 from tfrobust.errors import UserError
 from tfrobust.io import write_text
+from tfrobust.provenance import commit, hardware
 
 
 class RunFolder:
@@ -83,14 +84,19 @@ class RunFolder:
         finished = entry.get("fingerprint") == fingerprint and entry.get("done")
         return bool(finished) and all(path.exists() for path in outputs)
 
-    def mark(self, stage: str, fingerprint: str, done: bool, commit: str | None) -> None:
-        """Record that a stage begins or is done, with its inputs and the commit of the code."""
-        entry = {"fingerprint": fingerprint, "done": done, "commit": commit}
+    def mark(self, stage: str, fingerprint: str, done: bool) -> None:
+        """Record that a stage begins or is done, with its inputs, our commit and the hardware."""
+        entry = {"fingerprint": fingerprint, "done": done}
+        entry |= {"commit": commit(), "hardware": hardware()}
         write_text(self._stages, json.dumps(self._read() | {stage: entry}, indent=2) + "\n")
 
     def commit(self, stage: str) -> str | None:
         """Return the commit of the code that last ran a stage here; None if it is not known."""
         return self._read().get(stage, {}).get("commit")
+
+    def hardware(self, stage: str) -> str | None:
+        """Return the hardware that last ran a stage here; None if it is not known."""
+        return self._read().get(stage, {}).get("hardware")
 
     def used(self) -> bool:
         """Return whether a training or a search has left files here."""

@@ -109,9 +109,9 @@ def _run_stage(stage: Stage, spec: Spec, folder: RunFolder) -> None:
         stage.skip(folder)
         return
     inputs = stage.inputs(spec, folder)
-    folder.mark(stage.name, inputs, done=False, commit=commit())
+    folder.mark(stage.name, inputs, done=False)
     stage.run(spec, folder)
-    folder.mark(stage.name, inputs, done=True, commit=commit())
+    folder.mark(stage.name, inputs, done=True)
 
 
 def _check_folder(folder: RunFolder, spec: Spec, smoke: bool, trains: bool) -> None:

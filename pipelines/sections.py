@@ -183,6 +183,8 @@ class EvaluationOptions:
     Args:
         mode: "cascade" gives each attack only the images that no earlier attack has broken; "each"
             gives every attack all images.
+        split: The images that are attacked: "test", or "validation" for those that data.validation
+            holds out of training, on which to choose.
         save: float32 or uint8 (rounded to 1/255) to keep the adversarial images in adversarial.npz.
         rerun: Whether to compute finished results again. The former results are kept aside.
         craft_precision: float32, or mixed_bfloat16 to let attacks search in lower precision. The
@@ -197,6 +199,7 @@ class EvaluationOptions:
     """
 
     mode: str = "cascade"
+    split: str = "test"
     batch_size: int = 250
     save: str | None = None
     rerun: bool = False
@@ -212,6 +215,7 @@ class EvaluationOptions:
                 inside = values and all(0 <= value <= 1 for value in values)
                 require(inside, name, "numbers in [0, 1]", values)
         choose("mode", self.mode, MODES)
+        choose("split", self.split, ("test", "validation"))
         compiled = self.jit_compile
         require(is_choice(compiled), "jit_compile", "true, false or auto", compiled)
         choose("craft_precision", self.craft_precision, ("float32", "mixed_bfloat16"))
@@ -240,7 +244,7 @@ class EvaluationOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Requirements:
-    """The section `require`: what the evaluation must show, else the command exits with code 3.
+    """The section `require`: what a run must show, else the command exits with code 3.
 
     Args:
         clean_accuracy: A fraction that the lower end of the one-sided interval of the clean
@@ -249,19 +253,23 @@ class Requirements:
         no_worse_than: The folder of a run with the same test images, threat and attacks. The test
             fails if the clean or the robust accuracy is shown to be lower than there, by
             McNemar's exact one-sided test.
+        training_minutes: The time that training and its validation may take.
         level: The confidence of each interval and each test.
     """
 
     clean_accuracy: float | None = None
     robust_accuracy: float | None = None
     no_worse_than: str | None = None
+    training_minutes: float | None = None
     level: float = 0.95
 
     def __post_init__(self) -> None:
         for name, least in self.floors.items():
             require(0 < least < 1, name, "a fraction above 0 and below 1", least)
-        some = self.floors or self.no_worse_than
-        expected = "a value, or one for robust_accuracy or no_worse_than"
+        minutes = self.training_minutes
+        require(minutes is None or minutes > 0, "training_minutes", "a number > 0", minutes)
+        some = self.floors or self.no_worse_than or minutes
+        expected = "a value, or one for robust_accuracy, no_worse_than or training_minutes"
         require(some, "clean_accuracy", expected, None)
         require(0.5 <= self.level < 1, "level", "a fraction from 0.5 to below 1", self.level)
 
@@ -276,7 +284,11 @@ class Requirements:
 
     @classmethod
     def of(
-        cls, section: Mapping[str, Any] | None, stages: Sequence[str], attacked: bool
+        cls,
+        section: Mapping[str, Any] | None,
+        stages: Sequence[str],
+        attacked: bool,
+        trained: bool,
     ) -> Requirements | None:
         """Return the requirements of a section, or None without one.
 
@@ -284,6 +296,7 @@ class Requirements:
             section: The section.
             stages: The stages of the config.
             attacked: Whether the evaluation has attacks.
+            trained: Whether the network is that of a training.
 
         Raises:
             UserError: For a value out of range, and if nothing measures what is required.
@@ -296,6 +309,8 @@ class Requirements:
         robust = required.robust_accuracy
         expected = "none (the evaluation has no attacks)"
         require(attacked or robust is None, "require.robust_accuracy", expected, robust)
+        minutes, expected = required.training_minutes, "none (the config does not train)"
+        require(trained or minutes is None, "require.training_minutes", expected, minutes)
         return required
 
 

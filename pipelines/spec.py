@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from pipelines.sections import (
 from pipelines.space import ranges, searching
 from pipelines.trackers import TRACKERS, Tracker
 from tfrobust.attacks import ATTACKS, Attack, SavedImages
-from tfrobust.data import AUGMENTATIONS, DATASETS, Dataset
+from tfrobust.data import AUGMENTATIONS, DATASETS, Dataset, Split, hold_out
 from tfrobust.errors import choose, number, require
 from tfrobust.evaluation import Corruptions, ListedAttack, list_attacks
 from tfrobust.gate import check_threat
@@ -78,6 +78,13 @@ class Spec:
     requirements: Requirements | None = None
     smoke: bool = False
     unresolved: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @cached_property
+    def evaluated(self) -> Split:
+        """The images of the evaluation. Raises a UserError if they cannot be read."""
+        if self.evaluation.split == "test":
+            return self.data.test
+        return located("data", hold_out, self.data.train, self.data.validation, self.seed)[1]
 
 
 def parse(name: str, config: dict[str, Any]) -> Spec:
@@ -133,6 +140,8 @@ def parse(name: str, config: dict[str, Any]) -> Spec:
         )
     evaluation = _evaluation(top.evaluation or {})
     evaluation.check_conditions(top.model or {})
+    on_test, expected = evaluation.split == "test", "test (data.validation holds no images out)"
+    require(on_test or data.validation, "evaluation.split", expected, evaluation.split)
     attack_list = list_attacks(top.attacks or [], threats)
     for listed in attack_list:
         located("attacks", listed.attack.check, listed.threat or threat, image_shape)
@@ -160,7 +169,7 @@ def parse(name: str, config: dict[str, Any]) -> Spec:
         method=method,
         optimizer=optimizer,
         tracker=None if top.track is None else build(TRACKERS, top.track, "track"),
-        requirements=Requirements.of(top.require, stages, bool(attack_list)),
+        requirements=Requirements.of(top.require, stages, bool(attack_list), trains),
     )
 
 

@@ -67,6 +67,11 @@ def circumstances() -> dict[str, Any]:
     }
 
 
+def hardware() -> str:
+    """Return the device and the CPU threads for one operation: 'CPU x86_64, 2 threads'."""
+    return f"{device()}, {_threads()} threads"
+
+
 def _threads() -> int:
     """Return the number of CPU threads for one operation, as TensorFlow chooses it."""
     chosen = tf.config.threading.get_intra_op_parallelism_threads()
@@ -78,6 +83,16 @@ def device() -> str:
     """Return the name of the CPU or GPU; for several GPUs, their number and name."""
     gpus = tf.config.list_physical_devices("GPU")
     if not gpus:
-        return f"CPU {platform.machine()}"
+        return f"CPU {_cpu() or platform.machine()}"
     name = tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU")
     return f"{len(gpus)} x {name}" if len(gpus) > 1 else str(name)
+
+
+def _cpu() -> str | None:
+    """Return the name of the CPU's model, which Linux has in /proc/cpuinfo."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, None)

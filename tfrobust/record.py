@@ -194,9 +194,9 @@ class RequirementRow(Part):
         name: Its name.
         met: The verdict.
         text: What was measured and required.
-        value: The accuracy, or the difference to that of the baseline, as a fraction.
-        bound: The end of the one-sided interval of the value, which decides.
-        required: The least that the bound may be.
+        value: The accuracy, or the difference to that of the baseline, as a fraction; or minutes.
+        bound: The end of the one-sided interval of the value, which decides. Minutes have none.
+        required: The least that the bound may be; the most that minutes may be.
         level: The confidence of the interval.
         examples: The number of images.
     """
@@ -205,10 +205,10 @@ class RequirementRow(Part):
     met: bool
     text: str
     value: float
-    bound: float
+    bound: float | None = None
     required: float
-    level: float
-    examples: pydantic.PositiveInt
+    level: float | None = None
+    examples: pydantic.PositiveInt | None = None
 
 
 class Record(Part):
@@ -232,6 +232,7 @@ class Record(Part):
         provenance: The circumstances of the clean accuracy. So are `versions` and `commit`.
         closing: The circumstances of the checks and curves.
         training_commit: The commit of the code that trained the network.
+        training_hardware: The device and the CPU threads that trained it.
     """
 
     schema_version: int = 0
@@ -259,6 +260,7 @@ class Record(Part):
     versions: dict[str, str] | None = None
     commit: str | None = None
     training_commit: str | None = None
+    training_hardware: str | None = None
     provenance: Provenance | None = None
     closing: Provenance | None = None
 

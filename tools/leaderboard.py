@@ -6,8 +6,10 @@ percent with two decimals, and eps is a string such as "8/255". RobustBench's `l
 
 - `clean_examples`, `autoattack_examples`: the numbers of test images;
 - `runtime`: the seconds of AutoAttack;
-- `training_seconds`: the wall time of training, including pauses of a run that was stopped;
-- `hardware`: that of the evaluation, null in records that are too old to name it;
+- `training_seconds`: the time of training and its validation; in records that are too old to have
+  it, the wall time, including pauses of a run that was stopped;
+- `training_hardware`, `hardware`: those of training and of the evaluation, null in records that are
+  too old to name them;
 - `stale`: whether code that the run used has changed since (tools/stale.py), null if unknown.
 
 `autoattack_acc` is null for a run that was not evaluated by AutoAttack.
@@ -21,7 +23,7 @@ from statistics import mean
 from typing import Any
 
 from tfrobust.errors import UserError
-from tfrobust.report import interval, markdown_table, method_name, number
+from tfrobust.report import duration, interval, markdown_table, method_name, number
 
 MARK = " †"  # follows the name of a result whose code has changed since
 TABLE = re.compile(r"(<!-- leaderboard: ([\w. -]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -48,12 +50,20 @@ def row_of(summary: Mapping[str, Any], stale: bool | None) -> Row:
         "autoattack_acc": f"{100 * attack.robust_accuracy:.2f}" if attack else None,
         "autoattack_examples": attack.examples if attack else None,
         "runtime": attack.seconds if attack else None,
-        "training_seconds": summary["training"]["wall_seconds"],
+        "training_seconds": training_seconds(summary),
+        "training_hardware": evaluation.training_hardware,
         "hardware": f"{where.device}, {where.threads} threads" if where else None,
         "training_commit": evaluation.training_commit,
         "commit": evaluation.commit,
         "stale": stale,
     }
+
+
+def training_seconds(summary: Mapping[str, Any]) -> float | None:
+    """Return the time of training of a run; the wall time if its record is too old to have it."""
+    training = summary["training"]
+    seconds: float | None = training.get("training_seconds") or training["wall_seconds"]
+    return seconds
 
 
 def read(docs: Path) -> list[Row]:
@@ -79,8 +89,8 @@ def read(docs: Path) -> list[Row]:
 def table(rows: Sequence[Row]) -> str:
     """Return the table of the runs with AutoAttack, the most robust of each data set first.
 
-    The seeds of a run share a line with their mean and range. A run with one seed has the 95 %
-    interval (Wilson) over its test images.
+    The seeds of a run share a line with their mean and range, and their mean time of training. A
+    run with one seed has the 95 % interval (Wilson) over its test images.
     """
     runs: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
@@ -94,11 +104,17 @@ def table(rows: Sequence[Row]) -> str:
             ", ".join(str(row["seed"]) for row in seeds),
             cell(seeds, "clean"),
             cell(seeds, "autoattack"),
+            duration(mean(times) if (times := training_times(seeds)) else None),
         )
         for (_, norm, eps, name), seeds in sorted(runs.items(), key=rank)
     ]
-    header = ["run", "threat", "seeds", "clean", "AutoAttack"]
+    header = ["run", "threat", "seeds", "clean", "AutoAttack", "training time"]
     return markdown_table(header, lines) if lines else ""
+
+
+def training_times(seeds: Sequence[Row]) -> list[float]:
+    """Return the seconds of training of the runs that have them."""
+    return [row["training_seconds"] for row in seeds if row["training_seconds"] is not None]
 
 
 def rank(run: tuple[tuple[str, ...], Sequence[Row]]) -> tuple[Any, ...]:

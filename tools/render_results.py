@@ -73,6 +73,8 @@ def render(docs: Path) -> str:
     for data, group in by_data(docs).items():
         picture = f"![Clean and worst-case accuracy](results/{data}.svg)"
         parts += [f"## {markdown_escape(data)}", picture, results_table(group, marked)]
+        if timed(group):
+            parts += [f"![Robust accuracy over the time of training](results/{data}_time.svg)"]
         notes = dict.fromkeys(summary["note"] for summary in group if summary.get("note"))
         parts += [f"Note: {markdown_escape(note)}" for note in notes]
         if seeds := seeds_table(group):
@@ -112,7 +114,7 @@ def results_table(
         marked: The names and seeds of the results whose code has changed.
     """
     columns = attack_columns(group)
-    header = ["run", "method", "threat", *columns, "time per batch", "wall time", "epochs"]
+    header = ["run", "method", "threat", *columns, "time per batch", "training time", "epochs"]
     lines = []
     for summary in group:
         config, training, rows = summary["config"], summary["training"], rows_of(summary)
@@ -122,7 +124,7 @@ def results_table(
         lines.append([title_of(summary, group) + mark, method_name(config), threat, *accuracies])
         lines[-1] += [
             milliseconds(training["seconds_per_batch"]),
-            duration(training["wall_seconds"]),
+            duration(leaderboard.training_seconds(summary)),
             training["epochs"] or NOTHING,
             config.get("precision", NOTHING),
         ]
@@ -224,6 +226,41 @@ def figure(group: Sequence[Mapping[str, Any]], path: Path) -> None:
     axes.xaxis.set_major_formatter(PercentFormatter(xmax=1))
     axes.grid(axis="x", alpha=0.3)
     axes.legend(loc="upper left", frameon=False)
+    save(drawn, path)
+
+
+def timed(group: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the summaries that have robust accuracy over time, if several have it."""
+    runs = [summary for summary in group if summary["training"].get("robust_over_time")]
+    return runs if len(runs) > 1 else []
+
+
+def time_figure(group: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw validation robust accuracy over the minutes of training as SVG, a line for each run.
+
+    The seeds of a run share a colour.
+    """
+    names = list(dict.fromkeys(name_without_seed(summary) for summary in group))
+    drawn = Figure(figsize=(6.4, 4.0), layout="constrained")
+    axes = drawn.add_subplot()
+    labelled = set()
+    for summary in group:
+        name = name_without_seed(summary)
+        seconds, robust = zip(*summary["training"]["robust_over_time"], strict=True)
+        style: Any = {"color": matplotlib.colormaps["tab20"](names.index(name) % 20), "lw": 1.3}
+        label = None if name in labelled else name
+        axes.plot([each / 60 for each in seconds], robust, ".-", label=label, **style)
+        labelled.add(name)
+    axes.set_xlabel("minutes of training")
+    axes.set_ylabel("validation robust accuracy")
+    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+    axes.grid(alpha=0.3)
+    drawn.legend(loc="outside right upper", frameon=False, fontsize=8)
+    save(drawn, path)
+
+
+def save(drawn: Figure, path: Path) -> None:
+    """Write a figure as SVG, the same bytes each time."""
     with matplotlib.rc_context({"svg.hashsalt": "tfrobust"}):
         write_atomically(path, lambda aside: drawn.savefig(aside, metadata={"Date": None}))
 
@@ -303,6 +340,8 @@ def main(docs: Path, add: Sequence[str] = (), check: bool = False, name: str | N
             write_text(path, text)
         for data, group in by_data(docs).items():
             figure(group, docs / "results" / f"{data}.svg")
+            if runs := timed(group):
+                time_figure(runs, docs / "results" / f"{data}_time.svg")
     except ValueError as error:
         print(error, file=sys.stderr)
         return 1

@@ -13,7 +13,7 @@ from pipelines import config as configs
 from tfrobust.errors import UserError
 from tfrobust.evaluation import Record
 from tfrobust.io import write_text
-from tfrobust.report import load_run, summarise_training
+from tfrobust.report import load_run, robust_over_time, summarise_training
 
 PLACE_KEYS = {"dir", "path", "init_from"}  # the keys of paths
 
@@ -47,7 +47,8 @@ def add_run(folder: Path, results: Path, name: str | None = None) -> Path:
             {k: v for k, v in config.items() if k not in ("command", "note")} | {"name": name}
         ),
         "evaluation": without_places(record.evaluation.as_json()),
-        "training": asdict(summarise_training(record.history, record.config)),
+        "training": asdict(summarise_training(record.history, record.config))
+        | {"robust_over_time": robust_over_time(record.history)},
     }
     path = results / f"{name}.json"
     if path.is_file() and read_summary(path)["config"].get("seed") != config.get("seed"):

@@ -58,7 +58,7 @@ class AttackEval(Stage):
     def check(self, spec: Spec, folder: RunFolder, planned: Collection[str]) -> None:
         if spec.tracker is not None:
             spec.tracker.check()
-        test = spec.data.test
+        test = spec.evaluated
         if not any(isinstance(listed.attack, SavedImages) for listed in spec.attack_list):
             test = test.first(min(FIRST, len(test)))
         if "train" in planned:
@@ -112,16 +112,18 @@ def _has_current_schema(folder: RunFolder) -> bool:
 
 
 def _attack_eval(spec: Spec, folder: RunFolder, network: SavedNetwork) -> None:
-    """Evaluate the network on the test split; then write config.yaml and TensorBoard's events."""
-    test, options = spec.data.test, spec.evaluation
+    """Evaluate the network on its split; then write config.yaml and TensorBoard's events."""
+    test, options = spec.evaluated, spec.evaluation
     x, y = test.as_float(), test.labels
     details = Details(
         data=spec.config["data"]["name"],
+        split=options.split,
         index=test.index,
         class_names=spec.data.source.class_names,
         model=spec.config.get("model"),
         digest=fingerprint({}, (), network_files(spec, folder)),
         training_commit=folder.commit("train"),
+        training_hardware=folder.hardware("train"),
         curve=[(point, _at(network, point)) for point in _points(options)],
         say=functools.partial(print, flush=True),
     )

@@ -12,7 +12,6 @@ from pipelines.sections import TRAINED
 from pipelines.spec import Spec
 from pipelines.stages.stage import Stage
 from pipelines.stages.train import Train, check_training, training_fingerprint
-from tfrobust.provenance import commit
 
 
 class Search(Stage):
@@ -33,7 +32,7 @@ class Search(Stage):
     def run(self, spec: Spec, folder: RunFolder) -> None:
         folder.write_config()
         # The mark of training says which config trained in a folder, also for a search.
-        folder.mark("train", Train().inputs(spec, folder), done=False, commit=commit())
+        folder.mark("train", Train().inputs(spec, folder), done=False)
         _tuner().search(spec, folder)
 
 

@@ -19,7 +19,6 @@ from tfrobust.data import readable
 from tfrobust.errors import UserError, in_memory
 from tfrobust.gate import SOME
 from tfrobust.models import keras_file
-from tfrobust.provenance import commit
 
 
 class Train(Stage):
@@ -105,7 +104,7 @@ def extends(spec: Spec, folder: RunFolder) -> bool:
             flush=True,
         )
     finished = stopped and folder.done(stage.name, begun, stage.outputs(spec, folder))
-    folder.mark(stage.name, stage.inputs(spec, folder), done=finished, commit=commit())
+    folder.mark(stage.name, stage.inputs(spec, folder), done=finished)
     return True
 
 

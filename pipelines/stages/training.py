@@ -117,6 +117,7 @@ def _train_up_to_epoch(
 ) -> keras.Model:
     """Train until `epochs` epochs are done, and return the network at its best epoch."""
     assert spec.method is not None and spec.optimizer is not None and spec.network is not None
+    timer = BatchTimer()  # its clock runs from here, where the data are loaded
     keras.utils.set_random_seed(spec.seed)
     (split, held_out, extra), rollbacks = data, checkpoints.rollbacks
     size = spec.data.batch_size
@@ -161,7 +162,7 @@ def _train_up_to_epoch(
     first_full = math.ceil(plan.epsilon_warmup_epochs + plan.epsilon_ramp_epochs)
     guides = plan.schedule.callbacks(first_full, plan.monitor)
     monitors = [CatastrophicOverfitting(), TableQuantiles(split.index)]
-    steering = [BatchTimer(), statistics, *guides, best, *monitors]
+    steering = [timer, statistics, *guides, best, *monitors]
     resume = Resume(
         model,
         checkpoints,

@@ -1,4 +1,4 @@
-"""Stage verdict: the evaluation against the section `require`."""
+"""Stage verdict: the run against the section `require`."""
 
 from __future__ import annotations
 
@@ -11,15 +11,22 @@ from pipelines.sections import Requirements
 from pipelines.spec import Spec
 from pipelines.stages.attack_eval import FIRST, SECTIONS, AttackEval, require_evaluation
 from pipelines.stages.stage import Stage
-from tfrobust.errors import require
+from tfrobust.errors import UserError, require
 from tfrobust.evaluation.cascade import fitted
 from tfrobust.evaluation.results import plain
 from tfrobust.flags import digests, same_images
 from tfrobust.io import write_text
 from tfrobust.record import Record, RequirementRow
-from tfrobust.report import load_run, read_runs, rows_of
+from tfrobust.report import load_run, read_runs, rows_of, summarise_training
 from tfrobust.report.compare import FinishedRun, paired, settings_of
-from tfrobust.report.requirements import at_least, highest_floor, junit, not_worse, under_all
+from tfrobust.report.requirements import (
+    at_least,
+    at_most_minutes,
+    highest_floor,
+    junit,
+    not_worse,
+    under_all,
+)
 
 MISSED = 3  # the exit status of a command whose run misses a requirement
 BASELINE = "require.no_worse_than"
@@ -46,6 +53,8 @@ class Verdict(Stage):
 
     def inputs(self, spec: Spec, folder: RunFolder) -> str:
         files = [folder.flags]
+        if spec.requirements is not None and spec.requirements.training_minutes is not None:
+            files.append(folder.history)
         if (baseline := _baseline(spec)) is not None:
             files += [RunFolder(baseline).evaluation, RunFolder(baseline).flags]
         return fingerprint(spec.config, (*SECTIONS, "require"), files)
@@ -98,6 +107,14 @@ def _judged(run: FinishedRun, required: Requirements) -> list[RequirementRow]:
     level = required.level
     right = {"clean_accuracy": run.flags.right["clean"], "robust_accuracy": under_all(run.flags)}
     rows = [at_least(name, right[name], least, level) for name, least in required.floors.items()]
+    if required.training_minutes is not None:
+        seconds = summarise_training(run.record.history, run.record.config).training_seconds
+        if seconds is None:
+            raise UserError(
+                "require.training_minutes: expected a training whose history.csv has "
+                "training_seconds, received one of before they were recorded"
+            )
+        rows.append(at_most_minutes(seconds, required.training_minutes))
     if required.no_worse_than is None:
         return rows
     baseline = _read(Path(required.no_worse_than).expanduser())
@@ -111,7 +128,7 @@ def _judged(run: FinishedRun, required: Requirements) -> list[RequirementRow]:
 
 def _check_floors(spec: Spec, required: Requirements) -> None:
     """Raise a UserError for a floor so high that the test images cannot show it."""
-    n = len(spec.data.test)
+    n = len(spec.evaluated)
     sizes = {
         "clean_accuracy": n,
         "robust_accuracy": min([n, *(a.examples for a in spec.attack_list if a.examples)]),
@@ -138,7 +155,7 @@ def _check_baseline(spec: Spec, baseline: FinishedRun) -> None:
     for name in [*ours, *theirs]:
         expected = f"a run with the same attacks, {name}: {ours.get(name)}"
         require(ours.get(name) == theirs.get(name), BASELINE, expected, theirs.get(name))
-    test = spec.data.test.first(min(FIRST, len(spec.data.test)))
+    test = spec.evaluated.first(min(FIRST, len(spec.evaluated)))
     same = same_images(digests(test.as_float(), test.labels), baseline.flags.digest)
     expected = "a run on the same test images in the same order"
     require(same, BASELINE, expected, str(baseline.row.folder))

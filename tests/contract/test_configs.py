@@ -13,8 +13,10 @@ from pipelines import config as configs
 from pipelines import suite_runner
 from pipelines.smoke_runs import smoke
 from pipelines.spec import Spec, parse
+from pipelines.stages.training import splits
 from pipelines.suite import Member, Suite, load_suite
 from tests.products import slow_but
+from tfrobust.errors import UserError
 from tfrobust.methods import METHODS
 
 # Overrides for what only a user has: here synthetic images of the right shape.
@@ -33,6 +35,7 @@ THIN = {
     "wide_resnet": ["model.depth=10", "model.width=1"],
     "resnet": ["model.depth=18", "model.width=1"],
     "preact_resnet": ["model.depth=18", "model.width=1"],
+    "small_resnet": ["model.groups=[2]"],
     "iaat_wide_resnet": ["model.depth=8", "model.width=1"],
 }
 
@@ -123,6 +126,17 @@ def test_train_eps_changes_only_the_training() -> None:
     assert spec.method is not None and spec.network is not None
     model = spec.method(spec.network(), ramp_steps=0)
     assert (model.threat.eps, spec.threats[0].eps) == (0.05, 0.15)
+
+
+def test_an_evaluation_may_see_the_images_that_validation_holds_out() -> None:
+    config = configs.load(configs.find("digits_adv"), ["evaluation.split=validation", "seed=3"])
+    spec = parse("digits_adv", config)
+    trained, held_out, _ = splits(spec)
+    assert spec.evaluated.index.tolist() == held_out.index.tolist()
+    assert not set(spec.evaluated.index.tolist()) & set(trained.index.tolist())
+    config["data"]["validation"] = 0
+    with pytest.raises(UserError, match=r"evaluation.split: expected test \(data.validation holds"):
+        parse("digits_adv", config)
 
 
 def test_constants_are_those_of_the_papers() -> None:

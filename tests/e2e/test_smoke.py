@@ -49,7 +49,7 @@ def test_every_method_through_every_stage(method: str, tmp_path: Path) -> None:
     rows = history(folder)
     assert [(row["epoch"], row["step"]) for row in rows] == [("0", "2"), ("1", "4")]
     columns = ["finished_at", "val_robust_accuracy", "val_jacobian"]
-    for column in [*columns, "seconds_per_batch", "validation_share"]:
+    for column in [*columns, "seconds_per_batch", "training_seconds", "validation_share"]:
         assert all(row[column] for row in rows), column
     assert ("jacobian" in rows[0]) == (method in ("jac", "atlas", "trades_jac"))
 

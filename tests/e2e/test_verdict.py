@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import xml.etree.ElementTree as ET
 from argparse import Namespace
@@ -15,7 +16,9 @@ import yaml
 from pipelines.runner import main, run
 from pipelines.stages import Missed
 from pipelines.suite import load_suite
+from tfrobust import provenance
 from tfrobust.errors import UserError
+from tfrobust.flags import Flags
 from tfrobust.record import CheckRow, Record
 
 pytestmark = pytest.mark.usefixtures("short_closing")
@@ -179,6 +182,32 @@ def test_what_cannot_be_judged_is_refused_before_anything_is_written(
     itself = overrides(made, "good", f"no_worse_than={baseline}")
     with pytest.raises(UserError, match=where + "|the folder of another run"):
         run("evaluate", itself, tmp_path / "runs", None, smoke=False)
+
+
+@pytest.mark.slow
+def test_a_training_that_takes_too_long_misses_its_minutes(tmp_path: Path) -> None:
+    """With other minutes the run is only judged again."""
+    settings = ["model={name: small_cnn, filters: [4], kernel: 3, units: 16}", "train.epochs=2"]
+    settings += ["train.steps_per_epoch=2", "train.epsilon_ramp_epochs=0", "attacks=fgsm"]
+    settings += ["evaluation.split=validation"]
+    with pytest.raises(Missed) as error:
+        run("digits_adv", [*settings, "require.training_minutes=1e-5"], tmp_path, None, smoke=False)
+    assert error.value.lines[0].endswith("and validation; required: at most 1e-05")
+    folder = error.value.folder
+    (row,), history = Record.load(folder).requirements, (folder / "history.csv").read_text()
+    *_, last = csv.DictReader(history.splitlines())
+    assert row.value == float(last["training_seconds"]) / 60
+    run("digits_adv", [*settings, "require.training_minutes=60"], tmp_path, None, smoke=False)
+    record = Record.load(folder)
+    assert record.requirements[0].met and (folder / "history.csv").read_text() == history
+    assert record.training_hardware == provenance.hardware()
+    assert record.data is not None and record.data.split == "validation"
+    assert record.examples == 60 and len(set(Flags.load(folder).index.tolist())) == 60
+
+
+def test_minutes_are_refused_without_a_training(made: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="require.training_minutes: expected none .*not train"):
+        run("evaluate", overrides(made, "good", "training_minutes=5"), tmp_path, None, smoke=False)
 
 
 def test_a_smoke_run_is_not_judged_and_says_so(

@@ -25,6 +25,8 @@ from tfrobust.report import (
     write_report,
 )
 from tfrobust.report.compare import difference, flat
+from tfrobust.report.compare_figures import over_time
+from tfrobust.report.requirements import at_most_minutes
 from tfrobust.report.summary import pareto
 from tfrobust.report.text import NOTHING
 
@@ -58,12 +60,17 @@ def test_table_has_a_row_for_each_label_with_mean_and_deviation(tmp_path: Path) 
     runs = read_runs(rows)
     table = comparison(runs)
     assert [title.split("\n")[0] for title in table.header] == [
-        "method", "seeds", "clean", "PGD-20", "worst case", "time per batch", "epochs",
+        "method", "seeds", "clean", "PGD-20", "worst case", "time per batch", "training time",
+        "epochs",
     ]  # fmt: skip
     first, second = table.rows
     # The deviation of 0.8 and 0.9 is 0.0707, of 0.4 and 0.6 0.1414; the paper has 0.9947 and 0.5.
     assert first[:3] == ["a", "0, 1", "85.0 ± 7.1 %\npaper 99.5 %, -14.5"]
-    assert first[3] == "50.0 ± 14.1 %\npaper 50.0 %, +0.0" and first[5:] == ["42.0 ms", "4"]
+    assert first[3] == "50.0 ± 14.1 %\npaper 50.0 %, +0.0" and first[5:] == [
+        "42.0 ms",
+        NOTHING,
+        "4",
+    ]
     assert second[:4] == ["b", "0", "100.0 %", "30.0 %"]
     assert table.bold == {(1, 2), (0, 3), (0, 4)}  # the best of each column
 
@@ -155,7 +162,39 @@ def test_run_without_a_history_has_no_epochs_in_the_table(tmp_path: Path) -> Non
     runs = [saved_run(tmp_path / name, 8, 4) for name in ("mine", "theirs")]
     (runs[1] / "history.csv").unlink()
     rows = comparison(read_runs(rows_of(runs))).rows
-    assert [row[-2:] for row in rows] == [["42.0 ms", "4"], [NOTHING, NOTHING]]
+    assert [row[-3:] for row in rows] == [["42.0 ms", NOTHING, "4"], [NOTHING] * 3]
+
+
+def test_a_run_that_missed_a_requirement_is_marked_and_never_the_best(tmp_path: Path) -> None:
+    require = {"training_minutes": 60}
+    late, other = saved_run(tmp_path / "late", 10, 9, require=require), tmp_path / "other"
+    change(late, requirements=[at_most_minutes(3601.0, 60).model_dump()])
+    table = comparison(read_runs(rows_of([late, saved_run(other, 8, 4)])))
+    assert [row[0] for row in table.rows] == ["late †", "other"]
+    assert table.bold == {(1, 2), (1, 3), (1, 4)}
+    page = write_comparison(tmp_path / "out", "mine", rows_of([late, other]), {}).read_text()
+    assert "late missed training_minutes: 60.02 minutes of training" in page
+
+
+def test_accuracy_over_the_time_of_training_is_drawn_for_runs_that_have_a_clock(
+    tmp_path: Path,
+) -> None:
+    folders = [saved_run(tmp_path / name, 8, 4) for name in "ab"]
+    assert over_time(read_runs(rows_of(folders))) == {}
+    for folder, seconds in zip(folders, (60, 90), strict=True):
+        path = folder / "history.csv"
+        head, *rows = path.read_text().splitlines()
+        rows = [f"{row},{seconds * (place + 1)}" for place, row in enumerate(rows)]
+        path.write_text("\n".join([f"{head},training_seconds", *rows]))
+    runs = read_runs(rows_of(folders))
+    assert comparison(runs).rows[1][-2] == "6 min 00 s"
+    (axes,) = over_time(runs)["robust-accuracy-over-time"].axes
+    first, second = axes.lines
+    assert first.get_xdata().tolist() == [1, 2, 3, 4]
+    assert second.get_xdata().tolist() == [1.5, 3, 4.5, 6]
+    assert first.get_ydata().tolist() == [0.5, 0.8, 0.25, 0.2]
+    page = write_comparison(tmp_path / "out", "mine", rows_of(folders), {})
+    assert (page.parent / "figures" / "robust-accuracy-over-time.svg").is_file()
 
 
 def test_runs_that_cannot_be_compared_are_one_line(tmp_path: Path) -> None:

@@ -73,6 +73,8 @@ def test_a_summary_holds_command_training_and_no_paths_of_the_machine(tmp_path: 
         "seconds_per_batch": 0.05,
         "validation_share": None,
         "wall_seconds": 30.0,
+        "training_seconds": None,
+        "robust_over_time": [],
     }
     assert "somewhere" not in path.read_text() and "/tmp" not in path.read_text()
     assert summary["config"]["data"] == {"name": "digits"}
@@ -220,12 +222,29 @@ def test_the_leaderboard_has_a_row_for_each_run_in_robustbench_fields(tmp_path: 
         "autoattack_examples": 10,
         "runtime": 3.1,
         "training_seconds": 30.0,
+        "training_hardware": None,
         "hardware": None,
         "training_commit": None,
         "commit": "abc123",
         "stale": None,
     }
     assert weak["autoattack_acc"] is None and list(weak) == list(row)
+
+
+def test_runs_with_a_clock_have_a_figure_of_accuracy_over_time(tmp_path: Path) -> None:
+    docs, runs = tmp_path / "docs", []
+    for seed in (0, 1):
+        runs.append(autoattack(tmp_path / str(seed), 0.3, seed=seed))
+        path = runs[-1] / "history.csv"
+        head, *rows = path.read_text().splitlines()
+        lines = [f"{row},{10.5 * (place + 1)}" for place, row in enumerate(rows)]
+        path.write_text("\n".join([f"{head},training_seconds", *lines]))
+        assert tool.main(docs, add=[str(runs[-1])]) == 0
+        shown = (docs / "results" / "digits_time.svg").is_file()
+        assert shown == ("digits_time.svg" in (docs / "results.md").read_text()) == bool(seed)
+    summary = json.loads((docs / "results" / "digits_atlas.json").read_text())["training"]
+    assert summary["robust_over_time"] == [[10.5, 0.5], [21.0, 0.6], [31.5, 0.4]]
+    assert [row["training_seconds"] for row in tool.leaderboard.read(docs)] == [31.5, 31.5]
 
 
 def test_all_seeds_of_a_run_are_one_line_of_page_and_readme(tmp_path: Path, capsys: Any) -> None:
@@ -235,10 +254,10 @@ def test_all_seeds_of_a_run_are_one_line_of_page_and_readme(tmp_path: Path, caps
     readme.write_text("top\n<!-- leaderboard: digits_atlas -->\nold\n<!-- end -->\nbottom\n")
     assert tool.main(docs, add=[str(run) for run in runs]) == 0
     line = "| digits_atlas | Linf, eps 8/255 | 1, 2 | 80.0 % of 10 (80.0 to 80.0) | "
-    line += "35.0 % of 10 (30.0 to 40.0) |"
+    line += "35.0 % of 10 (30.0 to 40.0) | 30.0 s |"
     # The Wilson interval of 5 out of 10 is 0.2366 to 0.7634.
     best = "| better | Linf, eps 8/255 | 0 | 80.0 % of 10 (49.0 to 94.3) | "
-    best += "50.0 % of 10 (23.7 to 76.3) |"
+    best += "50.0 % of 10 (23.7 to 76.3) | 30.0 s |"
     assert f"{best}\n{line}\n" in (docs / "results.md").read_text()
     text = readme.read_text()
     assert line in text and "better" not in text and "old" not in text

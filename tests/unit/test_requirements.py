@@ -14,7 +14,14 @@ from tfrobust.flags import Flags
 from tfrobust.record import Record, RequirementRow
 from tfrobust.report import load_run, write_report
 from tfrobust.report.compare import Difference, difference
-from tfrobust.report.requirements import at_least, highest_floor, junit, not_worse, under_all
+from tfrobust.report.requirements import (
+    at_least,
+    at_most_minutes,
+    highest_floor,
+    junit,
+    not_worse,
+    under_all,
+)
 
 COUNTS = [(0, 20), (9, 20), (13, 20), (14, 20), (20, 20), (470, 1000), (477, 1000), (900, 1000)]
 PAIRS = [(0, 4), (0, 5), (4, 12), (4, 13), (12, 4), (3, 3), (40, 60), (6, 0)]
@@ -91,6 +98,13 @@ def test_a_network_is_not_worse_than_itself() -> None:
     right = np.arange(50) % 3 > 0
     row = not_worse("x", difference(right, right), "itself", 0.95)
     assert row.met and row.value == row.bound == 0
+
+
+def test_minutes_of_training_may_be_reached_and_not_passed() -> None:
+    exact, late = at_most_minutes(3600.0, 60), at_most_minutes(3600.9, 60)
+    assert exact.met and not late.met and late.value == pytest.approx(60.015)
+    assert late.text == "60.02 minutes of training and validation; required: at most 60"
+    assert late.bound is late.level is late.examples is None
 
 
 def test_robust_is_right_under_every_attack_on_the_images_that_all_saw() -> None:

@@ -122,7 +122,7 @@ def run(
 
 def measured(folder: Path) -> list[list[str]]:
     """Return the rows of history.csv without the times, which differ in every run."""
-    skip = ("finished_at", "seconds_per_batch", "validation_share")
+    skip = ("finished_at", "seconds_per_batch", "training_seconds", "validation_share")
     rows = csv.DictReader((folder / "history.csv").open())
     return [[v for k, v in row.items() if k not in skip] for row in rows]
 
@@ -275,3 +275,30 @@ def test_a_signal_in_the_last_batch_of_an_epoch_stops_after_validation(tmp_path:
     with pytest.raises(Interrupted, match="saved after 2 epochs and 0 batches"):
         run(tmp_path, signal_at=6)
     assert Checkpoints(tmp_path).note["step"] == 6
+
+
+def test_the_clock_of_training_goes_on_where_the_checkpoint_left_it(
+    tmp_path: Path, two_epochs: Path
+) -> None:
+    """The checkpoint says that the two epochs took 1000 s; the pause since then does not count."""
+    shutil.copytree(two_epochs, tmp_path / "cut")
+
+    def after_1000_seconds(states: dict[str, Any]) -> dict[str, Any]:
+        return states | {"BatchTimer": states["BatchTimer"] | {"training_seconds": 1000.0}}
+
+    rewrite_states(tmp_path / "cut", after_1000_seconds)
+    run(tmp_path / "cut", 3)
+    rows = list(csv.DictReader((tmp_path / "cut" / "history.csv").open()))
+    first, second, third = (float(row["training_seconds"]) for row in rows)
+    assert 0 < first < second < 1000 < third < 1100
+
+
+def test_the_clock_of_training_starts_when_the_timer_is_made(monkeypatch) -> None:
+    now = 5.0
+    monkeypatch.setattr("time.perf_counter", lambda: now)
+    timer = BatchTimer()
+    now = 7.0
+    assert timer.training_seconds == 2.0
+    timer.set_state({"training_seconds": 30.0})
+    now = 8.5
+    assert timer.training_seconds == 31.5

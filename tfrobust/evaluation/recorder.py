@@ -59,6 +59,7 @@ class Details:
         model: The evaluated network, as a config describes it.
         digest: A digest of the network's files.
         training_commit: The commit of the code that trained the network.
+        training_hardware: The device and the CPU threads that trained it.
         curve: A once-for-all network at each of its points, such as {"lambda": 0.5}; the first is
             the evaluated network itself.
         say: Called with each line about the progress.
@@ -71,6 +72,7 @@ class Details:
     model: dict[str, Any] | None = None
     digest: str | None = None
     training_commit: str | None = None
+    training_hardware: str | None = None
     curve: Sequence[tuple[dict[str, float], LogitsFn]] = ()
     say: Callable[[str], None] = print
 
@@ -142,6 +144,7 @@ class Recorder:
             model=details.model,
             network=network,
             training_commit=details.training_commit,
+            training_hardware=details.training_hardware,
         )
         self.results: list[Result] = []
         self.finished: list[Result] = []
@@ -270,6 +273,7 @@ class Recorder:
             self.details.say(line)
         if len(flags.label) == len(self.flags.label):
             self._keep(before, "versions", "commit", "provenance", "training_commit")
+            self._keep(before, "training_hardware")
             right, provenance = flags.right["clean"], before.provenance
             self.finished.append(Result("clean", right, 0.0, provenance=provenance))
         for row, listed in zip(kept, self.attack_list, strict=False):

@@ -22,8 +22,9 @@ from tfrobust.report.summary import (
     is_worst_case,
     summarise_training,
 )
-from tfrobust.report.text import NOTHING, milliseconds, percent, points
+from tfrobust.report.text import NOTHING, duration, milliseconds, percent, points
 
+MISSED = " †"  # follows the label of a row with a run that missed a requirement
 CHANCE = 0.05  # a difference with a smaller p-value is beyond chance
 
 
@@ -119,7 +120,7 @@ def comparison(runs: Sequence[FinishedRun]) -> ReportTable:
 
     A cell has the mean accuracy over the seeds, with its standard deviation. If a paper has a
     figure, the cell also has that figure and the difference. The best cell of a column is bold if
-    the runs are `alike`.
+    the runs are `alike`. A row with a run that missed a requirement is marked and never the best.
     """
     names = in_order(name for run in runs for name in run.accuracies)
     lines, means = [], []
@@ -130,11 +131,12 @@ def comparison(runs: Sequence[FinishedRun]) -> ReportTable:
             cells.append(_cell(rows))
             values.append(mean(row.accuracy for row in rows) if rows else -1.0)
         seeds = ", ".join(str(run.seed) for run in family)
-        lines.append([label, seeds, *cells, *_costs(family)])
-        means.append(values)
+        missed = any(run.record.missed for run in family)
+        lines.append([label + MISSED * missed, seeds, *cells, *_costs(family)])
+        means.append([-1.0] * len(names) if missed else values)
     header = ["method", "seeds", *(_head(name, runs) for name in names)]
     best = _highest(means, first_column=2) if len(means) > 1 and alike(runs) else frozenset()
-    return ReportTable([*header, "time per batch", "epochs"], lines, best)
+    return ReportTable([*header, "time per batch", "training time", "epochs"], lines, best)
 
 
 def _head(name: str, runs: Sequence[FinishedRun]) -> str:
@@ -144,12 +146,14 @@ def _head(name: str, runs: Sequence[FinishedRun]) -> str:
 
 
 def _costs(family: Sequence[FinishedRun]) -> list[str]:
-    """Return the mean time per batch and the epochs of a label's runs."""
+    """Return the mean times per batch and of training, and the epochs, of a label's runs."""
     costs = [summarise_training(run.record.history, run.record.config) for run in family]
     times = [cost.seconds_per_batch for cost in costs if cost.seconds_per_batch is not None]
     epochs = sorted({cost.epochs for cost in costs} - {0})  # 0: trained elsewhere
     time = milliseconds(mean(times) if times else None)
-    return [time, "/".join(map(str, epochs)) or NOTHING]
+    clocks = [cost.training_seconds for cost in costs if cost.training_seconds is not None]
+    total = duration(mean(clocks) if clocks else None)
+    return [time, total, "/".join(map(str, epochs)) or NOTHING]
 
 
 def _highest(means: Sequence[Sequence[float]], first_column: int) -> frozenset[tuple[int, int]]:

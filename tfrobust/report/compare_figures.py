@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from tfrobust.report.compare import FinishedRun, alike, families
 from tfrobust.report.figures import PANELS, in_percent, literal, new_axes
 from tfrobust.report.html import INK
-from tfrobust.report.summary import ClassRow, class_rows, pareto
+from tfrobust.report.summary import ClassRow, class_rows, pareto, robust_over_time
 
 MARKERS = "osD^vP*X<>"
 MOST_CLASSES = 20  # in one figure
@@ -75,6 +75,29 @@ def overlays(runs: Sequence[FinishedRun]) -> dict[str, Figure]:
             axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
         figures[panel.name] = _legend(figure, axes)
     return figures
+
+
+def over_time(runs: Sequence[FinishedRun]) -> dict[str, Figure]:
+    """Draw validation robust accuracy over the time of training, a line for each run.
+
+    There is no figure unless two runs have both.
+    """
+    lines = {id(run): robust_over_time(run.record.history) for run in runs}
+    if sum(bool(line) for line in lines.values()) < 2:
+        return {}
+    figure, axes = new_axes("minutes of training", "validation robust accuracy", size=SIZE)
+    for place, (label, family) in enumerate(families(runs).items()):
+        for number, run in enumerate(family):
+            axes.plot(
+                [seconds / 60 for seconds, _ in lines[id(run)]],
+                [robust for _, robust in lines[id(run)]],
+                color=_colour(place),
+                lw=1.4,
+                marker=".",
+                label=None if number else literal(label),
+            )
+    in_percent(axes.yaxis)
+    return {"robust-accuracy-over-time": _legend(figure, axes)}
 
 
 def over_eps(runs: Sequence[FinishedRun]) -> dict[str, Figure]:

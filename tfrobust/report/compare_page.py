@@ -21,7 +21,7 @@ from tfrobust.report.compare import (
     read_runs,
     same_test_images,
 )
-from tfrobust.report.compare_figures import classes, over_eps, overlays, scatter, sweeps
+from tfrobust.report.compare_figures import classes, over_eps, over_time, overlays, scatter, sweeps
 from tfrobust.report.html import ReportTable, write_page
 from tfrobust.report.summary import overfitting
 
@@ -29,7 +29,7 @@ EXPLAINED = (
     "Accuracies are shares of test images. Under an attack, an image is right if it is right both "
     "clean and attacked; the worst case is over the images that every attack saw. n: number of "
     "images. Several seeds: mean ± standard deviation. Differences to the paper are in points. "
-    "Bold: the best of a column."
+    "Bold: the best of a column. †: missed a requirement, so it does not count as the best."
 )
 UNLIKE = (
     " These runs differ in their data or threat, and each was attacked at its own eps: accuracies "
@@ -129,7 +129,7 @@ def _sections(runs: Sequence[FinishedRun]) -> list[tuple[str, dict[str, Figure],
         ),
         (
             "Training",
-            overlays(runs),
+            overlays(runs) | over_time(runs),
             "On the validation split; the loss is that of the training batches. Epochs from 0.",
         ),
     ]

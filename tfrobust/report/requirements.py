@@ -1,9 +1,9 @@
-"""Requirements on an evaluation: floors and a baseline, judged on the flags of each image.
+"""Requirements on a run: floors and a baseline, judged on the flags of each image; minutes.
 
-Each is judged by itself, and the end of a one-sided interval decides, never the number that was
-measured. The burden of proof differs. A floor has to be shown: too few images miss it, as they
-would else let anything pass. That a network is worse than another has to be shown too: that it is
-not worse at all cannot be, and not even a network compared with itself would pass.
+Each is judged by itself. For an accuracy the end of a one-sided interval decides, never the number
+that was measured. The burden of proof differs. A floor has to be shown: too few images miss it, as
+they would else let anything pass. That a network is worse than another has to be shown too: that it
+is not worse at all cannot be, and not even a network compared with itself would pass.
 """
 
 import math
@@ -83,6 +83,15 @@ def not_worse(name: str, pair: Difference, baseline: str, level: float) -> Requi
         required=0.0,
         level=level,
         examples=pair.n,
+    )
+
+
+def at_most_minutes(seconds: float, most: float) -> RequirementRow:
+    """Judge the time of training and its validation against the minutes that it may take."""
+    text = f"{seconds / 60:.2f} minutes of training and validation; required: at most {most:g}"
+    met = seconds <= 60 * most
+    return RequirementRow(
+        name="training_minutes", met=met, text=text, value=seconds / 60, required=most
     )
 
 

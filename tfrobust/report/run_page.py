@@ -291,6 +291,7 @@ def _training(record: RunRecord) -> list[tuple[str, str]]:
         (kept, NOTHING if cost.best_epoch is None else str(cost.best_epoch)),
         ("median time per batch", milliseconds(cost.seconds_per_batch)),
         ("validation, of an epoch's time", percent(cost.validation_share)),
+        ("time of training and validation", duration(cost.training_seconds)),
         ("wall time, pauses included", duration(cost.wall_seconds)),
     ]
 

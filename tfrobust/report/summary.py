@@ -89,7 +89,9 @@ class TrainingSummary:
         best_epoch: The epoch whose weights are kept, counted from 0.
         seconds_per_batch: The median time of a batch.
         validation_share: The median share of validation in the time of an epoch.
-        wall_seconds: The time from the start of the first epoch to the end of the last.
+        wall_seconds: The time from the start of the first epoch to the end of the last, pauses
+            included.
+        training_seconds: The time of training and validation, without pauses.
     """
 
     epochs: int
@@ -97,6 +99,7 @@ class TrainingSummary:
     seconds_per_batch: float | None
     validation_share: float | None
     wall_seconds: float | None
+    training_seconds: float | None
 
 
 def accuracy_rows(config: Mapping[str, Any], evaluation: Record) -> list[AccuracyRow]:
@@ -361,7 +364,14 @@ def summarise_training(
         seconds_per_batch=median_of("seconds_per_batch"),
         validation_share=median_of("validation_share"),
         wall_seconds=wall,
+        training_seconds=history[-1].get("training_seconds") if history else None,
     )
+
+
+def robust_over_time(history: Sequence[Mapping[str, float]]) -> list[tuple[float, float]]:
+    """Return (seconds of training, validation robust accuracy) of each epoch that has both."""
+    both = [(row.get("training_seconds"), row.get(ROBUST)) for row in history]
+    return [(at, robust) for at, robust in both if at is not None and robust is not None]
 
 
 def pareto(pairs: Sequence[tuple[float, float]]) -> list[int]:

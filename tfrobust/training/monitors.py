@@ -25,13 +25,29 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 class BatchTimer(Stateful, keras.callbacks.Callback):
-    """A callback that adds seconds_per_batch, validation_share and learning_rate to the logs.
+    """A callback that adds times and the learning rate to the logs.
 
-    They are the median time of a training batch, the share of the epoch's time that validation
-    took, and the learning rate at the beginning of the epoch.
+    They are `training_seconds`, the time of training and validation since the callback was made;
+    `seconds_per_batch`, the median time of a batch; `validation_share`, the share of the epoch's
+    time that validation took; and the learning rate at the beginning of the epoch. A resumed run
+    goes on from the seconds of its checkpoint: neither the pause counts, nor the time of steps that
+    are not in the checkpoint.
     """
 
-    state_names = ("learning_rate",)
+    state_names = ("learning_rate", "training_seconds")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds_before, self.since = 0.0, time.perf_counter()
+
+    @property
+    def training_seconds(self) -> float:
+        """The time of training so far."""
+        return self.seconds_before + time.perf_counter() - self.since
+
+    @training_seconds.setter
+    def training_seconds(self, seconds: float) -> None:
+        self.seconds_before, self.since = seconds, time.perf_counter()
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self.seconds: list[float] = []
@@ -56,6 +72,7 @@ class BatchTimer(Stateful, keras.callbacks.Callback):
         if logs is not None:
             logs["seconds_per_batch"] = statistics.median(self.seconds)
             logs["validation_share"] = self.validated / (time.perf_counter() - self.started)
+            logs["training_seconds"] = self.training_seconds
             logs["learning_rate"] = self.learning_rate
 
 
