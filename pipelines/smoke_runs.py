@@ -10,7 +10,7 @@ from pipelines.space import Range
 from pipelines.spec import Spec, parse
 from tfrobust.attacks import Attack
 
-LIMITS = {"steps": 2, "restarts": 2, "targets": 2, "draws": 2, "eot": 2, "queries": 20}
+LIMITS = {"steps": 2, "restarts": 2, "targets": 2, "draws": 2, "samples": 2, "queries": 20}
 
 
 def smoke(spec: Spec) -> Spec:

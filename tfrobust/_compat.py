@@ -26,6 +26,7 @@ from tfrobust.xla import on_gpus
 __all__ = [
     "CompileMetrics",  # Keras's callbacks ask no other class for the direction of a metric
     "HookedModel",
+    "after_layers",
     "layers_of",
     "loss_mean",
     "operation_of",
@@ -130,6 +131,38 @@ def _register_resizing() -> None:
             return dx, lambda u: tf.raw_ops.ResizeBilinear(images=u, size=size, **options)
 
         return transposed(dy), None
+
+
+@contextlib.contextmanager
+def after_layers(function: Callable[[keras.Layer, Any, Any], Any]) -> Iterator[None]:
+    """Pass the outputs of every layer that is called in this context through a function.
+
+    Args:
+        function: A function (layer, positional inputs, outputs) -> the outputs to go on with.
+    """
+    _replace_call()
+    token = _after.set(function)
+    try:
+        yield
+    finally:
+        _after.reset(token)
+
+
+_after: contextvars.ContextVar[Callable[..., Any] | None]
+_after = contextvars.ContextVar("after", default=None)
+
+
+@functools.cache
+def _replace_call() -> None:
+    """Let `keras.Layer.__call__` call the function of `after_layers`."""
+    keras_call = keras.Layer.__call__
+
+    @functools.wraps(keras_call)
+    def call(layer: keras.Layer, *args: Any, **kwargs: Any) -> Any:
+        outputs, function = keras_call(layer, *args, **kwargs), _after.get()
+        return outputs if function is None else function(layer, args, outputs)
+
+    keras.Layer.__call__ = call
 
 
 class HookedModel(keras.Model):

@@ -18,7 +18,7 @@ from pipelines.trackers import log_results
 from tfrobust.attacks import SavedImages
 from tfrobust.errors import UserError, in_memory
 from tfrobust.evaluation import Details, evaluate, margins
-from tfrobust.evaluation.cascade import check_files
+from tfrobust.evaluation.cascade import check_attacks
 from tfrobust.evaluation.crafting import by_xla, predictor
 from tfrobust.evaluation.image_file import ImageFile
 from tfrobust.evaluation.pictures import VALLEY
@@ -75,8 +75,8 @@ class AttackEval(Stage):
             unfiltered = (
                 spec.attack_list[:1] if spec.evaluation.mode == "cascade" else spec.attack_list
             )
-            limits = (spec.threats[0], network.classes, size, unfiltered)
-            check_files(spec.attack_list, images, correct, *limits)
+            limits = (spec.threats[0], size, unfiltered)
+            check_attacks(spec.attack_list, network, images, correct, *limits)
             if spec.evaluation.save is not None:
                 ImageFile(folder.path, spec.evaluation.save, images)
 

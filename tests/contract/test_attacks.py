@@ -19,6 +19,8 @@ from tfrobust.registry import build
 
 SMALL: dict[str, dict[str, Any]] = {
     "apgd": {"steps": 10},
+    "bpda": {"attack": {"name": "pgd", "steps": 5}, "layers": ["last"]},
+    "eot": {"attack": {"name": "pgd", "steps": 5}, "samples": 2},
     "fab": {"steps": 5},
     "multi_targeted": {"steps": 5},
     "rays": {"queries": 60},
@@ -34,9 +36,11 @@ X[0], X[1] = 0.0, 1.0  # corners of the box
 
 @pytest.fixture(scope="module")
 def network() -> keras.Model:
-    """Return a network for images [6, 6, 1] of three classes."""
+    """Return a network for images [6, 6, 1] of three classes, which ends in the layer "last"."""
     keras.utils.set_random_seed(1)
-    return small_cnn((6, 6, 1), 3, filters=[4], kernel=3, units=8)
+    cnn = small_cnn((6, 6, 1), 3, filters=[4], kernel=3, units=8)
+    last = keras.layers.Activation("linear", name="last")
+    return keras.Model(cnn.input, last(cnn.output))
 
 
 NAMES = [name for name in ATTACKS if name != "saved_images"]  # saved images cannot be crafted

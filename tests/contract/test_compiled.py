@@ -16,6 +16,7 @@ from tests.unit import two_devices
 from tfrobust import FGSM, PGD, Adv, Threat, noise
 from tfrobust.attacks import (
     APGD,
+    EOT,
     FAB,
     Attack,
     MultiTargeted,
@@ -111,7 +112,7 @@ QUICK = Square(queries=30)
 OTHERS = (
     APGD(steps=12),
     APGD("targeted_dlr", steps=10, targets=3),
-    APGD(steps=8, eot=2),
+    EOT(APGD(steps=8), 2),
     FAB(steps=10),
     FGSM(),
     PGD(steps=5, restarts=2, success="any"),

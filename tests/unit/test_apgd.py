@@ -179,7 +179,6 @@ def test_more_restarts_break_no_fewer_examples() -> None:
     [
         (APGD(steps=7), "linf", 1 + 8),
         (APGD(steps=7, restarts=2), "l2", 1 + 2 * 8),
-        (APGD(steps=7, eot=3), "linf", 1 + 3 * 8),
         (APGD(steps=3, loss="targeted_dlr", restarts=2), "linf", 1 + 4 * 2 * 4),  # 5 classes
         (APGD(steps=10), "l1", 1 + 4 + 4 + 5),
     ],
@@ -222,21 +221,6 @@ def test_nan_logits_count_as_broken() -> None:
     outcome = run(APGD(steps=10), network, x, [0, 0, 0], Threat("linf", 0.1))
     np.testing.assert_array_equal(outcome.success, [True, True, False])
     assert outcome.images.numpy()[0] == np.float32(0.2)
-
-
-def test_gradient_is_the_mean_of_its_draws() -> None:
-    """The draws k * x, k = 1, 2, 3, have mean gradient 2; value and success are of the last."""
-    draws = []
-
-    def look(x: Any) -> Any:
-        draws.append(len(draws) + 1)
-        return draws[-1] * tf.reshape(x, [-1]), tf.fill([2], draws[-1] == 3)
-
-    ones = tf.ones([2, 1, 1, 1])
-    value, wrong, gradient = APGD(eot=3)._averaged(look, ones)
-    np.testing.assert_allclose(gradient, 2 * ones)
-    np.testing.assert_allclose(value, [3.0, 3.0])
-    assert wrong.numpy().all()
 
 
 def test_checkpoints_are_those_of_the_paper() -> None:
@@ -356,7 +340,6 @@ def test_dlr_with_too_few_classes_becomes_the_margin(
         (lambda: APGD(steps=0), "steps: expected int >= 1, received 0"),
         (lambda: APGD(restarts=0), "restarts: expected int >= 1, received 0"),
         (lambda: APGD(targets=0), "targets: expected int >= 1, received 0"),
-        (lambda: APGD(eot=0.5), "eot: expected int >= 1, received 0.5"),
         (lambda: APGD(rho=1), "rho: expected a number between 0 and 1, received 1.0"),
         (lambda: APGD(loss="dlrr"), "loss: expected one of cross_entropy, dlr, margin, targeted"),
         (
@@ -371,10 +354,10 @@ def test_mistakes_are_one_line(make: Callable[[], Any], message: str) -> None:
 
 def test_titles_and_settings_state_what_was_run() -> None:
     assert APGD().title == "APGD-CE"
-    assert APGD(loss="dlr", restarts=5, eot=20).title == "APGD-DLR x5 EOT 20"
+    assert APGD(loss="dlr", restarts=5).title == "APGD-DLR x5"
     assert APGD(loss="targeted_dlr", targets=5).title == "APGD-T 5 targets"
     assert APGD(loss="margin", steps=50, rho=0.5).title == "APGD-margin 50 steps rho 0.5"
-    expected = {"name": "apgd", "loss": "cross_entropy", "steps": 100, "restarts": 1, "eot": 1}
+    expected = {"name": "apgd", "loss": "cross_entropy", "steps": 100, "restarts": 1}
     assert APGD().settings(Threat("l2", 0.5)) == expected | {"rho": 0.75, "step_size": 1.0}
     settings = json.loads(json.dumps(APGD(loss="targeted_dlr").settings(Threat("l1", 2.0))))
     assert settings["targets"] == 9 and "rho" not in settings and settings["step_size"] == 2

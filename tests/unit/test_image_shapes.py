@@ -92,13 +92,14 @@ def test_move_that_would_cancel_the_old_pattern_replaces_it() -> None:
 
 SMALL: dict[str, dict[str, Any]] = {
     "apgd": {"steps": 10},
+    "eot": {"attack": "fgsm"},
     "fab": {"steps": 5},
     "multi_targeted": {"steps": 3},
     "pgd": {"steps": 3},
     "rays": {"queries": 30},
     "square": {"queries": 10},
 }
-NAMES = [name for name in ATTACKS if name not in ("saved_images", "transfer")]
+NAMES = [name for name in ATTACKS if name not in ("bpda", "saved_images", "transfer")]
 
 
 @pytest.mark.parametrize("norm", slow_but(["linf", "l2", "l1"], ["linf"]))

@@ -7,6 +7,8 @@ from tfrobust.attacks.apgd import APGD as APGD
 from tfrobust.attacks.base import Attack as Attack
 from tfrobust.attacks.base import LogitsFn as LogitsFn
 from tfrobust.attacks.base import Outcome as Outcome
+from tfrobust.attacks.bpda import BPDA as BPDA
+from tfrobust.attacks.eot import EOT as EOT
 from tfrobust.attacks.fab import FAB as FAB
 from tfrobust.attacks.fgsm import FGSM as FGSM
 from tfrobust.attacks.multi_targeted import MultiTargeted as MultiTargeted

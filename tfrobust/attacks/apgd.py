@@ -49,8 +49,6 @@ class APGD(Attack):
         restarts: The number of random starts, for each target if there are any.
         targets: The number of target classes of the targeted DLR, the most likely wrong ones at
             the clean image; all of them if there are fewer.
-        eot: The number of draws of a randomised network over which each gradient is averaged. Loss
-            and success are those of the last draw.
         rho: The share of rising steps below which a step size is halved.
     """
 
@@ -58,14 +56,11 @@ class APGD(Attack):
     steps: int = 100
     restarts: int = 1
     targets: int = 9
-    eot: int = 1
     rho: float = 0.75
 
     def __post_init__(self) -> None:
         choose("loss", self.loss, TITLES)
-        require_at_least(
-            1, steps=self.steps, restarts=self.restarts, targets=self.targets, eot=self.eot
-        )
+        require_at_least(1, steps=self.steps, restarts=self.restarts, targets=self.targets)
         object.__setattr__(self, "rho", number("rho", self.rho))
         require(0 < self.rho < 1, "rho", "a number between 0 and 1", self.rho)
 
@@ -75,9 +70,12 @@ class APGD(Attack):
         words += [f"{self.steps} steps"] if self.steps != 100 else []
         words += [f"x{self.restarts}"] if self.restarts > 1 else []
         words += [f"{self.targets} targets"] if self._targeted and self.targets != 9 else []
-        words += [f"EOT {self.eot}"] if self.eot > 1 else []
         words += [f"rho {self.rho:g}"] if self.rho != 0.75 else []
         return " ".join(words)
+
+    @property
+    def differentiates(self) -> bool:
+        return True
 
     def settings(self, threat: Threat) -> dict[str, Any]:
         """Return the settings that this norm and loss use, with the first step size (image
@@ -200,32 +198,16 @@ class APGD(Attack):
             rule: How to move and to adapt the step size.
             leave: Whether a misclassified example is broken; its "best" image is then this iterate.
         """
-        value, wrong, gradient = self._averaged(look, s["x_adv"])
+        value, wrong, gradient = differentiated(look, s["x_adv"])
         broken, better = wrong & leave, value > s["value"]
         s = s | {
             "best": tf.where(rows(broken | better, gradient), s["x_adv"], s["best"]),
             "best_gradient": tf.where(rows(better, gradient), gradient, s["best_gradient"]),
             "value": tf.where(better, value, s["value"]),
             "broken": broken,
-            "queries": s["queries"] + self.eot,
+            "queries": s["queries"] + 1,
         }
         return rule.move(k, *rule.adapt(k, s, value, gradient))
-
-    def _averaged(self, look: Evaluate, x_adv: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Return value and success of the last of `eot` draws, and the mean of their gradients."""
-        if self.eot == 1:
-            return differentiated(look, x_adv)
-
-        def body(i: tf.Tensor, _: tf.Tensor, __: tf.Tensor, total: tf.Tensor) -> Any:
-            value, wrong, gradient = differentiated(look, x_adv)
-            return i + 1, value, wrong, total + gradient
-
-        nothing = tf.zeros(tf.shape(x_adv)[:1])
-        state = (tf.constant(0), nothing, nothing > 0, tf.zeros_like(x_adv))
-        _, value, wrong, total = tf.while_loop(
-            lambda i, *_: i < self.eot, body, state, parallel_iterations=1
-        )
-        return value, wrong, total / self.eot
 
 
 def random_start(x: tf.Tensor, threat: Threat, seed: Any) -> tf.Tensor:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from tfrobust.errors import UserError
@@ -45,6 +46,11 @@ class Attack(Configurable):
         """A short name for tables, such as "PGD-20"."""
         raise NotImplementedError
 
+    @property
+    def differentiates(self) -> bool:
+        """Whether each step follows the gradient of one loss by `differentiated`, as EOT needs."""
+        return False
+
     def settings(self, threat: Threat) -> dict[str, Any]:
         """Return the attack's name and all its hyper-parameters, for the record of a result."""
         from tfrobust.attacks import registered_name  # not above, as the registry imports this file
@@ -77,6 +83,14 @@ class Attack(Configurable):
                 f"step_size: expected a step within the box [{low:g}, {high:g}], received "
                 f"{step:g}{hint}"
             )
+
+    def check_network(self, logits_fn: LogitsFn, images: np.ndarray) -> None:
+        """Raise a UserError if the attack cannot run on a network.
+
+        Args:
+            logits_fn: The network, as in `run`.
+            images: A few clean images [n, H, W, C].
+        """
 
     def fitted(self, classes: int) -> Attack:
         """Return this attack adapted to a number of classes, for instance with fewer targets.

@@ -11,7 +11,7 @@ from tfrobust import losses, noise, norms
 from tfrobust.attacks.base import Attack, LogitsFn, Outcome
 from tfrobust.attacks.compaction import State, hunt, take_rows
 from tfrobust.attacks.fab_projections import to_zero
-from tfrobust.attacks.gradient import pullback
+from tfrobust.attacks.gradient import differentiated, pullback
 from tfrobust.errors import number, require, require_at_least
 from tfrobust.norms import rows
 from tfrobust.serialization import serializable
@@ -72,6 +72,10 @@ class FAB(Attack):
             value = getattr(self, name)
             words += [f"{name} {value:g}"] if value != usual else []
         return " ".join(words)
+
+    @property
+    def differentiates(self) -> bool:
+        return self.targets is not None
 
     def fitted(self, classes: int) -> FAB:
         """Return this attack with at most all wrong classes as targets."""
@@ -182,13 +186,15 @@ def boundary(
     logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, target: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Return z_t - z_y [B] and its gradient, shaped as x."""
-    with tf.GradientTape(watch_accessed_variables=False) as tape:
-        tape.watch(x)
+
+    def difference(x: tf.Tensor) -> tuple[tf.Tensor, None]:
         logits = logits_fn(x)
         classes = logits.shape[-1]
         signs = tf.one_hot(target, classes) - tf.one_hot(y, classes)
-        value = tf.reduce_sum(signs * logits, axis=-1)
-    return value, tape.gradient(value, x, unconnected_gradients="zero")
+        return tf.reduce_sum(signs * logits, axis=-1), None
+
+    value, _, slope = differentiated(difference, x)
+    return value, slope
 
 
 def nearest_boundary(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import tensorflow as tf
@@ -19,6 +21,18 @@ LOSSES = ("cross_entropy", "kl", "margin")
 STARTS = ("uniform", "normal", "none")
 # (images, their rows in the batch, number of the restart) -> loss [B], misclassified [B].
 Evaluate = Callable[..., tuple[tf.Tensor, tf.Tensor]]
+
+_samples = contextvars.ContextVar("samples", default=1)
+
+
+@contextlib.contextmanager
+def averaged(samples: int) -> Iterator[None]:
+    """Return a context in which `differentiated` averages its gradients over several draws."""
+    token = _samples.set(samples)
+    try:
+        yield
+    finally:
+        _samples.reset(token)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +63,10 @@ class GradientAttack(Attack):
     def schedule(self) -> tuple[int, int, bool]:
         """The steps, the restarts, and whether an example stops when it is first misclassified."""
         raise NotImplementedError
+
+    @property
+    def differentiates(self) -> bool:
+        return True
 
     @property
     def _loss_word(self) -> list[str]:
@@ -221,14 +239,30 @@ class GradientAttack(Attack):
 def differentiated(
     evaluate: Evaluate, x_adv: tf.Tensor, *which: Any
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Return evaluate(x_adv, *which) and the gradient of each example's value at its image."""
-    with tf.GradientTape(watch_accessed_variables=False) as tape:
-        tape.watch(x_adv)
-        value, wrong = evaluate(x_adv, *which)
-        total = tf.reduce_sum(value)
-    # The gradient is zero, not None, if a network has none, such as behind rounding.
-    gradient = tape.gradient(total, x_adv, unconnected_gradients="zero")
-    return value, wrong, gradient
+    """Return evaluate(x_adv, *which) and the gradient of each example's value at its image.
+
+    In the context of `averaged` the network is drawn several times. The gradient is then the mean
+    of all draws, and the other results are those of the last one.
+    """
+
+    def draw() -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(x_adv)
+            value, wrong = evaluate(x_adv, *which)
+            total = tf.reduce_sum(value)
+        # The gradient is zero, not None, if a network has none, such as behind rounding.
+        return value, wrong, tape.gradient(total, x_adv, unconnected_gradients="zero")
+
+    def add(i: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return i + 1, total + draw()[2]
+
+    others = _samples.get() - 1
+    if not others:
+        return draw()
+    state = (tf.constant(0), tf.zeros_like(x_adv))
+    total = tf.while_loop(lambda i, _: i < others, add, state, parallel_iterations=1)[1]
+    value, wrong, gradient = draw()
+    return value, wrong, (total + gradient) / (others + 1)
 
 
 def input_gradient(objective: Callable[[tf.Tensor], tf.Tensor], x: tf.Tensor) -> tf.Tensor:

@@ -54,6 +54,10 @@ class MultiTargeted(Attack):
         words += [f"step {self.step_size:g}"] if isinstance(self.step_size, float) else []
         return " ".join(words)
 
+    @property
+    def differentiates(self) -> bool:
+        return True
+
     def settings(self, threat: Threat) -> dict[str, Any]:
         """Return the settings, with the loss, the start and the step size in image units."""
         return super().settings(threat) | {

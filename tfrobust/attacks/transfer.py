@@ -7,21 +7,23 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from tfrobust import losses
-from tfrobust.attacks.base import Attack, LogitsFn, Outcome
+from tfrobust.attacks.base import LogitsFn, Outcome
 from tfrobust.attacks.pgd import PGD
+from tfrobust.attacks.wrapper import Wrapper
 from tfrobust.errors import choose, require
 from tfrobust.models import OUTPUTS, SavedNetwork, load_network, model_files
-from tfrobust.registry import build, located
+from tfrobust.registry import located
 from tfrobust.serialization import serializable
 from tfrobust.threat import Threat
 
 
 @serializable
 @dataclasses.dataclass(frozen=True)
-class Transfer(Attack):
+class Transfer(Wrapper):
     """A transfer attack: adversarial images made on a surrogate network.
 
     It does not use the gradients of the attacked network, which may be useless. The attacked
@@ -43,11 +45,8 @@ class Transfer(Attack):
     signature: str | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         choose("outputs", self.outputs, OUTPUTS)
-        if not isinstance(self.attack, Attack):
-            from tfrobust.attacks import ATTACKS  # not above, as the registry imports this file
-
-            object.__setattr__(self, "attack", build(ATTACKS, self.attack, "attack"))
 
     @property
     def title(self) -> str:
@@ -58,23 +57,32 @@ class Transfer(Attack):
         words += [name for name in (self.output, self.signature) if name is not None]
         return " ".join(words)
 
+    @property
+    def differentiates(self) -> bool:
+        return False
+
     def settings(self, threat: Threat) -> dict[str, Any]:
-        """Return the settings, with those of the surrogate's attack."""
-        settings = super().settings(threat) | {"attack": self.attack.settings(threat)}
-        return {key: value for key, value in settings.items() if value is not None}
+        """Return the settings that are not None, with those of the surrogate's attack."""
+        return {k: value for k, value in super().settings(threat).items() if value is not None}
 
     @property
     def files(self) -> list[Path]:
         """The files of the surrogate and of the attack on it."""
-        return [*model_files(self.source, "source"), *self.attack.files]
+        return [*model_files(self.source, "source"), *super().files]
 
-    def check(self, threat: Threat, image_shape: tuple[int, ...] | None = None) -> None:
-        """Check the attack on the surrogate."""
-        located("attack", self.attack.check, threat, image_shape)
+    def check_network(self, logits_fn: LogitsFn, images: np.ndarray) -> None:
+        """Raise a UserError unless the surrogate takes the images and has as many classes."""
+        self.surrogate.check(images, "source")
+        self._require_classes(logits_fn(tf.constant(images[:1])).shape[-1])
+        located("attack", self.attack.check_network, self.surrogate, images)
+
+    def _require_classes(self, classes: int) -> None:
+        expected, received = f"a network of {classes} classes", self.surrogate.classes
+        require(received == classes, "source", expected, received)
 
     def fitted(self, classes: int) -> Transfer:
         """Return this attack with the surrogate's attack fitted; a loaded surrogate is kept."""
-        fitted = dataclasses.replace(self, attack=self.attack.fitted(classes))
+        fitted: Transfer = super().fitted(classes)
         if "surrogate" in vars(self):
             vars(fitted)["surrogate"] = self.surrogate
         return fitted
@@ -94,8 +102,6 @@ class Transfer(Attack):
         surrogate.require_images(tuple(x.shape[1:]), "source")
         images = self.attack(surrogate, x, y, threat=threat, seed=seed)
         logits = tf.stop_gradient(logits_fn(images))
-        classes = logits.shape[-1]
-        expected = f"a network of {classes} classes"
-        require(surrogate.classes == classes, "source", expected, surrogate.classes)
+        self._require_classes(logits.shape[-1])
         zeros = tf.zeros_like(y)
         return Outcome(images, ~losses.correct(logits, y), zeros + 1, zeros)

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tfrobust.attacks import APGD, ATTACKS, FAB, PGD, Attack, MultiTargeted, RayS, Square
+from tfrobust.attacks import APGD, ATTACKS, EOT, FAB, PGD, Attack, MultiTargeted, RayS, Square
 from tfrobust.errors import choose, require
 from tfrobust.registry import build, convert, located, resolve
 from tfrobust.threat import Threat, threats_of
@@ -210,7 +210,7 @@ def autoattack(threat: Threat, version: str = "standard") -> list[ListedAttack]:
             Square(),
             FAB(targets=None, restarts=5),
         ],
-        "rand": [APGD(eot=20), APGD(loss="dlr", eot=20)],
+        "rand": [EOT(APGD(), 20), EOT(APGD(loss="dlr"), 20)],
     }
     choose("version", version, versions)
     suite = "AutoAttack" if version == "standard" else f"AutoAttack {version}"

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfrobust.attacks import SavedImages, Transfer, registered_name
+from tfrobust.attacks import SavedImages, registered_name
 from tfrobust.distribution import stack_workers
-from tfrobust.errors import choose, require
+from tfrobust.errors import choose
 from tfrobust.evaluation.attack_list import ListedAttack
 from tfrobust.evaluation.batching import batches
 from tfrobust.evaluation.crafting import (
@@ -78,7 +78,7 @@ def run(
     clean = former.get("clean") or _clean(predict, x, y, images, made_with)
     waiting = [listed for listed in attack_list if listed.name not in former]
     first = attack_list[:1] if mode == "cascade" else attack_list
-    check_files(waiting, x, clean.robust, threat, logits.shape[-1], batch_size, first)
+    check_attacks(waiting, logits_fn, x, clean.robust, threat, batch_size, first)
     yield clean
     # Whether each image is right after the attacks so far; in mode each, after those of the suite.
     standing = clean.robust.copy()
@@ -175,35 +175,32 @@ def fitted(listed: ListedAttack, classes: int) -> ListedAttack:
     return dataclasses.replace(listed, attack=listed.attack.fitted(classes))
 
 
-def check_files(
+def check_attacks(
     waiting: Sequence[ListedAttack],
+    logits_fn: LogitsFn,
     x: np.ndarray,
     right: np.ndarray,
     threat: Threat,
-    classes: int,
     batch_size: int,
     on_all: Sequence[ListedAttack],
 ) -> None:
-    """Open the files that attacks read, and check them before any attack runs.
+    """Check that attacks fit the network, and the files that they read, before any of them runs.
 
     Args:
         waiting: The attacks that are still to run.
+        logits_fn: The network.
         x: Clean images [N, H, W, C].
         right: Whether each clean image is classified correctly, bool [N].
         threat: The threat of attacks that name none.
-        classes: The number of classes of the network.
         batch_size: The number of images that are checked together.
         on_all: The attacks that run on all images that are right when clean.
 
     Raises:
-        UserError: If a file does not fit the images, the threat or the network.
+        UserError: If an attack or a file does not fit the images, the threat or the network.
     """
     for listed in waiting:
         attack = listed.attack
-        if isinstance(attack, Transfer):
-            attack.surrogate.check(x[:SOME], "source")
-            count = attack.surrogate.classes
-            require(count == classes, "source", f"a network of {classes} classes", count)
+        attack.check_network(inference(logits_fn), x[:SOME])
         if isinstance(attack, SavedImages):
             rows = np.flatnonzero(right[: listed.examples if listed in on_all else 0])
             for batch in batches(max(1, len(rows)), batch_size):

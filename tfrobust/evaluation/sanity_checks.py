@@ -151,7 +151,11 @@ def _tried(results: Sequence[Result]) -> Iterator[tuple[Result, np.ndarray, np.n
 
 
 def _steps(result: Result, threat: Threat) -> int:
-    return result.listed.attack.settings(threat).get("steps", 1) if result.listed else 1
+    """Return the number of steps of an attack, or of the attack in it."""
+    settings = result.listed.attack.settings(threat) if result.listed else {}
+    while "attack" in settings:
+        settings = settings["attack"]
+    return settings.get("steps", 1)
 
 
 @sanity_check("more steps")
