@@ -18,12 +18,19 @@ from pipelines.stopping import stop_at_signals
 ABOUT = {
     "run": "Run a config or a suite: its name, or the path of a .yaml file.",
     "evaluate": "Evaluate a network: a run folder, a .keras or .h5 file or a SavedModel folder.",
+    "harden": "Train a network on against an adversary, with evaluations before and after.",
     "compare": "Compare the evaluations of two run folders or more.",
 }
-USAGE = {"run": "NAME|PATH", "evaluate": "[MODEL]", "compare": "RUN RUN ..."}
+USAGE = {
+    "run": "NAME|PATH",
+    "evaluate": "[MODEL]",
+    "harden": "MODEL --data DIR --eps EPS",
+    "compare": "RUN RUN ...",
+}
 EXAMPLES = {
     "run": "example: {} digits_atlas --set method.alpha=1e-4",
     "evaluate": "example: {} model.keras --set data.name=mnist --set threat.eps=0.3",
+    "harden": "example: {} model.keras --data photos --eps 4/255",
     "compare": "example: {} runs/digits_adv runs/digits_atlas --out compared",
 }
 # The protocol of RobustBench's Linf leaderboard, where a published architecture is evaluated.
@@ -53,7 +60,7 @@ def run_command(command: str, argv: Sequence[str], program: str) -> None:
     """Run one command of `tfrobust`.
 
     Args:
-        command: "run", "evaluate" or "compare".
+        command: "run", "evaluate", "harden" or "compare".
         argv: The arguments that follow the command.
         program: The words that precede the arguments, for the help.
     """
@@ -67,6 +74,9 @@ def run_command(command: str, argv: Sequence[str], program: str) -> None:
     elif command == "evaluate":
         options.overrides = [*_network(names, options), *options.overrides]
         _run("evaluate", options)
+    elif command == "harden":
+        options.overrides = [*_hardened(names, options), *options.overrides]
+        _run("harden", options)
     else:
         if len(names) != 1:
             received = ", ".join(names) or "none"
@@ -86,6 +96,18 @@ def _network(names: Sequence[str], options: argparse.Namespace) -> list[str]:
     if options.architecture is None:
         return overrides
     return [*overrides, f"model.architecture={options.architecture}", *ROBUSTBENCH]
+
+
+def _hardened(names: Sequence[str], options: argparse.Namespace) -> list[str]:
+    """Return the overrides that name the network to harden, its images and eps."""
+    if len(names) != 1:
+        fail(f"MODEL: expected one network, received {', '.join(names) or 'none'}")
+    for option, meaning in (("data", "the folder or .npz file of images"), ("eps", "4/255, say")):
+        if getattr(options, option) is None:
+            fail(f"--{option}: expected a value ({meaning}), received none")
+    kind = "npz" if options.data.endswith(".npz") else "folder"
+    data = [f"data.name={kind}", f"data.path={options.data}"]
+    return [f"train.init_from={names[0]}", *data, f"threat.eps={options.eps}"]
 
 
 def fail(line: str, status: int = 2) -> NoReturn:
@@ -133,6 +155,13 @@ def _parser(command: str, program: str) -> argparse.ArgumentParser:
             metavar="NAME",
             help="MODEL holds published weights of this architecture (docs/zoo.md); the data are "
             "CIFAR-10 and the threat Linf 8/255 unless others are set",
+        )
+    if command == "harden":
+        parser.add_argument(
+            "--data", metavar="DIR", help="train/CLASS and test/CLASS with images, or an .npz file"
+        )
+        parser.add_argument(
+            "--eps", help="the largest change of a value in [0, 1] by the adversary, such as 4/255"
         )
     parser.add_argument(
         "--set",
@@ -216,6 +245,13 @@ def _run(name: str, options: argparse.Namespace) -> None:
     start_tensorflow()
     from pipelines import runner
 
+    if name == "harden":
+        from pipelines.harden import filled_in
+
+        try:
+            options.overrides = filled_in(options.overrides)
+        except UserError as error:
+            fail(str(error))
     runner.main(name, options)
 
 

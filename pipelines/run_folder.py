@@ -38,6 +38,7 @@ class RunFolder:
         self.extremes = path / "extremes.npz"
         self.saved_model = path / "saved_model"
         self.tensorboard = path / "tensorboard"
+        self.before = path / "before"
         self.search = path / "search"
         self.oracle = self.search / "oracle.json"
         self.trials = self.search / "trials.csv"

@@ -95,7 +95,8 @@ def run(
         # Results of two configs are never mixed in one folder.
         if _of_another_config(folder, spec) and not extends(spec, folder):
             print(f"The config has changed; the former run is kept in {folder.move_aside()}")
-        for stage in chosen:
+        for number, stage in enumerate(chosen, 1):
+            print(f"== {spec.name}: {stage.name} ({number} of {len(chosen)})", flush=True)
             _run_stage(stage, spec, folder)
     if STAGES["verdict"] in chosen:
         require_met(folder)
@@ -103,7 +104,6 @@ def run(
 
 
 def _run_stage(stage: Stage, spec: Spec, folder: RunFolder) -> None:
-    print(f"== {spec.name}: {stage.name}", flush=True)
     done = stage.done(spec, folder)
     if stack_workers(np.array(int(done))).all():  # several workers go through a stage together
         stage.skip(folder)

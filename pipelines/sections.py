@@ -253,6 +253,10 @@ class Requirements:
         no_worse_than: The folder of a run with the same test images, threat and attacks. The test
             fails if the clean or the robust accuracy is shown to be lower than there, by
             McNemar's exact one-sided test.
+        robust_gain: A fraction by which the accuracy under all attacks must exceed that of the
+            stage before; 0 for any gain. The lower end of the interval of the difference decides.
+        clean_loss: A fraction by which the clean accuracy may be below that of the stage before. A
+            larger loss has to be excluded by the lower end of the interval.
         training_minutes: The time that training and its validation may take.
         level: The confidence of each interval and each test.
     """
@@ -260,16 +264,23 @@ class Requirements:
     clean_accuracy: float | None = None
     robust_accuracy: float | None = None
     no_worse_than: str | None = None
+    robust_gain: float | None = None
+    clean_loss: float | None = None
     training_minutes: float | None = None
     level: float = 0.95
 
     def __post_init__(self) -> None:
         for name, least in self.floors.items():
             require(0 < least < 1, name, "a fraction above 0 and below 1", least)
+        for name, most in self.changes.items():
+            require(0 <= most < 1, name, "a fraction from 0 to below 1", most)
         minutes = self.training_minutes
         require(minutes is None or minutes > 0, "training_minutes", "a number > 0", minutes)
-        some = self.floors or self.no_worse_than or minutes
-        expected = "a value, or one for robust_accuracy, no_worse_than or training_minutes"
+        some = self.floors or self.changes or self.no_worse_than or minutes
+        expected = (
+            "a value, or one for robust_accuracy, no_worse_than, robust_gain, clean_loss or "
+            "training_minutes"
+        )
         require(some, "clean_accuracy", expected, None)
         require(0.5 <= self.level < 1, "level", "a fraction from 0.5 to below 1", self.level)
 
@@ -281,6 +292,12 @@ class Requirements:
             "robust_accuracy": self.robust_accuracy,
         }
         return {name: least for name, least in floors.items() if least is not None}
+
+    @property
+    def changes(self) -> dict[str, float]:
+        """The least gain and the largest loss against the stage before, by name."""
+        changes = {"robust_gain": self.robust_gain, "clean_loss": self.clean_loss}
+        return {name: value for name, value in changes.items() if value is not None}
 
     @classmethod
     def of(
@@ -306,11 +323,15 @@ class Requirements:
         required = located("require", cls, **arguments(cls, section, "require"))
         expected = "the stage attack_eval, whose results are judged"
         require("attack_eval" in stages, "require", expected, list(stages))
-        robust = required.robust_accuracy
         expected = "none (the evaluation has no attacks)"
-        require(attacked or robust is None, "require.robust_accuracy", expected, robust)
+        for name in ("robust_accuracy", "robust_gain"):
+            value = getattr(required, name)
+            require(attacked or value is None, f"require.{name}", expected, value)
         minutes, expected = required.training_minutes, "none (the config does not train)"
         require(trained or minutes is None, "require.training_minutes", expected, minutes)
+        expected = "none (stages has no stage before, to compare with)"
+        for name, value in required.changes.items():
+            require("before" in stages, f"require.{name}", expected, value)
         return required
 
 

@@ -39,6 +39,7 @@ Threats = tuple[Threat, ...]
 # Arguments of a method that depend on the training data.
 FACTS = ("num_examples", "batch_size", "steps_per_epoch")
 RUN_STAGES = ("train", "attack_eval", "report", "export")
+BEFORE = "before"  # a stage that runs only where a config names it
 SEARCH_STAGES = ("search", "report")  # the stages of a config with a section `search`
 
 
@@ -101,7 +102,7 @@ def parse(name: str, config: dict[str, Any]) -> Spec:
     stages = list(RUN_STAGES) if top.stages is None else top.stages
     for stage in stages:
         require(stage != "search", "search", "a section (stages has search)", None)
-        choose("stages", stage, RUN_STAGES)
+        choose("stages", stage, (BEFORE, *RUN_STAGES))
     require(0 <= top.seed < 2**32, "seed", "an int from 0 to 2**32 - 1", top.seed)
     choose("precision", top.precision, PRECISIONS)
     threats = _threats(top.threat)
@@ -130,6 +131,8 @@ def parse(name: str, config: dict[str, Any]) -> Spec:
     optimizer = None if top.optimizer is None else _optimizer(top.optimizer)
     train = train if trains else None
     init_from = None if train is None else train.init_from
+    expected = f"none of {BEFORE} (the training starts from no file, train.init_from)"
+    require(BEFORE not in stages or init_from, "stages", expected, stages)
     network = network_maker(top.model, data.source, trains, init_from)
     if method is not None and network is not None:  # the constructors of both check their values
         checked = located("method", method, network(), ramp_steps=0, **dict.fromkeys(FACTS, 1))

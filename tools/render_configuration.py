@@ -30,7 +30,7 @@ from pipelines.sections import (
     TopLevel,
     Train,
 )
-from pipelines.spec import FACTS, RUN_STAGES, SEARCH_STAGES
+from pipelines.spec import BEFORE, FACTS, RUN_STAGES, SEARCH_STAGES
 from pipelines.suite import Entry, SuiteFile
 from pipelines.trackers import TRACKERS
 from tfrobust.attacks import ATTACKS
@@ -65,7 +65,7 @@ on this page is an error.
 
 Top level: `threat`, `data`, `model`, `method`, `optimizer`, `train`, `attacks`, `evaluation`,
 `card`, `require`, `track`, `search`; `seed`; `precision`, one of {", ".join(PRECISIONS)}; `stages`,
-a list of {", ".join(RUN_STAGES)}, or of {", ".join(SEARCH_STAGES)} if there is a section
+a list of {", ".join((BEFORE, *RUN_STAGES))}, or of {", ".join(SEARCH_STAGES)} if there is a section
 `search`; `paper`, a source and the figures of a paper under `clean` and the labels of attacks;
 `note`; `name`, that of the run's folder. A section that takes a name and arguments is
 `{{name: NAME, argument: value}}`, or the name alone. An attack in the list `attacks` also takes

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pipelines.run_folder import RunFolder
 from pipelines.spec import Spec
 from pipelines.stages.attack_eval import AttackEval
+from pipelines.stages.before import Before
 from pipelines.stages.export import Export
 from pipelines.stages.report import Report
 from pipelines.stages.search import Search, work
@@ -27,7 +28,8 @@ __all__ = [
 ]
 
 STAGES: dict[str, Stage] = {  # by name, in the order in which they run
-    stage.name: stage for stage in (Search(), Train(), AttackEval(), Verdict(), Report(), Export())
+    stage.name: stage
+    for stage in (Search(), Before(), Train(), AttackEval(), Verdict(), Report(), Export())
 }
 
 

@@ -31,6 +31,8 @@ class Report(Stage):
                 folder.extremes,
                 folder.valley,
                 folder.landscape,
+                RunFolder(folder.before).evaluation,
+                RunFolder(folder.before).flags,
             ]
         return fingerprint(spec.config, spec.config, files)
 

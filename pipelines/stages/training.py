@@ -17,6 +17,7 @@ import tensorflow as tf
 from pipelines.run_folder import RunFolder
 from pipelines.sections import Train
 from pipelines.spec import Spec
+from pipelines.stages.time_left import TimeLeft
 from tfrobust.data import Extra, Split, batches, hold_out
 from tfrobust.distribution import stack_workers, strategy, worker
 from tfrobust.errors import UserError, require
@@ -185,8 +186,9 @@ def _train_up_to_epoch(
     if validation is None:
         print("train: no validation (data.validation is 0): the last epoch is kept", flush=True)
     verbose = 1 if sys.stdout.isatty() else 2
+    watching = [*callbacks, TimeLeft(plan.epochs)]
     if worker()[0] > 0:  # only the first worker prints
-        verbose = 0
+        verbose, watching = 0, [*callbacks]
 
     def fit(last: int) -> None:
         first = resume.step
@@ -198,7 +200,7 @@ def _train_up_to_epoch(
             initial_epoch=first // steps,
             epochs=last,
             validation_data=validation,
-            callbacks=[*steering, history, *callbacks, resume],
+            callbacks=[*steering, history, *watching, resume],
             shuffle=False,  # `batches` shuffles
             verbose=verbose,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from pipelines.fingerprints import fingerprint
@@ -17,9 +17,16 @@ from tfrobust.evaluation.results import plain
 from tfrobust.flags import digests, same_images
 from tfrobust.io import write_text
 from tfrobust.record import Record, RequirementRow
-from tfrobust.report import load_run, read_runs, rows_of, summarise_training
+from tfrobust.report import (
+    before_and_after,
+    load_run,
+    read_runs,
+    rows_of,
+    summarise_training,
+)
 from tfrobust.report.compare import FinishedRun, paired, settings_of
 from tfrobust.report.requirements import (
+    above_before,
     at_least,
     at_most_minutes,
     highest_floor,
@@ -57,6 +64,8 @@ class Verdict(Stage):
             files.append(folder.history)
         if (baseline := _baseline(spec)) is not None:
             files += [RunFolder(baseline).evaluation, RunFolder(baseline).flags]
+        if spec.requirements is not None and spec.requirements.changes:
+            files.append(RunFolder(folder.before).flags)
         return fingerprint(spec.config, (*SECTIONS, "require"), files)
 
     def outputs(self, spec: Spec, folder: RunFolder) -> list[Path]:
@@ -86,6 +95,8 @@ class Verdict(Stage):
             return
         folder.write_config()  # which has the requirements that eval.json will answer
         rows = _judged(_read(folder.path), spec.requirements)
+        if spec.requirements.changes:
+            rows += _changed(before_and_after(folder.path), spec.requirements)
         record = Record.load(folder.path)
         record.requirements = rows
         record.save(folder.path)
@@ -123,6 +134,21 @@ def _judged(run: FinishedRun, required: Requirements) -> list[RequirementRow]:
         if pair is not None:
             name = f"no_worse_than, {kind}"
             rows.append(not_worse(name, pair, required.no_worse_than, level))
+    return rows
+
+
+def _changed(runs: Sequence[FinishedRun], required: Requirements) -> list[RequirementRow]:
+    """Return the verdict on each requirement of the change from before training to after it."""
+    before, after = runs
+    clean, robust = paired(after, before)
+    rows = []
+    for name, pair, least in (
+        ("robust_gain", robust, required.robust_gain),
+        ("clean_loss", clean, None if required.clean_loss is None else -required.clean_loss),
+    ):
+        if least is not None:
+            assert pair is not None  # both networks have had the same attacks
+            rows.append(above_before(name, pair, least, required.level))
     return rows
 
 

@@ -90,7 +90,11 @@ FAST = ("digits_atlas", "digits_oats", "digits_atlas_search", "digits_finetune",
 
 @pytest.mark.parametrize("name", slow_but(CONFIGS, FAST))
 def test_every_config_and_suite_passes_the_early_check(name: str, tmp_path: Path) -> None:
-    required = {"evaluate": ["threat.eps=0.3", "data.name=digits", "model.path=x.keras"]}
+    data = ["threat.eps=0.3", "data.name=npz", "data.path=x.npz"]
+    required = {
+        "evaluate": [*data, "model.path=x.keras"],
+        "harden": [*data, "train.init_from=x.keras"],
+    }
     early_check.check(name, required.get(name, []), tmp_path)
 
 
@@ -125,7 +129,9 @@ def test_early_check_looks_at_the_members_of_a_suite(tmp_path: Path) -> None:
         ("tfrobust", ["evaluate", "x.keras"], "threat.eps: expected a value, received none; --set"),
         ("tfrobust", ["evaluate", "--set", "attacks=pdg"], "--set attacks=pdg: attacks[0].name"),
         ("tfrobust", ["evalute"], "did you mean 'evaluate'"),
-        ("tfrobust", [], "COMMAND: expected one of run, evaluate, compare, received none"),
+        ("tfrobust", [], "COMMAND: expected one of run, evaluate, harden, compare, received none"),
+        ("tfrobust", ["harden", "x.keras", "--data", "photos"], "--eps: expected a value (4/255"),
+        ("tfrobust", ["harden", "x.keras", "--dta", "photos"], "did you mean '--data'"),
     ],
 )
 def test_typing_mistake_is_one_line_without_tensorflow(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.stats import binom, binomtest
+from scipy.stats import binom, binomtest, multinomial
 
 from tests.unit.test_compare import saved_run
 from tfrobust.flags import Flags
@@ -15,6 +15,7 @@ from tfrobust.record import Record, RequirementRow
 from tfrobust.report import load_run, write_report
 from tfrobust.report.compare import Difference, difference
 from tfrobust.report.requirements import (
+    above_before,
     at_least,
     at_most_minutes,
     highest_floor,
@@ -149,3 +150,30 @@ def test_page_and_card_show_the_verdict_on_the_requirements_of_the_config(
     assert page.read_text().count('<td class="wrong">missed</td>') == 1
     for file in (page.parent / "report.md", run / "MODEL_CARD.md"):
         assert f"| robust_accuracy | {rows[1].text} | met |" in file.read_text()
+
+
+@pytest.mark.parametrize(("gained", "lost"), [(0.3, 0.1), (0.05, 0.0), (0.2, 0.25), (0.01, 0.02)])
+def test_the_interval_of_a_difference_keeps_its_level(gained: float, lost: float) -> None:
+    """The chance of each pair of counts of 16 images is the trinomial's."""
+    n, level = 16, 0.9
+    two_sided = above = 0.0
+    for g in range(n + 1):
+        for k in range(n + 1 - g):
+            chance = multinomial.pmf([g, k, n - g - k], n, [gained, lost, 1 - gained - lost])
+            if chance < 1e-3:  # which can only lower the sums
+                continue
+            low, high = Difference(n, g, k).interval(level)
+            two_sided += chance * (low <= gained - lost <= high)
+            above += chance * (Difference(n, g, k).at_least(level) <= gained - lost)
+    assert two_sided > level and above > level
+
+
+def test_a_gain_and_an_allowed_loss_by_hand() -> None:
+    """With none gained of 20 and 4 lost: 0 less the upper end for 4 of 20, at 97.5 %."""
+    pair = Difference(20, 0, 4)
+    high = binomtest(4, 20, alternative="less").proportion_ci(0.975).high
+    assert pair.at_least(0.95) == pytest.approx(-high) == pytest.approx(-0.4366, abs=1e-4)
+    assert above_before("x", pair, -0.44, 0.95).met
+    assert not above_before("x", pair, -0.43, 0.95).met
+    assert not above_before("x", Difference(20, 0, 0), 0.0, 0.95).met  # the same network twice
+    assert above_before("x", Difference(200, 60, 10), 0.0, 0.95).met

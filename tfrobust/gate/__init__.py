@@ -14,6 +14,7 @@ from tfrobust.gate.batches import (
     demand,
     refusals,
 )
+from tfrobust.gate.class_order import check_class_order
 from tfrobust.gate.images import LAYOUTS, check_image_form, check_images, check_threat
 from tfrobust.gate.inputs import check_inputs
 from tfrobust.gate.labels import MOST_CLASSES, check_label_form, check_labels, check_weights
@@ -40,6 +41,7 @@ __all__ = [
     "advice",
     "best_scaled",
     "check_batch",
+    "check_class_order",
     "check_data",
     "check_image_form",
     "check_image_spec",

@@ -3,6 +3,8 @@
 `write_report(folder)` writes the page of a run; `pipelines` and `tools` use the other names.
 """
 
+from tfrobust.report.before_after import before_after_table as before_after_table
+from tfrobust.report.before_after import before_and_after as before_and_after
 from tfrobust.report.compare import Row as Row
 from tfrobust.report.compare import comparison as comparison
 from tfrobust.report.compare import differences as differences

@@ -22,7 +22,7 @@ from tfrobust.report.summary import (
     is_worst_case,
     summarise_training,
 )
-from tfrobust.report.text import NOTHING, duration, milliseconds, percent, points
+from tfrobust.report.text import NOTHING, duration, milliseconds, p_value, percent, points
 
 MISSED = " †"  # follows the label of a row with a run that missed a requirement
 CHANCE = 0.05  # a difference with a smaller p-value is beyond chance
@@ -223,6 +223,29 @@ class Difference:
     def beyond_chance(self) -> bool:
         return self.p < CHANCE
 
+    def interval(self, level: float = 0.95) -> tuple[float, float]:
+        """Return an interval of the difference on all images that the sample stands for.
+
+        It is that of two shares, of the images that only one of the runs gets right. Each has its
+        exact interval (Clopper and Pearson, 1934) at half the error (Bonferroni), so the level is
+        kept, and the interval may hold 0 where `p` is small.
+
+        Args:
+            level: The confidence, such as 0.95.
+
+        Returns:
+            The two ends, fractions.
+        """
+        gained, lost = (
+            binomtest(count, self.n).proportion_ci((1 + level) / 2)
+            for count in (self.gained, self.lost)
+        )
+        return float(gained.low - lost.high), float(gained.high - lost.low)
+
+    def at_least(self, level: float) -> float:
+        """Return the lower end of the one-sided interval of this kind, a fraction."""
+        return self.interval(2 * level - 1)[0]
+
     def at_most(self, level: float) -> float:
         """Return the upper end of the one-sided interval of `points`, a fraction.
 
@@ -263,14 +286,10 @@ def differences(runs: Sequence[FinishedRun]) -> ReportTable:
                 continue
             if pair.beyond_chance:
                 bold.add((len(lines), 1 + column))
-            line.append(f"{points(pair.points)} (p {_p(pair.p)}, n={pair.n})")
+            line.append(f"{points(pair.points)} (p {p_value(pair.p)}, n={pair.n})")
         lines.append(line)
     header = ["difference in points", "clean", "right under all shared attacks"]
     return ReportTable(header, lines, frozenset(bold))
-
-
-def _p(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"= {value:.3f}"
 
 
 def paired(first: FinishedRun, second: FinishedRun) -> tuple[Difference, Difference | None]:

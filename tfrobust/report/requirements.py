@@ -95,6 +95,36 @@ def at_most_minutes(seconds: float, most: float) -> RequirementRow:
     )
 
 
+def above_before(name: str, pair: Difference, least: float, level: float) -> RequirementRow:
+    """Judge that the accuracy of a network exceeds that before its training by more than `least`.
+
+    It is met if the lower end of the one-sided interval of the difference (`Difference.at_least`)
+    is above `least`.
+
+    Args:
+        name: The name of the requirement.
+        pair: The network's flags against those of the network before training.
+        least: The difference to exceed, a fraction; a loss that is allowed is below 0.
+        level: The confidence of the interval.
+    """
+    bound = pair.at_least(level)
+    text = (
+        f"{100 * pair.points:+.2f} points against the network before training on {pair.n} images "
+        f"({pair.gained} gained, {pair.lost} lost), at least {100 * bound:+.2f} with "
+        f"{100 * level:g}% confidence; required: above {100 * least:+.2f}"
+    )
+    return RequirementRow(
+        name=name,
+        met=bound > least,
+        text=text,
+        value=pair.points,
+        bound=bound,
+        required=least,
+        level=level,
+        examples=pair.n,
+    )
+
+
 def under_all(flags: Flags) -> np.ndarray:
     """Return whether each image that every attack saw is right clean and under all, bool [n]."""
     n = min(map(len, flags.right.values()))

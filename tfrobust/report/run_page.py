@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 
 from tfrobust.io import write_text
 from tfrobust.record import CheckRow, CorruptionTable, Record
+from tfrobust.report.before_after import NOTE, before_after_table, before_and_after
+from tfrobust.report.compare_figures import over_eps
 from tfrobust.report.evaluation_figures import (
     BARS,
     class_bars,
@@ -108,6 +110,11 @@ def write_report(folder: Path) -> Path:
     """
     record = load_run(folder)
     values, tables, figures = _values(record), _tables(record), _figures(record)
+    pair = before_and_after(folder)
+    values["before_after_note"] = NOTE
+    if pair:
+        tables["before-after"] = before_after_table(*pair)
+        figures |= {f"before-after-{name}": figure for name, figure in over_eps(pair).items()}
     classes = class_rows(record)
     if classes:
         figures["classes"], tables["classes"] = class_bars(classes), _classes(classes)

@@ -42,6 +42,11 @@ def points(difference: float | None) -> str:
     return NOTHING if difference is None else f"{100 * difference:+.1f}"
 
 
+def p_value(p: float) -> str:
+    """Return a p-value with its sign: '= 0.031', '< 0.001'."""
+    return "< 0.001" if p < 0.001 else f"= {p:.3f}"
+
+
 def number(value: Any) -> str:
     """Return a short text for a setting; a multiple of 1/255 is '8/255 = 0.03137'.
 
