@@ -36,6 +36,8 @@ def smoke(spec: Spec) -> Spec:
     if spec.train is not None:
         model = config["model"]
         config["model"] = {"name": "small_cnn", "filters": [4, 4], "kernel": 3, "units": 16}
+        if len(source.image_shape) != 3:
+            config["model"] = {"name": "mlp", "units": [16]}
         if "lambdas" in model:
             conditional = ("lambdas", "encoding", "widths")
             config["model"] |= {key: model[key] for key in conditional if key in model}

@@ -23,16 +23,18 @@ from pipelines.sections import (
     Train,
 )
 from pipelines.space import ranges, searching
+from pipelines.threats import make_threats, with_factors
 from pipelines.trackers import TRACKERS, Tracker
 from tfrobust.attacks import ATTACKS, Attack, SavedImages
-from tfrobust.data import AUGMENTATIONS, DATASETS, Dataset, Split, hold_out
+from tfrobust.data import AUGMENTATIONS, DATASETS, Dataset, Split, hold_out, require_images
 from tfrobust.errors import choose, number, require
 from tfrobust.evaluation import Corruptions, ListedAttack, list_attacks
+from tfrobust.evaluation.corruption_accuracy import require_images as require_uncorrupted
 from tfrobust.gate import check_threat
 from tfrobust.methods import AVERAGINGS, METHODS, RobustModel
 from tfrobust.models import PRECISIONS
 from tfrobust.registry import arguments, build, convert, located, resolve
-from tfrobust.threat import Threat, threats_of
+from tfrobust.threat import Threat
 from tfrobust.training import OPTIMIZERS, SCHEDULES, Guided
 
 Threats = tuple[Threat, ...]
@@ -97,7 +99,7 @@ def parse(name: str, config: dict[str, Any]) -> Spec:
     """
     if config.get("search") is not None:
         return _search(name, config)
-    config = _long_form(config)
+    config = with_factors(_long_form(config))
     top = TopLevel(**arguments(TopLevel, config, ""))
     stages = list(RUN_STAGES) if top.stages is None else top.stages
     for stage in stages:
@@ -105,10 +107,11 @@ def parse(name: str, config: dict[str, Any]) -> Spec:
         choose("stages", stage, (BEFORE, *RUN_STAGES))
     require(0 <= top.seed < 2**32, "seed", "an int from 0 to 2**32 - 1", top.seed)
     choose("precision", top.precision, PRECISIONS)
-    threats = _threats(top.threat)
+    threats = make_threats(top.threat)
     threat = threats[0]
     data = _data(top.data)
     image_shape = data.source.image_shape
+    located("data", require_images, data.augment, image_shape)
     for each in threats:
         check_threat(each, image_shape)
     # A config with a method evaluates the network of its run, whichever stages run now.
@@ -145,6 +148,7 @@ def parse(name: str, config: dict[str, Any]) -> Spec:
     evaluation.check_conditions(top.model or {})
     on_test, expected = evaluation.split == "test", "test (data.validation holds no images out)"
     require(on_test or data.validation, "evaluation.split", expected, evaluation.split)
+    located("evaluation", require_uncorrupted, evaluation.corruptions, image_shape)
     attack_list = list_attacks(top.attacks or [], threats)
     for listed in attack_list:
         located("attacks", listed.attack.check, listed.threat or threat, image_shape)
@@ -232,17 +236,6 @@ def _long_form(config: Mapping[str, Any]) -> dict[str, Any]:
         attacks = attacks if isinstance(attacks, list) else [attacks]
         long["attacks"] = [mapping(attack) for attack in attacks]
     return long
-
-
-def _threats(section: Mapping[str, Any] | list[dict[str, Any]]) -> tuple[Threat, ...]:
-    several = isinstance(section, list)
-    threats = []
-    for place, values in enumerate(section if isinstance(section, list) else [section]):
-        where = f"threat[{place}]" if several else "threat"
-        threat = located(where, Threat, **arguments(Threat, values, where))
-        require(threat.box == (0.0, 1.0), f"{where}.box", "[0, 1], as the data have it", threat.box)
-        threats.append(threat)
-    return threats_of(threats)
 
 
 def _data(section: Mapping[str, Any]) -> Data:

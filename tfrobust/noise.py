@@ -94,26 +94,34 @@ def normal(shape: Any, seed: tf.Tensor) -> tf.Tensor:
     return sliced(draw, shape)
 
 
-def uniform_in_ball(shape: Any, seed: tf.Tensor, p: str) -> tf.Tensor:
-    """Draw a point of the unit Lp ball uniformly for each example; shape [B, ...]."""
+def uniform_in_ball(
+    shape: Any, seed: tf.Tensor, p: str, mask: tf.Tensor | None = None
+) -> tf.Tensor:
+    """Draw a point of the unit Lp ball uniformly for each example; shape [B, ...].
+
+    With a mask of 0 and 1, in the shape of one example, the point is uniform in the ball of the
+    coordinates where it is 1, and 0 in the others.
+    """
     if p == "linf":
-        return uniform(shape, seed)
+        return uniform(shape, seed) if mask is None else mask * uniform(shape, seed)
     if p == "l1":
-        return _uniform_in_l1_ball(shape, seed)
-    direction = unit_vectors(shape, seed)
+        return _uniform_in_l1_ball(shape, seed, mask)
+    direction = unit_vectors(shape, seed, mask)
     flat = tf.reshape(direction, [tf.shape(direction)[0], -1])
     quantile = 0.5 * (uniform([tf.shape(direction)[0]], fold(seed, 1)) + 1.0)
-    radius = quantile ** (1.0 / tf.cast(tf.shape(flat)[1], tf.float32))
+    dimension = tf.cast(tf.shape(flat)[1], tf.float32) if mask is None else tf.reduce_sum(mask)
+    radius = quantile ** (1.0 / dimension)
     return tf.reshape(radius[:, None] * flat, tf.shape(direction))
 
 
-def _uniform_in_l1_ball(shape: Any, seed: tf.Tensor) -> tf.Tensor:
+def _uniform_in_l1_ball(shape: Any, seed: tf.Tensor, mask: tf.Tensor | None) -> tf.Tensor:
     """Draw lengths of an exponential distribution with random signs, and divide by their total.
 
     The total is the sum of these lengths and of one more.
     """
     signed = uniform(shape, seed)
     length = -tf.math.log(tf.maximum(tf.abs(signed), TINY))
+    length = length if mask is None else mask * length
     extra = 0.5 * (uniform([tf.shape(signed)[0]], fold(seed, 1)) + 1.0)
     axes = list(range(1, len(signed.shape)))
     total = tf.reduce_sum(length, axis=axes, keepdims=True)
@@ -121,9 +129,12 @@ def _uniform_in_l1_ball(shape: Any, seed: tf.Tensor) -> tf.Tensor:
     return tf.sign(signed) * length / total
 
 
-def unit_vectors(shape: Any, seed: tf.Tensor) -> tf.Tensor:
-    """Draw a point of the unit L2 sphere uniformly for each example; shape [B, ...]."""
-    draw = normal(shape, seed)
+def unit_vectors(shape: Any, seed: tf.Tensor, mask: tf.Tensor | None = None) -> tf.Tensor:
+    """Draw a point of the unit L2 sphere uniformly for each example; shape [B, ...].
+
+    The mask is as in `uniform_in_ball`.
+    """
+    draw = normal(shape, seed) if mask is None else mask * normal(shape, seed)
     return tf.math.l2_normalize(draw, axis=list(range(1, len(draw.shape))))
 
 

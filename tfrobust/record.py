@@ -104,6 +104,7 @@ class ThreatRow(Part):
     norm: str
     eps: float
     box: list[float] | None = None
+    per_feature: list[Any] | dict[str, float] | None = None
 
 
 class NormRow(Part):
@@ -115,10 +116,11 @@ class NormRow(Part):
 
 
 class DataRow(Part):
-    """The names of the data set and the split."""
+    """The names of the data set and the split, and the shape of inputs that are no images."""
 
     name: str
     split: str = "test"
+    shape: list[int] | None = None
 
 
 class NetworkRow(Part):
@@ -315,9 +317,9 @@ class Record(Part):
         return self.threat if isinstance(self.threat, list) else [self.threat]
 
     @property
-    def radii(self) -> list[tuple[str, float]]:
-        """The norm and the eps of each threat."""
-        return [(threat.norm, threat.eps) for threat in self.threats]
+    def balls(self) -> list[tuple[str, float, Any]]:
+        """The norm, the eps and the factors of features, usually None, of each threat."""
+        return [(threat.norm, threat.eps, threat.per_feature) for threat in self.threats]
 
     @property
     def suites(self) -> set[str]:

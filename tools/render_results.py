@@ -120,7 +120,7 @@ def results_table(
         config, training, rows = summary["config"], summary["training"], rows_of(summary)
         mark = leaderboard.MARK if (summary["name"], seed_of(summary)) in marked else ""
         accuracies = [accuracy_cell(rows.get(column)) for column in columns]
-        threat = threat_text(summary["evaluation"].radii)
+        threat = threat_text(summary["evaluation"].balls)
         lines.append([title_of(summary, group) + mark, method_name(config), threat, *accuracies])
         lines[-1] += [
             milliseconds(training["seconds_per_batch"]),

@@ -228,8 +228,11 @@ def _steps_at_once(steps: int, first: int) -> int:
 def _extremes(path: Path, model: RobustModel, split: Split) -> None:
     """Write the method's per-example table, if any, and the images of its extreme values.
 
-    The table has one number for each training example, such as the eps of IAAT.
+    The table has one number for each training example, such as the eps of IAAT. Examples that are
+    no images have no picture, and so there is no file.
     """
+    if split.images.ndim != 4:
+        return
     for name, table in model.tables().items():
         values = keras.ops.convert_to_numpy(table.table)[split.index]
         order = np.argsort(values, kind="stable")

@@ -13,6 +13,7 @@ from pipelines.stages.attack_eval import FIRST, SECTIONS, AttackEval, require_ev
 from pipelines.stages.stage import Stage
 from tfrobust.errors import UserError, require
 from tfrobust.evaluation.cascade import fitted
+from tfrobust.evaluation.record_rows import threat_row
 from tfrobust.evaluation.results import plain
 from tfrobust.flags import digests, same_images
 from tfrobust.io import write_text
@@ -23,6 +24,7 @@ from tfrobust.report import (
     read_runs,
     rows_of,
     summarise_training,
+    threat_text,
 )
 from tfrobust.report.compare import FinishedRun, paired, settings_of
 from tfrobust.report.requirements import (
@@ -172,8 +174,10 @@ def _check_baseline(spec: Spec, baseline: FinishedRun) -> None:
     """Raise a UserError if the baseline is not the same evaluation of another network."""
     record = baseline.record.evaluation
     require(not record.pending, BASELINE, "a finished evaluation", record.pending)
-    radii = [(threat.norm, threat.eps) for threat in spec.threats]
-    require(record.radii == radii, BASELINE, f"a run under the threat {radii}", record.radii)
+    rows = [threat_row(threat) for threat in spec.threats]
+    balls = [(row.norm, row.eps, row.per_feature) for row in rows]
+    expected = f"a run under the threat {threat_text(balls)}"
+    require(record.balls == balls, BASELINE, expected, threat_text(record.balls))
     theirs, ours = settings_of(baseline), {}
     for listed in spec.attack_list:
         attack = fitted(listed, spec.data.source.num_classes).attack

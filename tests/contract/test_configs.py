@@ -69,8 +69,9 @@ def spec_of(name: str) -> Spec:
 
     It is thin, and tiny where the network of an earlier config is of the same `network_kind`.
     """
-    again = first_configs()[network_kind(name)] != name and "lambdas" not in model_of(name)
-    small = TINY if again else THIN.get(model_of(name)["name"], [])
+    model = model_of(name)
+    again = first_configs()[network_kind(name)] != name and "lambdas" not in model
+    small = TINY if again and model["name"] != "mlp" else THIN.get(model["name"], [])
     return parse(name, configs.load(configs.find(name), [*small, *USER_SETTINGS.get(name, [])]))
 
 

@@ -51,12 +51,11 @@ def make(name: str, precision: str = "float32", batch_size: int = 8, **options: 
     network = with_precision(network, precision)
     model = method(
         network,
-        threat=Threat("linf", 0.05),
         validation_attack=PGD(steps=2),
         num_examples=16,
         batch_size=batch_size,
         steps_per_epoch=16 // batch_size,
-        **{**method.example, **options},
+        **{"threat": Threat("linf", 0.05), **method.example, **options},
     )
     model.compile(keras.optimizers.SGD(0.1))
     return model
@@ -167,3 +166,19 @@ def test_eps_0_crafts_the_image_itself(name: str) -> None:
     assert "adv" in crafted
     for entry in crafted.keys() & {"adv", "collaborative", "noisy"}:
         np.testing.assert_array_equal(crafted[entry], X)
+
+
+@pytest.mark.parametrize("name", slow_but(METHODS, ("adv", "free")))
+def test_no_method_moves_a_feature_that_cannot_change(name: str) -> None:
+    """Neither at first nor after a step, when tables of perturbations are filled."""
+    factors = np.ones((8, 8, 1))
+    factors[::2] = 0
+    model = make(name, threat=Threat("linf", 0.05, per_feature=factors))
+    data = ({"image": X[:8], "index": np.arange(8)}, Y[:8])
+    batch = model.as_batch(data, model.requires)
+    for _ in range(2):
+        entries = model.perturb(batch)
+        for entry in {"adv", "collaborative", "noisy"} & entries.keys():
+            moved = entries[entry].numpy() != X[:8]
+            assert not moved[:, ::2].any(), entry
+        model.train_step(data)

@@ -170,7 +170,9 @@ def test_what_cannot_be_judged_is_refused_before_anything_is_written(
         assert "\n" not in str(error.value) and not (tmp_path / "runs" / "worse").exists()
 
     where = "^require.no_worse_than: expected a"
-    refused(where + r" run under the threat .*0.2\)\], received .*0.19\)\]", "threat.eps=0.2")
+    refused(
+        where + r" run under the threat linf, eps 0.2, received 'linf, eps 0.19'", "threat.eps=0.2"
+    )
     refused(where + " run with the same attacks, PGD-4: .*received None", "attacks.steps=4")
     margin = "attacks={name: pgd, steps: 3, loss: margin, label: PGD-3}"
     refused(where + ".* PGD-3: .*'loss': 'margin'", margin)

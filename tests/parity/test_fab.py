@@ -27,7 +27,7 @@ def search(attack: FAB, threat: Threat) -> dict[str, np.ndarray]:
 def test_projections_are_those_of_the_reference(norm: str) -> None:
     """The reference is in float64. 5 of the 60 hyperplanes miss the box."""
     points, slope, value = (REFERENCE[name] for name in ("points", "slope", "value"))
-    step = to_zero(points, slope, value, (0.0, 1.0), norm).numpy()
+    step = to_zero(points, slope, value, Threat(norm)).numpy()
     np.testing.assert_allclose(step, REFERENCE[f"{norm}_step"], atol=1e-5)
     assert (np.abs((slope * step).sum(1) + value) > 1e-4).sum() == 5
 

@@ -37,6 +37,28 @@ def test_digits_are_sixteenths_in_two_stratified_splits() -> None:
     np.testing.assert_array_equal(test.images, data.load("test").images)
 
 
+def test_breast_cancer_is_scaled_by_its_training_rows() -> None:
+    data = build(DATASETS, "breast_cancer", "data")
+    assert (data.image_shape, data.class_names) == ((30,), ("malignant", "benign"))
+    train, test = (data.load(split) for split in ("train", "test"))
+    assert (train.images.shape, test.images.shape) == ((398, 30), (171, 30))
+    assert train.images.dtype == np.float32
+    np.testing.assert_array_equal(train.images.min(axis=0), np.zeros(30))
+    np.testing.assert_array_equal(train.images.max(axis=0), np.ones(30))
+    assert test.images.min() >= 0 and test.images.max() <= 1
+    assert np.bincount(test.labels).tolist() == [64, 107]
+
+
+@pytest.mark.parametrize("shape", [[7], [12, 3]])
+def test_synthetic_tables_and_series_can_be_learned(shape: list[int]) -> None:
+    data = DATASETS["synthetic"](image_shape=shape, num_classes=3, train=60, test=60)
+    train, test = (data.load(split) for split in ("train", "test"))
+    assert train.images.shape == (60, *shape) and train.images.dtype == np.float32
+    means = np.stack([train.images[train.labels == label].mean(0) for label in range(3)])
+    distance = ((test.images[:, None] - means) ** 2).reshape(60, 3, -1).sum(-1)
+    assert (distance.argmin(1) == test.labels).mean() > 0.8  # chance is 0.33
+
+
 @pytest.mark.parametrize("like", ["digits", *CLASSES])
 def test_synthetic_images_imitate_a_data_set(like: str) -> None:
     data = build(DATASETS, {"name": "synthetic", "like": like, "train": 12, "test": 5}, "data")
@@ -64,9 +86,9 @@ def test_synthetic_images_are_smooth_and_can_be_learned() -> None:
     [
         ({}, "like: expected a data set, or image_shape and num_classes, received None"),
         ({"image_shape": [8, 8, 1]}, "like: expected a data set, or image_shape and"),
-        ({"like": "npz"}, "like: expected one of cifar10,"),
+        ({"like": "npz"}, "like: expected one of breast_cancer, cifar10,"),
         ({"like": "mnist", "num_classes": 3}, "like: expected no image_shape or num_classes"),
-        ({"image_shape": [8, 8], "num_classes": 2}, "image_shape: expected [H, W, C] from 1 up"),
+        ({"image_shape": [0, 8], "num_classes": 2}, "image_shape: expected [H, W, C], [T, C] or"),
         ({"image_shape": [8, 8, 1], "num_classes": 1}, "num_classes: expected int >= 2"),
         ({"like": "mnist", "test": 0}, "test: expected int >= 1, received 0"),
     ],

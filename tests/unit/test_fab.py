@@ -82,7 +82,7 @@ def test_projection_to_a_hyperplane_by_hand(
     x, slope = (tf.constant([v, v, v], tf.float32) for v in (x, slope))
     # A scaled function has the same zeros; 1e-25 is so small that squares underflow.
     scale = tf.constant([1.0, 1e-25, 1e6])
-    steps = to_zero(x, scale[:, None] * slope, scale * value, (0.0, 1.0), norm)
+    steps = to_zero(x, scale[:, None] * slope, scale * value, Threat(norm))
     np.testing.assert_allclose(steps, np.array([step] * 3), atol=1e-6)
 
 
@@ -92,7 +92,7 @@ def test_projection_within_any_box() -> None:
     Raising it by 2 moves each by 0.5, where the box has room for 1.
     """
     x, slope = tf.constant([[2.0, 2.0]] * 2), tf.constant([[1.0, 3.0]] * 2)
-    steps = to_zero(x, slope, tf.constant([8.0, -2.0]), (-1.0, 3.0), "linf")
+    steps = to_zero(x, slope, tf.constant([8.0, -2.0]), Threat("linf", box=(-1.0, 3.0)))
     np.testing.assert_allclose(steps, [[-2, -2], [0.5, 0.5]], atol=1e-6)
 
 
@@ -172,7 +172,7 @@ def test_nearest_boundary_is_that_of_the_nearest_class(norm: str) -> None:
         return tf.reshape(x, [-1, 4]) @ W
 
     y = np.argmax(network(X), axis=1)
-    value, slope = nearest_boundary(network, tf.constant(X), tf.constant(y), norm)
+    value, slope = nearest_boundary(network, tf.constant(X), tf.constant(y), Threat(norm))
     steepness = np.linalg.norm(np.reshape(slope, [20, 4]), ord=DUAL[norm], axis=1)
     np.testing.assert_allclose(-value / steepness, nearest(norm), rtol=1e-5)
     np.testing.assert_allclose(tf.reduce_sum(slope * X, (1, 2, 3)), value, atol=1e-5)

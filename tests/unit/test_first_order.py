@@ -58,7 +58,7 @@ def test_distances_class_by_class_equal_those_of_the_full_jacobian(norm: str) ->
     squares = (np.linalg.norm(slopes, ord=q, axis=2) ** 2).sum(1)
     graph = tf.function(first_order_distances, autograph=False)
     for function in (first_order_distances, graph):
-        bound, distance = function(network, x, tf.constant(y, tf.int32), norm)
+        bound, distance = function(network, x, tf.constant(y, tf.int32), Threat(norm))
         np.testing.assert_allclose(distance, (margin / between).min(1), rtol=1e-4)
         np.testing.assert_allclose(bound, margin.min(1) / np.sqrt(2 * squares), rtol=1e-4)
 

@@ -18,7 +18,7 @@ FLOORS = {
     "tfrobust.flags": 1,
     "tfrobust.hub": 0,
     "tfrobust.io": 0,
-    "tfrobust.jacobian": 0,
+    "tfrobust.jacobian": 2,
     "tfrobust.losses": 0,
     "tfrobust.noise": 0,
     "tfrobust.norms": 0,

@@ -56,7 +56,9 @@ def test_pixels_outside_the_box_by_rounding_are_clipped_and_others_refused() -> 
         (np.full((2, 4, 4, 1), "a"), "received 'str32'"),
         ([[1], [1, 2]], "x: expected an array, list: "),
         (np.where(X > 0.9, np.inf, X), "NaN or infinite values in"),
-        (X[..., 0], "of shape [N, H, W, C], none of it 0, received (12, 4, 4)"),
+        (X[:, 0, 0, 0], "series [N, T, C] or a table [N, F], none of it 0, received (12,)"),
+        (250 * X[:, 0, 0], "float inputs in [0, 1], received"),
+        (X[:, 0, 0].astype(int), "received 'int64'; scale each feature by its range in the train"),
     ],
 )
 def test_wrong_images_are_one_line(images: Any, message: str) -> None:
@@ -283,7 +285,10 @@ def test_stream_of_unknown_shapes_is_refused_with_advice_that_works() -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (tf.data.Dataset.from_tensor_slices((X, Y)), "batches [B, H, W, C] (batch the data set)"),
+        (
+            tf.data.Dataset.from_tensor_slices((X, Y)),
+            "as the network takes them (batch the data set)",
+        ),
         (stream(np.zeros((4, 3, 8, 8)), Y[:4]), "looks like channels first"),
         (stream(X[:, :2], Y), "expected images [N, 4, 4, 1], as the network takes them, received"),
         (stream(X, Y.astype(str)), "y: expected integer class numbers, received 'string'"),

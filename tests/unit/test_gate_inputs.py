@@ -137,7 +137,7 @@ def raises(x: Any) -> Any:
         ),
         ({"x": -X}, "x: expected float images in [0, 1], received -0.833333 to -0.166667"),
         ({"x": NAN}, "x: expected finite images, received NaN or infinite values in 1 of 600"),
-        ({"x": X[:, 0]}, "x: expected images of shape [N, H, W, C], none of it 0, received (600,"),
+        ({"x": X[:, 0, 0, 0]}, "or a table [N, F], none of it 0, received (600,)"),
         ({"x": X[:0], "y": Y[:0]}, "none of it 0, received (0, 1, 1, 1)"),
         ({"threat": Threat("linf", 8)}, "threat.eps: expected at most 1, the linf width of images"),
         ({"threat": Threat("l1", 2)}, "in [0, 1], received 2 (did you mean 2/255?)"),

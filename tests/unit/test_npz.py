@@ -154,6 +154,28 @@ def test_images_of_channels_first_are_transposed(tmp_path: Path) -> None:
     assert data.image_shape == data.load("train").images.shape[1:] == (3, 6, 5)
 
 
+def test_tables_and_series_keep_their_shape(tmp_path: Path) -> None:
+    """Without the layout "series" an array of three axes has grey images."""
+    table = np.random.default_rng(0).random((4, 7))
+    data = DATASETS["npz"](path=saved(tmp_path, x_train=table, x_test=table[:2]))
+    assert data.image_shape == (7,)
+    np.testing.assert_allclose(data.load("test").images, table[:2], rtol=1e-6)
+    series = table.reshape(4, 7, 1).repeat(3, axis=2)
+    path = saved(tmp_path, x_train=series, x_test=series[:2])
+    assert DATASETS["npz"](path=path).image_shape == (7, 3, 1)
+    data = DATASETS["npz"](path=path, layout="series")
+    assert data.image_shape == data.load("train").images.shape[1:] == (7, 3)
+
+
+def test_integer_tables_are_not_taken_for_pixels(tmp_path: Path) -> None:
+    table = np.zeros((4, 7), np.uint8)
+    path = saved(tmp_path, x_train=table, x_test=table[:2])
+    assert error_line(lambda: DATASETS["npz"](path=path)) == (
+        f"path: x_train of {path}: expected float inputs in [0, 1], received 'uint8'; scale each "
+        "feature by its range in the training data"
+    )
+
+
 def test_test_images_of_another_shape_than_the_training_images_are_an_error(
     tmp_path: Path,
 ) -> None:

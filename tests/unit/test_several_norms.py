@@ -145,7 +145,7 @@ def test_the_record_and_its_page_have_every_norm_and_their_union(tmp_path: Path)
     options = {"progress": False, "folder": tmp_path}
     result = evaluate(network, X, Y, [LINF, L2], [EXACT], **options)
     record = Record.load(tmp_path)
-    assert record.radii == [("linf", 0.025), ("l2", 0.08)]
+    assert record.balls == [("linf", 0.025, None), ("l2", 0.08, None)]
     assert [row.norm for row in record.attacks] == ["linf", "l2"]
     assert {row.norm: row.robust_accuracy for row in record.norms} == result.norms
     assert record.robust_accuracy == result.robust_accuracy < min(result.norms.values())

@@ -169,7 +169,7 @@ def test_an_index_without_an_image_is_an_error(tmp_path: Path) -> None:
         ({"index": ROWS.astype("float32")}, "expected 3 integers, received 'float32 of"),
         ({"index": np.array([7, 3, 7])}, "expected each place once, received 'some twice'"),
         ({"image": X[:3].astype("float64")}, "expected float32 or uint8, received 'float64'"),
-        ({"image": X[:3, 0]}, "expected images [N, H, W, C], received 'shape (3, 2, 1)'"),
+        ({"image": X[:3, 0, 0, 0]}, "or others [N, ...], received 'shape (3,)'"),
     ],
 )
 def test_mistaken_arrays_of_a_file_are_named(

@@ -213,7 +213,7 @@ class APGD(Attack):
 def random_start(x: tf.Tensor, threat: Threat, seed: Any) -> tf.Tensor:
     """Return a random start before projection: x plus a direction of norm eps, or noise for L1."""
     draw = (noise.uniform if threat.norm == "linf" else noise.normal)(tf.shape(x), seed)
-    draw = tf.ensure_shape(draw, x.shape)
+    draw = threat.mutable(tf.ensure_shape(draw, x.shape))
     if threat.norm == "l1":
-        return x + draw
-    return x + threat.eps * draw / per_example(norm(draw, threat.norm), x)
+        return x + threat.from_ball(draw)
+    return x + threat.from_ball(threat.eps * draw / per_example(norm(draw, threat.norm), x))

@@ -112,8 +112,9 @@ class Sparse:
 
     def move(self, k: tf.Tensor, s: State, gradient: tf.Tensor) -> State:
         count = tf.maximum(tf.cast(tf.math.ceil(s["changed"] / SPREAD), tf.int32), 1)
-        direction = sparse_sign(gradient, count)
-        moved = self.threat.project(s["x_adv"] + rows(s["step"], gradient) * direction, s["x"])
+        threat = self.threat
+        direction = threat.from_ball(sparse_sign(threat.from_ball(gradient), count))
+        moved = threat.project(s["x_adv"] + rows(s["step"], gradient) * direction, s["x"])
         return s | {"x_adv": moved}
 
 

@@ -118,7 +118,7 @@ class FAB(Attack):
 
             iterate = tf.cond(tf.equal(i % self.steps, 0), begin, lambda: s["iterate"])
             if self.targets is None:
-                value, slope = nearest_boundary(logits_fn, iterate, s["y"], threat.norm)
+                value, slope = nearest_boundary(logits_fn, iterate, s["y"], threat)
             else:
                 target = tf.gather(s["targets"], number // self.restarts, axis=1)
                 value, slope = boundary(logits_fn, iterate, s["y"], target)
@@ -156,8 +156,9 @@ class FAB(Attack):
         def random() -> tf.Tensor:
             draw = noise.uniform if threat.norm == "linf" else noise.normal
             direction = tf.ensure_shape(draw(tf.shape(x), noise.fold(seed, number)), x.shape)
+            direction = threat.mutable(direction)
             direction /= norms.per_example(norms.norm(direction, threat.norm), direction)
-            start = x + 0.5 * norms.per_example(threat.eps, x) * direction
+            start = x + 0.5 * norms.per_example(threat.eps, x) * threat.from_ball(direction)
             return tf.clip_by_value(start, *threat.box)
 
         return tf.cond(tf.equal(number % self.restarts, 0), lambda: x, random)
@@ -168,17 +169,19 @@ class FAB(Attack):
         """Return x_{k+1} by the linear function with this value [B] and slope at x_k."""
         # Values that are not finite give no step, as the iterates must stay images.
         value, slope = (tf.where(tf.math.is_finite(t), t, 0.0) for t in (value, slope))
-        shape = tf.shape(x_k)
-        x_k, x, slope = (tf.reshape(t, [shape[0], -1]) for t in (x_k, x, slope))
+        shape, features = tf.shape(x_k), x.shape[1:]
+        size = features.num_elements()
+        x_k, x, slope = (tf.reshape(t, [shape[0], size]) for t in (x_k, x, slope))
+        threat = threat.reshaped(features, [size])
         value_at_x = value + tf.reduce_sum(slope * (x - x_k), axis=1)
-        d_k = to_zero(x_k, slope, value, threat.box, threat.norm)
-        d = to_zero(x, slope, value_at_x, threat.box, threat.norm)
+        d_k = to_zero(x_k, slope, value, threat)
+        d = to_zero(x, slope, value_at_x, threat)
         # The floor gives alpha a value if both steps are 0.
-        length_k = tf.maximum(norms.norm(d_k, threat.norm), 1e-8)
-        length = tf.maximum(norms.norm(d, threat.norm), 1e-8)
+        length_k = tf.maximum(norms.norm(threat.in_ball(d_k), threat.norm), 1e-8)
+        length = tf.maximum(norms.norm(threat.in_ball(d), threat.norm), 1e-8)
         alpha = tf.minimum(length_k / (length_k + length), self.alpha_max)[:, None]
         moved = (1 - alpha) * (x_k + self.eta * d_k)
-        moved += alpha * (x + self.eta * d)
+        moved = threat.kept(moved + alpha * (x + self.eta * d), x)
         return tf.reshape(tf.clip_by_value(moved, *threat.box), shape)
 
 
@@ -198,12 +201,12 @@ def boundary(
 
 
 def nearest_boundary(
-    logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, p: str
+    logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, threat: Threat
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Return z_t - z_y [B] and its gradient for the class t whose boundary is nearest.
 
-    The distance is that to the linear approximation of the boundary, in the Lp norm and without
-    the box.
+    The distance is that to the linear approximation of the boundary, as the threat measures it and
+    without the box.
     """
 
     def above(x: tf.Tensor) -> tf.Tensor:
@@ -215,7 +218,8 @@ def nearest_boundary(
 
     def compare(c: tf.Tensor, least: tf.Tensor, height: tf.Tensor, nearest: tf.Tensor) -> Any:
         slope = gradient(tf.ones_like(value) * tf.one_hot(c, classes))
-        height_c, steepness = tf.gather(value, c, axis=1), norms.norm(slope, norms.DUAL[p])
+        height_c = tf.gather(value, c, axis=1)
+        steepness = norms.norm(threat.from_ball(slope), norms.DUAL[threat.norm])
         distance = tf.where(tf.equal(c, y), float("inf"), tf.abs(height_c) / (steepness + 1e-12))
         nearer = distance < least
         least, height = tf.where(nearer, distance, least), tf.where(nearer, height_c, height)

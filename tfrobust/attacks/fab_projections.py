@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from tfrobust.threat import Threat
 
-def to_zero(
-    x: tf.Tensor, slope: tf.Tensor, value: tf.Tensor, box: tuple[float, float], p: str
-) -> tf.Tensor:
-    """Return the step d [B, D] of least Lp norm with value + <slope, d> = 0 and x + d in the box.
+
+def to_zero(x: tf.Tensor, slope: tf.Tensor, value: tf.Tensor, threat: Threat) -> tf.Tensor:
+    """Return the shortest step d [B, D] with value + <slope, d> = 0 and x + d in the box.
 
     If the hyperplane misses the box, d leads to the corner nearest to it. Coordinates with slope 0
     do not move.
@@ -17,20 +17,21 @@ def to_zero(
         x: Points in the box, [B, D].
         slope: The slope of a linear function, [B, D].
         value: The value of the function at x, [B].
-        box: The ends (low, high) of the box.
-        p: The norm.
+        threat: The box, and the norm and factors that measure a step.
     """
+    low, high = threat.box
+    slope = threat.from_ball(slope)
     direction = -tf.sign(slope) * tf.sign(value)[:, None]  # the direction in which |value| falls
-    room = tf.where(direction > 0, box[1] - x, x - box[0])
+    room = threat.in_ball(tf.where(direction > 0, high - x, x - low))
     # Divided by the largest entry, as the squares of small float32 gradients would underflow to 0.
     steepness = tf.abs(slope)
     largest = tf.reduce_max(steepness, axis=1, keepdims=True)
     steepness = tf.math.divide_no_nan(steepness, largest)
     need = tf.math.divide_no_nan(tf.abs(value), largest[:, 0])
-    if p == "l1":
-        return direction * _steepest_first(steepness, room, need)
-    pace = tf.ones_like(room) if p == "linf" else steepness
-    return direction * _together(steepness, room, need, pace)
+    if threat.norm == "l1":
+        return threat.from_ball(direction * _steepest_first(steepness, room, need))
+    pace = tf.ones_like(room) if threat.norm == "linf" else steepness
+    return threat.from_ball(direction * _together(steepness, room, need, pace))
 
 
 def _together(steepness: tf.Tensor, room: tf.Tensor, need: tf.Tensor, pace: tf.Tensor) -> tf.Tensor:

@@ -73,7 +73,7 @@ class RayS(Attack):
     ) -> Outcome:
         """Search as described at `Attack.run`. There is no noise, so the seed does not matter."""
         end = self._search(logits_fn, x, y, threat, at_the_edge=True)
-        images = _along(end["x"], end["sign"], tf.minimum(end["d"], threat.eps), threat.box)
+        images = _along(end["x"], end["sign"], tf.minimum(end["d"], threat.eps), threat)
         gradients = tf.zeros_like(end["queries"])
         return Outcome(tf.stop_gradient(images), end["broken"], end["queries"], gradients)
 
@@ -91,7 +91,7 @@ class RayS(Attack):
         threat = Threat("linf", 0.0, box)
         end = self._search(logits_fn, x, y, threat, at_the_edge=False)
         reached = tf.math.is_finite(end["d"])
-        images = _along(end["x"], end["sign"], tf.where(reached, end["d"], 0.0), box)
+        images = _along(end["x"], end["sign"], tf.where(reached, end["d"], 0.0), threat)
         distance = tf.where(reached, threat.distance(images, end["x"]), end["d"])
         return Nearest(tf.stop_gradient(images), tf.stop_gradient(distance), end["queries"])
 
@@ -106,7 +106,7 @@ class RayS(Attack):
         """
         self.check(threat)
         x, y = tf.convert_to_tensor(x), tf.cast(y, tf.int32)
-        pixels, reach = math.prod(x.shape[1:]), threat.box[1] - threat.box[0]
+        pixels, reach = math.prod(x.shape[1:]), _longest(threat, x.shape[1:])
         gap = TOLERANCE / math.sqrt(pixels)
         place = tf.reshape(tf.range(pixels), [1, *x.shape[1:]])
 
@@ -121,7 +121,7 @@ class RayS(Attack):
             # At the length of the box the image is a corner of the box, and nothing is beyond it.
             length = tf.where(s["bisecting"], 0.5 * (s["low"] + s["d"]), tf.minimum(s["d"], reach))
             length = tf.where(edge, threat.eps, length)
-            images = _along(s["x"], sign, length, threat.box)
+            images = _along(s["x"], sign, length, threat)
             wrong = wrong_at(images, s["row"])
             nearer = wrong & (length < s["d"])
             d = tf.where(nearer, length, s["d"])
@@ -161,5 +161,11 @@ class RayS(Attack):
         return hunt(tick, state, self.queries)
 
 
-def _along(x: tf.Tensor, sign: tf.Tensor, length: tf.Tensor, box: tuple[float, float]) -> tf.Tensor:
-    return tf.clip_by_value(x + rows(length, x) * sign, *box)
+def _along(x: tf.Tensor, sign: tf.Tensor, length: tf.Tensor, threat: Threat) -> tf.Tensor:
+    return tf.clip_by_value(x + threat.from_ball(rows(length, x) * sign), *threat.box)
+
+
+def _longest(threat: Threat, shape: tuple[int, ...]) -> float:
+    """Return the length from which on no feature moves further, as all are at the box."""
+    (low, high), factors = threat.box, threat.factors(shape)
+    return high - low if factors is None else float((high - low) / factors[factors > 0].min())

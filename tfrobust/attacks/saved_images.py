@@ -75,7 +75,8 @@ class SavedImages(Attack):
         where = f"path: image of {self.path}"
         is_known_type = images.dtype in (np.uint8, np.float32)
         require(is_known_type, where, "float32 or uint8", images.dtype.name)
-        require(images.ndim == 4, where, "images [N, H, W, C]", f"shape {images.shape}")
+        sized = 2 <= images.ndim <= 4
+        require(sized, where, "images [N, H, W, C] or others [N, ...]", f"shape {images.shape}")
         where = f"path: index of {self.path}"
         fits = index.shape == images.shape[:1] and index.dtype.kind in "iu"
         received = f"{index.dtype.name} of shape {index.shape}"

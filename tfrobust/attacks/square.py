@@ -29,6 +29,9 @@ class Square(Attack):
     per channel. For L2 and L1, see square_moves.py. An example stops at its first misclassified
     image. No gradients are used.
 
+    The windows of series [B, T, C] are segments of time, and those of tables [B, F] are segments
+    of features; the stripes are single places in time or single features.
+
     Args:
         queries: The number of windows in each restart. The clean image and the start of each
             restart cost one query more: at most 1 + restarts * (1 + queries) in all.
@@ -55,23 +58,33 @@ class Square(Attack):
         """Return the share of the image that window i = 0, 1, ... covers."""
         return self.p_init / 2 ** bisect.bisect_left(HALVED_AFTER, i)
 
-    def side(self, i: int, height: int, width: int, norm: str) -> int:
-        """Return the side of window i in pixels: sqrt(share * area), at most the image's."""
-        side = max(round((self.share(i) * height * width) ** 0.5), 1)
+    def side(self, i: int, height: int, width: int, norm: str, flat: bool = False) -> int:
+        """Return the side of window i in pixels, sqrt(share * area), at most the image's.
+
+        For flat inputs, which have one row, it is the length share * width of a segment.
+        """
+        area = self.share(i) * height * width
+        side = max(round(area if flat else area**0.5), 1)
         if norm != "linf":  # a pyramid has a middle
             side = max(side, 3) | 1
-        return min(side, height, width)
+        return min(side, width if flat else min(height, width))
 
     def run(
         self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, *, threat: Threat, seed: Any
     ) -> Outcome:
         x, y = tf.convert_to_tensor(x), tf.cast(y, tf.int32)
+        shape, flat = x.shape[1:], len(x.shape) < 4
+        if flat:
+            height, width, channels = 1, shape[0], shape[1:].num_elements()
+            x = tf.reshape(x, [-1, height, width, channels])
+            threat = threat.reshaped(shape, x.shape[1:])
         height, width, channels = x.shape[1:]
-        sides = [self.side(i, height, width, threat.norm) for i in range(self.queries)]
-        moves = (Squares if threat.norm == "linf" else Pyramids)(threat, sides)
+        sides = [self.side(i, height, width, threat.norm, flat) for i in range(self.queries)]
+        moves = (Squares if threat.norm == "linf" else Pyramids)(threat, sides, flat)
 
         def look(images: tf.Tensor, row: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            logits, labels = logits_fn(images), tf.gather(y, row)
+            logits = logits_fn(tf.reshape(images, [-1, *shape]) if flat else images)
+            labels = tf.gather(y, row)
             return losses.margin(logits, labels), ~losses.correct(logits, labels)
 
         def tick(i: tf.Tensor, s: State) -> State:
@@ -116,4 +129,5 @@ class Square(Attack):
             "queries": zeros + 1,
         }
         end = hunt(tick, state, self.restarts * (1 + self.queries))
-        return Outcome(tf.stop_gradient(end["images"]), end["broken"], end["queries"], zeros)
+        images = tf.reshape(end["images"], [-1, *shape]) if flat else end["images"]
+        return Outcome(tf.stop_gradient(images), end["broken"], end["queries"], zeros)

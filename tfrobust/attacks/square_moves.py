@@ -2,6 +2,9 @@
 
 `start` takes the whole batch and a seed; `propose` takes any rows and their numbers u [B, 5 + C],
 U[-1, 1): corners of two windows, the turn of a pattern, the sign of each channel.
+
+Inputs that are no images are `flat`: images [B, 1, T, C] of one row, whose windows are segments of
+the row.
 """
 
 from __future__ import annotations
@@ -17,38 +20,63 @@ from tfrobust.threat import Threat
 TINY = 1e-12  # keeps 0 / 0 at 0
 
 
-class Squares:
-    """In the Linf ball: every pixel at x - eps or x + eps, a window of one sign a channel."""
+class Moves:
+    """The windows, square ones with these sides or, of flat inputs, segments of these lengths."""
 
-    def __init__(self, threat: Threat, sides: Sequence[int]):
-        self.threat, self.sides = threat, tf.constant(sides)
+    def __init__(self, threat: Threat, sides: Sequence[int], flat: bool = False):
+        self.threat, self.flat = threat, flat
+        self.sizes = tf.constant([(1 if flat else side, side) for side in sides])
+
+    def corner(self, i: tf.Tensor, u: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+        """The first row and column [B, 2] of window i.
+
+        As in the public implementation they are never the last possible ones of an image, so
+        windows smaller than the image leave its last row and column alone. A table would never
+        have its last feature moved, so of a flat input they may be the last.
+        """
+        room = tf.cast(x.shape[1:3] - self.sizes[i] + int(self.flat), tf.float32)
+        return tf.cast(0.5 * (u + 1.0) * room, tf.int32)
+
+    def window(self, i: tf.Tensor, first: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+        """bool [B, H, W, 1]: the pixels of the windows i with these corners [B, 2]."""
+        down, across = (
+            (tf.range(x.shape[1 + axis]) >= first[:, axis, None])
+            & (tf.range(x.shape[1 + axis]) < first[:, axis, None] + self.sizes[i, axis])
+            for axis in (0, 1)
+        )
+        return (down[:, :, None] & across[:, None, :])[..., None]
+
+
+class Squares(Moves):
+    """In the Linf ball: every pixel at x - eps or x + eps, a window of one sign a channel."""
 
     def start(self, x: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         """x with vertical stripes: +-eps for each column and channel."""
         sign = signs(noise.uniform(tf.stack([tf.shape(x)[0], 1, *x.shape[2:]]), seed))
-        return self.threat.project(x + self.threat.eps * sign, x)
+        return self.threat.project(x + self.threat.reach(x) * sign, x)
 
     def propose(self, i: tf.Tensor, x: tf.Tensor, x_adv: tf.Tensor, u: tf.Tensor) -> tf.Tensor:
         """x_adv with window i moved by +-2 eps a channel, so to an edge of the ball."""
-        side = self.sides[i]
-        shift = 2.0 * self.threat.eps * signs(u[:, None, None, 5:])
-        inside = window(corner(u[:, :2], side, x), side, x)
+        shift = 2.0 * self.threat.reach(x) * signs(u[:, None, None, 5:])
+        inside = self.window(i, self.corner(i, u[:, :2], x), x)
         return self.threat.project(tf.where(inside, x_adv + shift, x_adv), x)
 
 
-class Pyramids:
+class Pyramids(Moves):
     """On the edge of the L2 or the L1 ball: a window gains what is free or another gives up.
 
-    Windows get a pair of pyramids, one up and one down, added to the shape that they have.
+    Windows get a pair of pyramids, one up and one down, added to the shape that they have. All is
+    in the coordinates of the ball, in which the factors of the threat are 1.
     """
 
-    def __init__(self, threat: Threat, sides: Sequence[int]):
-        self.threat, self.sides = threat, tf.constant(sides)
+    def __init__(self, threat: Threat, sides: Sequence[int], flat: bool = False):
+        super().__init__(threat, sides, flat)
         kinds, which = np.unique(sides, return_inverse=True)
         self.stride = int(kinds[-1])
-        patterns = np.zeros([len(kinds), self.stride, self.stride], np.float32)
+        self.width = 1 if flat else self.stride
+        patterns = np.zeros([len(kinds), self.stride, self.width], np.float32)
         for kind, side in enumerate(kinds):
-            patterns[kind, :side, :side] = pattern(side, threat.norm)
+            patterns[kind, :side, :side] = pattern(side, threat.norm, flat)
         self.which = tf.constant(which)
         self.patterns = tf.constant(patterns.reshape(len(kinds), -1))
 
@@ -56,26 +84,30 @@ class Pyramids:
         """x with tiles, 5 or a few more along the shorter side and as many as fit along the other:
         each a pattern, up or down in every channel."""
         height, width, channels = x.shape[1:]
-        shorter = min(height, width)
+        shorter = width if self.flat else min(height, width)
         side = max(shorter // 5, 1)
-        before = max((shorter - 5 * side) // 2, 0)
-        down, across = ((n - before) // side for n in (height, width))
-        tile = pattern(side, self.threat.norm)
+        margin = max((shorter - 5 * side) // 2, 0)
+        above, tall = (0, 1) if self.flat else (margin, side)
+        down, across = (height - above) // tall, (width - margin) // side
+        tile = pattern(side, self.threat.norm, self.flat)
         u = noise.uniform([tf.shape(x)[0], down, 1, across, 1, 1 + channels], seed)
-        turned = tf.where(u[..., :1] > 0, tile.T[:, None, :, None], tile[:, None, :, None])
-        tiles = tf.reshape(turned * signs(u[..., 1:]), [-1, down * side, across * side, channels])
-        after = (height - before - down * side, width - before - across * side)
-        delta = tf.pad(tiles, [(0, 0), (before, after[0]), (before, after[1]), (0, 0)])
-        return self._on_the_edge(x, delta)
+        turned = tile.T[:, None, :, None]
+        if not self.flat:
+            turned = tf.where(u[..., :1] > 0, turned, tile[:, None, :, None])
+        tiles = tf.reshape(turned * signs(u[..., 1:]), [-1, down * tall, across * side, channels])
+        after = (height - above - down * tall, width - margin - across * side)
+        delta = tf.pad(tiles, [(0, 0), (above, after[0]), (margin, after[1]), (0, 0)])
+        return self._on_the_edge(x, self.threat.mutable(delta))
 
     def propose(self, i: tf.Tensor, x: tf.Tensor, x_adv: tf.Tensor, u: tf.Tensor) -> tf.Tensor:
         """x_adv with a pattern in one window, and a second window at 0 outside the first."""
-        side, delta = self.sides[i], x_adv - x
-        first = corner(u[:, :2], side, x)
-        here, there = window(first, side, x), window(corner(u[:, 2:4], side, x), side, x)
+        delta = self.threat.in_ball(x_adv - x)
+        first, second = self.corner(i, u[:, :2], x), self.corner(i, u[:, 2:4], x)
+        here, there = self.window(i, first, x), self.window(i, second, x)
         old = tf.where(here, delta, 0.0)
         old = old / (TINY + self._size(old, (1, 2)))
         drawn = self._drawn(i, first, u[:, 4] > 0, x) * signs(u[:, None, None, 5:])
+        drawn = self.threat.mutable(drawn)
         fresh = tf.where(here, drawn + old, 0.0)
         size = self._size(fresh, (1, 2))
         # In a window of one pixel the two may cancel: the size must go somewhere.
@@ -98,7 +130,8 @@ class Pyramids:
             tf.clip_by_value(tf.range(x.shape[1 + axis]) - first[:, axis, None], 0, self.stride - 1)
             for axis in (0, 1)
         )
-        steps = tf.where(turned[:, None], [1, self.stride], [self.stride, 1])
+        turned = turned[:, None] | self.flat
+        steps = tf.where(turned, [1, self.width], [self.width, 1])
         places = (down * steps[:, :1])[:, :, None] + (across * steps[:, 1:])[:, None, :]
         return tf.gather(self.patterns[self.which[i]], places)[..., None]
 
@@ -109,9 +142,9 @@ class Pyramids:
 
     def _on_the_edge(self, x: tf.Tensor, delta: tf.Tensor) -> tf.Tensor:
         if self.threat.norm == "l2":
-            unit = delta / (TINY + self._size(delta, (1, 2, 3)))
+            unit = self.threat.from_ball(delta / (TINY + self._size(delta, (1, 2, 3))))
             return tf.clip_by_value(x + self.threat.eps * unit, *self.threat.box)
-        return self.threat.project(x + delta, x)
+        return self.threat.project(x + self.threat.from_ball(delta), x)
 
 
 def signs(u: tf.Tensor) -> tf.Tensor:
@@ -119,27 +152,12 @@ def signs(u: tf.Tensor) -> tf.Tensor:
     return tf.where(u < 0.0, -1.0, 1.0)
 
 
-def corner(u: tf.Tensor, side: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-    """The first row and column [B, 2] of a window; as in the public implementation never the last
-    possible ones, so windows smaller than the image leave its last row and column alone."""
-    room = tf.cast(x.shape[1:3] - side, tf.float32)
-    return tf.cast(0.5 * (u + 1.0) * room, tf.int32)
-
-
-def window(first: tf.Tensor, side: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-    """bool [B, H, W, 1]: the pixels of the windows with these corners [B, 2]."""
-    down, across = (
-        (tf.range(x.shape[1 + axis]) >= first[:, axis, None])
-        & (tf.range(x.shape[1 + axis]) < first[:, axis, None] + side)
-        for axis in (0, 1)
-    )
-    return (down[:, :, None] & across[:, None, :])[..., None]
-
-
-def pattern(side: int, norm: str) -> np.ndarray:
-    """[side, side]: a pyramid over the upper half, one below 0 in the lower half, of size 1."""
+def pattern(side: int, norm: str, flat: bool = False) -> np.ndarray:
+    """[side, side], or [side, 1] if it is flat: a pyramid over the upper half, one below 0 in the
+    lower half, of size 1."""
     power, order = (2, 2) if norm == "l2" else (4, 1)
-    halves = [_pyramid(side // 2, side, power), _pyramid(side - side // 2, side, power)]
+    width = 1 if flat else side
+    halves = [_pyramid(side // 2, width, power), _pyramid(side - side // 2, width, power)]
     up, down = (half / max(np.linalg.norm(half.ravel(), order), TINY) for half in halves)
     both = np.concatenate([up, -down])
     return (both / np.linalg.norm(both.ravel(), order)).astype(np.float32)

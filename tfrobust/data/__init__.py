@@ -5,6 +5,8 @@ from collections.abc import Callable
 from tfrobust.data.augment import AUGMENTATIONS as AUGMENTATIONS
 from tfrobust.data.augment import Augmentation as Augmentation
 from tfrobust.data.augment import in_sequence as in_sequence
+from tfrobust.data.augment import require_images as require_images
+from tfrobust.data.breast_cancer import open_breast_cancer
 from tfrobust.data.corrupted import open_cifar10_corrupted, open_mnist_corrupted
 from tfrobust.data.digits import open_digits
 from tfrobust.data.files import readable as readable
@@ -22,6 +24,7 @@ from tfrobust.data.tfds import TFDS
 
 DATASETS: dict[str, Callable[..., Dataset]] = {
     "digits": open_digits,
+    "breast_cancer": open_breast_cancer,
     **TFDS,
     "cifar10_corrupted": open_cifar10_corrupted,
     "mnist_corrupted": open_mnist_corrupted,

@@ -230,3 +230,10 @@ def in_sequence(augment: Augment) -> tuple[Augmentation, ...]:
     mixing = [type(step).__name__ for step in steps if step.mixes]
     require(len(mixing) <= 1, "augment", "one that mixes examples", " and ".join(mixing))
     return steps
+
+
+def require_images(steps: Sequence[Augmentation], shape: Sequence[int]) -> None:
+    """Raise a UserError if there are augmentations and the inputs of this shape are no images."""
+    names = " and ".join(type(step).__name__ for step in steps)
+    fits = len(shape) == 3 or not steps
+    require(fits, "augment", f"none for inputs {tuple(shape)}, which are no images", names)

@@ -51,7 +51,7 @@ class Files:
     """
 
     places: np.ndarray
-    size: tuple[int, int, int]
+    size: tuple[int, ...]
     resize: str = "fit"
 
     dtype = np.dtype(np.uint8)

@@ -50,15 +50,17 @@ class Npz(Dataset):
 def open_npz(path: str, num_classes: int | None = None, layout: str | None = None) -> Npz:
     """Open arrays in an .npz file. Headers and labels are checked, but no image is read.
 
-    x_train and x_test are [N, H, W, C] or [N, H, W], uint8 or float in [0, 1]; y_train and y_test
-    are class numbers from 0, [N] or [N, 1]. To evaluate a network, x_test and y_test are enough;
+    x_train and x_test are [N, H, W, C] or [N, H, W], uint8 or float in [0, 1], or tables [N, F] or,
+    with layout "series", series [N, T, C], float in [0, 1]. y_train and y_test are class numbers
+    from 0, [N] or [N, 1]. To evaluate a network, x_test and y_test are enough;
     for `data.extra`, x_train and y_train, which may also be named image and label.
 
     Args:
         path: The path of the file.
         num_classes: The number of classes. None for the greatest label plus one, at least two.
         layout: "channels_first" for images [N, C, H, W], which are transposed; "channels_last" for
-            images that only look channels first. None raises an error for both.
+            images that only look channels first; None raises an error for both. "series" for
+            arrays [N, T, C] that are no grey images.
 
     Raises:
         UserError: The file is missing or unreadable, an array is missing, holds pickled objects or
@@ -93,11 +95,12 @@ def open_npz(path: str, num_classes: int | None = None, layout: str | None = Non
     return Npz(shapes[first], numbered(classes), path, keys, layout)
 
 
-def _image_shape(shape: tuple[int, ...], layout: str | None) -> tuple[int, int, int]:
-    """Return (H, W, C) for the shape [N, H, W], [N, H, W, C] or, channels first, [N, C, H, W]."""
+def _image_shape(shape: tuple[int, ...], layout: str | None) -> tuple[int, ...]:
+    """Return (H, W, C) for the shape [N, H, W], [N, H, W, C] or, channels first, [N, C, H, W]; of
+    a series or a table what follows N."""
     if layout == "channels_first" and len(shape) == 4:
         return shape[2], shape[3], shape[1]
-    return (*shape[1:], 1)[:3]  # type: ignore[return-value]
+    return (*shape[1:], 1) if len(shape) == 3 and layout != "series" else shape[1:]
 
 
 def _name(path: str, key: str) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import tensorflow as tf
 
-from tfrobust.data.augment import Augment, Augmentation, in_sequence
+from tfrobust.data.augment import Augment, Augmentation, in_sequence, require_images
 from tfrobust.data.rows import Rows, as_float, mixed_rows, rows_of
 from tfrobust.data.split import Split
 from tfrobust.errors import require, require_at_least
@@ -89,6 +89,7 @@ def batches(
         require(augment is None, "augment", "None without training=True", augment)
         require(extra is None, "extra", "None without training=True", extra)
     augmentations = in_sequence(augment)
+    require_images(augmentations, split.images.shape[1:])
     rows = rows_of(split) if extra is None else mixed_rows(split, extra.split)
     mixes = any(augmentation.mixes for augmentation in augmentations)
     unequal = extra is not None and extra.weight != 1
@@ -152,7 +153,7 @@ def from_arrays(
     a later epoch, use `batches(Split.of(x, y), ..., training=True, first_step=...)`.
 
     Args:
-        x: Images [N, H, W, C] or [N, H, W], uint8 or float in [0, 1].
+        x: Images [N, H, W, C] or [N, H, W], uint8 or float in [0, 1], or others of `Split.of`.
         y: Class numbers [N] or [N, 1].
         batch_size: The number of examples in a batch.
         seed: The seed of the order and of the augmentation. TensorFlow's global seed, if it is set,
@@ -172,7 +173,9 @@ def from_arrays(
     positions = positions.shuffle(len(split), seed, reshuffle_each_iteration=True).batch(batch_size)
     # The number of a pass is unknown, so a random number replaces that of the batch.
     counters = tf.data.Dataset.random(seed, rerandomize_each_iteration=True)
-    collect = _collector(rows_of(split), seed, in_sequence(augment))
+    augmentations = in_sequence(augment)
+    require_images(augmentations, split.images.shape[1:])
+    collect = _collector(rows_of(split), seed, augmentations)
     return _mapped(tf.data.Dataset.zip(counters, positions), collect)
 
 

@@ -18,7 +18,8 @@ class Split:
 
     Attributes:
         images: [N, H, W, C], uint8 or float32 in [0, 1]; an array, or
-            `tfrobust.data.files.Files`, which are decoded when they are used.
+            `tfrobust.data.files.Files`, which are decoded when they are used. Or series [N, T, C]
+            or a table [N, F], float32 in [0, 1].
         labels: [N] int32.
         index: [N] int64, the position of each example in the original split. Subsets keep it, so a
             table with a row for each training example stays valid after a hold-out.
@@ -39,11 +40,13 @@ class Split:
         """Check a user's arrays and return them as a split with the index 0 to N - 1.
 
         Args:
-            x: Images [N, H, W, C] or [N, H, W], uint8 or float in [0, 1].
+            x: Images [N, H, W, C] or [N, H, W], uint8 or float in [0, 1], or a table [N, F] or
+                series [N, T, C], float in [0, 1].
             y: Class numbers [N] or [N, 1].
             names: The names of x and y in errors.
             layout: "channels_first" for images [N, C, H, W], which are transposed; "channels_last"
-                for images that only look channels first. None raises an error for both.
+                for images that only look channels first; None raises an error for both. "series"
+                for [N, T, C], which would be grey images.
 
         Raises:
             UserError: An array is not as described.
@@ -77,7 +80,7 @@ class Split:
 class Dataset(ABC):
     """A data set, whose attributes are known before `load` reads any image."""
 
-    image_shape: tuple[int, int, int]  # height, width, channels
+    image_shape: tuple[int, ...]  # (height, width, channels), (times, channels) or (features,)
     class_names: tuple[str, ...]
 
     @property

@@ -161,7 +161,7 @@ STL10_URL = "http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz"
 
 
 def _entry(
-    name: str, image_shape: tuple[int, int, int], class_names: tuple[str, ...], url: str
+    name: str, image_shape: tuple[int, ...], class_names: tuple[str, ...], url: str
 ) -> tuple[str, Callable[..., Tfds]]:
     """Return a data set's name and its constructor, whose parameters are those for users."""
 

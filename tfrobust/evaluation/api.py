@@ -19,7 +19,7 @@ from tfrobust.errors import choose, in_memory, require
 from tfrobust.evaluation.attack_list import AttackSpec, list_attacks
 from tfrobust.evaluation.cascade import fitted, run_all
 from tfrobust.evaluation.closing import Closing
-from tfrobust.evaluation.corruption_accuracy import Corruptions, OnCorruptedImages
+from tfrobust.evaluation.corruption_accuracy import Corruptions, OnCorruptedImages, require_images
 from tfrobust.evaluation.crafting import BATCH_SIZE, LogitsFn, by_xla, check_traceable, predictor
 from tfrobust.evaluation.recorder import Details, Recorder
 from tfrobust.evaluation.results import Check, Evaluation
@@ -62,8 +62,9 @@ def evaluate(
     Args:
         logits_fn: A Keras network or another function from images [B, H, W, C] in the box to
             logits [B, C].
-        x: Float images [N, H, W, C] in the box. If every attack has a limit `examples`, only the
-            images up to the largest limit are evaluated, also for the clean accuracy.
+        x: Float images [N, H, W, C], series [N, T, C] or a table [N, F], in the box. If every
+            attack has a limit `examples`, only the images up to the largest limit are evaluated,
+            also for the clean accuracy.
         y: Class numbers [N].
         threat: The set in which the attacks search, or a list of sets, one for each norm. With a
             list every attack runs under each norm, or only under that of its key `norm`, and robust
@@ -111,6 +112,7 @@ def evaluate(
     require(save is None or len(threats) == 1, "save", expected, save)
     with in_memory("batch_size", batch_size), contextlib.ExitStack() as stack:
         x, y = check_inputs(logits_fn, x, y, threats, batch_size, layout)
+        require_images(corruptions, x.shape[1:])
         for listed in attack_list:
             located(listed.name, listed.attack.check, listed.threat or threats[0], x.shape[1:])
         digest = None if folder is None else _digest(logits_fn, details)

@@ -67,6 +67,7 @@ class Closing:
 
         If one fails, a check "Not measured" gives the reason. With several threats the pictures are
         those of the first, and there is no curve over eps, because each threat has another eps.
+        Inputs that are no images have no pictures under attack.
         """
         record, details = recorder.record, recorder.details
         recorder.save()
@@ -99,7 +100,8 @@ class Closing:
         )
         attempt("loss valley", pictures.valley)
         attempt("loss landscape", lambda: pictures.landscape(self._under(first)))
-        attempt("images", lambda: pictures.probes(self.attack_list[0], details.class_names))
+        if self.x.ndim == 4:
+            attempt("images", lambda: pictures.probes(self.attack_list[0], details.class_names))
         made_with: Any = {"seed": self.seed, "examples": len(self.x), **circumstances()}
         precision = record.provenance.precision if record.provenance else "float32"
         record.closing = Provenance(**made_with, **computed_by(), precision=precision)

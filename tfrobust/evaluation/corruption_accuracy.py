@@ -52,6 +52,12 @@ class Corruptions:
         return [name for name in CORRUPTIONS if ALL in names or name in names]
 
 
+def require_images(corruptions: Corruptions | bool, shape: Sequence[int]) -> None:
+    """Raise a UserError if there are corruptions and the inputs of this shape are no images."""
+    fits = len(shape) == 3 or not corruptions
+    require(fits, "corruptions", f"false for inputs {tuple(shape)}, which are no images", True)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class OnCorruptedImages:
     """The predictions on corrupted images.

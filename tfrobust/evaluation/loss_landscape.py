@@ -59,7 +59,8 @@ def landscape(
     vectors = compiled(directions, shape, tf.TensorSpec([None], tf.int32))(x, labels)
     steepest, random = (vector.numpy() for vector in vectors)
     traced = compiled(heights, shape, tf.TensorSpec([], tf.int32))
-    up, along = (axis.reshape(-1, 1, 1, 1) for axis in np.meshgrid(AXIS, AXIS, indexing="ij"))
+    grid = (-1, *[1] * len(shape))
+    up, along = (axis.reshape(grid) for axis in np.meshgrid(AXIS, AXIS, indexing="ij"))
     surfaces = np.zeros((2, len(x), AXIS.size**2))
     for place, image in enumerate(x):
 

@@ -15,6 +15,7 @@ from tfrobust.errors import UserError, require
 from tfrobust.evaluation.attack_list import ListedAttack
 from tfrobust.evaluation.crafting import LogitsFn, Predict
 from tfrobust.evaluation.image_file import IMAGES, ImageFile
+from tfrobust.evaluation.record_rows import data_row, threat_row
 from tfrobust.evaluation.results import Result, by_norm, plain, row_of, worst_case
 from tfrobust.flags import Flags, digests, same_images, subsets
 from tfrobust.io import lock, writable
@@ -23,12 +24,10 @@ from tfrobust.record import (
     SCHEMA,
     AttackRow,
     CorruptionRow,
-    DataRow,
     NetworkRow,
     NormRow,
     Record,
     SubsetRow,
-    ThreatRow,
 )
 from tfrobust.threat import Threat
 
@@ -130,7 +129,7 @@ class Recorder:
         self.images = None if save is None else ImageFile(folder, save, x)
         self.predict = predict
         self.files = {listed.name: _digests(listed) for listed in attack_list}
-        rows = [ThreatRow(norm=t.norm, eps=t.eps, box=list(t.box)) for t in threats]
+        rows = [threat_row(threat) for threat in threats]
         self.record = Record(
             schema_version=SCHEMA,
             examples=len(x),
@@ -140,7 +139,7 @@ class Recorder:
             seed=seed,
             mode=mode,
             craft_precision=craft_precision,
-            data=DataRow(name=details.data, split=details.split),
+            data=data_row(details.data, details.split, x),
             model=details.model,
             network=network,
             training_commit=details.training_commit,

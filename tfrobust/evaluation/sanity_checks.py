@@ -184,9 +184,16 @@ def larger_eps(sample: Sample) -> Measurement:
 def huge_eps(sample: Sample) -> Measurement:
     """Almost no image may stay right at an eps that can turn every image grey."""
     low, high = sample.threat.box
+    factors = sample.threat.factors(sample.x.shape[1:])
     pixels = sample.x[0].size
     distances = {"linf": 1.0, "l2": math.sqrt(pixels), "l1": float(pixels)}
-    eps = 0.5 * (high - low) * distances[sample.threat.norm]
+    longest = distances[sample.threat.norm]
+    if factors is not None:
+        if not factors.all():
+            return None, "Not measured: some features cannot change.", False
+        order = {"linf": np.inf, "l2": 2, "l1": 1}[sample.threat.norm]
+        longest = float(np.linalg.norm(1 / factors.ravel(), order))
+    eps = 0.5 * (high - low) * longest
     left = int(sample.craft(APGD_50, f"eps {eps:.4g}", eps).right.sum())
     text = (
         f"At eps {eps:.4g}, enough to turn every image grey, APGD-CE with 50 steps leaves {left} "
@@ -298,7 +305,7 @@ def first_order(sample: Sample) -> Measurement:
     """
 
     def distances(x: Any, y: Any) -> Any:
-        return first_order_distances(float32_logits(sample.logits_fn), x, y, sample.threat.norm)
+        return first_order_distances(float32_logits(sample.logits_fn), x, y, sample.threat)
 
     few = max(1, PIXELS // sample.x[0].size)
     bound, distance = sample.measure(distances, sample.x, min(few, sample.batch_size))

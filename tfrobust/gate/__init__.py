@@ -15,7 +15,7 @@ from tfrobust.gate.batches import (
     refusals,
 )
 from tfrobust.gate.class_order import check_class_order
-from tfrobust.gate.images import LAYOUTS, check_image_form, check_images, check_threat
+from tfrobust.gate.images import LAYOUTS, RANKS, check_image_form, check_images, check_threat
 from tfrobust.gate.inputs import check_inputs
 from tfrobust.gate.labels import MOST_CLASSES, check_label_form, check_labels, check_weights
 from tfrobust.gate.logit_advice import advice
@@ -35,6 +35,7 @@ from tfrobust.gate.networks import (
 __all__ = [
     "LAYOUTS",
     "MOST_CLASSES",
+    "RANKS",
     "SOME",
     "Scaled",
     "Taken",

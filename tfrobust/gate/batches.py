@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from tfrobust.errors import UserError, require
 from tfrobust.gate.images import (
+    RANKS,
     Box,
     ask_layout,
     check_images,
@@ -42,8 +43,9 @@ Names = tuple[str, str]
 class Taken(NamedTuple):
     """The inputs that a network takes.
 
-    box: the range of pixels. image_shape: (H, W, C), with None for any size. classes: the number
-    of classes. image_shape and classes are None if the network does not specify them.
+    box: the range of pixels. image_shape: (H, W, C), (T, C) or (F,), with None for any size.
+    classes: the number of classes. image_shape and classes are None if the network does not specify
+    them.
     """
 
     box: Box = (0.0, 1.0)
@@ -124,7 +126,8 @@ def check_batch(
     must not be compiled by XLA.
 
     Args:
-        image: Float [B, H, W, C]; values outside the box by rounding only are clipped.
+        image: Float [B, H, W, C], [B, T, C] or [B, F]; values outside the box by rounding only are
+            clipped.
         label: Whole numbers or bool [B], from 0 to `classes` - 1.
         classes: The number of classes, or None if it is not known.
         box: The range of valid pixels.
@@ -143,7 +146,7 @@ def check_batch(
     expected = "class numbers" if classes is None else f"class numbers 0 to {classes - 1}"
     with tf.control_dependencies(
         [
-            *demand(inside, f"image: expected {in_box(box)}, received", image),
+            *demand(inside, f"image: expected {in_box(box, image.shape.rank)}, received", image),
             *demand(valid, f"label: expected whole {expected}, received", number),
         ]
     ):
@@ -195,7 +198,9 @@ def _refusal(line: str, least: float, most: float, odd: float) -> str:
     """
     if odd:
         return f"{line} NaN or infinite values"
-    hint = divide(most, (0.0, 1.0)) if in_box((0.0, 1.0)) in line else ""
+    unit, hint = (0.0, 1.0), ""
+    for rank in RANKS:
+        hint = divide(most, unit, rank) if in_box(unit, rank) in line else hint
     return f"{line} {least:g} to {most:g}{hint}"
 
 
@@ -227,14 +232,16 @@ def _check_spec(spec: Any, taken: Taken, names: Names) -> None:
 
 
 def check_image_spec(image: Any, name: str, box: Box) -> None:
-    """Raise a UserError unless a tensor or its spec is one of images, float [B, H, W, C]."""
+    """Raise a UserError unless a tensor or its spec is one of images, float [B, H, W, C], or one of
+    series [B, T, C] or rows of a table [B, F]."""
     dtype, shape = image.dtype, image.shape
     if not dtype.is_floating:
-        received = f"{dtype.name!r}{convert(np.dtype(dtype.as_numpy_dtype), box)}"
-        raise UserError(f"{name}: expected {in_box(box)}, received {received}")
+        received = f"{dtype.name!r}{convert(np.dtype(dtype.as_numpy_dtype), box, shape.rank)}"
+        raise UserError(f"{name}: expected {in_box(box, shape.rank)}, received {received}")
     require(shape.rank is not None, name, f"batches [B, H, W, C] ({SHAPED})", "an unknown shape")
-    unbatched = " (batch the data set)" if shape.rank == 3 else ""
-    require(shape.rank == 4, name, f"batches [B, H, W, C]{unbatched}", tuple(shape))
+    unbatched = " (batch the data set)" if shape.rank == 1 else ""
+    expected = f"batches [B, H, W, C], [B, T, C] or [B, F]{unbatched}"
+    require(shape.rank in RANKS, name, expected, tuple(shape))
 
 
 def check_label_spec(label: Any, name: str) -> None:

@@ -1,4 +1,8 @@
-"""Checks of images, and of whether a threat is in their units."""
+"""Checks of images, and of whether a threat is in their units.
+
+Series [N, T, C] and tables [N, F] pass the same checks. An argument called "images" may hold them
+too, wherever nothing else is said.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +13,17 @@ import numpy as np
 import tensorflow as tf
 
 from tfrobust.errors import UserError, choose, require
+from tfrobust.registry import located
 from tfrobust.threat import Threat
 
 Box = tuple[float, float]
 
-LAYOUTS = ("channels_last", "channels_first")
+LAYOUTS = ("channels_last", "channels_first", "series")
+RANKS = (2, 3, 4)  # the numbers of axes that inputs may have
+FORMS = "images of shape [N, H, W, C], series [N, T, C] or a table [N, F]"
 FEW = 100  # images that tell, nearly always, that uint8 values reach beyond 1
 ROUNDING = 1e-6  # relative distance from the box up to which values are clipped, not refused
+SCALE = "; scale each feature by its range in the training data"
 LEAST_SIDE, MOST_ASPECT = 5, 4  # least side and largest aspect ratio of a plausible image
 
 
@@ -27,24 +35,25 @@ def check_images(
     stored: bool = False,
     layout: str | None = None,
 ) -> np.ndarray:
-    """Return the images as float32 [N, H, W, C] inside the box.
+    """Return the images as float32 [N, H, W, C] inside the box, or such series or tables.
 
     Args:
-        images: An array or tensor [N, H, W, C] of floats of any width. Values outside the box by
-            rounding only are clipped.
+        images: An array or tensor [N, H, W, C], [N, T, C] or [N, F] of floats of any width. Values
+            outside the box by rounding only are clipped.
         where: The name of the images in errors.
         box: The range of valid pixels.
         stored: Whether to accept the forms in which files hold images too: uint8, returned
             unchanged and standing for n / 255, and grey images [N, H, W].
         layout: "channels_last", or "channels_first" for [N, C, H, W], which is transposed. With
-            None a shape that looks like channels first is refused.
+            None a shape that looks like channels first is refused. "series" says that stored
+            arrays [N, T, C] are not grey images.
 
     Raises:
         UserError: If the images are not fit.
     """
     images = as_array(images, where)
     check_image_form(images, where, box, stored=stored, layout=layout)
-    if images.ndim == 3:
+    if images.ndim == 3 and stored and layout != "series":
         images = images[..., None]
     elif layout == "channels_first":
         images = np.ascontiguousarray(np.moveaxis(images, 1, -1))
@@ -66,7 +75,8 @@ def check_images(
     slack = rounding(box)
     if least < low - slack or most > high + slack:
         raise UserError(
-            f"{where}: expected {in_box(box)}, received {least:g} to {most:g}{divide(most, box)}"
+            f"{where}: expected {in_box(box, images.ndim)}, received {least:g} to {most:g}"
+            f"{divide(most, box, images.ndim)}"
         )
     return np.clip(images, low, high) if least < low or most > high else images
 
@@ -87,12 +97,15 @@ def check_image_form(
     if layout is not None:
         choose("layout", layout, LAYOUTS)
     shape, dtype = tuple(images.shape), images.dtype
-    sized = len(shape) == 4 or (stored and len(shape) == 3)
-    require(sized and 0 not in shape, where, "images of shape [N, H, W, C], none of it 0", shape)
-    if not is_float(dtype) and not (stored and dtype == np.uint8):
-        expected = f"uint8 images, or {in_box(box)}" if stored else in_box(box)
+    require(len(shape) in RANKS and 0 not in shape, where, f"{FORMS}, none of it 0", shape)
+    fits = layout != "series" or len(shape) == 3
+    require(fits, where, "series [N, T, C], as the layout says", shape)
+    rank = 4 if stored and len(shape) == 3 and layout != "series" else len(shape)
+    may_be_uint8 = stored and rank == 4
+    if not is_float(dtype) and not (may_be_uint8 and dtype == np.uint8):
+        expected = f"uint8 images, or {in_box(box)}" if may_be_uint8 else in_box(box, rank)
         raise UserError(
-            f"{where}: expected {expected}, received {dtype.name!r}{convert(dtype, box)}"
+            f"{where}: expected {expected}, received {dtype.name!r}{convert(dtype, box, rank)}"
         )
     if layout is None:
         ask_layout(shape, where)
@@ -119,15 +132,18 @@ def check_threat(
 
     Args:
         threat: The threat model.
-        image_shape: (H, W, C). Without it, an eps in L2 or L1 is not checked.
+        image_shape: (H, W, C). Without it, an eps in L2 or L1 is not checked, and neither is
+            whether the factors `per_feature` fit the images.
         where: The name of eps in errors.
     """
     low, high = threat.box
+    factors = None if image_shape is None else located("threat", threat.factors, image_shape)
     if tf.is_tensor(threat.eps) or (threat.norm != "linf" and image_shape is None):
         return
     pixels = math.prod(image_shape or ())
     lengths = {"linf": 1.0, "l2": math.sqrt(pixels), "l1": float(pixels)}
     most = (high - low) * lengths[threat.norm]
+    most /= 1.0 if factors is None else max(1.0, float(factors.max()))
     if threat.eps > most * (1 + ROUNDING):
         meant = f" (did you mean {threat.eps:g}/255?)" if threat.box == (0.0, 1.0) else ""
         raise UserError(
@@ -144,10 +160,14 @@ def check_size(shape: tuple[int | None, ...], taken: tuple[int | None, ...], whe
         taken: Size that the network takes (H, W, C), with None for any.
         where: The name of the images in errors.
     """
-    sizes = zip(shape[1:], taken, strict=True)
-    fits = all(None in (size, needed) or size == needed for size, needed in sizes)
+    sizes = zip(shape[1:], taken, strict=False)
+    fits = len(shape) == 1 + len(taken) and all(
+        None in (size, needed) or size == needed for size, needed in sizes
+    )
     names = ", ".join("any" if needed is None else str(needed) for needed in taken)
-    require(fits, where, f"images [N, {names}], as the network takes them", shape)
+    things = "images" if len(taken) == 3 else "inputs"
+    hint = " (batch the data set)" if shape == taken else ""
+    require(fits, where, f"{things} [N, {names}], as the network takes them{hint}", shape)
 
 
 def as_array(values: Any, where: str) -> np.ndarray:
@@ -164,9 +184,9 @@ def is_float(dtype: Any) -> bool:
     return bool(dtype.kind == "f" or dtype == tf.bfloat16.as_numpy_dtype)
 
 
-def in_box(box: Box) -> str:
-    """Return the words for the images that are expected."""
-    return f"float images in [{box[0]:g}, {box[1]:g}]"
+def in_box(box: Box, rank: int | None = 4) -> str:
+    """Return the words for the images that are expected, or for inputs of another rank."""
+    return f"float {'images' if rank == 4 else 'inputs'} in [{box[0]:g}, {box[1]:g}]"
 
 
 def rounding(box: Box) -> float:
@@ -174,13 +194,17 @@ def rounding(box: Box) -> float:
     return ROUNDING * max(1.0, *map(abs, box))
 
 
-def divide(most: float, box: Box) -> str:
+def divide(most: float, box: Box, rank: int | None = 4) -> str:
     """Return advice on images whose largest value is `most`, or an empty string."""
+    if rank != 4:
+        return SCALE
     return "; divide them by 255" if box == (0.0, 1.0) and 1.5 < most <= 255 else ""
 
 
-def convert(dtype: np.dtype, box: Box) -> str:
+def convert(dtype: np.dtype, box: Box, rank: int | None = 4) -> str:
     """Return advice on images of a dtype that is not a float, or an empty string."""
+    if rank != 4:
+        return SCALE
     if dtype == np.uint16 and box == (0.0, 1.0):
         return "; divide them by their largest possible value, 65535 or 255"
     if dtype.kind in "iu":

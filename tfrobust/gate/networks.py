@@ -300,8 +300,9 @@ def _scalings(x: np.ndarray, box: Box) -> Iterator[tuple[str, str, np.ndarray]]:
             offset = to[0] - scale * low
             layer = f"Rescaling({scale:g}, offset={offset:g})"
             yield f"in [{to[0]:g}, {to[1]:g}]", layer, (scale * x + offset).astype(np.float32)
-    mean = np.mean(x, axis=(0, 1, 2), dtype=np.float64)
-    std = np.std(x, axis=(0, 1, 2), dtype=np.float64)
+    axes = tuple(range(x.ndim - 1))
+    mean = np.mean(x, axis=axes, dtype=np.float64)
+    std = np.std(x, axis=axes, dtype=np.float64)
     standard = (x - mean) / np.maximum(std, 1e-6)
     layer = "Normalization with the training images' mean and variance"
     yield "standardised", layer, standard.astype(np.float32)

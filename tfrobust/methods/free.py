@@ -7,7 +7,6 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfrobust import norms
 from tfrobust.errors import require, require_at_least
 from tfrobust.methods.adv import Adv
 from tfrobust.methods.base import Batch
@@ -53,7 +52,7 @@ class Free(Adv):
     def after_update(self, batch: Batch) -> None:
         threat, places = self.threat_now, self._places(batch)
         delta = self.delta.read(places) + threat.eps * threat.steepest(batch["d_adv"])
-        self.delta.write(places, norms.project(delta, threat.eps, threat.norm))
+        self.delta.write(places, threat.shortened(delta))
 
     def update(self, batch: Batch) -> dict[str, Any]:
         for _ in range(self.replays):

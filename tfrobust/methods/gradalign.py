@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfrobust import losses, noise
+from tfrobust import losses
 from tfrobust.attacks.gradient import input_gradient
 from tfrobust.errors import require
 from tfrobust.methods.base import Batch, RobustModel
@@ -47,9 +47,8 @@ class GradAlign(RobustModel):
         step = self.step_scale * threat.eps * threat.steepest(gradient)
         entries = {"adv": threat.project(x + step, x)}
         if self.weight:
-            shape, seed = tf.shape(x), self.seed_for("alignment")
-            eta = threat.eps * noise.uniform_in_ball(shape, seed, threat.norm)
-            entries |= {"gradient": gradient, "noisy": tf.ensure_shape(x + eta, x.shape)}
+            eta = threat.eps * threat.draw(x, self.seed_for("alignment"))
+            entries |= {"gradient": gradient, "noisy": x + eta}
         return entries
 
     def robust_loss(self, batch: Batch) -> Batch:

@@ -56,7 +56,9 @@ class LocalGlobal(RobustModel):
         terms: Batch = {}
         with RepeatablePass(self.network) as centre_pass:
             if self.alpha:
-                logits, terms["jacobian"] = squared_jacobian(logits_fn, centre, batch["projection"])
+                logits, terms["jacobian"] = squared_jacobian(
+                    logits_fn, centre, batch["projection"], self.threat
+                )
             else:
                 logits = logits_fn(centre)
         terms["loss"] = losses.cross_entropy(logits, self.truth(batch))

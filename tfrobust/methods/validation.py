@@ -28,7 +28,8 @@ def measured(model: Any, batch: Batch) -> Batch:
         robust = logits_fn(attacked(model.validation_attack, threat, "validation"))
         x_fgsm = attacked(FGSM(), threat, "validation fgsm")
         seed = noise.seed_for(model.seed, 0, "validation projection")
-        fgsm, jacobian = squared_jacobian(logits_fn, x_fgsm, model.projections(batch, seed))
+        projections = model.projections(batch, seed)
+        fgsm, jacobian = squared_jacobian(logits_fn, x_fgsm, projections, threat)
         return {
             "loss": losses.cross_entropy(robust, y),
             "robust_accuracy": losses.correct(robust, y),

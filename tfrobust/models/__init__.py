@@ -11,6 +11,8 @@ from tfrobust.models.files import load_keras as load_keras
 from tfrobust.models.files import model_files as model_files
 from tfrobust.models.keras_application import keras_application as keras_application
 from tfrobust.models.keras_layers import with_keras_layers as with_keras_layers
+from tfrobust.models.mlp import conv1d as conv1d
+from tfrobust.models.mlp import mlp as mlp
 from tfrobust.models.narrowing import narrow as narrow
 from tfrobust.models.precision import PRECISIONS as PRECISIONS
 from tfrobust.models.precision import with_precision as with_precision
@@ -25,8 +27,10 @@ from tfrobust.models.wide_resnets import small_resnet as small_resnet
 from tfrobust.models.wide_resnets import wide_resnet as wide_resnet
 
 MODELS: dict[str, Callable[..., keras.Model]] = {
+    "conv1d": conv1d,
     "iaat_wide_resnet": iaat_wide_resnet,
     "keras_application": keras_application,
+    "mlp": mlp,
     "preact_resnet": preact_resnet,
     "resnet": resnet,
     "small_cnn": small_cnn,

@@ -46,10 +46,10 @@ def small_cnn(
     filters = [32, 64] if filters is None else filters
     sizes = [*filters, kernel, units]
     require(filters and min(sizes) >= 1, "filters, kernel, units", "numbers >= 1", sizes)
+    builder = start_network(image_shape, lambdas, encoding, widths, activation)
     poolings = min(image_shape[:2]).bit_length() - 1
     expected = f"at most {poolings} poolings of {image_shape[0]} x {image_shape[1]} images"
     require(not pool or len(filters) <= poolings, "filters", expected, filters)
-    builder = start_network(image_shape, lambdas, encoding, widths, activation)
     x = builder.image
     for size in filters:
         if builder.condition is None:

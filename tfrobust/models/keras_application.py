@@ -38,6 +38,7 @@ def keras_application(
         UserError: The application is unknown, or does not take such images or weights.
     """
     choose("application", application, APPLICATIONS)
+    image = input_image(image_shape)
     require(image_shape[2] == 3, "image_shape", "images of three channels", image_shape)
     if weights not in ("none", "imagenet"):
         weights = os.path.expanduser(weights)
@@ -56,6 +57,5 @@ def keras_application(
         received = f"images {image_shape} with weights {weights}: {one_line(error)}"
         raise UserError(f"application: expected what {application} takes, {received}") from None
     preprocess = importlib.import_module(make.__module__).preprocess_input
-    image = input_image(image_shape)
     x = features(preprocess(layers.Rescaling(255.0)(image)))
     return keras.Model(image, logits(x, num_classes), name=application)

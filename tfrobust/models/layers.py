@@ -351,4 +351,6 @@ def logits(x: Any, classes: int, init: str = "keras") -> Any:
 
 def input_image(shape: tuple[int, ...]) -> Any:
     """Return a network's input: [B, H, W, C] in [0, 1], for `shape` (H, W, C)."""
+    expected = "images (H, W, C) (mlp takes any inputs, conv1d series)"
+    require(len(shape) == 3, "image_shape", expected, tuple(shape))
     return keras.Input(shape, name="image")

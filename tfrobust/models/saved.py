@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfrobust.errors import UserError, choose, one_line, require
-from tfrobust.gate import in_unit, kind_of_network
+from tfrobust.gate import RANKS, in_unit, kind_of_network
 from tfrobust.models.files import EXPORTED, load_keras, model_files, saved_model
 from tfrobust.models.precision import with_precision
 from tfrobust.models.signatures import (
@@ -37,6 +37,8 @@ MOST = 1.0 - float(np.finfo(np.float32).epsneg)  # the greatest float32 below 1
 @dataclasses.dataclass(frozen=True, eq=False)
 class SavedNetwork:
     """A function from images [B, H, W, C] to logits [B, classes], float32, in inference mode.
+
+    Series [B, T, C] and tables [B, F] take the place of images if the network takes these.
 
     Gradients pass through it, so every attack and every evaluation can use it.
 
@@ -83,7 +85,7 @@ class SavedNetwork:
     def require_images(self, shape: tuple[int, ...], where: str) -> None:
         """Raise a UserError, which begins with `where`, unless images of `shape` are taken."""
         if not takes(self.input_shape, shape):
-            hint = in_front(self.input_shape, shape) if len(shape) == 3 else ""
+            hint = in_front(self.input_shape, shape)
             received = f"{self.input_shape}{hint}"
             raise UserError(f"{where}: expected a network of images {shape}, received {received}")
 
@@ -141,10 +143,9 @@ def load_network(
         network = load_keras(path, where, output=output, code=EXPORTED)
         call, images, values, others = _open_keras(network, where)
         image_shape = tuple(images.shape[1:])
-        wanted = (*image_shape, 1) if len(image_shape) == 2 else ("H", "W", "C")
-        hint = in_front(image_shape, wanted)
+        hint = in_front(image_shape, ("H", "W", "C"))
     shape = images.shape
-    if shape.rank != 4 or shape[0] is not None or not images.dtype.is_floating:
+    if shape.rank not in RANKS or shape[0] is not None or not images.dtype.is_floating:
         expected = "a network of float images (None, H, W, C)"
         received = f"{images.dtype.name} {shape}"
         raise UserError(f"{where}: expected {expected}, received {received!r}{hint}")

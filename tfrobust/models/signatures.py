@@ -34,7 +34,7 @@ class Signature(NamedTuple):
 
     Attributes:
         inputs: The names of all inputs. A single input is called "image", whatever its name.
-        image_shape: (H, W, C), with None for a size that is free.
+        image_shape: (H, W, C), (T, C) or (F,), with None for a size that is free.
         classes: The number of classes.
     """
 
@@ -148,11 +148,14 @@ def in_front(image_shape: Shape, shape: Sequence[Any]) -> str:
 
     Args:
         image_shape: The shape that the network takes.
-        shape: The shape (H, W, C) of the images, with letters for unknown sizes.
+        shape: The shape (H, W, C) of the images, with letters for unknown sizes. There is no hint
+            for inputs that are no images.
 
     Returns:
         The hint, which begins with "; ". It is empty if no layer helps.
     """
+    if len(shape) != 3:
+        return ""
     height, width, channels = shape
     layer = _layer_in_front(image_shape, shape)
     return "; " + IN_FRONT.format(f"({height}, {width}, {channels})", layer) if layer else ""

@@ -94,8 +94,9 @@ def alike(runs: Sequence[FinishedRun]) -> bool:
 
 
 def _threat(run: FinishedRun) -> tuple[Any, ...]:
-    """Return the norm and the eps of each threat."""
-    return tuple(chain.from_iterable(run.record.evaluation.radii))
+    """Return the norm and the eps of each threat, and the factors of its features if it has any."""
+    values = chain.from_iterable(run.record.evaluation.balls)
+    return tuple(value for value in values if value is not None)
 
 
 def _data(run: FinishedRun) -> tuple[str, str]:

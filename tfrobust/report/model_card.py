@@ -6,7 +6,7 @@ import yaml
 
 from tfrobust.report.record import RunRecord
 from tfrobust.report.summary import accuracy_rows, data_of
-from tfrobust.report.text import number, threat_text
+from tfrobust.report.text import factors_text, number, threat_text
 
 # What an adversary may do to an image x under each norm, at eps.
 MOVES = {
@@ -19,7 +19,10 @@ MOVES = {
 def card_values(record: RunRecord) -> dict[str, Any]:
     """Return the variables of templates/card.md that the report's page does not have."""
     config, evaluation = record.config, record.evaluation
-    moves = [MOVES[norm].format(eps=number(eps)) for norm, eps in evaluation.radii]
+    moves = [
+        MOVES[norm].format(eps=number(eps)) + factors_text(factors)
+        for norm, eps, factors in evaluation.balls
+    ]
     return {
         "head": yaml.safe_dump(metadata(record), sort_keys=False, allow_unicode=True),
         "moves": ", or ".join(moves),
@@ -38,18 +41,19 @@ def metadata(record: RunRecord) -> dict[str, Any]:
     """
     config, evaluation = record.config, record.evaluation
     card, data = config.get("card") or {}, data_of(config, evaluation)
-    threat = threat_text(evaluation.radii)
+    threat = threat_text(evaluation.balls)
+    task = "tabular-classification" if data.shape else "image-classification"
     metrics = []
     for row in accuracy_rows(config, evaluation):
         under = row.name if row.name in ("clean", "corruptions") else f"{row.name} ({threat})"
         name = f"accuracy, {under}, {row.examples} images"
         metrics.append({"type": "accuracy", "name": name, "value": round(row.accuracy, 4)})
     result = {
-        "task": {"type": "image-classification"},
+        "task": {"type": task},
         "dataset": {"name": f"{data.name}, {data.split} split", "type": data.name},
         "metrics": metrics,
     }
-    head: dict[str, Any] = {"library_name": "keras", "pipeline_tag": "image-classification"}
+    head: dict[str, Any] = {"library_name": "keras", "pipeline_tag": task}
     if card.get("license"):
         head["license"] = card["license"]
     head["tags"] = ["adversarial-robustness", "tfrobust"]
@@ -60,7 +64,7 @@ def metadata(record: RunRecord) -> dict[str, Any]:
 def untested(record: RunRecord) -> list[str]:
     """Return a sentence for each kind of evidence that the evaluation does not hold."""
     evaluation = record.evaluation
-    norms = {norm for norm, _ in evaluation.radii}
+    norms = {norm for norm, _, _ in evaluation.balls}
     missing = []
     if not evaluation.attacks:
         missing.append("No attack was run: nothing is known about an adversary.")
@@ -71,11 +75,15 @@ def untested(record: RunRecord) -> list[str]:
         missing.append(f"No attack was run under {' or '.join(others)}.")
     if evaluation.robust_accuracy is not None and not evaluation.checks:
         missing.append("Nothing checked whether useless gradients stopped the attacks.")
-    if evaluation.corruptions is None:
+    is_table = evaluation.data is not None and evaluation.data.shape is not None
+    if evaluation.corruptions is None and not is_table:
         missing.append("The accuracy under common corruptions was not measured.")
+    elsewhere = (
+        "Images of another origin than this data set were not tried, and neither were patches, "
+        "rotations or other changes that no norm bounds."
+    )
     missing += [
         "No attack was designed for this network in particular.",
-        "Images of another origin than this data set were not tried, and neither were patches, "
-        "rotations or other changes that no norm bounds.",
+        "Rows of another origin than this data set were not tried." if is_table else elsewhere,
     ]
     return missing

@@ -308,7 +308,7 @@ def _facts(config: dict[str, Any], evaluation: Record) -> list[tuple[str, str]]:
     versions, model = evaluation.versions or {}, config.get("model") or evaluation.model or {}
     training_eps = (config.get("train") or {}).get("eps")
     return [
-        ("threat", threat_text(evaluation.radii)),
+        ("threat", threat_text(evaluation.balls)),
         *([] if training_eps is None else [("trained at", f"eps {number(training_eps)}")]),
         ("data", f"{data.name}, {data.split} split"),
         ("model", str(model.get("name") or model.get("path", NOTHING))),

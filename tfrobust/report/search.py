@@ -212,7 +212,10 @@ def _headline(
 ) -> str:
     training_eps = (config.get("train") or {}).get("eps")
     threats = config["threat"] if isinstance(config["threat"], list) else [config["threat"]]
-    radii = [(t["norm"], t["eps"] if training_eps is None else training_eps) for t in threats]
+    balls = [
+        (t["norm"], t["eps"] if training_eps is None else training_eps, t.get("per_feature"))
+        for t in threats
+    ]
     total, failed = len(trials), sum(trial.status == "failed" for trial in trials)
     tuner = str(search.get("tuner", "random")).capitalize()
     text = f"{tuner} search, {total} trial{'s' if total > 1 else ''}"
@@ -223,7 +226,7 @@ def _headline(
         return f"{text}: none{bound} that is complete"
     return (
         f"{text}: the best{bound} has {percent(top.robust)} robust and {percent(top.clean)} clean "
-        f"validation accuracy ({threat_text(radii)}) at "
+        f"validation accuracy ({threat_text(balls)}) at "
         f"{_short(top.values)}"
     )
 

@@ -315,7 +315,7 @@ def headline(config: Mapping[str, Any], evaluation: Record) -> str:
         text += f", {percent(worst)} under {under}"
         if n != clean.examples:
             total += f", {n} of them attacked"
-    text += f" ({threat_text(evaluation.radii)}, {total})"
+    text += f" ({threat_text(evaluation.balls)}, {total})"
     for subset in evaluation.subsets:
         text += f"; {percent(subset.robust_accuracy)} on the first {subset.examples} images, "
         text += "under all attacks"

@@ -3,9 +3,10 @@
 import functools
 import html
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from scipy.stats import binomtest
 
 NOTHING = "–"
@@ -110,7 +111,20 @@ def markdown_table(header: Sequence[Any], rows: Sequence[Sequence[Any]], lines: 
     return "\n".join(map(line, [header, ["---"] * len(header), *rows]))
 
 
-def threat_text(threats: Iterable[tuple[str, Any]]) -> str:
-    """Return threats (norm, eps) as text: "linf, eps 0.03", or the union of several threats."""
-    texts = [f"{norm}, eps {number(eps)}" for norm, eps in threats]
+def threat_text(threats: Iterable[tuple[str, Any, Any]]) -> str:
+    """Return threats as text: "linf, eps 0.03", or the union of several threats.
+
+    Args:
+        threats: The norm, the eps and the factors of features of each, as `Record.balls`.
+    """
+    texts = [f"{norm}, eps {number(eps)}{factors_text(factors)}" for norm, eps, factors in threats]
     return texts[0] if len(texts) == 1 else f"union of {' and '.join(texts)}"
+
+
+def factors_text(per_feature: Any) -> str:
+    """Return what the factors of a threat's features say, or an empty string without any."""
+    if per_feature is None:
+        return ""
+    values = per_feature.values() if isinstance(per_feature, Mapping) else per_feature
+    frozen = int((np.array(list(values), float) == 0).sum())
+    return f" times a factor of each feature ({frozen} cannot change)"
