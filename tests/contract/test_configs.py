@@ -119,6 +119,23 @@ def test_every_member_of_a_suite_builds(name: str) -> None:
         check(budgeted.members[0], budgeted)
 
 
+def test_all_methods_of_the_cpu_hour_have_the_same_network_and_help() -> None:
+    """They differ in the arguments of the method and in the number of epochs alone."""
+
+    def shared(name: str) -> dict[str, Any]:
+        config = configs.load(configs.find(name))
+        config["train"].pop("epochs")
+        config["method"] = {key: config["method"][key] for key in ("label_smoothing", "l2")}
+        return config
+
+    names = [name for name in configs.available() if name.startswith("cpu_hour_")]
+    first, *others = map(shared, names)
+    assert first["require"] == {"training_minutes": 60} and len(others) == 11
+    assert all(other == first for other in others)
+    suite = load_suite(configs.find("cifar10_cpu_hour"), [], Path("runs"))
+    assert sorted(member.config for member in suite.members) == names and suite.file.jobs == 1
+
+
 def test_every_method_has_a_config_on_digits() -> None:
     assert {f"digits_{name}" for name in METHODS} <= set(configs.available())
 

@@ -83,6 +83,8 @@ def small_resnet(
     *,
     groups: list[int] | None = None,
     blocks: int = 1,
+    activation: str = "relu",
+    init: str = "keras",
     mean: list[float] | None = None,
     std: list[float] | None = None,
     lambdas: list[float] | None = None,
@@ -97,12 +99,12 @@ def small_resnet(
     Args:
         groups: The number of filters in each group, [32, 64, 128] by default.
         blocks: The number of blocks in each group.
-        mean, std, lambdas, encoding, widths: As in `wide_resnet`.
+        activation, init, mean, std, lambdas, encoding, widths: As in `wide_resnet`.
     """
     groups = [32, 64, 128] if groups is None else groups
     sizes = [*groups, blocks]
     require(groups and min(sizes) >= 1, "groups, blocks", "numbers >= 1", sizes)
-    builder = start_network(image_shape, lambdas, encoding, widths)
+    builder = start_network(image_shape, lambdas, encoding, widths, activation, init)
     x = builder.conv(normalize(builder.image, mean, std), groups[0], 3, 2)
     return builder.model(_pre_groups(builder, x, groups, blocks), num_classes, "small_resnet")
 
