@@ -26,10 +26,10 @@ from tfrobust.report.html import ReportTable, write_page
 from tfrobust.report.summary import overfitting
 
 EXPLAINED = (
-    "Accuracies are shares of test images. Under an attack, an image is right if it is right both "
-    "clean and attacked; the worst case is over the images that every attack saw. n: number of "
-    "images. Several seeds: mean ± standard deviation. Differences to the paper are in points. "
-    "Bold: the best of a column. †: missed a requirement, so it does not count as the best."
+    "Accuracies are shares of the evaluated images. Under an attack, an image is right if it is "
+    "right both clean and attacked; the worst case is over the images that every attack saw. n: "
+    "number of images. Several seeds: mean ± standard deviation. Differences to the paper are in "
+    "points. Bold: the best of a column. †: missed a requirement, so it does not count as the best."
 )
 UNLIKE = (
     " These runs differ in their data or threat, and each was attacked at its own eps: accuracies "
