@@ -63,12 +63,25 @@ class Sample:
     batch_size: int
     progress: bool
 
-    def craft(self, attack: Attack, name: str, eps: float | None = None) -> Crafted:
-        """Attack the images at the eps of the threat, or at another eps."""
+    def craft(
+        self,
+        attack: Attack,
+        name: str,
+        eps: float | None = None,
+        search: LogitsFn | None = None,
+    ) -> Crafted:
+        """Attack the images.
+
+        Args:
+            attack: The attack.
+            name: Its name on the bar.
+            eps: Another eps than that of the threat.
+            search: Another network on which the attack searches. The network itself judges.
+        """
         threat = self.threat if eps is None else self.threat.at(eps)
         label = f"check: {name}" if self.progress else None
         options: dict[str, Any] = {"seed": self.seed, "batch_size": self.batch_size}
-        options |= {"progress": label, "predict": self.predict}
+        options |= {"progress": label, "predict": self.predict, "search": search}
         return craft(self.logits_fn, self.x, self.y, attack, threat, **options)
 
     @cached_property

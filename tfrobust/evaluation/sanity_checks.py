@@ -34,6 +34,7 @@ BLACK_BOX = 0.002  # the share of the images that black-box attacks alone may br
 FEW = 0.01  # the share of the images that may have a fault
 CHANCE = 0.01  # a difference with a smaller p-value is significant
 NEAR_ZERO = 0.05  # an accuracy below this counts as almost 0
+MARGIN = 10.0  # the median margin of rescaled logits, at which the cross entropy attacks best
 PIXELS = 2**23  # values in a block of images, 32 MiB in float32
 
 
@@ -235,6 +236,34 @@ def zero_gradients(sample: Sample) -> Measurement:
     return entropy / sample.n, text, entropy > FEW * sample.n
 
 
+@sanity_check("logit scale")
+def logit_scale(sample: Sample) -> Measurement:
+    """Dividing the logits by a constant must not let PGD break more images than all attacks did.
+
+    It changes no prediction. With large logits the softmax is saturated and its gradient vanishes
+    (Carlini and Wagner, 2016, arXiv:1607.04311); with small ones the gradient points at all other
+    classes alike instead of the nearest one (Hitaj et al., 2021, arXiv:2103.01914).
+    """
+    ordered = np.sort(sample.logits, axis=1)  # the label is first, as all images are right
+    margin = float(np.median(ordered[:, -1] - ordered[:, -2]))
+    if not 0 < margin < math.inf:
+        return None, f"Not measured: the median margin of the clean images is {margin:.3g}.", False
+    logits, scale = float32_logits(sample.logits_fn), margin / MARGIN
+    rescaled = sample.craft(PGD_50, "rescaled", search=lambda x: logits(x) / scale).right
+    left, standing = sample.pgd_50.right.copy(), worst_case(sample.results)
+    attacked = sample.rows < len(standing)
+    left[attacked] &= standing[sample.rows[attacked]]
+    text = (
+        f"PGD-50 and the attacks of the evaluation leave {left.sum()} of {sample.n} images right; "
+        f"PGD-50 alone leaves {rescaled.sum()} with the logits divided by {scale:.3g}, which makes "
+        f"their median margin {MARGIN:g}."
+    )
+    warns = _more(left, rescaled)
+    if warns:
+        text += " Add an attack that no scale weakens: {name: apgd, loss: dlr}, or autoattack."
+    return left.mean() - rescaled.mean(), text, warns
+
+
 @sanity_check("random output")
 def random_output(sample: Sample) -> Measurement:
     """The same images must give the same logits; otherwise attacks must average over draws."""
@@ -329,6 +358,7 @@ CHECKS = (
     huge_eps,
     one_step,
     zero_gradients,
+    logit_scale,
     random_output,
     probabilities,
     scaling,
