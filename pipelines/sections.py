@@ -196,6 +196,7 @@ class EvaluationOptions:
             has a separate trade-off curve.
         corruptions: The common corruptions whose images are classified too, true for all; none by
             default.
+        binarisation: The number of images of the binarisation test, at most 200.
     """
 
     mode: str = "cascade"
@@ -208,6 +209,7 @@ class EvaluationOptions:
     lambdas: list[float] | None = None
     widths: list[float] | None = None
     corruptions: Corruptions | bool = False
+    binarisation: int = 0
 
     def __post_init__(self) -> None:
         for name, values in (("lambdas", self.lambdas), ("widths", self.widths)):
@@ -220,6 +222,7 @@ class EvaluationOptions:
         require(is_choice(compiled), "jit_compile", "true, false or auto", compiled)
         choose("craft_precision", self.craft_precision, ("float32", "mixed_bfloat16"))
         require_at_least(1, batch_size=self.batch_size)
+        require_at_least(0, binarisation=self.binarisation)
         if self.save is not None:
             choose("save", self.save, ("float32", "uint8"))
 

@@ -144,6 +144,7 @@ def _attack_eval(spec: Spec, folder: RunFolder, network: SavedNetwork) -> None:
         craft_precision=options.craft_precision,
         jit_compile=options.jit_compile,
         corruptions=options.corruptions,
+        binarisation=options.binarisation,
         details=details,
         layout="channels_last",  # as the data set has checked
     )

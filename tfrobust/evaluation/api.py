@@ -15,8 +15,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfrobust._compat import layers_of
-from tfrobust.errors import choose, in_memory, require
+from tfrobust.errors import choose, in_memory, require, require_at_least
 from tfrobust.evaluation.attack_list import AttackSpec, list_attacks
+from tfrobust.evaluation.binarisation import features_of
 from tfrobust.evaluation.cascade import fitted, run_all
 from tfrobust.evaluation.closing import Closing
 from tfrobust.evaluation.corruption_accuracy import Corruptions, OnCorruptedImages, require_images
@@ -53,6 +54,7 @@ def evaluate(
     craft_precision: str = "float32",
     jit_compile: bool | str = "auto",
     corruptions: Corruptions | bool = False,
+    binarisation: int = 0,
 ) -> Evaluation:
     """Measure the robust accuracy of a network under a list of attacks.
 
@@ -95,6 +97,9 @@ def evaluate(
             makes attacks on GPUs faster; "auto" compiles on GPUs only.
         corruptions: The common corruptions whose images are classified after the attacks, True for
             all fifteen at five severities. This costs 75 passes over the images.
+        binarisation: The number of images, at most 200, at which a check makes an adversarial image
+            exist and looks whether the attacks find one. This costs 1,200 passes for each and those
+            of the attacks, which run on one image at a time.
 
     Returns:
         The result of each attack, the checks and the accuracy on corrupted images.
@@ -105,6 +110,7 @@ def evaluate(
     threats = threats_of(threat)
     attack_list, details = list_attacks(attacks, threats), details or Details()
     require(isinstance(seed, numbers.Integral), "seed", "int", seed)
+    require_at_least(0, binarisation=binarisation)
     seed = int(seed)
     expected = "False with a folder (save='float32' keeps them there)"
     require(folder is None or not images, "images", expected, images)
@@ -117,6 +123,7 @@ def evaluate(
             located(listed.name, listed.attack.check, listed.threat or threats[0], x.shape[1:])
         digest = None if folder is None else _digest(logits_fn, details)
         network = inference(logits_fn)
+        features = features_of(logits_fn) if binarisation else network
         precision, search = _precision(logits_fn), None
         by_xla(jit_compile)
         choose("craft_precision", craft_precision, ("float32", "mixed_bfloat16"))
@@ -165,7 +172,8 @@ def evaluate(
             if recorder:
                 recorder.add(result)
             results.append(result if images else dataclasses.replace(result, images=None))
-        closing = Closing(logits_fn, x, y, threats, attack_list, results, **options)
+        tested: Any = {"features": features, "binarisation": binarisation, **options}
+        closing = Closing(logits_fn, x, y, threats, attack_list, results, **tested)
         if recorder is None:
             signs = closing.checks() if check and attack_list else []
         else:

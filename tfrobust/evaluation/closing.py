@@ -10,6 +10,7 @@ import numpy as np
 
 from tfrobust.distribution import worker
 from tfrobust.evaluation.attack_list import ListedAttack
+from tfrobust.evaluation.binarisation import NAME, binarised
 from tfrobust.evaluation.cascade import run_all
 from tfrobust.evaluation.crafting import LogitsFn, computed_by
 from tfrobust.evaluation.eps_curves import eps_curve, least_eps
@@ -30,8 +31,8 @@ CURVE = 500  # the number of images of the curve over eps
 class Closing:
     """The checks, curves and pictures of an evaluation.
 
-    `results` are the clean result and then those of the attacks; the other attributes are the
-    arguments of `evaluate`.
+    `results` are the clean result and then those of the attacks, and `features` are those of the
+    binarisation test; the other attributes are the arguments of `evaluate`.
     """
 
     logits_fn: LogitsFn
@@ -43,10 +44,14 @@ class Closing:
     seed: int
     batch_size: int
     progress: bool
+    features: LogitsFn
+    binarisation: int = 0
 
     def checks(self) -> list[Check]:
         """Return the checks for a false sense of security under each threat."""
         options: Any = {**self._sizes, "progress": self.progress}
+        if self.binarisation:
+            options["more"] = [binarised(self.features, self.binarisation)]
         checks_of_threats = []
         for threat in self.threats:
             results = self._under(threat)
@@ -72,7 +77,9 @@ class Closing:
         record, details = recorder.record, recorder.details
         recorder.save()
         points = [point for point, _ in details.curve]
-        if record.closing is not None and [row.point for row in record.curve] == points:
+        same = [row.point for row in record.curve] == points
+        same &= any(NAME in row.name for row in record.checks) == bool(self.binarisation)
+        if record.closing is not None and same:
             return  # the record has them, and nothing has changed
         record.checks = [CheckRow(**dataclasses.asdict(check)) for check in self.checks()]
         recorder.save()

@@ -8,7 +8,7 @@ those of Carlini et al., 2019, arXiv:1902.06705.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,7 @@ def checks(
     batch_size: int = BATCH_SIZE,
     examples: int = 200,
     progress: bool = True,
+    more: Sequence[Callable[[Sample], Check]] = (),
 ) -> list[Check]:
     """Return the checks of a finished evaluation, or an empty list if no clean image is right.
 
@@ -67,6 +68,7 @@ def checks(
             for the check "scaling" they are the first, right or wrong. Each image costs about 200
             forward and backward passes, and another backward pass for each class.
         progress: Whether to show a bar on a terminal.
+        more: Checks that cost so much that they are made on request.
     """
     rows, logits_fn = np.flatnonzero(results[0].robust)[:examples], inference(logits_fn)
     if not len(rows):
@@ -75,7 +77,7 @@ def checks(
     sample = Sample(
         logits_fn, x[rows], y[rows], threat, results, rows, first, seed, batch_size, progress
     )
-    return [check(sample) for check in CHECKS]
+    return [check(sample) for check in (*CHECKS, *more)]
 
 
 def _more(right: np.ndarray, other: np.ndarray) -> bool:
