@@ -126,13 +126,15 @@ def check_fit(where: str, source: Dataset, image_shape: Shape, classes: int) -> 
     Args:
         where: The network's place in the config, for the error message.
         source: The data set.
-        image_shape: The (height, width, channels) of the network's images.
+        image_shape: The (height, width, channels) of the network's images, or the shape of its
+            other inputs.
         classes: The number of its logits.
     """
     if takes(image_shape, source.image_shape) and classes == source.num_classes:
         return
     hint = "" if classes != source.num_classes else in_front(image_shape, source.image_shape)
+    things = "images" if len(source.image_shape) == 3 else "inputs"
     raise UserError(
-        f"{where}: expected images {source.image_shape} to {source.num_classes} logits, as the "
+        f"{where}: expected {things} {source.image_shape} to {source.num_classes} logits, as the "
         f"data has them, received {(image_shape, classes)}{hint}"
     )

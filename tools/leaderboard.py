@@ -24,6 +24,7 @@ from typing import Any
 
 from tfrobust.errors import UserError
 from tfrobust.report import duration, interval, markdown_table, method_name, number
+from tfrobust.report.text import factors_text
 
 MARK = " †"  # follows the name of a result whose code has changed since
 TABLE = re.compile(r"(<!-- leaderboard: ([\w. -]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -43,7 +44,10 @@ def row_of(summary: Mapping[str, Any], stale: bool | None) -> Row:
         "dataset": config["data"]["name"],
         "architecture": "-".join([model["name"], *sizes]) if "name" in model else None,
         "norm": " + ".join(norm.capitalize() for norm, _, _ in evaluation.balls),
-        "eps": " + ".join(number(eps).split(" = ")[0] for _, eps, _ in evaluation.balls),
+        "eps": " + ".join(
+            number(eps).split(" = ")[0] + factors_text(factors)
+            for _, eps, factors in evaluation.balls
+        ),
         "additional_data": "extra" in config["data"] or model.get("weights", "none") != "none",
         "clean_acc": f"{100 * evaluation.clean_accuracy:.2f}",
         "clean_examples": evaluation.examples,
