@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tfrobust.report import ReportTable, interval, markdown_table, number
+from tfrobust.report import ReportTable, interval, markdown_table, number, threat_text
 
 
 def test_interval_is_that_of_wilson() -> None:
@@ -48,3 +48,11 @@ def test_the_latex_and_csv_of_a_table_are_escaped() -> None:
 def test_the_report_imports_neither_tensorflow_nor_keras() -> None:
     code = "import sys, tfrobust.report; sys.exit(len({'tensorflow', 'keras'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("factors", [{"1": 0.0, "3": 0.5}, [1.0, 0.0, 1.0], [[0.0], [2.0]]])
+def test_threat_with_factors_counts_the_features_that_cannot_change(factors: object) -> None:
+    expected = "linf, eps 0.1 times a factor of each feature (1 cannot change)"
+    assert threat_text([("linf", 0.1, factors)]) == expected
+    union = threat_text([("linf", 0.1, None), ("l2", 0.5, factors)])
+    assert union.startswith("union of linf, eps 0.1 and l2, eps 0.5 times a factor")
