@@ -17,7 +17,7 @@ from pipelines.stopping import stop_at_signals
 
 ABOUT = {
     "run": "Run a config or a suite: its name, or the path of a .yaml file.",
-    "evaluate": "Evaluate a network: a run folder, a .keras or .h5 file or a SavedModel folder.",
+    "evaluate": "Evaluate a network: of a run, a SavedModel, or a .keras, .h5, .onnx or .tflite.",
     "harden": "Train a network on against an adversary, with evaluations before and after.",
     "compare": "Compare the evaluations of two run folders or more.",
 }

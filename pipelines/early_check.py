@@ -119,7 +119,8 @@ def check_keys(config: Mapping[str, Any]) -> None:
     if "attacks" in config and not isinstance(config["attacks"], list):
         config["attacks"] = [config["attacks"]]
     _check_section("", config)
-    for place in ("threat", "train", "evaluation", "evaluation.corruptions", "card", "require"):
+    plain = ("threat", "train", "evaluation", "evaluation.corruptions", "card", "require", "export")
+    for place in plain:
         for _, section in _sections(config, place):
             _check_section(place, section)
     for place in schema()["names"]:

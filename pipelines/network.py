@@ -22,8 +22,9 @@ class NetworkFile:
     """The section `model` of a config that evaluates a network from a file.
 
     Args:
-        path: A run folder, a .keras or .h5 file, or a SavedModel. With an architecture, a file of
-            weights: of torch (.pt), .safetensors, .npz or .npy.
+        path: A run folder, a .keras or .h5 file, a SavedModel, or a .onnx or .tflite file, which
+            has no gradients. With an architecture, a file of weights: of torch (.pt), .safetensors,
+            .npz or .npy.
         outputs: What the network returns: logits, probabilities (of a softmax) or sigmoids (one for
             each class).
         output: The name of the output to use, if there are several. It is also valid for the file

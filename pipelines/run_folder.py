@@ -36,7 +36,7 @@ class RunFolder:
         self.valley = path / "valley.npz"
         self.landscape = path / "landscape.npz"
         self.extremes = path / "extremes.npz"
-        self.saved_model = path / "saved_model"
+        self.exports = path / "exports.json"
         self.tensorboard = path / "tensorboard"
         self.before = path / "before"
         self.search = path / "search"

@@ -46,6 +46,7 @@ class TopLevel:
     paper: dict[str, Any] | None = None
     card: dict[str, Any] | None = None
     note: str | None = None
+    export: dict[str, Any] | None = None
     track: dict[str, Any] | None = None
     search: None = None
 

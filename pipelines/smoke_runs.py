@@ -9,6 +9,7 @@ from typing import Any
 from pipelines.space import Range
 from pipelines.spec import BEFORE, Spec, parse
 from tfrobust.attacks import Attack
+from tfrobust.evaluation import ListedAttack
 
 LIMITS = {"steps": 2, "restarts": 2, "targets": 2, "draws": 2, "samples": 2, "queries": 20}
 
@@ -65,11 +66,12 @@ def smoke(spec: Spec) -> Spec:
         spec.name, {key: value for key, value in config.items() if value is not None}
     )
     # The attacks are cut down as objects, because a suite of attacks is one name in the config.
-    attack_list = [
-        dataclasses.replace(listed, attack=_small_attack(listed.attack))
-        for listed in small_spec.attack_list
-    ]
-    return dataclasses.replace(small_spec, attack_list=attack_list, smoke=True)
+    return dataclasses.replace(
+        small_spec,
+        attack_list=_small_attacks(small_spec.attack_list),
+        export_attacks=_small_attacks(small_spec.export_attacks),
+        smoke=True,
+    )
 
 
 def _small_space(space: Mapping[str, Range]) -> dict[str, Any]:
@@ -92,6 +94,12 @@ def _limited(value: Any) -> Any:
     for key, item in value.items():
         limited[key] = min(item, LIMITS[key]) if key in LIMITS and item else _limited(item)
     return limited
+
+
+def _small_attacks(attack_list: list[ListedAttack]) -> list[ListedAttack]:
+    return [
+        dataclasses.replace(listed, attack=_small_attack(listed.attack)) for listed in attack_list
+    ]
 
 
 def _small_attack(attack: Attack) -> Attack:

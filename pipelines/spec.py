@@ -11,6 +11,7 @@ from typing import Any
 import keras
 
 from pipelines.config import changed
+from pipelines.exports import Exports
 from pipelines.network import named_output, network_maker
 from pipelines.sections import (
     Card,
@@ -40,7 +41,7 @@ from tfrobust.training import OPTIMIZERS, SCHEDULES, Guided
 Threats = tuple[Threat, ...]
 # Arguments of a method that depend on the training data.
 FACTS = ("num_examples", "batch_size", "steps_per_epoch")
-RUN_STAGES = ("train", "attack_eval", "report", "export")
+RUN_STAGES = ("train", "attack_eval", "export", "report")
 BEFORE = "before"  # a stage that runs only where a config names it
 SEARCH_STAGES = ("search", "report")  # the stages of a config with a section `search`
 
@@ -58,6 +59,8 @@ class Spec:
         network: A function that returns the network to train, in float32.
         method: A function of a network and of FACTS that returns the method.
         optimizer: A function of a learning rate that returns the optimizer.
+        exports: The section `export`; None without one, for a SavedModel that is not attacked.
+        export_attacks: The attacks on each exported network.
         search: The section `search`.
         smoke: Whether the run is cut down, on images that are made up.
         unresolved: The config of a search before its references are resolved.
@@ -79,6 +82,8 @@ class Spec:
     tracker: Tracker | None = None
     search: Search | None = None
     requirements: Requirements | None = None
+    exports: Exports | None = None
+    export_attacks: list[ListedAttack] = dataclasses.field(default_factory=list)
     smoke: bool = False
     unresolved: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -153,6 +158,10 @@ def parse(name: str, config: dict[str, Any]) -> Spec:
     for listed in attack_list:
         located("attacks", listed.attack.check, listed.threat or threat, image_shape)
     attack_files(attacks_by_key(attack_list))
+    exports, export_attacks = None, []
+    if top.export is not None:
+        exports = located("export", Exports, **arguments(Exports, top.export, "export"))
+        export_attacks = exports.attack_list(threats, evaluation.save)
     located("card", Card, **arguments(Card, top.card or {}, "card"))
     if top.paper is not None:
         config = {**config, "paper": _paper(top.paper)}
@@ -177,6 +186,8 @@ def parse(name: str, config: dict[str, Any]) -> Spec:
         optimizer=optimizer,
         tracker=None if top.track is None else build(TRACKERS, top.track, "track"),
         requirements=Requirements.of(top.require, stages, bool(attack_list), trains),
+        exports=exports,
+        export_attacks=export_attacks,
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -15,10 +14,9 @@ import keras
 
 from pipelines.run_folder import RunFolder
 from tfrobust.distribution import worker
-from tfrobust.errors import UserError, one_line
+from tfrobust.errors import UserError, one_line, optional
 from tfrobust.io import write_text
 
-EXTRA = "{0}: expected it installed: pip install 'tfrobust[{0}]' ({1})"
 FLAT = 500  # the longest value of a parameter in MLflow, in characters
 
 
@@ -58,10 +56,7 @@ class Tracker:
         raise NotImplementedError
 
     def _imported(self, module: str) -> Any:
-        try:
-            return importlib.import_module(module)
-        except ImportError as error:
-            raise UserError(EXTRA.format(self.package, one_line(error))) from None
+        return optional(module, self.package)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import errno
+import importlib
 import math
 import numbers
 import os
@@ -54,6 +55,20 @@ def require_at_least(minimum: int, **integers: Any) -> None:
 def one_line(error: object, length: int | None = 200) -> str:
     """Return an error's message in one line, cut to `length`; its type if it has no message."""
     return " ".join(str(error).split())[:length] or type(error).__name__
+
+
+def optional(module: str, extra: str) -> Any:
+    """Import a module of a package that an extra of tfrobust installs.
+
+    Raises UserError, with the command that installs it, if it cannot be imported.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package, line = module.partition(".")[0], one_line(error)
+        raise UserError(
+            f"{package}: expected it installed: pip install 'tfrobust[{extra}]' ({line})"
+        ) from None
 
 
 def exhausted(error: Exception) -> bool:

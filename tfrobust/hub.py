@@ -8,7 +8,10 @@ from tfrobust.errors import UserError, one_line, require
 
 CARD = "MODEL_CARD.md"
 # The network and the numbers. Images, checkpoints and logs are not published.
-FILES = ("model.keras", "config.yaml", "eval.json", "flags.npz", "history.csv")
+FILES = (
+    *("model.keras", "model.onnx", "model.tflite", "model_int8.tflite"),
+    *("config.yaml", "eval.json", "exports.json", "flags.npz", "history.csv"),
+)
 EXTRA = "huggingface_hub: expected it installed: pip install 'tfrobust[hub]'"
 
 
@@ -17,9 +20,9 @@ def push_to_hub(
 ) -> str:
     """Publish a run's network, its numbers and its model card on the Hugging Face Hub.
 
-    The repository gets MODEL_CARD.md as its README.md, model.keras, saved_model/, config.yaml,
-    eval.json, flags.npz and history.csv, as far as the run has them, in one commit. Images stay
-    where they are.
+    The repository gets MODEL_CARD.md as its README.md, model.keras, the exported networks,
+    config.yaml, eval.json, exports.json, flags.npz and history.csv, as far as the run has them, in
+    one commit. Images stay where they are.
 
     Args:
         run: The folder of a run with the stage report.

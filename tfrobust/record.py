@@ -213,6 +213,46 @@ class RequirementRow(Part):
     examples: pydantic.PositiveInt | None = None
 
 
+class ExportRow(Part):
+    """An exported network, or first the network itself, on the same images.
+
+    Attributes:
+        name: The format; "network" for the network itself.
+        file: The file or folder in the run folder.
+        runtime: The name and version of the runtime that computed it.
+        examples: The number of images.
+        largest_difference: The largest difference of a logit to that of the network.
+        equal_predictions: The share of the images that it predicts as the network does.
+        clean_accuracy: The accuracy without an attack.
+        attacks: The accuracy after each attack and those before it, by the name of the attack.
+        robust_accuracy: The accuracy under all attacks that saw the most images.
+        difference: That accuracy minus the network's under the same attacks.
+        p: The p-value of McNemar's exact test of the difference.
+    """
+
+    name: str
+    file: str
+    runtime: str
+    examples: pydantic.PositiveInt
+    largest_difference: float
+    equal_predictions: Share
+    clean_accuracy: Share
+    attacks: dict[str, Share] = {}
+    robust_accuracy: Share | None = None
+    difference: float | None = None
+    p: float | None = None
+
+
+class ExportTable(Part):
+    """The content of exports.json."""
+
+    rows: list[ExportRow]
+
+    def save(self, path: Path) -> None:
+        """Write the file atomically."""
+        write_text(path, self.model_dump_json(indent=2) + "\n")
+
+
 class Record(Part):
     """The content of eval.json.
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.early_check import SCHEMA
+from pipelines.exports import Exports
 from pipelines.network import NetworkFile
 from pipelines.sections import (
     TRAINED,
@@ -64,14 +65,15 @@ a section that names another constructor replaces the whole section of that file
 on this page is an error.
 
 Top level: `threat`, `data`, `model`, `method`, `optimizer`, `train`, `attacks`, `evaluation`,
-`card`, `require`, `track`, `search`; `seed`; `precision`, one of {", ".join(PRECISIONS)}; `stages`,
-a list of {", ".join((BEFORE, *RUN_STAGES))}, or of {", ".join(SEARCH_STAGES)} if there is a section
-`search`; `paper`, a source and the figures of a paper under `clean` and the labels of attacks;
-`note`; `name`, that of the run's folder. A section that takes a name and arguments is
-`{{name: NAME, argument: value}}`, or the name alone. An attack in the list `attacks` also takes
-`label`, the name of its column, and `examples`, the number of its test images. `threat` may be a
-list with a mapping for each norm; the evaluation is then in their union, and an attack runs under
-each norm, or under its key `norm`.
+`card`, `require`, `export`, `track`, `search`; `seed`; `precision`, one of
+{", ".join(PRECISIONS)}; `stages`, a list of
+{", ".join((BEFORE, *RUN_STAGES))}, or of
+{", ".join(SEARCH_STAGES)} if there is a section `search`; `paper`, a source and the figures of a
+paper under `clean` and the labels of attacks; `note`; `name`, that of the run's folder. A section
+that takes a name and arguments is `{{name: NAME, argument: value}}`, or the name alone. An attack
+in the list `attacks` also takes `label`, the name of its column, and `examples`, the number of its
+test images. `threat` may be a list with a mapping for each norm; the evaluation is then in their
+union, and an attack runs under each norm, or under its key `norm`.
 """
 
 
@@ -79,6 +81,8 @@ def schema() -> str:
     """Return the text of pipelines/schema.json, which `pipelines.early_check.schema` describes."""
     data, extra = ({field.name for field in dataclasses.fields(kind)} for kind in (Data, ExtraData))
     attacks = _keys(ATTACKS)
+    suites = _keys(SUITES, filled={"threat"}, also=COMMON)
+    listed = {**_keys(ATTACKS, also=COMMON), **suites}
     content = {
         "keys": {
             "": sorted(parameters(TopLevel)),
@@ -89,6 +93,7 @@ def schema() -> str:
             "evaluation.corruptions": sorted(parameters(Corruptions)),
             "card": sorted(parameters(Card)),
             "require": sorted(parameters(Requirements)),
+            "export": sorted(parameters(Exports)),
             "search": sorted(parameters(Search)),
         },
         "names": {
@@ -103,10 +108,8 @@ def schema() -> str:
             "train.averaging": _keys(AVERAGINGS),
             "train.schedule": _keys(SCHEDULES),
             "train.validation_attack": attacks,
-            "attacks": {
-                **_keys(ATTACKS, also=COMMON),
-                **_keys(SUITES, filled={"threat"}, also=COMMON),
-            },
+            "attacks": listed,
+            "export.attacks": listed,
         },
         "stages": {"run": list(RUN_STAGES), "search": list(SEARCH_STAGES)},
         "searched": list(TRAINED),
@@ -145,6 +148,7 @@ def render() -> str:
         ("evaluation.corruptions", Corruptions),
         ("card", Card),
         ("require", Requirements),
+        ("export", Exports),
         ("search", Search),
         ("A suite's file", SuiteFile),
         ("An entry of its runs", Entry),

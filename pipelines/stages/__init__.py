@@ -29,7 +29,7 @@ __all__ = [
 
 STAGES: dict[str, Stage] = {  # by name, in the order in which they run
     stage.name: stage
-    for stage in (Search(), Before(), Train(), AttackEval(), Verdict(), Report(), Export())
+    for stage in (Search(), Before(), Train(), AttackEval(), Verdict(), Export(), Report())
 }
 
 

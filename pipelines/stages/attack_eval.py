@@ -18,6 +18,7 @@ from pipelines.trackers import log_results
 from tfrobust.attacks import SavedImages
 from tfrobust.errors import UserError, in_memory
 from tfrobust.evaluation import Details, evaluate, margins
+from tfrobust.evaluation.attack_list import check_gradients
 from tfrobust.evaluation.cascade import check_attacks
 from tfrobust.evaluation.crafting import by_xla, predictor
 from tfrobust.evaluation.image_file import ImageFile
@@ -64,6 +65,7 @@ class AttackEval(Stage):
         if "train" in planned:
             return
         network, size = load_evaluated(spec, folder), spec.evaluation.batch_size
+        check_gradients(spec.attack_list, network.runtime)
         precision = spec.evaluation.craft_precision
         if precision != "float32":
             in_precision(network, precision, "evaluation.craft_precision")
@@ -152,7 +154,9 @@ def _attack_eval(spec: Spec, folder: RunFolder, network: SavedNetwork) -> None:
     if spec.attack_list:
         few = slice(VALLEY)
         sizes = {"seed": spec.seed, "batch_size": options.batch_size}
-        margins_of_few = margins(network, x[few], y[few], spec.threats[0], **sizes)
+        margins_of_few = {}
+        if network.runtime is None:  # PGD makes them
+            margins_of_few = margins(network, x[few], y[few], spec.threats[0], **sizes)
         write_board(folder.tensorboard / "attack_eval", load_run(folder.path), margins_of_few)
     rows = accuracy_rows(spec.config, Record.load(folder.path))
     results = {f"accuracy, {row.name}": row.accuracy for row in rows}

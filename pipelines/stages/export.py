@@ -1,41 +1,189 @@
-"""Stage export: the network as a SavedModel."""
+"""Stage export: the network in the formats in which it is shipped, each compared and attacked."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import importlib.metadata
 from collections.abc import Collection
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from pipelines.fingerprints import fingerprint
 from pipelines.run_folder import RunFolder
-from pipelines.spec import Spec
-from pipelines.stages.evaluated_network import load_trainable, network_files, network_path
+from pipelines.spec import Spec, attack_files, attacks_by_key, data_files
+from pipelines.stages.attack_eval import SECTIONS, AttackEval, require_evaluation
+from pipelines.stages.evaluated_network import (
+    load_evaluated,
+    load_trainable,
+    network_files,
+    network_path,
+)
 from pipelines.stages.stage import Stage
-from tfrobust.exporting import export
+from tfrobust import tf32
+from tfrobust.attacks import SavedImages
+from tfrobust.data import Split
+from tfrobust.errors import in_memory
+from tfrobust.evaluation import Details, Evaluation, ListedAttack, evaluate
+from tfrobust.exporting import FORMATS, export
+from tfrobust.gate import outputs
+from tfrobust.models import SavedNetwork, load_network, model_files
+from tfrobust.record import ExportRow, ExportTable, Record
+from tfrobust.report.compare import difference
 
 IMAGES = 7  # random images on which the exported network must agree with the original
+DEFAULT = ("saved_model",)  # the formats of a config without the section `export`
+NETWORK = "network"  # the name of the row of the network itself
+TRANSFER = "network's adversaries"  # the name of the attack by its adversarial images
 
 
 class Export(Stage):
-    """Writes `saved_model/`."""
+    """Writes a file for each format and, with a section `export`, exports.json."""
 
     name = "export"
     reads_network = True
 
     def inputs(self, spec: Spec, folder: RunFolder) -> str:
-        return fingerprint(spec.config, ("model",), network_files(spec, folder))
+        files = network_files(spec, folder)
+        if spec.exports is None:
+            return fingerprint(spec.config, ("model",), files)
+        files = [*files, *data_files(spec), folder.adversarial]
+        files += attack_files(attacks_by_key(spec.export_attacks))
+        return fingerprint(spec.config, (*SECTIONS, "export"), files)
 
     def outputs(self, spec: Spec, folder: RunFolder) -> list[Path]:
-        return [folder.saved_model]
+        files = [_file(folder, name) for name in _formats(spec)]
+        return files if spec.exports is None else [*files, folder.exports]
 
     def check(self, spec: Spec, folder: RunFolder, planned: Collection[str]) -> None:
+        for name in _formats(spec):
+            FORMATS[name].check()
+        if "litert_int8" in _formats(spec):
+            len(spec.data.train)  # the data set may have no training split
         if "train" not in planned:
             network_path(spec, folder)
+        if spec.export_attacks and AttackEval.name not in planned:
+            require_evaluation(spec, folder)
 
     def run(self, spec: Spec, folder: RunFolder) -> None:
         folder.write_config()
-        shape = (IMAGES, *spec.data.source.image_shape)
-        images = np.random.default_rng(0).random(shape, np.float32)
-        export(load_trainable(spec, folder), folder.saved_model, images)
-        print(f"export: {folder.saved_model}")
+        network, rng = load_trainable(spec, folder), np.random.default_rng(0)
+        images = rng.random((IMAGES, *spec.data.source.image_shape), np.float32)
+        for name in _formats(spec):
+            samples = None
+            if name == "litert_int8" and spec.exports is not None:
+                samples = _some(spec.data.train, spec.exports.calibration).as_float()
+            export(network, _file(folder, name), images, name, samples)
+            print(f"export: {_file(folder, name)}", flush=True)
+        if spec.exports is not None:
+            with in_memory("evaluation.batch_size", spec.evaluation.batch_size):
+                ExportTable(rows=_measured(spec, folder)).save(folder.exports)
+
+
+def _formats(spec: Spec) -> tuple[str, ...]:
+    return DEFAULT if spec.exports is None else spec.exports.formats
+
+
+def _file(folder: RunFolder, name: str) -> Path:
+    return folder.path / FORMATS[name].file
+
+
+def _some(split: Split, n: int) -> Split:
+    """Return n examples of a split, or all if it has fewer, drawn at random but always the same."""
+    rows = np.random.default_rng(0).permutation(len(split))[:n]
+    return split.take(np.sort(rows))
+
+
+class Measured(NamedTuple):
+    """The logits [n, classes] of a network at the test images, and its evaluation."""
+
+    logits: np.ndarray
+    evaluation: Evaluation
+
+
+def _measured(spec: Spec, folder: RunFolder) -> list[ExportRow]:
+    """Return a row for the network itself, and one for each of its exports."""
+    network = load_evaluated(spec, folder)
+    path = network_path(spec, folder)[0]
+    original = _measure(spec, folder, network, NETWORK, network_files(spec, folder))
+    rows = [_row(NETWORK, path.name, original, original)]
+    for name in _formats(spec):
+        file = _file(folder, name)
+        exported = dataclasses.replace(
+            load_network(file, network.outputs, str(file)),
+            strength=network.strength,
+            width=network.width,
+        )
+        measured = _measure(spec, folder, exported, name, model_files(file))
+        rows.append(_row(name, file.name, measured, original))
+    return rows
+
+
+def _measure(
+    spec: Spec, folder: RunFolder, network: SavedNetwork, name: str, files: list[Path]
+) -> Measured:
+    """Attack the network of some files on the images that attack_eval saw.
+
+    The record is in exports/NAME, from which an interrupted stage goes on.
+    """
+    attacks, test = spec.export_attacks, spec.data.test
+    if attacks:
+        attacks = [ListedAttack(SavedImages(str(folder.adversarial)), TRANSFER), *attacks]
+        test = test.first(Record.load(folder.path).examples)
+    x, size = test.as_float(), spec.evaluation.batch_size
+    with tf32.switched_off():
+        logits = outputs(network, x, size)
+    details = Details(
+        data=spec.config["data"]["name"],
+        index=test.index,
+        digest=fingerprint({}, (), files),
+        say=functools.partial(_say, name),
+    )
+    evaluation = evaluate(
+        network,
+        x,
+        test.labels,
+        spec.threats,
+        attacks,
+        seed=spec.seed,
+        batch_size=size,
+        check=False,
+        folder=folder.path / "exports" / name,
+        details=details,
+        layout="channels_last",
+    )
+    return Measured(logits, evaluation)
+
+
+def _say(name: str, line: str) -> None:
+    print(f"{name}: {line}", flush=True)
+
+
+def _row(name: str, file: str, measured: Measured, original: Measured) -> ExportRow:
+    """Return the row of a network whose file is `file`."""
+    evaluation, same = measured.evaluation, measured.logits.argmax(1) == original.logits.argmax(1)
+    package = _package(name)
+    row = ExportRow(
+        name=name,
+        file=file,
+        runtime=f"{package} {importlib.metadata.version(package)}",
+        examples=len(evaluation.results[0].robust),
+        largest_difference=float(np.abs(measured.logits - original.logits).max()),
+        equal_predictions=float(same.mean()),
+        clean_accuracy=evaluation.clean_accuracy,
+    )
+    if attacks := evaluation.results[1:]:
+        row.attacks = {result.name: result.accuracy for result in attacks}
+        row.robust_accuracy = evaluation.robust_accuracy
+    if attacks and name != NETWORK:
+        pair = difference(evaluation.robust, original.evaluation.robust)
+        row.difference, row.p = pair.points, pair.p
+    return row
+
+
+def _package(name: str) -> str:
+    """Return the package that computes a format, TensorFlow for those of no extra."""
+    modules = [] if name == NETWORK else list(FORMATS[name].modules)
+    return modules[-1].partition(".")[0] if modules else "tensorflow"

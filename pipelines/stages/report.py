@@ -33,6 +33,7 @@ class Report(Stage):
                 folder.landscape,
                 RunFolder(folder.before).evaluation,
                 RunFolder(folder.before).flags,
+                folder.exports,
             ]
         return fingerprint(spec.config, spec.config, files)
 

@@ -79,7 +79,7 @@ def test_files_and_page_of_a_finished_search(finished: Path) -> None:
     top = best(listed)
     config = configs.read(finished / "search" / "best.yaml")
     assert config["method"]["alpha"] == float(top["method.alpha"]) and "search" not in config
-    assert config["stages"] == ["train", "attack_eval", "report", "export"]
+    assert config["stages"] == ["train", "attack_eval", "export", "report"]
 
     page = (finished / "report" / "index.html").read_text()
     assert "https://" not in page and "http://" not in page.replace("http://www.w3.org", "")

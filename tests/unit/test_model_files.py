@@ -155,13 +155,15 @@ def with_code(folder: Path) -> Path:
         (predict, "received predict; name one by signature (model.signature in a config)"),
         (damaged("model.keras"), "model.keras is 13 bytes that are neither, perhaps cut short"),
         (damaged("saved_model.pb"), "path: expected a SavedModel, "),
-        (damaged("model.pt"), "or a run folder with model.keras, or a SavedModel folder, received"),
-        (damaged("model.tflite"), "; TFLite has no gradients: give the network that it was made f"),
+        (
+            damaged("model.pt"),
+            "model.keras, a SavedModel folder, or a .onnx or .tflite file, received",
+        ),
         (empty, "path: expected a .keras or .h5 file, "),
         (cut_short, " bytes that are neither, perhaps cut short"),
         (weights_alone, "; it holds weights alone: network.load_weights(FILE) where its code is"),
         (renamed_weights, "does not load: it holds weights alone: network.load_weights(FILE) wher"),
-        (no_network, "or a run folder with model.keras, or a SavedModel folder, received"),
+        (no_network, "model.keras, a SavedModel folder, or a .onnx or .tflite file, received"),
         (misspelt, "netwrk.h5': no such file (did you mean 'network.h5'?)"),
     ],
 )

@@ -210,7 +210,7 @@ def test_a_failed_export_keeps_the_former_one(
     folder = tmp_path / "saved_model"
     export(linear(W), folder, X)
     monkeypatch.setattr("tfrobust.exporting.ROUNDING", {"float32": -1.0})
-    with pytest.raises(UserError, match="saved_model: expected a SavedModel with the network's o"):
+    with pytest.raises(UserError, match="saved_model: expected an export with the network's o"):
         export(linear(2 * W), folder, X)
     assert [path.name for path in tmp_path.iterdir()] == ["saved_model"]
     np.testing.assert_allclose(load_network(folder)(X), Z, rtol=1e-5)

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -39,7 +39,12 @@ class Attack(Configurable):
 
     The attack says how to search, and the threat says where. One attack therefore works with every
     eps: in evaluation, and in training with a growing eps or an eps for each example.
+
+    Attributes:
+        needs_gradients: Whether the attack follows gradients of the attacked network.
     """
+
+    needs_gradients: ClassVar[bool] = True
 
     @property
     def title(self) -> str:

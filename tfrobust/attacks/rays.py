@@ -54,6 +54,8 @@ class RayS(Attack):
             search has met no misclassified image.
     """
 
+    needs_gradients = False
+
     queries: int = 10000
 
     def __post_init__(self) -> None:

@@ -30,6 +30,8 @@ class SavedImages(Attack):
             and `index` [N], the position of each image in the test split.
     """
 
+    needs_gradients = False
+
     path: str
 
     @property

@@ -40,6 +40,8 @@ class Square(Attack):
         restarts: The number of random starts.
     """
 
+    needs_gradients = False
+
     queries: int = 5000
     p_init: float = 0.8
     restarts: int = 1

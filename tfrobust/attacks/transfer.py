@@ -38,6 +38,8 @@ class Transfer(Wrapper):
         signature: The name of the signature to use, if the surrogate has several.
     """
 
+    needs_gradients = False
+
     source: str
     attack: Any = PGD(steps=1000)
     outputs: str = "logits"

@@ -28,6 +28,8 @@ class UniformNoise(Attack):
         draws: The number of draws. Each costs one query, besides that of the clean image.
     """
 
+    needs_gradients = False
+
     draws: int = 1
 
     def __post_init__(self) -> None:

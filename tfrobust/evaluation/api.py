@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from tfrobust._compat import layers_of
 from tfrobust.errors import choose, in_memory, require, require_at_least
-from tfrobust.evaluation.attack_list import AttackSpec, list_attacks
+from tfrobust.evaluation.attack_list import AttackSpec, check_gradients, list_attacks
 from tfrobust.evaluation.binarisation import features_of
 from tfrobust.evaluation.cascade import fitted, run_all
 from tfrobust.evaluation.closing import Closing
@@ -108,10 +108,12 @@ def evaluate(
         UserError: If an argument is not as described. Nothing is written then.
     """
     threats = threats_of(threat)
+    runtime = logits_fn.runtime if isinstance(logits_fn, SavedNetwork) else None
     attack_list, details = list_attacks(attacks, threats), details or Details()
     require(isinstance(seed, numbers.Integral), "seed", "int", seed)
     require_at_least(0, binarisation=binarisation)
     seed = int(seed)
+    check_gradients(attack_list, runtime)
     expected = "False with a folder (save='float32' keeps them there)"
     require(folder is None or not images, "images", expected, images)
     expected = "none with several threats, whose images lie in different balls"
@@ -173,7 +175,7 @@ def evaluate(
                 recorder.add(result)
             results.append(result if images else dataclasses.replace(result, images=None))
         tested: Any = {"features": features, "binarisation": binarisation, **options}
-        closing = Closing(logits_fn, x, y, threats, attack_list, results, **tested)
+        closing = Closing(logits_fn, x, y, threats, attack_list, results, runtime, **tested)
         if recorder is None:
             signs = closing.checks() if check and attack_list else []
         else:

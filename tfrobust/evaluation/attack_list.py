@@ -85,6 +85,24 @@ def list_attacks(
     return attack_list
 
 
+def check_gradients(
+    attack_list: Sequence[ListedAttack], runtime: str | None, where: str = "attacks"
+) -> None:
+    """Raise a UserError for the first attack that follows gradients which a network lacks.
+
+    Args:
+        attack_list: The attacks.
+        runtime: The runtime outside TensorFlow that computes the network; None if there is none.
+        where: The name of the argument in error messages.
+    """
+    if runtime is None:
+        return
+    names = [name for name, attack in ATTACKS.items() if not attack.needs_gradients]
+    expected = f"attacks without gradients ({', '.join(names)}), as {runtime} has none"
+    for listed in attack_list:
+        require(not listed.attack.needs_gradients, where, expected, listed.name)
+
+
 def _norms(entry: AttackSpec, threats: Sequence[Threat], where: str) -> list[str]:
     """Return the norms of the threats under which an entry runs."""
     norms = [threat.norm for threat in threats]

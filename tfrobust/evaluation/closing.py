@@ -24,6 +24,10 @@ from tfrobust.record import CheckRow, CurveRow, EpsRow, Provenance
 from tfrobust.threat import Threat
 
 T = TypeVar("T")
+BLACK_BOX = (
+    "{0} computes the network without gradients, so only attacks without them were tried: the "
+    "robust accuracy is an upper bound, and an attack on the network before its export may do more."
+)
 CURVE = 500  # the number of images of the curve over eps
 
 
@@ -31,8 +35,9 @@ CURVE = 500  # the number of images of the curve over eps
 class Closing:
     """The checks, curves and pictures of an evaluation.
 
-    `results` are the clean result and then those of the attacks, and `features` are those of the
-    binarisation test; the other attributes are the arguments of `evaluate`.
+    `results` are the clean result and then those of the attacks, `runtime` is that of a network
+    outside TensorFlow, of which nothing that takes gradients is measured, and `features` are those
+    of the binarisation test; the other attributes are the arguments of `evaluate`.
     """
 
     logits_fn: LogitsFn
@@ -41,6 +46,7 @@ class Closing:
     threats: Sequence[Threat]
     attack_list: Sequence[ListedAttack]
     results: Sequence[Result]
+    runtime: str | None
     seed: int
     batch_size: int
     progress: bool
@@ -49,6 +55,8 @@ class Closing:
 
     def checks(self) -> list[Check]:
         """Return the checks for a false sense of security under each threat."""
+        if self.runtime is not None:
+            return [Check("gradients", None, BLACK_BOX.format(self.runtime), warns=True)]
         options: Any = {**self._sizes, "progress": self.progress}
         if self.binarisation:
             options["more"] = [binarised(self.features, self.binarisation)]
@@ -99,14 +107,16 @@ class Closing:
                 return None
 
         attempt("trade-off", lambda: self._curve(recorder))
-        record.eps_curve = attempt("accuracy against eps", self._eps_curve) or []
-        recorder.save()
+        if self.runtime is None:
+            record.eps_curve = attempt("accuracy against eps", self._eps_curve) or []
+            recorder.save()
         first = self.threats[0]
         pictures = Pictures(
             recorder.folder, self.logits_fn, self.x, recorder.flags, first, **self._sizes
         )
-        attempt("loss valley", pictures.valley)
-        attempt("loss landscape", lambda: pictures.landscape(self._under(first)))
+        if self.runtime is None:
+            attempt("loss valley", pictures.valley)
+            attempt("loss landscape", lambda: pictures.landscape(self._under(first)))
         if self.x.ndim == 4:
             attempt("images", lambda: pictures.probes(self.attack_list[0], details.class_names))
         made_with: Any = {"seed": self.seed, "examples": len(self.x), **circumstances()}

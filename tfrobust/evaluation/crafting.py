@@ -240,7 +240,7 @@ def _without_gradients() -> Iterator[None]:
         raise UserError(
             "logits_fn: expected operations that have gradients, received one that has none "
             f"({' '.join(str(error).split())[:160]}); attacks without gradients need none: "
-            "square, rays, uniform_noise"
+            "square, rays, saved_images, uniform_noise"
         ) from error
 
 

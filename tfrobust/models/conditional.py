@@ -129,7 +129,7 @@ class Encoding(layers.Layer):
         if self.encoding == "none":
             return strength[:, None]
         gaps = keras.ops.abs(strength[:, None] - keras.ops.cast(self.lambdas, strength.dtype))
-        return keras.ops.take(self.rows, keras.ops.argmin(gaps, axis=1), axis=0)
+        return keras.ops.take(self.rows, tf.argmin(gaps, axis=1), axis=0)
 
     def get_config(self) -> dict[str, Any]:
         config = {"lambdas": list(self.lambdas), "encoding": self.encoding}

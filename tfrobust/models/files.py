@@ -22,6 +22,7 @@ WEIGHTS = (
     "it holds weights alone: network.load_weights(FILE) where its code is, then network.save("
     "'model.keras')"
 )
+COMPUTED_ELSEWHERE = (".onnx", ".tflite")
 TORCH = (".pt", ".pth", ".ckpt", ".safetensors", ".npy", ".npz")
 PUBLISHED = (
     "tfrobust evaluate FILE --architecture NAME reads published weights, and so does "
@@ -46,6 +47,12 @@ def saved_model(path: str | Path) -> Path | None:
     return folder if (folder / "saved_model.pb").is_file() else None
 
 
+def runtime_file(path: str | Path) -> Path | None:
+    """Return the path of a file for ONNX Runtime or LiteRT; None for other paths."""
+    file = Path(path).expanduser()
+    return file if file.name.lower().endswith(COMPUTED_ELSEWHERE) and file.is_file() else None
+
+
 def keras_file(path: str | Path, where: str = "path", also: str = "") -> Path:
     """Return the .keras or .h5 file at a path, or the one in a run folder.
 
@@ -64,8 +71,8 @@ def keras_file(path: str | Path, where: str = "path", also: str = "") -> Path:
     hint = ""
     if name.endswith(".weights.h5"):
         hint = f"; {WEIGHTS}"
-    elif name.endswith(".tflite"):
-        hint = "; TFLite has no gradients: give the network that it was made from"
+    elif name.endswith(COMPUTED_ELSEWHERE):
+        hint = "; it has no gradients and cannot be trained: give the network that it was made from"
     elif file.is_file() and name.endswith(SUFFIXES):
         return file
     elif name.endswith(TORCH):
@@ -79,7 +86,8 @@ def model_files(path: str | Path, where: str = "path") -> list[Path]:
     """Return the files that `load_network` reads. Raises UserError if there are none."""
     folder = saved_model(path)
     if folder is None:
-        return [keras_file(path, where, ", or a SavedModel folder")]
+        also = ", a SavedModel folder, or a .onnx or .tflite file"
+        return [runtime_file(path) or keras_file(path, where, also)]
     walk = os.walk(folder, followlinks=True)
     return sorted(Path(parent, name) for parent, _, names in walk for name in names)
 

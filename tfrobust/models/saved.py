@@ -14,8 +14,15 @@ import tensorflow as tf
 
 from tfrobust.errors import UserError, choose, one_line, require
 from tfrobust.gate import RANKS, in_unit, kind_of_network
-from tfrobust.models.files import EXPORTED, load_keras, model_files, saved_model
+from tfrobust.models.files import (
+    EXPORTED,
+    load_keras,
+    model_files,
+    runtime_file,
+    saved_model,
+)
 from tfrobust.models.precision import with_precision
+from tfrobust.models.runtimes import RUNTIMES, open_runtime, outside_tensorflow
 from tfrobust.models.signatures import (
     NAME_OUTPUT,
     ONE_INPUT,
@@ -40,7 +47,8 @@ class SavedNetwork:
 
     Series [B, T, C] and tables [B, F] take the place of images if the network takes these.
 
-    Gradients pass through it, so every attack and every evaluation can use it.
+    Gradients pass through it, so every attack and every evaluation can use it, unless another
+    runtime than TensorFlow computes it.
 
     Attributes:
         forward: The network itself, from images to its outputs.
@@ -53,6 +61,8 @@ class SavedNetwork:
         strength: The lambda of all images, for a once-for-all network; None for others.
         width: The width of all images, for a once-for-all network with widths; None for others.
         network: The Keras network that is called; None for a SavedModel.
+        runtime: The runtime outside TensorFlow that computes the network, such as "LiteRT", through
+            which no gradients pass; None for TensorFlow.
     """
 
     forward: Callable[[Any], tf.Tensor]
@@ -62,6 +72,7 @@ class SavedNetwork:
     strength: float | None = None
     width: float | None = None
     network: keras.Model | None = None
+    runtime: str | None = None
 
     def __call__(self, x: Any) -> tf.Tensor:
         """Return the logits of images. Raises UserError for images of another shape."""
@@ -119,7 +130,8 @@ def load_network(
     A once-for-all network gets 1 for its other inputs, "strength" and "width".
 
     Args:
-        path: A run folder with model.keras, a .keras or .h5 file, or a SavedModel folder.
+        path: A run folder with model.keras, a .keras or .h5 file, a SavedModel folder, or a .onnx
+            or .tflite file, which ONNX Runtime or LiteRT computes.
         outputs: The kind of the network's outputs, one of OUTPUTS; see `SavedNetwork`.
         where: The name of the path in errors.
         output: The name of the output that is used, for a network with several.
@@ -127,19 +139,23 @@ def load_network(
             "serving_default".
 
     Raises:
-        UserError: The file does not load, or its network does not take float images or does not
-            return floats [B, classes].
+        UserError: The file does not load, its runtime is not installed, or its network does not
+            take float images or does not return floats [B, classes].
     """
     choose("outputs", outputs, OUTPUTS)
-    network = None
-    folder = saved_model(path)
+    network = runtime = None
+    folder, file = saved_model(path), runtime_file(path)
+    hint = "; export it again for float images (H, W, C) and a batch of any size, as Keras does"
+    if folder is None:
+        model_files(path, where)
+        expected = "none (only a SavedModel has signatures, name an output)"
+        require(signature is None, "signature", expected, signature)
     if folder is not None:
         call, images, values, others = _open_saved_model(folder, where, output, signature)
-        hint = "; export it again for float images (H, W, C) and a batch of any size, as Keras does"
+    elif file is not None:
+        runtime = RUNTIMES[file.suffix.lower()][0]
+        call, images, values, others = _open_elsewhere(file, where, output, runtime)
     else:
-        model_files(path, where)
-        expected = "none (a Keras file has no signatures, name an output)"
-        require(signature is None, "signature", expected, signature)
         network = load_keras(path, where, output=output, code=EXPORTED)
         call, images, values, others = _open_keras(network, where)
         image_shape = tuple(images.shape[1:])
@@ -153,7 +169,8 @@ def load_network(
     received = f"{values.dtype.name} {values.shape}"
     require(fits, where, "a network with a float output (None, classes)", received)
     ones: Any = dict.fromkeys(others, 1.0)
-    return SavedNetwork(call, tuple(shape[1:]), values.shape[1], outputs, network=network, **ones)
+    options = {"network": network, "runtime": runtime, **ones}
+    return SavedNetwork(call, tuple(shape[1:]), values.shape[1], outputs, **options)
 
 
 def in_precision(logits_fn: Any, precision: str, where: str) -> Any:
@@ -179,6 +196,23 @@ def _open_keras(network: keras.Model, where: str) -> Opened:
     images = tf.TensorSpec([None, *interface.image_shape])
     values = tf.TensorSpec([None, interface.classes])
     return lambda x: forward(network, x), images, values, set(interface.inputs) - {"image"}
+
+
+def _open_elsewhere(file: Path, where: str, output: str | None, runtime: str) -> Opened:
+    run, inputs, outputs = open_runtime(file, where)
+    image, output = _image(inputs, where), _output(outputs, output, where)
+    names = list(inputs)
+
+    def outputs_of(*arrays: np.ndarray) -> np.ndarray:
+        return np.asarray(run(dict(zip(names, arrays, strict=True)))[output], np.float32)
+
+    computed = outside_tensorflow(outputs_of, outputs[output].shape, runtime)
+
+    def forward(x: Any) -> tf.Tensor:
+        values = x if isinstance(x, dict) else {image: x}
+        return computed(*(tf.cast(values[name], inputs[name].dtype) for name in names))
+
+    return forward, inputs[image], outputs[output], set(inputs) - {image}
 
 
 def open_saved_model(folder: Path) -> Any:

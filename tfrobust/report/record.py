@@ -13,7 +13,7 @@ import yaml
 
 from tfrobust.errors import UserError
 from tfrobust.flags import Flags
-from tfrobust.record import Record, RequirementRow
+from tfrobust.record import ExportRow, ExportTable, Record, RequirementRow
 from tfrobust.report.text import NOTHING
 
 T = TypeVar("T")
@@ -76,6 +76,7 @@ class RunRecord:
         flags: The contents of flags.npz.
         landscape: The positions "axis" [S]; "loss" and "margin" [n, S, S] around n images; their
             "index" and "label" [n]; and "stands" [n], true if an image withstands every attack.
+        measured_exports: The contents of exports.json.
     """
 
     config: dict[str, Any]
@@ -86,6 +87,12 @@ class RunRecord:
     valley: dict[str, np.ndarray] | None = None
     flags: Flags | None = None
     landscape: dict[str, np.ndarray] | None = None
+    measured_exports: Sequence[ExportRow] = ()
+
+    @property
+    def exports(self) -> Sequence[ExportRow]:
+        """The rows of exports.json; the folder may keep those of a former config."""
+        return self.measured_exports if self.config.get("export") else ()
 
     @property
     def requirements(self) -> list[RequirementRow]:
@@ -122,6 +129,7 @@ def load_run(folder: Path) -> RunRecord:
         valley=_read(folder / "valley.npz", _valley),
         flags=Flags.load(folder) if (folder / "flags.npz").is_file() else None,
         landscape=_read(folder / "landscape.npz", _landscape),
+        measured_exports=_read(folder / "exports.json", _exports) or (),
     )
 
 
@@ -154,6 +162,10 @@ def _config(path: Path) -> dict[str, Any]:
         if key != "source" and not is_fraction:
             raise ValueError(f"paper.{key}: {value!r} where a fraction in [0, 1] was expected")
     return dict(config)
+
+
+def _exports(path: Path) -> list[ExportRow]:
+    return ExportTable.model_validate_json(path.read_text(encoding="utf-8")).rows
 
 
 def _history(path: Path) -> list[dict[str, float]]:

@@ -1,5 +1,6 @@
 """The page of a run, report/index.html and report/report.md, and its card, MODEL_CARD.md."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -9,7 +10,7 @@ import yaml
 from matplotlib.figure import Figure
 
 from tfrobust.io import write_text
-from tfrobust.record import CheckRow, CorruptionTable, Record
+from tfrobust.record import CheckRow, CorruptionTable, ExportRow, Record
 from tfrobust.report.before_after import NOTE, before_after_table, before_and_after
 from tfrobust.report.compare_figures import over_eps
 from tfrobust.report.evaluation_figures import (
@@ -55,6 +56,7 @@ from tfrobust.report.text import (
     interval,
     milliseconds,
     number,
+    p_value,
     percent,
     points,
     threat_text,
@@ -84,6 +86,17 @@ CORRUPTIONS_NOTE = (
 REQUIRED_NOTE = (
     "The end of the one-sided interval decides, not the number that was measured: its lower end "
     "has to reach a floor, and the network is worse than the baseline if its upper end is below 0."
+)
+EXPORTS_NOTE = (
+    "Each exported network was opened by its own runtime and compared with the network on the "
+    "first {} test images, logit by logit."
+)
+EXPORTS_ATTACKED_NOTE = (
+    " Then it was attacked there: by the images that the attacks on the network had made of each "
+    "test image, and by attacks that need no gradients, each on what those before it had left. "
+    "Nothing followed the gradients of an exported network, which gives none, so its robust "
+    "accuracy is an upper bound. The first row is the network itself under the same attacks; the "
+    "difference to it, in points, has McNemar's exact test."
 )
 CURVE_NOTE = (
     "clean accuracy and the worst case over the attacks. The rest of this page is at the first "
@@ -168,6 +181,7 @@ def _values(record: RunRecord) -> dict[str, Any]:
         "curve_note": CURVE_NOTE,
         "checks_note": CHECKS_NOTE,
         "required_note": REQUIRED_NOTE,
+        "exports_note": _exports_note(record.exports),
         "eps_note": EPS_NOTE.format(curve[0].examples) if curve else "",
         "corruptions_note": _corruptions_note(evaluation.corruptions),
         "paper": config.get("paper"),
@@ -216,6 +230,8 @@ def _tables(record: RunRecord) -> dict[str, ReportTable]:
     if record.requirements:
         rows = [[r.name, r.text, "met" if r.met else "missed"] for r in record.requirements]
         tables["requirements"] = ReportTable(["requirement", "measured", "result"], rows)
+    if record.exports:
+        tables["exports"] = _exports(record.exports)
     if curve := evaluation.curve:
         inputs = ["width", "lambda"] if any(row.width for row in curve) else ["lambda"]
         rows = []
@@ -279,6 +295,30 @@ def _corruptions_note(table: CorruptionTable | None) -> str:
         return ""
     note = CORRUPTIONS_NOTE.format(table.examples)
     return f"{note} Not measured yet: {', '.join(table.pending)}." if table.pending else note
+
+
+def _exports(rows: Sequence[ExportRow]) -> ReportTable:
+    attacked = bool(rows[0].attacks)
+    header = ["format", "runtime", "largest logit difference", "equal predictions", "clean"]
+    if attacked:
+        header += [*rows[0].attacks, "worst case", "difference"]
+    cells = []
+    for row in rows:
+        differs = NOTHING if row is rows[0] else f"{row.largest_difference:.1e}"
+        line = [row.name, row.runtime, differs, percent(row.equal_predictions)]
+        line += [percent(row.clean_accuracy), *map(percent, row.attacks.values())]
+        if attacked:
+            tested = "" if row.p is None else f" (p {p_value(row.p)})"
+            line += [percent(row.robust_accuracy), points(row.difference) + tested]
+        cells.append(line)
+    return ReportTable(header, cells)
+
+
+def _exports_note(rows: Sequence[ExportRow]) -> str:
+    if not rows:
+        return ""
+    note = EXPORTS_NOTE.format(rows[0].examples)
+    return note + EXPORTS_ATTACKED_NOTE if rows[0].attacks else note
 
 
 def _mark(check: CheckRow) -> str:
