@@ -231,7 +231,7 @@ def _extremes(path: Path, model: RobustModel, split: Split) -> None:
     The table has one number for each training example, such as the eps of IAAT. Examples that are
     no images have no picture, and so there is no file.
     """
-    if split.images.ndim != 4:
+    if len(split.images.shape) != 4:
         return
     for name, table in model.tables().items():
         values = keras.ops.convert_to_numpy(table.table)[split.index]
