@@ -106,7 +106,8 @@ def switch_all() -> None:
 def test_networks_are_float32_and_channels_last_under_any_switch(name: str) -> None:
     with neutral():
         switch_all()
-        network = MODELS[name]((32, 32, 3), 4, **SMALL.get(name, {}))
+        shape = (32, 3) if name == "conv1d" else (32, 32, 3)
+        network = MODELS[name](shape, 4, **SMALL.get(name, {}))
     assert {layer.compute_dtype for layer in layers_of(network)} == {"float32"}
     formats = {getattr(layer, "data_format", "channels_last") for layer in network.layers}
     assert formats == {"channels_last"} and network.input.dtype == "float32"
