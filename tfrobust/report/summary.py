@@ -12,7 +12,7 @@ import numpy as np
 from tfrobust.corruptions import CORRUPTIONS, SEVERITIES
 from tfrobust.flags import headline as worst_case
 from tfrobust.overfitting import ONE_STEP, ROBUST, overfitted
-from tfrobust.record import AttackRow, CorruptionTable, DataRow, Record
+from tfrobust.record import UPPER_BOUND, AttackRow, CorruptionTable, DataRow, Record
 from tfrobust.report.record import RunRecord
 from tfrobust.report.text import interval, number, percent, threat_text
 
@@ -237,6 +237,11 @@ def how_counted(evaluation: Record) -> str:
         text = "Each attack ran on all images that are right when clean: its accuracy is its own."
         if evaluation.suites:
             text += " Only within a suite did each run on what those before it had left."
+    if any(suite.endswith(UPPER_BOUND) for suite in evaluation.suites):
+        text += (
+            " A suite that is called an upper bound is a short AutoAttack: AutoAttack itself may "
+            "leave fewer images right."
+        )
     if evaluation.craft_precision != "float32":
         text += (
             f" The attacks searched on the network in {evaluation.craft_precision}; the network "
