@@ -27,9 +27,9 @@ def test_the_times_of_a_training_by_hand() -> None:
 @pytest.mark.slow
 def test_the_table_has_a_row_for_each_variant_of_a_config() -> None:
     line = [sys.executable, "tools/epoch_time.py", "digits_adv", "--steps", "4"]
-    line += ["--vary", "model.filters=[4]", "--vary", "model.filters=[8]", "--minutes", "1"]
+    line += ["--vary", "model.units=4", "--vary", "model.units=8", "--minutes", "1"]
     process = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
     _, _, first, second = process.stdout.strip().splitlines()
-    assert first.startswith("| digits_adv model.filters=[4] | 32 | ") and "[8]" in second
+    assert first.startswith("| digits_adv model.units=4 | 32 | ") and "units=8" in second
     assert int(first.split("|")[-2]) > 0
