@@ -95,6 +95,7 @@ def run(
         # Results of two configs are never mixed in one folder.
         if _of_another_config(folder, spec) and not extends(spec, folder):
             print(f"The config has changed; the former run is kept in {folder.move_aside()}")
+        print(f"{spec.name}: {', '.join(stage.name for stage in chosen)}", flush=True)
         for number, stage in enumerate(chosen, 1):
             print(f"== {spec.name}: {stage.name} ({number} of {len(chosen)})", flush=True)
             _run_stage(stage, spec, folder)

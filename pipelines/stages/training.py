@@ -181,6 +181,8 @@ def _train_up_to_epoch(
     if resume.step:
         position = f"{resume.epoch} of {plan.epochs} epochs and {resume.batch} batches"
         print(f"train: going on after {position}", flush=True)
+    else:
+        print(f"train: {plan.epochs} epochs of {steps} batches", flush=True)
     validation_size = VALIDATION_BATCH // replicas * replicas
     validation = batches(held_out, validation_size) if len(held_out) else None
     if validation is None:

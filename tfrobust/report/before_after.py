@@ -13,8 +13,8 @@ STAGE = "before"  # the stage that evaluates the first network, and the folder o
 NOTE = (
     "Points: after minus before, on the same images under the same attacks. The interval is exact "
     "(95 %) and conservative, from the shares of the images that only one of the two networks gets "
-    "right; p is that of McNemar's exact test on the flags of each image. Both are about these two "
-    "networks; they say nothing about other seeds."
+    "right: it can hold 0 where p, that of McNemar's exact test on the flags of each image, is "
+    "small. Both are about these two networks; they say nothing about other seeds."
 )
 
 
