@@ -210,7 +210,7 @@ def _hinge(truth: Any, z: Any) -> Any:
 def neighbours() -> Defence:
     """Count the classes of the eight nearest training images in the network's features."""
     x, y, _, _ = digits()
-    features = keras.Model(natural().inputs, natural().layers[-2].output)
+    features = keras.Model(natural().inputs[0], natural().layers[-2].output)
     memory = tf.math.l2_normalize(features(x), axis=1)
     truth = tf.one_hot(y, CLASSES)
 
@@ -249,7 +249,7 @@ def majority() -> Defence:
 def detector() -> Defence:
     """Refuse images whose features are far from the mean of the predicted class."""
     x, y, _, _ = digits()
-    hidden = keras.Model(natural().inputs, natural().layers[-2].output)
+    hidden = keras.Model(natural().inputs[0], natural().layers[-2].output)
     code = hidden(x).numpy()
     means = np.stack([code[y == label].mean(axis=0) for label in range(CLASSES)])
     limit = np.quantile(np.linalg.norm(code - means[y], axis=1), 0.98).astype(np.float32)
