@@ -31,8 +31,9 @@ def with_factors(config: Mapping[str, Any]) -> dict[str, Any]:
 
     The config of a run then needs no file.
     """
-    section = config.get("threat")
-    threats = []
+    if "threat" not in config:
+        return dict(config)
+    section, threats = config["threat"], []
     for values in section if isinstance(section, list) else [section]:
         if isinstance(values, Mapping) and isinstance(values.get("per_feature"), str):
             values = {**values, "per_feature": _read(values["per_feature"])}
