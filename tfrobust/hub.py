@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tfrobust.errors import UserError, one_line, require
+from tfrobust.errors import UserError, one_line, optional, require
 
 CARD = "MODEL_CARD.md"
 # The network and the numbers. Images, checkpoints and logs are not published.
@@ -12,7 +12,6 @@ FILES = (
     *("model.keras", "model.onnx", "model.tflite", "model_int8.tflite"),
     *("config.yaml", "eval.json", "exports.json", "flags.npz", "history.csv"),
 )
-EXTRA = "huggingface_hub: expected it installed: pip install 'tfrobust[hub]'"
 
 
 def push_to_hub(
@@ -40,19 +39,17 @@ def push_to_hub(
     folder = Path(run)
     card = folder / CARD
     require(card.is_file(), "run", f"a folder with {CARD} (run its stage report)", str(folder))
-    try:
-        from huggingface_hub import CommitOperationAdd, HfApi
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-    except ImportError:
-        raise UserError(EXTRA) from None
+    package, errors = (optional(m, "hub") for m in ("huggingface_hub", "huggingface_hub.errors"))
+    refusals = (errors.HfHubHTTPError, errors.HFValidationError)
     paths = [folder / name for name in FILES] + sorted((folder / "saved_model").rglob("*"))
     paths = [path for path in paths if path.is_file()]
-    operations = [CommitOperationAdd("README.md", card)]
-    operations += [CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in paths]
-    hub = HfApi(token=token)
+    add = package.CommitOperationAdd
+    operations = [add("README.md", card)]
+    operations += [add(path.relative_to(folder).as_posix(), path) for path in paths]
+    hub = package.HfApi(token=token)
     try:
         hub.create_repo(repo_id, private=private, exist_ok=True)
         commit = hub.create_commit(repo_id, operations, commit_message=f"Run {folder.name}")
-    except (HfHubHTTPError, HFValidationError, ValueError, OSError) as error:
+    except (*refusals, ValueError, OSError) as error:
         raise UserError(f"{repo_id}: expected the Hub to take it: {one_line(error)}") from error
     return str(commit.commit_url)

@@ -156,5 +156,5 @@ def test_what_cannot_be_published_is_one_line(
         tfrobust.push_to_hub(run, "me/net")
     card_of(run)
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(UserError, match=r"^huggingface_hub: .*pip install 'tfrobust\[hub\]'$"):
+    with pytest.raises(UserError, match=r"^huggingface_hub: .*pip install 'tfrobust\[hub\]'"):
         tfrobust.push_to_hub(run, "me/net")
