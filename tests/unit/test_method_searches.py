@@ -76,11 +76,12 @@ def test_nuclear_norm_and_gradient_of_full_and_lower_rank(shape: tuple[int, ...]
     assert float(nuclear_norm(tf.zeros(shape))[0]) == 0
 
 
-def test_every_image_has_the_mean_nuclear_norm_of_its_group() -> None:
-    rows = RNG.normal(size=(7, 3)).astype("float32")
-    means = [np.linalg.norm(part, "nuc") / len(part) for part in (rows[:4], rows[4:])]
-    values = mean_nuclear_norm(tf.constant(rows), 4)
-    np.testing.assert_allclose(values, np.repeat(means, [4, 3]), rtol=1e-5)
+def test_every_image_has_the_mean_nuclear_norm_of_the_images_that_count_in_its_group() -> None:
+    rows = RNG.normal(size=(9, 3)).astype("float32")
+    counted = np.array([True] * 7 + [False] * 2)
+    means = [np.linalg.norm(part, "nuc") / len(part) for part in (rows[:4], rows[4:7])]
+    values = mean_nuclear_norm(tf.constant(rows), tf.constant(counted), 4)
+    np.testing.assert_allclose(values, np.repeat([*means, 0.0], [4, 4, 1]), rtol=1e-5)
 
 
 @pytest.mark.parametrize("step", [6, 7, 20])

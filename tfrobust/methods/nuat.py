@@ -31,7 +31,7 @@ class Nuat(RobustModel):
     The norm couples the images of a batch. It is taken over `group` consecutive images, 64 as in
     the authors' batches, and each image's loss has the mean of its group. The last group may be
     smaller. So the loss does not depend on the number of devices if `group` divides the number of
-    images of a device.
+    images of a device. Images of weight 0 do not count.
 
     The gradient of the norm is U V^T of the singular value decomposition, without the directions
     whose singular value is 0. The authors (github.com/val-iisc/NuAT) craft with moving averages
@@ -78,7 +78,7 @@ class Nuat(RobustModel):
 
         def objective(images: tf.Tensor) -> tf.Tensor:
             logits = logits_fn(images)
-            nuclear = mean_nuclear_norm(clean - logits, self.group)
+            nuclear = self.nuclear(batch, clean - logits)
             return losses.cross_entropy(logits, label) + is_second * self.coefficient * nuclear
 
         step = threat.eps * threat.steepest(input_gradient(objective, start))
@@ -87,7 +87,7 @@ class Nuat(RobustModel):
     def robust_loss(self, batch: Batch) -> Batch:
         logits_fn, label = self.logits_fn(batch, "train"), batch["label"]
         adv, clean = logits_fn(batch["adv"]), logits_fn(batch["image"])
-        nuclear = mean_nuclear_norm(clean - adv, self.group)
+        nuclear = self.nuclear(batch, clean - adv)
         return {
             "loss": losses.cross_entropy(clean, self.truth(batch)) + self.coefficient * nuclear,
             "nuclear": nuclear,
@@ -95,26 +95,31 @@ class Nuat(RobustModel):
             "robust_accuracy": losses.correct(adv, label),
         }
 
+    def nuclear(self, batch: Batch, difference: tf.Tensor) -> tf.Tensor:
+        """Return, for each image, the mean nuclear norm of its group's differences of logits."""
+        weight = batch.get("weight", tf.ones_like(difference[:, 0]))
+        return mean_nuclear_norm(difference, weight > 0, self.group)
+
     def scalars(self) -> dict[str, Any]:
         return super().scalars() | {"weight": self.coefficient}
 
 
-def mean_nuclear_norm(rows: tf.Tensor, group: int) -> tf.Tensor:
+def mean_nuclear_norm(rows: tf.Tensor, counted: tf.Tensor, group: int) -> tf.Tensor:
     """Return, for each row, the nuclear norm of its group divided by the number of rows in it.
 
     Args:
         rows: The rows [B, C], of which consecutive ones form groups.
+        counted: Booleans [B]; the other rows are as absent from their group.
         group: The number of rows in a group. The last group may have fewer.
 
     Returns:
         Values [B], equal within a group.
     """
-    size = tf.shape(rows)[0]
+    size, counted = tf.shape(rows)[0], tf.cast(counted, rows.dtype)[:, None]
     padding = [[0, -size % group], [0, 0]]  # rows of zeros do not change the norm
-    matrices = tf.reshape(tf.pad(rows, padding), [-1, group, rows.shape[-1]])
-    counts = tf.reshape(tf.pad(tf.ones([size, 1]), padding), [-1, group])
-    means = nuclear_norm(matrices) / tf.reduce_sum(counts, axis=1)
-    return tf.repeat(means, group)[:size]
+    matrices = tf.reshape(tf.pad(counted * rows, padding), [-1, group, rows.shape[-1]])
+    counts = tf.reduce_sum(tf.reshape(tf.pad(counted, padding), [-1, group]), axis=1)
+    return tf.repeat(tf.math.divide_no_nan(nuclear_norm(matrices), counts), group)[:size]
 
 
 @tf.custom_gradient
