@@ -30,6 +30,11 @@ TEXT_KEYS = {
     "budget", "dir", "folder", "init_from", "label", "name", "no_worse_than", "path", "source",
 }  # fmt: skip
 RANGE_KEYS = {"grid", "space"}  # sections in which a value is a list or a range of values
+# Last parts of the keys whose value is a name and arguments, or the name alone.
+NAMED = {
+    "attack", "attacks", "augment", "averaging", "data", "extra", "method", "model", "optimizer",
+    "schedule", "track", "validation_attack",
+}  # fmt: skip
 
 
 class _Dumper(yaml.SafeDumper):
@@ -205,9 +210,16 @@ def _merged(path: Path, above: tuple[Path, ...] = ()) -> DictConfig:
 
 
 def _drop_replaced(below: Any, above: dict[Any, Any]) -> None:
-    """Drop the sections of `below` that `above` replaces by another constructor or a list."""
-    for key, new in above.items():
-        old = below.get(key)
+    """Drop the sections of `below` that `above` replaces by another constructor or a list.
+
+    A name alone becomes a section with this name where the other file has a section.
+    """
+    for key in above:
+        if key in NAMED and {type(above[key]), type(below.get(key))} == {str, dict}:
+            for config in (above, below):
+                value = config[key]
+                config[key] = {"name": value} if isinstance(value, str) else value
+        new, old = above[key], below.get(key)
         if {type(new), type(old)} == {list, dict}:  # such as a list of threats for one threat
             del below[key]
         elif isinstance(new, dict) and isinstance(old, dict):

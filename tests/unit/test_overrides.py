@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines import config as configs
+from pipelines.early_check import schema
 from pipelines.resolve import load_spec
 from pipelines.suite import load_suite
 from tests.errors import error_line
@@ -153,6 +154,23 @@ def test_a_section_completes_that_of_the_included_file_unless_both_name_another(
     for name in ("fast_adv", "fast_fgsm_pgi", "fast_nuat"):
         method = configs.load(configs.find(name))["method"]
         assert (method["label_smoothing"], method["l2"]) == (0.4, 5e-4)
+
+
+def test_a_name_alone_completes_and_is_completed_as_a_section_with_this_name(
+    tmp_path: Path,
+) -> None:
+    below, path = tmp_path / "below.yaml", tmp_path / "mine.yaml"
+    for text, mine, expected in [
+        ("{l2: 0.5}", "adv", {"l2": 0.5, "name": "adv"}),
+        ("{name: adv, l2: 0.5}", "adv", {"l2": 0.5, "name": "adv"}),
+        ("{name: trades, beta: 6.0}", "adv", {"name": "adv"}),
+        ("adv", "{l2: 0.5}", {"l2": 0.5, "name": "adv"}),
+        ("trades", "adv", "adv"),
+    ]:
+        below.write_text(f"method: {text}")
+        path.write_text(f"include: below.yaml\nmethod: {mine}")
+        assert configs.load(path)["method"] == expected
+    assert {place.rpartition(".")[2] for place in schema()["names"]} == configs.NAMED
 
 
 def test_a_suite_passes_values_on_unchanged(tmp_path: Path) -> None:
