@@ -52,9 +52,7 @@ class AttackEval(Stage):
         return [folder.evaluation, folder.flags, *images]
 
     def done(self, spec: Spec, folder: RunFolder) -> bool:
-        if spec.evaluation.rerun or not _has_current_schema(folder):
-            return False
-        return super().done(spec, folder)
+        return not is_outdated(spec, folder) and super().done(spec, folder)
 
     def check(self, spec: Spec, folder: RunFolder, planned: Collection[str]) -> None:
         if spec.tracker is not None:
@@ -106,11 +104,12 @@ def require_evaluation(spec: Spec, folder: RunFolder) -> None:
         )
 
 
-def _has_current_schema(folder: RunFolder) -> bool:
+def is_outdated(spec: Spec, folder: RunFolder) -> bool:
+    """Return whether the results in a folder are missing, of another schema or asked for anew."""
     try:
-        return Record.load(folder.path).schema_version == SCHEMA
+        return spec.evaluation.rerun or Record.load(folder.path).schema_version != SCHEMA
     except UserError:
-        return False
+        return True
 
 
 def _attack_eval(spec: Spec, folder: RunFolder, network: SavedNetwork) -> None:

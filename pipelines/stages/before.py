@@ -11,10 +11,11 @@ import numpy as np
 from pipelines import config as configs
 from pipelines.run_folder import RunFolder
 from pipelines.spec import Spec
-from pipelines.stages.attack_eval import SECTIONS, AttackEval
+from pipelines.stages.attack_eval import SECTIONS, AttackEval, is_outdated
 from pipelines.stages.evaluated_network import load_evaluated
 from pipelines.stages.stage import Stage
 from pipelines.stages.training import splits
+from tfrobust.errors import UserError
 from tfrobust.evaluation.crafting import predictor
 from tfrobust.gate import check_class_order, check_trained
 
@@ -37,6 +38,10 @@ class Before(Stage):
     def outputs(self, spec: Spec, folder: RunFolder) -> list[Path]:
         return EVALUATION.outputs(*_untrained(spec, folder))
 
+    def done(self, spec: Spec, folder: RunFolder) -> bool:
+        """Return whether the results are there, and are not to be computed again."""
+        return not is_outdated(*_untrained(spec, folder)) and super().done(spec, folder)
+
     def check(self, spec: Spec, folder: RunFolder, planned: Collection[str]) -> None:
         """Raise a UserError also if the network does not know the training images."""
         untrained, (train, *_) = _untrained(spec, folder), splits(spec)
@@ -51,6 +56,17 @@ class Before(Stage):
 
     def run(self, spec: Spec, folder: RunFolder) -> None:
         EVALUATION.run(*_untrained(spec, folder))
+
+
+def require_before(spec: Spec, folder: RunFolder) -> None:
+    """Raise a UserError unless the folder has the stage before of this config."""
+    stage = Before()
+    # Not `stage.done`: results that are to be computed again can be compared.
+    if not folder.done(stage.name, stage.inputs(spec, folder), stage.outputs(spec, folder)):
+        raise UserError(
+            f"{folder.before}: expected the network before training evaluated with this config; "
+            "run the stage before first"
+        )
 
 
 def _untrained(spec: Spec, folder: RunFolder) -> tuple[Spec, RunFolder]:

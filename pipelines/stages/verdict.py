@@ -10,6 +10,7 @@ from pipelines.run_folder import RunFolder
 from pipelines.sections import Requirements
 from pipelines.spec import Spec
 from pipelines.stages.attack_eval import FIRST, SECTIONS, AttackEval, require_evaluation
+from pipelines.stages.before import Before, require_before
 from pipelines.stages.stage import Stage
 from tfrobust.errors import UserError, require
 from tfrobust.evaluation.cascade import fitted
@@ -32,6 +33,7 @@ from tfrobust.report.requirements import (
     at_least,
     at_most_minutes,
     highest_floor,
+    highest_gain,
     junit,
     not_worse,
     under_all,
@@ -84,6 +86,8 @@ class Verdict(Stage):
             require_evaluation(spec, folder)
         if spec.smoke or spec.requirements is None:
             return
+        if spec.requirements.changes and Before.name not in planned:
+            require_before(spec, folder)
         _check_floors(spec, spec.requirements)
         if (baseline := _baseline(spec)) is not None:
             expected = "the folder of another run"
@@ -98,6 +102,7 @@ class Verdict(Stage):
         folder.write_config()  # which has the requirements that eval.json will answer
         rows = _judged(_read(folder.path), spec.requirements)
         if spec.requirements.changes:
+            require_before(spec, folder)  # a folder that was moved aside has taken it along
             rows += _changed(before_and_after(folder.path), spec.requirements)
         record = Record.load(folder.path)
         record.requirements = rows
@@ -155,7 +160,7 @@ def _changed(runs: Sequence[FinishedRun], required: Requirements) -> list[Requir
 
 
 def _check_floors(spec: Spec, required: Requirements) -> None:
-    """Raise a UserError for a floor so high that the test images cannot show it."""
+    """Raise a UserError for a floor or a gain so high that the test images cannot show it."""
     n = len(spec.evaluated)
     sizes = {
         "clean_accuracy": n,
@@ -168,6 +173,14 @@ def _check_floors(spec: Spec, required: Requirements) -> None:
             f"{required.level:g} if all are right"
         )
         require(least <= highest, f"require.{name}", expected, least)
+    gain, n = required.robust_gain, sizes["robust_accuracy"]
+    if gain is not None:
+        highest = highest_gain(n, required.level)
+        expected = (
+            f"less than {highest:.6g}, above which {n} images can show no gain at level "
+            f"{required.level:g}, even if all are gained"
+        )
+        require(gain < highest, "require.robust_gain", expected, gain)
 
 
 def _check_baseline(spec: Spec, baseline: FinishedRun) -> None:

@@ -11,10 +11,13 @@ import yaml
 
 from pipelines.comparison import compare
 from pipelines.resolve import load_spec
+from pipelines.run_folder import RunFolder
 from pipelines.runner import run
 from pipelines.stages import Missed
+from pipelines.stages.before import Before
 from tests.errors import error_line
 from tfrobust.record import Record
+from tfrobust.report import before_and_after
 
 SIDE = 6
 
@@ -86,12 +89,33 @@ def test_before_and_after_are_compared_on_the_same_images(
     compare([folder / "before", folder], None)  # the folder is that of a run
     assert "100.0 %" in capsys.readouterr().out
 
+    # Results that are asked for anew are so on both sides.
+    folders = RunFolder(folder)
+    assert Before().done(load_spec(str(file), [], smoke=False), folders)
+    assert not Before().done(load_spec(str(file), ["evaluation.rerun=true"], smoke=False), folders)
+
     # A larger gain is judged on the same results; nothing else runs again.
     with pytest.raises(Missed, match="robust_gain: .*required: above "):
         run(str(file), ["require={robust_gain: 0.9}"], tmp_path, None, smoke=False)
     out = capsys.readouterr().out
     for stage in ("before", "train", "attack_eval"):
         assert f"{stage}: done before, skipped" in out
+
+    # Two networks under different attacks are not compared.
+    assert len(before_and_after(folder)) == 2
+    before.attacks[0].config = {"steps": 4}
+    before.save(folder / "before")
+    assert before_and_after(folder) == []
+
+
+def test_a_gain_is_not_judged_without_the_stage_before(file: Path, tmp_path: Path) -> None:
+    stages = ["train", "attack_eval"]
+    line = error_line(lambda: run(str(file), [], tmp_path, stages, smoke=False))
+    assert "before: expected the network before training evaluated with this config" in line
+    few = ["attacks={name: pgd, steps: 3, examples: 5}"]
+    line = error_line(lambda: run(str(file), few, tmp_path, None, smoke=False))
+    assert "require.robust_gain: expected less than -0.04" in line
+    assert not (tmp_path / "on").exists()
 
 
 def test_what_has_no_before_is_refused(file: Path) -> None:

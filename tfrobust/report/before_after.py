@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tfrobust.report.compare import FinishedRun, Row, paired, read_runs
+from tfrobust.report.compare import FinishedRun, Row, paired, read_runs, settings_of
 from tfrobust.report.html import ReportTable
 from tfrobust.report.record import load_run
 from tfrobust.report.requirements import under_all
@@ -21,7 +21,8 @@ NOTE = (
 def before_and_after(folder: Path) -> list[FinishedRun]:
     """Return the evaluations of a run before and after its training.
 
-    The list is empty if the config of the run has no stage `before`, or if it has not run.
+    The list is empty if the config of the run has no stage `before`, or if that stage has not made
+    the same attacks yet.
 
     Raises:
         UserError: If a file of either evaluation is missing or damaged.
@@ -30,7 +31,8 @@ def before_and_after(folder: Path) -> list[FinishedRun]:
     asked = STAGE in (load_run(folder).config.get("stages") or ())
     if not asked or not (folder / STAGE / "eval.json").is_file():
         return []
-    return read_runs([Row("before", folder / STAGE), Row("after", folder)])
+    runs = read_runs([Row("before", folder / STAGE), Row("after", folder)])
+    return runs if settings_of(runs[0]) == settings_of(runs[1]) else []
 
 
 def before_after_table(before: FinishedRun, after: FinishedRun) -> ReportTable:

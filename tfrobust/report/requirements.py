@@ -56,6 +56,11 @@ def highest_floor(n: int, level: float) -> float:
     return float(binomtest(n, n, alternative="greater").proportion_ci(level).low)
 
 
+def highest_gain(n: int, level: float) -> float:
+    """Return what every gain that n images can show is below: the bound if all are gained."""
+    return Difference(n, n, 0).at_least(level)
+
+
 def not_worse(name: str, pair: Difference, baseline: str, level: float) -> RequirementRow:
     """Judge that a network is not worse than another on the same images.
 
