@@ -75,7 +75,7 @@ class AttackEval(Stage):
             unfiltered = (
                 spec.attack_list[:1] if spec.evaluation.mode == "cascade" else spec.attack_list
             )
-            limits = (spec.threats[0], size, unfiltered)
+            limits = (spec.threats[0], size, unfiltered, test.index)
             check_attacks(spec.attack_list, network, images, correct, *limits)
             if spec.evaluation.save is not None:
                 ImageFile(folder.path, spec.evaluation.save, images)

@@ -22,12 +22,12 @@ from tfrobust.threat import Threat
 class SavedImages(Attack):
     """Adversarial images that another evaluation saved, perhaps of another network.
 
-    Each image belongs to a position in the test split. The evaluation therefore does not run this
+    Each image belongs to a position in the split. The evaluation therefore does not run this
     attack: it gets its images from `lookup`, and checks and judges them like those of any attack.
 
     Args:
         path: An .npz file with `image` [N, H, W, C], float32 in the box or uint8 (divided by 255),
-            and `index` [N], the position of each image in the test split.
+            and `index` [N], the position of each image in the split.
     """
 
     needs_gradients = False
@@ -46,7 +46,7 @@ class SavedImages(Attack):
         return [file]
 
     def lookup(self, rows: np.ndarray) -> np.ndarray:
-        """Return the images at positions int [B] of the test split, float32 [B, H, W, C].
+        """Return the images at positions int [B] of the split, float32 [B, H, W, C].
 
         Raises UserError if the file lacks one of them.
         """
@@ -65,7 +65,7 @@ class SavedImages(Attack):
 
     @cached_property
     def _content(self) -> tuple[np.ndarray, dict[int, int]]:
-        """The images, and a mapping from positions in the test split to numbers of images."""
+        """The images, and a mapping from positions in the split to numbers of images."""
         try:
             with np.load(Path(self.path).expanduser(), allow_pickle=False) as arrays:
                 images, index = arrays["image"], arrays["index"]

@@ -169,6 +169,7 @@ def evaluate(
             search=search,
             jit_compile=jit_compile,
             precision=precision,
+            index=details.index,
             **options,
         ):
             if recorder:

@@ -51,6 +51,7 @@ def run(
     search: LogitsFn | None = None,
     jit_compile: bool | str = False,
     precision: str | None = None,
+    index: np.ndarray | None = None,
 ) -> Iterator[Result]:
     """Yield the results of `evaluate` one by one.
 
@@ -64,6 +65,8 @@ def run(
         search: The network on which the attacks search, if it is not logits_fn.
         jit_compile: Whether XLA compiles the attacks, as in `craft`.
         precision: The precision of the network, by default the dtype of its logits.
+        index: The position of each image in its split, int [N], by which saved images are looked
+            up; 0 to N - 1 by default.
     """
     choose("mode", mode, MODES)
     former = {result.name: result for result in finished}
@@ -78,7 +81,8 @@ def run(
     clean = former.get("clean") or _clean(predict, x, y, images, made_with)
     waiting = [listed for listed in attack_list if listed.name not in former]
     first = attack_list[:1] if mode == "cascade" else attack_list
-    check_attacks(waiting, logits_fn, x, clean.robust, threat, batch_size, first)
+    places = np.arange(len(x)) if index is None else index
+    check_attacks(waiting, logits_fn, x, clean.robust, threat, batch_size, first, places)
     yield clean
     # Whether each image is right after the attacks so far; in mode each, after those of the suite.
     standing = clean.robust.copy()
@@ -105,7 +109,7 @@ def run(
                 seed=seed,
                 batch_size=batch_size,
                 progress=listed.name if progress else None,
-                rows=rows,
+                rows=places[rows],
                 total=len(robust),
                 predict=predict,
                 stream=stream,
@@ -183,6 +187,7 @@ def check_attacks(
     threat: Threat,
     batch_size: int,
     on_all: Sequence[ListedAttack],
+    index: np.ndarray,
 ) -> None:
     """Check that attacks fit the network, and the files that they read, before any of them runs.
 
@@ -194,6 +199,7 @@ def check_attacks(
         threat: The threat of attacks that name none.
         batch_size: The number of images that are checked together.
         on_all: The attacks that run on all images that are right when clean.
+        index: The position of each image in its split, int [N].
 
     Raises:
         UserError: If an attack or a file does not fit the images, the threat or the network.
@@ -204,7 +210,7 @@ def check_attacks(
         if isinstance(attack, SavedImages):
             rows = np.flatnonzero(right[: listed.examples if listed in on_all else 0])
             for batch in batches(max(1, len(rows)), batch_size):
-                saved_images(attack, rows[batch], x[rows[batch]], listed.threat or threat)
+                saved_images(attack, index[rows[batch]], x[rows[batch]], listed.threat or threat)
 
 
 def _clean(

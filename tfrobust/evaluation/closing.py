@@ -144,7 +144,7 @@ class Closing:
                 continue
             results = self.results
             if place:
-                options: Any = {**self._sizes, "progress": self.progress}
+                options: Any = {**self._sizes, "progress": self.progress, "index": details.index}
                 results = list(
                     run_all(network, self.x, self.y, self.threats, self.attack_list, **options)
                 )

@@ -118,7 +118,7 @@ def craft(
         seed: The seed of the noise, which is a function of (seed, stream, number of the batch).
         batch_size: The number of images in a pass.
         progress: The label of a progress bar with the robust accuracy so far; None for no bar.
-        rows: The places of x in the test set, int [n], by which saved images are looked up.
+        rows: The places of x in its split, int [n], by which saved images are looked up.
         total: The number of images to which the bar's accuracy refers, n by default; images that
             are not in x count as broken.
         predict: `predictor(logits_fn, batch_size)`, if it has been traced already.

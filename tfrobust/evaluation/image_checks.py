@@ -17,7 +17,7 @@ TOLERANCE = 1e-6
 def saved_images(
     attack: SavedImages, rows: np.ndarray, x: np.ndarray, threat: Threat
 ) -> np.ndarray:
-    """Return the saved adversarial images of rows of the test set, [n, H, W, C].
+    """Return the saved adversarial images of rows of a split, [n, H, W, C].
 
     Args:
         attack: The saved images.
