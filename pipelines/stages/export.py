@@ -29,7 +29,7 @@ from tfrobust.errors import in_memory
 from tfrobust.evaluation import Details, Evaluation, ListedAttack, evaluate
 from tfrobust.exporting import FORMATS, export
 from tfrobust.gate import outputs
-from tfrobust.models import SavedNetwork, load_network, model_files
+from tfrobust.models import SavedNetwork, load_network
 from tfrobust.record import ExportRow, ExportTable, Record
 from tfrobust.report.compare import difference
 
@@ -63,7 +63,7 @@ class Export(Stage):
         if "litert_int8" in _formats(spec):
             len(spec.data.train)  # the data set may have no training split
         if "train" not in planned:
-            network_path(spec, folder)
+            load_trainable(spec, folder)  # a SavedModel or a .onnx file is not exported again
         if spec.export_attacks and AttackEval.name not in planned:
             require_evaluation(spec, folder)
 
@@ -107,7 +107,7 @@ def _measured(spec: Spec, folder: RunFolder) -> list[ExportRow]:
     """Return a row for the network itself, and one for each of its exports."""
     network = load_evaluated(spec, folder)
     path = network_path(spec, folder)[0]
-    original = _measure(spec, folder, network, NETWORK, network_files(spec, folder))
+    original = _measure(spec, folder, network, NETWORK)
     rows = [_row(NETWORK, path.name, original, original)]
     for name in _formats(spec):
         file = _file(folder, name)
@@ -116,29 +116,32 @@ def _measured(spec: Spec, folder: RunFolder) -> list[ExportRow]:
             strength=network.strength,
             width=network.width,
         )
-        measured = _measure(spec, folder, exported, name, model_files(file))
+        measured = _measure(spec, folder, exported, name)
         rows.append(_row(name, file.name, measured, original))
     return rows
 
 
-def _measure(
-    spec: Spec, folder: RunFolder, network: SavedNetwork, name: str, files: list[Path]
-) -> Measured:
-    """Attack the network of some files on the images that attack_eval saw.
+def _measure(spec: Spec, folder: RunFolder, network: SavedNetwork, name: str) -> Measured:
+    """Attack a network on the images that attack_eval saw.
 
     The record is in exports/NAME, from which an interrupted stage goes on.
     """
-    attacks, test = spec.export_attacks, spec.data.test
+    assert spec.exports is not None
+    attacks, test = spec.export_attacks, spec.evaluated
     if attacks:
         attacks = [ListedAttack(SavedImages(str(folder.adversarial)), TRANSFER), *attacks]
         test = test.first(Record.load(folder.path).examples)
     x, size = test.as_float(), spec.evaluation.batch_size
     with tf32.switched_off():
         logits = outputs(network, x, size)
+    # Not of the exported files: each export of a SavedModel has another random number in it.
+    made_by = {"calibration": spec.exports.calibration}
+    digest = fingerprint(made_by, made_by, network_files(spec, folder))
     details = Details(
         data=spec.config["data"]["name"],
         index=test.index,
-        digest=fingerprint({}, (), files),
+        split=spec.evaluation.split,
+        digest=digest,
         say=functools.partial(_say, name),
     )
     evaluation = evaluate(

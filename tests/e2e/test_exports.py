@@ -72,6 +72,18 @@ def test_a_saved_model_is_compared_attacked_and_reported(
         assert "Exports" in text and "saved_model" in text and "exact test" in text
     exported(base, tmp_path, "[saved_model]")
     assert capsys.readouterr().out.count("done before, skipped") == 3
+    # A stage that was stopped goes on, although the files are exported again.
+    (folder / "exports.json").unlink()
+    assert exported(base, tmp_path, "[saved_model]")[1] == rows
+    out = capsys.readouterr().out
+    assert "kept in" not in out and "saved_model: Square-20" not in out
+
+
+@pytest.mark.usefixtures("short_closing")
+def test_exports_have_the_images_of_the_evaluation(base: list[str], tmp_path: Path) -> None:
+    held_out = [*base, "evaluation.split=validation", "data.validation=20"]
+    _, rows = exported(held_out, tmp_path, "[saved_model]")
+    assert [row.examples for row in rows] == [20, 20] and rows[1].difference == 0
 
 
 def test_a_missing_package_stops_a_run_before_any_work(
