@@ -121,7 +121,9 @@ def _read(path: str, output: str | None, source: Dataset) -> keras.Model:
     return network
 
 
-def check_fit(where: str, source: Dataset, image_shape: Shape, classes: int) -> None:
+def check_fit(
+    where: str, source: Dataset, image_shape: Shape, classes: int, runtime: str | None = None
+) -> None:
     """Raise a UserError unless a network's images and classes are those of the data.
 
     Args:
@@ -130,10 +132,13 @@ def check_fit(where: str, source: Dataset, image_shape: Shape, classes: int) -> 
         image_shape: The (height, width, channels) of the network's images, or the shape of its
             other inputs.
         classes: The number of its logits.
+        runtime: The runtime outside TensorFlow that computes the network, if there is one.
     """
     if takes(image_shape, source.image_shape) and classes == source.num_classes:
         return
-    hint = "" if classes != source.num_classes else in_front(image_shape, source.image_shape)
+    hint = ""
+    if classes == source.num_classes:
+        hint = in_front(image_shape, source.image_shape, runtime)
     things = "images" if len(source.image_shape) == 3 else "inputs"
     raise UserError(
         f"{where}: expected {things} {source.image_shape} to {source.num_classes} logits, as the "

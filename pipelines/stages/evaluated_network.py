@@ -63,7 +63,7 @@ def load_evaluated(spec: Spec, folder: RunFolder) -> SavedNetwork:
             )
         else:
             network = load_network(path, where=where, **_options(spec))
-    check_fit(where, spec.data.source, network.input_shape, network.classes)
+    check_fit(where, spec.data.source, network.input_shape, network.classes, network.runtime)
     for name, field in (("lambdas", "strength"), ("widths", "width")):
         values = getattr(spec.evaluation, name)
         if values is None:

@@ -70,6 +70,11 @@ def test_a_network_in_a_runtime_has_its_outputs_by_name(file: Path) -> None:
     assert "signature: expected none" in error_line(
         lambda: load_network(file, output="scores", signature="serve")
     )
+    file.write_text("batch 3 2 4 tensor(float)")  # channels first, as torch has them
+    torch = load_network(file, output="scores")
+    line = error_line(lambda: torch(np.zeros((1, 2, 4, 3), np.float32)))
+    assert line.endswith("again for images (2, 4, 3), with x.permute(0, 3, 1, 2) in front of a "
+                         "network of torch")  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ class SavedNetwork:
     def require_images(self, shape: tuple[int, ...], where: str) -> None:
         """Raise a UserError, which begins with `where`, unless images of `shape` are taken."""
         if not takes(self.input_shape, shape):
-            hint = in_front(self.input_shape, shape)
+            hint = in_front(self.input_shape, shape, self.runtime)
             received = f"{self.input_shape}{hint}"
             raise UserError(f"{where}: expected a network of images {shape}, received {received}")
 

@@ -27,6 +27,8 @@ FLOATS = (
     "x = keras.Input({0}); network = keras.Model(x, inner(255 * x)) takes images in [0, 1]"
 )
 IN_FRONT = "put a layer in front: x = keras.Input({}); network = keras.Model(x, network({}))"
+AGAIN = "export it again for images {}"
+FROM_TORCH = ", with x.permute(0, 3, 1, 2) in front of a network of torch"
 
 
 class Signature(NamedTuple):
@@ -143,13 +145,15 @@ def takes(image_shape: Shape, shape: Sequence[int]) -> bool:
     return all(expected in (None, size) for expected, size in sizes)
 
 
-def in_front(image_shape: Shape, shape: Sequence[Any]) -> str:
+def in_front(image_shape: Shape, shape: Sequence[Any], runtime: str | None = None) -> str:
     """Return the hint about a layer in front of a network that lets it take other images.
 
     Args:
         image_shape: The shape that the network takes.
         shape: The shape (H, W, C) of the images, with letters for unknown sizes. There is no hint
             for inputs that are no images.
+        runtime: The runtime outside TensorFlow that computes the network, before which no layer can
+            be put; None for TensorFlow.
 
     Returns:
         The hint, which begins with "; ". It is empty if no layer helps.
@@ -157,8 +161,12 @@ def in_front(image_shape: Shape, shape: Sequence[Any]) -> str:
     if len(shape) != 3:
         return ""
     height, width, channels = shape
-    layer = _layer_in_front(image_shape, shape)
-    return "; " + IN_FRONT.format(f"({height}, {width}, {channels})", layer) if layer else ""
+    images, layer = f"({height}, {width}, {channels})", _layer_in_front(image_shape, shape)
+    if not layer:
+        return ""
+    if runtime is None:
+        return "; " + IN_FRONT.format(images, layer)
+    return "; " + AGAIN.format(images) + FROM_TORCH * ("Permute" in layer)
 
 
 def _layer_in_front(image_shape: Shape, shape: Sequence[Any]) -> str:
