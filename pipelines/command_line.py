@@ -245,13 +245,6 @@ def _run(name: str, options: argparse.Namespace) -> None:
     start_tensorflow()
     from pipelines import runner
 
-    if name == "harden":
-        from pipelines.harden import filled_in
-
-        try:
-            options.overrides = filled_in(options.overrides)
-        except UserError as error:
-            fail(str(error))
     runner.main(name, options)
 
 

@@ -14,6 +14,7 @@ import tensorflow as tf
 from pipelines import config as configs
 from pipelines.command_line import fail
 from pipelines.comparison import show
+from pipelines.harden import CONFIG, filled_in
 from pipelines.resolve import command, load_spec
 from pipelines.run_folder import RunFolder
 from pipelines.search_cluster import ID, role
@@ -151,6 +152,8 @@ def main(name: str, options: argparse.Namespace) -> None:
     """
     workdir = options.workdir
     try:
+        if name == CONFIG:
+            options.overrides = filled_in(options.overrides)
         if is_suite(configs.find(name)):
             _suite(name, options)
         elif options.print_config:

@@ -129,6 +129,18 @@ def test_a_mistake_is_one_line_and_nothing_is_written(
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_file_that_may_not_be_read_is_one_line(
+    mine: Path, harden: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", "good.keras")
+
+    monkeypatch.setattr("pipelines.harden.load_keras", refuse)
+    arguments = [str(mine / "good.keras"), "--data", str(mine / "photos"), "--eps", "0.1"]
+    line = "error: good.keras: expected a place to read or write: Permission denied\n"
+    assert harden(*arguments).stderr == line
+
+
 def test_what_the_user_sets_is_not_filled_in(mine: Path) -> None:
     given = [f"train.init_from={mine / 'good.keras'}", "threat.eps=0.1", "data.name=folder",
              f"data.path={mine / 'photos'}"]  # fmt: skip
