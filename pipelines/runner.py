@@ -95,6 +95,7 @@ def run(
     with folder.locked():
         # Results of two configs are never mixed in one folder.
         if _of_another_config(folder, spec) and not extends(spec, folder):
+            _check_start(folder, spec)
             print(f"The config has changed; the former run is kept in {folder.move_aside()}")
         print(f"{spec.name}: {', '.join(stage.name for stage in chosen)}", flush=True)
         for number, stage in enumerate(chosen, 1):
@@ -130,6 +131,17 @@ def _check_folder(folder: RunFolder, spec: Spec, smoke: bool, trains: bool) -> N
             f"{folder.path}: expected a folder for the smoke run, received one with a real run; "
             "give another --workdir"
         )
+
+
+def _check_start(folder: RunFolder, spec: Spec) -> None:
+    """Raise a UserError if the network to start from is in the folder that is moved aside."""
+    start = None if spec.train is None else spec.train.init_from
+    if start is None:
+        return
+    path = Path(start).expanduser().resolve()
+    inside = path.is_relative_to(folder.path.resolve())
+    expected = f"a network outside {folder.path}, which is moved aside (or --set name=NAME)"
+    require(not inside, "train.init_from", expected, start)
 
 
 def _of_another_config(folder: RunFolder, spec: Spec) -> bool:

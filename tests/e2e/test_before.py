@@ -101,6 +101,11 @@ def test_before_and_after_are_compared_on_the_same_images(
     for stage in ("before", "train", "attack_eval"):
         assert f"{stage}: done before, skipped" in out
 
+    # To train on once more, the run needs another folder than that of its network.
+    line = error_line(lambda: run(str(file), [f"train.init_from={folder}"], tmp_path, None, False))
+    assert line.startswith("train.init_from: expected a network outside ")
+    assert (folder / "model.keras").is_file() and not (tmp_path / "on.1").exists()
+
     # Two networks under different attacks are not compared.
     assert len(before_and_after(folder)) == 2
     before.attacks[0].config = {"steps": 4}
