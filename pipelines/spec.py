@@ -162,6 +162,9 @@ def parse(name: str, config: dict[str, Any]) -> Spec:
     if top.export is not None:
         exports = located("export", Exports, **arguments(Exports, top.export, "export"))
         export_attacks = exports.attack_list(threats, evaluation.save)
+        for listed in export_attacks:
+            located("export.attacks", listed.attack.check, threat, image_shape)
+        located("export", attack_files, attacks_by_key(export_attacks))
     located("card", Card, **arguments(Card, top.card or {}, "card"))
     if top.paper is not None:
         config = {**config, "paper": _paper(top.paper)}

@@ -167,3 +167,5 @@ def test_attacks_on_exports_need_no_gradients_and_rays_is_for_linf() -> None:
     assert attacks("export={attacks: []}") == attacks() == []
     with pytest.raises(UserError, match="export.attacks: expected attacks without gradients .*PGD"):
         attacks("export={attacks: [square, pgd]}")
+    with pytest.raises(UserError, match=r"export.attacks\[0\].path: expected an .npz file"):
+        attacks("export={attacks: [{name: saved_images, path: none.npz}]}")
