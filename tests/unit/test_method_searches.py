@@ -7,6 +7,7 @@ steepest step towards the other class is eps * sign(d), which takes m to m - eps
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import keras
@@ -16,7 +17,20 @@ import tensorflow as tf
 
 from tfrobust import FGSM, PGD, Adv, Threat, noise
 from tfrobust.errors import UserError
-from tfrobust.methods import Awp, Fat, FgsmPgi, Free, Gkl, Iaat, Llr, Mma, Nfgsm, Nuat, Squeeze
+from tfrobust.methods import (
+    Awp,
+    Fat,
+    FgsmPgi,
+    Free,
+    Gkl,
+    GradAlign,
+    Iaat,
+    Llr,
+    Mma,
+    Nfgsm,
+    Nuat,
+    Squeeze,
+)
 from tfrobust.methods.nuat import mean_nuclear_norm, nuclear_norm
 from tfrobust.methods.squeeze import squeezed
 
@@ -59,6 +73,15 @@ def test_nfgsm_steps_from_noise_and_is_not_projected(network: Any) -> None:
     result = model.perturb(batch_of(model))["adv"]
     np.testing.assert_allclose(result, np.clip(expected, 0, 1), atol=1e-6)
     assert np.abs(result - X).max() > 0.2
+
+
+def test_gradalign_compares_directions_however_small_the_gradients_are(network: Any) -> None:
+    """Their direction is that of the other class, which has a probability of e^-32 to e^-73."""
+    network.set_weights([500 * W])
+    model = GradAlign(network, threat=THREAT.at(1e-4))
+    batch = batch_of(model)
+    terms = model.robust_loss(batch | model.perturb(batch))
+    np.testing.assert_allclose(terms["alignment"], np.ones(6), atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(2, 7, 4), (2, 4, 7)])
@@ -290,6 +313,17 @@ def test_free_moves_weights_and_delta_in_every_replay(network: Any) -> None:
     np.testing.assert_allclose(model.network.get_weights()[0], w, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(np.reshape(model.delta.table, (6, 4)), delta, atol=1e-6)
     assert int(model.step) == 2
+
+
+def test_free_has_a_delta_for_each_image_of_replicas_with_unequal_parts(
+    network: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, places = Free(network, threat=THREAT, batch_size=10), []
+    for replica, size in enumerate((4, 3)):
+        context = SimpleNamespace(replica_id_in_sync_group=replica, num_replicas_in_sync=2)
+        monkeypatch.setattr(tf.distribute, "get_replica_context", lambda context=context: context)
+        places += model._places({"label": tf.zeros(size)}).numpy().tolist()
+    assert places == [0, 1, 2, 3, 5, 6, 7]
 
 
 def test_gkl_takes_the_class_means_of_the_last_epoch(network: Any) -> None:

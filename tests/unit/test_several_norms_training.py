@@ -47,6 +47,14 @@ def test_threats_are_drawn_in_proportion_to_their_errors() -> None:
     assert np.mean(drawn) == pytest.approx(0.6 / 0.85, abs=0.06)
 
 
+@pytest.mark.parametrize("name", ["adv", "natural"])
+def test_errors_are_counted_by_the_weights_of_the_images(name: str) -> None:
+    network = model(name)
+    network.compile(keras.optimizers.SGD(0.1))
+    network.train_step((tf.constant(X), tf.constant(Y), tf.repeat([3.0, 0.0], 12)))
+    assert float(tf.reduce_sum(network.errors.seen.value)) == 36
+
+
 def test_a_sampled_batch_is_under_the_threat_that_was_drawn() -> None:
     """FGSM moves all images of a batch by eps in the norm that was drawn."""
     network, places = model(attack=FGSM(start="none", step_scale=1.0)), set()

@@ -322,11 +322,12 @@ class RobustModel(AveragedModel):
         terms, gradients, slopes = self.gradients(batch)
         self.optimizer.apply(gradients, self.network.trainable_variables)
         self.after_update(batch | terms | slopes)
+        weight = batch.get("weight", 1.0)
         if self.errors is not None:
-            self.errors.count(batch["norm"], terms.get("robust_accuracy", 0.0))
+            self.errors.count(batch["norm"], terms.get("robust_accuracy", 0.0), weight)
         names = ("loss", *RobustModel.reports, *self.reports)
         reported = {name: terms[name] for name in names if name in terms}
-        return self.means.measure(loss_mean(self), reported, batch.get("weight", 1.0))
+        return self.means.measure(loss_mean(self), reported, weight)
 
     def _perturbed(self, batch: Batch) -> Batch:
         return tf.nest.map_structure(tf.stop_gradient, perturbed(self, batch))

@@ -23,6 +23,9 @@ class Free(Adv):
     from batch to batch. x + delta stays in the box, and delta in the ball. Each replay is a step of
     the optimizer, so the papers divide their number of epochs by `replays`.
 
+    Because one pass gives both gradients, delta ascends the loss with its label smoothing and mixed
+    labels, which attacks of other methods do not see.
+
     Where x + delta leaves the box, delta moves by the gradient at the wall. In the authors' torch
     code this gradient is 0, because it passes through the clipping.
     """
@@ -60,6 +63,10 @@ class Free(Adv):
         return logs
 
     def _places(self, batch: Batch) -> tf.Tensor:
-        """Return the rows of this replica in the global batch, [B]."""
-        size, context = tf.shape(batch["label"])[0], tf.distribute.get_replica_context()
-        return context.replica_id_in_sync_group * size + tf.range(size)
+        """Return the rows of this replica in a full batch, [B].
+
+        Replicas may have different numbers of examples in the last batch of an epoch.
+        """
+        context = tf.distribute.get_replica_context()
+        first = context.replica_id_in_sync_group * self.batch_size // context.num_replicas_in_sync
+        return first + tf.range(tf.shape(batch["label"])[0])

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfrobust import losses
+from tfrobust import losses, norms
 from tfrobust.attacks.gradient import input_gradient
 from tfrobust.errors import require
 from tfrobust.methods.base import Batch, RobustModel
@@ -78,4 +78,7 @@ class GradAlign(RobustModel):
 def _unit(gradient: tf.Tensor) -> tf.Tensor:
     """Return gradients [B, ...] as unit vectors [B, D]; a zero gradient stays zero."""
     flat = tf.reshape(gradient, [tf.shape(gradient)[0], -1])
+    # The entries are divided by the largest, a constant: squares of small ones would underflow.
+    largest = tf.stop_gradient(norms.norm(flat, "linf"))
+    flat = tf.math.divide_no_nan(flat, largest[:, None])
     return tf.math.l2_normalize(flat, axis=-1, epsilon=1e-24)  # differentiable at zero too

@@ -24,6 +24,7 @@ class Errors(keras.layers.Layer):
 
     As in the authors' code of E-AT (Croce and Hein, 2022, arXiv:2105.12508), it is the share of all
     attacked examples that are misclassified, and 1/2 for every threat until each was drawn once.
+    Examples count by their weights.
     """
 
     def __init__(self, threats: int):
@@ -44,18 +45,18 @@ class Errors(keras.layers.Layer):
         logits = tf.math.log(tf.maximum(self.shares(), LEAST))
         return tf.random.stateless_categorical(logits[None], 1, seed, tf.int32)[0, 0]
 
-    def count(self, place: tf.Tensor, right: Any) -> None:
+    def count(self, place: tf.Tensor, right: Any, weight: Any = 1.0) -> None:
         """Add a batch that was attacked under the threat at a place in the list.
 
         `right` is whether each example is right, [B], or a pair of this and of whether the example
-        was attacked, 1 or 0.
+        was attacked, 1 or 0. `weight` is as in `Means.measure`.
         """
         values, attacked = right if isinstance(right, tuple) else (right, 1.0)
         values = tf.cast(values, tf.float32)
-        attacked = tf.broadcast_to(attacked, tf.shape(values))
+        counted = tf.ones_like(values) * attacked * weight
         chosen = tf.one_hot(place, self.seen.shape[0])
-        self.right.value.assign_add(chosen * tf.reduce_sum(values * attacked))
-        self.seen.value.assign_add(chosen * tf.reduce_sum(attacked))
+        self.right.value.assign_add(chosen * tf.reduce_sum(values * counted))
+        self.seen.value.assign_add(chosen * tf.reduce_sum(counted))
 
 
 def perturbed(model: Any, batch: Batch) -> Batch:
