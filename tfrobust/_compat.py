@@ -137,11 +137,19 @@ def _register_resizing() -> None:
 def after_layers(function: Callable[[keras.Layer, Any, Any], Any]) -> Iterator[None]:
     """Pass the outputs of every layer that is called in this context through a function.
 
+    The function of a context around this one comes after it.
+
     Args:
         function: A function (layer, positional inputs, outputs) -> the outputs to go on with.
     """
     _replace_call()
-    token = _after.set(function)
+    outer = _after.get()
+
+    def both(layer: keras.Layer, inputs: Any, outputs: Any) -> Any:
+        outputs = function(layer, inputs, outputs)
+        return outputs if outer is None else outer(layer, inputs, outputs)
+
+    token = _after.set(both)
     try:
         yield
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Callable
@@ -61,7 +62,17 @@ def test_gradient_is_the_mean_of_its_draws() -> None:
 
 
 @pytest.mark.parametrize(
-    "attack", [FGSM(), PGD(steps=4), PGD(steps=3, restarts=2), APGD(steps=4), FAB(steps=3)]
+    "attack",
+    [
+        FGSM(),
+        PGD(steps=4),
+        PGD(steps=3, restarts=2),
+        PGD(steps=2, loss="kl"),
+        PGD(steps=2, loss="kl", restarts=2),
+        APGD(steps=4),
+        FAB(steps=3),
+        EOT(PGD(steps=1), 2),
+    ],
 )
 def test_eot_of_a_network_without_noise_is_the_attack_at_more_passes(attack: Any) -> None:
     calls = []
@@ -136,6 +147,31 @@ def test_a_stand_in_may_be_a_function_and_its_output_is_broadcast() -> None:
     assert keras.saving.deserialize_keras_object(config) == attack
 
 
+def test_bpda_around_bpda_replaces_the_layers_of_both() -> None:
+    image = keras.Input((2, 2, 1))
+    network = behind(keras.Sequential([image, Rounded(name="inner"), Rounded(name="outer")]))
+    attack = FGSM(start="none", step_scale=1.0)
+    both = BPDA(attack, ["inner", "outer"])(network, X, Y, threat=THREAT, seed=SEED)
+    each = BPDA(BPDA(attack, ["inner"]), ["outer"])
+    assert (both != X).numpy().any()
+    np.testing.assert_array_equal(each(network, X, Y, threat=THREAT, seed=SEED), both)
+
+
+def test_a_stand_in_need_not_be_finite() -> None:
+    """The logarithm is infinite at 0, where the layer and so the logits are not."""
+    network = behind(Rounded(name="rounded"))
+    dark = np.where(X > 0.5, X, np.float32(0.0))
+    logits = BPDA(APGD(), {"rounded": tf.math.log}).differentiable(network)(tf.constant(dark))
+    np.testing.assert_array_equal(logits, network(dark))
+
+
+def test_the_settings_name_a_stand_in_of_any_kind() -> None:
+    leaky = functools.partial(keras.ops.leaky_relu, negative_slope=0.1)
+    kinds = {"a": leaky, "b": keras.layers.ReLU(), "c": tf.nn.softplus, "d": "relu"}
+    names = {"a": "partial", "b": "ReLU", "c": "softplus", "d": "relu"}
+    assert BPDA(PGD(), kinds).settings(THREAT)["layers"] == names
+
+
 def test_wrappers_are_built_from_a_config_and_inside_each_other() -> None:
     spec = {"name": "bpda", "layers": ["rounded"], "attack": {"name": "pgd", "steps": 3}}
     attack = build(ATTACKS, {"name": "eot", "samples": 2, "attack": spec}, "attacks[0]")
@@ -163,7 +199,7 @@ NETWORK = behind(Rounded(name="rounded"), name="added")
             lambda: EOT(FAB(targets=None)),
             "attack: expected one that follows the gradient of a loss",
         ),
-        (lambda: EOT(BPDA("square", ["a"])), "attack: expected one that follows the gradient"),
+        (lambda: BPDA("square", ["a"]), "attack: expected one that follows gradients of the attac"),
         (lambda: EOT({"name": "pdg"}), "attack.name: expected one of"),
         (lambda: BPDA(PGD(), []), "layers: expected a list of the names of layers, or a mapping"),
         (lambda: BPDA(PGD(), "rounded"), "layers: expected a list of the names of layers, or a"),

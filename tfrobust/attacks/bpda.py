@@ -25,11 +25,15 @@ IDENTITY = "linear"  # Keras's name of the identity among its activations
 class BPDA(Wrapper):
     """An attack on a network of which some layers have the gradient of another function.
 
-    The layer f is computed as it is, and is differentiated as its stand-in g: its output becomes
-    f(x) + g(x) - constant(g(x)). So attacks see through layers without a useful gradient.
+    The layer f is computed as it is, and is differentiated as its stand-in g. So attacks see
+    through layers without a useful gradient.
+
+    The record of an evaluation knows a function by its name alone. After a change of a stand-in,
+    evaluate into the same folder with `rerun=True`.
 
     Args:
-        attack: The attack, an Attack, or its name and settings as in a config.
+        attack: The attack, an Attack, or its name and settings as in a config. It must follow
+            gradients of the attacked network.
         layers: The names of layers of the Keras network, at any depth, whose stand-in is the
             identity, such as `[quantise]`; or a mapping from their names to stand-ins, such as
             `{k_winners: relu}`. A stand-in is the name of an activation of Keras or a function of
@@ -41,6 +45,8 @@ class BPDA(Wrapper):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        expected = "one that follows gradients of the attacked network"
+        require(self.attack.needs_gradients, "attack", expected, self.attack.title)
         layers = self.layers.items() if isinstance(self.layers, Mapping) else self.layers
         expected = "a list of the names of layers, or a mapping from names to stand-ins"
         require(layers and not isinstance(layers, str), "layers", expected, self.layers)
@@ -62,7 +68,10 @@ class BPDA(Wrapper):
 
     def settings(self, threat: Threat) -> dict[str, Any]:
         """Return the settings, with the names of the stand-ins."""
-        names = {name: getattr(g, "__name__", g) for name, g in self.layers}
+        names = {
+            name: getattr(g, "__name__", type(g).__name__) if callable(g) else g
+            for name, g in self.layers
+        }
         return super().settings(threat) | {"layers": names}
 
     def check_network(self, logits_fn: LogitsFn, images: np.ndarray) -> None:
@@ -94,7 +103,8 @@ class BPDA(Wrapper):
 
             with after_layers(after):
                 values = logits_fn(images)
-            require(called, "layers", "a Keras network", "one that calls no layer")
+            expected = "a Keras network, not a tf.function of one"
+            require(called, "layers", expected, "one that calls no layer")
             for name in stand_ins:
                 choose("layers", name, called)
             for misfit in misfits:
@@ -117,4 +127,10 @@ def replaced(stand_in: Callable[..., Any], inputs: tuple[Any, ...], outputs: Any
     if not fits:
         expected = f"outputs of the shape {outputs.shape} of the layer's"
         raise UserError(f"expected a stand-in with {expected}, received {value.shape}")
-    return tf.stop_gradient(outputs) + (value - tf.stop_gradient(value))
+    return _differentiated_as(tf.broadcast_to(value, tf.shape(outputs)), outputs)
+
+
+@tf.custom_gradient
+def _differentiated_as(stand_in: tf.Tensor, outputs: tf.Tensor) -> Any:
+    """Return the outputs, with the gradient of the stand-in, whose values need not be finite."""
+    return tf.identity(outputs), lambda gradient: (gradient, None)

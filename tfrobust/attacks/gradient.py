@@ -27,8 +27,11 @@ _samples = contextvars.ContextVar("samples", default=1)
 
 @contextlib.contextmanager
 def averaged(samples: int) -> Iterator[None]:
-    """Return a context in which `differentiated` averages its gradients over several draws."""
-    token = _samples.set(samples)
+    """Return a context in which `differentiated` averages its gradients over several draws.
+
+    In such a context inside another, the mean over `samples` is taken for each draw of the other.
+    """
+    token = _samples.set(_samples.get() * samples)
     try:
         yield
     finally:
@@ -91,11 +94,14 @@ class GradientAttack(Attack):
         self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, *, threat: Threat, seed: Any
     ) -> Outcome:
         x, evaluate = self._classified(logits_fn, x, y)
+        clean = int(self.loss == "kl")  # a pass for the prediction that the loss refers to
         if not self._single_path:
-            return self.search(evaluate, x, threat=threat, seed=seed)
+            end = self.search(evaluate, x, threat=threat, seed=seed)
+            return end._replace(queries=end.queries + clean)
         images = self._ascend(evaluate, x, threat, seed)
         steps = tf.fill(tf.shape(x)[:1], self.schedule[0])
-        return Outcome(images, evaluate(images, tf.range(tf.shape(x)[0]), 0)[1], steps + 1, steps)
+        wrong = evaluate(images, tf.range(tf.shape(x)[0]), 0)[1]
+        return Outcome(images, wrong, clean + steps + 1, steps)
 
     def __call__(
         self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, *, threat: Threat, seed: Any
