@@ -21,7 +21,7 @@ import tensorflow as tf
 from pipelines.early_check import check_keys, read_config
 from pipelines.spec import parse
 from tfrobust import Threat
-from tfrobust.attacks import PGD, MultiTargeted, Square
+from tfrobust.attacks import EOT, PGD, MultiTargeted, Square
 from tfrobust.errors import UserError
 from tfrobust.evaluation import Details, Record, evaluate, list_attacks
 from tfrobust.report import write_report
@@ -106,6 +106,7 @@ def test_each_attack_is_listed_under_every_norm_unless_it_names_one() -> None:
     ("attacks", "message"),
     [
         ({"name": "pgd", "step_size": 0.01}, r"attacks\[0\].step_size: expected none, a fraction"),
+        (EOT(PGD(step_size=0.01)), r"attacks\[0\].attack.step_size: expected none, a fraction"),
         ({"name": "pgd", "norm": "linf"}, "attacks: expected an attack under l2"),
         ({"name": "pgd", "norm": "l1"}, r"attacks\[0\].norm: expected one of l2, linf"),
         (["pgd", {"name": "fgsm", "norm": "l2"}, "rays"], r"attacks\[2\]"),

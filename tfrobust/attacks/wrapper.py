@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from tfrobust.attacks.base import Attack, LogitsFn
+from tfrobust.errors import require
 from tfrobust.registry import build, located
 from tfrobust.threat import Threat
 
@@ -52,3 +53,19 @@ class Wrapper(Attack):
         """Return this attack with the one in it fitted."""
         changes: Any = {"attack": self.attack.fitted(classes)}
         return dataclasses.replace(self, **changes)
+
+
+def check_relative(attack: Attack, where: str, expected: str) -> None:
+    """Raise a UserError if an attack, or one in it, has a step size in image units.
+
+    No such step size fits the different eps of several threats.
+
+    Args:
+        attack: The attack.
+        where: Its place in a config.
+        expected: What may be there instead.
+    """
+    while isinstance(attack, Wrapper):
+        attack, where = attack.attack, f"{where}.attack"
+    step = getattr(attack, "step_size", None)
+    require(step is None, f"{where}.step_size", expected, step)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tfrobust.attacks import APGD, ATTACKS, EOT, FAB, PGD, Attack, MultiTargeted, RayS, Square
+from tfrobust.attacks.wrapper import check_relative
 from tfrobust.errors import choose, require
 from tfrobust.record import UPPER_BOUND
 from tfrobust.registry import build, convert, located, resolve
@@ -125,14 +126,13 @@ def _under(listed: ListedAttack, threat: Threat, where: str, several: bool) -> L
         several: Whether the entry also runs under other threats.
 
     Raises:
-        UserError: If the attack runs under several threats with a step size in image units, as no
-            such step size fits all of them.
+        UserError: If the attack runs under several threats with a step size in image units.
     """
     if listed.threat is not None:  # the entry was a ListedAttack that names its threat
         return listed
-    absolute = several and listed.suite is None and getattr(listed.attack, "step_size", None)
-    expected = "none, a fraction of each eps, or a `norm` beside it (there are several threats)"
-    require(not absolute, f"{where}.step_size", expected, absolute)
+    if several and listed.suite is None:
+        expected = "none, a fraction of each eps, or a `norm` beside it (there are several threats)"
+        check_relative(listed.attack, where, expected)
     suite = None if listed.suite is None else f"{threat.norm}: {listed.suite}"
     name = f"{threat.norm}: {listed.name}"
     return dataclasses.replace(listed, name=name, suite=suite, threat=threat)

@@ -10,7 +10,7 @@ import keras
 import tensorflow as tf
 
 from tfrobust.attacks import Attack
-from tfrobust.errors import require
+from tfrobust.attacks.wrapper import check_relative
 from tfrobust.methods.batch import Batch
 from tfrobust.registry import located
 from tfrobust.threat import Threat
@@ -100,8 +100,7 @@ def check_attack(
     """
     if attack is None:
         return
-    step = getattr(attack, "step_size", None)
-    expected = "none, a fraction of each eps (threat is a list)"
-    require(step is None or len(threats) == 1, f"{where}.step_size", expected, step)
+    if len(threats) > 1:
+        check_relative(attack, where, "none, a fraction of each eps (threat is a list)")
     for threat in threats:
         located(where, attack.check, threat, image_shape)
