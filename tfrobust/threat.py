@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -72,6 +73,7 @@ class Threat(Configurable):
             factors[list(self.per_feature)] = list(self.per_feature.values())
         else:
             factors = np.array(self.per_feature, np.float32)
+        require(factors.any(), "per_feature", "at least one number above 0", self.per_feature)
         try:
             return np.broadcast_to(factors, shape)
         except ValueError:
@@ -86,6 +88,20 @@ class Threat(Configurable):
         if factors is None:
             return self
         return dataclasses.replace(self, per_feature=factors.reshape(tuple(to)))
+
+    def width(self, shape: Sequence[int] | None) -> float | None:
+        """Return (high - low) * D^(1/p) / max(per_feature) for inputs of D features.
+
+        With a larger eps the feature of the largest factor could leave the box. Without a shape the
+        result is None if it depends on one.
+        """
+        if shape is None and (self.norm != "linf" or self.per_feature is not None):
+            return None
+        size = math.prod(shape or ())
+        lengths = {"linf": 1.0, "l2": math.sqrt(size), "l1": float(size)}
+        factors = None if shape is None else self.factors(shape)
+        largest = 1.0 if factors is None else float(factors.max())
+        return (self.box[1] - self.box[0]) * lengths[self.norm] / largest
 
     def in_ball(self, delta: tf.Tensor) -> tf.Tensor:
         """Return the z [B, ...] with delta = per_feature * z; it is 0 where the factor is 0."""

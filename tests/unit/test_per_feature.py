@@ -198,8 +198,21 @@ def test_factors_that_do_not_fit_the_inputs_are_one_line() -> None:
     ):
         threat = Threat("linf", 0.1, per_feature=value)
         assert message in error_line(lambda threat=threat: check_threat(threat, (3,)))
-    large = Threat("linf", 0.6, per_feature=[1, 2, 0])
-    assert "eps: expected at most 0.5, the linf" in error_line(lambda: check_threat(large, (3,)))
+    zeros = Threat("linf", 0.1, per_feature={0: 0, 1: 0})
+    message = "threat.per_feature: expected at least one number above 0"
+    assert message in error_line(lambda: check_threat(zeros, (2,)))
+
+
+@pytest.mark.parametrize(("factors", "most"), [([0.01, 0.1, 0], 10), ([1, 2, 0], 0.5)])
+def test_no_feature_moves_further_than_the_box_is_wide(factors: list[float], most: float) -> None:
+    """The largest factor times eps, or times a step, is at most 1."""
+    threat = Threat("linf", most, per_feature=factors)
+    check_threat(threat, (3,))
+    PGD(step_size=most).check(threat, (3,))
+    message = f"eps: expected at most {most:g}, the linf width of images in [0, 1] over the largest"
+    assert message in error_line(lambda: check_threat(threat.at(1.01 * most), (3,)))
+    message = "step_size: expected a step within the box"
+    assert message in error_line(lambda: PGD(step_size=1.01 * most).check(threat, (3,)))
 
 
 @pytest.mark.parametrize("value", [[1, 0.5, 0], [[1.0], [0.0]], {2: 0}])
@@ -216,6 +229,17 @@ def test_the_check_of_images_measures_each_feature() -> None:
     for delta in ([0.0, 1e-6, 0.0], [0.0, 0.0, 0.0021], [0.21, 0.0, 0.0]):
         with pytest.raises(RuntimeError, match="at distance"):
             check_adversarial("attack", threat, x + np.float32(delta), x)
+
+
+def test_the_check_of_images_leaves_room_for_rounding_in_a_wide_box() -> None:
+    """In float32 200 + 0.0785 is 200.0785065; divided by the factor, 7.85 becomes 7.85065."""
+    threat = Threat("linf", 7.85, (0, 255), per_feature=[0.01, 1])
+    x = np.full((1, 2), 200, np.float32)
+    moved = threat.project(tf.constant(x + 10), x).numpy()
+    assert (moved[0, 0] - 200) / 0.01 > 7.8504
+    check_adversarial("attack", threat, moved, x)
+    with pytest.raises(RuntimeError, match="at distance"):
+        check_adversarial("attack", threat, moved + np.float32([0.001, 0]), x)
 
 
 def test_the_jacobian_counts_columns_by_their_factors() -> None:

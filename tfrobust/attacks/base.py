@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -15,6 +14,7 @@ from tfrobust.errors import UserError
 from tfrobust.serialization import Configurable
 from tfrobust.threat import Threat
 
+ROUNDING = 1e-6  # the relative rounding of a step that is as long as the box is wide
 LogitsFn = Callable[[tf.Tensor], tf.Tensor]
 
 
@@ -74,15 +74,12 @@ class Attack(Configurable):
 
         Args:
             threat: The threat.
-            image_shape: (H, W, C), on which L2 and L1 distances depend. Without it, only steps
-                under Linf are checked.
+            image_shape: (H, W, C), on which L2 and L1 distances and factors of features depend.
+                Without it, only steps under Linf without factors are checked.
         """
-        step = getattr(self, "step_size", None)
-        if not isinstance(step, float) or (image_shape is None and threat.norm != "linf"):
-            return
-        (low, high), pixels = threat.box, math.prod(image_shape or ())
-        longest = (high - low) * {"linf": 1.0, "l2": math.sqrt(pixels), "l1": pixels}[threat.norm]
-        if step > longest:
+        step, longest = getattr(self, "step_size", None), threat.width(image_shape)
+        if isinstance(step, float) and longest is not None and step > longest * (1 + ROUNDING):
+            low, high = threat.box
             hint = f" (did you mean {step * (high - low):g}/255?)" if step <= 255 else ""
             raise UserError(
                 f"step_size: expected a step within the box [{low:g}, {high:g}], received "

@@ -55,7 +55,8 @@ def check_adversarial(title: str, threat: Threat, x_adv: np.ndarray, x: np.ndarr
         raise UserError(
             f"{title}: expected images of shape {x.shape[1:]}, received {x_adv.shape[1:]}"
         )
-    most = threat.eps + TOLERANCE * max(1.0, threat.eps, *map(abs, threat.box))
+    rounding = TOLERANCE * max(1.0, *map(abs, threat.box))
+    most = threat.eps + max(rounding, TOLERANCE * threat.eps)
     # Few images at a time, because float64 takes twice the memory.
     for rows in batches(len(x), max(1, PIXELS // x[:1].size)):
         images, near = x_adv[rows].astype(np.float64), x[rows].astype(np.float64)
@@ -67,7 +68,7 @@ def check_adversarial(title: str, threat: Threat, x_adv: np.ndarray, x: np.ndarr
                 f"outside the box [{low}, {high}]"
             )
         if factors is not None:  # a small factor would enlarge the rounding of its feature
-            slack = TOLERANCE * (factors > 0)
+            slack = rounding * (factors > 0)
             images = np.clip(near, images - slack, images + slack)
         distance = threat.distance(images, near).numpy()
         if (distance > most).any():

@@ -132,23 +132,19 @@ def check_threat(
 
     Args:
         threat: The threat model.
-        image_shape: (H, W, C). Without it, an eps in L2 or L1 is not checked, and neither is
-            whether the factors `per_feature` fit the images.
+        image_shape: (H, W, C). Without it, an eps in L2 or L1 is not checked, and neither is one
+            with `per_feature`.
         where: The name of eps in errors.
     """
-    low, high = threat.box
-    factors = None if image_shape is None else located("threat", threat.factors, image_shape)
-    if tf.is_tensor(threat.eps) or (threat.norm != "linf" and image_shape is None):
+    most, (low, high) = located("threat", threat.width, image_shape), threat.box
+    if most is None or tf.is_tensor(threat.eps):
         return
-    pixels = math.prod(image_shape or ())
-    lengths = {"linf": 1.0, "l2": math.sqrt(pixels), "l1": float(pixels)}
-    most = (high - low) * lengths[threat.norm]
-    most /= 1.0 if factors is None else max(1.0, float(factors.max()))
     if threat.eps > most * (1 + ROUNDING):
+        over = "" if threat.per_feature is None else " over the largest factor"
         meant = f" (did you mean {threat.eps:g}/255?)" if threat.box == (0.0, 1.0) else ""
         raise UserError(
             f"{where}: expected at most {most:.6g}, the {threat.norm} width of images in [{low:g}, "
-            f"{high:g}], received {threat.eps:g}{meant}"
+            f"{high:g}]{over}, received {threat.eps:g}{meant}"
         )
 
 
