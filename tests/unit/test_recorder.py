@@ -14,6 +14,7 @@ import pytest
 
 from tests.unit.test_evaluation import X, Y, network
 from tests.unit.test_record import HALF, NOISY, THREAT, WHOLE, evaluated
+from tfrobust import Threat
 from tfrobust.errors import UserError
 from tfrobust.evaluation import Details, Flags, Record, cascade, evaluate
 
@@ -112,6 +113,14 @@ def test_saved_images_are_those_of_the_attacks_of_the_record(tmp_path: Path) -> 
     assert Record.load(more).rounded_robust_accuracy is None
     assert (more / "evaluation.1" / "adversarial.npz").read_bytes() == before
     assert not (more / "adversarial.npz").exists()
+
+
+def test_uint8_images_are_refused_in_another_box(tmp_path: Path) -> None:
+    grid = np.float32(np.rint(255 * X))
+    message = "evaluation.save: expected float32, since uint8 stands for"
+    threat = Threat("linf", 8, (0, 255))
+    with pytest.raises(UserError, match=message):
+        evaluate(network, grid, Y, threat, [HALF], folder=tmp_path, save="uint8", check=False)
 
 
 def test_an_attack_whose_flags_disagree_with_its_row_runs_again(tmp_path: Path) -> None:

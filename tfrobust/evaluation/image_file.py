@@ -28,15 +28,20 @@ class ImageFile:
         folder: The folder to read from and write to.
         kind: "float32", or "uint8" for images rounded to multiples of 1/255.
         clean: The clean images, float32 [N, H, W, C].
+        box: The range of valid pixels.
 
     Raises:
-        UserError: For uint8 if the clean images are not multiples of 1/255 themselves.
+        UserError: For uint8 if the clean images are not multiples of 1/255 in [0, 1] themselves.
     """
 
-    def __init__(self, folder: Path, kind: str, clean: np.ndarray):
+    def __init__(
+        self, folder: Path, kind: str, clean: np.ndarray, box: tuple[float, float] = (0.0, 1.0)
+    ):
         self.path = Path(folder) / IMAGES
         self.kind, self.clean = choose("evaluation.save", kind, KINDS), clean
         if kind == "uint8":
+            expected = "float32, since uint8 stands for [0, 1]"
+            require(box == (0.0, 1.0), "evaluation.save", expected, kind)
             expected = "float32, since the images are not multiples of 1/255"
             off = max(np.abs(np.rint(255 * image) - 255 * image).max() for image in clean)
             require(off < 1e-3, "evaluation.save", expected, kind)

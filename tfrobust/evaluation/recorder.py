@@ -126,7 +126,7 @@ class Recorder:
         index = np.arange(len(x)) if details.index is None else np.asarray(details.index)
         require(len(index) >= len(x), "details.index", f"a place for {len(x)} images", len(index))
         self.flags = Flags(index[: len(x)], y, {}, digests(x, y))
-        self.images = None if save is None else ImageFile(folder, save, x)
+        self.images = None if save is None else ImageFile(folder, save, x, threats[0].box)
         self.predict = predict
         self.files = {listed.name: _digests(listed) for listed in attack_list}
         rows = [threat_row(threat) for threat in threats]
