@@ -270,6 +270,7 @@ class Record(Part):
         craft_precision: The precision in which the attacks searched. Whether they succeeded was
             decided by the network itself.
         attacks: One row for each attack and suite.
+        binarisation: The number of images of the binarisation test among the checks.
         pending: The names of the attacks that have not been made yet.
         corruptions: The accuracy on corrupted images, if it was measured.
         requirements: The verdicts on what the config last required.
@@ -292,6 +293,7 @@ class Record(Part):
     attacks: list[AttackRow]
     pending: list[str] = []
     checks: list[CheckRow] = []
+    binarisation: Count = 0
     curve: list[CurveRow] = []
     eps_curve: list[EpsRow] = []
     corruptions: CorruptionTable | None = None

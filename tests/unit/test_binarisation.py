@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 from tests.errors import error_line
-from tfrobust import PGD, Attack, Threat
+from tfrobust import PGD, Attack, MultiTargeted, Threat
 from tfrobust.evaluation import Record, Result, evaluate
 from tfrobust.evaluation.attack_list import ListedAttack
 from tfrobust.evaluation.binarisation import Readout, binarised, features_of
@@ -64,11 +64,25 @@ def test_an_evaluation_passes_if_one_of_its_attacks_finds_the_images() -> None:
     assert check(smooth, short, PGD(steps=10)).value == 1
 
 
+def test_attacks_that_take_more_than_two_classes_are_left_out() -> None:
+    many = MultiTargeted(steps=10, top=2)
+    assert check(smooth, many, PGD(steps=10)).value == 1
+    assert "an attack that reads no file and runs on two classes" in check(smooth, many).text
+
+
 def test_the_test_is_not_measured_where_no_adversarial_image_can_be_made() -> None:
     result = check(lambda x: 0 * smooth(x), PGD(steps=1))
     assert (result.value, result.warns) == (None, False)
     assert "no readout tells a point" in result.text
     assert "it takes an attack that reads no file" in check(smooth).text
+
+
+@pytest.mark.parametrize("options", [{"check": False}, {"attacks": []}])
+def test_the_test_is_refused_where_it_would_not_be_made(options: dict[str, Any]) -> None:
+    y = np.asarray(smooth(X)).argmax(axis=1)
+    options = {"attacks": PGD(), "binarisation": 1, "progress": False, **options}
+    line = error_line(lambda: evaluate(smooth, X, y, THREAT, **options))
+    assert line == "binarisation: expected 0 without checks, attacks or gradients, received 1"
 
 
 def test_the_readout_is_minus_one_at_the_image_and_positive_at_the_point_alone() -> None:
@@ -104,6 +118,9 @@ def test_an_evaluation_with_the_test_adds_it_to_the_record(tmp_path: Path) -> No
     without = names()
     with_the_test = names(binarisation=2)
     assert "binarisation" in with_the_test and set(with_the_test) > set(without)
+    for count in (2, 3):
+        names(binarisation=count)
+        assert f" of {count} images" in Record.load(tmp_path).checks[-1].text
     assert names() == without
     line = error_line(lambda: names(binarisation=-1))
     assert "binarisation: expected int >= 0" in line

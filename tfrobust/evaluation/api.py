@@ -114,6 +114,8 @@ def evaluate(
     require_at_least(0, binarisation=binarisation)
     seed = int(seed)
     check_gradients(attack_list, runtime)
+    measured = not binarisation or (check and attack_list and runtime is None)
+    require(measured, "binarisation", "0 without checks, attacks or gradients", binarisation)
     expected = "False with a folder (save='float32' keeps them there)"
     require(folder is None or not images, "images", expected, images)
     expected = "none with several threats, whose images lie in different balls"

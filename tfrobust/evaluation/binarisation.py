@@ -25,6 +25,7 @@ from tfrobust import noise
 from tfrobust._compat import operation_of
 from tfrobust.attacks import Attack, registered_name
 from tfrobust.attacks.apgd import random_start
+from tfrobust.errors import UserError
 from tfrobust.evaluation.batching import map_batches
 from tfrobust.evaluation.crafting import LogitsFn, compiled, float32_logits, predictor
 from tfrobust.evaluation.image_checks import check_adversarial
@@ -98,13 +99,13 @@ def binarised(features: LogitsFn, examples: int) -> Callable[[Sample], Check]:
 
     @sanity_check(NAME)
     def check(sample: Sample) -> Measurement:
-        listed = [result.listed.attack for result in sample.results if result.listed]
-        attacks = [attack.fitted(2) for attack in listed if not attack.files]
-        if not attacks:
-            return None, "Not measured: it takes an attack that reads no file.", False
         x, size = sample.x[:examples], sample.batch_size
         test = _Binarised(features, x.shape[1:], sample.threat, sample.seed, size)
-        attempts = [test.attempt(attack) for attack in attacks]
+        listed = [result.listed.attack for result in sample.results if result.listed]
+        attempts = [test.attempt(attack) for attack in listed if test.takes(attack, x[:1])]
+        if not attempts:
+            text = "it takes an attack that reads no file and runs on two classes"
+            return None, f"Not measured: {text}.", False
         made = hit = by_chance = 0
         bar = tqdm(x, f"check: {NAME}", unit="image", disable=None if sample.progress else True)
         for number, image in enumerate(bar):
@@ -170,8 +171,19 @@ class _Binarised:
         """Return whether one of several random points is an adversarial image."""
         return bool(self._predict(self._draw(image, RANDOM, number, "surface")).any())
 
+    def takes(self, attack: Attack, images: np.ndarray) -> bool:
+        """Return whether an attack runs on this network: without files, and on its two classes."""
+        if attack.files:
+            return False
+        try:
+            attack.fitted(2).check_network(self._logits, images)
+        except UserError:  # it needs more classes, or a layer that the readout replaces
+            return False
+        return True
+
     def attempt(self, attack: Attack) -> Callable[[np.ndarray, int], bool]:
         """Return a function (image, its number) -> whether the attack finds an adversary."""
+        attack = attack.fitted(2)
 
         def run(images: tf.Tensor, number: tf.Tensor) -> Any:
             labels = tf.zeros(tf.shape(images)[:1], tf.int32)

@@ -10,7 +10,7 @@ import numpy as np
 
 from tfrobust.distribution import worker
 from tfrobust.evaluation.attack_list import ListedAttack
-from tfrobust.evaluation.binarisation import NAME, binarised
+from tfrobust.evaluation.binarisation import binarised
 from tfrobust.evaluation.cascade import run_all
 from tfrobust.evaluation.crafting import LogitsFn, computed_by
 from tfrobust.evaluation.eps_curves import eps_curve, least_eps
@@ -86,10 +86,11 @@ class Closing:
         recorder.save()
         points = [point for point, _ in details.curve]
         same = [row.point for row in record.curve] == points
-        same &= any(NAME in row.name for row in record.checks) == bool(self.binarisation)
+        same &= record.binarisation == self.binarisation
         if record.closing is not None and same:
             return  # the record has them, and nothing has changed
         record.checks = [CheckRow(**dataclasses.asdict(check)) for check in self.checks()]
+        record.binarisation = self.binarisation
         recorder.save()
         for check in record.checks:
             if check.warns:

@@ -285,7 +285,7 @@ class Recorder:
         names = [listed.name for listed in self.attack_list]
         if not reason and [row.name for row in rows] == names and len(self.finished) > len(names):
             # After the same attacks on the same images the checks and curves are valid too.
-            self._keep(before, "checks", "curve", "eps_curve", "closing")
+            self._keep(before, "checks", "binarisation", "curve", "eps_curve", "closing")
 
     def _difference(self, before: Record, flags: Flags) -> str | None:
         """Return how the record differs from this evaluation; None if it does not."""
