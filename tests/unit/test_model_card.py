@@ -55,6 +55,16 @@ def test_accuracies_of_a_card_are_those_of_the_record(tmp_path: Path) -> None:
         assert part in text
 
 
+@pytest.mark.parametrize(("suite", "short"), [("AutoAttack", 0), ("AutoAttack (upper bound)", 1)])
+def test_a_short_suite_does_not_count_as_autoattack(
+    tmp_path: Path, suite: str, short: bool
+) -> None:
+    run = make_run(tmp_path / "run")
+    row = {"name": suite, "suite": suite, "examples": 10, "robust_accuracy": 0.3}
+    change(run, attacks=[row])
+    assert ("AutoAttack was not run" in card_of(run)[1]) == short
+
+
 def test_card_of_a_run_without_attacks_says_so(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     change(run, attacks=[], robust_accuracy=None, worst_case_examples=None)

@@ -4,6 +4,7 @@ from typing import Any
 
 import yaml
 
+from tfrobust.record import UPPER_BOUND
 from tfrobust.report.record import RunRecord
 from tfrobust.report.summary import accuracy_rows, data_of
 from tfrobust.report.text import factors_text, number, threat_text
@@ -68,7 +69,7 @@ def untested(record: RunRecord) -> list[str]:
     missing = []
     if not evaluation.attacks:
         missing.append("No attack was run: nothing is known about an adversary.")
-    elif not any("AutoAttack" in suite for suite in evaluation.suites):
+    elif not any("AutoAttack" in s and not s.endswith(UPPER_BOUND) for s in evaluation.suites):
         missing.append("AutoAttack was not run, so the robust accuracy may be lower.")
     others = [norm for norm in MOVES if norm not in norms]
     if others:
