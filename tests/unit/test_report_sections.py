@@ -43,7 +43,7 @@ def test_the_report_plots_robust_accuracy_against_eps(tmp_path: Path) -> None:
     change(run, eps_curve=rows)
     page = write_report(run)
     html, markdown = page.read_text(), (page.parent / "report.md").read_text()
-    assert html.count("<svg") == 7 and 'id="eps-curve-' in html and "first 10 test" in html
+    assert html.count("<svg") == 7 and 'id="eps-curve-' in html and "on the first 10 images" in html
     assert "| 0.15 | 80.0 % | 49.0 to 94.3 |" in markdown  # as in test_interval_is_that_of_wilson
     change(run, eps_curve=[rows[0] | {"robust_accuracy": 1.2}])
     with pytest.raises(ValueError, match=r"eval\.json.*eps_curve\.0\.robust_accuracy: 1\.2"):
@@ -66,7 +66,7 @@ def test_the_report_has_the_accuracy_under_corruptions(tmp_path: Path) -> None:
     page = write_report(run)
     html, markdown = page.read_text(), (page.parent / "report.md").read_text()
     assert html.count("<svg") == 7 and 'id="corruptions-' in html and ">glass blur<" in html
-    assert ">80<" in html and "first 10 test images after common corruptions" in html
+    assert ">80<" in html and "first 10 images after common corruptions" in html
     assert "| glass blur | 80.0 % | 40.0 % | 60.0 % |" in markdown
     assert "| mean | 85.0 % | 40.0 % | 62.5 % |" in markdown
     rows = accuracy_rows({}, load_run(run).evaluation)
@@ -193,7 +193,7 @@ def test_the_report_draws_the_valley_of_the_loss(tmp_path: Path) -> None:
     np.savez(run / "valley.npz", **{key: np.array(part) for key, part in losses.items()})
     html = write_report(run).read_text()
     assert html.count("<svg") == 7 and 'id="valley-' in html
-    assert "Mean cross entropy of 2 test images: 0.3 at the images, 1.2 at the highest" in html
+    assert "Mean cross entropy of 2 images: 0.3 at the images, 1.2 at the highest" in html
     np.savez(run / "valley.npz", clean=np.zeros(2), highest=np.zeros(2), lowest=np.zeros(3))
     with pytest.raises(ValueError, match=r"valley\.npz: expected a readable file"):
         load_run(run)

@@ -73,27 +73,28 @@ FEWER = (
     "attack succeeded."
 )
 EPS_NOTE = (
-    "PGD-20 alone (step eps / 4, uniform start, no restarts) at rising eps, on the first {} test "
+    "PGD-20 alone (step eps / 4, uniform start, no restarts) at rising eps, on the first {} "
     "images: an upper bound. An image that is broken at one eps counts as broken at every larger "
     "one."
 )
 CORRUPTIONS_NOTE = (
-    "Accuracy on the first {} test images after common corruptions (Hendrycks and Dietterich, "
+    "Accuracy on the first {} images after common corruptions (Hendrycks and Dietterich, "
     "2019), in percent. Nobody attacks here: these numbers say nothing about an adversary, and "
     "robust accuracy says nothing about them. The frost is drawn, so that its accuracy and the "
     "mean do not compare with published ones."
 )
 REQUIRED_NOTE = (
     "The end of the one-sided interval decides, not the number that was measured: its lower end "
-    "has to reach a floor, and the network is worse than the baseline if its upper end is below 0."
+    "has to reach a floor or exceed a gain, and the network is worse than the baseline if its "
+    "upper end is below 0. Minutes have no interval."
 )
 EXPORTS_NOTE = (
     "Each exported network was opened by its own runtime and compared with the network on the "
-    "first {} test images, logit by logit."
+    "first {} images, logit by logit."
 )
 EXPORTS_ATTACKED_NOTE = (
     " Then it was attacked there: by the images that the attacks on the network had made of each "
-    "test image, and by attacks that need no gradients, each on what those before it had left. "
+    "image, and by attacks that need no gradients, each on what those before it had left. "
     "Nothing followed the gradients of an exported network, which gives none, so its robust "
     "accuracy is an upper bound. The first row is the network itself under the same attacks; the "
     "difference to it, in points, has McNemar's exact test."
@@ -208,7 +209,7 @@ def _valley_note(losses: dict[str, np.ndarray] | None) -> str:
         return ""
     clean, high, low = (float(losses[key].mean()) for key in ("clean", "highest", "lowest"))
     return (
-        f"Mean cross entropy of {len(losses['clean'])} test images: {clean:.3g} at the images, "
+        f"Mean cross entropy of {len(losses['clean'])} images: {clean:.3g} at the images, "
         f"{high:.3g} at the highest points found in their balls and {low:.3g} at the lowest, the "
         "collaborative examples. Robust networks have a shallow valley."
     )
