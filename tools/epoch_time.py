@@ -28,7 +28,7 @@ from pipelines.resolve import arguments_of, load_spec
 from pipelines.run_folder import RunFolder
 from pipelines.spec import Spec
 from tfrobust.data import Dataset
-from tfrobust.errors import UserError
+from tfrobust.errors import UserError, require
 from tfrobust.report.text import duration, markdown_table, milliseconds
 
 NAME = "measured"
@@ -91,7 +91,8 @@ def trained(config: str, overrides: Sequence[str], steps: int, averages: bool) -
         line += ["--stages", "train", "--workdir", folder]
         process = subprocess.run(line, capture_output=True, text=True)
         if process.returncode:
-            raise UserError(f"{config}: {process.stderr.strip().splitlines()[-1]}")
+            lines = process.stderr.strip().splitlines() or [f"exit code {process.returncode}"]
+            raise UserError(f"{config}: {lines[-1]}")
         with RunFolder(Path(folder) / NAME).history.open(newline="") as rows:
             return cost_of(list(csv.DictReader(rows)), steps)
 
@@ -123,6 +124,7 @@ def main() -> int:
             overrides = [*args.overrides, *filter(None, [varied])]
             try:
                 spec = load_spec(config, overrides, smoke=False)
+                require(spec.train, config, "a config that trains", None)
                 averages = isinstance(spec.config["train"].get("averaging"), Mapping)
                 cost, steps = trained(config, overrides, args.steps, averages), steps_of(spec)
             except UserError as error:
