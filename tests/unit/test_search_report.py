@@ -18,7 +18,7 @@ def write(run: Path, space: dict[str, Any], trials: Sequence[SearchTrial], **sea
     """Write the files of a search and return its folder."""
     config = {
         "name": "mine",
-        "threat": {"norm": "linf", "eps": 0.15},
+        "threat": {"eps": 0.15},
         "data": {"name": "digits", "validation": 60},
         "search": {"tuner": "random", "trials": 9, "space": space, **search},
     }

@@ -212,10 +212,10 @@ def _headline(
 ) -> str:
     training_eps = (config.get("train") or {}).get("eps")
     threats = config["threat"] if isinstance(config["threat"], list) else [config["threat"]]
-    balls = [
-        (t["norm"], t["eps"] if training_eps is None else training_eps, t.get("per_feature"))
-        for t in threats
-    ]
+    balls = []
+    for threat in threats:
+        eps = threat["eps"] if training_eps is None else training_eps
+        balls.append((threat.get("norm", "linf"), eps, threat.get("per_feature")))
     total, failed = len(trials), sum(trial.status == "failed" for trial in trials)
     tuner = str(search.get("tuner", "random")).capitalize()
     text = f"{tuner} search, {total} trial{'s' if total > 1 else ''}"
