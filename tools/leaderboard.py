@@ -22,6 +22,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from summaries import name_without_seed
+
 from tfrobust.errors import UserError
 from tfrobust.report import duration, interval, markdown_table, method_name, number
 from tfrobust.report.text import factors_text
@@ -99,7 +101,7 @@ def table(rows: Sequence[Row]) -> str:
     runs: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
         if row["autoattack_acc"] is not None:
-            name = re.sub(r"_seed\d+$", "", row["name"])
+            name = name_without_seed(row["name"])
             runs.setdefault((row["dataset"], row["norm"], row["eps"], name), []).append(row)
     lines = [
         (

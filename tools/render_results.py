@@ -2,6 +2,7 @@
 
     python tools/render_results.py --add RUN    # writes docs/results/NAME.json, then renders
     python tools/render_results.py --add RUN --as OTHER_NAME
+    python tools/render_results.py --add RUN --suite SUITE  # writes docs/results/SUITE/NAME.json
     python tools/render_results.py              # renders
     python tools/render_results.py --check      # exits with 1 if a rendered file is out of date
 
@@ -12,7 +13,6 @@ changed since (tools/stale.py). `--check` names them and their files, but does n
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -24,7 +24,7 @@ import matplotlib
 import stale
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
-from summaries import add_run, by_data, seed_of, summaries_of
+from summaries import add_run, by_data, name_without_seed, seed_of, summaries_of
 
 from tfrobust.errors import UserError
 from tfrobust.io import write_atomically, write_text
@@ -72,14 +72,20 @@ def render(docs: Path) -> str:
         parts += [LEADERBOARD, table]
     for data, group in by_data(docs).items():
         picture = f"![Clean and worst-case accuracy](results/{data}.svg)"
-        parts += [f"## {markdown_escape(data)}", picture, results_table(group, marked)]
+        suite = group[0]["suite"]
+        parts += [f"## {markdown_escape(data)}", picture]
+        if suite is None:
+            parts += [results_table(group, marked)]
         if timed(group):
             parts += [f"![Robust accuracy over the time of training](results/{data}_time.svg)"]
         notes = dict.fromkeys(summary["note"] for summary in group if summary.get("note"))
         parts += [f"Note: {markdown_escape(note)}" for note in notes]
-        if seeds := seeds_table(group):
+        if seeds := seeds_table(group, marked):
             parts += ["Over seeds, mean ± sample standard deviation (lowest to highest):", seeds]
-        parts += [run_section(summary) for summary in group]
+        if suite is None:
+            parts += [run_section(summary) for summary in group]
+        else:
+            parts += [f"`docs/results/{suite}/` has the record of each run, with its command."]
     return "\n\n".join(parts) + "\n"
 
 
@@ -142,12 +148,17 @@ def accuracy_cell(row: AccuracyRow | None) -> str:
     return f"{measured}\npaper {percent(row.paper)}, {points(row.difference)}"
 
 
-def seeds_table(group: Sequence[Mapping[str, Any]]) -> str:
-    """Return the table of runs with several seeds; empty if there are none."""
+def seeds_table(
+    group: Sequence[Mapping[str, Any]], marked: Collection[tuple[str, Any]] = ()
+) -> str:
+    """Return the table of runs with several seeds, empty if there are none.
+
+    Its arguments are those of `results_table`.
+    """
     families: dict[str, list[Mapping[str, Any]]] = {}
     for summary in group:
         config = {k: v for k, v in summary["config"].items() if k not in ("name", "seed")}
-        key = name_without_seed(summary) + json.dumps(config, sort_keys=True)
+        key = name_without_seed(summary["name"]) + json.dumps(config, sort_keys=True)
         families.setdefault(key, []).append(summary)
     several = [family for family in families.values() if len(set(map(seed_of, family))) > 1]
     if not several:
@@ -156,18 +167,14 @@ def seeds_table(group: Sequence[Mapping[str, Any]]) -> str:
     lines = []
     for family in several:
         seeds = ", ".join(str(seed_of(summary)) for summary in family)
-        line = [name_without_seed(family[0]), seeds]
+        stale = any((summary["name"], seed_of(summary)) in marked for summary in family)
+        line = [name_without_seed(family[0]["name"]) + leaderboard.MARK * stale, seeds]
         for column in columns:
             rows = [rows_of(summary).get(column) for summary in family]
             values = [row.accuracy for row in rows if row is not None]
             line.append(spread(values) if len(values) == len(family) else NOTHING)
         lines.append(line)
     return markdown_table(["run", "seeds", *columns], lines)
-
-
-def name_without_seed(summary: Mapping[str, Any]) -> str:
-    """Return the name of a run without the ending _seedN."""
-    return re.sub(r"_seed\d+$", "", summary["name"])
 
 
 def spread(values: Sequence[float]) -> str:
@@ -206,16 +213,16 @@ def figure(group: Sequence[Mapping[str, Any]], path: Path) -> None:
     Each run has a line with its clean and its worst-case accuracy and their 95 % intervals; the
     seeds of a run share a line.
     """
-    names = list(dict.fromkeys(name_without_seed(summary) for summary in group))
+    names = list(dict.fromkeys(name_without_seed(summary["name"]) for summary in group))
     drawn = Figure(figsize=(6.4, 0.7 + 0.42 * len(names)), layout="constrained")
     axes = drawn.add_subplot()
     for colour, kind in (("#2f7ed8", "clean"), ("#e07b39", "worst case")):
         for summary in group:
-            row = rows_of(summary).get(kind)
+            row, name = rows_of(summary).get(kind), name_without_seed(summary["name"])
             if row is None:
                 continue
-            line: float = names.index(name_without_seed(summary))
-            twins = [other for other in group if other["name"] == summary["name"]]
+            line: float = names.index(name)
+            twins = [other for other in group if name_without_seed(other["name"]) == name]
             line += 0.16 * (twins.index(summary) - (len(twins) - 1) / 2)
             reach = [[row.accuracy - row.low], [row.high - row.accuracy]]
             axes.errorbar(row.accuracy, line, xerr=reach, fmt="o", ms=4, lw=1, color=colour)
@@ -230,8 +237,12 @@ def figure(group: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def timed(group: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return the summaries that have robust accuracy over time, if several have it."""
-    runs = [summary for summary in group if summary["training"].get("robust_over_time")]
+    """Return the summaries that have robust accuracy over time, if several outside suites do."""
+    runs = [
+        summary
+        for summary in group
+        if summary["suite"] is None and summary["training"].get("robust_over_time")
+    ]
     return runs if len(runs) > 1 else []
 
 
@@ -240,12 +251,12 @@ def time_figure(group: Sequence[Mapping[str, Any]], path: Path) -> None:
 
     The seeds of a run share a colour.
     """
-    names = list(dict.fromkeys(name_without_seed(summary) for summary in group))
+    names = list(dict.fromkeys(name_without_seed(summary["name"]) for summary in group))
     drawn = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = drawn.add_subplot()
     labelled = set()
     for summary in group:
-        name = name_without_seed(summary)
+        name = name_without_seed(summary["name"])
         seconds, robust = zip(*summary["training"]["robust_over_time"], strict=True)
         style: Any = {"color": matplotlib.colormaps["tab20"](names.index(name) % 20), "lw": 1.3}
         label = None if name in labelled else name
@@ -314,7 +325,13 @@ def report_changes(docs: Path) -> None:
             print(f"{title}: stale: changed since {commit}: {stale.sentence(files)}")
 
 
-def main(docs: Path, add: Sequence[str] = (), check: bool = False, name: str | None = None) -> int:
+def main(
+    docs: Path,
+    add: Sequence[str] = (),
+    check: bool = False,
+    name: str | None = None,
+    suite: str = "",
+) -> int:
     """Add runs and render, or check, and return the exit status. An error is printed in one line.
 
     Args:
@@ -322,6 +339,7 @@ def main(docs: Path, add: Sequence[str] = (), check: bool = False, name: str | N
         add: The folders of runs to add.
         check: Whether to only check the rendered files.
         name: Another name for the run that is added.
+        suite: The suite whose runs are added, if they count together alone.
     """
     try:
         if check:
@@ -333,7 +351,7 @@ def main(docs: Path, add: Sequence[str] = (), check: bool = False, name: str | N
         if name is not None and len(add) != 1:
             raise UserError(f"--as: expected one --add with it, received {len(add)}")
         for folder in add:
-            print(add_run(Path(folder), docs / "results", name))
+            print(add_run(Path(folder), docs / "results" / suite, name))
         # This file comes first, as the pages are rendered from it.
         write_text(docs / "results" / "leaderboard.json", leaderboard_of(docs, look=True))
         for path, text in pages(docs).items():
@@ -359,10 +377,11 @@ def command() -> int:
         help="a finished run to add; repeatable",
     )
     parser.add_argument("--as", dest="name", help="another name for the run that is added")
+    parser.add_argument("--suite", default="", help="the suite whose runs are added")
     parser.add_argument("--check", action="store_true", help="exit with 1 if a file is out of date")
     parser.add_argument("--docs", default="docs", help="the folder of results.md and results/")
     args = parser.parse_args()
-    return main(Path(args.docs), args.add, args.check, args.name)
+    return main(Path(args.docs), args.add, args.check, args.name, args.suite)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The summaries of runs, which docs/results/NAME.json holds."""
+"""The summaries of runs, which docs/results/NAME.json holds, those of a suite in a folder of it."""
 
 import functools
 import json
@@ -113,16 +113,32 @@ def seed_of(summary: Mapping[str, Any]) -> Any:
     return summary["config"].get("seed")
 
 
+def name_without_seed(name: str) -> str:
+    """Return the name of a run without its seed.
+
+    It is _seedN at the end or, in a suite, _seed-N anywhere: adv_seed1 is adv, and
+    adv_seed-1_label_smoothing-0.1 is adv_label_smoothing-0.1.
+    """
+    return re.sub(r"_seed(\d+$|-\d+(?=_|$))", "", name)
+
+
 def summaries_of(docs: Path) -> list[dict[str, Any]]:
-    """Return the summaries in the folder results of `docs`, sorted by name and seed."""
-    paths = sorted((docs / "results").glob("*.json"))
-    summaries = [read_summary(path) for path in paths if path.name != "leaderboard.json"]
-    return sorted(summaries, key=lambda each: (each["name"], seed_of(each) or 0))
+    """Return the summaries in the folder results of `docs`, sorted by name and seed.
+
+    Each has the key "suite": the name of its folder in results, or None.
+    """
+    results, summaries = docs / "results", []
+    for path in sorted([*results.glob("*.json"), *results.glob("*/*.json")]):
+        if path.name != "leaderboard.json":
+            suite = None if path.parent == results else path.parent.name
+            summaries.append(read_summary(path) | {"suite": suite})
+    return sorted(summaries, key=lambda each: (name_without_seed(each["name"]), seed_of(each) or 0))
 
 
 def by_data(docs: Path) -> dict[str, list[dict[str, Any]]]:
-    """Return data set -> summaries, in the order of `summaries_of`."""
-    groups: dict[str, list[dict[str, Any]]] = {}
+    """Return data set -> summaries and, after these, suite -> summaries."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for summary in summaries_of(docs):
-        groups.setdefault(summary["config"]["data"]["name"], []).append(summary)
-    return dict(sorted(groups.items()))
+        key = (summary["suite"] or "", summary["config"]["data"]["name"])
+        groups.setdefault(key, []).append(summary)
+    return {suite or data: groups[suite, data] for suite, data in sorted(groups)}

@@ -126,6 +126,30 @@ def test_runs_of_several_seeds_have_a_row_of_mean_and_deviation(tmp_path: Path) 
     assert "digits_atlas (seed 1)" in page
 
 
+def test_the_runs_of_a_suite_have_a_table_over_seeds_and_a_folder_of_records(
+    tmp_path: Path,
+) -> None:
+    docs = tmp_path / "docs"
+    assert tool.main(docs, add=[str(make_run(tmp_path / "alone", seed=3))]) == 0
+    for ending, robust in (("", 0.2), ("_silu", 0.6)):
+        for seed in (0, 1):
+            name = f"digits_atlas_seed-{seed}{ending}"
+            run = make_run(tmp_path / name, robust + seed / 5, name=name, seed=seed)
+            assert tool.main(docs, add=[str(run)], suite="ingredients") == 0
+    assert len(list((docs / "results" / "ingredients").glob("*.json"))) == 4
+    before, part = (docs / "results.md").read_text().split("## ingredients\n")
+    assert "ingredients" not in before and "### digits_atlas, seed 3" in before
+    rows = [line for line in part.splitlines() if line.startswith("| digits")]
+    assert [row.split(" | ")[:2] for row in rows] == [
+        ["| digits_atlas", "0, 1"],
+        ["| digits_atlas_silu", "0, 1"],
+    ]
+    # The means of 0.2 and 0.4, and of 0.6 and 0.8, with a deviation of 0.1 * sqrt(2).
+    assert "30.0 ± 14.1 % (20.0 to 40.0)" in rows[0] and "70.0 ± 14.1 %" in rows[1]
+    assert "###" not in part and "`docs/results/ingredients/` has the record" in part
+    assert (docs / "results" / "ingredients.svg").is_file() and tool.outdated(docs) == []
+
+
 def test_adding_a_run_again_replaces_it(tmp_path: Path) -> None:
     tool.add_run(make_run(tmp_path / "a"), tmp_path / "results")
     path = tool.add_run(make_run(tmp_path / "b", robust=0.6), tmp_path / "results")
