@@ -196,6 +196,8 @@ def run_section(summary: Mapping[str, Any]) -> str:
         missing = missing_from_paper(config, evaluation)
         also = "".join(f"; not measured here: {key} {percent(missing[key])}" for key in missing)
         facts.append(f"paper: {source}{also}")
+    if evaluation.craft_precision != "float32":
+        facts.append(f"attacks: searched in {evaluation.craft_precision}, judged in float32")
     facts += [
         f"seed: training {seed_of(summary)}, evaluation {evaluation.seed}",
         f"commit: training {evaluation.training_commit or 'not recorded'}, "

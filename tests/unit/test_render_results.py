@@ -100,6 +100,14 @@ def test_the_page_shows_accuracies_times_and_provenance(tmp_path: Path) -> None:
     assert "Over seeds" not in page and page.startswith("# Results\n")
 
 
+def test_the_page_says_in_which_precision_attacks_searched(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    record = json.loads((run / "eval.json").read_text()) | {"craft_precision": "mixed_bfloat16"}
+    (run / "eval.json").write_text(json.dumps(record))
+    tool.add_run(run, tmp_path / "results")
+    assert "- attacks: searched in mixed_bfloat16, judged in float32\n" in tool.render(tmp_path)
+
+
 def test_runs_are_grouped_by_data_set_and_a_group_has_its_note_once(tmp_path: Path) -> None:
     note = "the images are a JPEG-recompressed copy"
     cifar = {"data": {"name": "cifar10"}, "note": note}
