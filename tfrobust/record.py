@@ -14,8 +14,16 @@ from tfrobust.io import write_text
 # The version of the files. It is raised when old rows must not stand beside new ones, as after a
 # change of the attacks' noise. A file without a version has version 0.
 SCHEMA = 1
+# The name of the suite by which the field judges a network.
+AUTOATTACK = "AutoAttack"
 # How the name of a suite ends whose accuracy is an upper bound of that under AutoAttack.
 UPPER_BOUND = " (upper bound)"
+
+
+def is_autoattack(name: str) -> bool:
+    """Return whether a row's name is that of the standard AutoAttack, under any label."""
+    return name == AUTOATTACK or name.endswith(f" ({AUTOATTACK})")
+
 
 Share = Annotated[float, pydantic.Field(ge=0, le=1)]
 Count = Annotated[int, pydantic.Field(ge=0)]

@@ -25,6 +25,7 @@ from typing import Any
 from summaries import name_without_seed
 
 from tfrobust.errors import UserError
+from tfrobust.record import is_autoattack
 from tfrobust.report import duration, interval, markdown_table, method_name, number
 from tfrobust.report.text import factors_text
 
@@ -37,7 +38,7 @@ def row_of(summary: Mapping[str, Any], stale: bool | None) -> Row:
     """Return the row of a run, from its record."""
     config, evaluation = summary["config"], summary["evaluation"]
     model, where = config.get("model") or {}, evaluation.provenance
-    attack = next((row for row in evaluation.attacks if row.name == "AutoAttack"), None)
+    attack = next((row for row in evaluation.attacks if is_autoattack(row.name)), None)
     sizes = [str(model[key]) for key in ("depth", "width") if key in model]
     return {
         "name": summary["name"],

@@ -72,8 +72,9 @@ Top level: `threat`, `data`, `model`, `method`, `optimizer`, `train`, `attacks`,
 paper under `clean` and the labels of attacks; `note`; `name`, that of the run's folder. A section
 that takes a name and arguments is `{{name: NAME, argument: value}}`, or the name alone. An attack
 in the list `attacks` also takes `label`, the name of its column, and `examples`, the number of its
-test images. `threat` may be a list with a mapping for each norm; the evaluation is then in their
-union, and an attack runs under each norm, or under its key `norm`.
+test images; a suite keeps its own name beside its label, as in "AA (AutoAttack)". `threat` may be
+a list with a mapping for each norm; the evaluation is then in their union, and an attack runs under
+each norm, or under its key `norm`.
 """
 
 

@@ -25,7 +25,7 @@ from tfrobust.report import (
     write_report,
 )
 from tfrobust.report.compare import difference, flat
-from tfrobust.report.compare_figures import over_time
+from tfrobust.report.compare_figures import over_eps, over_time
 from tfrobust.report.requirements import at_most_minutes
 from tfrobust.report.summary import pareto
 from tfrobust.report.text import NOTHING
@@ -195,6 +195,18 @@ def test_accuracy_over_the_time_of_training_is_drawn_for_runs_that_have_a_clock(
     assert first.get_ydata().tolist() == [0.5, 0.8, 0.25, 0.2]
     page = write_comparison(tmp_path / "out", "mine", rows_of(folders), {})
     assert (page.parent / "figures" / "robust-accuracy-over-time.svg").is_file()
+
+
+def test_seeds_measured_at_different_eps_are_averaged_where_they_share_it(tmp_path: Path) -> None:
+    curves = {"a": [(0.0, 0.9), (0.1, 0.5)], "b": [(0.0, 0.7), (0.1, 0.3), (0.2, 0.1)]}
+    for name, curve in (curves | {"other": curves["b"]}).items():
+        rows = [{"eps": eps, "robust_accuracy": share, "examples": 10} for eps, share in curve]
+        change(saved_run(tmp_path / name, 10, 5), eps_curve=rows)
+    runs = [Row("same", tmp_path / name) for name in curves] + [Row("other", tmp_path / "other")]
+    (axes,) = over_eps(read_runs(runs))["eps"].axes
+    points = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
+    assert points["same"] == [[0.0, pytest.approx(0.8)], [0.1, pytest.approx(0.4)]]
+    assert points["other"] == [list(point) for point in curves["b"]]
 
 
 def test_runs_that_cannot_be_compared_are_one_line(tmp_path: Path) -> None:

@@ -229,6 +229,7 @@ def test_evaluate_prints_one_line_for_each_attack() -> None:
         ([{"name": "pgd", "step": 3}], "attacks[0].step: unknown key"),
         ([{"name": "autoattack", "version": "standrd"}], "(did you mean 'standard'?)"),
         ("autoatack", "did you mean 'autoattack'"),
+        ({"name": "pgd", "label": "AutoAttack"}, "attacks[0].label: expected a label that is not "),
         ([{"steps": 3}], "attacks[0]: expected a mapping with 'name'"),
     ],
 )
@@ -249,10 +250,9 @@ def test_attacks_and_budgets_of_the_suites_autoattack_and_paper() -> None:
     first, second, *rest = (row.attack for row in list_attacks("autoattack", Threat("l1", 12.0)))
     assert (first.restarts, second.targets) == (5, 5)  # as in the public code
     assert rest == attacks[2:]
-    both = list_attacks(["autoattack", {"name": "autoattack", "label": "AA2"}], linf)
-    assert [row.name for row in both[4:]] == [f"AA2: {attack.title}" for attack in attacks]
-    assert {row.suite for row in both} == {"AutoAttack", "AA2"}
-
+    both = list_attacks(["autoattack", {"name": "autoattack", "label": "AA"}], linf)
+    assert [row.name for row in both[4:]] == [f"AA (AutoAttack): {a.title}" for a in attacks]
+    assert {row.suite for row in both} == {"AutoAttack", "AA (AutoAttack)"}
     small, full = (list_attacks({"name": "paper", "budget": b}, linf) for b in ("small", "paper"))
     assert small == list_attacks("paper", linf)
     assert [row.name for row in small] == [row.name for row in full]

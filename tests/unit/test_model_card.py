@@ -55,7 +55,10 @@ def test_accuracies_of_a_card_are_those_of_the_record(tmp_path: Path) -> None:
         assert part in text
 
 
-@pytest.mark.parametrize(("suite", "short"), [("AutoAttack", 0), ("AutoAttack (upper bound)", 1)])
+@pytest.mark.parametrize(
+    ("suite", "short"),
+    [("AutoAttack", 0), ("mine (AutoAttack)", 0), ("AutoAttack (upper bound)", 1)],
+)
 def test_a_short_suite_does_not_count_as_autoattack(
     tmp_path: Path, suite: str, short: bool
 ) -> None:

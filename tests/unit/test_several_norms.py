@@ -96,8 +96,8 @@ def test_each_attack_is_listed_under_every_norm_unless_it_names_one() -> None:
     assert names == ["l2: PGD-10", "linf: PGD-10", "linf: RayS-10000"]
     listed = list_attacks({"name": "autoattack", "label": "AA"}, [LINF, L2])
     assert listed == list_attacks(listed, [LINF, L2])
-    assert {t.suite for t in listed} == {"linf: AA", "l2: AA"}
-    assert listed[0].name == "linf: AA: APGD-CE" and listed[4].threat == L2
+    assert {t.suite for t in listed} == {f"{norm}: AA (AutoAttack)" for norm in ("linf", "l2")}
+    assert listed[0].name == "linf: AA (AutoAttack): APGD-CE" and listed[4].threat == L2
     step = list_attacks([{"name": "pgd", "step_size": 0.01, "norm": "linf"}, "pgd"], [LINF, L2])
     assert [t.attack.step_size for t in step] == [0.01, None, None]
 

@@ -9,7 +9,7 @@ from typing import Any
 from tfrobust.attacks import APGD, ATTACKS, EOT, FAB, PGD, Attack, MultiTargeted, RayS, Square
 from tfrobust.attacks.wrapper import check_relative
 from tfrobust.errors import choose, require
-from tfrobust.record import UPPER_BOUND
+from tfrobust.record import AUTOATTACK, UPPER_BOUND, is_autoattack
 from tfrobust.registry import build, convert, located, resolve
 from tfrobust.threat import Threat, threats_of
 
@@ -179,23 +179,25 @@ def _expand(entry: AttackSpec, threat: Threat, where: str) -> list[ListedAttack]
     choose(f"{where}.name", name, [*ATTACKS, *SUITES])
     attack = build(ATTACKS, settings, where, also=COMMON)
     located(where, attack.check, threat)
+    honest = label is None or not is_autoattack(label)
+    require(honest, f"{where}.label", "a label that is not the suite's", label)
     return [ListedAttack(attack, label or attack.title, examples)]
 
 
 def _relabel(listed: ListedAttack, label: str | None) -> ListedAttack:
     """Return an attack of a suite under another label for the suite, unless the label is None.
 
-    The attack's name begins with the label, because the names in a list must differ. The label of
-    an upper bound says so too.
+    The attack's name begins with the label, because the names in a list must differ. Every label
+    says what the suite is, such as "AA (AutoAttack)" or "quick (upper bound)".
     """
     if label is None:
         return listed
     if listed.suite is None:
         return dataclasses.replace(listed, name=f"{label}: {listed.name}")
-    if listed.suite.endswith(UPPER_BOUND):
-        label = label.removesuffix(UPPER_BOUND) + UPPER_BOUND
+    mark = UPPER_BOUND if listed.suite.endswith(UPPER_BOUND) else f" ({listed.suite})"
+    suite = listed.suite if label == listed.suite else label.removesuffix(mark) + mark
     name = listed.name.removeprefix(f"{listed.suite}: ")
-    return dataclasses.replace(listed, name=f"{label}: {name}", suite=label)
+    return dataclasses.replace(listed, name=f"{suite}: {name}", suite=suite)
 
 
 def _limit(listed: ListedAttack, examples: int | None) -> ListedAttack:
@@ -235,7 +237,7 @@ def autoattack(threat: Threat, version: str = "standard") -> list[ListedAttack]:
         "rand": [EOT(APGD(), 20), EOT(APGD(loss="dlr"), 20)],
     }
     choose("version", version, versions)
-    suite = "AutoAttack" if version == "standard" else f"AutoAttack {version}"
+    suite = AUTOATTACK if version == "standard" else f"{AUTOATTACK} {version}"
     return [
         ListedAttack(attack, f"{suite}: {attack.title}", suite=suite)
         for attack in versions[version]

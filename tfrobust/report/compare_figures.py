@@ -101,21 +101,25 @@ def over_time(runs: Sequence[FinishedRun]) -> dict[str, Figure]:
 
 
 def over_eps(runs: Sequence[FinishedRun]) -> dict[str, Figure]:
-    """Draw robust accuracy over eps, the mean over the seeds; nothing unless two labels have it."""
-    by_label: dict[str, list[Any]] = {}
+    """Draw robust accuracy over eps, the mean over the seeds; nothing unless two labels have it.
+
+    Seeds measured at different eps are averaged at those that they share.
+    """
+    by_label: dict[str, dict[float, float]] = {}
     for label, family in families(runs).items():
         curves = [run.record.evaluation.eps_curve for run in family]
-        by_label[label] = [curve for curve in curves if curve]
-    if sum(bool(curves) for curves in by_label.values()) < 2:
+        seeds = [{row.eps: row.robust_accuracy for row in curve} for curve in curves if curve]
+        shared = [eps for eps in seeds[0] if all(eps in seed for seed in seeds)] if seeds else []
+        by_label[label] = {eps: mean(seed[eps] for seed in seeds) for eps in shared}
+    if sum(bool(curve) for curve in by_label.values()) < 2:
         return {}
     figure, axes = new_axes("eps", "robust accuracy", size=SIZE)
-    for place, (label, curves) in enumerate(by_label.items()):
-        if curves:
-            eps = [row.eps for row in curves[0]]
-            values = [
-                mean(row.robust_accuracy for row in rows) for rows in zip(*curves, strict=True)
-            ]
-            axes.plot(eps, values, color=_colour(place), lw=1.6, marker=".", label=literal(label))
+    for place, (label, curve) in enumerate(by_label.items()):
+        if curve:
+            colour = _colour(place)
+            axes.plot(
+                [*curve], [*curve.values()], color=colour, lw=1.6, marker=".", label=literal(label)
+            )
     if alike(runs):
         axes.axvline(runs[0].record.evaluation.threats[0].eps, color=INK, lw=1, ls="--", alpha=0.55)
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))

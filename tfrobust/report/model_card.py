@@ -4,7 +4,7 @@ from typing import Any
 
 import yaml
 
-from tfrobust.record import UPPER_BOUND
+from tfrobust.record import AUTOATTACK, UPPER_BOUND
 from tfrobust.report.record import RunRecord
 from tfrobust.report.summary import accuracy_rows, data_of
 from tfrobust.report.text import factors_text, number, threat_text
@@ -69,8 +69,8 @@ def untested(record: RunRecord) -> list[str]:
     missing = []
     if not evaluation.attacks:
         missing.append("No attack was run: nothing is known about an adversary.")
-    elif not any("AutoAttack" in s and not s.endswith(UPPER_BOUND) for s in evaluation.suites):
-        missing.append("AutoAttack was not run, so the robust accuracy may be lower.")
+    elif not any(AUTOATTACK in s and not s.endswith(UPPER_BOUND) for s in evaluation.suites):
+        missing.append(f"{AUTOATTACK} was not run, so the robust accuracy may be lower.")
     others = [norm for norm in MOVES if norm not in norms]
     if others:
         missing.append(f"No attack was run under {' or '.join(others)}.")
