@@ -135,6 +135,14 @@ def test_augmentation_draws_new_noise_in_every_batch_and_epoch() -> None:
     assert len(images) > 4
 
 
+def test_the_end_of_training_does_not_wait_for_a_thread_of_tf_data() -> None:
+    """The thread that tunes a pipeline may sleep for a minute before its iterator can go."""
+    split = split_of(10)
+    arrays = from_arrays(split.images, split.labels, 4)
+    for data in (batches(split, 4, training=True), batches(split, 4), arrays):
+        assert data.options().autotune.enabled is False
+
+
 def test_evaluation_is_one_pass_in_order() -> None:
     split = split_of(10).take(np.arange(3, 10))
     data = batches(split, 3)

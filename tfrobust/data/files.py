@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from tfrobust.data.reading import call_python
+from tfrobust.data.reading import call_python, untuned
 from tfrobust.errors import UserError, one_line
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # for others Pillow may start programs
@@ -72,7 +72,7 @@ class Files:
         decoded = places.map(self._image, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
         images = np.zeros(self.shape, np.uint8)
         with readable():
-            for number, image in enumerate(decoded.as_numpy_iterator()):
+            for number, image in enumerate(untuned(decoded).as_numpy_iterator()):
                 images[number] = image
         return images if dtype is None else images.astype(dtype)
 

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from tfrobust.data.files import BROKEN, RESIZES, Files
 from tfrobust.data.folder import drawn
+from tfrobust.data.reading import untuned
 from tfrobust.data.split import Split, numbered
 from tfrobust.data.tfds import Tfds
 from tfrobust.errors import require_at_least
@@ -116,7 +117,8 @@ def _places_and_labels(files: list[str], counts: list[int]) -> tuple[np.ndarray,
     shards = tf.data.Dataset.from_tensor_slices((files, np.array(counts, np.int64)))
     scanned = shards.map(scan, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     places, labels = [], []
-    for file, (lengths, shard_labels) in zip(files, scanned.as_numpy_iterator(), strict=True):
+    numbers = untuned(scanned).as_numpy_iterator()
+    for file, (lengths, shard_labels) in zip(files, numbers, strict=True):
         starts = np.cumsum(lengths.astype(np.int64) + FRAME) - lengths - FRAME
         places.append(np.char.add(f"{file}:".encode(), starts.astype("S")))
         labels.append(shard_labels.astype(np.int32))

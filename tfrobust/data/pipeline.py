@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfrobust.data.augment import Augment, Augmentation, in_sequence, require_images
+from tfrobust.data.reading import untuned
 from tfrobust.data.rows import Rows, as_float, mixed_rows, rows_of
 from tfrobust.data.split import Split
 from tfrobust.errors import require, require_at_least
@@ -212,6 +213,7 @@ def _mapped(
 ) -> tf.data.Dataset:
     """Return the batches that `collect` makes of numbers and positions."""
     mapped = numbered.map(collect, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    mapped = untuned(mapped.prefetch(tf.data.AUTOTUNE))
     options = tf.data.Options()  # each of several machines takes its part of every batch
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
-    return mapped.prefetch(tf.data.AUTOTUNE).with_options(options)
+    return mapped.with_options(options)

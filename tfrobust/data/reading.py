@@ -1,4 +1,4 @@
-"""Python functions in tf.data pipelines, with a wait for them when Python exits."""
+"""What pipelines of tf.data share: Python functions in them, and no tuning of their threads."""
 
 from __future__ import annotations
 
@@ -15,6 +15,18 @@ import tensorflow as tf
 READERS: set[int] = set()  # the threads that are in such a function
 EXITING = threading.Event()  # set when the process ends
 QUIET = 10  # the number of successive checks that must see no reader
+
+
+def untuned(data: tf.data.Dataset) -> tf.data.Dataset:
+    """Return the data without TensorFlow's tuning of their threads and buffers while they are read.
+
+    The pipelines here are too short to gain by it, and its thread may sleep through the end of the
+    reading: then the deletion of the iterator waits for it, as long as the reading took or a
+    minute.
+    """
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return data.with_options(options)
 
 
 def call_python(function: Callable[[Any], np.ndarray], array: tf.Tensor, dtype: Any) -> tf.Tensor:

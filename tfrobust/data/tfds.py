@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from tfrobust.data.reading import untuned
 from tfrobust.data.split import Dataset, Split, numbered
 from tfrobust.errors import UserError, require
 
@@ -96,7 +97,7 @@ class Tfds(Dataset):
         config = tfds.ReadConfig(try_autocache=False)
         data = builder.as_dataset(split=split, batch_size=READ_BATCH, read_config=config)
         start = 0
-        for batch in data.as_numpy_iterator():
+        for batch in untuned(data).as_numpy_iterator():
             end = start + len(batch["label"])
             images[start:end], labels[start:end] = batch["image"], batch["label"]
             start = end
