@@ -14,15 +14,14 @@ from tfrobust.io import write_text
 # The version of the files. It is raised when old rows must not stand beside new ones, as after a
 # change of the attacks' noise. A file without a version has version 0.
 SCHEMA = 1
-# The name of the suite by which the field judges a network.
-AUTOATTACK = "AutoAttack"
+AUTOATTACK = "AutoAttack"  # the name of the suite by which the field judges a network
 # How the name of a suite ends whose accuracy is an upper bound of that under AutoAttack.
 UPPER_BOUND = " (upper bound)"
 
 
 def is_autoattack(name: str) -> bool:
-    """Return whether a row's name is that of the standard AutoAttack, under any label."""
-    return name == AUTOATTACK or name.endswith(f" ({AUTOATTACK})")
+    """Return whether a suite is the whole AutoAttack, standard or plus, by its name or label."""
+    return name.removesuffix(")").split(" (")[-1] in (AUTOATTACK, f"{AUTOATTACK} plus")
 
 
 Share = Annotated[float, pydantic.Field(ge=0, le=1)]
@@ -231,7 +230,8 @@ class ExportRow(Part):
         file: The file or folder in the run folder.
         runtime: The name and version of the runtime that computed it.
         examples: The number of images.
-        largest_difference: The largest difference of a logit to that of the network.
+        largest_difference: The largest difference of a logit to that of the network, over the
+            images where both have finite logits; None if there are none.
         equal_predictions: The share of the images that it predicts as the network does.
         clean_accuracy: The accuracy without an attack.
         attacks: The accuracy after each attack and those before it, by the name of the attack.
@@ -244,7 +244,7 @@ class ExportRow(Part):
     file: str
     runtime: str
     examples: pydantic.PositiveInt
-    largest_difference: float
+    largest_difference: float | None
     equal_predictions: Share
     clean_accuracy: Share
     attacks: dict[str, Share] = {}

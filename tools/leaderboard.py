@@ -12,7 +12,7 @@ percent with two decimals, and eps is a string such as "8/255". RobustBench's `l
   too old to name them;
 - `stale`: whether code that the run used has changed since (tools/stale.py), null if unknown.
 
-`autoattack_acc` is null for a run that was not evaluated by AutoAttack.
+`autoattack_acc` is null for a run that was not evaluated by AutoAttack, or has several norms.
 """
 
 import json
@@ -38,7 +38,8 @@ def row_of(summary: Mapping[str, Any], stale: bool | None) -> Row:
     """Return the row of a run, from its record."""
     config, evaluation = summary["config"], summary["evaluation"]
     model, where = config.get("model") or {}, evaluation.provenance
-    attack = next((row for row in evaluation.attacks if is_autoattack(row.name)), None)
+    rows = [row for row in evaluation.attacks if is_autoattack(row.name)]
+    attack = rows[0] if rows and len(evaluation.balls) == 1 else None  # no row is of the union
     sizes = [str(model[key]) for key in ("depth", "width") if key in model]
     return {
         "name": summary["name"],

@@ -167,13 +167,15 @@ def _say(name: str, line: str) -> None:
 def _row(name: str, file: str, measured: Measured, original: Measured) -> ExportRow:
     """Return the row of a network whose file is `file`."""
     evaluation, same = measured.evaluation, measured.logits.argmax(1) == original.logits.argmax(1)
+    differences = np.abs(measured.logits - original.logits)
+    finite = differences[np.isfinite(differences).all(axis=1)]
     package = _package(name)
     row = ExportRow(
         name=name,
         file=file,
         runtime=f"{package} {importlib.metadata.version(package)}",
         examples=len(evaluation.results[0].robust),
-        largest_difference=float(np.abs(measured.logits - original.logits).max()),
+        largest_difference=float(finite.max()) if len(finite) else None,
         equal_predictions=float(same.mean()),
         clean_accuracy=evaluation.clean_accuracy,
     )

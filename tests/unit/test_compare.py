@@ -158,6 +158,31 @@ def test_runs_are_compared_by_images_and_attack_settings_not_by_names(tmp_path: 
     assert differences(read_runs(rows_of([one, other]))).rows[0][2] == NOTHING
 
 
+def test_attacks_of_a_cascade_are_shared_up_to_the_first_that_differs(tmp_path: Path) -> None:
+    """An attack alone in one cascade has a part in the flags of those after it."""
+    one, other = saved_run(tmp_path / "one", 10, 9), saved_run(tmp_path / "other", 10, 9)
+    noise, pgd = ({"name": name, "examples": 10, "robust_accuracy": 0.5} for name in "np")
+    for run, rows, right in ((one, [pgd, noise], 3), (other, [noise], 9)):
+        flags = Flags.load(run)
+        change(run, attacks=rows, mode="cascade")
+        names = ["clean", *(row["name"] for row in rows)]
+        arrays = {name: np.arange(10) < (10 if name == "clean" else right) for name in names}
+        dataclasses.replace(flags, right=arrays).save(run)
+
+    def shared() -> str:
+        return differences(read_runs(rows_of([one, other]))).rows[0][2]
+
+    assert shared() == NOTHING
+    for run in (one, other):
+        change(run, mode="each")
+    assert shared().startswith("-60.0")
+    change(one, mode="cascade")
+    change(other, mode="cascade", attacks=[noise, pgd])
+    flags = Flags.load(other)
+    dataclasses.replace(flags, right=flags.right | {"p": flags.right["n"]}).save(other)
+    assert shared().startswith("-60.0")  # the same attacks in another order
+
+
 def test_run_without_a_history_has_no_epochs_in_the_table(tmp_path: Path) -> None:
     runs = [saved_run(tmp_path / name, 8, 4) for name in ("mine", "theirs")]
     (runs[1] / "history.csv").unlink()

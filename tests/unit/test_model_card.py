@@ -68,6 +68,25 @@ def test_a_short_suite_does_not_count_as_autoattack(
     assert ("AutoAttack was not run" in card_of(run)[1]) == short
 
 
+def test_a_card_names_the_norm_of_each_accuracy_and_none_of_corruptions(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    threats = [{"norm": "linf", "eps": 0.15}, {"norm": "l2", "eps": 1.0}]
+    rows = [
+        {"name": f"{norm}: {name}", "suite": suite, "examples": 10, "robust_accuracy": 0.3}
+        for norm, suite in (("linf", "linf: AutoAttack"), ("l2", None))
+        for name in ("AutoAttack", "PGD-20")
+    ]
+    fog = {"name": "fog", "accuracy": [0.5], "seconds": 1.0}
+    table = {"severities": [3], "examples": 10, "accuracy": 0.5, "rows": [fog], "pending": []}
+    change(run, threat=threats, attacks=rows, corruptions=table)
+    head, text = card_of(run)
+    names = [metric["name"] for metric in head["model-index"][0]["results"][0]["metrics"]]
+    assert "accuracy, corruptions fog at severity 3, 10 images" in names
+    assert "accuracy, l2: PGD-20 (l2, eps 1), 10 images" in names
+    assert any("worst case (union of linf, eps 0.15 and l2, eps 1)" in name for name in names)
+    assert "AutoAttack was not run" in text  # under l2
+
+
 def test_card_of_a_run_without_attacks_says_so(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     change(run, attacks=[], robust_accuracy=None, worst_case_examples=None)

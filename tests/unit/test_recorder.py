@@ -8,15 +8,19 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
+import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tests.unit.test_evaluation import X, Y, network
 from tests.unit.test_record import HALF, NOISY, THREAT, WHOLE, evaluated
-from tfrobust import Threat
+from tfrobust import PGD, Threat
 from tfrobust.errors import UserError
-from tfrobust.evaluation import Details, Flags, Record, cascade, evaluate
+from tfrobust.evaluation import Corruptions, Details, Flags, Record, cascade, closing, evaluate
+from tfrobust.evaluation.image_file import ImageFile
 
 
 def shifted(images: Any) -> Any:
@@ -49,6 +53,8 @@ def test_an_evaluation_that_is_refused_changes_no_file(tmp_path: Path) -> None:
         ({"seed": 0.5}, "^seed: expected int, received 0.5"),
         ({"details": Details(index=np.arange(1))}, r"^details.index: expected a place for"),
         ({"images": True}, "^images: expected False with a folder"),
+        ({"folder": None, "save": "uint8"}, "^save: expected None without a folder"),
+        ({"corruptions": {"examples": 1}}, "^corruptions: expected True, False or tfrobust.eval"),
     ):
         options: dict[str, Any] = {"attacks": [HALF], "folder": folder, "progress": False} | change
         with pytest.raises(UserError, match=message):
@@ -146,6 +152,62 @@ def test_the_curve_has_the_points_of_the_last_evaluation(tmp_path: Path) -> None
     assert points(1.0, 0.5, 0.0) == [1.0, 0.5, 0.0]
     assert points(1.0) == [1.0]
     assert points() == []
+
+
+@pytest.mark.usefixtures("short_closing")
+def test_every_point_of_the_curve_is_attacked_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = keras.Input(X.shape[1:])
+    model = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.Flatten()(inputs)))
+    model.set_weights([np.array([[-1.0, 1.0]]), np.array([0.5, -0.5])])
+    run = Mock(side_effect=closing.run_all)
+    monkeypatch.setattr(closing, "run_all", run)
+    details = Details(curve=[({"lambda": value}, model) for value in (1.0, 0.5)])
+    options: Any = {"craft_precision": "mixed_bfloat16", "mode": "each", "progress": False}
+    evaluate(model, X, Y, THREAT, [HALF], folder=tmp_path, details=details, **options)
+    given = run.call_args.kwargs
+    assert given["mode"] == "each"
+    assert "bfloat16" in {layer.compute_dtype for layer in given["search"].layers}
+    rows = Record.load(tmp_path).curve
+    assert rows[0].robust_accuracy == rows[1].robust_accuracy
+
+
+def test_pictures_of_saved_images_are_those_of_their_places(tmp_path: Path) -> None:
+    places = np.arange(len(X)) + 100
+    listed = saved(tmp_path / "mine.npz", X, places)
+    details = Details(index=places, say=lambda line: None)
+    folder = tmp_path / "run"
+    evaluate(network, X, Y, THREAT, [listed], folder=folder, details=details, progress=False)
+    np.testing.assert_array_equal(np.load(folder / "probes.npz")["adversarial"], X[:8])
+    assert "images" not in [check.name for check in Record.load(folder).checks]
+
+
+def test_saved_images_are_written_only_with_an_attack(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = Mock(side_effect=lambda file, *_: file.path.touch())
+    monkeypatch.setattr(ImageFile, "write", lambda *args: written(*args))
+    evaluated(tmp_path, [HALF, WHOLE], save="float32", corruptions=Corruptions("fog", (1, 2)))
+    assert written.call_count == 3  # one to begin with
+
+
+def test_a_step_size_may_be_a_tensor(tmp_path: Path) -> None:
+    attack = PGD(steps=2, step_size=tf.constant(0.25))
+    evaluated(tmp_path, [attack])
+    assert Record.load(tmp_path).attacks[0].config["step_size"] == 0.25
+    assert evaluated(tmp_path, [attack]).attacks == []
+
+
+@pytest.mark.parametrize("box", [(-1.1, 1.1), (-0.4242, 2.8215), (0.0, 0.3)])
+def test_a_box_may_have_ends_that_float32_rounds(box: tuple[float, float]) -> None:
+    x = np.random.default_rng(0).uniform(*box, X.shape).astype(np.float32)
+    evaluate(network, x, Y, Threat("linf", 0.3, box), [PGD(steps=3)], check=False, progress=False)
+
+
+def test_saved_images_may_follow_another_attack(tmp_path: Path) -> None:
+    evaluated(tmp_path / "run", [HALF, saved(tmp_path / "mine.npz", X, np.arange(len(X)))])
+    assert len(Record.load(tmp_path / "run").attacks) == 2
 
 
 def test_a_seed_of_numpy_equals_the_same_int(tmp_path: Path) -> None:

@@ -263,6 +263,18 @@ def test_the_leaderboard_has_a_row_for_each_run_in_robustbench_fields(tmp_path: 
     assert weak["autoattack_acc"] is None and list(weak) == list(row)
 
 
+def test_no_norm_stands_for_the_union_in_the_leaderboard(tmp_path: Path) -> None:
+    run = autoattack(tmp_path / "run", 0.5)
+    names = [f"{norm}: mine (AutoAttack)" for norm in ("linf", "l2")]
+    rows = [{"name": name, "examples": 10, "robust_accuracy": 0.5} for name in names]
+    threats = [{"norm": "linf", "eps": 0.1}, {"norm": "l2", "eps": 1.0}]
+    record = json.loads((run / "eval.json").read_text()) | {"attacks": rows, "threat": threats}
+    (run / "eval.json").write_text(json.dumps(record))
+    assert tool.main(tmp_path / "docs", add=[str(run)]) == 0
+    (row,) = tool.leaderboard.read(tmp_path / "docs")
+    assert row["norm"] == "Linf + L2" and row["autoattack_acc"] is None
+
+
 def test_runs_with_a_clock_have_a_figure_of_accuracy_over_time(tmp_path: Path) -> None:
     docs, runs = tmp_path / "docs", []
     for seed in (0, 1):

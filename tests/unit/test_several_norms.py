@@ -98,6 +98,9 @@ def test_each_attack_is_listed_under_every_norm_unless_it_names_one() -> None:
     assert listed == list_attacks(listed, [LINF, L2])
     assert {t.suite for t in listed} == {f"{norm}: AA (AutoAttack)" for norm in ("linf", "l2")}
     assert listed[0].name == "linf: AA (AutoAttack): APGD-CE" and listed[4].threat == L2
+    suite = list_attacks("paper", [LINF, L2])  # its step sizes are those of each threat
+    steps = {t.threat: t.attack.step_size for t in suite if t.name.endswith(": PGD-20")}
+    assert steps[LINF] / LINF.eps == pytest.approx(steps[L2] / L2.eps) and len(steps) == 2
     step = list_attacks([{"name": "pgd", "step_size": 0.01, "norm": "linf"}, "pgd"], [LINF, L2])
     assert [t.attack.step_size for t in step] == [0.01, None, None]
 
@@ -108,6 +111,7 @@ def test_each_attack_is_listed_under_every_norm_unless_it_names_one() -> None:
         ({"name": "pgd", "step_size": 0.01}, r"attacks\[0\].step_size: expected none, a fraction"),
         (EOT(PGD(step_size=0.01)), r"attacks\[0\].attack.step_size: expected none, a fraction"),
         ({"name": "pgd", "norm": "linf"}, "attacks: expected an attack under l2"),
+        ({"name": "pgd", "label": "worst case, first try"}, "attacks: expected labels other than"),
         ({"name": "pgd", "norm": "l1"}, r"attacks\[0\].norm: expected one of l2, linf"),
         (["pgd", {"name": "fgsm", "norm": "l2"}, "rays"], r"attacks\[2\]"),
         (
@@ -160,6 +164,16 @@ def test_the_record_and_its_page_have_every_norm_and_their_union(tmp_path: Path)
     assert (tmp_path / "eval.json").read_text() == before
     evaluate(network, X, Y, LINF, [EXACT], check=False, **options)
     assert (tmp_path / "evaluation.1/eval.json").read_text() == before
+
+
+def test_a_result_under_one_norm_is_not_reused_under_another(tmp_path: Path) -> None:
+    """The settings of Square are the same under every norm."""
+    first, square = {"name": "pgd", "norm": "linf"}, {"name": "square", "queries": 30}
+    evaluate(network, X, Y, [LINF, L2], [first, square], folder=tmp_path, **OPTIONS)
+    of_l2 = [first, square | {"norm": "l2"}]
+    again = evaluate(network, X, Y, [LINF, L2], of_l2, folder=tmp_path, **OPTIONS)
+    assert again.norms == evaluate(network, X, Y, [LINF, L2], of_l2, **OPTIONS).norms
+    assert len(set(again.norms.values())) == 2
 
 
 def test_an_interrupted_union_has_no_headline(tmp_path: Path) -> None:

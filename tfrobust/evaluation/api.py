@@ -31,6 +31,7 @@ from tfrobust.registry import located
 from tfrobust.threat import Threat, threats_of
 
 FIRST = 16  # images whose logits identify a network
+CORRUPTED = "True, False or tfrobust.evaluation.Corruptions(...)"
 
 
 def evaluate(
@@ -120,6 +121,8 @@ def evaluate(
     require(folder is None or not images, "images", expected, images)
     expected = "none with several threats, whose images lie in different balls"
     require(save is None or len(threats) == 1, "save", expected, save)
+    require(save is None or folder is not None, "save", "None without a folder", save)
+    require(isinstance(corruptions, bool | Corruptions), "corruptions", CORRUPTED, corruptions)
     with in_memory("batch_size", batch_size), contextlib.ExitStack() as stack:
         x, y = check_inputs(logits_fn, x, y, threats, batch_size, layout)
         require_images(corruptions, x.shape[1:])
@@ -178,6 +181,7 @@ def evaluate(
                 recorder.add(result)
             results.append(result if images else dataclasses.replace(result, images=None))
         tested: Any = {"features": features, "binarisation": binarisation, **options}
+        tested |= {"mode": mode, "craft_precision": craft_precision, "jit_compile": jit_compile}
         closing = Closing(logits_fn, x, y, threats, attack_list, results, runtime, **tested)
         if recorder is None:
             signs = closing.checks() if check and attack_list else []

@@ -14,7 +14,8 @@ from tfrobust.registry import build, convert, located, resolve
 from tfrobust.threat import Threat, threats_of
 
 # Names with another meaning in eval.json, flags.npz and the tables.
-RESERVED = ("allow_pickle", "clean", "digest", "file", "index", "label", "worst case")
+RESERVED = ("allow_pickle", "clean", "digest", "file", "index", "label")
+RESERVED_STARTS = ("corruptions", "worst case")
 # Keys of every entry beside the settings of its attack or suite, and their types.
 COMMON = {"label": str | None, "examples": int | None, "norm": str | None}
 
@@ -74,14 +75,18 @@ def list_attacks(
                 continue
             for listed in _expand(entry, one_threat, place):
                 if len(threats) > 1:
-                    listed = _under(listed, one_threat, place, several=len(norms) > 1)
+                    shared = len(norms) > 1 and not _is_suite(entry)
+                    listed = _under(listed, one_threat, place, shared)
                 attack_list.append(listed)
     if attack_list and len(threats) > 1:
         _check_sizes(attack_list, threats, where)
     suites = dict.fromkeys(listed.suite for listed in attack_list if listed.suite)
     names = [*(listed.name for listed in attack_list), *suites]
-    reserved = next((name for name in names if name in RESERVED), None)
-    require(reserved is None, where, f"labels other than {', '.join(RESERVED)}", reserved)
+    norms = [f"{threat.norm}: " for threat in threats]
+    labels = [next((n.removeprefix(p) for p in norms if n.startswith(p)), n) for n in names]
+    reserved = next((n for n in labels if n in RESERVED or n.startswith(RESERVED_STARTS)), None)
+    others = ", ".join((*RESERVED, *(f"{start} ..." for start in RESERVED_STARTS)))
+    require(reserved is None, where, f"labels other than {others}", reserved)
     repeated = next((name for name in names if names.count(name) > 1), None)
     require(repeated is None, where, "attacks whose labels differ (set `label`)", repeated)
     return attack_list
@@ -116,21 +121,27 @@ def _norms(entry: AttackSpec, threats: Sequence[Threat], where: str) -> list[str
     return norms
 
 
-def _under(listed: ListedAttack, threat: Threat, where: str, several: bool) -> ListedAttack:
+def _is_suite(entry: AttackSpec) -> bool:
+    """Return whether an entry is a suite, whose settings are made for each threat."""
+    name = entry.get("name") if isinstance(entry, Mapping) else entry
+    return isinstance(name, str) and name in SUITES
+
+
+def _under(listed: ListedAttack, threat: Threat, where: str, shared: bool) -> ListedAttack:
     """Return the attack under one of several threats.
 
     Args:
         listed: The attack.
         threat: The threat.
         where: The place of its entry, for errors.
-        several: Whether the entry also runs under other threats.
+        shared: Whether the attack, with these settings, also runs under other threats.
 
     Raises:
         UserError: If the attack runs under several threats with a step size in image units.
     """
     if listed.threat is not None:  # the entry was a ListedAttack that names its threat
         return listed
-    if several and listed.suite is None:
+    if shared:
         expected = "none, a fraction of each eps, or a `norm` beside it (there are several threats)"
         check_relative(listed.attack, where, expected)
     suite = None if listed.suite is None else f"{threat.norm}: {listed.suite}"
@@ -171,7 +182,7 @@ def _expand(entry: AttackSpec, threat: Threat, where: str) -> list[ListedAttack]
     label, examples = common["label"], common["examples"]
     require(examples is None or examples >= 1, f"{where}.examples", "int >= 1", examples)
     name = settings.get("name")
-    if isinstance(name, str) and name in SUITES:
+    if _is_suite(entry):
         make = resolve(SUITES, settings, where, ("threat",), also=COMMON)
         suite = located(where, make, threat)
         return [_relabel(_limit(listed, examples), label) for listed in suite]

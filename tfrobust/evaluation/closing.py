@@ -19,6 +19,7 @@ from tfrobust.evaluation.recorder import Recorder
 from tfrobust.evaluation.results import Check, Result, worst_case
 from tfrobust.evaluation.sample import reason
 from tfrobust.evaluation.sanity_checks import checks
+from tfrobust.models import in_precision
 from tfrobust.provenance import circumstances
 from tfrobust.record import CheckRow, CurveRow, EpsRow, Provenance
 from tfrobust.threat import Threat
@@ -52,6 +53,9 @@ class Closing:
     progress: bool
     features: LogitsFn
     binarisation: int = 0
+    mode: str = "cascade"
+    craft_precision: str = "float32"
+    jit_compile: bool | str = False
 
     def checks(self) -> list[Check]:
         """Return the checks for a false sense of security under each threat."""
@@ -146,6 +150,10 @@ class Closing:
             results = self.results
             if place:
                 options: Any = {**self._sizes, "progress": self.progress, "index": details.index}
+                options |= {"mode": self.mode, "jit_compile": self.jit_compile}
+                if self.craft_precision != "float32":
+                    copy = in_precision(network, self.craft_precision, "craft_precision")
+                    options["search"] = copy
                 results = list(
                     run_all(network, self.x, self.y, self.threats, self.attack_list, **options)
                 )

@@ -50,7 +50,8 @@ def check_adversarial(title: str, threat: Threat, x_adv: np.ndarray, x: np.ndarr
         RuntimeError: If an image is not finite, outside the box or beyond eps.
         UserError: If the shapes differ.
     """
-    (low, high), factors = threat.box, threat.factors(x.shape[1:])
+    # Images are float32, so the ends of the box are those that float32 can hold.
+    (low, high), factors = np.float32(threat.box).tolist(), threat.factors(x.shape[1:])
     if x_adv.shape != x.shape:
         raise UserError(
             f"{title}: expected images of shape {x.shape[1:]}, received {x_adv.shape[1:]}"
@@ -58,7 +59,7 @@ def check_adversarial(title: str, threat: Threat, x_adv: np.ndarray, x: np.ndarr
     rounding = TOLERANCE * max(1.0, *map(abs, threat.box))
     most = threat.eps + max(rounding, TOLERANCE * threat.eps)
     # Few images at a time, because float64 takes twice the memory.
-    for rows in batches(len(x), max(1, PIXELS // x[:1].size)):
+    for rows in batches(len(x), max(1, PIXELS // max(1, x[:1].size))):
         images, near = x_adv[rows].astype(np.float64), x[rows].astype(np.float64)
         if not np.isfinite(images).all():
             raise RuntimeError(f"{title}: made images that are not finite")

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tfrobust.evaluation.attack_list import ListedAttack
-from tfrobust.evaluation.crafting import LogitsFn, adversaries, predictor
+from tfrobust.evaluation.crafting import LogitsFn, craft, predictor
 from tfrobust.evaluation.loss_landscape import landscape
 from tfrobust.evaluation.loss_valley import valley
 from tfrobust.evaluation.results import Result, worst_case
@@ -57,7 +57,8 @@ class Pictures(NamedTuple):
         """Write probes.npz: a few images under an attack."""
         x, y = self.x[:PROBES], self.flags.label[:PROBES]
         predict = predictor(self.logits_fn)
-        x_adv = adversaries(self.logits_fn, x, y, listed.attack, self.threat, seed=self.seed)
+        options: Any = {"rows": self.flags.index[:PROBES], "seed": self.seed}
+        x_adv = craft(self.logits_fn, x, y, listed.attack, self.threat, **options).images
         arrays = {
             "image": x,
             "adversarial": x_adv,

@@ -200,7 +200,8 @@ class Recorder:
         ]
         done = {result.name for result in attacks}
         record.pending = [listed.name for listed in self.attack_list if listed.name not in done]
-        if self.images is not None:
+        new = any(result.images is not None for result in self.results)
+        if self.images is not None and (new or not self.images.path.exists()):
             rounded = self.images.write(self.results, self.flags, self.predict)
             if rounded is not None:
                 record.rounded_robust_accuracy = rounded
@@ -320,11 +321,12 @@ class Recorder:
         return kept
 
     def _is_row_of(self, row: AttackRow, listed: ListedAttack) -> bool:
-        """Return whether a row has the settings, number of images and files of an attack."""
-        if row.config != plain(listed.attack.settings(listed.threat or self.threats[0])):
-            return False
+        """Return whether a row has the norm, settings, number of images and files of an attack."""
+        norm = listed.threat.norm if listed.threat else None
+        settings = plain(listed.attack.settings(listed.threat or self.threats[0]))
         count = min(listed.examples or self.record.examples, self.record.examples)
-        return row.examples == count and row.files == self.files[listed.name]
+        expected = (norm, settings, count, self.files[listed.name])
+        return (row.norm, row.config, row.examples, row.files) == expected
 
     def _keep(self, before: Record, *names: str) -> None:
         """Copy those of the fields that the former record has set."""

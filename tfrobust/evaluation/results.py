@@ -196,5 +196,5 @@ def row_of(result: Result, threat: Threat, files: Sequence[str] = ()) -> AttackR
 
 
 def plain(settings: Any) -> Any:
-    """Return settings as JSON reads them back, with lists for tuples."""
-    return json.loads(json.dumps(settings))
+    """Return settings as JSON reads them back, with lists for tuples and numbers for tensors."""
+    return json.loads(json.dumps(settings, default=lambda tensor: np.asarray(tensor).tolist()))

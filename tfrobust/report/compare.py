@@ -274,7 +274,7 @@ def differences(runs: Sequence[FinishedRun]) -> ReportTable:
     """Return a table of the differences between every two runs, on the images that both saw.
 
     Its columns are clean accuracy, and accuracy under all attacks that both runs had in the same
-    settings. Differences beyond chance are bold.
+    settings and, in a cascade, after the same attacks. Differences beyond chance are bold.
     """
     lines: list[list[str]] = []
     bold: set[tuple[int, int]] = set()
@@ -309,9 +309,40 @@ def paired(first: FinishedRun, second: FinishedRun) -> tuple[Difference, Differe
     same = same_images(first.flags.digest, second.flags.digest)
     require(same, both, "the same test images in the same order", [_data(first), _data(second)])
     clean = _difference(first, second, ["clean"])
-    settings, others = settings_of(first), settings_of(second)
-    shared = [name for name in settings if name in others and settings[name] == others[name]]
+    shared = _shared_attacks(first, second)
     return clean, _difference(first, second, shared) if shared else None
+
+
+def _shared_attacks(first: FinishedRun, second: FinishedRun) -> list[str]:
+    """Return the names of the attacks that two runs had in the same settings.
+
+    In a cascade, an image that an attack broke counts as broken by every later one. So those are
+    shared under each norm with which both lists begin, in any order.
+    """
+    cascade = any(run.record.evaluation.mode != "each" for run in (first, second))
+    (cascades, others) = (_cascades(run, cascade) for run in (first, second))
+    shared: list[str] = []
+    for part, attacks in cascades.items():
+        other = others.get(part, [])
+        lengths = range(min(len(attacks), len(other)), 0, -1)
+        same = next((n for n in lengths if dict(attacks[:n]) == dict(other[:n])), 0)
+        shared += [name for name, _ in attacks[:same]]
+    return shared
+
+
+def _cascades(run: FinishedRun, cascade: bool) -> dict[Any, list[tuple[str, Any]]]:
+    """Return the attacks of each cascade of a run, in order, with their settings.
+
+    Args:
+        run: The run.
+        cascade: Whether all attacks under a norm are one. The attacks of a suite always are.
+    """
+    settings, cascades = settings_of(run), dict[Any, list[tuple[str, Any]]]()
+    for row in run.record.evaluation.attacks:
+        if row.name in settings:
+            part = (row.norm, None if cascade else row.suite or row.name)
+            cascades.setdefault(part, []).append((row.name, settings[row.name]))
+    return cascades
 
 
 def _difference(first: FinishedRun, second: FinishedRun, names: Sequence[str]) -> Difference:

@@ -4,7 +4,7 @@ from typing import Any
 
 import yaml
 
-from tfrobust.record import AUTOATTACK, UPPER_BOUND
+from tfrobust.record import AUTOATTACK, Record, is_autoattack
 from tfrobust.report.record import RunRecord
 from tfrobust.report.summary import accuracy_rows, data_of
 from tfrobust.report.text import factors_text, number, threat_text
@@ -42,12 +42,10 @@ def metadata(record: RunRecord) -> dict[str, Any]:
     """
     config, evaluation = record.config, record.evaluation
     card, data = config.get("card") or {}, data_of(config, evaluation)
-    threat = threat_text(evaluation.balls)
     task = "tabular-classification" if data.shape else "image-classification"
     metrics = []
     for row in accuracy_rows(config, evaluation):
-        under = row.name if row.name in ("clean", "corruptions") else f"{row.name} ({threat})"
-        name = f"accuracy, {under}, {row.examples} images"
+        name = f"accuracy, {row.name}{_within(row.name, evaluation)}, {row.examples} images"
         metrics.append({"type": "accuracy", "name": name, "value": round(row.accuracy, 4)})
     result = {
         "task": {"type": task},
@@ -62,6 +60,24 @@ def metadata(record: RunRecord) -> dict[str, Any]:
     return head
 
 
+def _within(name: str, evaluation: Record) -> str:
+    """Return the threat of a row in parentheses, or "" for a row without an attack."""
+    if name == "clean" or name.startswith("corruptions"):
+        return ""
+    own = [ball for ball in evaluation.balls if name.startswith(f"{ball[0]}: ")]
+    return f" ({threat_text(own or evaluation.balls)})"
+
+
+def _ran_autoattack(evaluation: Record) -> bool:
+    """Return whether the whole AutoAttack ran under every norm."""
+    several = len(evaluation.balls) > 1
+    prefixes = [f"{norm}: " if several else "" for norm, _, _ in evaluation.balls]
+    return all(
+        any(is_autoattack(s.removeprefix(p)) for s in evaluation.suites if s.startswith(p))
+        for p in prefixes
+    )
+
+
 def untested(record: RunRecord) -> list[str]:
     """Return a sentence for each kind of evidence that the evaluation does not hold."""
     evaluation = record.evaluation
@@ -69,7 +85,7 @@ def untested(record: RunRecord) -> list[str]:
     missing = []
     if not evaluation.attacks:
         missing.append("No attack was run: nothing is known about an adversary.")
-    elif not any(AUTOATTACK in s and not s.endswith(UPPER_BOUND) for s in evaluation.suites):
+    elif not _ran_autoattack(evaluation):
         missing.append(f"{AUTOATTACK} was not run, so the robust accuracy may be lower.")
     others = [norm for norm in MOVES if norm not in norms]
     if others:

@@ -305,7 +305,8 @@ def _exports(rows: Sequence[ExportRow]) -> ReportTable:
         header += [*rows[0].attacks, "worst case", "difference"]
     cells = []
     for row in rows:
-        differs = NOTHING if row is rows[0] else f"{row.largest_difference:.1e}"
+        largest = None if row is rows[0] else row.largest_difference
+        differs = NOTHING if largest is None else f"{largest:.1e}"
         line = [row.name, row.runtime, differs, percent(row.equal_predictions)]
         line += [percent(row.clean_accuracy), *map(percent, row.attacks.values())]
         if attacked:
