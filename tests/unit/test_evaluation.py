@@ -229,7 +229,7 @@ def test_evaluate_prints_one_line_for_each_attack() -> None:
         ([{"name": "pgd", "step": 3}], "attacks[0].step: unknown key"),
         ([{"name": "autoattack", "version": "standrd"}], "(did you mean 'standard'?)"),
         ("autoatack", "did you mean 'autoattack'"),
-        ({"name": "pgd", "label": "AutoAttack"}, "attacks[0].label: expected a label that is not "),
+        ({"name": "pgd", "label": "AutoAttack"}, "attacks[0].label: expected a label that does "),
         ([{"steps": 3}], "attacks[0]: expected a mapping with 'name'"),
     ],
 )

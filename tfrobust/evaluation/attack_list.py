@@ -191,7 +191,7 @@ def _expand(entry: AttackSpec, threat: Threat, where: str) -> list[ListedAttack]
     attack = build(ATTACKS, settings, where, also=COMMON)
     located(where, attack.check, threat)
     honest = label is None or not is_autoattack(label)
-    require(honest, f"{where}.label", "a label that is not the suite's", label)
+    require(honest, f"{where}.label", "a label that does not claim AutoAttack", label)
     return [ListedAttack(attack, label or attack.title, examples)]
 
 
