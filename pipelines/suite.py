@@ -144,7 +144,23 @@ def load_suite(path: Path, overrides: Sequence[str], workdir: Path) -> Suite:
         require(not repeated, "runs", "runs that differ, or with labels of their own", repeated)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    return Suite(path.stem, file, members, surrogate)
+    return Suite(path.stem, file, _told_apart(members), surrogate)
+
+
+def _told_apart(members: Sequence[Member]) -> list[Member]:
+    """Return the runs, labelled by their config where one label would stand for several configs.
+
+    Runs of one label count as seeds of each other.
+    """
+    of_label: dict[str, set[str]] = {}
+    for member in members:
+        of_label.setdefault(member.label, set()).add(member.config)
+    return [
+        dataclasses.replace(member, label=_label(Path(member.config).stem, member.varied))
+        if len(of_label[member.label]) > 1
+        else member
+        for member in members
+    ]
 
 
 def _members(
@@ -182,14 +198,17 @@ def _members(
             expected = "none (the runs of a suite are named by their label and grid)"
             require(key != "name", "name", expected, name_of_run)
         label = entry.label or _method_name(name, overrides)
-        without_seed = {key: value for key, value in varied.items() if key != "seed"}
         yield Member(
             name=_file_name([entry.label or Path(name).stem, *_texts(varied)]),
-            label=" ".join([label, *_texts(without_seed)]),
+            label=_label(label, varied),
             config=name,
             overrides=overrides,
             varied=varied,
         )
+
+
+def _label(name: str, varied: Mapping[str, Any]) -> str:
+    return " ".join([name, *_texts({key: v for key, v in varied.items() if key != "seed"})])
 
 
 def _texts(varied: Mapping[str, Any]) -> list[str]:

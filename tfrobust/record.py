@@ -125,11 +125,12 @@ class NormRow(Part):
 
 
 class DataRow(Part):
-    """The names of the data set and the split, and the shape of inputs that are no images."""
+    """The names of the data set, split and classes, and the shape of inputs that are no images."""
 
     name: str
     split: str = "test"
     shape: list[int] | None = None
+    class_names: list[str] = []
 
 
 class NetworkRow(Part):

@@ -44,7 +44,7 @@ def test_a_table_goes_through_every_stage(folder: Path) -> None:
     assert evaluation["eps_curve"] and (folder / "landscape.npz").exists()
     assert not (folder / "probes.npz").exists()
     page = (folder / "report" / "index.html").read_text()
-    assert "times a factor of each feature (10 cannot change)" in page
+    assert "times a factor of each feature (factors that are 0: 10)" in page
     with np.load(folder / "adversarial.npz") as saved:
         synthetic = DATASETS["synthetic"](image_shape=[30], num_classes=2, train=64, test=32)
         moved = np.abs(saved["image"] - synthetic.load("test").images)

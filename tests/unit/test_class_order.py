@@ -32,6 +32,15 @@ def test_a_network_at_chance_is_refused(right: int) -> None:
     assert "in [0, 1], and the classes cat, dog, frog, ship, received one that" in line(predicted)
 
 
+def test_an_order_that_fits_few_images_of_many_classes_by_chance_is_none() -> None:
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 30_000, 500)
+    predicted = np.where(random.random(500) < 0.3, labels, random.integers(0, 30_000, 500))
+    check_class_order(predicted, labels, [str(name) for name in range(30_000)], "network")
+    shifted = (LABELS + 1) % 4
+    assert "on 100% if its logits stand for ship, cat, dog, frog" in line(shifted)
+
+
 def test_a_network_that_knows_the_classes_passes() -> None:
     for right, otherwise in ((37, -1), (60, (LABELS + 1) % 4), (100, -1)):
         predicted = np.where(np.arange(100) < right, LABELS, otherwise)

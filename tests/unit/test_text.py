@@ -52,7 +52,7 @@ def test_the_report_imports_neither_tensorflow_nor_keras() -> None:
 
 @pytest.mark.parametrize("factors", [{"1": 0.0, "3": 0.5}, [1.0, 0.0, 1.0], [[0.0], [2.0]]])
 def test_threat_with_factors_counts_the_features_that_cannot_change(factors: object) -> None:
-    expected = "linf, eps 0.1 times a factor of each feature (1 cannot change)"
+    expected = "linf, eps 0.1 times a factor of each feature (factors that are 0: 1)"
     assert threat_text([("linf", 0.1, factors)]) == expected
     union = threat_text([("linf", 0.1, None), ("l2", 0.5, factors)])
     assert union.startswith("union of linf, eps 0.1 and l2, eps 0.5 times a factor")

@@ -15,7 +15,8 @@ def threat_row(threat: Threat) -> ThreatRow:
     return ThreatRow(norm=threat.norm, eps=threat.eps, box=list(threat.box), **factors)
 
 
-def data_row(name: str, split: str, x: np.ndarray) -> DataRow:
+def data_row(name: str, split: str, class_names: Sequence[str], x: np.ndarray) -> DataRow:
     """Return the row about the data set and the split from which inputs x [N, ...] come."""
     shape = {} if x.ndim == 4 else {"shape": list(x.shape[1:])}
-    return DataRow(name=name, split=split, **shape)
+    names = {"class_names": list(class_names)} if class_names else {}
+    return DataRow(name=name, split=split, **shape, **names)

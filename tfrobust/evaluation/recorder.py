@@ -139,7 +139,7 @@ class Recorder:
             seed=seed,
             mode=mode,
             craft_precision=craft_precision,
-            data=data_row(details.data, details.split, x),
+            data=data_row(details.data, details.split, details.class_names, x),
             model=details.model,
             network=network,
             training_commit=details.training_commit,

@@ -2,20 +2,22 @@
 
 import math
 from collections.abc import Sequence
-from numbers import Real
 from statistics import mean
 from typing import Any
 
 import matplotlib
+import yaml
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from tfrobust.errors import UserError, number
 from tfrobust.report.compare import FinishedRun, alike, families
 from tfrobust.report.figures import PANELS, in_percent, literal, new_axes
 from tfrobust.report.html import INK
 from tfrobust.report.summary import ClassRow, class_rows, pareto, robust_over_time
 
-MARKERS = "osD^vP*X<>"
+COLOURS = 10
+MARKERS, LINES = "osD^vP*X<>", ("-", "--", ":", "-.")
 MOST_CLASSES = 20  # in one figure
 WIDE = 10.0  # the ratio of the largest to the smallest value above which an axis is logarithmic
 SIZE = (4.6, 3.4)  # of a figure, in inches
@@ -31,7 +33,8 @@ def scatter(runs: Sequence[FinishedRun]) -> Figure:
     means = []
     for place, (label, family) in enumerate(families(runs).items()):
         clean, robust = zip(*(_accuracies(run) for run in family), strict=True)
-        style = {"color": _colour(place), "marker": MARKERS[place % len(MARKERS)]}
+        marker = MARKERS[(place + place // COLOURS) % len(MARKERS)]
+        style = {"color": _colour(place), "marker": marker}
         axes.plot(clean, robust, ls="", ms=6, alpha=0.85, label=literal(label), **style)
         means.append((mean(clean), mean(robust)))
         for run in family:
@@ -66,7 +69,7 @@ def overlays(runs: Sequence[FinishedRun]) -> dict[str, Figure]:
                 axes.plot(
                     [row["epoch"] for row in history],
                     [row.get(column, math.nan) for row in history],
-                    color=_colour(place),
+                    **_line(place),
                     lw=1.4,
                     label=None if number else literal(label),
                 )
@@ -91,7 +94,7 @@ def over_time(runs: Sequence[FinishedRun]) -> dict[str, Figure]:
             axes.plot(
                 [seconds / 60 for seconds, _ in lines[id(run)]],
                 [robust for _, robust in lines[id(run)]],
-                color=_colour(place),
+                **_line(place),
                 lw=1.4,
                 marker=".",
                 label=None if number else literal(label),
@@ -116,10 +119,8 @@ def over_eps(runs: Sequence[FinishedRun]) -> dict[str, Figure]:
     figure, axes = new_axes("eps", "robust accuracy", size=SIZE)
     for place, (label, curve) in enumerate(by_label.items()):
         if curve:
-            colour = _colour(place)
-            axes.plot(
-                [*curve], [*curve.values()], color=colour, lw=1.6, marker=".", label=literal(label)
-            )
+            style = {**_line(place), "lw": 1.6, "marker": "."}
+            axes.plot([*curve], [*curve.values()], label=literal(label), **style)
     if alike(runs):
         axes.axvline(runs[0].record.evaluation.threats[0].eps, color=INK, lw=1, ls="--", alpha=0.55)
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
@@ -153,7 +154,8 @@ def classes(runs: Sequence[FinishedRun]) -> dict[str, Figure]:
             ink = "black" if value > 0.5 else "white"
             axes.text(x, y, f"{100 * value:.0f}", ha="center", va="center", color=ink, fontsize=8)
     axes.imshow(cells, cmap="viridis", vmin=0, vmax=1, aspect="auto")
-    axes.set_xticks(range(len(names)), [literal(name) for name in names])
+    slanted: Any = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+    axes.set_xticks(range(len(names)), [literal(name) for name in names], **slanted)
     axes.set_yticks(range(len(by_label)), [literal(label) for label in by_label])
     axes.grid(False)
     return {"classes": figure}
@@ -170,10 +172,10 @@ def sweeps(runs: Sequence[FinishedRun]) -> dict[str, Figure]:
         # label without the key -> value of the key -> (clean, worst case) of each seed
         lines: dict[str, dict[float, list[tuple[float, float]]]] = {}
         for run in runs:
-            value = run.row.varied.get(key)
-            if isinstance(value, Real) and not isinstance(value, bool):
-                line = lines.setdefault(_label_without(run, key), {})
-                line.setdefault(float(value), []).append(_accuracies(run))
+            value = _number(run.row.varied.get(key))
+            if value is not None:
+                line = lines.setdefault(_label_without(run, key, value), {})
+                line.setdefault(value, []).append(_accuracies(run))
         values = sorted({value for line in lines.values() for value in line})
         if len(values) < 2:
             continue
@@ -183,8 +185,8 @@ def sweeps(runs: Sequence[FinishedRun]) -> dict[str, Figure]:
                 axes.plot(
                     sorted(line),
                     [mean(pair[kind] for pair in line[value]) for value in sorted(line)],
-                    "o-",
-                    color=_colour(place),
+                    marker="o",
+                    **_line(place),
                     ms=5,
                     lw=1.3,
                     label=literal(f"{label} {name}".strip()),
@@ -201,10 +203,23 @@ def sweeps(runs: Sequence[FinishedRun]) -> dict[str, Figure]:
     return figures
 
 
-def _label_without(run: FinishedRun, key: str) -> str:
-    """Return the label of a run without the value of a key."""
-    part_of_key = f"{key.rpartition('.')[2]}={run.row.varied[key]}"
-    return " ".join(part for part in run.row.label.split(" ") if part != part_of_key)
+def _number(value: Any) -> float | None:
+    """Return a number or a fraction, or the text of one, as a float; None for anything else."""
+    try:
+        return number("", yaml.safe_load(value) if isinstance(value, str) else value)
+    except (UserError, yaml.YAMLError):
+        return None
+
+
+def _label_without(run: FinishedRun, key: str, value: float) -> str:
+    """Return the label of a run without the value of a key, such as alpha=1.0e-06."""
+    begin = f"{key.rpartition('.')[2]}="
+    parts = run.row.label.split(" ")
+    return " ".join(
+        part
+        for part in parts
+        if not part.startswith(begin) or _number(part.removeprefix(begin)) != value
+    )
 
 
 def _accuracies(run: FinishedRun) -> tuple[float, float]:
@@ -227,4 +242,9 @@ def _legend(figure: Figure, axes: Any) -> Figure:
 
 
 def _colour(place: int) -> Any:
-    return matplotlib.colormaps["tab10"](place % 10)
+    return matplotlib.colormaps["tab10"](place % COLOURS)
+
+
+def _line(place: int) -> dict[str, Any]:
+    """Return the colour and the style of a line, which differ for each of the first 40 labels."""
+    return {"color": _colour(place), "ls": LINES[place // COLOURS % len(LINES)]}

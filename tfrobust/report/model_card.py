@@ -9,19 +9,21 @@ from tfrobust.report.record import RunRecord
 from tfrobust.report.summary import accuracy_rows, data_of
 from tfrobust.report.text import factors_text, number, threat_text
 
-# What an adversary may do to an image x under each norm, at eps.
+# What an adversary may do to an input under each norm, at eps.
 MOVES = {
-    "linf": "change every value of an image by at most {eps}",
-    "l2": "change an image by at most {eps} in Euclidean distance",
-    "l1": "change the values of an image by at most {eps} in sum",
+    "linf": "change every value of {input} by at most {eps}",
+    "l2": "change {input} by at most {eps} in Euclidean distance",
+    "l1": "change the values of {input} by at most {eps} in sum",
 }
 
 
 def card_values(record: RunRecord) -> dict[str, Any]:
     """Return the variables of templates/card.md that the report's page does not have."""
     config, evaluation = record.config, record.evaluation
+    is_table = data_of(config, evaluation).shape is not None
+    one = "a row" if is_table else "an image"
     moves = [
-        MOVES[norm].format(eps=number(eps)) + factors_text(factors)
+        MOVES[norm].format(input=one, eps=number(eps)) + factors_text(factors)
         for norm, eps, factors in evaluation.balls
     ]
     return {
@@ -30,7 +32,8 @@ def card_values(record: RunRecord) -> dict[str, Any]:
         "untested": untested(record),
         "text": (config.get("card") or {}).get("text"),
         "trained": bool(config.get("train")),
-        "conditional": bool(evaluation.curve),
+        "inputs": "rows" if is_table else "images",
+        "conditional": "lambdas" in (config.get("model") or {}),
         "command": config.get("command"),
     }
 

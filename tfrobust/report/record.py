@@ -105,8 +105,10 @@ class RunRecord:
         return [f"{row.name}: {row.text}" for row in self.requirements if not row.met]
 
     def class_name(self, label: int) -> str:
-        """Return the name of a class, or its number if probes.npz does not name it."""
-        names = self.probes.class_names if self.probes else []
+        """Return the name of a class, or its number if the record does not name it."""
+        data, probes = self.evaluation.data, self.probes
+        # Earlier records have the names in probes.npz, which is written for images alone.
+        names = (data.class_names if data else []) or (probes.class_names if probes else [])
         return names[label] if 0 <= label < len(names) else str(label)
 
 

@@ -194,7 +194,16 @@ def _scale(axes: Any, direction: str, key: str, names: list[str] | None, log: bo
     axis = getattr(axes, f"{direction}axis")
     axis.set_label_text(key, color=INK)
     if names is not None:
-        axis.set_ticks(range(len(names)), [name[:18] for name in names])
+        axis.set_ticks(range(len(names)), _ticks(names))
+
+
+def _ticks(names: Sequence[str]) -> list[str]:
+    """Return the names in at most 18 characters, or from where they differ if these are alike."""
+    cut = [name[:18] for name in names]
+    if len(set(cut)) == len(names):
+        return cut
+    same = os.path.commonprefix(list(names)).rfind(" ") + 1
+    return [name[same:] for name in names]
 
 
 def _short(value: Any) -> str:

@@ -284,7 +284,7 @@ def overfitting(history: Sequence[Mapping[str, float]], config: Mapping[str, Any
 
 def missing_from_paper(config: Mapping[str, Any], evaluation: Record) -> dict[str, float]:
     """Return the paper's figures that this run did not measure, label -> fraction."""
-    measured = {"source", "clean"} | {attack.name for attack in evaluation.attacks}
+    measured = {"source", *(row.name for row in accuracy_rows(config, evaluation))}
     paper = config.get("paper") or {}
     return {key: value for key, value in paper.items() if key not in measured}
 

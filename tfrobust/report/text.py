@@ -127,4 +127,4 @@ def factors_text(per_feature: Any) -> str:
         return ""
     values = per_feature.values() if isinstance(per_feature, Mapping) else per_feature
     frozen = int((np.array(list(values), float) == 0).sum())
-    return f" times a factor of each feature ({frozen} cannot change)"
+    return f" times a factor of each feature (factors that are 0: {frozen})"
