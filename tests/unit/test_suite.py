@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from pipelines import config as configs
+from pipelines import suite_runner
 from pipelines.suite import Suite, is_suite, load_suite
 from tests.errors import error_line
+from tfrobust.errors import UserError
 
 
 def suite(tmp_path: Path, text: str, *overrides: str) -> Suite:
@@ -77,6 +79,30 @@ def test_attacks_name_the_folder_of_the_surrogate_of_their_suite(tmp_path: Path)
     assert "seed=9" in loaded.surrogate.overrides
     without = suite(tmp_path, "runs: [digits_adv]\nsurrogate: {config: x}", "surrogate=null")
     assert without.surrogate is None
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_suite_keeps_the_folders_of_runs_that_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: bool
+) -> None:
+    """A diverged loss or a full disk ends a run with the exit status of a refused one."""
+
+    def fails(line: object, folder: Path, name: str, *_: object) -> tuple[str, str, int]:
+        (folder / "logs").mkdir(parents=True, exist_ok=True)
+        if begun:
+            (folder / name).mkdir()
+        return "no", "no", suite_runner.REFUSED
+
+    monkeypatch.setattr(suite_runner, "_run", fails)
+    path, runs = tmp_path / "mine.yaml", tmp_path / "runs"
+    path.write_text("runs: [digits_adv, digits_natural]")
+    if begun:
+        folder, rows = suite_runner.run_suite(str(path), [], runs, smoke=True)
+        assert [row.reason for row in rows] == ["no", "no"] and (folder / "digits_adv").is_dir()
+    else:
+        with pytest.raises(UserError, match="mine: every run is refused; digits_adv: no"):
+            suite_runner.run_suite(str(path), [], runs, smoke=True)
+        assert not runs.exists()
 
 
 @pytest.mark.parametrize(
