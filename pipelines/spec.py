@@ -27,7 +27,7 @@ from pipelines.space import ranges, searching
 from pipelines.threats import make_threats, with_factors
 from pipelines.trackers import TRACKERS, Tracker
 from tfrobust.attacks import ATTACKS, Attack, SavedImages
-from tfrobust.data import AUGMENTATIONS, DATASETS, Dataset, Split, hold_out, require_images
+from tfrobust.data import AUGMENTATIONS, DATASETS, Dataset, Split, hold_out
 from tfrobust.errors import choose, number, require
 from tfrobust.evaluation import Corruptions, ListedAttack, list_attacks
 from tfrobust.evaluation.corruption_accuracy import require_images as require_uncorrupted
@@ -116,7 +116,6 @@ def parse(name: str, config: dict[str, Any]) -> Spec:
     threat = threats[0]
     data = _data(top.data)
     image_shape = data.source.image_shape
-    located("data", require_images, data.augment, image_shape)
     for each in threats:
         check_threat(each, image_shape)
     # A config with a method evaluates the network of its run, whichever stages run now.
