@@ -25,7 +25,7 @@ from tfrobust.errors import choose, require, require_at_least
 from tfrobust.evaluation import MODES, Corruptions
 from tfrobust.methods import Averaging
 from tfrobust.registry import arguments, located
-from tfrobust.training import MONITOR, MONITORS, Schedule
+from tfrobust.training import MONITOR, MONITORS, Guided, Schedule
 from tfrobust.xla import is_choice
 
 # The sections on which a training depends.
@@ -152,7 +152,7 @@ class Train:
     """
 
     epochs: int
-    schedule: Schedule
+    schedule: Schedule = Guided()
     eps: float | None = None
     epsilon_warmup_epochs: float = 0
     epsilon_ramp_epochs: float = 0

@@ -292,17 +292,16 @@ def _source(
 
 
 def _train(section: Mapping[str, Any], threats: Threats, data: Data, trains: bool) -> Train:
-    nested = {
-        "schedule": (SCHEDULES, "guided"),
-        "validation_attack": (ATTACKS, None),
-        "averaging": (AVERAGINGS, None),
+    nested: dict[str, Mapping[str, Callable[..., Any]]] = {
+        "schedule": SCHEDULES,
+        "validation_attack": ATTACKS,
+        "averaging": AVERAGINGS,
     }
     plain = {key: value for key, value in section.items() if key not in nested}
     values = arguments(Train, plain, "train", tuple(nested), also=tuple(nested))
-    for key, (registry, default) in nested.items():
-        spec = section.get(key, default)
-        if spec is not None:
-            values[key] = build(registry, spec, f"train.{key}")  # type: ignore[arg-type]
+    for key, registry in nested.items():
+        if section.get(key) is not None:
+            values[key] = build(registry, section[key], f"train.{key}")
     train = located("train", Train, **values)
     alone = train.eps is None or len(threats) == 1
     require(alone, "train.eps", "none (threat is a list, each with its eps)", train.eps)
@@ -317,13 +316,14 @@ def _train(section: Mapping[str, Any], threats: Threats, data: Data, trains: boo
 
 
 def _evaluation(section: Mapping[str, Any]) -> EvaluationOptions:
-    corruptions, where = section.get("corruptions", False), "evaluation.corruptions"
-    valid = isinstance(corruptions, bool | Mapping)
-    require(valid, where, "true, false or a mapping", corruptions)
-    if isinstance(corruptions, Mapping):
-        values = located(where, Corruptions, **arguments(Corruptions, corruptions, where))
-        section = {**section, "corruptions": values}
-    options = arguments(EvaluationOptions, section, "evaluation")
+    plain, where = dict(section), "evaluation.corruptions"
+    if (corruptions := plain.pop("corruptions", None)) is not None:
+        valid = isinstance(corruptions, bool | Mapping)
+        require(valid, where, "true, false or a mapping", corruptions)
+        if isinstance(corruptions, Mapping):
+            corruptions = located(where, Corruptions, **arguments(Corruptions, corruptions, where))
+        plain["corruptions"] = corruptions
+    options = arguments(EvaluationOptions, plain, "evaluation")
     return located("evaluation", EvaluationOptions, **options)
 
 
