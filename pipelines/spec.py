@@ -107,6 +107,7 @@ def parse(name: str, config: dict[str, Any]) -> Spec:
     config = with_factors(_long_form(config))
     top = TopLevel(**arguments(TopLevel, config, ""))
     stages = list(RUN_STAGES) if top.stages is None else top.stages
+    require(stages, "stages", "at least one stage", stages)
     for stage in stages:
         require(stage != "search", "search", "a section (stages has search)", None)
         choose("stages", stage, (BEFORE, *RUN_STAGES))

@@ -73,6 +73,11 @@ def test_null_in_place_of_a_section_is_its_default() -> None:
     assert (spec.evaluation.corruptions, spec.data.augment, spec.data.extra) == (False, (), None)
 
 
+def test_a_run_has_at_least_one_stage() -> None:
+    line = error_line(lambda: load_spec("digits_adv", ["stages=[]"], False))
+    assert line == "--set stages=[]: stages: expected at least one stage, received []"
+
+
 def test_a_reference_is_replaced_by_the_value_of_its_key() -> None:
     assert load("data.path=runs/${data.name}.npz")["data"]["path"] == "runs/digits.npz"
     with pytest.raises(UserError, match=r"'HOME' not found.*characters themselves write"):

@@ -109,6 +109,7 @@ def test_a_suite_keeps_the_folders_of_runs_that_failed(
     ("text", "message"),
     [
         ("runs: []", "runs: expected a list of runs"),
+        ("runs: [{config: []}]", r"runs\[0\].config: expected a config's name, or a list of at le"),
         ("runs: [digits_adv, digits_adv]", r"runs that differ.*\['digits_adv'\]"),
         ("runs: [digits_advv]", "did you mean 'digits_adv'"),
         ("runs: [{config: digits_adv, sett: {}}]", r"runs\[0\].sett: unknown key.*'set'"),
