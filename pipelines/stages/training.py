@@ -167,7 +167,7 @@ def _train_up_to_epoch(
     first_full = math.ceil(plan.epsilon_warmup_epochs + plan.epsilon_ramp_epochs)
     guides = plan.schedule.callbacks(first_full, plan.monitor)
     monitors = [CatastrophicOverfitting(), TableQuantiles(split.index)]
-    steering = [timer, statistics, *guides, best, *monitors]
+    steering = [statistics, timer, *guides, best, *monitors]  # the timer counts the statistics
     resume = Resume(
         model,
         checkpoints,
