@@ -116,6 +116,14 @@ def fail(line: str, status: int = 2) -> NoReturn:
     sys.exit(status)
 
 
+def fail_at(place: Path, error: OSError) -> NoReturn:
+    """Print the error of a file that cannot be read or written, or else of `place`, and exit."""
+    from tfrobust.errors import one_line
+
+    line = error.strerror or one_line(error)
+    fail(f"{error.filename or place}: expected a place to read or write: {line}")
+
+
 class _Parser(argparse.ArgumentParser):
     """Answers a mistake in one line, without the usage."""
 
@@ -258,3 +266,5 @@ def _compare(names: Sequence[str], options: argparse.Namespace) -> None:
         compare([Path(name) for name in names], options.out)
     except UserError as error:
         fail(str(error))
+    except OSError as error:
+        fail_at(options.out or Path(), error)

@@ -49,12 +49,13 @@ def check(
         workdir: The folder in which run folders are made.
         stages: The stages to run; None for those of the config.
     """
+    require(stages is None or stages, "--stages", "at least one stage", stages)
     path = configs.find(name)
     if not is_suite(path):
         config = _check_config(name, overrides)
         kind = "run" if config.get("search") is None else "search"
         available = config.get("stages")
-        if not isinstance(available, list):
+        if not available or not isinstance(available, list):
             available = schema()["stages"][kind]
         for stage in stages or []:
             choose("--stages", stage, [str(name) for name in available])

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from pipelines import config as configs
-from pipelines.command_line import fail
+from pipelines.command_line import fail, fail_at
 from pipelines.comparison import show
 from pipelines.harden import CONFIG, filled_in
 from pipelines.resolve import command, load_spec
@@ -192,8 +192,7 @@ def main(name: str, options: argparse.Namespace) -> None:
     except MemoryError as error:
         fail(f"expected a network and batches that fit into memory: {_line(error)}")
     except OSError as error:
-        place = error.filename or workdir
-        fail(f"{place}: expected a place to read or write: {error.strerror or _line(error)}")
+        fail_at(workdir, error)
 
 
 def _suite(name: str, options: argparse.Namespace) -> None:

@@ -12,12 +12,20 @@ import numpy as np
 
 from pipelines.space import Range
 from tfrobust.attacks import PGD, Attack
-from tfrobust.data import Augmentation, Dataset, Extra, Split, in_sequence
+from tfrobust.data import (
+    Augmentation,
+    Dataset,
+    Extra,
+    Split,
+    in_sequence,
+    require_equal_weights,
+    require_images,
+)
 from tfrobust.errors import choose, require, require_at_least
 from tfrobust.evaluation import MODES, Corruptions
 from tfrobust.methods import Averaging
 from tfrobust.registry import arguments, located
-from tfrobust.training import MONITOR, MONITORS, Schedule
+from tfrobust.training import MONITOR, MONITORS, Guided, Schedule
 from tfrobust.xla import is_choice
 
 # The sections on which a training depends.
@@ -118,6 +126,8 @@ class Data:
         require_at_least(1, batch_size=self.batch_size)
         require_at_least(0, validation=self.validation)
         in_sequence(self.augment)
+        require_images(self.augment, self.source.image_shape)
+        require_equal_weights(self.augment, 1.0 if self.extra is None else self.extra.weight)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +152,7 @@ class Train:
     """
 
     epochs: int
-    schedule: Schedule
+    schedule: Schedule = Guided()
     eps: float | None = None
     epsilon_warmup_epochs: float = 0
     epsilon_ramp_epochs: float = 0

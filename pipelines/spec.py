@@ -27,7 +27,7 @@ from pipelines.space import ranges, searching
 from pipelines.threats import make_threats, with_factors
 from pipelines.trackers import TRACKERS, Tracker
 from tfrobust.attacks import ATTACKS, Attack, SavedImages
-from tfrobust.data import AUGMENTATIONS, DATASETS, Dataset, Split, hold_out, require_images
+from tfrobust.data import AUGMENTATIONS, DATASETS, Dataset, Split, hold_out
 from tfrobust.errors import choose, number, require
 from tfrobust.evaluation import Corruptions, ListedAttack, list_attacks
 from tfrobust.evaluation.corruption_accuracy import require_images as require_uncorrupted
@@ -107,6 +107,7 @@ def parse(name: str, config: dict[str, Any]) -> Spec:
     config = with_factors(_long_form(config))
     top = TopLevel(**arguments(TopLevel, config, ""))
     stages = list(RUN_STAGES) if top.stages is None else top.stages
+    require(stages, "stages", "at least one stage", stages)
     for stage in stages:
         require(stage != "search", "search", "a section (stages has search)", None)
         choose("stages", stage, (BEFORE, *RUN_STAGES))
@@ -116,7 +117,6 @@ def parse(name: str, config: dict[str, Any]) -> Spec:
     threat = threats[0]
     data = _data(top.data)
     image_shape = data.source.image_shape
-    located("data", require_images, data.augment, image_shape)
     for each in threats:
         check_threat(each, image_shape)
     # A config with a method evaluates the network of its run, whichever stages run now.
@@ -293,17 +293,16 @@ def _source(
 
 
 def _train(section: Mapping[str, Any], threats: Threats, data: Data, trains: bool) -> Train:
-    nested = {
-        "schedule": (SCHEDULES, "guided"),
-        "validation_attack": (ATTACKS, None),
-        "averaging": (AVERAGINGS, None),
+    nested: dict[str, Mapping[str, Callable[..., Any]]] = {
+        "schedule": SCHEDULES,
+        "validation_attack": ATTACKS,
+        "averaging": AVERAGINGS,
     }
     plain = {key: value for key, value in section.items() if key not in nested}
     values = arguments(Train, plain, "train", tuple(nested), also=tuple(nested))
-    for key, (registry, default) in nested.items():
-        spec = section.get(key, default)
-        if spec is not None:
-            values[key] = build(registry, spec, f"train.{key}")  # type: ignore[arg-type]
+    for key, registry in nested.items():
+        if section.get(key) is not None:
+            values[key] = build(registry, section[key], f"train.{key}")
     train = located("train", Train, **values)
     alone = train.eps is None or len(threats) == 1
     require(alone, "train.eps", "none (threat is a list, each with its eps)", train.eps)
@@ -318,13 +317,14 @@ def _train(section: Mapping[str, Any], threats: Threats, data: Data, trains: boo
 
 
 def _evaluation(section: Mapping[str, Any]) -> EvaluationOptions:
-    corruptions, where = section.get("corruptions", False), "evaluation.corruptions"
-    valid = isinstance(corruptions, bool | Mapping)
-    require(valid, where, "true, false or a mapping", corruptions)
-    if isinstance(corruptions, Mapping):
-        values = located(where, Corruptions, **arguments(Corruptions, corruptions, where))
-        section = {**section, "corruptions": values}
-    options = arguments(EvaluationOptions, section, "evaluation")
+    plain, where = dict(section), "evaluation.corruptions"
+    if (corruptions := plain.pop("corruptions", None)) is not None:
+        valid = isinstance(corruptions, bool | Mapping)
+        require(valid, where, "true, false or a mapping", corruptions)
+        if isinstance(corruptions, Mapping):
+            corruptions = located(where, Corruptions, **arguments(Corruptions, corruptions, where))
+        plain["corruptions"] = corruptions
+    options = arguments(EvaluationOptions, plain, "evaluation")
     return located("evaluation", EvaluationOptions, **options)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from pipelines import config as configs
 from tfrobust.errors import UserError, choose, require, require_at_least
-from tfrobust.registry import arguments
+from tfrobust.registry import arguments, located
 
 SURROGATE = "surrogate"  # a key in the file of a suite, and the name of that run's folder
 
@@ -31,6 +31,9 @@ class Entry:
     label: str | None = None
     set: dict[str, Any] = dataclasses.field(default_factory=dict)
     grid: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        require(self.config, "config", "a config's name, or a list of at least one", self.config)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,7 +184,7 @@ def _members(
     """
     values = {"config": value} if isinstance(value, str) else value
     require(isinstance(values, Mapping), where, "a config's name or a mapping", value)
-    entry = Entry(**arguments(Entry, values, where))
+    entry = located(where, Entry, **arguments(Entry, values, where))
     if entry.label is not None:
         file_name = _file_name([entry.label])
         require(file_name, f"{where}.label", "one with letters or digits", entry.label)

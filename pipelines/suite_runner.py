@@ -23,7 +23,7 @@ from pipelines.suite import SURROGATE, Member, Suite, load_suite
 from tfrobust.errors import UserError, require
 from tfrobust.report import Row, duration, headline, load_run, write_comparison
 
-REFUSED = 2  # the exit status of a run that stops at a user's mistake
+REFUSED = 2  # the exit status of a run that stops at a user's mistake, or at a full disk, say
 
 
 def run_suite(
@@ -42,7 +42,7 @@ def run_suite(
 
     Raises:
         UserError: If there is a mistake in the file, before anything is run; or if every run is
-            refused, after which a newly made folder is removed again.
+            refused and has no folder, after which a newly made folder is removed again.
     """
     suite = load_suite(configs.find(name), overrides, workdir)
     folder = RunFolder(workdir / suite.name)
@@ -55,7 +55,8 @@ def run_suite(
         if suite.surrogate is not None:
             reasons |= _run_all(suite, [suite.surrogate], folder.path, smoke, refused, ["train"])
         reasons |= _run_all(suite, suite.members, folder.path, smoke, refused)
-        if is_new and refused >= reasons.keys():
+        begun = any((folder.path / run).exists() for run in reasons)  # it may hold a network
+        if is_new and not begun and refused >= reasons.keys():
             shutil.rmtree(folder.path)  # it holds only logs, whose lines the terminal has shown
             folder.lock.unlink()
             with contextlib.suppress(OSError):  # other runs lie there

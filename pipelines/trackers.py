@@ -51,8 +51,8 @@ class Tracker:
         """Log the results of the run, by their names."""
         raise NotImplementedError
 
-    def end(self) -> None:
-        """End the work on the run in this process."""
+    def end(self, failed: bool) -> None:
+        """End the work on the run in this process, which has failed or been stopped, or not."""
         raise NotImplementedError
 
     def _imported(self, module: str) -> Any:
@@ -91,8 +91,8 @@ class Mlflow(Tracker):
         named = {re.sub(r"[^\w./ -]", "", name): value for name, value in results.items()}
         self._imported(self.package).log_metrics(named)
 
-    def end(self) -> None:
-        self._imported(self.package).end_run()
+    def end(self, failed: bool) -> None:
+        self._imported(self.package).end_run("FAILED" if failed else "FINISHED")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,8 +126,8 @@ class Wandb(Tracker):
     def log(self, results: Mapping[str, float]) -> None:
         self._imported(self.package).run.summary.update(dict(results))
 
-    def end(self) -> None:
-        self._imported(self.package).finish()
+    def end(self, failed: bool) -> None:
+        self._imported(self.package).finish(exit_code=int(failed))
 
 
 TRACKERS: dict[str, type[Tracker]] = {"mlflow": Mlflow, "wandb": Wandb}
@@ -165,10 +165,12 @@ def tracked(
     with _in_one_line(tracker):
         begun = tracker.begin(name, config, folder.path, token)
     write_text(folder.tracked, json.dumps({tracker.package: begun}) + "\n")
+    failed = True
     try:
         yield tracker
+        failed = False
     finally:
-        tracker.end()
+        tracker.end(failed)
 
 
 def log_results(

@@ -20,7 +20,7 @@ class Overfitting:
     Attributes:
         best: The highest robust accuracy so far.
         gap_at_best: The gap in that epoch.
-        last_eps: The eps of the last epoch.
+        last_eps: The eps of the last epoch; of several threats, the sum.
         fallen: Whether the last epoch was low.
     """
 
@@ -39,7 +39,8 @@ class Overfitting:
             return False
         robust = float(epoch[ROBUST])
         gap = float(epoch[ONE_STEP]) - robust
-        before, self.last_eps = self.last_eps, float(epoch.get("eps", 0.0))
+        eps = [float(value) for name, value in epoch.items() if name.partition("_")[0] == "eps"]
+        before, self.last_eps = self.last_eps, sum(eps)
         if robust > self.best:
             self.best, self.gap_at_best = robust, gap
         low = min(self.best - robust, gap - self.gap_at_best) > self.drop

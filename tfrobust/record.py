@@ -231,8 +231,7 @@ class ExportRow(Part):
         file: The file or folder in the run folder.
         runtime: The name and version of the runtime that computed it.
         examples: The number of images.
-        largest_difference: The largest difference of a logit to that of the network, over the
-            images where both have finite logits; None if there are none.
+        largest_difference: The largest difference of a logit, where all are finite, or None.
         equal_predictions: The share of the images that it predicts as the network does.
         clean_accuracy: The accuracy without an attack.
         attacks: The accuracy after each attack and those before it, by the name of the attack.

@@ -40,7 +40,7 @@ def in_order(spec: Spec, names: Sequence[str] | None) -> list[Stage]:
         spec: The run.
         names: The stages that are asked for; None for those of the config.
     """
-    asked = set(names or spec.stages)
+    asked = set(spec.stages if names is None else names)
     if spec.requirements is not None and asked & {AttackEval.name, Report.name}:
         asked.add(Verdict.name)
     return [stage for name, stage in STAGES.items() if name in asked]

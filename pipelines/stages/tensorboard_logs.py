@@ -90,11 +90,11 @@ def _domain(values: Range) -> Any:
     return interval(*values.values)
 
 
-def write_trial(folder: Path, trial: SearchTrial) -> None:
+def write_trial(folder: Path, trial: SearchTrial, space: Mapping[str, Range]) -> None:
     """Write the row of a completed trial in the HParams view, replacing what is there."""
     shutil.rmtree(folder, ignore_errors=True)
     values = {
-        key: value if isinstance(value, float | int) else value_text(value)
+        key: value_text(value) if space[key].kind == "choice" else value
         for key, value in trial.values.items()
     }
     with tf.summary.create_file_writer(str(folder)).as_default():

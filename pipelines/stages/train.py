@@ -18,7 +18,7 @@ from pipelines.trackers import tracked
 from tfrobust.data import readable
 from tfrobust.errors import UserError, in_memory
 from tfrobust.gate import SOME
-from tfrobust.models import keras_file
+from tfrobust.models import application_file, keras_file
 
 
 class Train(Stage):
@@ -59,6 +59,8 @@ def training_fingerprint(spec: Spec, config: Mapping[str, Any], sections: Iterab
     files = data_files(spec)
     if spec.train is not None and spec.train.init_from:
         files.append(keras_file(spec.train.init_from, "train.init_from"))
+    if file := application_file(config["model"].get("weights", "none")):
+        files.append(file)
     files += attack_files(training_attacks(spec.method, spec.train))
     data = {key: value for key, value in config["data"].items() if key != "test_examples"}
     return fingerprint({**config, "data": data}, sections, files)

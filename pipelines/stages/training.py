@@ -7,7 +7,7 @@ import csv
 import functools
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import keras
@@ -42,6 +42,10 @@ VALIDATION_BATCH = 500
 EXTREMES = 8  # the number of images with the smallest, and with the largest, values of a table
 STEPS_AT_ONCE = 20  # the largest number of compiled steps between two returns to the host
 ROLLBACK = 0.5  # the factor of the learning rate at each rollback
+
+
+class Unfit(UserError):
+    """The values of a config do not fit together, or do not fit the data."""
 
 
 class Diverged(UserError):
@@ -163,7 +167,7 @@ def _train_up_to_epoch(
     first_full = math.ceil(plan.epsilon_warmup_epochs + plan.epsilon_ramp_epochs)
     guides = plan.schedule.callbacks(first_full, plan.monitor)
     monitors = [CatastrophicOverfitting(), TableQuantiles(split.index)]
-    steering = [timer, statistics, *guides, best, *monitors]
+    steering = [statistics, timer, *guides, best, *monitors]  # the timer counts the statistics
     resume = Resume(
         model,
         checkpoints,
@@ -251,6 +255,15 @@ def _table_size(*splits: Split) -> int:
     return 1 + max(int(split.index.max(initial=-1)) for split in splits)
 
 
+@contextlib.contextmanager
+def fitting() -> Iterator[None]:
+    """Return a context in which a UserError is an Unfit."""
+    try:
+        yield
+    except UserError as error:
+        raise Unfit(str(error)) from None
+
+
 def splits(spec: Spec) -> tuple[Split, Split, Extra | None]:
     """Return the examples for training and for validation, and the extra data set or None.
 
@@ -258,23 +271,25 @@ def splits(spec: Spec) -> tuple[Split, Split, Extra | None]:
     multiple of the number of replicas.
 
     Raises:
-        UserError: If the sizes in the config do not fit the data.
+        Unfit: If the sizes in the config do not fit the data.
+        UserError: If the data cannot be read.
     """
-    examples = spec.data.train
+    examples, section = spec.data.train, spec.data.extra
+    if section is not None:
+        extra_split = located("data.extra", section.source.load, "train")
     held, size = spec.data.validation, spec.data.batch_size
-    count = len(examples)
-    require(count, "data", "a data set with training images", "one without")
-    require(held < count, "data.validation", f"fewer than the {count} training images", held)
-    split, held_out = hold_out(examples, held, spec.seed)
-    count = len(split)
-    require(size <= count, "data.batch_size", f"at most the {count} training images", size)
-    replicas = strategy().num_replicas_in_sync
-    require(size % replicas == 0, "data.batch_size", f"a multiple of {replicas} replicas", size)
-    held_out = held_out.first(len(held_out) // replicas * replicas)
-    section = spec.data.extra
-    if section is None:
-        return split, held_out, None
-    extra_split = located("data.extra", section.source.load, "train")
-    extra = located("data.extra", Extra, extra_split, section.share, section.weight)
-    located("data", extra.rows, size)
-    return split, held_out, extra
+    with fitting():
+        count = len(examples)
+        require(count, "data", "a data set with training images", "one without")
+        require(held < count, "data.validation", f"fewer than the {count} training images", held)
+        split, held_out = hold_out(examples, held, spec.seed)
+        count, replicas = len(split), strategy().num_replicas_in_sync
+        require(size <= count, "data.batch_size", f"at most the {count} training images", size)
+        expected = f"a multiple of {replicas} replicas"
+        require(size % replicas == 0, "data.batch_size", expected, size)
+        held_out = held_out.first(len(held_out) // replicas * replicas)
+        if section is None:
+            return split, held_out, None
+        extra = located("data.extra", Extra, extra_split, section.share, section.weight)
+        located("data", extra.rows, size)
+        return split, held_out, extra

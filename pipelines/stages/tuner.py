@@ -25,7 +25,7 @@ from pipelines.run_folder import RunFolder
 from pipelines.sections import CLEAN, ROBUST, Search
 from pipelines.spec import RUN_STAGES, Spec, trial_spec
 from pipelines.stages.tensorboard_logs import value_text, write_columns, write_trial
-from pipelines.stages.training import Diverged, splits, train
+from pipelines.stages.training import Diverged, Unfit, fitting, splits, train
 from tfrobust._compat import with_whole_files
 from tfrobust.errors import OutOfMemory, UserError, in_memory
 from tfrobust.io import write_text
@@ -46,10 +46,6 @@ ORACLES = {
 SCORE = "score"  # the objective's name in KerasTuner
 FAILED = "failed.txt"  # the file of the reason, which KerasTuner's workers do not send to the chief
 MANY = 10**9  # failed trials in sequence, so that no number of them ends a search
-
-
-class Unfit(UserError):
-    """The values of a trial do not fit together."""
 
 
 def search(spec: Spec, folder: RunFolder) -> None:
@@ -185,10 +181,8 @@ class _Tuner(kt.engine.base_tuner.BaseTuner):
             name = first["tuner/trial_id"]
             first = self.oracle.get_trial(name).hyperparameters.values
         folder, epochs = RunFolder(Path(self.get_trial_dir(name))), drawn.get("tuner/epochs")
-        try:
+        with fitting():
             spec = trial_spec(f"{self.spec.name}_{name}", self.spec.unresolved, self._values(drawn))
-        except UserError as error:
-            raise Unfit(str(error)) from None
         keras.backend.clear_session()
         with folder.locked(wait=True):  # a worker that the chief has given up may still use it
             write_text(folder.config, configs.dump({"name": spec.name, **spec.config}))
@@ -237,7 +231,7 @@ class _Tuner(kt.engine.base_tuner.BaseTuner):
         write_trials(self.folder.trials, list(self.plan.space), trials)
         for trial in completed(trials):
             if name in (None, trial.name):
-                write_trial(self.folder.tensorboard / f"trial_{trial.name}", trial)
+                write_trial(self.folder.tensorboard / f"trial_{trial.name}", trial, self.plan.space)
 
 
 def _oracle(plan: Search, seed: int, epochs: int, ended: Callable[[str], None]) -> Any:

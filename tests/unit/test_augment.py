@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from pipelines.resolve import load_spec
+from tests.errors import error_line
 from tests.products import slow_but
-from tfrobust.data import AUGMENTATIONS, Split, batches, in_sequence
+from tfrobust.data import AUGMENTATIONS, Extra, Split, batches, from_arrays, in_sequence
 from tfrobust.data.augment import Crop, CutMix, MixUp
 from tfrobust.errors import UserError
 
@@ -58,8 +61,33 @@ def test_crop_pads_as_numpy_does_by_its_options() -> None:
         padded = np.pad(image, ((2, 2), (2, 2), (0, 0)), mode="reflect")
         row, column = int(top * 5), int(left * 5)
         np.testing.assert_array_equal(cropped, padded[row : row + 24, column : column + 9])
-    with pytest.raises(UserError, match="padding: expected less than an image of 24 x 9, rec"):
-        augmented(Crop(padding=9, mode="reflect"), images, [5, 6])
+
+
+def test_padding_that_mirrors_more_than_the_image_is_refused_before_any_batch() -> None:
+    images, labels, wide = pictures(), np.zeros(64, int), Crop(padding=9, mode="reflect")
+    expected = "padding: expected less than an image of 24 x 9, received 9"
+    of_arrays = partial(from_arrays, images, labels, training=True)
+    of_split = partial(batches, Split.of(images, labels), training=True)
+    for make in (of_arrays, of_split):
+        assert error_line(partial(make, batch_size=8, augment=wide)) == f"augment.{expected}"
+        line = error_line(partial(make, batch_size=8, augment=["crop", wide]))
+        assert line == f"augment[1].{expected}"
+    override = "data.augment={name: crop, mode: reflect, padding: 8}"
+    line = error_line(lambda: load_spec("digits_adv", [override], smoke=False))
+    expected = "data.augment.padding: expected less than an image of 8 x 8, received 8"
+    assert line == f"--set {override}: {expected}"
+    from_arrays(images, labels, augment=Crop(padding=9))  # zeros may be more
+
+
+def test_extra_examples_of_another_weight_are_not_mixed() -> None:
+    split = Split.of(pictures(), np.zeros(64, int))
+    expected = "extra.weight: expected 1 (augment mixes examples), received 0.5"
+    extra = Extra(split, weight=0.5)
+    call = partial(batches, split, 8, training=True, augment="mixup", extra=extra)
+    assert error_line(call) == expected
+    overrides = ["data.augment=[crop, mixup]", "data.extra={name: digits, weight: 0.5}"]
+    line = error_line(lambda: load_spec("digits_adv", overrides, smoke=False))
+    assert line == f"--set {overrides[1]}: data.{expected}"
 
 
 ON_GREY = [f"{name} on grey" for name in AUGMENTATIONS]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import time
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -9,6 +12,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from pipelines.resolve import load_spec
+from pipelines.run_folder import RunFolder
+from pipelines.stages import training
 from tests.unit.test_robust_model import THREAT, X, Y, normed  # noqa: F401
 from tfrobust import Adv, Natural
 from tfrobust.errors import UserError
@@ -113,3 +119,27 @@ def test_swa_averages_epochs_and_recomputes_the_statistics(normed: keras.Model) 
 def test_mistakes_are_one_line(normed: keras.Model, make: Any, message: str) -> None:  # noqa: F811
     with pytest.raises(UserError, match=message):
         make(normed)
+
+
+def test_the_time_of_training_counts_the_recomputed_statistics(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without validation the epoch ends with them. They take 1000 s here."""
+    settings = {
+        "model": "{name: small_cnn, filters: [2], units: 2}",
+        "data.validation": "0",
+        "train": "{epochs: 1, steps_per_epoch: 1, epsilon_ramp_epochs: 0, schedule: constant}",
+        "train.averaging": "{name: swa, start_epoch: 0}",
+    }
+    overrides = [f"{key}={value}" for key, value in settings.items()]
+    clock, waited = time.perf_counter, 0.0
+
+    def recompute(*_: object) -> None:
+        nonlocal waited
+        waited += 1000
+
+    monkeypatch.setattr("time.perf_counter", lambda: clock() + waited)
+    monkeypatch.setattr(Adv, "recompute_statistics", recompute)
+    training.train(load_spec("digits_adv", overrides, False), RunFolder(tmp_path))
+    (row,) = csv.DictReader((tmp_path / "history.csv").open())
+    assert 1000 < float(row["training_seconds"]) < 2000

@@ -117,6 +117,12 @@ def test_early_check_looks_at_the_members_of_a_suite(tmp_path: Path) -> None:
         ("run", ["digits_atlas", "--smok"], "did you mean '--smoke'"),
         ("run", ["--smoke", "digits_atlas", "--set", "method.alhpa=1"], "did you mean 'alpha'"),
         ("run", ["digits_atlas", "--stages", "train,reprot"], "did you mean 'report'"),
+        ("run", ["digits_atlas", "--stages", ","], "--stages: expected at least one stage, rec"),
+        (
+            "run",
+            ["digits_table", "--stages", ""],
+            "--stages: expected at least one stage, received",
+        ),
         ("run", ["a", "--smoke", "b"], "expected one config, received a, b; usage: python -m"),
         ("run", [], "expected one config, received none"),
         ("run", ["digits_atlas", "--set"], "--set: expected one argument"),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from pipelines import command_line
 from pipelines.comparison import compare
 from tests.unit.test_report import change, make_run
 from tfrobust.corruptions import CORRUPTIONS
@@ -48,6 +50,19 @@ def saved_run(path: Path, clean: int, attacked: int, **config: Any) -> Path:
     labels = np.zeros(10, int)
     Flags(np.arange(10), labels, flags, digests(images, labels)).save(run)
     return run
+
+
+def test_a_place_that_cannot_be_written_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [str(saved_run(tmp_path / name, 8, 4)) for name in "ab"]
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(SystemExit) as exited:
+        command_line._compare(runs, Namespace(out=file))
+    line = capsys.readouterr().err
+    assert exited.value.code == 2 and line.count("\n") == 1
+    assert line.startswith(f"error: {file}") and "expected a place to read or write: " in line
 
 
 def test_table_has_a_row_for_each_label_with_mean_and_deviation(tmp_path: Path) -> None:

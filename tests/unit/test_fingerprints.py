@@ -6,11 +6,15 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from pipelines import fingerprints as module
 from pipelines.fingerprints import fingerprint
+from pipelines.sections import TRAINED
+from pipelines.stages.train import training_fingerprint
 from tfrobust.models import model_files
 
 CONFIG = {"data": {"name": "folder", "path": "anywhere"}}
@@ -155,6 +159,20 @@ def test_content_of_a_file_counts_and_its_time_does_not(tmp_path: Path) -> None:
     assert fingerprint_of(file) == first
     rewrite(file, b"two")
     assert fingerprint_of(link) != first
+
+
+def test_the_file_of_the_weights_of_an_application_counts(tmp_path: Path) -> None:
+    def trained(weights: str) -> str:
+        config = {"data": {"name": "digits"}, "model": {"weights": weights}}
+        spec: Any = SimpleNamespace(config=config, train=None, method=None)
+        return training_fingerprint(spec, config, TRAINED)
+
+    file = tmp_path / "my.weights.h5"
+    file.write_bytes(b"one")
+    before = trained(str(file))
+    assert trained(str(file)) == before and trained("none") != trained("imagenet")
+    rewrite(file, b"two")
+    assert trained(str(file)) != before
 
 
 def test_variables_of_a_saved_model_behind_links_count(tmp_path: Path) -> None:

@@ -15,7 +15,9 @@ from pipelines.early_check import schema
 from pipelines.resolve import load_spec
 from pipelines.suite import load_suite
 from tests.errors import error_line
+from tfrobust import PGD
 from tfrobust.errors import UserError
+from tfrobust.training import Guided
 
 DIGITS = configs.find("digits_adv")
 NAMES = ["2024_01_01", "2024-01-01", "1e5", "1.5e5", "yes", "null", "0x10", "010", "1.10", "12:30",
@@ -59,6 +61,21 @@ def test_a_quoted_path_is_read_as_yaml_and_an_empty_one_as_null() -> None:
     assert load("data.path='a ''b'' '")["data"]["path"] == "a 'b' "
     assert load('data.path="tab\\t"')["data"]["path"] == "tab\t"
     assert load("data.path=")["data"]["path"] is None
+
+
+def test_null_in_place_of_a_section_is_its_default() -> None:
+    names = ("schedule", "validation_attack", "averaging")
+    overrides = [f"train.{name}=null" for name in names]
+    others = ["evaluation.corruptions=null", "data.augment=null", "data.extra=null"]
+    spec = load_spec("digits_adv", [*overrides, *others, "method.attack=null"], False)
+    assert spec.train is not None
+    assert [getattr(spec.train, name) for name in names] == [Guided(), PGD(steps=10), None]
+    assert (spec.evaluation.corruptions, spec.data.augment, spec.data.extra) == (False, (), None)
+
+
+def test_a_run_has_at_least_one_stage() -> None:
+    line = error_line(lambda: load_spec("digits_adv", ["stages=[]"], False))
+    assert line == "--set stages=[]: stages: expected at least one stage, received []"
 
 
 def test_a_reference_is_replaced_by_the_value_of_its_key() -> None:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import shutil
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,7 @@ def run(
     statistics = RecomputedStatistics(
         model, lambda epoch: batches(split, 8, training=True, first_step=3 * epoch).take(3)
     )
-    steering = [BatchTimer(), statistics, *schedule.callbacks(0), best, CatastrophicOverfitting()]
+    steering = [statistics, BatchTimer(), *schedule.callbacks(0), best, CatastrophicOverfitting()]
     checkpoints = Checkpoints(folder)
     rows = checkpoints.note.get("history", [])
     history = History(folder / "history.csv", rows, folder / "tensorboard")
@@ -291,6 +292,27 @@ def test_the_clock_of_training_goes_on_where_the_checkpoint_left_it(
     rows = list(csv.DictReader((tmp_path / "cut" / "history.csv").open()))
     first, second, third = (float(row["training_seconds"]) for row in rows)
     assert 0 < first < second < 1000 < third < 1100
+
+
+def test_the_clock_of_training_is_not_set_back_within_a_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that goes on within an epoch calls `fit` twice. A checkpoint here takes 1000 s."""
+    with pytest.raises(Interrupted):
+        run(tmp_path, signal_at=2)
+    save, clock, waited = Checkpoints.save, time.perf_counter, 0.0
+
+    def slow(*arguments: Any) -> None:
+        nonlocal waited
+        save(*arguments)
+        waited += 1000
+
+    monkeypatch.setattr(Checkpoints, "save", slow)
+    monkeypatch.setattr("time.perf_counter", lambda: clock() + waited)
+    run(tmp_path, 2)
+    rows = list(csv.DictReader((tmp_path / "history.csv").open()))
+    first, second = (float(row["training_seconds"]) for row in rows)
+    assert first < 1000 < second < 2000
 
 
 def test_the_clock_of_training_starts_when_the_timer_is_made(monkeypatch) -> None:

@@ -9,13 +9,17 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import keras_tuner as kt
 import pytest
 
+from pipelines.resolve import load_spec
+from pipelines.run_folder import RunFolder
 from pipelines.sections import CLEAN, ROBUST, Search
 from pipelines.space import ranges
-from pipelines.stages.tuner import SCORE, _oracle, _reload
+from pipelines.stages.tuner import SCORE, _oracle, _reload, _Tuner
 from tests.errors import error_line
 from tests.products import slow_but
 
@@ -122,6 +126,16 @@ def test_a_trial_that_is_missing_in_the_state_of_the_oracle_is_drawn_again(tmp_p
     _reload(after, file)
     assert list(after.trials) == ["0"]
     assert results + search(after) == straight
+
+
+def test_a_trial_whose_sizes_do_not_fit_the_data_fails_alone(tmp_path: Path) -> None:
+    """There are fewer images of digits than in this batch. Any other error ends the search."""
+    space = "search.space={data.batch_size: {int: [32, 4096]}}"
+    overrides = ["model={name: small_cnn, filters: [2], units: 2}", space]
+    tuner = _Tuner(load_spec("digits_atlas_search", overrides, False), RunFolder(tmp_path))
+    values = SimpleNamespace(values={"data.batch_size": 4096})
+    with pytest.raises(kt.errors.FailedTrialError, match="data.batch_size: expected at most the"):
+        tuner.run_trial(SimpleNamespace(trial_id="0", hyperparameters=values))
 
 
 @pytest.mark.parametrize("name", ["oracle.json", "trial_0/trial.json"])

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from pipelines import config as configs
+from pipelines import suite_runner
 from pipelines.suite import Suite, is_suite, load_suite
 from tests.errors import error_line
+from tfrobust.errors import UserError
 
 
 def suite(tmp_path: Path, text: str, *overrides: str) -> Suite:
@@ -79,10 +81,35 @@ def test_attacks_name_the_folder_of_the_surrogate_of_their_suite(tmp_path: Path)
     assert without.surrogate is None
 
 
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_suite_keeps_the_folders_of_runs_that_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: bool
+) -> None:
+    """A diverged loss or a full disk ends a run with the exit status of a refused one."""
+
+    def fails(line: object, folder: Path, name: str, *_: object) -> tuple[str, str, int]:
+        (folder / "logs").mkdir(parents=True, exist_ok=True)
+        if begun:
+            (folder / name).mkdir()
+        return "no", "no", suite_runner.REFUSED
+
+    monkeypatch.setattr(suite_runner, "_run", fails)
+    path, runs = tmp_path / "mine.yaml", tmp_path / "runs"
+    path.write_text("runs: [digits_adv, digits_natural]")
+    if begun:
+        folder, rows = suite_runner.run_suite(str(path), [], runs, smoke=True)
+        assert [row.reason for row in rows] == ["no", "no"] and (folder / "digits_adv").is_dir()
+    else:
+        with pytest.raises(UserError, match="mine: every run is refused; digits_adv: no"):
+            suite_runner.run_suite(str(path), [], runs, smoke=True)
+        assert not runs.exists()
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("runs: []", "runs: expected a list of runs"),
+        ("runs: [{config: []}]", r"runs\[0\].config: expected a config's name, or a list of at le"),
         ("runs: [digits_adv, digits_adv]", r"runs that differ.*\['digits_adv'\]"),
         ("runs: [digits_advv]", "did you mean 'digits_adv'"),
         ("runs: [{config: digits_adv, sett: {}}]", r"runs\[0\].sett: unknown key.*'set'"),

@@ -219,12 +219,14 @@ def test_the_warning_of_catastrophic_overfitting_has_the_accuracies(
     assert "at epoch 7: validation robust accuracy 10.0 %, 30.0 points below" in caplog.text
 
 
-def test_a_fall_of_robust_accuracy_while_eps_grows_is_not_overfitting() -> None:
+@pytest.mark.parametrize("names", [["eps"], ["eps_linf", "eps_l2"]], ids="+".join)
+def test_a_fall_of_robust_accuracy_while_eps_grows_is_not_overfitting(names: list[str]) -> None:
     sign, last = Overfitting(), {"val_robust_accuracy": 0.1, "val_fgsm_accuracy": 0.9}
-    assert not sign.shown_by({"val_robust_accuracy": 0.4, "val_fgsm_accuracy": 0.45, "eps": 0.1})
-    assert not sign.shown_by(last | {"eps": 0.2})
-    assert not sign.shown_by(last | {"eps": 0.2})
-    assert sign.shown_by(last | {"eps": 0.2})
+    first, full = (dict.fromkeys(names, eps) for eps in (0.1, 0.2))
+    assert not sign.shown_by({"val_robust_accuracy": 0.4, "val_fgsm_accuracy": 0.45} | first)
+    assert not sign.shown_by(last | full)
+    assert not sign.shown_by(last | full)
+    assert sign.shown_by(last | full)
 
 
 def test_checkpoints_hold_the_state_of_the_detection_of_overfitting() -> None:

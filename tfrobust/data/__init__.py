@@ -5,6 +5,7 @@ from collections.abc import Callable
 from tfrobust.data.augment import AUGMENTATIONS as AUGMENTATIONS
 from tfrobust.data.augment import Augmentation as Augmentation
 from tfrobust.data.augment import in_sequence as in_sequence
+from tfrobust.data.augment import require_equal_weights as require_equal_weights
 from tfrobust.data.augment import require_images as require_images
 from tfrobust.data.breast_cancer import open_breast_cancer
 from tfrobust.data.corrupted import open_cifar10_corrupted, open_mnist_corrupted

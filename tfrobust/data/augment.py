@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from tfrobust.data.rows import as_float
 from tfrobust.errors import choose, require, require_at_least
+from tfrobust.registry import located
 
 Batch = dict[str, tf.Tensor]
 MODES = {"zero": "CONSTANT", "reflect": "REFLECT"}
@@ -30,6 +31,9 @@ class Augmentation(abc.ABC):
             batch: The "image" [B, H, W, C], uint8 or float32 in [0, 1], and the "label" [B].
             seed: The seed of all random numbers, [2] integers.
         """
+
+    def check(self, image_shape: Sequence[int]) -> None:  # noqa: B027, as most take any image
+        """Raise a UserError unless images of the shape (height, width, channels) fit."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,13 +54,20 @@ class Crop(Augmentation):
         if self.padding is not None:
             require_at_least(1, padding=self.padding)
 
+    def check(self, image_shape: Sequence[int]) -> None:
+        height, width, _ = image_shape
+        most = max(self._margins(height, width))
+        fits = self.mode != "reflect" or most < min(height, width)
+        require(fits, "padding", f"less than an image of {height} x {width}", most)
+
+    def _margins(self, height: int, width: int) -> tuple[int, int]:
+        """Return the number of rows above and below, and that of columns left and right."""
+        return self.padding or round(height / 8), self.padding or round(width / 8)
+
     def __call__(self, batch: Batch, seed: tf.Tensor) -> Batch:
         images = batch["image"]
         height, width = images.shape[1], images.shape[2]
-        tall, wide = self.padding or round(height / 8), self.padding or round(width / 8)
-        if self.mode == "reflect":
-            fits = max(tall, wide) < min(height, width)
-            require(fits, "padding", f"less than an image of {height} x {width}", self.padding)
+        tall, wide = self._margins(height, width)
         # Philox, because TensorFlow's default generator depends on the device.
         draw = tf.random.stateless_uniform([3, tf.shape(images)[0]], seed, alg="philox")
         # Uniform over 0 to 2 * padding, because draw < 1.
@@ -233,7 +244,15 @@ def in_sequence(augment: Augment) -> tuple[Augmentation, ...]:
 
 
 def require_images(steps: Sequence[Augmentation], shape: Sequence[int]) -> None:
-    """Raise a UserError if there are augmentations and the inputs of this shape are no images."""
+    """Raise a UserError unless the inputs of this shape are images that all augmentations take."""
     names = " and ".join(type(step).__name__ for step in steps)
     fits = len(shape) == 3 or not steps
     require(fits, "augment", f"none for inputs {tuple(shape)}, which are no images", names)
+    for place, step in enumerate(steps):
+        located("augment" if len(steps) == 1 else f"augment[{place}]", step.check, shape)
+
+
+def require_equal_weights(steps: Sequence[Augmentation], weight: float) -> None:
+    """Raise a UserError if augmentations mix examples while extra ones have another weight."""
+    fits = weight == 1 or not any(step.mixes for step in steps)
+    require(fits, "extra.weight", "1 (augment mixes examples)", weight)

@@ -6,7 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 import tensorflow as tf
 
-from tfrobust.data.augment import Augment, Augmentation, in_sequence, require_images
+from tfrobust.data.augment import (
+    Augment,
+    Augmentation,
+    in_sequence,
+    require_equal_weights,
+    require_images,
+)
 from tfrobust.data.reading import untuned
 from tfrobust.data.rows import Rows, as_float, mixed_rows, rows_of
 from tfrobust.data.split import Split
@@ -79,8 +85,8 @@ def batches(
             float32 [B] of mean 1.
 
     Raises:
-        UserError: The augmentation is unknown, the split cannot fill a batch, or the extra images
-            have another size.
+        UserError: The augmentation is unknown or does not fit the images, the split cannot fill a
+            batch, or the extra examples have another size, or a weight where examples are mixed.
     """
     if training:
         expected = f"1 to the {len(split)} examples of the split"
@@ -91,10 +97,8 @@ def batches(
         require(extra is None, "extra", "None without training=True", extra)
     augmentations = in_sequence(augment)
     require_images(augmentations, split.images.shape[1:])
+    require_equal_weights(augmentations, 1.0 if extra is None else extra.weight)
     rows = rows_of(split) if extra is None else mixed_rows(split, extra.split)
-    mixes = any(augmentation.mixes for augmentation in augmentations)
-    unequal = extra is not None and extra.weight != 1
-    require(not (mixes and unequal), "extra.weight", "1 (augment mixes examples)", extra)
     collect = _collector(rows, seed, augmentations)
     if not training:
         positions = tf.data.Dataset.range(len(split)).batch(batch_size)

@@ -9,6 +9,7 @@ from tfrobust.models.cnn import trades_cnn as trades_cnn
 from tfrobust.models.files import keras_file as keras_file
 from tfrobust.models.files import load_keras as load_keras
 from tfrobust.models.files import model_files as model_files
+from tfrobust.models.keras_application import application_file as application_file
 from tfrobust.models.keras_application import keras_application as keras_application
 from tfrobust.models.keras_layers import with_keras_layers as with_keras_layers
 from tfrobust.models.mlp import conv1d as conv1d

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import warnings
+from pathlib import Path
 
 import keras
 from keras import layers
@@ -14,6 +15,11 @@ from tfrobust.models.keras_defaults import neutral
 from tfrobust.models.layers import input_image, logits
 
 APPLICATIONS = sorted(name for name in dir(keras.applications) if name[0].isupper())
+
+
+def application_file(weights: str) -> Path | None:
+    """Return the file that the argument `weights` of `keras_application` names, or None."""
+    return None if weights in ("none", "imagenet") else Path(os.path.expanduser(weights))
 
 
 @neutral()
@@ -40,16 +46,16 @@ def keras_application(
     choose("application", application, APPLICATIONS)
     image = input_image(image_shape)
     require(image_shape[2] == 3, "image_shape", "images of three channels", image_shape)
-    if weights not in ("none", "imagenet"):
-        weights = os.path.expanduser(weights)
-        require(os.path.isfile(weights), "weights", "none, imagenet or a file", weights)
+    file = application_file(weights)
+    found = file is None or file.is_file()
+    require(found, "weights", "none, imagenet or a file", weights)
     make = getattr(keras.applications, application)
     try:
         with warnings.catch_warnings():  # Keras only warns of weights that the file lacks
             warnings.filterwarnings("error", "Skipping nested container")
             features = make(
                 include_top=False,
-                weights=None if weights == "none" else weights,
+                weights=None if weights == "none" else str(file or weights),
                 input_shape=image_shape,
                 pooling="avg",
             )

@@ -64,14 +64,14 @@ def overlays(runs: Sequence[FinishedRun]) -> dict[str, Figure]:
             continue
         figure, axes = new_axes("epoch", panel.title, size=SIZE)
         for place, (label, family) in enumerate(families(runs).items()):
-            for number, run in enumerate(family):
+            for nth, run in enumerate(family):
                 history = run.record.history
                 axes.plot(
                     [row["epoch"] for row in history],
                     [row.get(column, math.nan) for row in history],
                     **_line(place),
                     lw=1.4,
-                    label=None if number else literal(label),
+                    label=None if nth else literal(label),
                 )
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if panel.is_percent:
@@ -90,14 +90,14 @@ def over_time(runs: Sequence[FinishedRun]) -> dict[str, Figure]:
         return {}
     figure, axes = new_axes("minutes of training", "validation robust accuracy", size=SIZE)
     for place, (label, family) in enumerate(families(runs).items()):
-        for number, run in enumerate(family):
+        for nth, run in enumerate(family):
             axes.plot(
                 [seconds / 60 for seconds, _ in lines[id(run)]],
                 [robust for _, robust in lines[id(run)]],
                 **_line(place),
                 lw=1.4,
                 marker=".",
-                label=None if number else literal(label),
+                label=None if nth else literal(label),
             )
     in_percent(axes.yaxis)
     return {"robust-accuracy-over-time": _legend(figure, axes)}

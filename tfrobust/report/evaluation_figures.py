@@ -124,7 +124,9 @@ def trade_off(curve: Sequence[CurveRow]) -> Figure:
         colour = COLOURS[place % len(COLOURS)]
         marker = "osD^v"[place // len(COLOURS) % 5]
         label = None if width is None else f"width {width:g}"
-        axes.plot(*zip(*points, strict=True), marker=marker, ms=4, lw=1.2, color=colour, label=label)
+        axes.plot(
+            *zip(*points, strict=True), marker=marker, ms=4, lw=1.2, color=colour, label=label
+        )
         for row, point in zip(rows, points, strict=True):
             text = f"{row.strength:g}"
             axes.annotate(text, point, (4, 4), textcoords="offset points", color=INK, fontsize=8)

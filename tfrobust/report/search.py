@@ -3,6 +3,7 @@
 The figures are those of the ATLAS paper's appendix F (Figures 12 to 17), on validation data.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path

@@ -224,8 +224,7 @@ class Resume(keras.callbacks.Callback):
         distinct = len(self.stateful) == len(stateful)
         require(distinct, "others", "callbacks with a state of different classes", others)
         if isinstance(self.note["callbacks"], list):  # the first format, which is by position
-            names = [type(callback).__name__ for callback in others]
-            self.note["callbacks"] = dict(zip(names, self.note["callbacks"], strict=False))
+            self.note["callbacks"] = dict(zip(self.stateful, self.note["callbacks"], strict=False))
         missing = sorted(self.stateful.keys() - self.note["callbacks"].keys())
         if self.step and missing:
             line = "%s: has no state of %s, which start anew"

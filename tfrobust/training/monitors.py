@@ -39,6 +39,7 @@ class BatchTimer(Stateful, keras.callbacks.Callback):
     def __init__(self) -> None:
         super().__init__()
         self.seconds_before, self.since = 0.0, time.perf_counter()
+        self.has_begun = False
 
     @property
     def training_seconds(self) -> float:
@@ -47,9 +48,11 @@ class BatchTimer(Stateful, keras.callbacks.Callback):
 
     @training_seconds.setter
     def training_seconds(self, seconds: float) -> None:
-        self.seconds_before, self.since = seconds, time.perf_counter()
+        if not self.has_begun:  # `Resume` restores again later, but the clock is never set back
+            self.seconds_before, self.since = seconds, time.perf_counter()
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self.has_begun = True
         self.seconds: list[float] = []
         self.started, self.validated = time.perf_counter(), 0.0
         self.learning_rate = _number(self.model.optimizer.learning_rate)

@@ -15,7 +15,7 @@ class RecomputedStatistics(keras.callbacks.Callback):
 
     It acts before the validation, from the start of an averaging whose `statistics` are
     "recomputed" (Izmailov et al., 2018, arXiv:1803.05407). In fit's list it must come before
-    callbacks that keep the weights.
+    callbacks that keep the weights or log the time.
 
     Args:
         model: The model whose weights are averaged.
