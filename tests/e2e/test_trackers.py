@@ -40,8 +40,8 @@ class Memory(trackers.Tracker):
     def log(self, results: Mapping[str, float]) -> None:
         self.calls.append(dict(results))
 
-    def end(self) -> None:
-        self.calls.append("end")
+    def end(self, failed: bool) -> None:
+        self.calls.append("failed" if failed else "end")
 
 
 @pytest.mark.slow
@@ -72,7 +72,7 @@ def test_a_refused_or_failed_run_is_one_line_and_ends(tmp_path: Path) -> None:
     config = {"method": {"name": "adv"}}
     with pytest.raises(ZeroDivisionError), trackers.tracked(service, "run", config, folder):
         raise ZeroDivisionError
-    assert service.calls[-1] == "end"
+    assert service.calls[-1] == "failed"
     service.begin = lambda *_: 1 / 0  # type: ignore[assignment, method-assign, return-value]
     with (
         pytest.raises(UserError, match="^track: expected memory to take the run: division by zero"),
@@ -83,7 +83,7 @@ def test_a_refused_or_failed_run_is_one_line_and_ends(tmp_path: Path) -> None:
     service.log = lambda _: 1 / 0  # type: ignore[assignment, method-assign, return-value]
     with pytest.raises(UserError, match="^track: expected memory to take the run: division by"):
         trackers.log_results(service, "run", config, folder, {"accuracy, clean": 0.9})
-    assert service.calls[-1] == "end"
+    assert service.calls[-1] == "failed"
 
 
 @pytest.mark.parametrize("name", trackers.TRACKERS)

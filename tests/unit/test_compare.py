@@ -27,7 +27,7 @@ from tfrobust.report import (
     write_report,
 )
 from tfrobust.report.compare import difference, flat
-from tfrobust.report.compare_figures import over_eps, over_time
+from tfrobust.report.compare_figures import over_eps, over_time, scatter, sweeps
 from tfrobust.report.requirements import at_most_minutes
 from tfrobust.report.summary import pareto
 from tfrobust.report.text import NOTHING
@@ -247,6 +247,30 @@ def test_seeds_measured_at_different_eps_are_averaged_where_they_share_it(tmp_pa
     points = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
     assert points["same"] == [[0.0, pytest.approx(0.8)], [0.1, pytest.approx(0.4)]]
     assert points["other"] == [list(point) for point in curves["b"]]
+
+
+def test_accuracy_is_drawn_over_fractions_and_small_numbers(tmp_path: Path) -> None:
+    rows = []
+    for place, (eps, alpha) in enumerate([("2/255", 1e-6), ("8/255", 1e-6), ("2/255", 1.0)]):
+        varied = {"train.eps": eps, "method.alpha": alpha}
+        label = f"adv eps={eps} alpha={alpha:.1e}".replace("1.0e+00", "1.0")
+        rows.append(Row(label, saved_run(tmp_path / str(place), 10, 5 + place), varied=varied))
+    figures = sweeps(read_runs(rows))
+    assert list(figures) == ["over-train.eps", "over-method.alpha"]
+    lines = {
+        line.get_label(): line.get_xdata().tolist()
+        for line in figures["over-train.eps"].axes[0].lines
+    }
+    ends = [pytest.approx(2 / 255), pytest.approx(8 / 255)]
+    assert lines["adv alpha=1.0e-06 clean"] == ends and lines["adv alpha=1.0 clean"] == ends[:1]
+
+
+def test_more_than_ten_labels_are_told_apart(tmp_path: Path) -> None:
+    names = [f"run{place}" for place in range(12)]
+    runs = read_runs([Row(name, saved_run(tmp_path / name, 10, 5)) for name in names])
+    lines = scatter(runs).axes[0].lines
+    marks = {line.get_label(): (line.get_color(), line.get_marker()) for line in lines}
+    assert len({marks[name] for name in names}) == 12
 
 
 def test_runs_that_cannot_be_compared_are_one_line(tmp_path: Path) -> None:

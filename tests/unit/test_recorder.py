@@ -21,6 +21,7 @@ from tfrobust import PGD, Threat
 from tfrobust.errors import UserError
 from tfrobust.evaluation import Corruptions, Details, Flags, Record, cascade, closing, evaluate
 from tfrobust.evaluation.image_file import ImageFile
+from tfrobust.report import load_run
 
 
 def shifted(images: Any) -> Any:
@@ -208,6 +209,17 @@ def test_a_box_may_have_ends_that_float32_rounds(box: tuple[float, float]) -> No
 def test_saved_images_may_follow_another_attack(tmp_path: Path) -> None:
     evaluated(tmp_path / "run", [HALF, saved(tmp_path / "mine.npz", X, np.arange(len(X)))])
     assert len(Record.load(tmp_path / "run").attacks) == 2
+
+
+def test_a_table_keeps_the_names_of_its_classes(tmp_path: Path) -> None:
+    rows = X.reshape(len(X), -1)
+
+    def of_rows(x: Any) -> Any:
+        return network(tf.reshape(x, [-1, *X.shape[1:]]))
+
+    details = Details(class_names=("dark", "bright"), say=lambda line: None)
+    evaluate(of_rows, rows, Y, THREAT, ["fgsm"], folder=tmp_path, details=details, check=False)
+    assert [load_run(tmp_path).class_name(label) for label in (0, 1, 2)] == ["dark", "bright", "2"]
 
 
 def test_a_seed_of_numpy_equals_the_same_int(tmp_path: Path) -> None:

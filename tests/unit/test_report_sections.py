@@ -8,7 +8,13 @@ import pytest
 from tests.unit.test_report import change, make_run
 from tfrobust.report import load_run, write_report
 from tfrobust.report.evaluation_figures import class_bars
-from tfrobust.report.summary import ClassRow, accuracy_rows, class_rows, overfitting
+from tfrobust.report.summary import (
+    ClassRow,
+    accuracy_rows,
+    class_rows,
+    missing_from_paper,
+    overfitting,
+)
 
 
 def test_the_report_of_a_once_for_all_network_has_its_trade_off(tmp_path: Path) -> None:
@@ -63,6 +69,9 @@ def test_the_report_has_the_accuracy_under_corruptions(tmp_path: Path) -> None:
         ],
     }
     change(run, corruptions=table)
+    record = load_run(run)
+    (name,) = (row.name for row in accuracy_rows(record.config, record.evaluation)[1:2])
+    assert missing_from_paper({"paper": {name: 0.8, "fog": 0.7}}, record.evaluation) == {"fog": 0.7}
     page = write_report(run)
     html, markdown = page.read_text(), (page.parent / "report.md").read_text()
     assert html.count("<svg") == 7 and 'id="corruptions-' in html and ">glass blur<" in html

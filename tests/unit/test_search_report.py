@@ -12,6 +12,7 @@ import yaml
 
 from tfrobust.errors import UserError
 from tfrobust.report import SearchTrial, write_search_report, write_trials
+from tfrobust.report.search import _ticks
 
 
 def write(run: Path, space: dict[str, Any], trials: Sequence[SearchTrial], **search: Any) -> Path:
@@ -41,6 +42,12 @@ def failed(name: str, reason: str) -> SearchTrial:
 
 
 SPACE = {"method.alpha": {"log": [1e-4, 1.0]}, "method.attack": {"choice": ["fgsm", "<script>"]}}
+
+
+def test_the_names_on_an_axis_differ() -> None:
+    names = [f"name wide_resnet, depth {depth}" for depth in (10, 16)]
+    assert _ticks(names) == ["10", "16"]
+    assert _ticks(["fgsm", "a name of more than 18 characters"]) == ["fgsm", "a name of more tha"]
 
 
 def test_the_page_names_the_best_trial_and_escapes_all_text(tmp_path: Path) -> None:

@@ -47,6 +47,12 @@ def test_there_is_a_run_for_each_combination_of_a_grid(tmp_path: Path) -> None:
     assert loaded[3].overrides == ("seed=0", "method.beta=1.0")
 
 
+def test_configs_of_one_method_are_no_seeds_of_each_other(tmp_path: Path) -> None:
+    text = "{grid: {seed: [0, 1]}, runs: [cifar10_adv, cifar10_adv_10step, cifar10_atlas]}"
+    labels = dict.fromkeys(member.label for member in suite(tmp_path, text).members)
+    assert list(labels) == ["cifar10_adv", "cifar10_adv_10step", "atlas"]
+
+
 def test_overrides_budget_and_run_replace_the_set_of_the_suite(tmp_path: Path) -> None:
     text = """
     set: {seed: 1, train.epochs: 2, method.l2: 0.0}

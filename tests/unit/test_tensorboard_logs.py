@@ -11,10 +11,11 @@ import tensorflow as tf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata
 
-from pipelines.stages.tensorboard_logs import write_board
+from pipelines.space import Range
+from pipelines.stages.tensorboard_logs import write_board, write_trial
 from tests.unit.test_report import make_run
 from tests.unit.test_training import written
-from tfrobust.report import load_run
+from tfrobust.report import SearchTrial, load_run
 
 MARGINS = {"clean": np.array([2.0, 1.0, np.nan]), "adversarial": np.array([-1.0, 0.5, 0.25])}
 
@@ -60,6 +61,16 @@ def test_an_evaluation_logs_the_hyper_parameters(tmp_path: Path) -> None:
     result = {key: value.string_value or value.number_value for key, value in start.hparams.items()}
     numbers = {"seed": 0, "eps": 0.15, "method.alpha": 0.0002, "method.beta": 5.0}
     assert result == {"method": "atlas", "data": "digits"} | numbers
+
+
+def test_the_value_of_a_choice_is_one_of_its_column(tmp_path: Path) -> None:
+    """TensorBoard filters by the text of the column, also where the choices are numbers."""
+    trial = SearchTrial("0", {"a": 0.1, "b": 0.5}, "completed", 1, 0.9, 0.5)
+    space = {"a": Range("choice", [0.1, 0.2]), "b": Range("linear", [0.0, 1.0])}
+    write_trial(tmp_path / "board", trial, space)
+    content = events(tmp_path / "board").PluginTagToContent(metadata.PLUGIN_NAME)
+    start = metadata.parse_session_start_info_plugin_data(content[metadata.SESSION_START_INFO_TAG])
+    assert start.hparams["a"].string_value == "0.1" and start.hparams["b"].number_value == 0.5
 
 
 def test_a_resumed_training_writes_its_logs_anew_and_keeps_those_of_the_evaluation(
