@@ -7,8 +7,9 @@ import os
 # TensorFlow reads these when it is first imported. To use a GPU: CUDA_VISIBLE_DEVICES=0 pytest.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # several workers share a GPU
 os.environ.setdefault("TF_XLA_FLAGS", "")  # compiled programs are not kept
-# Two workers of pytest-xdist with a thread each are faster than two that contend for the cores.
+# Workers of pytest-xdist with a thread each are faster than two that contend for the cores.
 if "PYTEST_XDIST_WORKER" in os.environ:
     for variable in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS"):
         os.environ.setdefault(variable, "1")

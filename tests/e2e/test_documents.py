@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import config as configs
+from pipelines.early_check import check
 from pipelines.runner import run
 from tests.e2e.runs import ROOT
 from tests.products import slow_but
@@ -60,14 +61,33 @@ def test_python_of_a_document_runs(
 
 
 @pytest.mark.parametrize("name", BASH)
-def test_commands_of_a_document_name_existing_configs(name: str) -> None:
+def test_commands_of_a_document_have_existing_configs_and_keys(name: str, tmp_path: Path) -> None:
     for line in "".join(BASH[name]).splitlines():
-        _, command, rest = line.partition("python -m pipelines.run ")
-        words = shlex.split(rest.split("&&")[0])
-        if not command or words[0] == "NAME|PATH":
-            continue
-        settings = [after for word, after in zip(words, words[1:], strict=False) if word == "--set"]
-        configs.load(configs.find(words[0]), settings)
+        check_command(line, tmp_path)
+
+
+def test_commands_of_the_configs_have_existing_configs_and_keys(tmp_path: Path) -> None:
+    commands = [
+        line
+        for path in (ROOT / "configs").rglob("*.yaml")
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if line.startswith("# Command: ")
+    ]
+    assert len(commands) > 100
+    for line in commands:
+        check_command(line, tmp_path)
+
+
+def check_command(line: str, workdir: Path) -> None:
+    """Check the names and keys of a command that runs a config, unless words stand for others."""
+    match = re.search(r"(?:python -m pipelines\.run|tfrobust run) (.*)", line)
+    if match is None:
+        return
+    words = shlex.split(re.split(r"&&|, then", match[1])[0], comments=True)
+    if re.search(r"NAME|PATH|\.yaml$", words[0]):  # the user's own file
+        return
+    settings = [after for word, after in zip(words, words[1:], strict=False) if word == "--set"]
+    check(words[0], [text for text in settings if "NAME" not in text], workdir)
 
 
 def test_rendered_configuration_page_is_up_to_date(

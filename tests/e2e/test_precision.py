@@ -27,4 +27,3 @@ def test_bfloat16_is_as_robust_as_float32_within_the_interval(tmp_path: Path) ->
     row = result["float32"]
     low, high = interval(round(row["robust_accuracy"] * row["examples"]), row["examples"])
     assert low <= result["mixed_bfloat16"]["robust_accuracy"] <= high, result
-    print(result)

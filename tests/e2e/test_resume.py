@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import signal
 import subprocess
@@ -79,7 +80,9 @@ def test_killed_training_resumes_to_the_uninterrupted_run(
     straight, cut = (tmp_path / name / "digits_atlas" for name in ("straight", "cut"))
     run("digits_atlas", SETTINGS, straight.parent, stages.split(","), smoke=False)
     history, cuts, rows = cut / "history.csv", [0], b""
-    moments = np.random.default_rng().integers(1, EPOCHS * STEPS - 40, len(signals))
+    seed = random.SystemRandom().randrange(2**32)
+    print(f"seed of the moments: {seed}")  # pytest shows it if the test fails
+    moments = np.random.default_rng(seed).integers(1, EPOCHS * STEPS - 40, len(signals))
     for moment, number in zip(sorted(moments.tolist()), signals, strict=True):
         out, err, code = stopped(cut.parent, stages, max(moment, *cuts) + 1, number)
         assert code == (128 + number if number == signal.SIGTERM else -number), err[-2000:]

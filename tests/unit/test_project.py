@@ -113,7 +113,8 @@ def test_the_results_are_rendered_from_their_records() -> None:
 
 
 def test_no_document_leaves_a_number_open() -> None:
-    names = ["README.md", *(f"configs/{path.name}" for path in (ROOT / "configs").glob("*.yaml"))]
+    paths = [*(ROOT / "docs").rglob("*.md"), *(ROOT / "configs").rglob("*.yaml")]
+    names = ["README.md", *(str(path.relative_to(ROOT)) for path in paths)]
     assert not [name for name in names if "TO" + "DO" in read(name)]
 
 
