@@ -51,7 +51,8 @@ def check_adversarial(title: str, threat: Threat, x_adv: np.ndarray, x: np.ndarr
         UserError: If the shapes differ.
     """
     # Images are float32, so the ends of the box are those that float32 can hold.
-    (low, high), factors = np.float32(threat.box).tolist(), threat.factors(x.shape[1:])
+    low, high = (float(np.float32(end)) for end in threat.box)
+    factors = threat.factors(x.shape[1:])
     if x_adv.shape != x.shape:
         raise UserError(
             f"{title}: expected images of shape {x.shape[1:]}, received {x_adv.shape[1:]}"

@@ -19,6 +19,9 @@ def threat_row(threat: Threat) -> ThreatRow:
 
 def data_row(name: str, split: str, class_names: Sequence[str], x: np.ndarray) -> DataRow:
     """Return the row about the data set and the split from which inputs x [N, ...] come."""
-    shape = {} if x.ndim == 4 else {"shape": list(x.shape[1:])}
-    names = {"class_names": list(class_names)} if class_names else {}
-    return DataRow(name=name, split=split, **shape, **names)
+    row = DataRow(name=name, split=split)
+    if x.ndim != 4:  # fields that are not set are not written to the file
+        row.shape = list(x.shape[1:])
+    if class_names:
+        row.class_names = list(class_names)
+    return row
