@@ -17,7 +17,7 @@ ROUNDS = Constant((1, 1, 1, 2, 2), (2, 1, 3, 2, 2))
 TRAIL = Constant((6, 6, 6, 8, 9), (10, 15, 15, 15, 20))
 SPEED = Constant((1, 1.5, 2, 2, 2.5), (3, 5, 8, 12, 15))
 ZOOM = Constant((1.06, 1.11, 1.15, 1.20, 1.25), (1.11, 1.15, 1.20, 1.24, 1.30))
-STEP = 0.01  # between two zooms
+STEP = Constant((0.01, 0.01, 0.01, 0.01, 0.01), (0.01, 0.01, 0.02, 0.02, 0.03))  # of the zoom
 
 
 def defocus_blur(images: np.ndarray, severity: int, draws: Draws) -> np.ndarray:
@@ -108,8 +108,8 @@ def trailed(images: np.ndarray, radius: float, sigma: float, angles: np.ndarray)
 
 def zoom_blur(images: np.ndarray, severity: int, draws: Draws) -> np.ndarray:
     """Average the image and copies of it of which the middle is enlarged, 1 to c times."""
-    most = ZOOM.amount(images, severity)
-    zooms = np.arange(1, most + STEP / 2, STEP)
+    most, step = ZOOM.amount(images, severity), STEP.amount(images, severity)
+    zooms = np.arange(1, most + step / 2, step)
     rows, columns = (np.stack([zoomed(size, z) for z in zooms]) for size in images.shape[1:3])
     blurred = np.empty_like(images)
     for place, image in enumerate(images):
