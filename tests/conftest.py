@@ -55,6 +55,12 @@ def _seed() -> None:
         np.random.seed(SEED)
 
 
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """Return a generator of random numbers that is the same for every test."""
+    return np.random.default_rng(SEED)
+
+
 @pytest.fixture(scope="session")
 def tfds_dir() -> Path:
     """Return the folder of prepared tensorflow-datasets, TFDS_DATA_DIR."""

@@ -85,8 +85,10 @@ def test_the_test_is_refused_where_it_would_not_be_made(options: dict[str, Any])
     assert line == "binarisation: expected 0 without checks, attacks or gradients, received 1"
 
 
-def test_the_readout_is_minus_one_at_the_image_and_positive_at_the_point_alone() -> None:
-    inner, point = RANDOM.normal(size=(30, 5)), np.full(5, 9.0)
+def test_the_readout_is_minus_one_at_the_image_and_positive_at_the_point_alone(
+    rng: np.random.Generator,
+) -> None:
+    inner, point = rng.normal(size=(30, 5)), np.full(5, 9.0)
     readout = Readout.between(inner, point)
     assert readout is not None
     assert readout.weights @ inner[0] + readout.bias == pytest.approx(-1)

@@ -19,7 +19,6 @@ from tfrobust.methods import Oat
 from tfrobust.models import MODELS, PRECISIONS, load_network, small_cnn, with_precision
 from tfrobust.models.conditional import DualBatchNorm, Encoding, FiLM
 
-RNG = np.random.default_rng(0)
 LAMBDAS = [0.0, 0.2, 1.0]
 SMALL: dict[str, dict[str, Any]] = {
     "small_cnn": {"filters": [4], "kernel": 3, "units": 8},
@@ -31,10 +30,10 @@ SMALL: dict[str, dict[str, Any]] = {
 THREAT = Threat("linf", 0.1)
 
 
-def test_dual_batchnorm_is_a_batchnorm_for_each_kind_of_lambda() -> None:
+def test_dual_batchnorm_is_a_batchnorm_for_each_kind_of_lambda(rng: np.random.Generator) -> None:
     """On a mixture of examples it equals two BatchNorms of Keras, each on one kind."""
-    x = RNG.normal(1.0, 2.0, (12, 3, 3, 5)).astype("float32")
-    strength = RNG.permutation([0.0] * 5 + [0.3] * 3 + [1.0] * 4).astype("float32")
+    x = rng.normal(1.0, 2.0, (12, 3, 3, 5)).astype("float32")
+    strength = rng.permutation([0.0] * 5 + [0.3] * 3 + [1.0] * 4).astype("float32")
     dual = DualBatchNorm()
     plain = [keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5) for _ in range(2)]
     for _ in range(3):
@@ -51,20 +50,20 @@ def test_dual_batchnorm_is_a_batchnorm_for_each_kind_of_lambda() -> None:
         np.testing.assert_allclose(result[rows], layer(x[rows]), atol=1e-5)
 
 
-def test_dual_batchnorm_keeps_the_statistics_of_an_absent_kind() -> None:
+def test_dual_batchnorm_keeps_the_statistics_of_an_absent_kind(rng: np.random.Generator) -> None:
     dual = DualBatchNorm()
-    dual([RNG.normal(3.0, 1.0, (4, 2)).astype("float32"), np.zeros(4, "float32")], training=True)
+    dual([rng.normal(3.0, 1.0, (4, 2)).astype("float32"), np.zeros(4, "float32")], training=True)
     np.testing.assert_array_equal(dual.moving_mean[1], [0.0, 0.0])
     np.testing.assert_array_equal(dual.moving_variance[1], [1.0, 1.0])
     assert (np.abs(dual.moving_mean[0]) > 0.1).all()
 
 
-def test_film_by_hand() -> None:
+def test_film_by_hand(rng: np.random.Generator) -> None:
     def leaky(values: np.ndarray) -> np.ndarray:
         return np.where(values > 0, values, 0.01 * values)
 
-    x = RNG.normal(size=(3, 2, 2, 2)).astype("float32")
-    code = RNG.normal(size=(3, 4)).astype("float32")
+    x = rng.normal(size=(3, 2, 2, 2)).astype("float32")
+    code = rng.normal(size=(3, 4)).astype("float32")
     layer = FiLM()
     result = layer([x, code])
     w1, b1, w2, b2 = (weight.numpy() for weight in layer.weights)
@@ -87,10 +86,12 @@ def test_encodings_of_the_lambdas_are_orthogonal(encoding: str) -> None:
 
 
 @pytest.mark.parametrize("name", slow_but(SMALL, ["small_cnn"]))
-def test_network_with_lambdas_is_saved_and_trained(name: str, tmp_path: Path) -> None:
+def test_network_with_lambdas_is_saved_and_trained(
+    rng: np.random.Generator, name: str, tmp_path: Path
+) -> None:
     keras.utils.set_random_seed(0)
     network = MODELS[name]((16, 16, 1), 3, lambdas=LAMBDAS, **SMALL[name])
-    x = RNG.random((4, 16, 16, 1)).astype("float32")
+    x = rng.random((4, 16, 16, 1)).astype("float32")
 
     def at(model: keras.Model, strength: float) -> tf.Tensor:
         return model({"image": x, "strength": np.full(4, strength, "float32")})
@@ -128,7 +129,7 @@ def small_oat() -> Oat:
 
 def batch_of(model: Any, size: int) -> dict[str, tf.Tensor]:
     """Return a batch of random images before crafting."""
-    x = RNG.random((size, 8, 8, 1)).astype("float32")
+    x = np.random.default_rng(0).random((size, 8, 8, 1)).astype("float32")
     return model.as_batch((tf.constant(x), tf.constant(np.arange(size) % 3)))
 
 
@@ -195,9 +196,11 @@ def test_oat_and_adv_refuse_a_network_with_the_wrong_inputs() -> None:
         Adv(network, threat=THREAT)
 
 
-def test_exported_network_has_the_logits_and_gradients_at_each_lambda(tmp_path: Path) -> None:
+def test_exported_network_has_the_logits_and_gradients_at_each_lambda(
+    rng: np.random.Generator, tmp_path: Path
+) -> None:
     network = small_cnn((8, 8, 1), 3, lambdas=LAMBDAS, **SMALL["small_cnn"])
-    x = RNG.random((3, 8, 8, 1)).astype("float32")
+    x = rng.random((3, 8, 8, 1)).astype("float32")
     export(network, tmp_path / "saved", x)
     network.save(tmp_path / "model.keras")
     for path in ("saved", "model.keras"):

@@ -68,8 +68,10 @@ def test_transparent_entries_of_a_palette_keep_their_colour(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("ending", ["png", "tif"])
-def test_images_of_16_bits_keep_the_upper_8(tmp_path: Path, ending: str) -> None:
-    deep = SHADES.astype(np.uint16) * 256 + RNG.integers(0, 256, (16, 16), np.uint16)
+def test_images_of_16_bits_keep_the_upper_8(
+    rng: np.random.Generator, tmp_path: Path, ending: str
+) -> None:
+    deep = SHADES.astype(np.uint16) * 256 + rng.integers(0, 256, (16, 16), np.uint16)
     Image.fromarray(deep).save(tmp_path / f"a.{ending}")
     np.testing.assert_array_equal(read(tmp_path / f"a.{ending}"), GREY)
     (tmp_path / "colour.png").write_bytes(tf.io.encode_png(np.uint16(PIXELS) * 256 + 77).numpy())
@@ -120,8 +122,10 @@ def test_first_of_several_pictures_is_read(tmp_path: Path) -> None:
         np.testing.assert_array_equal(read(tmp_path / f"a.{ending}"), PIXELS)
 
 
-def test_fit_crops_the_middle_and_keeps_the_shorter_side(tmp_path: Path) -> None:
-    wide = RNG.integers(0, 256, (16, 21, 3), np.uint8)
+def test_fit_crops_the_middle_and_keeps_the_shorter_side(
+    rng: np.random.Generator, tmp_path: Path
+) -> None:
+    wide = rng.integers(0, 256, (16, 21, 3), np.uint8)
     Image.fromarray(wide).save(tmp_path / "wide.png")
     np.testing.assert_array_equal(read(tmp_path / "wide.png"), wide[:, 2:18])
     tall = np.repeat(np.repeat(wide, 2, 0), 2, 1)[:, :20]  # 32 x 20
@@ -143,7 +147,7 @@ def test_imagenet_crops_to_the_middle_seven_eighths(tmp_path: Path) -> None:
 
 def truncated_jpeg(path: Path) -> None:
     """Write the first 1000 bytes of an image."""
-    image = Image.fromarray(RNG.integers(0, 256, (99, 99, 3), np.uint8))
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (99, 99, 3), np.uint8))
     image.save(path, "JPEG")
     path.write_bytes(path.read_bytes()[:1000])
 

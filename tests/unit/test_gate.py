@@ -308,9 +308,9 @@ def test_right_images_and_labels_of_any_dtype_are_trained_on() -> None:
             assert np.isfinite(losses).all(), name
 
 
-def test_data_set_with_a_layout_is_not_asked_about_channels_first() -> None:
+def test_data_set_with_a_layout_is_not_asked_about_channels_first(rng: np.random.Generator) -> None:
     """Images [12, 1, 8, 12] have height 1 and 12 channels."""
-    x = RNG.random((12, 1, 8, 12)).astype("float32")
+    x = rng.random((12, 1, 8, 12)).astype("float32")
     layers = [keras.layers.Flatten(), keras.layers.Dense(3)]
     model = Adv(keras.Sequential([keras.Input((1, 8, 12)), *layers]), threat=Threat("linf", 0.1))
     model.compile("sgd")

@@ -85,8 +85,10 @@ def test_gradalign_compares_directions_however_small_the_gradients_are(network: 
 
 
 @pytest.mark.parametrize("shape", [(2, 7, 4), (2, 4, 7)])
-def test_nuclear_norm_and_gradient_of_full_and_lower_rank(shape: tuple[int, ...]) -> None:
-    matrices = RNG.normal(size=shape).astype("float32")
+def test_nuclear_norm_and_gradient_of_full_and_lower_rank(
+    rng: np.random.Generator, shape: tuple[int, ...]
+) -> None:
+    matrices = rng.normal(size=shape).astype("float32")
     matrices[1] = np.outer(matrices[1, :, 0], matrices[1, 0])
     left, values, right = np.linalg.svd(matrices.astype(np.float64), full_matrices=False)
     values[1, 1:] = 0
@@ -99,8 +101,10 @@ def test_nuclear_norm_and_gradient_of_full_and_lower_rank(shape: tuple[int, ...]
     assert float(nuclear_norm(tf.zeros(shape))[0]) == 0
 
 
-def test_every_image_has_the_mean_nuclear_norm_of_the_images_that_count_in_its_group() -> None:
-    rows = RNG.normal(size=(9, 3)).astype("float32")
+def test_every_image_has_the_mean_nuclear_norm_of_the_images_that_count_in_its_group(
+    rng: np.random.Generator,
+) -> None:
+    rows = rng.normal(size=(9, 3)).astype("float32")
     counted = np.array([True] * 7 + [False] * 2)
     means = [np.linalg.norm(part, "nuc") / len(part) for part in (rows[:4], rows[4:7])]
     values = mean_nuclear_norm(tf.constant(rows), tf.constant(counted), 4)

@@ -15,8 +15,6 @@ from tfrobust.errors import UserError
 from tfrobust.models import small_cnn, small_resnet, wide_resnet, with_precision
 from tfrobust.models.layers import BatchNorm, Dropout, MaxPool
 
-RNG = np.random.default_rng(0)
-
 
 def trainable(network: keras.Model) -> int:
     """Return the number of trainable parameters."""
@@ -24,9 +22,11 @@ def trainable(network: keras.Model) -> int:
 
 
 @pytest.mark.parametrize("size", [(4, 6), (5, 7), (2, 3)])
-def test_max_pool_and_its_gradient_agree_with_tensorflow(size: tuple[int, int]) -> None:
+def test_max_pool_and_its_gradient_agree_with_tensorflow(
+    rng: np.random.Generator, size: tuple[int, int]
+) -> None:
     """Of odd sizes the last row or column is dropped (VALID)."""
-    x = tf.constant(RNG.normal(size=(2, *size, 3)).astype("float32"))  # no ties
+    x = tf.constant(rng.normal(size=(2, *size, 3)).astype("float32"))  # no ties
     results = []
     for pool in (MaxPool(), lambda z: tf.nn.max_pool2d(z, 2, 2, "VALID")):
         with tf.GradientTape() as tape:
@@ -42,10 +42,12 @@ def test_max_pool_and_its_gradient_agree_with_tensorflow(size: tuple[int, int]) 
 @pytest.mark.parametrize("jit", [False, True])
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("affine", [True, False])
-def test_batch_norm_agrees_with_keras(training: bool, jit: bool, affine: bool) -> None:
+def test_batch_norm_agrees_with_keras(
+    rng: np.random.Generator, training: bool, jit: bool, affine: bool
+) -> None:
     """Output, averages and the gradients of first and second order in image and scale agree."""
-    x = tf.constant(RNG.normal(2.0, 3.0, size=(4, 5, 6, 3)).astype("float32"))
-    start = [RNG.uniform(0.5, 2.0, 3).astype("float32") for _ in range(4 if affine else 2)]
+    x = tf.constant(rng.normal(2.0, 3.0, size=(4, 5, 6, 3)).astype("float32"))
+    start = [rng.uniform(0.5, 2.0, 3).astype("float32") for _ in range(4 if affine else 2)]
     options = {"momentum": 0.8, "scale": affine, "center": affine}
     results = []
     for layer in (BatchNorm(**options), keras.layers.BatchNormalization(**options)):
@@ -79,13 +81,15 @@ def test_every_layer_of_small_cnn_but_the_last_has_its_activation() -> None:
         small_cnn((8, 8, 1), 4, activation="tanh")
 
 
-def test_batch_norm_of_vectors_and_of_a_frozen_layer_agrees_with_keras() -> None:
+def test_batch_norm_of_vectors_and_of_a_frozen_layer_agrees_with_keras(
+    rng: np.random.Generator,
+) -> None:
     """A frozen layer keeps its averages."""
-    x = RNG.normal(size=(8, 3)).astype("float32")
+    x = rng.normal(size=(8, 3)).astype("float32")
     np.testing.assert_allclose(
         BatchNorm()(x, training=True), keras.layers.BatchNormalization()(x, training=True)
     )
-    image = RNG.normal(size=(2, 4, 4, 3)).astype("float32")
+    image = rng.normal(size=(2, 4, 4, 3)).astype("float32")
     options = {"scale": False, "trainable": False}
     frozen = BatchNorm(**options)
     out = keras.layers.BatchNormalization(**options)(image, training=True)
@@ -93,9 +97,9 @@ def test_batch_norm_of_vectors_and_of_a_frozen_layer_agrees_with_keras() -> None
     assert not frozen.moving_mean.numpy().any()
 
 
-def test_dropout_agrees_with_keras_on_one_device() -> None:
+def test_dropout_agrees_with_keras_on_one_device(rng: np.random.Generator) -> None:
     """Dropout on two devices is tested in two_devices.py."""
-    x = RNG.normal(size=(8, 5)).astype("float32")
+    x = rng.normal(size=(8, 5)).astype("float32")
     ours, kerass = (cls(0.4, seed=3) for cls in (Dropout, keras.layers.Dropout))
     for _ in range(2):
         np.testing.assert_allclose(ours(x, training=True), kerass(x, training=True), rtol=1e-6)
@@ -103,9 +107,9 @@ def test_dropout_agrees_with_keras_on_one_device() -> None:
 
 
 @pytest.mark.parametrize("jit", [False, True])
-def test_second_order_gradient_of_max_pool(jit: bool, xla: None) -> None:
+def test_second_order_gradient_of_max_pool(rng: np.random.Generator, jit: bool, xla: None) -> None:
     """g(x) = ||d/dx sum(pool(x)^3)||^2 = sum over maxima m of 9 m^4, so dg/dx = 36 m^3 there."""
-    x = tf.constant(RNG.normal(size=(2, 4, 4, 2)).astype("float32"))
+    x = tf.constant(rng.normal(size=(2, 4, 4, 2)).astype("float32"))
     pool = MaxPool()
 
     @tf.function(jit_compile=jit)
@@ -124,9 +128,11 @@ def test_second_order_gradient_of_max_pool(jit: bool, xla: None) -> None:
     np.testing.assert_allclose(second(x), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_the_gradient_of_max_pool_in_a_loop_is_a_function_of_its_own() -> None:
+def test_the_gradient_of_max_pool_in_a_loop_is_a_function_of_its_own(
+    rng: np.random.Generator,
+) -> None:
     """In a separate function TensorFlow finds oneDNN's kernel."""
-    x, pool = tf.constant(RNG.normal(size=(2, 4, 4, 2)).astype("float32")), MaxPool()
+    x, pool = tf.constant(rng.normal(size=(2, 4, 4, 2)).astype("float32")), MaxPool()
 
     def step(x: Any) -> Any:
         with tf.GradientTape() as tape:
@@ -206,13 +212,13 @@ def test_wide_resnet_halves_the_image_twice_and_small_resnet_thrice() -> None:
         assert pooled.input.shape[1:3] == (size, size)
 
 
-def test_networks_normalise_their_images() -> None:
+def test_networks_normalise_their_images(rng: np.random.Generator) -> None:
     """The network of x with mean and std equals the plain one of (x - mean) / std."""
     mean, std = [0.1, 0.2, 0.3], [0.5, 1.0, 2.0]
     plain = wide_resnet((8, 8, 3), 4, depth=10, width=1)
     inside = wide_resnet((8, 8, 3), 4, depth=10, width=1, mean=mean, std=std)
     inside.set_weights(plain.get_weights())
-    x = RNG.random((3, 8, 8, 3)).astype("float32")
+    x = rng.random((3, 8, 8, 3)).astype("float32")
     np.testing.assert_allclose(inside(x), plain((x - mean) / std), rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="mean, std: expected 3 numbers each, received .2, 3."):
         small_resnet((8, 8, 3), 4, mean=[0.1, 0.2])
@@ -235,9 +241,9 @@ def network() -> keras.Model:
 
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
 def test_weights_keep_their_bits_in_mixed_precision_and_back(
-    network: keras.Model, tmp_path: Path, precision: str
+    rng: np.random.Generator, network: keras.Model, tmp_path: Path, precision: str
 ) -> None:
-    x = RNG.random((3, 8, 8, 3)).astype("float32")
+    x = rng.random((3, 8, 8, 3)).astype("float32")
     mixed = with_precision(network, precision)
     assert {v.dtype for v in mixed.variables} == {"float32"}
     computes = {v.compute_dtype for v in mixed.layers}

@@ -103,7 +103,9 @@ def test_every_kind_trains_and_validates_as_a_functional_network(kind: str) -> N
         np.testing.assert_equal(result, expected)
 
 
-def test_a_network_of_any_image_size_trains_but_not_where_a_method_needs_the_size() -> None:
+def test_a_network_of_any_image_size_trains_but_not_where_a_method_needs_the_size(
+    rng: np.random.Generator,
+) -> None:
     """The code in the error of such a method fixes the size."""
     image = keras.Input((None, None, 1))
     pooled = layers.GlobalAveragePooling2D()(layers.Conv2D(2, 3)(image))
@@ -111,7 +113,7 @@ def test_a_network_of_any_image_size_trains_but_not_where_a_method_needs_the_siz
     assert signature(network) == Signature(("image",), (None, None, 1), 3)
     model = Adv(network, threat=THREAT, validation_attack=FGSM())
     model.compile("sgd", run_eagerly=True)
-    for x in (X, RNG.random((6, 5, 7, 1)).astype("float32")):
+    for x in (X, rng.random((6, 5, 7, 1)).astype("float32")):
         model.fit(x, Y, verbose=0, validation_data=(x, Y))
     line = error_line(lambda: METHODS["free"](network, threat=THREAT, batch_size=6))
     assert re.search("Free keeps a delta.* received .None, None, 1.", line)

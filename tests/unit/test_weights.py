@@ -213,7 +213,9 @@ FAST = ("gkl", "iaat")  # with class means, and with a table of the examples
 
 
 @pytest.mark.parametrize("name", slow_but(OF_IMAGES, FAST))
-def test_an_example_of_weight_0_has_no_effect_on_the_training(name: str) -> None:
+def test_an_example_of_weight_0_has_no_effect_on_the_training(
+    rng: np.random.Generator, name: str
+) -> None:
     """The last two of four steps read tables and averages that the first two have written."""
 
     def trained(x: np.ndarray, y: np.ndarray) -> list[np.ndarray]:
@@ -230,7 +232,7 @@ def test_an_example_of_weight_0_has_no_effect_on_the_training(name: str) -> None
         return network.get_weights()
 
     x, y = X.copy(), Y.copy()
-    x[1::3], y[1::3] = RNG.random((4, 2, 2, 1)), 0
+    x[1::3], y[1::3] = rng.random((4, 2, 2, 1)), 0
     for weights, expected in zip(trained(x, y), trained(X, Y), strict=True):
         np.testing.assert_allclose(weights, expected, rtol=1e-4, atol=1e-6)
 
@@ -245,11 +247,11 @@ def test_the_class_means_of_gkl_are_weighted(linear: Callable[..., Any]) -> None
     np.testing.assert_allclose(model.class_means.numpy(), expected, rtol=1e-5)
 
 
-def test_oat_reports_robust_accuracy_over_the_attacked_images() -> None:
+def test_oat_reports_robust_accuracy_over_the_attacked_images(rng: np.random.Generator) -> None:
     network = small_cnn((8, 8, 1), 3, filters=[2], kernel=3, units=4, lambdas=[0.0, 1.0])
     model = Oat(network, threat=Threat("linf", 0.1))
     model.compile(keras.optimizers.SGD(0.0))
-    x = tf.constant(RNG.random((12, 8, 8, 1)), tf.float32)
+    x = tf.constant(rng.random((12, 8, 8, 1)), tf.float32)
     batch = model.as_batch((x, tf.constant(Y), tf.constant(WEIGHT)))
     values, attacked = model.robust_loss(batch | model.perturb(batch))["robust_accuracy"]
     assert float(tf.reduce_sum(attacked)) == 6  # the other half of the batch has lambda 0

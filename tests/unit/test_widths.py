@@ -99,9 +99,11 @@ def test_slim_keeps_the_first_channels_and_sets_the_others_to_zero() -> None:
     np.testing.assert_array_equal(result, [[1, 2, 0], [4, 0, 0]])
 
 
-def test_batch_norm_normalises_each_width_and_kind_of_image_separately() -> None:
+def test_batch_norm_normalises_each_width_and_kind_of_image_separately(
+    rng: np.random.Generator,
+) -> None:
     """On a mixed batch it equals Keras's on the examples of lambda 0, or > 0, and one width."""
-    x = RNG.normal(1.0, 2.0, (12, 3, 3, 5)).astype("float32")
+    x = rng.normal(1.0, 2.0, (12, 3, 3, 5)).astype("float32")
     strength, width = np.float32([0, 0.3] * 6), np.repeat([0, 1], 6)
     layer = DualBatchNorm()
     result = layer([x, strength, np.eye(2, dtype=np.float32)[width]], training=True).numpy()

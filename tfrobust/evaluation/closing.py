@@ -52,10 +52,10 @@ class Closing:
     batch_size: int
     progress: bool
     features: LogitsFn
-    binarisation: int = 0
-    mode: str = "cascade"
-    craft_precision: str = "float32"
-    jit_compile: bool | str = False
+    binarisation: int
+    mode: str
+    craft_precision: str
+    jit_compile: bool | str
 
     def checks(self) -> list[Check]:
         """Return the checks for a false sense of security under each threat."""
