@@ -20,14 +20,12 @@ from statistics import mean, stdev
 from typing import Any
 
 import leaderboard
-import matplotlib
 import stale
-from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
-from summaries import add_run, by_data, name_without_seed, seed_of, summaries_of
+from result_figures import figure, time_figure, timed
+from summaries import add_run, by_data, name_without_seed, rows_of, seed_of, summaries_of
 
 from tfrobust.errors import UserError
-from tfrobust.io import write_atomically, write_text
+from tfrobust.io import write_text
 from tfrobust.report import (
     NOTHING,
     AccuracyRow,
@@ -87,10 +85,6 @@ def render(docs: Path) -> str:
         else:
             parts += [f"`docs/results/{suite}/` has the record of each run, with its command."]
     return "\n\n".join(parts) + "\n"
-
-
-def rows_of(summary: Mapping[str, Any]) -> dict[str, AccuracyRow]:
-    return {row.name: row for row in accuracy_rows(summary["config"], summary["evaluation"])}
 
 
 def attack_columns(group: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -207,75 +201,6 @@ def run_section(summary: Mapping[str, Any]) -> str:
     title = f"### {markdown_escape(summary['name'])}, seed {seed_of(summary)}"
     command = "    " + " ".join(summary["command"].split())
     return "\n\n".join([title, command, "\n".join(f"- {markdown_escape(fact)}" for fact in facts)])
-
-
-def figure(group: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw the runs on a data set as an SVG.
-
-    Each run has a line with its clean and its worst-case accuracy and their 95 % intervals; the
-    seeds of a run share a line.
-    """
-    names = list(dict.fromkeys(name_without_seed(summary["name"]) for summary in group))
-    drawn = Figure(figsize=(6.4, 0.7 + 0.42 * len(names)), layout="constrained")
-    axes = drawn.add_subplot()
-    for colour, kind in (("#2f7ed8", "clean"), ("#e07b39", "worst case")):
-        for summary in group:
-            row, name = rows_of(summary).get(kind), name_without_seed(summary["name"])
-            if row is None:
-                continue
-            line: float = names.index(name)
-            twins = [other for other in group if name_without_seed(other["name"]) == name]
-            line += 0.16 * (twins.index(summary) - (len(twins) - 1) / 2)
-            reach = [[row.accuracy - row.low], [row.high - row.accuracy]]
-            axes.errorbar(row.accuracy, line, xerr=reach, fmt="o", ms=4, lw=1, color=colour)
-        axes.plot([], [], "o", color=colour, label=kind)
-    axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.set_xlim(0, 1)
-    axes.xaxis.set_major_formatter(PercentFormatter(xmax=1))
-    axes.grid(axis="x", alpha=0.3)
-    axes.legend(loc="upper left", frameon=False)
-    save(drawn, path)
-
-
-def timed(group: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return the summaries that have robust accuracy over time, if several outside suites do."""
-    runs = [
-        summary
-        for summary in group
-        if summary["suite"] is None and summary["training"].get("robust_over_time")
-    ]
-    return runs if len(runs) > 1 else []
-
-
-def time_figure(group: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw validation robust accuracy over the minutes of training as SVG, a line for each run.
-
-    The seeds of a run share a colour.
-    """
-    names = list(dict.fromkeys(name_without_seed(summary["name"]) for summary in group))
-    drawn = Figure(figsize=(6.4, 4.0), layout="constrained")
-    axes = drawn.add_subplot()
-    labelled = set()
-    for summary in group:
-        name = name_without_seed(summary["name"])
-        seconds, robust = zip(*summary["training"]["robust_over_time"], strict=True)
-        style: Any = {"color": matplotlib.colormaps["tab20"](names.index(name) % 20), "lw": 1.3}
-        label = None if name in labelled else name
-        axes.plot([each / 60 for each in seconds], robust, ".-", label=label, **style)
-        labelled.add(name)
-    axes.set_xlabel("minutes of training")
-    axes.set_ylabel("validation robust accuracy")
-    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
-    axes.grid(alpha=0.3)
-    drawn.legend(loc="outside right upper", frameon=False, fontsize=8)
-    save(drawn, path)
-
-
-def save(drawn: Figure, path: Path) -> None:
-    """Write a figure as SVG, the same bytes each time."""
-    with matplotlib.rc_context({"svg.hashsalt": "tfrobust"}):
-        write_atomically(path, lambda aside: drawn.savefig(aside, metadata={"Date": None}))
 
 
 def leaderboard_of(docs: Path, look: bool) -> str:

@@ -4,7 +4,7 @@ import functools
 import json
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,14 @@ from pipelines import config as configs
 from tfrobust.errors import UserError
 from tfrobust.evaluation import Record
 from tfrobust.io import write_text
-from tfrobust.report import load_run, robust_over_time, summarise_training
+from tfrobust.overfitting import ROBUST, overfitted
+from tfrobust.report import (
+    AccuracyRow,
+    accuracy_rows,
+    load_run,
+    series_over_time,
+    summarise_training,
+)
 
 PLACE_KEYS = {"dir", "path", "init_from"}  # the keys of paths
 
@@ -48,13 +55,24 @@ def add_run(folder: Path, results: Path, name: str | None = None) -> Path:
         ),
         "evaluation": without_places(record.evaluation.as_json()),
         "training": asdict(summarise_training(record.history, record.config))
-        | {"robust_over_time": robust_over_time(record.history)},
+        | curves_of(record.history),
     }
     path = results / f"{name}.json"
     if path.is_file() and read_summary(path)["config"].get("seed") != config.get("seed"):
         path = results / f"{name}_seed{config.get('seed')}.json"
     write_text(path, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     return path
+
+
+def curves_of(history: Sequence[Mapping[str, float]]) -> dict[str, list[Any]]:
+    """Return curves over the seconds of training, and the seconds of catastrophic overfitting."""
+    shown = set(overfitted(history))
+    overfitting = [row for row in history if row["epoch"] in shown]
+    return {
+        "robust_over_time": series_over_time(history, ROBUST),
+        "jacobian_over_time": series_over_time(history, "val_jacobian"),
+        "overfitted_seconds": [at for at, _ in series_over_time(overfitting, ROBUST)],
+    }
 
 
 def is_place(text: Any) -> bool:
@@ -111,6 +129,10 @@ def config_named(name: str) -> Mapping[str, Any]:
 
 def seed_of(summary: Mapping[str, Any]) -> Any:
     return summary["config"].get("seed")
+
+
+def rows_of(summary: Mapping[str, Any]) -> dict[str, AccuracyRow]:
+    return {row.name: row for row in accuracy_rows(summary["config"], summary["evaluation"])}
 
 
 def name_without_seed(name: str) -> str:

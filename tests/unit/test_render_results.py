@@ -75,6 +75,8 @@ def test_a_summary_holds_command_training_and_no_paths_of_the_machine(tmp_path: 
         "wall_seconds": 30.0,
         "training_seconds": None,
         "robust_over_time": [],
+        "jacobian_over_time": [],
+        "overfitted_seconds": [],
     }
     assert "somewhere" not in path.read_text() and "/tmp" not in path.read_text()
     assert summary["config"]["data"] == {"name": "digits"}
@@ -288,7 +290,24 @@ def test_runs_with_a_clock_have_a_figure_of_accuracy_over_time(tmp_path: Path) -
         assert shown == ("digits_time.svg" in (docs / "results.md").read_text()) == bool(seed)
     summary = json.loads((docs / "results" / "digits_atlas.json").read_text())["training"]
     assert summary["robust_over_time"] == [[10.5, 0.5], [21.0, 0.6], [31.5, 0.4]]
+    assert "Jacobian" not in (docs / "results" / "digits_time.svg").read_text()
     assert [row["training_seconds"] for row in tool.leaderboard.read(docs)] == [31.5, 31.5]
+
+
+def test_overfitting_and_the_jacobian_are_in_the_figure_over_time(tmp_path: Path) -> None:
+    """In epochs 2 and 3 robust accuracy is low, but accuracy under FGSM is not."""
+    docs = tmp_path / "docs"
+    for name in ("lost", "other"):
+        run = autoattack(tmp_path / name, 0.3, name=name)
+        (run / "history.csv").write_text(
+            "epoch,training_seconds,val_robust_accuracy,val_fgsm_accuracy,val_jacobian\n"
+            "0,10,0.5,0.6,1\n1,20,0.6,0.7,2\n2,30,0.2,0.9,90\n3,40,0.1,0.9,95\n"
+        )
+        assert tool.main(docs, add=[str(run)]) == 0
+    training = json.loads((docs / "results" / "lost.json").read_text())["training"]
+    assert training["jacobian_over_time"] == [[10.0, 1.0], [20.0, 2.0], [30.0, 90.0], [40.0, 95.0]]
+    assert training["overfitted_seconds"] == [40.0]
+    assert "Jacobian" in (docs / "results" / "digits_time.svg").read_text()
 
 
 def test_all_seeds_of_a_run_are_one_line_of_page_and_readme(tmp_path: Path, capsys: Any) -> None:

@@ -27,7 +27,7 @@ from tfrobust.report.summary import in_order as in_order
 from tfrobust.report.summary import is_worst_case as is_worst_case
 from tfrobust.report.summary import method_name as method_name
 from tfrobust.report.summary import missing_from_paper as missing_from_paper
-from tfrobust.report.summary import robust_over_time as robust_over_time
+from tfrobust.report.summary import series_over_time as series_over_time
 from tfrobust.report.summary import summarise_training as summarise_training
 from tfrobust.report.text import NOTHING as NOTHING
 from tfrobust.report.text import duration as duration

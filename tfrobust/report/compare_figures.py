@@ -11,10 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from tfrobust.errors import UserError, number
+from tfrobust.overfitting import ROBUST
 from tfrobust.report.compare import FinishedRun, alike, families
 from tfrobust.report.figures import PANELS, in_percent, literal, new_axes
 from tfrobust.report.html import INK
-from tfrobust.report.summary import ClassRow, class_rows, pareto, robust_over_time
+from tfrobust.report.summary import ClassRow, class_rows, pareto, series_over_time
 
 COLOURS = 10
 MARKERS, LINES = "osD^vP*X<>", ("-", "--", ":", "-.")
@@ -85,7 +86,7 @@ def over_time(runs: Sequence[FinishedRun]) -> dict[str, Figure]:
 
     There is no figure unless two runs have both.
     """
-    lines = {id(run): robust_over_time(run.record.history) for run in runs}
+    lines = {id(run): series_over_time(run.record.history, ROBUST) for run in runs}
     if sum(bool(line) for line in lines.values()) < 2:
         return {}
     figure, axes = new_axes("minutes of training", "validation robust accuracy", size=SIZE)

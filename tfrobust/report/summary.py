@@ -373,10 +373,12 @@ def summarise_training(
     )
 
 
-def robust_over_time(history: Sequence[Mapping[str, float]]) -> list[tuple[float, float]]:
-    """Return (seconds of training, validation robust accuracy) of each epoch that has both."""
-    both = [(row.get("training_seconds"), row.get(ROBUST)) for row in history]
-    return [(at, robust) for at, robust in both if at is not None and robust is not None]
+def series_over_time(
+    history: Sequence[Mapping[str, float]], column: str
+) -> list[tuple[float, float]]:
+    """Return (seconds of training, value of the column) of each epoch that has both."""
+    both = [(row.get("training_seconds"), row.get(column)) for row in history]
+    return [(at, value) for at, value in both if at is not None and value is not None]
 
 
 def pareto(pairs: Sequence[tuple[float, float]]) -> list[int]:
