@@ -83,6 +83,8 @@ def time_figure(group: Sequence[Mapping[str, Any]], path: Path) -> None:
         else:
             axes.set_yscale("log")
     axes.set_xlabel("minutes of training")
+    if any(summary["training"].get("overfitted_seconds") for summary in group):
+        axes.plot([], [], "kx", ms=9, label="catastrophic overfitting")
     drawn.legend(loc="outside right upper", frameon=False, fontsize=8)
     save(drawn, path)
 

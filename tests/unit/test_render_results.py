@@ -307,7 +307,8 @@ def test_overfitting_and_the_jacobian_are_in_the_figure_over_time(tmp_path: Path
     training = json.loads((docs / "results" / "lost.json").read_text())["training"]
     assert training["jacobian_over_time"] == [[10.0, 1.0], [20.0, 2.0], [30.0, 90.0], [40.0, 95.0]]
     assert training["overfitted_seconds"] == [40.0]
-    assert "Jacobian" in (docs / "results" / "digits_time.svg").read_text()
+    figure = (docs / "results" / "digits_time.svg").read_text()
+    assert "Jacobian" in figure and "catastrophic overfitting" in figure
 
 
 def test_all_seeds_of_a_run_are_one_line_of_page_and_readme(tmp_path: Path, capsys: Any) -> None:
