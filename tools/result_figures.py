@@ -11,6 +11,8 @@ from summaries import name_without_seed, rows_of
 
 from tfrobust.io import write_atomically
 
+COLOURS, LINES = 20, ("-", "--", ":", "-.")
+
 
 def figure(group: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw the runs on a data set as an SVG.
@@ -69,13 +71,18 @@ def time_figure(group: Sequence[Mapping[str, Any]], path: Path) -> None:
             training, name = summary["training"], name_without_seed(summary["name"])
             if not (points := training.get(key)):
                 continue
-            style: Any = {"color": matplotlib.colormaps["tab20"](names.index(name) % 20)}
+            cycle, nth = divmod(names.index(name), COLOURS)
+            style: Any = {
+                "color": matplotlib.colormaps["tab20"](nth),
+                "ls": LINES[cycle % len(LINES)],
+            }
             label = None if name in labelled else name
             minutes, values = zip(*((at / 60, value) for at, value in points), strict=True)
-            axes.plot(minutes, values, ".-", lw=1.3, label=label, **style)
+            axes.plot(minutes, values, marker=".", lw=1.3, label=label, **style)
             labelled.add(name)
             lost = [point for point in points if point[0] in training.get("overfitted_seconds", [])]
-            axes.plot([at / 60 for at, _ in lost], [value for _, value in lost], "x", ms=9, **style)
+            style |= {"marker": "x", "ms": 9, "ls": ""}
+            axes.plot([at / 60 for at, _ in lost], [value for _, value in lost], **style)
         axes.set_ylabel(title)
         axes.grid(alpha=0.3)
         if key == "robust_over_time":
