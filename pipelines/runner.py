@@ -35,6 +35,7 @@ from pipelines.suite import is_suite, load_suite
 from pipelines.suite_runner import run_suite
 from tfrobust.distribution import stack_workers, strategy, worker
 from tfrobust.errors import UserError, choose, require
+from tfrobust.io import in_home
 from tfrobust.models.keras_defaults import neutral
 from tfrobust.provenance import commit
 from tfrobust.report import comparison, read_runs
@@ -138,7 +139,7 @@ def _check_start(folder: RunFolder, spec: Spec) -> None:
     start = None if spec.train is None else spec.train.init_from
     if start is None:
         return
-    path = Path(start).expanduser().resolve()
+    path = in_home(start).resolve()
     inside = path.is_relative_to(folder.path.resolve())
     expected = f"a network outside {folder.path}, which is moved aside (or --set name=NAME)"
     require(not inside, "train.init_from", expected, start)

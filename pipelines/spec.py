@@ -32,6 +32,7 @@ from tfrobust.errors import choose, number, require
 from tfrobust.evaluation import Corruptions, ListedAttack, list_attacks
 from tfrobust.evaluation.corruption_accuracy import require_images as require_uncorrupted
 from tfrobust.gate import check_threat
+from tfrobust.io import in_home
 from tfrobust.methods import AVERAGINGS, METHODS, RobustModel
 from tfrobust.models import PRECISIONS
 from tfrobust.registry import arguments, build, convert, located, resolve
@@ -363,7 +364,7 @@ def data_files(spec: Spec) -> list[Path]:
     """Return the files and folders of images that the config names."""
     section = spec.config["data"]
     sections = (section, section.get("extra") or {})
-    return [Path(part["path"]).expanduser() for part in sections if "path" in part]
+    return [in_home(part["path"]) for part in sections if "path" in part]
 
 
 def attacks_by_key(attack_list: list[ListedAttack]) -> dict[str, Attack]:
@@ -382,8 +383,7 @@ def training_attacks(method: Any, train: Train | None) -> dict[str, Attack]:
 def attack_files(attacks: Mapping[str, Attack]) -> list[Path]:
     """Return the files that attacks read: surrogates and saved images.
 
-    Raises:
-        UserError: If a file does not exist.
+    Raises UserError if a file does not exist.
     """
     files: list[Path] = []
     for where, attack in attacks.items():

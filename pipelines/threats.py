@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tfrobust.errors import UserError, nearest_path, one_line, require
-from tfrobust.io import UNREADABLE
+from tfrobust.io import UNREADABLE, in_home
 from tfrobust.registry import arguments, located
 from tfrobust.threat import Threat, threats_of
 
@@ -43,7 +42,7 @@ def with_factors(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read(path: str) -> Any:
     """Return the array of an .npy file as nested lists."""
-    file, expected = Path(path).expanduser(), "threat.per_feature: expected an .npy file, received"
+    file, expected = in_home(path), "threat.per_feature: expected an .npy file, received"
     if not file.is_file():
         raise UserError(f"{expected} {path}: no such file{nearest_path(path)}")
     try:

@@ -18,6 +18,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from tfrobust.io import in_home
+
 FRACTION = re.compile(r"\s*[+-]?\d{1,18}(\.\d{1,18})?\s*/\s*\d{1,18}(\.\d{1,18})?\s*")
 
 
@@ -110,7 +112,7 @@ def nearest(name: str, options: Collection[str]) -> str:
 
 def nearest_path(path: str | Path) -> str:
     """Return the hint of `nearest` for a path that does not exist, by the names beside it."""
-    path = Path(path).expanduser()
+    path = in_home(path)
     try:
         return nearest(path.name, os.listdir(path.parent))
     except OSError:

@@ -13,6 +13,14 @@ from pathlib import Path
 UNREADABLE = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error)
 
 
+def in_home(path: str | Path) -> Path:
+    """Return a path with the user's home in place of "~".
+
+    Unlike Path.expanduser, it leaves the name of an unknown user as it is.
+    """
+    return Path(os.path.expanduser(path))
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` write a temporary file beside `path`, which then replaces `path`.
 

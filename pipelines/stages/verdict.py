@@ -17,7 +17,7 @@ from tfrobust.evaluation.cascade import fitted
 from tfrobust.evaluation.record_rows import threat_row
 from tfrobust.evaluation.results import plain
 from tfrobust.flags import digests, same_images
-from tfrobust.io import write_text
+from tfrobust.io import in_home, write_text
 from tfrobust.record import Record, RequirementRow
 from tfrobust.report import (
     before_and_after,
@@ -135,7 +135,7 @@ def _judged(run: FinishedRun, required: Requirements) -> list[RequirementRow]:
         rows.append(at_most_minutes(seconds, required.training_minutes))
     if required.no_worse_than is None:
         return rows
-    baseline = _read(Path(required.no_worse_than).expanduser())
+    baseline = _read(in_home(required.no_worse_than))
     clean, robust = paired(run, baseline)
     for kind, pair in (("clean", clean), ("robust", robust)):
         if pair is not None:
@@ -208,7 +208,7 @@ def _baseline(spec: Spec) -> Path | None:
     """Return the folder of the run to compare with, if any."""
     if spec.requirements is None or spec.requirements.no_worse_than is None:
         return None
-    return Path(spec.requirements.no_worse_than).expanduser()
+    return in_home(spec.requirements.no_worse_than)
 
 
 def _read(folder: Path) -> FinishedRun:

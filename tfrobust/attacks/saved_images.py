@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from tfrobust.attacks.base import Attack, LogitsFn
 from tfrobust.errors import UserError, require
-from tfrobust.io import UNREADABLE
+from tfrobust.io import UNREADABLE, in_home
 from tfrobust.serialization import serializable
 from tfrobust.threat import Threat
 
@@ -41,7 +41,7 @@ class SavedImages(Attack):
     @property
     def files(self) -> list[Path]:
         """The file at `path`."""
-        file = Path(self.path).expanduser()
+        file = in_home(self.path)
         require(file.is_file(), "path", "an .npz file", self.path)
         return [file]
 
@@ -67,7 +67,7 @@ class SavedImages(Attack):
     def _content(self) -> tuple[np.ndarray, dict[int, int]]:
         """The images, and a mapping from positions in the split to numbers of images."""
         try:
-            with np.load(Path(self.path).expanduser(), allow_pickle=False) as arrays:
+            with np.load(in_home(self.path), allow_pickle=False) as arrays:
                 images, index = arrays["image"], arrays["index"]
         except UNREADABLE as error:
             line = " ".join(str(error).split())

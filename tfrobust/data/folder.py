@@ -18,6 +18,7 @@ from absl import logging
 from tfrobust.data.files import RESIZES, Files, printable
 from tfrobust.data.split import Dataset, Split
 from tfrobust.errors import UserError, choose, nearest_path, require, require_at_least
+from tfrobust.io import in_home
 
 ENDINGS = (".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 # Folders, beside hidden ones, that operating systems and archivers put among the classes.
@@ -132,7 +133,7 @@ def open_folder(
         UserError: The folders do not exist, differ in their classes, or are empty. A class may
             lack images in test, but not in train.
     """
-    root = Path(path).expanduser()
+    root = in_home(path)
     require_at_least(1, image_size=image_size)
     if test_examples is not None:
         require_at_least(1, test_examples=test_examples)

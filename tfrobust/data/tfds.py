@@ -13,6 +13,7 @@ import numpy as np
 from tfrobust.data.reading import untuned
 from tfrobust.data.split import Dataset, Split, numbered
 from tfrobust.errors import UserError, require
+from tfrobust.io import in_home
 
 PROBE_SECONDS = 5.0
 READ_BATCH = 1024  # examples decoded at a time
@@ -45,7 +46,7 @@ class Tfds(Dataset):
         import tensorflow_datasets as tfds
 
         folder_name = self.dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-        root = Path(folder_name).expanduser()
+        root = in_home(folder_name)
         try:
             builder = tfds.builder(self.name, data_dir=root)
         except Exception as error:  # TFDS documents no types, and a damaged folder raises many

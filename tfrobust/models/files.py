@@ -12,6 +12,7 @@ from typing import NoReturn
 import keras
 
 from tfrobust.errors import UserError, nearest_path, require
+from tfrobust.io import in_home
 from tfrobust.models.keras_defaults import neutral
 from tfrobust.models.keras_layers import with_tfrobust_layers
 from tfrobust.models.signatures import cut
@@ -41,7 +42,7 @@ UNKNOWN = re.compile(r"(?:Could not locate (?:class|function)|Unknown [\w ]+:) '
 
 def saved_model(path: str | Path) -> Path | None:
     """Return the folder of a SavedModel by its path or that of its saved_model.pb; else None."""
-    folder = Path(path).expanduser()
+    folder = in_home(path)
     if folder.name == "saved_model.pb":
         folder = folder.parent
     return folder if (folder / "saved_model.pb").is_file() else None
@@ -49,7 +50,7 @@ def saved_model(path: str | Path) -> Path | None:
 
 def runtime_file(path: str | Path) -> Path | None:
     """Return the path of a file for ONNX Runtime or LiteRT; None for other paths."""
-    file = Path(path).expanduser()
+    file = in_home(path)
     return file if file.name.lower().endswith(COMPUTED_ELSEWHERE) and file.is_file() else None
 
 
@@ -64,7 +65,7 @@ def keras_file(path: str | Path, where: str = "path", also: str = "") -> Path:
     Raises:
         UserError: There is no such file.
     """
-    file = Path(path).expanduser()
+    file = in_home(path)
     if file.is_dir():
         file = file / "model.keras"
     name = file.name.lower()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import warnings
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import keras
 from keras import layers
 
 from tfrobust.errors import UserError, choose, one_line, require
+from tfrobust.io import in_home
 from tfrobust.models.keras_defaults import neutral
 from tfrobust.models.layers import input_image, logits
 
@@ -19,7 +19,7 @@ APPLICATIONS = sorted(name for name in dir(keras.applications) if name[0].isuppe
 
 def application_file(weights: str) -> Path | None:
     """Return the file that the argument `weights` of `keras_application` names, or None."""
-    return None if weights in ("none", "imagenet") else Path(os.path.expanduser(weights))
+    return None if weights in ("none", "imagenet") else in_home(weights)
 
 
 @neutral()
