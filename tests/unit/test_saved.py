@@ -189,6 +189,14 @@ def test_the_error_of_a_network_of_other_images_has_code_that_adapts_it(
     np.testing.assert_allclose(loaded(images), images.reshape(5, 4) @ W, rtol=1e-4, atol=1e-5)
 
 
+def test_a_network_of_an_image_and_another_input_is_refused(tmp_path: Path) -> None:
+    image, mask = keras.Input((2, 2, 1), name="image"), keras.Input((2, 2, 1), name="mask")
+    logits = keras.layers.Dense(3)(keras.layers.Flatten()(image * mask))
+    keras.Model([image, mask], logits).save(tmp_path / "model.keras")
+    line = error_line(lambda: load_network(tmp_path))
+    assert line.startswith("path: expected a network with one input, received 2: image, mask; give")
+
+
 def test_sigmoids_become_logits_of_the_same_sigmoids(tmp_path: Path) -> None:
     """They are log p - log(1 - p). The logits of p = 0 and 1 are finite and in this order."""
     save_exotic(tf.sigmoid, tmp_path)

@@ -193,9 +193,10 @@ Opened = tuple[Callable[[Any], tf.Tensor], tf.TensorSpec, tf.TensorSpec, set[str
 
 def _open_keras(network: keras.Model, where: str) -> Opened:
     interface = signature(network, where)
+    image = _image(interface.inputs, where)
     images = tf.TensorSpec([None, *interface.image_shape])
     values = tf.TensorSpec([None, interface.classes])
-    return lambda x: forward(network, x), images, values, set(interface.inputs) - {"image"}
+    return lambda x: forward(network, x), images, values, set(interface.inputs) - {image}
 
 
 def _open_elsewhere(file: Path, where: str, output: str | None, runtime: str) -> Opened:
