@@ -7,6 +7,8 @@ import os
 import sys
 from pathlib import Path
 
+from tfrobust.io import in_home
+
 NEEDED = "tensorflow"
 
 
@@ -16,8 +18,9 @@ def chosen() -> tuple[str, str]:
         return keras.config.backend(), "the Keras that is imported already"
     if name := os.environ.get("KERAS_BACKEND"):
         return name, "KERAS_BACKEND"
-    home = Path.home() if os.access(Path.home(), os.W_OK) else Path("/tmp")
-    file = Path(os.environ.get("KERAS_HOME", home / ".keras")).expanduser() / "keras.json"
+    home = in_home("~")  # which stays as it is where there is none
+    home = home if os.access(home, os.W_OK) else Path("/tmp")
+    file = in_home(os.environ.get("KERAS_HOME", home / ".keras")) / "keras.json"
     try:
         return json.loads(file.read_text(encoding="utf-8")).get("backend", NEEDED), str(file)
     except (OSError, ValueError):  # no file, or one that Keras cannot read either

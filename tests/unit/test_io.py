@@ -1,9 +1,12 @@
-"""The paths that users give."""
+"""The paths that users give, and their homes."""
 
+import pwd
+import sys
 from pathlib import Path
 
 import pytest
 
+from tfrobust.backend import chosen
 from tfrobust.data import DATASETS
 from tfrobust.errors import UserError
 from tfrobust.io import in_home
@@ -17,6 +20,22 @@ def test_the_home_is_put_in_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     monkeypatch.setenv("HOME", str(tmp_path))
     assert in_home("~/x") == tmp_path / "x"
     assert in_home(NOBODY) == Path(NOBODY)
+
+
+def test_the_backend_of_keras_is_found_without_a_home(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Containers have users without an entry in the password database."""
+
+    def no_user(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.setattr(pwd, "getpwuid", no_user)
+    for name in ("HOME", "KERAS_BACKEND", "KERAS_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delitem(sys.modules, "keras")
+    monkeypatch.chdir(tmp_path)  # where nothing is called "~"
+    assert chosen()[1] == "/tmp/.keras/keras.json"
 
 
 @pytest.mark.parametrize("name", ["folder", "npz"])
