@@ -79,6 +79,14 @@ def test_padding_that_mirrors_more_than_the_image_is_refused_before_any_batch() 
     from_arrays(images, labels, augment=Crop(padding=9))  # zeros may be more
 
 
+@pytest.mark.parametrize("channels", [2, 4])
+def test_images_whose_colours_rand_augment_does_not_know_are_refused(channels: int) -> None:
+    split = Split.of(np.zeros((4, 8, 8, channels), np.uint8), np.zeros(4, int))
+    line = error_line(lambda: batches(split, 4, training=True, augment="rand_augment"))
+    expected = f"expected images of 1 or 3 channels, received {channels}"
+    assert line == f"augment.rand_augment: {expected}"
+
+
 def test_extra_examples_of_another_weight_are_not_mixed() -> None:
     split = Split.of(pictures(), np.zeros(64, int))
     expected = "extra.weight: expected 1 (augment mixes examples), received 0.5"

@@ -136,6 +136,10 @@ class RandAugment(KerasAugmentation):
     operations: int = 2
     magnitude: float = 0.5
 
+    def check(self, image_shape: Sequence[int]) -> None:
+        channels = image_shape[-1]
+        require(channels in (1, 3), "rand_augment", "images of 1 or 3 channels", channels)
+
     def make_layer(self, **common: Any) -> Any:
         require_at_least(1, operations=self.operations)
         require(0 <= self.magnitude <= 1, "magnitude", "a number in [0, 1]", self.magnitude)
