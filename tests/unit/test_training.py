@@ -14,6 +14,7 @@ import keras
 import numpy as np
 import pytest
 
+from tests.errors import error_line
 from tfrobust import Threat
 from tfrobust.methods import Iaat
 from tfrobust.overfitting import Overfitting
@@ -91,6 +92,13 @@ def test_a_piecewise_rate_drops_at_the_first_step_of_the_epoch_counted_from_0() 
         optimizer.apply([keras.ops.ones(1)], [weight])
         steps.append(before - float(weight[0]))
     assert steps == pytest.approx([0.1] * 3 + [0.01] * 3, rel=1e-4)
+
+
+@pytest.mark.parametrize("factor", [-0.1, 0.0, math.nan, [0.1, -0.1]])
+def test_a_piecewise_rate_has_no_factor_that_is_not_positive(factor: Any) -> None:
+    """The rate would go uphill, or end the training without a word."""
+    line = error_line(lambda: SCHEDULES["piecewise"](epochs=[1, 2], factor=factor))
+    assert line == f"factor: expected numbers > 0, received {factor}"
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,7 @@ class Piecewise(Schedule):
         require(rising and positive, "epochs", "rising numbers > 0", self.epochs)
         fits = len(self.factors) == len(self.epochs)
         require(fits, "factor", f"one number, or {len(self.epochs)} as epochs has", self.factor)
+        require(all(f > 0 for f in self.factors), "factor", "numbers > 0", self.factor)
 
     @property
     def factors(self) -> list[float]:
