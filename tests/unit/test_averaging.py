@@ -106,6 +106,15 @@ def test_swa_averages_epochs_and_recomputes_the_statistics(normed: keras.Model) 
     assert model._statistics_after.experimental_get_tracing_count() == 1
 
 
+def test_statistics_that_never_move_are_not_recomputed() -> None:
+    norm = keras.layers.BatchNormalization(momentum=1.0)
+    network = keras.Sequential([keras.Input(X.shape[1:]), keras.layers.Flatten(), norm])
+    model = Natural(network, threat=THREAT, averaging=Swa(), steps_per_epoch=2)
+    model.recompute_statistics([{"image": tf.constant(X)}])
+    for average, weight in zip(model.evaluated_weights(), network.get_weights(), strict=True):
+        np.testing.assert_array_equal(average, weight)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -165,12 +165,15 @@ class AveragedModel(GatedModel):
 
     @property
     def _moving(self) -> list[tuple[Any, float]]:
-        """BatchNorm's statistics that are averaged, each with its momentum."""
+        """BatchNorm's statistics that are averaged, each with its momentum.
+
+        With a momentum of 1 a statistic never moves, and so has no value to recompute.
+        """
         averaged = {id(weight) for weight in self._averaged}
         return [
             (statistic, layer.momentum)
             for layer in layers_of(self.network)
-            if hasattr(layer, "moving_mean")
+            if hasattr(layer, "moving_mean") and layer.momentum < 1
             for statistic in (layer.moving_mean, layer.moving_variance)
             if id(statistic) in averaged
         ]
