@@ -9,8 +9,17 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-# The errors that reading a damaged .npz file, or a file of another kind, may raise.
-UNREADABLE = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error)
+# The errors that reading a damaged .npz file, or a file of another kind, may raise. RuntimeError is
+# that of an encrypted one, and of one that is compressed in a way that Python does not know.
+UNREADABLE = (
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 def in_home(path: str | Path) -> Path:

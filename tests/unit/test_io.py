@@ -1,9 +1,11 @@
-"""The paths that users give, and their homes."""
+"""The paths and archives that users give."""
 
 import pwd
+import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tfrobust.backend import chosen
@@ -49,3 +51,24 @@ def test_the_home_of_an_unknown_user_is_no_network() -> None:
         load_network(NOBODY)
     with pytest.raises(UserError, match="no such file"):
         load(NOBODY, "resnet_18")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [("flag_bits", 1, "encrypted"), ("compress_type", 9, "compression method is not supported")],
+)
+def test_an_archive_that_python_cannot_unpack_is_no_data(
+    field: str, value: int, reason: str, tmp_path: Path
+) -> None:
+    """Other archivers write such files: with a password, or by Deflate64."""
+    file = tmp_path / "data.npz"
+    np.savez(file, x_test=np.zeros((2, 8, 8, 1), np.uint8), y_test=np.arange(2))
+    content = bytearray(file.read_bytes())
+    # The places of both fields in the header of a member and in the list of members.
+    places = {"flag_bits": (6, 8), "compress_type": (8, 10)}[field]
+    for mark, place in zip((b"PK\3\4", b"PK\1\2"), places, strict=True):
+        for found in re.finditer(re.escape(mark), bytes(content)):
+            content[found.start() + place] = value
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=f"expected an .npz file, received .*{reason}"):
+        DATASETS["npz"](path=str(file))
