@@ -61,7 +61,7 @@ def run_suite(
             folder.lock.unlink()
             with contextlib.suppress(OSError):  # other runs lie there
                 workdir.rmdir()
-            first = next(iter(reasons))
+            first = next(run.name for run in suite.members if run.name in reasons)
             raise UserError(f"{suite.name}: every run is refused; {first}: {reasons[first]}")
         rows = [
             Row(member.label, folder.path / member.name, member.varied, reasons[member.name])

@@ -17,7 +17,7 @@ FLOORS = {
     "tfrobust.errors": -1,
     "tfrobust.flags": 1,
     "tfrobust.hub": 0,
-    "tfrobust.io": 0,
+    "tfrobust.io": -2,
     "tfrobust.jacobian": 2,
     "tfrobust.losses": 0,
     "tfrobust.noise": 0,

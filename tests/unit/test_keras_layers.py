@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from tests.products import slow_but
-from tests.unit.test_models import RNG
 from tfrobust._compat import layers_of
 from tfrobust.errors import UserError
 from tfrobust.methods import Adv
@@ -55,9 +54,10 @@ assert not [module for module in sys.modules if module.startswith("tfrobust")]
 
 def varied(network: keras.Model) -> keras.Model:
     """Return the network with BatchNorm averages that differ between channels."""
+    random = np.random.default_rng(0)
     for layer in network.layers:
         if isinstance(layer, BatchNorm):
-            layer.set_weights([RNG.uniform(0.5, 2.0, w.shape) for w in layer.get_weights()])
+            layer.set_weights([random.uniform(0.5, 2.0, w.shape) for w in layer.get_weights()])
     return network
 
 
@@ -66,7 +66,7 @@ def kinds(network: keras.Model) -> list[tuple[str, str]]:
     return [(type(layer).__name__, layer.name) for layer in network.layers]
 
 
-def test_saved_networks_load_with_keras_alone(tmp_path: Path) -> None:
+def test_saved_networks_load_with_keras_alone(rng: np.random.Generator, tmp_path: Path) -> None:
     """The logits are those of the saved network to the bit, in a process without tfrobust.
 
     They are also those of our network, up to the rounding of BatchNorm.
@@ -74,7 +74,7 @@ def test_saved_networks_load_with_keras_alone(tmp_path: Path) -> None:
     expected = {}
     for name, make in NETWORKS.items():
         network = varied(make())
-        images = RNG.random((3, *network.input_shape[1:])).astype("float32")
+        images = rng.random((3, *network.input_shape[1:])).astype("float32")
         saved = with_keras_layers(network)
         saved.save(tmp_path / f"{name}.keras")
         np.save(tmp_path / f"{name}.images.npy", images)
@@ -92,10 +92,12 @@ def test_saved_networks_load_with_keras_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", slow_but(NETWORKS, ("small_cnn", "small_resnet", "wide_resnet")))
-def test_loaded_network_has_our_layers_again(name: str, tmp_path: Path) -> None:
+def test_loaded_network_has_our_layers_again(
+    rng: np.random.Generator, name: str, tmp_path: Path
+) -> None:
     """Names, weights and logits are those of the saved network, to the bit."""
     network = varied(NETWORKS[name]())
-    images = RNG.random((3, *network.input_shape[1:])).astype("float32")
+    images = rng.random((3, *network.input_shape[1:])).astype("float32")
     network(images, training=True)  # the seeds of Dropout move; Keras saves none of them
     saved = with_keras_layers(network)
     for actual, expected in zip(saved.variables, network.variables, strict=True):
@@ -109,10 +111,10 @@ def test_loaded_network_has_our_layers_again(name: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(loaded(images), network(images))
 
 
-def test_layers_of_nested_networks_are_replaced() -> None:
+def test_layers_of_nested_networks_are_replaced(rng: np.random.Generator) -> None:
     inner = small_cnn((8, 8, 3), 4, filters=[2], kernel=3, units=3)
     outer = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Rescaling(2.0), inner])
-    images = RNG.random((3, 8, 8, 3)).astype("float32")
+    images = rng.random((3, 8, 8, 3)).astype("float32")
     saved = with_keras_layers(outer)
     pools = [layer for layer in layers_of(saved) if layer.name.startswith("max_pool")]
     assert [type(pool) for pool in pools] == [keras.layers.MaxPooling2D]

@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 from tests.products import slow_but
-from tests.unit.test_models import RNG, trainable
+from tests.unit.test_models import trainable
 from tfrobust.errors import UserError
 from tfrobust.models import MODELS, load_keras, preact_resnet, small_resnet, wide_resnet
 from tfrobust.models.layers import ACTIVATIONS, activate, conv, max_pool
@@ -22,9 +22,11 @@ EARLIER = Path(__file__).parents[1] / "parity" / "references" / "earlier.keras"
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 8), (9, 9)])
 @pytest.mark.parametrize("kernel", [1, 3, 7])
-def test_a_stride_of_two_takes_every_second_pixel(kernel: int, size: tuple[int, int]) -> None:
+def test_a_stride_of_two_takes_every_second_pixel(
+    rng: np.random.Generator, kernel: int, size: tuple[int, int]
+) -> None:
     """With a padding of kernel // 2 on all sides the result is a part of that of stride 1."""
-    x = RNG.normal(size=(2, *size, 3)).astype("float32")
+    x = rng.normal(size=(2, *size, 3)).astype("float32")
     image = keras.Input((*size, 3))
     strided, dense = (keras.Model(image, conv(image, 4, kernel, s)) for s in (2, 1))
     strided.set_weights(dense.get_weights())
@@ -50,9 +52,9 @@ def test_same_padding_is_at_the_end() -> None:
 
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 8), (1, 2)])
-def test_max_pool_ignores_its_border(size: tuple[int, int]) -> None:
+def test_max_pool_ignores_its_border(rng: np.random.Generator, size: tuple[int, int]) -> None:
     """Among negative numbers a border of zeros would win."""
-    x = RNG.uniform(-2, -1, size=(2, *size, 3)).astype("float32")
+    x = rng.uniform(-2, -1, size=(2, *size, 3)).astype("float32")
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-np.inf)
     rows, columns = (range(0, length, 2) for length in size)
     expected = [[padded[:, r : r + 3, c : c + 3].max((1, 2)) for c in columns] for r in rows]
@@ -61,9 +63,11 @@ def test_max_pool_ignores_its_border(size: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("jit", [False, True])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_second_derivatives_of_activations(activation: str, jit: bool) -> None:
+def test_second_derivatives_of_activations(
+    rng: np.random.Generator, activation: str, jit: bool
+) -> None:
     """With s = sigmoid(x): s (1 - s) (2 + x (1 - 2 s)) for silu, and s (1 - s) for softplus."""
-    x = tf.constant(RNG.normal(0, 3, size=(50,)).astype("float32"))
+    x = tf.constant(rng.normal(0, 3, size=(50,)).astype("float32"))
     number = keras.Input(())
     layer = keras.Model(number, activate(number, activation))
 
