@@ -50,8 +50,8 @@ The percentages in parentheses are the 95 % interval (Wilson) of an accuracy on 
 Differences from a paper are in percentage points. In the worst case an image counts as right only
 if no attack succeeded on it. The column `worst case` is over the attacks that ran on the most
 images. If other attacks ran on fewer images, a further column is over all attacks on these images.
-The time per batch is the median over the epochs. Code that a run marked † used has changed since;
-`python tools/render_results.py --check` names the files."""
+The time per batch is the median over the epochs. Code that a run marked † used has changed since
+in a way that may alter its numbers; `python tools/render_results.py --check` names the files."""
 LEADERBOARD = """## Leaderboard
 
 These are the runs that were evaluated by AutoAttack, with their mean and range over seeds, or the

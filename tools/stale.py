@@ -7,7 +7,8 @@ modules in `IGNORED` and the `__init__.py` of packages do not.
 
 A file has changed if a statement of its top level (a function, a class, a constant) at the commit
 has since been changed or removed. New statements, imports, docstrings, comments and layout do not
-count.
+count. Nor does a change of a file by a commit that docs/results/same_numbers.txt lists, because a
+reviewer has found that no recorded number depends on it.
 """
 
 import ast
@@ -38,6 +39,7 @@ IGNORED = tuple(
         *("provenance", "record", "registry", "report", "serialization"),
     )
 )
+REVIEWED = Path("docs", "results", "same_numbers.txt")
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -98,10 +100,34 @@ def changed_files(summary: Mapping[str, Any]) -> list[str] | None:
 
 @functools.cache
 def has_changed(commit: str, file: str) -> bool:
-    """Return whether a statement in a file at a commit has since been changed or removed."""
-    before = git("show", f"{commit}:{file}")
+    """Return whether a statement in a file at a commit has since been changed or removed.
+
+    Changes by the commits that are listed as reviewed do not count.
+    """
     now = (ROOT / file).read_text(encoding="utf-8")
-    return before is None or (before != now and not statements(before) <= statements(now))
+    if not loses_statements(git("show", f"{commit}:{file}"), now):
+        return False
+    since = (git("rev-list", f"{commit}..HEAD", "--", file) or "").split()
+    return loses_statements(git("show", f"HEAD:{file}"), now) or any(
+        loses_statements(git("show", f"{each}^:{file}"), git("show", f"{each}:{file}"))
+        for each in since
+        if (each, file) not in reviewed()
+    )
+
+
+def loses_statements(before: str | None, after: str | None) -> bool:
+    """Return whether a file lacks a statement that it had, or was not there before."""
+    if before is None or after is None:
+        return True
+    return before != after and not statements(before) <= statements(after)
+
+
+@functools.cache
+def reviewed() -> frozenset[tuple[str, str]]:
+    """Return the pairs of a commit and a file whose change alters no recorded number."""
+    text = (ROOT / REVIEWED).read_text(encoding="utf-8")
+    lines = [line.split(maxsplit=2) for line in text.splitlines() if not line.startswith("#")]
+    return frozenset((commit, file) for commit, file, _ in lines)
 
 
 def statements(source: str) -> frozenset[str]:

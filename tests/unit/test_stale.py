@@ -1,7 +1,9 @@
 """A result is stale if statements that computed it have changed, but not if comments have."""
 
+import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +49,13 @@ def summary(method: str = "adv", commit: str | None = "abc123") -> dict[str, Any
         (CODE + "\n\ndef new():\n    return 1\n", False),
         (CODE.replace("2 * x", "3 * x"), True),
         (CODE.replace("double", "twice"), True),
+        (None, True),
     ],
 )
-def test_code_has_changed_if_one_of_its_statements_is_gone(after: str, changed: bool) -> None:
-    assert (not stale.statements(CODE) <= stale.statements(after)) is changed
+def test_code_has_changed_if_one_of_its_statements_is_gone(
+    after: str | None, changed: bool
+) -> None:
+    assert stale.loses_statements(CODE, after) is changed
 
 
 def test_the_files_of_a_run_are_those_that_its_config_uses() -> None:
@@ -64,22 +69,44 @@ def test_the_files_of_a_run_are_those_that_its_config_uses() -> None:
     assert {"tfrobust/methods/awp.py", "tfrobust/methods/trades.py"} <= files
 
 
-def test_changed_files_are_those_since_the_commit_of_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def git(*words: str) -> str:
-        """Return the output of a git command in tmp_path."""
+@pytest.fixture
+def git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
+    """A function that runs git in an empty repository, which stands for the project's."""
+
+    def run(*words: str) -> str:
         command = ["git", "-c", "user.name=a", "-c", "user.email=a@b", *words]
         return subprocess.check_output(command, cwd=tmp_path, text=True).strip()
 
-    git("init", "-q")
-    (tmp_path / "a.py").write_text(CODE)
+    run("init", "-q")
+    (tmp_path / stale.REVIEWED).parent.mkdir(parents=True)
+    (tmp_path / stale.REVIEWED).write_text("# Nothing yet\n")
+    monkeypatch.setattr(stale, "ROOT", tmp_path)
+    forget()
+    yield run
+    forget()
+
+
+def forget() -> None:
+    """Empty the caches of the tool."""
+    for cached in (stale.git, stale.has_changed, stale.reviewed):
+        cached.cache_clear()
+
+
+def commit_of(git: Callable[..., str], file: Path, text: str) -> str:
+    """Return the commit that gives a file a text."""
+    file.write_text(text)
     git("add", "-A")
-    git("commit", "-qm", "first")
-    commit = git("rev-parse", "HEAD")
+    git("commit", "-qm", "a change")
+    forget()
+    return git("rev-parse", "HEAD")
+
+
+def test_changed_files_are_those_since_the_commit_of_the_run(
+    git: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = commit_of(git, tmp_path / "a.py", CODE)
     (tmp_path / "a.py").write_text(CODE.replace("2 * x", "3 * x"))
     (tmp_path / "b.py").write_text(CODE)
-    monkeypatch.setattr(stale, "ROOT", tmp_path)
     monkeypatch.setattr(stale, "files_of", lambda summary: {"a.py", "b.py"})
     assert stale.changed_files(summary(commit=commit)) == ["a.py", "b.py"]
     assert stale.changed_files(summary(commit=f"{commit}-dirty")) == ["a.py", "b.py"]
@@ -88,5 +115,32 @@ def test_changed_files_are_those_since_the_commit_of_the_run(
     (tmp_path / "a.py").write_text(CODE.replace("twice x", "x + x"))
     (tmp_path / "b.py").unlink()
     monkeypatch.setattr(stale, "files_of", lambda summary: {"a.py"})
-    stale.has_changed.cache_clear()
+    forget()
     assert stale.changed_files(summary(commit=commit)) == []
+
+
+def test_a_reviewed_change_does_not_count_but_the_next_one_does(
+    git: Callable[..., str], tmp_path: Path
+) -> None:
+    file = tmp_path / "a.py"
+    first = commit_of(git, file, CODE)
+    second = commit_of(git, file, CODE.replace("2 * x", "x + x"))
+    assert stale.has_changed(first, "a.py")
+    (tmp_path / stale.REVIEWED).write_text(f"# Reasons\n{second} a.py the same sum\n")
+    forget()
+    assert not stale.has_changed(first, "a.py")
+    file.write_text(CODE.replace("2 * x", "x + 3"))
+    forget()
+    assert stale.has_changed(first, "a.py")  # not committed, so not reviewed
+    third = commit_of(git, file, CODE.replace("2 * x", "x + 3"))
+    assert stale.has_changed(first, "a.py")
+    assert stale.has_changed(second, "a.py")
+    assert not stale.has_changed(third, "a.py")
+
+
+def test_reviewed_changes_name_a_commit_and_a_file() -> None:
+    pairs = stale.reviewed()
+    assert pairs
+    for commit, file in pairs:
+        assert re.fullmatch("[0-9a-f]{40}", commit)
+        assert (stale.ROOT / file).is_file()
