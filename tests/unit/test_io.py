@@ -1,8 +1,10 @@
 """The paths and archives that users give."""
 
+import io
 import pwd
 import re
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -71,4 +73,18 @@ def test_an_archive_that_python_cannot_unpack_is_no_data(
             content[found.start() + place] = value
     file.write_bytes(content)
     with pytest.raises(UserError, match=f"expected an .npz file, received .*{reason}"):
+        DATASETS["npz"](path=str(file))
+
+
+def test_a_damaged_archive_of_lzma_is_no_data(tmp_path: Path) -> None:
+    file = tmp_path / "data.npz"
+    array = io.BytesIO()
+    np.save(array, np.arange(1000))
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("x_test.npy", array.getvalue())
+        start = archive.infolist()[0].header_offset + 30 + len("x_test.npy")
+    content = bytearray(file.read_bytes())
+    content[start + 9 : start + 40] = b"\xff" * 31
+    file.write_bytes(content)
+    with pytest.raises(UserError, match="expected an .npz file, received "):
         DATASETS["npz"](path=str(file))

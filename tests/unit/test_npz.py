@@ -95,6 +95,16 @@ def test_test_arrays_alone_suffice_with_more_classes_than_they_show(tmp_path: Pa
     assert line.startswith("num_classes: expected from 4, the greatest label plus one")
 
 
+def test_training_labels_from_1_are_refused_unless_the_classes_are_counted(tmp_path: Path) -> None:
+    path = saved(tmp_path, y_train=np.array([1, 3, 2, 1]))
+    line = error_line(lambda: DATASETS["npz"](path=path))
+    assert line.startswith(
+        f"path: y_train of {path}: expected class numbers from 0, received 1 to 3"
+    )
+    assert "subtract 1 from all labels, or set num_classes to 4" in line
+    assert DATASETS["npz"](path=path, num_classes=4).num_classes == 4
+
+
 def is_mapped(array: Any) -> bool:
     """Return whether an array is mapped to a file instead of read into memory."""
     while array is not None and not isinstance(array, mmap.mmap):

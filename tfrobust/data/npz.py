@@ -63,8 +63,9 @@ def open_npz(path: str, num_classes: int | None = None, layout: str | None = Non
             arrays [N, T, C] that are no grey images.
 
     Raises:
-        UserError: The file is missing or unreadable, an array is missing, holds pickled objects or
-            has a wrong shape or dtype, or a label is negative or beyond num_classes.
+        UserError: The file is missing or unreadable; an array is missing, holds pickled objects or
+            has a wrong shape or dtype; a label is negative or beyond num_classes; or training
+            labels begin above 0 and num_classes is None.
     """
     path = os.path.expanduser(path)
     headers, names_in_file = _headers(path)
@@ -89,10 +90,22 @@ def open_npz(path: str, num_classes: int | None = None, layout: str | None = Non
     for _, y in keys.values():
         labels = check_labels(_read(path, y), where=_name(path, y))
         greatest = max(greatest, int(labels.max()))
+        if num_classes is None and y == TRAIN[1] and "test" in keys:
+            _check_start(labels, _name(path, y))
     classes = greatest + 1 if num_classes is None else num_classes
     expected = f"from {greatest + 1}, the greatest label plus one, up to {MOST_CLASSES}"
     require(greatest < classes <= MOST_CLASSES, "num_classes", expected, classes)
     return Npz(shapes[first], numbered(classes), path, keys, layout)
+
+
+def _check_start(labels: np.ndarray, where: str) -> None:
+    """Raise a UserError if training labels lack class 0, as those from 1 to K do."""
+    least, greatest = labels.min(), labels.max()
+    if least > 0:
+        raise UserError(
+            f"{where}: expected class numbers from 0, received {least} to {greatest}; subtract "
+            f"{least} from all labels, or set num_classes to {greatest + 1} if classes are absent"
+        )
 
 
 def _image_shape(shape: tuple[int, ...], layout: str | None) -> tuple[int, ...]:
