@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from functools import cached_property, partial
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,21 @@ import keras
 from pipelines.config import changed
 from pipelines.exports import Exports
 from pipelines.network import named_output, network_maker
+from pipelines.objects import (
+    FACTS,
+    Threats,
+    data_of,
+    evaluation_of,
+    method_of,
+    optimizer_of,
+    paper_of,
+    train_of,
+    training_threats,
+)
 from pipelines.sections import (
     Card,
     Data,
     EvaluationOptions,
-    ExtraData,
     Requirements,
     Search,
     TopLevel,
@@ -26,22 +36,18 @@ from pipelines.sections import (
 from pipelines.space import ranges, searching
 from pipelines.threats import make_threats, with_factors
 from pipelines.trackers import TRACKERS, Tracker
-from tfrobust.attacks import ATTACKS, Attack, SavedImages
-from tfrobust.data import AUGMENTATIONS, DATASETS, Dataset, Split, hold_out
-from tfrobust.errors import choose, number, require
-from tfrobust.evaluation import Corruptions, ListedAttack, list_attacks
+from tfrobust.attacks import Attack, SavedImages
+from tfrobust.data import Split, hold_out
+from tfrobust.errors import choose, require
+from tfrobust.evaluation import ListedAttack, list_attacks
 from tfrobust.evaluation.corruption_accuracy import require_images as require_uncorrupted
 from tfrobust.gate import check_threat
 from tfrobust.io import in_home
-from tfrobust.methods import AVERAGINGS, METHODS, RobustModel
+from tfrobust.methods import RobustModel
 from tfrobust.models import PRECISIONS
-from tfrobust.registry import arguments, build, convert, located, resolve
+from tfrobust.registry import arguments, build, convert, located
 from tfrobust.threat import Threat
-from tfrobust.training import OPTIMIZERS, SCHEDULES, Guided
 
-Threats = tuple[Threat, ...]
-# Arguments of a method that depend on the training data.
-FACTS = ("num_examples", "batch_size", "steps_per_epoch")
 RUN_STAGES = ("train", "attack_eval", "export", "report")
 BEFORE = "before"  # a stage that runs only where a config names it
 SEARCH_STAGES = ("search", "report")  # the stages of a config with a section `search`
@@ -107,68 +113,47 @@ def parse(name: str, config: dict[str, Any]) -> Spec:
         return _search(name, config)
     config = with_factors(_long_form(config))
     top = TopLevel(**arguments(TopLevel, config, ""))
-    stages = list(RUN_STAGES) if top.stages is None else top.stages
-    require(stages, "stages", "at least one stage", stages)
-    for stage in stages:
-        require(stage != "search", "search", "a section (stages has search)", None)
-        choose("stages", stage, (BEFORE, *RUN_STAGES))
+    stages = _stages(top.stages)
     require(0 <= top.seed < 2**32, "seed", "an int from 0 to 2**32 - 1", top.seed)
     choose("precision", top.precision, PRECISIONS)
     threats = make_threats(top.threat)
-    threat = threats[0]
-    data = _data(top.data)
+    data = data_of(top.data)
     image_shape = data.source.image_shape
-    for each in threats:
-        check_threat(each, image_shape)
+    for threat in threats:
+        check_threat(threat, image_shape)
     # A config with a method evaluates the network of its run, whichever stages run now.
     trains = "train" in stages or top.method is not None
     if trains:
         for section in ("method", "optimizer", "train"):
             present = getattr(top, section) is not None
             require(present, section, "a section (the config trains)", None)
-    train = None if top.train is None else _train(top.train, threats, data, trains)
-    training_threats = _training_threats(threats, train)
-    method = None
-    if top.method is not None:
-        method = _method(top.method, training_threats, train, top.seed)
-    for where, attack in training_attacks(method, train).items():
-        makes_images = not isinstance(attack, SavedImages)
-        require(makes_images, where, "an attack that makes its images", "saved_images")
-        for each in training_threats:
-            located(where, attack.check, each, image_shape)
-    attack_files(training_attacks(method, train))
-    optimizer = None if top.optimizer is None else _optimizer(top.optimizer)
+    train = None if top.train is None else train_of(top.train, threats, data, trains)
+    used = training_threats(threats, train)
+    method = None if top.method is None else method_of(top.method, used, train, top.seed)
+    _check_training_attacks(training_attacks(method, train), used, image_shape)
+    optimizer = None if top.optimizer is None else optimizer_of(top.optimizer)
     train = train if trains else None
     init_from = None if train is None else train.init_from
     expected = f"none of {BEFORE} (the training starts from no file, train.init_from)"
     require(BEFORE not in stages or init_from, "stages", expected, stages)
     network = network_maker(top.model, data.source, trains, init_from)
-    if method is not None and network is not None:  # the constructors of both check their values
-        checked = located("method", method, network(), ramp_steps=0, **dict.fromkeys(FACTS, 1))
-        expected = f"none that mixes labels ({type(checked).__name__} needs one for each image)"
-        mixes = any(augmentation.mixes for augmentation in data.augment)
-        require(
-            checked.mixed_labels or not mixes, "data.augment", expected, top.data.get("augment")
-        )
-    evaluation = _evaluation(top.evaluation or {})
+    if method is not None and network is not None:
+        _check_method(method, network, data, top.data.get("augment"))
+    evaluation = evaluation_of(top.evaluation or {})
     evaluation.check_conditions(top.model or {})
     on_test, expected = evaluation.split == "test", "test (data.validation holds no images out)"
     require(on_test or data.validation, "evaluation.split", expected, evaluation.split)
     located("evaluation", require_uncorrupted, evaluation.corruptions, image_shape)
     attack_list = list_attacks(top.attacks or [], threats)
-    for listed in attack_list:
-        located("attacks", listed.attack.check, listed.threat or threat, image_shape)
-    attack_files(attacks_by_key(attack_list))
+    _check_attacks(attack_list, threats[0], image_shape)
     exports, export_attacks = None, []
     if top.export is not None:
         exports = located("export", Exports, **arguments(Exports, top.export, "export"))
         export_attacks = exports.attack_list(threats, evaluation.save)
-        for listed in export_attacks:
-            located("export.attacks", listed.attack.check, threat, image_shape)
-        located("export", attack_files, attacks_by_key(export_attacks))
+        located("export", _check_attacks, export_attacks, threats[0], image_shape)
     located("card", Card, **arguments(Card, top.card or {}, "card"))
     if top.paper is not None:
-        config = {**config, "paper": _paper(top.paper)}
+        config = {**config, "paper": paper_of(top.paper)}
     allowed = trains or top.precision == "float32"
     require(allowed, "precision", "float32 (there is no method to train)", top.precision)
     if init_from is not None:  # the file has the network, whatever the section model says
@@ -193,6 +178,53 @@ def parse(name: str, config: dict[str, Any]) -> Spec:
         exports=exports,
         export_attacks=export_attacks,
     )
+
+
+def _stages(named: Sequence[str] | None) -> list[str]:
+    """Return the stages of a run, by default all that need no file to start from."""
+    stages = list(RUN_STAGES) if named is None else list(named)
+    require(stages, "stages", "at least one stage", stages)
+    for stage in stages:
+        require(stage != "search", "search", "a section (stages has search)", None)
+        choose("stages", stage, (BEFORE, *RUN_STAGES))
+    return stages
+
+
+def _check_training_attacks(
+    attacks: Mapping[str, Attack], threats: Threats, image_shape: tuple[int, ...]
+) -> None:
+    """Raise a UserError unless attacks, by their places in the config, can attack in training."""
+    for where, attack in attacks.items():
+        makes_images = not isinstance(attack, SavedImages)
+        require(makes_images, where, "an attack that makes its images", "saved_images")
+        for threat in threats:
+            located(where, attack.check, threat, image_shape)
+    attack_files(attacks)
+
+
+def _check_method(
+    method: Callable[..., RobustModel], network: Callable[[], keras.Model], data: Data, named: Any
+) -> None:
+    """Raise a UserError unless the method and the network can be made and fit the augmentations.
+
+    `named` is the section `data.augment`, for the error. The constructors check their values.
+    """
+    made = located("method", method, network(), ramp_steps=0, **dict.fromkeys(FACTS, 1))
+    expected = f"none that mixes labels ({type(made).__name__} needs one for each image)"
+    mixes = any(augmentation.mixes for augmentation in data.augment)
+    require(made.mixed_labels or not mixes, "data.augment", expected, named)
+
+
+def _check_attacks(
+    attack_list: list[ListedAttack], threat: Threat, image_shape: tuple[int, ...]
+) -> None:
+    """Raise a UserError unless attacks fit the images, and their files exist.
+
+    `threat` is that of attacks that name none.
+    """
+    for listed in attack_list:
+        located("attacks", listed.attack.check, listed.threat or threat, image_shape)
+    attack_files(attacks_by_key(attack_list))
 
 
 def _search(name: str, config: Mapping[str, Any]) -> Spec:
@@ -253,113 +285,6 @@ def _long_form(config: Mapping[str, Any]) -> dict[str, Any]:
     return long
 
 
-def _data(section: Mapping[str, Any]) -> Data:
-    section = dict(section)
-    extra = section.pop("extra", None)
-    augment = section.pop("augment", None) or []
-    source, options = _source(Data, section, "data", ("extra", "augment"))
-    several = isinstance(augment, list)
-    options["augment"] = tuple(
-        build(AUGMENTATIONS, item, f"data.augment[{place}]" if several else "data.augment")
-        for place, item in enumerate(augment if several else [augment])
-    )
-    if extra is not None:
-        where = "data.extra"
-        extra_source, extra_options = _source(ExtraData, extra, where)
-        extra = located(where, ExtraData, extra_source, **extra_options)
-        received = (extra.source.image_shape, extra.source.num_classes)
-        fits = received[0] == source.image_shape and received[1] <= source.num_classes
-        expected = f"images {source.image_shape} of at most {source.num_classes} classes, as data"
-        require(fits, where, expected, received)
-    return located("data", Data, source, extra=extra, **options)
-
-
-def _source(
-    kind: type, section: Any, where: str, also: tuple[str, ...] = ()
-) -> tuple[Dataset, dict[str, Any]]:
-    """Return the data set that a section names, and the section's values of the fields of `kind`.
-
-    Args:
-        kind: `Data` or `ExtraData`.
-        section: The section, whose other keys are arguments of the data set.
-        where: The place of the section, for error messages.
-        also: Fields of `kind` that are checked elsewhere.
-    """
-    require(isinstance(section, Mapping), where, "a mapping with 'name'", section)
-    fields = {field.name for field in dataclasses.fields(kind)} - {"source", *also}
-    options = {key: value for key, value in section.items() if key in fields}
-    of_source = {key: value for key, value in section.items() if key not in fields}
-    source = build(DATASETS, of_source, where, also=(*fields, *also))
-    return source, arguments(kind, options, where, ("source", *also))
-
-
-def _train(section: Mapping[str, Any], threats: Threats, data: Data, trains: bool) -> Train:
-    nested: dict[str, Mapping[str, Callable[..., Any]]] = {
-        "schedule": SCHEDULES,
-        "validation_attack": ATTACKS,
-        "averaging": AVERAGINGS,
-    }
-    plain = {key: value for key, value in section.items() if key not in nested}
-    values = arguments(Train, plain, "train", tuple(nested), also=tuple(nested))
-    for key, registry in nested.items():
-        if section.get(key) is not None:
-            values[key] = build(registry, section[key], f"train.{key}")
-    train = located("train", Train, **values)
-    alone = train.eps is None or len(threats) == 1
-    require(alone, "train.eps", "none (threat is a list, each with its eps)", train.eps)
-    for threat in _training_threats(threats, train):
-        check_threat(threat, data.source.image_shape, "train.eps")
-    if trains and isinstance(train.schedule, Guided):
-        expected = "examples to hold out (train.schedule is guided)"
-        require(data.validation, "data.validation", expected, data.validation)
-    located("train.schedule", train.schedule.learning_rate, 0.1, 1, train.epochs)
-    located("train.schedule", train.schedule.callbacks, 0)
-    return train
-
-
-def _evaluation(section: Mapping[str, Any]) -> EvaluationOptions:
-    plain, where = dict(section), "evaluation.corruptions"
-    if (corruptions := plain.pop("corruptions", None)) is not None:
-        valid = isinstance(corruptions, bool | Mapping)
-        require(valid, where, "true, false or a mapping", corruptions)
-        if isinstance(corruptions, Mapping):
-            corruptions = located(where, Corruptions, **arguments(Corruptions, corruptions, where))
-        plain["corruptions"] = corruptions
-    options = arguments(EvaluationOptions, plain, "evaluation")
-    return located("evaluation", EvaluationOptions, **options)
-
-
-def _optimizer(section: Mapping[str, Any]) -> partial[keras.optimizers.Optimizer]:
-    optimizer = resolve(OPTIMIZERS, section, "optimizer")
-    rate = float(located("optimizer", optimizer).learning_rate)
-    require(rate > 0, "optimizer.learning_rate", "a number > 0", rate)
-    return optimizer
-
-
-def _training_threats(threats: Threats, train: Train | None) -> Threats:
-    if train is None or train.eps is None:
-        return threats
-    return tuple(threat.at(train.eps) for threat in threats)
-
-
-def _method(
-    section: Mapping[str, Any], threats: Threats, train: Train | None, seed: int
-) -> partial[RobustModel]:
-    section = dict(section)
-    attack = section.pop("attack", None)
-    of_train = ("validation_attack", "warmup_steps", "ramp_steps", "averaging")
-    filled_in = ("network", "threat", "attack", "seed", *of_train, *FACTS)
-    maker = resolve(METHODS, section, "method", filled_in, also=("attack",))
-    return partial(
-        maker,
-        threat=threats if len(threats) > 1 else threats[0],
-        validation_attack=None if train is None else train.validation_attack,
-        averaging=None if train is None else train.averaging,
-        seed=seed,
-        attack=None if attack is None else build(ATTACKS, attack, "method.attack"),
-    )
-
-
 def data_files(spec: Spec) -> list[Path]:
     """Return the files and folders of images that the config names."""
     section = spec.config["data"]
@@ -389,12 +314,3 @@ def attack_files(attacks: Mapping[str, Attack]) -> list[Path]:
     for where, attack in attacks.items():
         files += located(where, getattr, attack, "files")
     return files
-
-
-def _paper(paper: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the section `paper` with its accuracies as floats; its source stays text."""
-    section = dict(paper)
-    for key in section.keys() - {"source"}:
-        section[key] = number(f"paper.{key}", paper[key])
-        require(0 <= section[key] <= 1, f"paper.{key}", "a fraction in [0, 1]", paper[key])
-    return section

@@ -20,6 +20,7 @@ from typing import Any
 from pipelines.early_check import SCHEMA
 from pipelines.exports import Exports
 from pipelines.network import NetworkFile
+from pipelines.objects import FACTS
 from pipelines.sections import (
     TRAINED,
     Card,
@@ -31,7 +32,7 @@ from pipelines.sections import (
     TopLevel,
     Train,
 )
-from pipelines.spec import BEFORE, FACTS, RUN_STAGES, SEARCH_STAGES
+from pipelines.spec import BEFORE, RUN_STAGES, SEARCH_STAGES
 from pipelines.suite import Entry, SuiteFile
 from pipelines.trackers import TRACKERS
 from tfrobust.attacks import ATTACKS

@@ -9,9 +9,10 @@ from typing import Any
 
 from pipelines import config as configs
 from pipelines.fingerprints import fingerprint
+from pipelines.objects import FACTS
 from pipelines.run_folder import RunFolder
 from pipelines.sections import TRAINED
-from pipelines.spec import FACTS, Spec, attack_files, data_files, training_attacks
+from pipelines.spec import Spec, attack_files, data_files, training_attacks
 from pipelines.stages import training
 from pipelines.stages.stage import Stage
 from pipelines.trackers import tracked

@@ -44,6 +44,10 @@ STEPS_AT_ONCE = 20  # the largest number of compiled steps between two returns t
 ROLLBACK = 0.5  # the factor of the learning rate at each rollback
 
 
+# The examples for training and for validation, and the extra data set.
+Data = tuple[Split, Split, Extra | None]
+
+
 class Unfit(UserError):
     """The values of a config do not fit together, or do not fit the data."""
 
@@ -114,46 +118,24 @@ def _train_up_to_epoch(
     spec: Spec,
     plan: Train,
     folder: RunFolder,
-    data: tuple[Split, Split, Extra | None],
+    data: Data,
     checkpoints: Checkpoints,
     interruption: Interruption,
     epochs: int,
     callbacks: Sequence[keras.callbacks.Callback],
 ) -> keras.Model:
     """Train until `epochs` epochs are done, and return the network at its best epoch."""
-    assert spec.method is not None and spec.optimizer is not None and spec.network is not None
     timer = BatchTimer()  # its clock runs from here, where the data are loaded
     keras.utils.set_random_seed(spec.seed)
-    (split, held_out, extra), rollbacks = data, checkpoints.rollbacks
-    size = spec.data.batch_size
-    steps = plan.steps_per_epoch or len(split) // size
-
-    base = float(spec.optimizer().learning_rate) * ROLLBACK**rollbacks
-    replicas = strategy().num_replicas_in_sync
-    with strategy().scope():
-        network = with_precision(spec.network(), spec.precision)
-        model = spec.method(
-            network,
-            warmup_steps=round(plan.epsilon_warmup_epochs * steps),
-            ramp_steps=round(plan.epsilon_ramp_epochs * steps),
-            num_examples=_table_size(split, held_out) + (0 if extra is None else len(extra.split)),
-            batch_size=size,
-            steps_per_epoch=steps,
-        )
-        updates = steps * model.updates_per_batch
-        rate = plan.schedule.learning_rate(base, updates, plan.epochs)
-        model.compile(spec.optimizer(learning_rate=rate), jit_compile=plan.jit_compile)
-        model.optimizer.build(model.network.trainable_variables)
-    if model.jit_compile:
-        print("train: XLA compiles the step first", flush=True)
-
-    note = checkpoints.note
-    history = History(folder.history, note.get("history", []), folder.tensorboard)
+    split, held_out, extra = data
+    steps = plan.steps_per_epoch or len(split) // spec.data.batch_size
+    note, rollbacks = checkpoints.note, checkpoints.rollbacks
+    model = _compiled(spec, plan, data, steps, rollbacks)
 
     def stream(first: int) -> tf.data.Dataset:
         return batches(
             split,
-            size,
+            spec.data.batch_size,
             seed=spec.seed,
             training=True,
             augment=spec.data.augment,
@@ -168,6 +150,7 @@ def _train_up_to_epoch(
     guides = plan.schedule.callbacks(first_full, plan.monitor)
     monitors = [CatastrophicOverfitting(), TableQuantiles(split.index)]
     steering = [statistics, timer, *guides, best, *monitors]  # the timer counts the statistics
+    history = History(folder.history, note.get("history", []), folder.tensorboard)
     resume = Resume(
         model,
         checkpoints,
@@ -178,27 +161,17 @@ def _train_up_to_epoch(
         history=history,
         note={"rollbacks": rollbacks},
     )
-    new_rollbacks = rollbacks - note.get("rollbacks", rollbacks)
-    if new_rollbacks and not callable(rate):  # the checkpoint has restored its own rate
-        lower = model.optimizer.learning_rate * ROLLBACK**new_rollbacks
-        model.optimizer.learning_rate.assign(lower)
-    if resume.step:
-        position = f"{resume.epoch} of {plan.epochs} epochs and {resume.batch} batches"
-        print(f"train: going on after {position}", flush=True)
-    else:
-        print(f"train: {plan.epochs} epochs of {steps} batches", flush=True)
-    validation_size = VALIDATION_BATCH // replicas * replicas
-    validation = batches(held_out, validation_size) if len(held_out) else None
-    if validation is None:
-        print("train: no validation (data.validation is 0): the last epoch is kept", flush=True)
-    verbose = 1 if sys.stdout.isatty() else 2
-    watching = [*callbacks, TimeLeft(plan.epochs)]
-    if worker()[0] > 0:  # only the first worker prints
-        verbose, watching = 0, [*callbacks]
+    _slow_down(model, rollbacks - note.get("rollbacks", rollbacks))
+    _announce(model, plan, resume)
+    validation = _validation(held_out)
+    first_worker = worker()[0] == 0  # the only one that prints
+    watching = [*callbacks, TimeLeft(plan.epochs)] if first_worker else callbacks
+    verbose = (1 if sys.stdout.isatty() else 2) if first_worker else 0
 
     def fit(last: int) -> None:
         first = resume.step
-        if model.jit_compile and replicas == 1:  # Keras fails on several replicas
+        # Keras fails on several steps at once on several replicas.
+        if model.jit_compile and strategy().num_replicas_in_sync == 1:
             model.steps_per_execution = _steps_at_once(steps, first)
         model.fit(
             stream(first),
@@ -219,6 +192,66 @@ def _train_up_to_epoch(
     best.restore()
     _extremes(folder.extremes, model, split)
     return model.network
+
+
+def _compiled(spec: Spec, plan: Train, data: Data, steps: int, rollbacks: int) -> RobustModel:
+    """Return the method around a new network, compiled, on the replicas of the strategy.
+
+    Args:
+        spec: The run.
+        plan: Its section `train`.
+        data: Its examples.
+        steps: The number of batches in an epoch.
+        rollbacks: How often the learning rate has been lowered.
+    """
+    assert spec.method is not None and spec.optimizer is not None and spec.network is not None
+    split, held_out, extra = data
+    base = float(spec.optimizer().learning_rate) * ROLLBACK**rollbacks
+    with strategy().scope():
+        network = with_precision(spec.network(), spec.precision)
+        model = spec.method(
+            network,
+            warmup_steps=round(plan.epsilon_warmup_epochs * steps),
+            ramp_steps=round(plan.epsilon_ramp_epochs * steps),
+            num_examples=_table_size(split, held_out) + (0 if extra is None else len(extra.split)),
+            batch_size=spec.data.batch_size,
+            steps_per_epoch=steps,
+        )
+        updates = steps * model.updates_per_batch
+        rate = plan.schedule.learning_rate(base, updates, plan.epochs)
+        model.compile(spec.optimizer(learning_rate=rate), jit_compile=plan.jit_compile)
+        model.optimizer.build(model.network.trainable_variables)
+    return model
+
+
+def _slow_down(model: RobustModel, new_rollbacks: int) -> None:
+    """Lower the learning rate that the checkpoint restored, for each rollback since.
+
+    The rate of a schedule is not in the checkpoint, but has been made with the lower base.
+    """
+    rate = model.optimizer.learning_rate
+    if new_rollbacks and isinstance(rate, keras.Variable):
+        rate.assign(rate * ROLLBACK**new_rollbacks)
+
+
+def _announce(model: RobustModel, plan: Train, resume: Resume) -> None:
+    """Print what is about to be trained."""
+    if model.jit_compile:
+        print("train: XLA compiles the step first", flush=True)
+    if resume.step:
+        position = f"{resume.epoch} of {plan.epochs} epochs and {resume.batch} batches"
+        print(f"train: going on after {position}", flush=True)
+    else:
+        print(f"train: {plan.epochs} epochs of {resume.steps} batches", flush=True)
+
+
+def _validation(held_out: Split) -> tf.data.Dataset | None:
+    """Return the batches of validation, or None without held-out examples."""
+    if not len(held_out):
+        print("train: no validation (data.validation is 0): the last epoch is kept", flush=True)
+        return None
+    replicas = strategy().num_replicas_in_sync
+    return batches(held_out, VALIDATION_BATCH // replicas * replicas)
 
 
 def _steps_at_once(steps: int, first: int) -> int:
@@ -264,7 +297,7 @@ def fitting() -> Iterator[None]:
         raise Unfit(str(error)) from None
 
 
-def splits(spec: Spec) -> tuple[Split, Split, Extra | None]:
+def splits(spec: Spec) -> Data:
     """Return the examples for training and for validation, and the extra data set or None.
 
     The validation examples are held out of the training split. Their number is rounded down to a

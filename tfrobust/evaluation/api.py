@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from tfrobust._compat import layers_of
 from tfrobust.errors import choose, in_memory, require, require_at_least
-from tfrobust.evaluation.attack_list import AttackSpec, check_gradients, list_attacks
+from tfrobust.evaluation.attack_list import AttackSpec, ListedAttack, check_gradients, list_attacks
 from tfrobust.evaluation.binarisation import features_of
 from tfrobust.evaluation.cascade import fitted, run_all
 from tfrobust.evaluation.closing import Closing
@@ -142,11 +142,8 @@ def evaluate(
             return tf.ensure_shape(network(images), [None, logits.shape[1]])
 
         check_traceable(logits_fn, x.shape[1:])
-        limits = [listed.examples or len(x) for listed in attack_list]
         corruptions = Corruptions() if corruptions is True else corruptions
-        if corruptions and corruptions.examples:
-            limits.append(corruptions.examples)
-        n = min(len(x), max(limits, default=len(x)))
+        n = _images_in_use(len(x), attack_list, corruptions)
         x, y = x[:n], y[:n]
         attack_list = [fitted(listed, logits.shape[1]) for listed in attack_list]
         predict = predictor(logits_fn, batch_size)
@@ -183,21 +180,34 @@ def evaluate(
         tested: Any = {"features": features, "binarisation": binarisation, **options}
         tested |= {"mode": mode, "craft_precision": craft_precision, "jit_compile": jit_compile}
         closing = Closing(logits_fn, x, y, threats, attack_list, results, runtime, **tested)
-        if recorder is None:
-            signs = closing.checks() if check and attack_list else []
-        else:
-            if check and attack_list:
-                closing.write(recorder)
-            else:
-                recorder.save()
-            rows = recorder.record.checks
-            signs = [Check(row.name, row.value, row.text, row.warns) for row in rows]
+        signs = _signs(closing, recorder, wanted=bool(check and attack_list))
         table = None
         if corruptions:
             precision = getattr(results[0].provenance, "precision", "float32")
             on_corrupted = OnCorruptedImages(predict, x, y, threats[0].box, precision, **options)
             table = on_corrupted.measure(corruptions, recorder)
         return Evaluation(results, signs, table)
+
+
+def _images_in_use(
+    n: int, attack_list: Sequence[ListedAttack], corruptions: Corruptions | bool
+) -> int:
+    """Return how many of n images some attack or corruption takes; n without both."""
+    limits = [listed.examples or n for listed in attack_list]
+    if isinstance(corruptions, Corruptions) and corruptions.examples:
+        limits.append(corruptions.examples)
+    return min(n, max(limits, default=n))
+
+
+def _signs(closing: Closing, recorder: Recorder | None, wanted: bool) -> list[Check]:
+    """Return the checks for a false sense of security; with a recorder, those of the record."""
+    if recorder is None:
+        return closing.checks() if wanted else []
+    if wanted:
+        closing.write(recorder)
+    else:
+        recorder.save()
+    return [Check(row.name, row.value, row.text, row.warns) for row in recorder.record.checks]
 
 
 def _precision(logits_fn: LogitsFn) -> str | None:
