@@ -20,10 +20,11 @@ from tfrobust.errors import UserError, in_memory
 from tfrobust.evaluation import Details, evaluate, margins
 from tfrobust.evaluation.attack_list import check_gradients
 from tfrobust.evaluation.cascade import check_attacks
-from tfrobust.evaluation.crafting import by_xla, predictor
+from tfrobust.evaluation.crafting import predictor
 from tfrobust.evaluation.image_file import ImageFile
 from tfrobust.evaluation.pictures import VALLEY
 from tfrobust.evaluation.recorder import of_other_code
+from tfrobust.evaluation.searches import by_xla
 from tfrobust.gate import check_inputs
 from tfrobust.models import SavedNetwork, in_precision
 from tfrobust.record import SCHEMA, Record

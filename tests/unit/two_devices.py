@@ -199,6 +199,12 @@ def evaluated_by_others(strategy: tf.distribute.Strategy) -> dict[str, Any]:
     return evaluated_by([FGSM(), RayS(queries=9)], strategy)
 
 
+# The modules of which each has its own reference to the strategy.
+EVALUATION = [
+    importlib.import_module(f"tfrobust.evaluation.{name}") for name in ("crafting", "searches")
+]
+
+
 def evaluated_by(attacks: list[Any], strategy: tf.distribute.Strategy) -> dict[str, Any]:
     """Return images, flags, queries and gradients of attacks on one device and on two.
 
@@ -208,7 +214,7 @@ def evaluated_by(attacks: list[Any], strategy: tf.distribute.Strategy) -> dict[s
     x, y = rng.random((14, 4, 4, 1)).astype("float32"), rng.integers(0, 3, 14)
     out: dict[str, Any] = {}
     for devices, current in (("one", tf.distribute.get_strategy()), ("two", strategy)):
-        for module in (importlib.import_module("tfrobust.evaluation.crafting"), distribution):
+        for module in (*EVALUATION, distribution):
             module.strategy = lambda current=current: current  # type: ignore[attr-defined]
         with current.scope():
             logits_fn = network(normalized=False)

@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import itertools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
-from absl import logging
 from tqdm import tqdm
 
-from tfrobust import losses, noise, tf32, xla
-from tfrobust.attacks import Attack, Outcome, SavedImages, Staged, registered_name
+from tfrobust import losses, noise, tf32
+from tfrobust.attacks import Attack, Outcome, SavedImages, registered_name
 from tfrobust.distribution import local_replicas, strategy, sum_over_workers, worker
 from tfrobust.errors import UserError, require
 from tfrobust.evaluation.batching import batches, map_batches
-from tfrobust.evaluation.image_checks import check_adversarial, saved_images
+from tfrobust.evaluation.image_checks import check_adversarial
+from tfrobust.evaluation.searches import Lookup, Search, of_rows
 from tfrobust.gate import inference
 from tfrobust.threat import Threat
 
 LogitsFn = Callable[[Any], Any]
 Predict = Callable[[np.ndarray], np.ndarray]  # images [N, H, W, C] -> classes [N]
 BATCH_SIZE = 250
-ROWS = tf.TensorSpec([None], tf.int64)
 
 
 class Crafted(NamedTuple):
@@ -132,68 +129,58 @@ def craft(
     Raises:
         RuntimeError: If an adversarial image is not finite, outside the box or beyond eps.
     """
-
-    def craft_batch(network: LogitsFn, images: Any, labels: Any, number: Any) -> Outcome:
-        seed_of_batch = noise.seed_for(seed, number, stream or registered_name(attack))
-        return attack.run(network, images, labels, threat=threat, seed=seed_of_batch)
-
     if not len(x):
         return Crafted.nothing(x)
     if predict is None:
         check_traceable(logits_fn, x.shape[1:])
-    saved = attack if isinstance(attack, SavedImages) else None
-    craft_lower = functools.partial(craft_batch, float32_logits(search or logits_fn))
-    craft_group = craft_rows = None
-    compiled_by_xla = saved is None and by_xla(jit_compile)
-    if compiled_by_xla:
-        craft_group = _compiled(craft_lower, x.shape[1:], batch_size)
-    elif saved is None:
-        craft_group = _on_replicas(craft_lower, x.shape[1:])
-    if compiled_by_xla or (saved is None and (search is not None or tf32.in_use())):
-        craft_exact = functools.partial(craft_batch, float32_logits(logits_fn))
-        craft_rows = _of_rows(craft_exact, x.shape[1:])
     predict = predict or predictor(logits_fn, batch_size)
-    places = np.arange(len(x)) if rows is None else rows
+
+    def run(network: LogitsFn, images: Any, labels: Any, number: Any) -> Outcome:
+        seed_of_batch = noise.seed_for(seed, number, stream or registered_name(attack))
+        return attack.run(network, images, labels, threat=threat, seed=seed_of_batch)
+
+    find: Lookup | Search
+    exact = None  # the attack on the network itself, if the search is on another or less exact
+    if isinstance(attack, SavedImages):
+        places = np.arange(len(x)) if rows is None else rows
+        find = Lookup(attack, threat, places, batch_size)
+    else:
+        lower = functools.partial(run, float32_logits(search or logits_fn))
+        find = Search(lower, attack.title, x.shape[1:], batch_size, jit_compile)
+        if find.xla or search is not None or tf32.in_use():
+            exact = of_rows(functools.partial(run, float32_logits(logits_fn)), x.shape[1:])
+
+    def judged(found: Outcome, clean: np.ndarray, labels: np.ndarray, number: int) -> Crafted:
+        """Return what the network itself says of the images of a batch."""
+        images, wrong, queries, gradients = (np.array(part) for part in found)
+        check_adversarial(attack.title, threat, images, clean)
+        right = predict(images) == labels
+        doubtful = np.flatnonzero(wrong & right)
+        if exact is not None and len(doubtful):
+            with tf32.switched_off():
+                again = exact(clean, labels.astype(np.int32), number, doubtful)
+            images[doubtful] = again.images
+            right[doubtful] = predict(images[doubtful]) == labels[doubtful]
+            queries[doubtful] += again.queries
+            gradients[doubtful] += again.gradients
+            check_adversarial(attack.title, threat, images, clean)
+        return Crafted(images, right, queries, gradients)
+
     rank, workers = worker()
     crafted, standing = Crafted.nothing(x), len(x)
     quiet = True if progress is None or rank else None
     bar = tqdm(total=len(x), desc=progress, unit="image", disable=quiet)
     numbered = list(enumerate(batches(len(x), batch_size)))[rank::workers]
     for numbers in batches(len(numbered), local_replicas()):
-        group = numbered[numbers]
-        if craft_group is not None:
-            inputs = [(x[chosen], y[chosen], number) for number, chosen in group]
-            try:
-                outcomes = craft_group(inputs)
-            except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError) as error:
-                if jit_compile != "auto" or "XLA" not in str(error):
-                    raise
-                logging.warning("%s: not compiled: XLA does not take this network", attack.title)
-                compiled_by_xla, craft_group = False, _on_replicas(craft_lower, x.shape[1:])
-                outcomes = craft_group(inputs)
-        for place, (number, chosen) in enumerate(group):
-            if saved is not None:
-                images = saved_images(saved, places[chosen], x[chosen], threat)
-                wrong, queries, gradients = (np.zeros(len(images), t) for t in (bool, int, int))
-            else:
-                images, wrong, queries, gradients = (np.array(part) for part in outcomes[place])
-                check_adversarial(attack.title, threat, images, x[chosen])
-            right = predict(images) == y[chosen]
-            doubtful = np.flatnonzero(wrong & right)
-            if craft_rows is not None and len(doubtful):
-                labels = y[chosen].astype(np.int32)
-                with tf32.switched_off():
-                    outcome = craft_rows(x[chosen], labels, number, doubtful)
-                images[doubtful] = outcome.images
-                right[doubtful] = predict(images[doubtful]) == y[chosen][doubtful]
-                queries[doubtful] += outcome.queries
-                gradients[doubtful] += outcome.gradients
-                check_adversarial(attack.title, threat, images, x[chosen])
-            crafted.queries[chosen], crafted.gradients[chosen] = queries, gradients
-            crafted.images[chosen], crafted.right[chosen] = images, right
-            standing -= int((~right).sum())
+        chosen = [rows_of_batch for _, rows_of_batch in numbered[numbers]]
+        group = [(x[each], y[each], number) for number, each in numbered[numbers]]
+        for each, batch, found in zip(chosen, group, find(group), strict=True):
+            outcome = judged(found, *batch)
+            crafted.images[each], crafted.right[each] = outcome.images, outcome.right
+            crafted.queries[each], crafted.gradients[each] = outcome.queries, outcome.gradients
+            standing -= int((~outcome.right).sum())
             bar.set_postfix_str(f"robust {standing / (total or len(x)):.2%}", refresh=False)
-            bar.update(len(right))
+            bar.update(len(outcome.right))
     bar.close()
     # One worker has the numbers of an image and the others have zeros, so their sum is the number.
     return Crafted(
@@ -201,103 +188,13 @@ def craft(
         sum_over_workers(crafted.right.astype(np.int32)).astype(bool),
         sum_over_workers(crafted.queries),
         sum_over_workers(crafted.gradients),
-        compiled_by_xla,
+        find.xla,
     )
 
 
 def computed_by() -> dict[str, Any]:
     """Return the number of devices that compute, and whether they use TensorFloat-32."""
     return {"replicas": strategy().num_replicas_in_sync, "tf32": tf32.in_use()}
-
-
-def by_xla(jit_compile: bool | str) -> bool:
-    """Return whether XLA compiles attacks; "auto" means on GPUs. Raises UserError for others."""
-    require(xla.is_choice(jit_compile), "jit_compile", "true, false or auto", jit_compile)
-    return xla.on_gpus(strategy()) if jit_compile == "auto" else bool(jit_compile)
-
-
-def _compiled(run: Callable[..., Outcome], image_shape: Any, batch_size: int) -> Callable[..., Any]:
-    """Return the function of `_on_replicas`, compiled by XLA; one device runs it in stages."""
-    if local_replicas() > 1:
-        return _on_replicas(xla.compiled(run), image_shape)
-    staged = Staged(run, batch_size)
-
-    def call(group: list[tuple[np.ndarray, np.ndarray, int]]) -> list[Outcome]:
-        with _without_gradients():
-            return [staged(images, labels.astype(np.int32), n) for images, labels, n in group]
-
-    return call
-
-
-@contextlib.contextmanager
-def _without_gradients() -> Iterator[None]:
-    """Raise a UserError if an operation has no gradient."""
-    try:
-        yield
-    except LookupError as error:
-        if type(error) is not LookupError:  # it is a KeyError or an IndexError
-            raise
-        raise UserError(
-            "logits_fn: expected operations that have gradients, received one that has none "
-            f"({' '.join(str(error).split())[:160]}); attacks without gradients need none: "
-            "square, rays, saved_images, uniform_noise"
-        ) from error
-
-
-def _of_rows(run: Callable[..., Outcome], image_shape: Any) -> Callable[..., Outcome]:
-    """Return a function that runs an attack on some rows of a batch.
-
-    It takes (images, labels, number of the batch, rows [n]). The rows get the same noise as in an
-    attack on all rows.
-    """
-
-    def part(images: tf.Tensor, labels: tf.Tensor, number: tf.Tensor, rows: tf.Tensor) -> Outcome:
-        with noise.of_one_replica(), noise.of_rows(tf.size(labels), rows):
-            return run(tf.gather(images, rows), tf.gather(labels, rows), number)
-
-    return tf.function(part, input_signature=[*_specs(image_shape), ROWS], autograph=False)
-
-
-def _specs(image_shape: Any) -> list[tf.TensorSpec]:
-    """Return the signature (images, labels, number of the batch)."""
-    return [
-        tf.TensorSpec([None, *image_shape], tf.float32),
-        tf.TensorSpec([None], tf.int32),
-        tf.TensorSpec([], tf.int32),
-    ]
-
-
-def _on_replicas(run: Callable[..., Outcome], image_shape: Any) -> Callable[..., Any]:
-    """Return a function that attacks several batches at once, at most one on each replica.
-
-    It takes [(images, labels, number of the batch), ...] and returns [Outcome, ...]. The noise of a
-    batch does not depend on its replica.
-    """
-    replicas = local_replicas()
-    specs = _specs(image_shape) * replicas
-
-    def everywhere(*values: tf.Tensor) -> Any:
-        def replica() -> Outcome:
-            replica_id = tf.distribute.get_replica_context().replica_id_in_sync_group
-            number = int(tf.get_static_value(tf.convert_to_tensor(replica_id))) % replicas
-            with noise.of_one_replica():
-                return run(*values[3 * number : 3 * number + 3])
-
-        return strategy().experimental_local_results(strategy().run(replica))
-
-    traced = tf.function(everywhere, input_signature=specs, autograph=False)
-    with _without_gradients():
-        function = traced.get_concrete_function()
-
-    def call(group: list[tuple[np.ndarray, np.ndarray, int]]) -> list[Outcome]:
-        images, labels, number = group[0]
-        # Idle replicas get one image, because convolutions fail on an empty batch.
-        idle = [(images[:1], labels[:1], number)] * (replicas - len(group))
-        values = itertools.chain(*group, *idle)
-        outcomes = function(*map(tf.constant, values, [spec.dtype for spec in specs]))
-        return list(outcomes[: len(group)])
-
-    return call
 
 
 def adversaries(
