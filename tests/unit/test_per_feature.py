@@ -231,6 +231,18 @@ def test_the_check_of_images_measures_each_feature() -> None:
             check_adversarial("attack", threat, x + np.float32(delta), x)
 
 
+def test_every_image_is_checked_however_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two images of four pixels are checked at once; the last of five is wrong."""
+    monkeypatch.setattr("tfrobust.evaluation.image_checks.PIXELS", 8)
+    x, threat = np.full((5, 2, 2, 1), 0.5, np.float32), Threat("linf", 0.1)
+    check_adversarial("attack", threat, x + np.float32(0.1), x)
+    for change, message in ((0.11, "at distance"), (0.6, "the box"), (np.nan, "not finite")):
+        changed = x.copy()
+        changed[4, 0] += change
+        with pytest.raises(RuntimeError, match=message):
+            check_adversarial("attack", threat, changed, x)
+
+
 def test_the_check_of_images_leaves_room_for_rounding_in_a_wide_box() -> None:
     """In float32 200 + 0.0785 is 200.0785065; divided by the factor, 7.85 becomes 7.85065."""
     threat = Threat("linf", 7.85, (0, 255), per_feature=[0.01, 1])

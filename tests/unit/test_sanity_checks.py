@@ -142,6 +142,12 @@ def test_zero_gradients_of_rounding_or_large_logits_are_a_warning(
     assert ("divide them" in check.text) == (network is saturated)
 
 
+def test_zero_gradients_at_two_of_sixty_images_are_a_warning() -> None:
+    bright = np.sort(X[:, 0, 0, 0])[-2]
+    check = zero_gradients(sample(lambda x: tf.where(x[:, 0, 0] >= bright, rounded(x), honest(x))))
+    assert (check.value, check.warns) == (2 / 60, True)
+
+
 def test_gradients_that_are_not_finite_are_a_warning() -> None:
     """sqrt(relu(x - 2)) is 0 in the box, and its derivative is infinity times 0."""
     check = zero_gradients(sample(lambda x: honest(x + tf.sqrt(tf.nn.relu(x - 2)))))
@@ -342,6 +348,12 @@ def test_a_black_box_that_breaks_more_images_than_the_white_box_is_a_warning(
     check = black_box(sample(honest, X[:10], results=[sample(honest, X[:10]).results[0], *results]))
     assert (check.value, check.warns) == (value, warns)
     assert ("Not measured" in check.text) == (value is None)
+
+
+def test_two_of_sixty_images_that_the_black_box_alone_breaks_are_a_warning() -> None:
+    results = [sample(honest).results[0], row(WHITE, 60, [0], 60), row(BLACK, 60, [1, 2], 60)]
+    check = black_box(sample(honest, results=results))
+    assert (check.value, check.warns) == (2 / 60, True)
 
 
 def test_square_breaks_images_of_rounded_logits_that_pgd_does_not() -> None:
