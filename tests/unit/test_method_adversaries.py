@@ -11,9 +11,19 @@ import pytest
 import tensorflow as tf
 
 from tests.unit import formulae
-from tests.unit.test_method_searches import AWAY, FLAT, PLAIN, THREAT, W, X, batch_of, iaat
+from tests.unit.test_method_searches import (
+    AWAY,
+    DISTANCE,
+    FLAT,
+    PLAIN,
+    THREAT,
+    W,
+    X,
+    batch_of,
+    iaat,
+)
 from tfrobust import PGD, noise
-from tfrobust.methods import Alp, Fat, Llr
+from tfrobust.methods import Alp, Fat, Llr, Mma
 
 
 @pytest.fixture
@@ -57,6 +67,14 @@ def test_the_steps_of_iaat_grow_with_the_radius_from_a_least_one(
     model = iaat(network, radii)
     model._attacked(batch_of(model), tf.constant(radii), "attack")
     np.testing.assert_allclose(steps, [[0.01, 0.01, 0.01, 0.012, 0.02, 0.04]], rtol=1e-5)
+
+
+def test_mma_searches_a_little_beyond_the_greatest_margin(network: Any) -> None:
+    """So it tells images at this margin from those whose boundary is further away."""
+    model = Mma(network, threat=THREAT, attack=PLAIN, max_margin=0.02, num_examples=6)
+    margin, far = model.perturb(batch_of(model))["margin"].numpy(), DISTANCE > 0.021
+    assert far.sum() == 4
+    np.testing.assert_allclose(margin[far], 1.05 * 0.02, rtol=1e-3)
 
 
 def test_llr_ascends_the_distance_from_the_tangent_plane(linear: Callable[..., Any]) -> None:

@@ -155,6 +155,20 @@ def test_a_restart_begins_anew_and_the_best_image_of_all_is_returned() -> None:
     assert len(starts) == 4
 
 
+def test_a_window_that_does_not_raise_the_loss_is_not_kept() -> None:
+    """So each image differs from the start in one window of 3 x 3 pixels."""
+    seen: list[np.ndarray] = []
+
+    def constant(x: Any) -> Any:
+        seen.append(x.numpy())
+        return tf.stack([tf.ones(len(x)), tf.zeros(len(x))], axis=1)
+
+    run(Square(queries=6, p_init=0.1), Threat("linf", 0.1), y=np.zeros(20, int), logits=constant)
+    _, start, *windows = seen
+    for images in windows:
+        assert 0 < (np.abs(images - start) > 1e-6).sum(axis=(1, 2, 3)).max() <= 9
+
+
 def test_an_example_stops_at_its_first_success() -> None:
     """Two images stop at their start, and the third, which is misclassified itself, before."""
 
