@@ -19,11 +19,13 @@ from tests.unit.test_method_searches import (
     THREAT,
     W,
     X,
+    Y,
     batch_of,
     iaat,
 )
-from tfrobust import PGD, noise
+from tfrobust import PGD, losses, noise
 from tfrobust.methods import Alp, Fat, Llr, Mma
+from tfrobust.methods.squeeze import squeezed
 
 
 @pytest.fixture
@@ -75,6 +77,17 @@ def test_mma_searches_a_little_beyond_the_greatest_margin(network: Any) -> None:
     margin, far = model.perturb(batch_of(model))["margin"].numpy(), DISTANCE > 0.021
     assert far.sum() == 4
     np.testing.assert_allclose(margin[far], 1.05 * 0.02, rtol=1e-3)
+
+
+def test_the_two_points_of_squeeze_have_starts_of_their_own(network: Any) -> None:
+    """With tiny steps they stay where, of the image and both starts, the loss is an extreme."""
+    attack, seed, x = PGD(steps=1, step_size=1e-9), noise.seed_for(0, 0, "test"), tf.constant(X)
+    starts = (THREAT.random_start(x, noise.fold(seed, number)).numpy() for number in range(2))
+    points = np.stack([X, *starts])
+    loss = np.stack([losses.cross_entropy(network(point), Y) for point in points])
+    result = squeezed(network, x, tf.constant(Y), attack=attack, threat=THREAT, seed=seed)
+    for images, place in zip(result, (loss.argmax(axis=0), loss.argmin(axis=0)), strict=True):
+        np.testing.assert_allclose(images, points[place, np.arange(6)], atol=1e-6)
 
 
 def test_llr_ascends_the_distance_from_the_tangent_plane(linear: Callable[..., Any]) -> None:

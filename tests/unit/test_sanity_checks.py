@@ -62,10 +62,6 @@ def saturated(x: Any) -> Any:
     return 1e5 * honest(x)
 
 
-def randomised(x: Any) -> Any:
-    return honest(x) + 0.1 * tf.random.normal([tf.shape(x)[0], 3])
-
-
 def softmax(x: Any) -> Any:
     return tf.nn.softmax(honest(x))
 
@@ -154,9 +150,11 @@ def test_gradients_that_are_not_finite_are_a_warning() -> None:
     assert check.value == 1 and check.warns
 
 
-def test_a_random_output_is_a_warning() -> None:
-    check = random_output(sample(randomised))
-    assert check.warns and check.value is not None and check.value > 0.1
+@pytest.mark.parametrize("scale", [0.1, 0.001])
+def test_a_random_output_is_a_warning(scale: float) -> None:
+    network = lambda x: honest(x) + scale * tf.random.normal([tf.shape(x)[0], 3])  # noqa: E731
+    check = random_output(sample(network))
+    assert check.warns and check.value is not None and check.value > scale
 
 
 def test_probabilities_instead_of_logits_are_a_warning() -> None:
@@ -201,6 +199,18 @@ def test_huge_eps_reaches_grey_in_every_norm(norm: str, eps: float) -> None:
     check = huge_eps(sample(honest, threat=Threat(norm, 0.01)))
     assert check.text.startswith(f"At eps {eps},")
     assert (check.value, check.warns) == (0, False)
+
+
+@pytest.mark.parametrize(("beaten", "loss", "warns"), [(6, 2, False), (7, 2, True), (6, 99, True)])
+def test_noise_beats_the_attack_at_a_tenth_of_the_images_or_in_the_mean(
+    beaten: int, loss: float, warns: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under the attack all losses are 1. Under noise `beaten` have this value, the others are 0."""
+    chance = np.where(np.arange(60) < beaten, loss, 0)
+    monkeypatch.setattr(Sample, "losses", lambda *_: [np.ones(60), chance])
+    monkeypatch.setattr(Sample, "pgd_50", Mock(images=X))
+    check = random_noise(sample(honest))
+    assert (check.value, check.warns) == (beaten / 60, warns)
 
 
 def test_one_step_or_few_steps_that_break_more_images_than_many_are_a_warning() -> None:
