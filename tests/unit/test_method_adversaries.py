@@ -24,7 +24,7 @@ from tests.unit.test_method_searches import (
     iaat,
 )
 from tfrobust import PGD, losses, noise
-from tfrobust.methods import Alp, Fat, Llr, Mma
+from tfrobust.methods import Alp, Fat, GradAlign, Llr, Mma
 from tfrobust.methods.squeeze import squeezed
 
 
@@ -69,6 +69,16 @@ def test_the_steps_of_iaat_grow_with_the_radius_from_a_least_one(
     model = iaat(network, radii)
     model._attacked(batch_of(model), tf.constant(radii), "attack")
     np.testing.assert_allclose(steps, [[0.01, 0.01, 0.01, 0.012, 0.02, 0.04]], rtol=1e-5)
+
+
+def test_gradalign_leaves_its_term_out_where_a_gradient_is_zero(network: Any) -> None:
+    """On a linear network all other gradients are aligned, so the loss is the cross entropy."""
+    model = GradAlign(network, threat=THREAT)
+    batch = batch_of(model)
+    entries = model.perturb(batch)
+    entries["gradient"] *= np.float32([0, 0, 0, 1, 1, 1]).reshape(6, 1, 1, 1)
+    expected = losses.cross_entropy(network(entries["adv"]), Y)
+    np.testing.assert_allclose(model.robust_loss(batch | entries)["loss"], expected, atol=1e-5)
 
 
 def test_mma_searches_a_little_beyond_the_greatest_margin(network: Any) -> None:
