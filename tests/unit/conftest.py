@@ -1,4 +1,4 @@
-"""Small networks with closed forms."""
+"""Small networks that the tests of several modules share."""
 
 from __future__ import annotations
 
@@ -27,3 +27,13 @@ def linear() -> Callable[..., Any]:
         return network
 
     return build
+
+
+@pytest.fixture
+def normed() -> Any:
+    """Return a network of three classes: BatchNorm of the image [2, 2, 1], and a dense layer."""
+    import keras
+
+    image = keras.Input((2, 2, 1))
+    x = keras.layers.BatchNormalization(momentum=0.9)(image)
+    return keras.Model(image, keras.layers.Dense(3)(keras.layers.Flatten()(x)))

@@ -19,6 +19,7 @@ from absl import logging
 from tests.errors import error_line
 from tfrobust import Threat, losses, noise
 from tfrobust.attacks import APGD
+from tfrobust.attacks.apgd import random_start
 from tfrobust.attacks.apgd_steps import Halving, Sparse, intervals, sparse_sign
 
 SEED = noise.seed_for(0, 0, "test")
@@ -264,6 +265,37 @@ def test_step_size_is_halved_under_the_two_conditions_of_the_paper() -> None:
     np.testing.assert_array_equal(new["rises"], [15, 17, 21, 21, 21])
     np.testing.assert_array_equal(new["step"], np.ones(5))
     np.testing.assert_array_equal(gradient, image)
+
+
+@pytest.mark.parametrize("p", ["linf", "l2"])
+def test_a_random_start_lies_on_the_edge_of_the_ball(p: str) -> None:
+    (x, _), threat = curved_images(), Threat(p, 0.02, WIDE)
+    starts = [random_start(x, threat, noise.fold(SEED, run)) for run in range(2)]
+    for start in starts:
+        np.testing.assert_allclose(threat.distance(start, x), 0.02, rtol=1e-3)
+    assert (starts[0] != starts[1]).numpy().any()
+
+
+def test_a_stage_of_l1_begins_at_the_best_image_of_the_stage_before() -> None:
+    """Ten steps are 3 at a radius of 3 eps, 3 at 2 eps and 4 at eps; no image is ever broken."""
+    (x, y), seen, threat = curved_images(20), [], Threat("l1", 0.05, WIDE)
+
+    def network(images: Any) -> Any:
+        return curved(images) + 20 * tf.one_hot(y, 5)
+
+    def recorded(images: Any) -> Any:
+        seen.append(images)
+        return network(images)
+
+    run(APGD(loss="margin", steps=10), recorded, x, y, threat)
+    np.testing.assert_allclose(threat.distance(seen[1], x), 3 * threat.eps, rtol=0.01)
+    for first, last, radius in ((1, 5, 2), (5, 9, 1)):
+        images = np.stack(seen[first:last])
+        loss = np.stack([losses.margin(network(z), y) for z in images])
+        assert 0 < (loss.argmax(axis=0) == 3).sum() < 20  # for some the last image is the best
+        best = images[loss.argmax(axis=0), np.arange(20)]
+        expected = threat.at(radius * threat.eps).project(best, x)
+        np.testing.assert_allclose(seen[last], expected, atol=1e-6)
 
 
 def test_momentum_step_by_hand() -> None:

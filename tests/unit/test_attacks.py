@@ -118,17 +118,18 @@ def test_step_size_may_be_a_number_a_fraction_or_a_tensor() -> None:
     assert PGD(steps=10).step(0.3) == pytest.approx(0.075)
 
 
-def stripe(low: float, high: float) -> Callable[[Any], Any]:
-    """Return logits of one pixel: class 1 wins on [low, high] only, with gradient +1 everywhere."""
+def stripe(low: float, high: float, rise: float = 3.0) -> Callable[[Any], Any]:
+    """Return logits of one pixel t: 0, and t - 2 with a rise on [low, high], where class 1 wins."""
 
     def logits(x: Any) -> Any:
         t = tf.reshape(x, [-1])
         inside = tf.cast((t >= low) & (t <= high), tf.float32)
-        return tf.stack([tf.zeros_like(t), t - 2.0 + 3.0 * inside], axis=1)
+        return tf.stack([tf.zeros_like(t), t - 2.0 + rise * inside], axis=1)
 
     return logits
 
 
+@pytest.mark.parametrize("restarts", [1, 2])
 @pytest.mark.parametrize(
     ("success", "low", "high", "end"),
     [
@@ -142,12 +143,28 @@ def stripe(low: float, high: float) -> Callable[[Any], Any]:
     ],
 )
 def test_success_any_stops_at_the_first_misclassified_image(
-    success: str, low: float, high: float, end: float
+    success: str, low: float, high: float, end: float, restarts: int
 ) -> None:
-    attack = PGD(steps=3, step_size=0.2, start="none", success=success)
+    attack = PGD(steps=3, step_size=0.2, start="none", success=success, restarts=restarts)
     zeros = np.zeros((1, 1, 1, 1), np.float32)
     x_adv = run(attack, stripe(low, high), Threat("linf", 0.6), zeros, [0])
     assert x_adv.item() == pytest.approx(end)
+
+
+@pytest.mark.parametrize("success", ["last", "any"])
+def test_the_last_image_of_a_restart_counts_where_none_is_misclassified(success: str) -> None:
+    """The loss is higher on the way: -0.6 at 0.4, and -1.4 at the end."""
+    attack = PGD(steps=3, step_size=0.2, start="none", success=success, restarts=2)
+    zeros = np.zeros((1, 1, 1, 1), np.float32)
+    x_adv = run(attack, stripe(0.35, 0.45, rise=1.0), Threat("linf", 0.6), zeros, [0])
+    assert x_adv.item() == pytest.approx(0.6)
+
+
+def test_a_normal_start_is_a_thousandth_of_normal_noise_within_the_threat() -> None:
+    draw = 0.001 * noise.normal(X.shape, SEED).numpy()
+    for eps, limit in ((1.0, 1.0), (0.0005, 0.0005), (0.0, 0.0)):
+        start = PGD(start="normal").begin(tf.constant(X), Threat("linf", eps, WIDE), SEED)
+        np.testing.assert_allclose(start, X + np.clip(draw, -limit, limit), atol=1e-6)
 
 
 @pytest.mark.parametrize("attack", [PGD(steps=4, success="any"), MultiTargeted(steps=4)])
@@ -374,5 +391,5 @@ def test_evaluation_refuses_a_step_longer_than_the_box() -> None:
     assert line.startswith("attacks[1].step_size: ") and " 2/255" in line
 
 
-def test_the_step_may_be_a_tensor() -> None:
+def test_a_step_that_is_a_tensor_is_not_compared_with_the_box() -> None:
     PGD(step_size=tf.constant(5.0)).check(Threat("linf", 0.03))

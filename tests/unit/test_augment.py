@@ -13,7 +13,7 @@ from pipelines.resolve import load_spec
 from tests.errors import error_line
 from tests.products import slow_but
 from tfrobust.data import AUGMENTATIONS, Extra, Split, batches, from_arrays, in_sequence
-from tfrobust.data.augment import Crop, CutMix, MixUp
+from tfrobust.data.augment import Crop, CutMix, MixUp, RandAugment, RandomErasing
 from tfrobust.errors import UserError
 
 
@@ -146,6 +146,37 @@ def test_mixed_labels_have_the_shares_of_the_mixed_images(augmentation: Any) -> 
     mean = 15 * np.mean(mixed["image"], axis=(1, 2, 3))
     atol = 1e-4 if isinstance(augmentation, MixUp) else 0.8
     np.testing.assert_allclose(mean, level, atol=atol)
+
+
+@pytest.mark.parametrize(
+    ("augmentation", "expected"),
+    [
+        (RandAugment(3, 0.7), {"num_ops": 3, "factor": (0, 0.7), "value_range": (0, 1)}),
+        (
+            RandomErasing(0.3, 0.1, 0.2),
+            {"factor": (0.3, 0.3), "scale": (0.1, 0.2), "value_range": (0, 1)},
+        ),
+        (MixUp(0.3), {"alpha": 0.3}),
+        (CutMix(0.4), {"factor": (0.4, 0.4)}),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_the_layer_of_keras_has_the_settings(augmentation: Any, expected: dict[str, Any]) -> None:
+    config = augmentation.layer.get_config()
+    assert {name: config[name] for name in expected} == expected
+
+
+def test_several_augmentations_draw_different_noise() -> None:
+    """The same crop twice would move the bright pixel in the middle by twice as much."""
+    images = np.zeros((64, 9, 9, 1), np.uint8)
+    images[:, 4, 4] = 255
+    split, crop = Split.of(images, np.zeros(64, int)), Crop(padding=2)
+    (once,), (twice,) = (
+        batches(split, 64, training=True, augment=augment).take(1)
+        for augment in (crop, [crop, crop])
+    )
+    places = [np.argwhere(batch["image"])[:, 1:3] - 4 for batch in (once, twice)]
+    assert (places[1] != 2 * places[0]).any(axis=1).mean() > 0.5
 
 
 def test_two_augmentations_that_mix_are_refused() -> None:

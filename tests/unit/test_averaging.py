@@ -15,7 +15,7 @@ import tensorflow as tf
 from pipelines.resolve import load_spec
 from pipelines.run_folder import RunFolder
 from pipelines.stages import training
-from tests.unit.test_robust_model import THREAT, X, Y, normed  # noqa: F401
+from tests.unit.test_robust_model import THREAT, X, Y
 from tfrobust import Adv, Natural
 from tfrobust.errors import UserError
 from tfrobust.methods import Ema, Swa
@@ -23,8 +23,7 @@ from tfrobust.methods import Ema, Swa
 
 @pytest.mark.parametrize("statistics", ["current", "averaged"])
 def test_validation_and_prediction_use_the_averaged_weights(
-    normed: keras.Model,  # noqa: F811
-    statistics: str,
+    normed: keras.Model, statistics: str
 ) -> None:
     """Each step averages a <- 0.5 a + 0.5 w.
 
@@ -71,7 +70,7 @@ def test_decay_of_an_average_at_each_step() -> None:
     np.testing.assert_allclose(swa, [0] * 6 + [1, 1, 1 / 2, 1, 1, 2 / 3])
 
 
-def test_swa_averages_epochs_and_recomputes_the_statistics(normed: keras.Model) -> None:  # noqa: F811
+def test_swa_averages_epochs_and_recomputes_the_statistics(normed: keras.Model) -> None:
     """The weights at the ends of epochs 1 and 2 are averaged.
 
     BatchNorm's statistics are the means of the batches' statistics at the averaged weights.
@@ -125,7 +124,7 @@ def test_statistics_that_never_move_are_not_recomputed() -> None:
         (lambda n: Swa(statistics="now"), "statistics: expected one of averaged, current, recomp"),
     ],
 )
-def test_mistakes_are_one_line(normed: keras.Model, make: Any, message: str) -> None:  # noqa: F811
+def test_mistakes_are_one_line(normed: keras.Model, make: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         make(normed)
 

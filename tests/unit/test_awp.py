@@ -23,15 +23,20 @@ def network(linear: Callable[..., Any]) -> Any:
     return linear(W)
 
 
-@pytest.mark.parametrize("gamma", [0.0, 0.2])
-def test_awp_takes_the_gradient_at_the_perturbed_weights(network: Any, gamma: float) -> None:
-    """Natural training becomes W - lr * gradient at W + gamma ||W|| g / ||g||."""
-    model = Awp(network, threat=THREAT, method="natural", gamma=gamma)
+@pytest.mark.parametrize(("gamma", "l2"), [(0.0, 0.0), (0.2, 0.0), (0.2, 3.0)])
+def test_awp_takes_the_gradient_at_the_perturbed_weights(
+    network: Any, gamma: float, l2: float
+) -> None:
+    """Natural training becomes W - lr * gradient at W + gamma ||W|| g / ||g||.
+
+    The penalty on the weights has a part in this gradient, but not in g.
+    """
+    model = Awp(network, threat=THREAT, method="natural", gamma=gamma, l2=l2)
     model.compile(keras.optimizers.SGD(0.5))
     model.train_step((tf.constant(X), tf.constant(Y)))
     first, _ = cross_entropy_gradient(FLAT, W)
     moved = W + gamma * np.linalg.norm(W) * first / np.linalg.norm(first)
-    expected = W - 0.5 * cross_entropy_gradient(FLAT, moved)[0]
+    expected = W - 0.5 * (cross_entropy_gradient(FLAT, moved)[0] + l2 * moved)
     np.testing.assert_allclose(model.network.get_weights()[0], expected, rtol=1e-4, atol=1e-6)
     assert int(model.inner.step) == 1
 

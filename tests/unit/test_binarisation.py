@@ -14,7 +14,7 @@ from tests.errors import error_line
 from tfrobust import PGD, Attack, MultiTargeted, Threat
 from tfrobust.evaluation import Record, Result, evaluate
 from tfrobust.evaluation.attack_list import ListedAttack
-from tfrobust.evaluation.binarisation import Readout, binarised, features_of
+from tfrobust.evaluation.binarisation import Readout, _Binarised, binarised, features_of
 from tfrobust.evaluation.results import Check
 from tfrobust.evaluation.sample import Sample
 from tfrobust.models import load_network
@@ -51,6 +51,16 @@ def test_an_attack_by_useful_gradients_finds_what_random_points_do_not(norm: str
     assert (result.value, result.warns) == (1, False)
     assert result.text.startswith("An adversarial image was made to exist at 6 of 6 images.")
     assert result.text.endswith("200 random points find one at 0.")
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_points_are_well_inside_the_ball_or_on_its_surface(norm: str) -> None:
+    """A twentieth of eps is between them."""
+    threat = Threat(norm, 0.1)
+    test = _Binarised(smooth, X.shape[1:], threat, 0, 500)
+    inside, surface = (test._draw(X[0], 50, 0, where) for where in ("inside", "surface"))
+    assert 0.08 < threat.distance(inside, X[:1]).numpy().max() <= 0.095 + 1e-6
+    np.testing.assert_allclose(threat.distance(surface, X[:1]), 0.1, rtol=1e-4)
 
 
 def test_an_attack_by_useless_gradients_is_a_warning() -> None:

@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from tfrobust import Natural, Threat
 from tfrobust.errors import UserError
+from tfrobust.methods import Ema
 from tfrobust.training import Best, Checkpoints, Interrupted, Interruption, NotFinite, Resume
 
 
@@ -165,6 +166,19 @@ def test_best_restores_the_last_epoch_of_the_highest_score() -> None:
 
     assert restored("score", {1.0: 0.5, 2.0: 0.7, 3.0: 0.7, 4.0: 0.6, 5.0: np.nan}) == (3.0, 0.7)
     assert restored("absent", {1.0: 0.5, 2.0: 0.5})[0] == 2.0
+
+
+def test_best_keeps_the_averaged_weights_which_were_validated() -> None:
+    model = compiled()
+    method = Natural(model, threat=Threat(), averaging=Ema(decay=0.5))
+    model.set_weights([weight + 1 for weight in model.get_weights()])
+    last, validated = model.get_weights(), method.evaluated_weights()
+    best = Best(method, "score")
+    best.on_epoch_end(0, {"score": 0.5})
+    best.restore()
+    assert any((a != b).any() for a, b in zip(last, validated, strict=True))
+    for weight, expected in zip(model.get_weights(), validated, strict=True):
+        np.testing.assert_array_equal(weight, expected)
 
 
 def test_first_signal_is_noted_and_a_second_acts_at_once() -> None:

@@ -162,6 +162,17 @@ def test_images_with_lambda_0_are_not_attacked(monkeypatch: pytest.MonkeyPatch) 
     assert sizes == {6}
 
 
+def test_an_attacked_image_has_the_noise_of_its_place_and_is_attacked_at_its_lambda() -> None:
+    """So it ends as in an attack on the whole batch, up to pixels whose gradient is near 0."""
+    model = small_oat()
+    batch = batch_of(model, 9)
+    result = model.perturb(batch)
+    expected = model.adversary(batch | {"strength": result["strength"]})
+    attacked = result["strength"].numpy() > 0
+    differs = np.abs(result["adv"] - expected)[attacked] > 1e-5
+    assert attacked.sum() == 6 and differs.mean() < 0.01
+
+
 def test_loss_at_a_lambda_is_that_of_adv_with_this_clean_weight() -> None:
     """At 0 it is the loss of natural training, at 1 that of adversarial training."""
     model = small_oat()

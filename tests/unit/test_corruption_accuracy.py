@@ -55,6 +55,19 @@ def test_accuracies_equal_those_counted_by_hand() -> None:
     assert expected[1] == [1.0, 1.0] and min(expected[0]) < 1
 
 
+def test_the_noise_of_an_image_is_that_of_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 12 images 7 are corrupted, in batches of 5 that begin at places 0 and 5."""
+    calls: list[tuple[int, int, int]] = []
+
+    def noted(images: Any, name: str, severity: int, seed: int, first: int) -> Any:
+        calls.append((seed, first, len(images)))
+        return images
+
+    monkeypatch.setattr("tfrobust.evaluation.corruption_accuracy.corrupted", noted)
+    measured(corruptions=Corruptions("fog", (5,), examples=7), seed=3, batch_size=5)
+    assert calls == [(3, 0, 5), (3, 5, 2)]
+
+
 def test_true_measures_all_fifteen_corruptions_and_prints_a_line() -> None:
     evaluation = measured(corruptions=True, attacks=[])
     table = evaluation.corruptions

@@ -35,14 +35,14 @@ def digits() -> tuple[keras.Model, np.ndarray, np.ndarray]:
 
 
 def test_images_that_only_the_search_breaks_are_attacked_again(digits: Any) -> None:
-    """A search that takes every image for misclassified does not change the result."""
+    """A search that takes every image for misclassified costs a query but changes no result."""
     network, x, y = digits
     attack = PGD(steps=5, success="any")
     alone = craft(network, x, y, attack, THREAT)
     again = craft(network, x, y, attack, THREAT, search=lambda images: -network(images))
     np.testing.assert_array_equal(again.right, alone.right)
     assert 0 < alone.right.mean() < 1
-    assert (again.queries >= alone.queries).all()
+    assert (again.queries > alone.queries)[alone.queries > 1].all()
 
 
 @pytest.mark.slow

@@ -230,6 +230,8 @@ def test_restart_begins_at_half_eps(norm: str) -> None:
     for begin, distance in zip(begins, (0.0, 0.1, 0.0, 0.1), strict=True):  # two for each target
         np.testing.assert_allclose(wide.distance(begin, X), distance, rtol=1e-5)
     assert (begins[1].numpy() != begins[3].numpy()).any()
+    beyond = FAB(restarts=2)._begin(tf.constant(X), Threat(norm, 9.0), SEED, tf.constant(1)).numpy()
+    assert beyond.min() >= 0 and beyond.max() <= 1
 
 
 def test_broken_examples_do_not_change_the_others() -> None:

@@ -37,9 +37,17 @@ def test_first_order_distance_of_a_linear_network_in_closed_form(norm: str, q: f
     assert not check.warns
 
 
+@pytest.mark.parametrize(
+    "factors",
+    [None, np.linspace(0, 2, 12).reshape(2, 2, 3)],
+    ids=lambda f: "plain" if f is None else "factors",
+)
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
-def test_distances_class_by_class_equal_those_of_the_full_jacobian(norm: str) -> None:
-    """The network is not linear, and the numbers of classes and images have no common divisor."""
+def test_distances_class_by_class_equal_those_of_the_full_jacobian(norm: str, factors: Any) -> None:
+    """The network is not linear, and the numbers of classes and images have no common divisor.
+
+    Factors on eps multiply the slopes of their features.
+    """
     rng = np.random.default_rng(4)
     a, b = (rng.normal(size=size).astype("float32") for size in ((12, 16), (16, 7)))
 
@@ -51,6 +59,7 @@ def test_distances_class_by_class_equal_those_of_the_full_jacobian(norm: str) ->
         tape.watch(x)
         logits = network(x)
     slopes = tape.batch_jacobian(logits, x).numpy().reshape(9, 7, 12)
+    slopes *= 1 if factors is None else factors.ravel()
     y, rows, q = logits.numpy().argmax(1), np.arange(9), {"linf": 1, "l2": 2, "l1": np.inf}[norm]
     margin = logits.numpy()[rows, y][:, None] - logits.numpy()
     between = np.linalg.norm(slopes[rows, y][:, None] - slopes, ord=q, axis=2)
@@ -58,7 +67,8 @@ def test_distances_class_by_class_equal_those_of_the_full_jacobian(norm: str) ->
     squares = (np.linalg.norm(slopes, ord=q, axis=2) ** 2).sum(1)
     graph = tf.function(first_order_distances, autograph=False)
     for function in (first_order_distances, graph):
-        bound, distance = function(network, x, tf.constant(y, tf.int32), Threat(norm))
+        threat = Threat(norm, per_feature=factors)
+        bound, distance = function(network, x, tf.constant(y, tf.int32), threat)
         np.testing.assert_allclose(distance, (margin / between).min(1), rtol=1e-4)
         np.testing.assert_allclose(bound, margin.min(1) / np.sqrt(2 * squares), rtol=1e-4)
 

@@ -91,7 +91,7 @@ def test_scale_is_judged_on_100_images_or_more() -> None:
         return sharp(x / 255)
 
     check_inputs(scaled, X[:99], Y[:99], THREAT)
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match="on 100% of the same images"):
         check_inputs(scaled, X[:100], Y[:100], THREAT)
 
 

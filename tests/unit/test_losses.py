@@ -35,7 +35,7 @@ def test_kl_of_both_directions_by_hand() -> None:
     np.testing.assert_allclose(losses.kl(quarter, reference=quarter), [0.0], atol=1e-7)
 
 
-def test_kl_gradients() -> None:
+def test_gradients_of_kl_in_both_arguments_by_hand() -> None:
     """d/dlogits KL(p || q) = q - p; d/dreference_i = p_i (ln(p_i / q_i) - KL)."""
     reference, logits = tf.constant([[0.0, LN3]]), tf.constant([[0.0, 0.0]])
     with tf.GradientTape() as tape:
@@ -61,7 +61,7 @@ def test_margin_is_the_best_rival_minus_the_label() -> None:
     np.testing.assert_allclose(values, [-1.0, 2.0, 0.0])
 
 
-def test_margin_gradient() -> None:
+def test_gradient_of_the_margin_by_hand() -> None:
     """It is +1 at the best rival and -1 at the label."""
     logits = tf.constant([[1.0, 3.0, 2.0]])
     with tf.GradientTape() as tape:

@@ -163,10 +163,6 @@ def test_the_ramp_begins_after_the_warm_up(
         assert float(model.scale) == pytest.approx(scale)
 
 
-def test_without_a_ramp_eps_is_full_from_the_first_step(network: Any) -> None:
-    assert float(Adv(network, threat=THREAT).scale) == 1.0
-
-
 def test_noise_depends_on_the_step_and_the_seed_alone(network: Any) -> None:
     def entries(step: int, seed: int = 0) -> dict[str, np.ndarray]:
         """Return the entries that ATLAS adds to the batch."""

@@ -49,6 +49,16 @@ def test_uniform_noise_in_the_cube_has_mean_0_and_variance_a_third() -> None:
     assert abs(u.var() - 1 / 3) < 0.007
 
 
+def test_normal_noise_has_the_moments_of_its_distribution_and_no_correlation() -> None:
+    """The moments are 0, 1 and 3. The tolerances are five standard errors of 80000 numbers."""
+    z = noise.normal([20000, 4], noise.seed_for(0, 0, "normal")).numpy()
+    assert abs(z.mean()) < 0.018
+    assert abs((z**2).mean() - 1) < 0.025
+    assert abs((z**4).mean() - 3) < 0.18
+    for values in (z, z**2):
+        np.testing.assert_allclose(np.corrcoef(values.T), np.eye(4), atol=5 / np.sqrt(20000))
+
+
 @pytest.mark.parametrize("d", [1, 3, 20])
 @pytest.mark.parametrize(("p", "order"), [("l2", 2), ("l1", 1)])
 def test_uniform_noise_in_the_ball_has_the_radii_of_its_volume(p: str, order: int, d: int) -> None:

@@ -17,6 +17,8 @@ from tests.errors import error_line
 from tests.products import slow_but
 from tfrobust import Threat, losses, noise
 from tfrobust.attacks import ATTACKS, FAB, PGD, Square
+from tfrobust.attacks.apgd_steps import Sparse
+from tfrobust.attacks.fab import nearest_boundary
 from tfrobust.evaluation.image_checks import check_adversarial
 from tfrobust.gate import check_threat
 from tfrobust.jacobian import squared_jacobian
@@ -158,6 +160,24 @@ def test_factors_by_hand() -> None:
     np.testing.assert_array_equal(l1, [[0.0, 0.0, -4.0]])  # |4 * -1| is the largest
 
 
+def test_apgd_for_l1_moves_the_feature_that_is_steepest_by_its_factor() -> None:
+    """The slopes 3 and 2 are 1.5 and 2 after the factors 0.5 and 1."""
+    threat, x = Threat("l1", 1.0, WIDE, per_feature=[0.5, 1]), tf.zeros([1, 2])
+    state = {"x": x, "x_adv": x, "step": tf.constant([0.5]), "changed": tf.constant([1.0])}
+    rule, slope = Sparse(threat, tf.constant(10)), tf.constant([[3.0, 2.0]])
+    moved = rule.move(tf.constant(0), state, slope)["x_adv"]
+    np.testing.assert_allclose(moved, [[0.0, 0.5]], rtol=1e-5)
+
+
+def test_fab_takes_the_boundary_that_is_nearest_by_the_factors() -> None:
+    """3 a - 1 and 2 b - 1 are 0 at a distance of 1 / 0.3 and 1 / 2, with the factors 0.1 and 1."""
+    network = lambda x: tf.stack([0 * x[:, 0], 3 * x[:, 0] - 1, 2 * x[:, 1] - 1], axis=1)  # noqa: E731
+    threat, label = Threat("linf", 0.1, per_feature=[0.1, 1]), tf.constant([0])
+    value, slope = nearest_boundary(network, tf.zeros([1, 2]), label, threat)
+    np.testing.assert_array_equal(value, [-1.0])
+    np.testing.assert_array_equal(slope, [[0.0, 2.0]])
+
+
 def test_a_mapping_names_features_on_the_last_axis() -> None:
     threat = Threat("linf", 0.2, per_feature={"2": 0, 0: "1/2"})
     np.testing.assert_array_equal(threat.factors((3,)), [0.5, 1, 0])
@@ -229,6 +249,18 @@ def test_the_check_of_images_measures_each_feature() -> None:
     for delta in ([0.0, 1e-6, 0.0], [0.0, 0.0, 0.0021], [0.21, 0.0, 0.0]):
         with pytest.raises(RuntimeError, match="at distance"):
             check_adversarial("attack", threat, x + np.float32(delta), x)
+
+
+def test_every_image_is_checked_however_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two images of four pixels are checked at once; the last of five is wrong."""
+    monkeypatch.setattr("tfrobust.evaluation.image_checks.PIXELS", 8)
+    x, threat = np.full((5, 2, 2, 1), 0.5, np.float32), Threat("linf", 0.1)
+    check_adversarial("attack", threat, x + np.float32(0.1), x)
+    for change, message in ((0.11, "at distance"), (0.6, "the box"), (np.nan, "not finite")):
+        changed = x.copy()
+        changed[4, 0] += change
+        with pytest.raises(RuntimeError, match=message):
+            check_adversarial("attack", threat, changed, x)
 
 
 def test_the_check_of_images_leaves_room_for_rounding_in_a_wide_box() -> None:

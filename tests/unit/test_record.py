@@ -176,9 +176,14 @@ def test_a_refused_evaluation_writes_and_changes_no_file(tmp_path: Path) -> None
     assert not (tmp_path / "new").exists()
     evaluated(tmp_path / "old", [HALF])
     before = {file: file.read_bytes() for file in (tmp_path / "old").iterdir()}
-    for bad in ({"logits_fn": softmax}, {"attacks": "autoatack"}, {"x": X + 1}, {"save": "int8"}):
-        with pytest.raises(UserError):
-            evaluated(tmp_path / "old", **{"attacks": [HALF]} | bad)
+    for argument, bad, message in (
+        ("logits_fn", softmax, "^logits_fn: expected logits"),
+        ("attacks", "autoatack", "did you mean 'autoattack'"),
+        ("x", X + 1, "^x: expected float images"),
+        ("save", "int8", "^evaluation.save: expected one of"),
+    ):
+        with pytest.raises(UserError, match=message):
+            evaluated(tmp_path / "old", **{"attacks": [HALF], argument: bad})
     assert {file: file.read_bytes() for file in (tmp_path / "old").iterdir()} == before
 
 

@@ -49,26 +49,9 @@ def test_networks_that_cannot_be_trained_are_refused() -> None:
         Adv(network, threat=THREAT)
 
 
-@pytest.mark.parametrize("scale", [255.0, -1.0])
-def test_images_outside_the_box_are_refused(scale: float) -> None:
-    model = Adv(small(), threat=THREAT)
-    model.compile("sgd")
-    x, y = digits()
-    with pytest.raises(UserError, match=r"x: expected float images in \[0, 1\], received "):
-        model.fit(scale * x, y)
-
-
 @pytest.fixture
 def network(linear: Callable[..., Any]) -> Any:
     return linear(W)
-
-
-@pytest.fixture
-def normed() -> keras.Model:
-    """Return a network of BatchNorm, of the image itself, and a dense layer."""
-    image = keras.Input((2, 2, 1))
-    x = keras.layers.BatchNormalization(momentum=0.9)(image)
-    return keras.Model(image, keras.layers.Dense(3)(keras.layers.Flatten()(x)))
 
 
 def small(precision: str = "float32") -> keras.Model:
@@ -207,13 +190,6 @@ def test_wrong_data_is_an_error_of_one_line(
     model = method(network, threat=THREAT)
     batch = tuple(tf.constant(part) for part in data)
     assert message in error_line(lambda: model.as_batch(batch, model.requires))
-
-
-def test_fit_refuses_uint8_images(network: Any) -> None:
-    model = Adv(network, threat=THREAT)
-    model.compile("sgd")
-    with pytest.raises(UserError, match="x: expected float images .* 'uint8'; divide them by 255"):
-        model.fit(X.astype("uint8"), Y, verbose=0)
 
 
 def test_fit_and_evaluate_report_the_metrics_that_callbacks_monitor(network: Any) -> None:

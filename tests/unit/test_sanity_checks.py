@@ -62,10 +62,6 @@ def saturated(x: Any) -> Any:
     return 1e5 * honest(x)
 
 
-def randomised(x: Any) -> Any:
-    return honest(x) + 0.1 * tf.random.normal([tf.shape(x)[0], 3])
-
-
 def softmax(x: Any) -> Any:
     return tf.nn.softmax(honest(x))
 
@@ -142,15 +138,23 @@ def test_zero_gradients_of_rounding_or_large_logits_are_a_warning(
     assert ("divide them" in check.text) == (network is saturated)
 
 
+def test_zero_gradients_at_two_of_sixty_images_are_a_warning() -> None:
+    bright = np.sort(X[:, 0, 0, 0])[-2]
+    check = zero_gradients(sample(lambda x: tf.where(x[:, 0, 0] >= bright, rounded(x), honest(x))))
+    assert (check.value, check.warns) == (2 / 60, True)
+
+
 def test_gradients_that_are_not_finite_are_a_warning() -> None:
     """sqrt(relu(x - 2)) is 0 in the box, and its derivative is infinity times 0."""
     check = zero_gradients(sample(lambda x: honest(x + tf.sqrt(tf.nn.relu(x - 2)))))
     assert check.value == 1 and check.warns
 
 
-def test_a_random_output_is_a_warning() -> None:
-    check = random_output(sample(randomised))
-    assert check.warns and check.value is not None and check.value > 0.1
+@pytest.mark.parametrize("scale", [0.1, 0.001])
+def test_a_random_output_is_a_warning(scale: float) -> None:
+    network = lambda x: honest(x) + scale * tf.random.normal([tf.shape(x)[0], 3])  # noqa: E731
+    check = random_output(sample(network))
+    assert check.warns and check.value is not None and check.value > scale
 
 
 def test_probabilities_instead_of_logits_are_a_warning() -> None:
@@ -195,6 +199,18 @@ def test_huge_eps_reaches_grey_in_every_norm(norm: str, eps: float) -> None:
     check = huge_eps(sample(honest, threat=Threat(norm, 0.01)))
     assert check.text.startswith(f"At eps {eps},")
     assert (check.value, check.warns) == (0, False)
+
+
+@pytest.mark.parametrize(("beaten", "loss", "warns"), [(6, 2, False), (7, 2, True), (6, 99, True)])
+def test_noise_beats_the_attack_at_a_tenth_of_the_images_or_in_the_mean(
+    beaten: int, loss: float, warns: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under the attack all losses are 1. Under noise `beaten` have this value, the others are 0."""
+    chance = np.where(np.arange(60) < beaten, loss, 0)
+    monkeypatch.setattr(Sample, "losses", lambda *_: [np.ones(60), chance])
+    monkeypatch.setattr(Sample, "pgd_50", Mock(images=X))
+    check = random_noise(sample(honest))
+    assert (check.value, check.warns) == (beaten / 60, warns)
 
 
 def test_one_step_or_few_steps_that_break_more_images_than_many_are_a_warning() -> None:
@@ -342,6 +358,12 @@ def test_a_black_box_that_breaks_more_images_than_the_white_box_is_a_warning(
     check = black_box(sample(honest, X[:10], results=[sample(honest, X[:10]).results[0], *results]))
     assert (check.value, check.warns) == (value, warns)
     assert ("Not measured" in check.text) == (value is None)
+
+
+def test_two_of_sixty_images_that_the_black_box_alone_breaks_are_a_warning() -> None:
+    results = [sample(honest).results[0], row(WHITE, 60, [0], 60), row(BLACK, 60, [1, 2], 60)]
+    check = black_box(sample(honest, results=results))
+    assert (check.value, check.warns) == (2 / 60, True)
 
 
 def test_square_breaks_images_of_rounded_logits_that_pgd_does_not() -> None:

@@ -79,17 +79,32 @@ def test_max_takes_the_greater_loss_of_each_example() -> None:
         np.testing.assert_array_equal(chosen[row], entries[place][row])
 
 
-def test_validation_accuracy_is_at_most_that_of_each_threat() -> None:
-    network = model()
-    network.compile(keras.optimizers.SGD(0.1))
-    logs = network.evaluate(X, Y, verbose=0, return_dict=True)
-    right = []
-    for threat in THREATS:
-        single = model(threat=threat)
-        single.network.set_weights(network.network.get_weights())
-        single.compile(keras.optimizers.SGD(0.1))
-        right.append(single.test_step((tf.constant(X), tf.constant(Y)))["robust_accuracy"])
-    assert logs["robust_accuracy"] <= min(map(float, right))
+def test_the_comparison_of_losses_leaves_the_averages_of_batchnorm(normed: keras.Model) -> None:
+    network = METHODS["adv"](normed, threat=THREATS, norms="max", attack=FGSM())
+    before = normed.get_weights()
+    network._perturbed({"image": tf.constant(X[:, :2, :2]), "label": tf.constant(Y)})
+    for weight, expected in zip(normed.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(weight, expected)
+
+
+def test_validation_takes_the_worst_threat_for_each_example() -> None:
+    """An example is right if it is under both threats, and its loss is the greater one."""
+    threats = (Threat("linf", 0.01), Threat("l2", 0.1))
+
+    def validated(threat: Any) -> dict[str, np.ndarray]:
+        network = model(threat=threat)
+        kernel, bias = network.network.trainable_variables
+        bias.assign(-0.5 * tf.reduce_sum(kernel, axis=0))  # grey has equal logits
+        y = tf.argmax(network.network(X), axis=1)
+        values = network._validated({"image": tf.constant(X), "label": y})
+        return {name: value.numpy() for name, value in values.items()}
+
+    both, first, second = validated(threats), validated(threats[0]), validated(threats[1])
+    np.testing.assert_array_equal(both["loss"], np.maximum(first["loss"], second["loss"]))
+    for name in ("robust_accuracy", "fgsm_accuracy"):
+        assert (first[name] != second[name]).any()
+        np.testing.assert_array_equal(both[name], first[name] & second[name])
+    np.testing.assert_array_equal(both["jacobian"], first["jacobian"])
 
 
 KINDS = ("adv", "trades", "awp", "natural")

@@ -133,6 +133,42 @@ def test_queries_are_the_passes_through_the_network(norm: str) -> None:
     np.testing.assert_array_equal(outcome.images, X[:2])
 
 
+def test_a_restart_begins_anew_and_the_best_image_of_all_is_returned() -> None:
+    """The last row of a start stays, as no window of 7 x 7 pixels reaches it."""
+    seen: list[np.ndarray] = []
+
+    def recorded(x: Any) -> Any:
+        seen.append(x.numpy())
+        return network(x)
+
+    outcome = run(Square(queries=3, restarts=4), Threat("linf", 1e-3, WIDE), logits=recorded)
+    assert not outcome.success.any() and len(seen) == 1 + 4 * 4
+    best = np.stack([margin(images) for images in seen]).argmax(axis=0)
+    assert len({*best}) > 2
+    np.testing.assert_array_equal(outcome.images, np.stack(seen)[best, np.arange(20)])
+    restarts = [seen[first : first + 4] for first in range(1, 17, 4)]
+    for start, *windows in restarts:
+        np.testing.assert_allclose(np.abs(start - X), 1e-3, rtol=1e-3)
+        for images in windows:
+            np.testing.assert_allclose(images[:, -1], start[:, -1], atol=1e-6)
+    starts = {images[0].tobytes() for images in restarts}
+    assert len(starts) == 4
+
+
+def test_a_window_that_does_not_raise_the_loss_is_not_kept() -> None:
+    """So each image differs from the start in one window of 3 x 3 pixels."""
+    seen: list[np.ndarray] = []
+
+    def constant(x: Any) -> Any:
+        seen.append(x.numpy())
+        return tf.stack([tf.ones(len(x)), tf.zeros(len(x))], axis=1)
+
+    run(Square(queries=6, p_init=0.1), Threat("linf", 0.1), y=np.zeros(20, int), logits=constant)
+    _, start, *windows = seen
+    for images in windows:
+        assert 0 < (np.abs(images - start) > 1e-6).sum(axis=(1, 2, 3)).max() <= 9
+
+
 def test_an_example_stops_at_its_first_success() -> None:
     """Two images stop at their start, and the third, which is misclassified itself, before."""
 

@@ -139,7 +139,8 @@ def test_torch_sgd_drops_its_rate_as_torch_does(nesterov: bool, path: list[float
     ],
 )
 def test_impossible_options_of_a_schedule_are_refused(name: str, options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="expected "):
+    *_, mistaken = options
+    with pytest.raises(ValueError, match=f"^{mistaken}: expected "):
         rate(name, 0, **options)
 
 

@@ -74,6 +74,13 @@ def test_a_misclassified_image_is_returned_unchanged() -> None:
     np.testing.assert_array_equal(outcome.images, X)
 
 
+def test_an_image_stays_where_no_draw_raises_the_loss() -> None:
+    flat = lambda z: 0.0 * network(z) + [1.0, 0.0, 0.0]  # noqa: E731
+    outcome = run(2, Threat("linf", 0.2), y=np.zeros(30, int), logits=flat)
+    assert not outcome.success.any()
+    np.testing.assert_array_equal(outcome.images, X)
+
+
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_images_stay_in_the_ball_and_the_box(norm: str) -> None:
     x, box = 2.0 * X - 1.0, (-1.0, 1.0)

@@ -176,6 +176,12 @@ def test_weights_of_classes_and_of_examples_multiply(linear: Callable[..., Any])
     np.testing.assert_allclose(result, expected, rtol=1e-5)
 
 
+def test_a_weight_in_a_dict_and_one_beside_it_multiply(linear: Callable[..., Any]) -> None:
+    data = {"image": tf.constant(X), "weight": tf.constant(WEIGHT)}, tf.constant(Y), np.arange(12)
+    weight = compiled(linear).as_batch(data)["weight"]
+    np.testing.assert_array_equal(weight, WEIGHT * np.arange(12))
+
+
 @pytest.mark.parametrize(
     ("weight", "message"),
     [

@@ -147,6 +147,16 @@ def test_a_stand_in_may_be_a_function_and_its_output_is_broadcast() -> None:
     assert keras.saving.deserialize_keras_object(config) == attack
 
 
+def test_the_gradient_of_a_replaced_layer_itself_does_not_count() -> None:
+    """The layer 3 x, whose stand-in is x, has the slope 1 and not 3 or 4."""
+    network = behind(keras.layers.Rescaling(3.0, name="triple"))
+    with tf.GradientTape() as tape:
+        images = tf.Variable(X)
+        total = tf.reduce_sum(BPDA(FGSM(), ["triple"]).differentiable(network)(images)[:, 0])
+    expected = np.tile(W[:, 0], 6).reshape(X.shape)
+    np.testing.assert_allclose(tape.gradient(total, images), expected, rtol=1e-6)
+
+
 def test_bpda_around_bpda_replaces_the_layers_of_both() -> None:
     image = keras.Input((2, 2, 1))
     network = behind(keras.Sequential([image, Rounded(name="inner"), Rounded(name="outer")]))
