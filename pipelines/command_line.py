@@ -151,7 +151,10 @@ def _parser(command: str, program: str) -> argparse.ArgumentParser:
     )
     if command == "compare":
         parser.add_argument(
-            "--out", type=Path, metavar="DIR", help="also write a page with figures and tables here"
+            "--out",
+            type=_folder,
+            metavar="DIR",
+            help="also write a page with figures and tables here",
         )
         return parser
     if command == "evaluate":
@@ -181,7 +184,7 @@ def _parser(command: str, program: str) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--workdir",
-        type=Path,
+        type=_folder,
         default=Path("runs"),
         metavar="DIR",
         help="the folder in which run folders are made (default: runs)",
@@ -201,6 +204,13 @@ def _parser(command: str, program: str) -> argparse.ArgumentParser:
         "--print_config", action="store_true", help="print the resolved config and stop"
     )
     return parser
+
+
+def _folder(text: str) -> Path:
+    """Return the path of a folder; the shell leaves the "~" of --workdir=~/runs as it is."""
+    from tfrobust.io import in_home
+
+    return in_home(text)
 
 
 def _names(text: str) -> list[str]:
