@@ -53,6 +53,22 @@ def test_configs_of_one_method_are_no_seeds_of_each_other(tmp_path: Path) -> Non
     assert list(labels) == ["cifar10_adv", "cifar10_adv_10step", "atlas"]
 
 
+def test_entries_that_differ_in_more_than_the_seed_are_no_seeds_of_each_other(
+    tmp_path: Path,
+) -> None:
+    text = """
+    runs:
+      - {{config: digits_adv, grid: {{seed: [0, 1]}}{}}}
+      - {{config: digits_adv, grid: {{seed: [2]}}, set: {{method.l2: {}}}{}}}
+    """
+    with pytest.raises(UserError, match=r"mine.yaml: runs: expected labels for entries that diff"):
+        suite(tmp_path, text.format("", 0.0, ""))
+    for mine in (("", 0.0, ", label: plain"), (", label: a", 0.0, ", label: a")):
+        assert len(suite(tmp_path, text.format(*mine)).members) == 3
+    same = text.format(", set: {method.l2: 0.0}", 0.0, "")
+    assert {member.label for member in suite(tmp_path, same).members} == {"adv"}
+
+
 def test_overrides_budget_and_run_replace_the_set_of_the_suite(tmp_path: Path) -> None:
     text = """
     set: {seed: 1, train.epochs: 2, method.l2: 0.0}
