@@ -153,6 +153,9 @@ def load_suite(path: Path, overrides: Sequence[str], workdir: Path) -> Suite:
         names = [member.name for member in members]
         repeated = sorted({name for name in names if names.count(name) > 1})
         require(not repeated, "runs", "runs that differ, or with labels of their own", repeated)
+        if surrogate is not None:
+            expected = f"no run with the label {SURROGATE}, whose folder is that of the surrogate"
+            require(SURROGATE not in names, "runs", expected, names)
         members = _told_apart(members)
         pooled = [member.name for member in members if not _is_seed_of_all(member, members)]
         expected = "labels for entries that differ in more than the seed, else they are one row"

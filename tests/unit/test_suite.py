@@ -69,6 +69,12 @@ def test_entries_that_differ_in_more_than_the_seed_are_no_seeds_of_each_other(
     assert {member.label for member in suite(tmp_path, same).members} == {"adv"}
 
 
+def test_no_run_has_the_folder_of_the_surrogate(tmp_path: Path) -> None:
+    text = "{surrogate: {config: digits_natural}, runs: [{config: digits_adv, label: surrogate}]}"
+    line = error_line(lambda: suite(tmp_path, text))
+    assert "runs: expected no run with the label surrogate, whose folder is that of the" in line
+
+
 def test_overrides_budget_and_run_replace_the_set_of_the_suite(tmp_path: Path) -> None:
     text = """
     set: {seed: 1, train.epochs: 2, method.l2: 0.0}
