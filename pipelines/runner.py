@@ -32,7 +32,7 @@ from pipelines.stages import (
 )
 from pipelines.stopping import GO_ON
 from pipelines.suite import is_suite, load_suite
-from pipelines.suite_runner import run_suite
+from pipelines.suite_runner import commands, run_suite
 from tfrobust.distribution import stack_workers, strategy, worker
 from tfrobust.errors import UserError, choose, require
 from tfrobust.io import in_home
@@ -199,8 +199,8 @@ def main(name: str, options: argparse.Namespace) -> None:
 def _suite(name: str, options: argparse.Namespace) -> None:
     if options.print_config:
         suite = load_suite(configs.find(name), options.overrides, options.workdir)
-        for member in suite.members:
-            print(command(member.config, member.overrides, options.smoke))
+        for line in commands(suite, options.workdir, options.smoke):
+            print(line)
         return
     folder, rows = run_suite(name, options.overrides, options.workdir, options.smoke)
     if runs := read_runs(rows):

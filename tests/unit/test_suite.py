@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -131,6 +132,19 @@ def test_a_suite_keeps_the_folders_of_runs_that_failed(
         with pytest.raises(UserError, match="mine: every run is refused; digits_adv: no"):
             suite_runner.run_suite(str(path), [], runs, smoke=True)
         assert not runs.exists()
+
+
+def test_printed_commands_are_those_of_the_runs(tmp_path: Path) -> None:
+    """Each run has its own folder in that of the suite, and the surrogate comes first."""
+    text = "{surrogate: {config: digits_natural}, grid: {seed: [0, 1]}, runs: [digits_adv]}"
+    first, *others = suite_runner.commands(suite(tmp_path, text), tmp_path / "my runs", False)
+    end = shlex.join(["--workdir", str(tmp_path / "my runs" / "mine")])
+    assert first.endswith(f"--set name=surrogate --set 'attacks=[]' {end} --stages train")
+    assert others == [
+        f"python -m pipelines.run digits_adv --set name=digits_adv_seed-{seed} --set seed={seed} "
+        f"{end}"
+        for seed in (0, 1)
+    ]
 
 
 @pytest.mark.parametrize(
