@@ -17,6 +17,7 @@ from tfrobust.report import (
     differences,
     read_runs,
     rows_of,
+    unfinished,
     write_comparison,
 )
 
@@ -41,6 +42,8 @@ def compare(folders: Sequence[Path], out: Path | None) -> None:
     tested = differences(runs)
     show(comparison(runs))
     show(tested)
+    for line in unfinished(runs):
+        print(line)
     print("p: McNemar's exact test on the same images; bold: p < 0.05.")
     if out is not None:
         print(f"Page: {write_comparison(out, 'Comparison', rows, {})}")

@@ -25,6 +25,7 @@ from tfrobust.report.summary import (
 from tfrobust.report.text import NOTHING, duration, milliseconds, p_value, percent, points
 
 MISSED = " †"  # follows the label of a row with a run that missed a requirement
+UNFINISHED = " ‡"  # follows the label of a row with a run whose evaluation is not finished
 CHANCE = 0.05  # a difference with a smaller p-value is beyond chance
 
 
@@ -121,7 +122,8 @@ def comparison(runs: Sequence[FinishedRun]) -> ReportTable:
 
     A cell has the mean accuracy over the seeds, with its standard deviation. If a paper has a
     figure, the cell also has that figure and the difference. The best cell of a column is bold if
-    the runs are `alike`. A row with a run that missed a requirement is marked and never the best.
+    the runs are `alike`. A row with a run that missed a requirement, or whose evaluation is not
+    finished, is marked and never the best.
     """
     names = in_order(name for run in runs for name in run.accuracies)
     lines, means = [], []
@@ -133,8 +135,10 @@ def comparison(runs: Sequence[FinishedRun]) -> ReportTable:
             values.append(mean(row.accuracy for row in rows) if rows else -1.0)
         seeds = ", ".join(str(run.seed) for run in family)
         missed = any(run.record.missed for run in family)
-        lines.append([label + MISSED * missed, seeds, *cells, *_costs(family)])
-        means.append([-1.0] * len(names) if missed else values)
+        unfinished = any(run.record.evaluation.pending for run in family)
+        marked = label + MISSED * missed + UNFINISHED * unfinished
+        lines.append([marked, seeds, *cells, *_costs(family)])
+        means.append([-1.0] * len(names) if missed or unfinished else values)
     header = ["method", "seeds", *(_head(name, runs) for name in names)]
     best = _highest(means, first_column=2) if len(means) > 1 and alike(runs) else frozenset()
     return ReportTable([*header, "time per batch", "training time", "epochs"], lines, best)

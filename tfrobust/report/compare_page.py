@@ -29,7 +29,8 @@ EXPLAINED = (
     "Accuracies are shares of the evaluated images. Under an attack, an image is right if it is "
     "right both clean and attacked; the worst case is over the images that every attack saw. n: "
     "number of images. Several seeds: mean ± standard deviation. Differences to the paper are in "
-    "points. Bold: the best of a column. †: missed a requirement, so it does not count as the best."
+    "points. Bold: the best of a column. †: missed a requirement. ‡: its evaluation is not "
+    "finished. Neither is ever the best."
 )
 UNLIKE = (
     " These runs differ in their data or threat, and each was attacked at its own eps: accuracies "
@@ -66,6 +67,7 @@ def write_comparison(
     write_text(folder / "table.csv", flat(runs).csv())
     failures = [f"{row.folder.name} failed: {row.reason}" for row in rows if row.reason is not None]
     failures += [f"{run.row.folder.name} missed {m}" for run in runs for m in run.record.missed]
+    failures += unfinished(runs)
     warnings = {
         name_of(run, runs): overfitting(run.record.history, run.record.config) for run in runs
     }
@@ -89,6 +91,16 @@ def write_comparison(
     if 0 < pairs <= PAIRS and alike(tested) and same_test_images(tested):
         tables["differences"] = differences(tested)
     return write_page(folder / "report", "comparison", values, figures, tables)
+
+
+def unfinished(runs: Sequence[FinishedRun]) -> list[str]:
+    """Return a line for each run whose evaluation is not finished."""
+    return [
+        f"{name_of(run, runs)} is not finished: {', '.join(pending)} did not run yet, so its worst "
+        "case can only fall"
+        for run in runs
+        if (pending := run.record.evaluation.pending)
+    ]
 
 
 def _pages(folder: Path, runs: Sequence[FinishedRun]) -> list[tuple[str, str]]:
