@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipelines import comparison as terminal
 from tests.unit.test_compare import saved_run
 from tests.unit.test_report import change
+from tfrobust.record import Record
 from tfrobust.report import comparison, read_runs, rows_of, write_comparison
+from tfrobust.report.columns import comparable
+
+
+def two(tmp_path: Path) -> list[Path]:
+    """Make two runs, the first of which is better under PGD-20, and return their folders."""
+    return [saved_run(tmp_path / "one", 8, 6), saved_run(tmp_path / "other", 10, 4)]
 
 
 def test_a_run_whose_evaluation_is_not_finished_is_marked_and_never_the_best(
@@ -25,3 +33,71 @@ def test_a_run_whose_evaluation_is_not_finished_is_marked_and_never_the_best(
     assert line in capsys.readouterr().out
     page = write_comparison(tmp_path / "out", "mine", rows_of(folders), {})
     assert line in page.read_text()
+
+
+def attack(name: str, examples: int = 10, **more: Any) -> dict[str, Any]:
+    """Return the row of an attack in eval.json."""
+    config = {"name": name, "steps": 20, **more.pop("config", {})}
+    return {
+        "name": name, "examples": examples, "robust_accuracy": 0.5, "config": config, **more
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [attack("PGD-20", config={"steps": 1})],
+        [attack("PGD-20", examples=8)],
+        [attack("first"), attack("PGD-20")],
+    ],
+)
+def test_numbers_under_other_attacks_or_of_other_images_have_no_best(
+    tmp_path: Path, rows: list[dict[str, Any]]
+) -> None:
+    """Neither settings, nor numbers of images, nor earlier attacks of a cascade may differ."""
+    one, other = two(tmp_path)
+    change(one, attacks=[attack("PGD-20")], mode="cascade")
+    assert comparison(read_runs(rows_of([one, other]))).bold == {(1, 2)}
+    size = rows[0]["examples"]
+    change(other, attacks=rows, mode="cascade", worst_case_examples=size)
+    table = comparison(read_runs(rows_of([one, other])))
+    named = {table.header[x].split("\n")[0] for _, x in table.bold}
+    assert named == {"clean"} | ({"first"} if len(rows) > 1 else set())
+    change(other, attacks=[attack("PGD-20")], mode="cascade", worst_case_examples=10)
+    assert {x for _, x in comparison(read_runs(rows_of([one, other]))).bold} == {2, 3, 4}
+
+
+def record(*rows: dict[str, Any], mode: str = "cascade", **more: Any) -> Record:
+    """Return a record with these rows of attacks."""
+    content = {
+        "schema_version": 1, "examples": 10, "clean_accuracy": 0.9, "robust_accuracy": 0.5,
+        "worst_case_examples": 10, "mode": mode, "attacks": list(rows),
+        "threat": {"norm": "linf", "eps": 0.1}, **more,
+    }  # fmt: skip
+    return Record.parse(content)
+
+
+def test_columns_are_compared_by_what_their_numbers_depend_on() -> None:
+    pgd, square, few = attack("pgd"), attack("square"), attack("rays", examples=4)
+    parts = [attack("AA: a", suite="AA"), attack("AA: b", suite="AA")]
+    suite = attack("AA")
+    plain, longer = record(pgd, square), record(pgd, square, few)
+    subsets = [{"examples": 4, "robust_accuracy": 0.5}]
+    assert comparable([plain, record(square, pgd)], "worst case")  # the order does not matter
+    again = attack("once more", config={"name": "pgd"})  # with other noise
+    assert not comparable([plain, record(pgd, again, square)], "worst case")
+    assert not comparable([plain, record(square, pgd)], "pgd")
+    each = [record(*rows, mode="each") for rows in ((pgd, square), (square, pgd))]
+    assert comparable(each, "pgd") and comparable(each, "worst case")
+    assert comparable([plain, longer], "worst case")  # an attack on fewer images does not count
+    assert not comparable([plain, record(few, pgd, square)], "worst case")  # it broke some before
+    begun = record(pgd, few, subsets=subsets)
+    assert not comparable([longer.model_copy(update={"subsets": begun.subsets}), begun],
+                          "worst case, first 4")  # fmt: skip
+    assert comparable([plain, begun], "worst case, first 4")  # only one has this row
+    alone = [record(*parts, suite, mode=mode) for mode in ("cascade", "each")]
+    after = [record(pgd, *parts, suite, mode=mode) for mode in ("cascade", "each")]
+    for name in ("AA", "AA: b"):
+        assert not comparable([alone[0], after[0]], name)
+        assert comparable([alone[1], after[1]], name)
+    assert not comparable([alone[1], record(parts[0], suite, mode="each")], "AA")

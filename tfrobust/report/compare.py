@@ -12,6 +12,7 @@ from scipy.stats import binomtest
 
 from tfrobust.errors import UserError, require
 from tfrobust.flags import Flags, same_images
+from tfrobust.report.columns import comparable
 from tfrobust.report.html import ReportTable
 from tfrobust.report.record import RunRecord, load_run
 from tfrobust.report.summary import (
@@ -122,8 +123,8 @@ def comparison(runs: Sequence[FinishedRun]) -> ReportTable:
 
     A cell has the mean accuracy over the seeds, with its standard deviation. If a paper has a
     figure, the cell also has that figure and the difference. The best cell of a column is bold if
-    the runs are `alike`. A row with a run that missed a requirement, or whose evaluation is not
-    finished, is marked and never the best.
+    the runs are `alike` and its numbers are `comparable`. A row with a run that missed a
+    requirement, or whose evaluation is not finished, is marked and never the best.
     """
     names = in_order(name for run in runs for name in run.accuracies)
     lines, means = [], []
@@ -140,7 +141,10 @@ def comparison(runs: Sequence[FinishedRun]) -> ReportTable:
         lines.append([marked, seeds, *cells, *_costs(family)])
         means.append([-1.0] * len(names) if missed or unfinished else values)
     header = ["method", "seeds", *(_head(name, runs) for name in names)]
+    counted = [run for run in runs if not (run.record.missed or run.record.evaluation.pending)]
+    records = [run.record.evaluation for run in counted]
     best = _highest(means, first_column=2) if len(means) > 1 and alike(runs) else frozenset()
+    best = frozenset((y, x) for y, x in best if comparable(records, names[x - 2]))
     return ReportTable([*header, "time per batch", "training time", "epochs"], lines, best)
 
 

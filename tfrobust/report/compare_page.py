@@ -29,8 +29,8 @@ EXPLAINED = (
     "Accuracies are shares of the evaluated images. Under an attack, an image is right if it is "
     "right both clean and attacked; the worst case is over the images that every attack saw. n: "
     "number of images. Several seeds: mean ± standard deviation. Differences to the paper are in "
-    "points. Bold: the best of a column. †: missed a requirement. ‡: its evaluation is not "
-    "finished. Neither is ever the best."
+    "points. Bold: the best of a column, if all its numbers are of as many images under the same "
+    "attacks. †: missed a requirement. ‡: its evaluation is not finished. Neither is ever the best."
 )
 UNLIKE = (
     " These runs differ in their data or threat, and each was attacked at its own eps: accuracies "
