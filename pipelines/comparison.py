@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table as Grid
@@ -21,7 +22,7 @@ from tfrobust.report import (
     write_comparison,
 )
 
-WIDTH = 200  # columns of a table that goes into a file
+WIDTH = 10_000  # columns of a table that goes into a file, which is as wide as it needs to be
 
 
 def compare(folders: Sequence[Path], out: Path | None) -> None:
@@ -50,10 +51,15 @@ def compare(folders: Sequence[Path], out: Path | None) -> None:
 
 
 def show(table: ReportTable) -> None:
-    """Print a table in the terminal, its bold cells in bold."""
+    """Print a table in the terminal, its bold cells in bold.
+
+    In a narrow terminal a number goes on in the next line: cut off, it would be another number.
+    """
     grid = Grid()
     for column, title in enumerate(table.header):
-        grid.add_column(title, no_wrap=column == 0)
+        first = column == 0
+        overflow: Any = "ellipsis" if first else "fold"
+        grid.add_column(Text(title), no_wrap=first, overflow=overflow)  # markup in it is text
     for y, row in enumerate(table.rows):
         styles = ["bold" if (y, x) in table.bold else "" for x in range(len(row))]
         grid.add_row(*(Text(cell, style) for cell, style in zip(row, styles, strict=True)))

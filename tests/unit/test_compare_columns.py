@@ -11,7 +11,7 @@ from pipelines import comparison as terminal
 from tests.unit.test_compare import saved_run
 from tests.unit.test_report import change
 from tfrobust.record import Record
-from tfrobust.report import comparison, read_runs, rows_of, write_comparison
+from tfrobust.report import ReportTable, comparison, read_runs, rows_of, write_comparison
 from tfrobust.report.columns import comparable
 
 
@@ -101,3 +101,19 @@ def test_columns_are_compared_by_what_their_numbers_depend_on() -> None:
         assert not comparable([alone[0], after[0]], name)
         assert comparable([alone[1], after[1]], name)
     assert not comparable([alone[1], record(parts[0], suite, mode="each")], "AA")
+
+
+def test_a_header_is_text_and_no_digit_is_cut_off(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    titles = ["method", "PGD [fast]\nn=10", "PGD [/x]\nn=10", *(f"attack {n}" for n in range(40))]
+    table = ReportTable(titles, [["one", *["12.3 %"] * 42]])
+    terminal.show(table)
+    printed = capsys.readouterr().out
+    assert "PGD [fast]" in printed and "PGD [/x]" in printed and printed.count("12.3 %") == 42
+    monkeypatch.setattr(terminal, "WIDTH", 80)  # as a terminal may be
+    few = ReportTable(titles[:12], [["one", *["12.3 %"] * 11]])
+    terminal.show(few)
+    lines = [line.split("│") for line in capsys.readouterr().out.splitlines() if "│" in line]
+    cells = ["".join(column).replace(" ", "") for column in zip(*lines, strict=True)]
+    assert cells[2:13] == ["12.3%"] * 11
