@@ -37,7 +37,8 @@ def compare(folders: Sequence[Path], out: Path | None) -> None:
     """
     if out is not None:
         expected = "a folder that is not a run's, whose report the page would replace"
-        require(not (out / "eval.json").exists(), "--out", expected, str(out))
+        theirs = any((out / name).exists() for name in ("eval.json", "stages.json"))
+        require(not theirs, "--out", expected, str(out))
     rows = rows_of(folders)
     runs = read_runs(rows)
     tested = differences(runs)

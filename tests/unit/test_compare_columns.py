@@ -10,6 +10,7 @@ import pytest
 from pipelines import comparison as terminal
 from tests.unit.test_compare import saved_run
 from tests.unit.test_report import change
+from tfrobust.errors import UserError
 from tfrobust.record import Record
 from tfrobust.report import ReportTable, comparison, read_runs, rows_of, write_comparison
 from tfrobust.report.columns import comparable
@@ -117,3 +118,11 @@ def test_a_header_is_text_and_no_digit_is_cut_off(
     lines = [line.split("│") for line in capsys.readouterr().out.splitlines() if "│" in line]
     cells = ["".join(column).replace(" ", "") for column in zip(*lines, strict=True)]
     assert cells[2:13] == ["12.3%"] * 11
+
+
+def test_the_page_of_a_search_is_not_replaced(tmp_path: Path) -> None:
+    out = tmp_path / "search"
+    out.mkdir()
+    (out / "stages.json").write_text("{}")
+    with pytest.raises(UserError, match="^--out: expected a folder that is not a run's"):
+        terminal.compare(two(tmp_path), out)
