@@ -12,8 +12,9 @@ from tests.unit.test_compare import saved_run
 from tests.unit.test_report import change
 from tfrobust.errors import UserError
 from tfrobust.record import Record
-from tfrobust.report import ReportTable, comparison, read_runs, rows_of, write_comparison
+from tfrobust.report import ReportTable, Row, comparison, read_runs, rows_of, write_comparison
 from tfrobust.report.columns import comparable
+from tfrobust.report.compare_figures import scatter
 
 
 def two(tmp_path: Path) -> list[Path]:
@@ -118,6 +119,12 @@ def test_a_header_is_text_and_no_digit_is_cut_off(
     lines = [line.split("│") for line in capsys.readouterr().out.splitlines() if "│" in line]
     cells = ["".join(column).replace(" ", "") for column in zip(*lines, strict=True)]
     assert cells[2:13] == ["12.3%"] * 11
+
+
+def test_legends_have_labels_that_begin_with_an_underscore(tmp_path: Path) -> None:
+    runs = read_runs([Row("_old", path) for path in two(tmp_path)])
+    (legend,) = scatter(runs).legends
+    assert [text.get_text().strip() for text in legend.get_texts()] == ["_old"]
 
 
 def test_the_page_of_a_search_is_not_replaced(tmp_path: Path) -> None:
