@@ -127,6 +127,18 @@ def test_legends_have_labels_that_begin_with_an_underscore(tmp_path: Path) -> No
     assert [text.get_text().strip() for text in legend.get_texts()] == ["_old"]
 
 
+def test_a_page_has_no_tables_and_figures_of_a_former_one(tmp_path: Path) -> None:
+    folders, out = two(tmp_path), tmp_path / "out"
+    tables = write_comparison(out, "mine", rows_of(folders), {}).parent / "tables"
+    assert (tables / "differences.csv").is_file()
+    mine = tables / "notes.md"
+    mine.touch()
+    write_comparison(out, "mine", rows_of(folders[:1]), {})
+    names = sorted(path.name for path in tables.iterdir())
+    assert names == ["comparison.csv", "comparison.tex", "notes.md", "runs.csv", "runs.tex"]
+    assert not (out / "report" / "figures" / "trade-off.svg").exists()
+
+
 def test_the_page_of_a_search_is_not_replaced(tmp_path: Path) -> None:
     out = tmp_path / "search"
     out.mkdir()
