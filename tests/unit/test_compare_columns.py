@@ -14,7 +14,7 @@ from tfrobust.errors import UserError
 from tfrobust.record import Record
 from tfrobust.report import ReportTable, Row, comparison, read_runs, rows_of, write_comparison
 from tfrobust.report.columns import comparable
-from tfrobust.report.compare_figures import scatter
+from tfrobust.report.compare_figures import scatter, sweeps
 
 
 def two(tmp_path: Path) -> list[Path]:
@@ -125,6 +125,22 @@ def test_legends_have_labels_that_begin_with_an_underscore(tmp_path: Path) -> No
     runs = read_runs([Row("_old", path) for path in two(tmp_path)])
     (legend,) = scatter(runs).legends
     assert [text.get_text().strip() for text in legend.get_texts()] == ["_old"]
+
+
+def test_keys_of_a_grid_that_end_alike_have_lines_of_their_own(tmp_path: Path) -> None:
+    keys = ("method.attack.steps", "train.validation_attack.steps")
+    rows = []
+    for place, steps in enumerate([(10, 10), (10, 20), (20, 10), (20, 20)]):
+        label = f"adv steps={steps[0]} steps={steps[1]}"
+        run = saved_run(tmp_path / str(place), 8, 4)
+        rows.append(Row(label, run, dict(zip(keys, steps, strict=True))))
+    for figure in sweeps(read_runs(rows)).values():
+        lines = {str(line.get_label()): list(line.get_xdata()) for line in figure.axes[0].lines}
+        assert lines == {
+            f"adv steps={steps} {kind}": [10, 20]
+            for steps in (10, 20)
+            for kind in ("clean", "worst case")
+        }
 
 
 def test_a_page_has_no_tables_and_figures_of_a_former_one(tmp_path: Path) -> None:

@@ -213,14 +213,26 @@ def _number(value: Any) -> float | None:
 
 
 def _label_without(run: FinishedRun, key: str, value: float) -> str:
-    """Return the label of a run without the value of a key, such as alpha=1.0e-06."""
+    """Return the label of a run without the value of a key, such as alpha=1.0e-06.
+
+    Several keys of a grid may end alike, such as method.attack.steps and
+    train.validation_attack.steps. Their values stand in the label in the order of the grid.
+    """
     begin = f"{key.rpartition('.')[2]}="
     parts = run.row.label.split(" ")
-    return " ".join(
-        part
-        for part in parts
-        if not part.startswith(begin) or _number(part.removeprefix(begin)) != value
-    )
+    places = [
+        place
+        for place, part in enumerate(parts)
+        if part.startswith(begin) and _number(part.removeprefix(begin)) == value
+    ]
+    alike = [
+        other
+        for other, others in run.row.varied.items()
+        if f".{other}".endswith(f".{begin[:-1]}") and _number(others) == value
+    ]
+    for place in places[-len(alike) :][alike.index(key) :][:1]:
+        del parts[place]
+    return " ".join(parts)
 
 
 def _accuracies(run: FinishedRun) -> tuple[float, float]:
