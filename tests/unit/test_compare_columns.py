@@ -123,8 +123,22 @@ def test_a_header_is_text_and_no_digit_is_cut_off(
 
 def test_legends_have_labels_that_begin_with_an_underscore(tmp_path: Path) -> None:
     runs = read_runs([Row("_old", path) for path in two(tmp_path)])
-    (legend,) = scatter(runs).legends
+    (legend,) = scatter(runs)["trade-off"].legends
     assert [text.get_text().strip() for text in legend.get_texts()] == ["_old"]
+
+
+def test_a_run_without_attacks_has_no_worst_case_in_figures(tmp_path: Path) -> None:
+    folders = [saved_run(tmp_path / name, 8, 4 + n) for n, name in enumerate("abc")]
+    change(folders[0], attacks=[], robust_accuracy=None, worst_case_examples=None)
+    rows = [Row(path.name, path, {"method.beta": n}) for n, path in enumerate(folders)]
+    runs = read_runs(rows)
+    axes = scatter(runs)["trade-off"].axes[0]
+    assert {line.get_label() for line in axes.lines} == {"b", "c"}
+    assert scatter(runs[:2]) == {}
+    lines = sweeps(runs)["over-method.beta"].axes[0].lines
+    assert {line.get_label() for line in lines} == {
+        "a clean", "b clean", "b worst case", "c clean", "c worst case"
+    }  # fmt: skip
 
 
 def test_keys_of_a_grid_that_end_alike_have_lines_of_their_own(tmp_path: Path) -> None:

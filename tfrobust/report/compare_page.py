@@ -117,10 +117,9 @@ def _pages(folder: Path, runs: Sequence[FinishedRun]) -> list[tuple[str, str]]:
 def _sections(runs: Sequence[FinishedRun]) -> list[tuple[str, dict[str, Figure], str]]:
     """Return the title, the figures by name and a note of each section that has figures."""
     comparable = alike(runs)
-    accuracies: dict[str, Figure] = {}
+    accuracies = scatter(runs) if comparable else {}
     notes = []
-    if len(runs) > 1 and comparable:
-        accuracies["trade-off"] = scatter(runs)
+    if accuracies:
         notes.append("One point per run; the dashed line is the Pareto front of the means.")
     if curve := over_eps(runs):
         accuracies |= curve
