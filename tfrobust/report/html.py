@@ -46,6 +46,9 @@ class ReportTable:
         rows = [[latex_escape(cell) for cell in row] for row in [self.header, *self.rows]]
         for row, column in self.bold:
             rows[1 + row][column] = rf"\textbf{{{rows[1 + row][column]}}}"
+        for cells in rows:
+            if cells[0].startswith(("[", "*")):  # which LaTeX would take for an option of the line
+                cells[0] = "{}" + cells[0]
         head, *body = (" & ".join(row) + r" \\" for row in rows)
         columns = "l" * len(self.header)
         lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *body]
