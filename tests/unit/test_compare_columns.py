@@ -169,6 +169,13 @@ def test_a_page_has_no_tables_and_figures_of_a_former_one(tmp_path: Path) -> Non
     assert not (out / "report" / "figures" / "trade-off.svg").exists()
 
 
+def test_the_seed_of_an_evaluation_without_a_config_is_its_own(tmp_path: Path) -> None:
+    folders = two(tmp_path)
+    (folders[0] / "config.yaml").unlink()
+    change(folders[0], seed=5)
+    assert [row[1] for row in comparison(read_runs(rows_of(folders))).rows] == ["5", "0"]
+
+
 def test_the_page_of_a_search_is_not_replaced(tmp_path: Path) -> None:
     out = tmp_path / "search"
     out.mkdir()

@@ -57,7 +57,8 @@ class FinishedRun:
 
     @property
     def seed(self) -> int:
-        return int(self.record.config.get("seed") or 0)
+        """The seed of the config; without config.yaml, that of the evaluation."""
+        return int(self.record.config.get("seed", self.record.evaluation.seed) or 0)
 
     @property
     def accuracies(self) -> dict[str, AccuracyRow]:
