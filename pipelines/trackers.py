@@ -153,7 +153,7 @@ def tracked(
     Of several workers the first one tracks. Without a tracker nothing is.
 
     Raises:
-        UserError: The service refuses the run.
+        UserError: The service refuses the run, or is lost while the run goes on.
     """
     if tracker is None or worker()[0] > 0:
         yield None
@@ -165,12 +165,17 @@ def tracked(
     with _in_one_line(tracker):
         begun = tracker.begin(name, config, folder.path, token)
     write_text(folder.tracked, json.dumps({tracker.package: begun}) + "\n")
-    failed = True
     try:
         yield tracker
-        failed = False
-    finally:
-        tracker.end(failed)
+    except BaseException as error:
+        with contextlib.suppress(Exception):  # the service may be out of reach, too
+            tracker.end(failed=True)
+        if type(error).__module__.partition(".")[0] == tracker.package:
+            with _in_one_line(tracker):
+                raise
+        raise
+    with _in_one_line(tracker):
+        tracker.end(failed=False)
 
 
 def log_results(
