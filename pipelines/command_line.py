@@ -7,6 +7,7 @@ that a typing mistake is answered at once. A comparison does not import it.
 from __future__ import annotations
 
 import argparse
+import io
 import re
 import sys
 from collections.abc import Collection, Sequence
@@ -65,6 +66,8 @@ def run_command(command: str, argv: Sequence[str], program: str) -> None:
         program: The words that precede the arguments, for the help.
     """
     stop_at_signals()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # not every terminal knows the signs of a table
+        sys.stdout.reconfigure(errors="replace")
     _check_backend()
     _choose("COMMAND", command, ABOUT)
     parser = _parser(command, program)

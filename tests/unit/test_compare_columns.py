@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,8 @@ from tfrobust.record import Record
 from tfrobust.report import ReportTable, Row, comparison, read_runs, rows_of, write_comparison
 from tfrobust.report.columns import comparable
 from tfrobust.report.compare_figures import scatter, sweeps
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def two(tmp_path: Path) -> list[Path]:
@@ -119,6 +124,13 @@ def test_a_header_is_text_and_no_digit_is_cut_off(
     lines = [line.split("│") for line in capsys.readouterr().out.splitlines() if "│" in line]
     cells = ["".join(column).replace(" ", "") for column in zip(*lines, strict=True)]
     assert cells[2:13] == ["12.3%"] * 11
+
+
+def test_a_table_is_printed_in_any_encoding(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pipelines.compare", *map(str, two(tmp_path))]
+    environment = os.environ | {"PYTHONIOENCODING": "latin-1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"") and b"one ? other" in done.stdout
 
 
 def test_legends_have_labels_that_begin_with_an_underscore(tmp_path: Path) -> None:
