@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import keras
 import pytest
@@ -100,6 +101,22 @@ def test_a_service_that_is_lost_is_one_line(tmp_path: Path) -> None:
         pass
     with pytest.raises(UserError, match="^a full disk$"), tracked(folder):
         raise UserError("a full disk")
+
+
+def test_mlflow_takes_the_settings_of_every_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Labels of attacks, which are keys of the section `paper`, may have signs that it refuses."""
+    mlflow = Mock()
+    monkeypatch.setitem(sys.modules, "mlflow", mlflow)
+    config = {"paper": {"source": "x", "linf: AA (AutoAttack)": 0.5}}
+    trackers.Mlflow().begin("run", config, tmp_path, None)
+    (settings,) = mlflow.log_params.call_args.args
+    assert settings == {"paper.source": "x", "paper.linf AA AutoAttack": "0.5"}
+    mlflow.log_params.side_effect = ValueError
+    with pytest.raises(ValueError):
+        trackers.Mlflow().begin("run", config, tmp_path, None)
+    mlflow.end_run.assert_called_once_with("FAILED")
 
 
 @pytest.mark.parametrize("name", trackers.TRACKERS)
