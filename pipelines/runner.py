@@ -120,6 +120,11 @@ def _run_stage(stage: Stage, spec: Spec, folder: RunFolder) -> None:
 
 def _check_folder(folder: RunFolder, spec: Spec, smoke: bool, trains: bool) -> None:
     """Raise a UserError if another run's folder has this name and may not be moved aside."""
+    if spec.train is None and folder.used() and not _holds_network(folder, spec):
+        raise UserError(
+            f"{folder.path}: expected a folder without a training, whose curves and times would "
+            "stand beside the results of another network; --set name=NAME gives another"
+        )
     if not _of_another_config(folder, spec):
         return
     if not trains:
@@ -132,6 +137,12 @@ def _check_folder(folder: RunFolder, spec: Spec, smoke: bool, trains: bool) -> N
             f"{folder.path}: expected a folder for the smoke run, received one with a real run; "
             "give another --workdir"
         )
+
+
+def _holds_network(folder: RunFolder, spec: Spec) -> bool:
+    """Return whether the network that a config only evaluates lies in the folder."""
+    path = in_home(spec.config["model"]["path"]).resolve()
+    return path.is_relative_to(folder.path.resolve())
 
 
 def _check_start(folder: RunFolder, spec: Spec) -> None:
