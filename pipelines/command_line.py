@@ -7,6 +7,7 @@ that a typing mistake is answered at once. A comparison does not import it.
 from __future__ import annotations
 
 import argparse
+import io
 import re
 import sys
 from collections.abc import Collection, Sequence
@@ -65,6 +66,8 @@ def run_command(command: str, argv: Sequence[str], program: str) -> None:
         program: The words that precede the arguments, for the help.
     """
     stop_at_signals()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # not every terminal knows the signs of a table
+        sys.stdout.reconfigure(errors="replace")
     _check_backend()
     _choose("COMMAND", command, ABOUT)
     parser = _parser(command, program)
@@ -151,7 +154,10 @@ def _parser(command: str, program: str) -> argparse.ArgumentParser:
     )
     if command == "compare":
         parser.add_argument(
-            "--out", type=Path, metavar="DIR", help="also write a page with figures and tables here"
+            "--out",
+            type=_folder,
+            metavar="DIR",
+            help="also write a page with figures and tables here",
         )
         return parser
     if command == "evaluate":
@@ -181,7 +187,7 @@ def _parser(command: str, program: str) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--workdir",
-        type=Path,
+        type=_folder,
         default=Path("runs"),
         metavar="DIR",
         help="the folder in which run folders are made (default: runs)",
@@ -201,6 +207,13 @@ def _parser(command: str, program: str) -> argparse.ArgumentParser:
         "--print_config", action="store_true", help="print the resolved config and stop"
     )
     return parser
+
+
+def _folder(text: str) -> Path:
+    """Return the path of a folder; the shell leaves the "~" of --workdir=~/runs as it is."""
+    from tfrobust.io import in_home
+
+    return in_home(text)
 
 
 def _names(text: str) -> list[str]:

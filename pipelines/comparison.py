@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table as Grid
@@ -17,10 +18,11 @@ from tfrobust.report import (
     differences,
     read_runs,
     rows_of,
+    unfinished,
     write_comparison,
 )
 
-WIDTH = 200  # columns of a table that goes into a file
+WIDTH = 10_000  # columns of a table that goes into a file, which is as wide as it needs to be
 
 
 def compare(folders: Sequence[Path], out: Path | None) -> None:
@@ -35,22 +37,30 @@ def compare(folders: Sequence[Path], out: Path | None) -> None:
     """
     if out is not None:
         expected = "a folder that is not a run's, whose report the page would replace"
-        require(not (out / "eval.json").exists(), "--out", expected, str(out))
+        theirs = any((out / name).exists() for name in ("eval.json", "stages.json"))
+        require(not theirs, "--out", expected, str(out))
     rows = rows_of(folders)
     runs = read_runs(rows)
     tested = differences(runs)
     show(comparison(runs))
     show(tested)
+    for line in unfinished(runs):
+        print(line)
     print("p: McNemar's exact test on the same images; bold: p < 0.05.")
     if out is not None:
         print(f"Page: {write_comparison(out, 'Comparison', rows, {})}")
 
 
 def show(table: ReportTable) -> None:
-    """Print a table in the terminal, its bold cells in bold."""
+    """Print a table in the terminal, its bold cells in bold.
+
+    In a narrow terminal a number goes on in the next line: cut off, it would be another number.
+    """
     grid = Grid()
     for column, title in enumerate(table.header):
-        grid.add_column(title, no_wrap=column == 0)
+        first = column == 0
+        overflow: Any = "ellipsis" if first else "fold"
+        grid.add_column(Text(title), no_wrap=first, overflow=overflow)  # markup in it is text
     for y, row in enumerate(table.rows):
         styles = ["bold" if (y, x) in table.bold else "" for x in range(len(row))]
         grid.add_row(*(Text(cell, style) for cell, style in zip(row, styles, strict=True)))

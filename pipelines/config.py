@@ -27,7 +27,8 @@ CALL = re.compile(r"\$\{[^{}]*:")  # ${oc.env:HOME}
 BITS = 64  # every int in a config has fewer bits
 # Last parts of the keys whose values are text, even if YAML would read them as a number.
 TEXT_KEYS = {
-    "budget", "dir", "folder", "init_from", "label", "name", "no_worse_than", "path", "source",
+    "budget", "dir", "folder", "init_from", "label", "name", "no_worse_than", "note", "path",
+    "source", "text",
 }  # fmt: skip
 RANGE_KEYS = {"grid", "space"}  # sections in which a value is a list or a range of values
 # Last parts of the keys whose value is a name and arguments, or the name alone.

@@ -32,7 +32,7 @@ from pipelines.stages import (
 )
 from pipelines.stopping import GO_ON
 from pipelines.suite import is_suite, load_suite
-from pipelines.suite_runner import run_suite
+from pipelines.suite_runner import commands, run_suite
 from tfrobust.distribution import stack_workers, strategy, worker
 from tfrobust.errors import UserError, choose, require
 from tfrobust.io import in_home
@@ -120,6 +120,11 @@ def _run_stage(stage: Stage, spec: Spec, folder: RunFolder) -> None:
 
 def _check_folder(folder: RunFolder, spec: Spec, smoke: bool, trains: bool) -> None:
     """Raise a UserError if another run's folder has this name and may not be moved aside."""
+    if spec.train is None and folder.used() and not _holds_network(folder, spec):
+        raise UserError(
+            f"{folder.path}: expected a folder without a training, whose curves and times would "
+            "stand beside the results of another network; --set name=NAME gives another"
+        )
     if not _of_another_config(folder, spec):
         return
     if not trains:
@@ -132,6 +137,12 @@ def _check_folder(folder: RunFolder, spec: Spec, smoke: bool, trains: bool) -> N
             f"{folder.path}: expected a folder for the smoke run, received one with a real run; "
             "give another --workdir"
         )
+
+
+def _holds_network(folder: RunFolder, spec: Spec) -> bool:
+    """Return whether the network that a config only evaluates lies in the folder."""
+    path = in_home(spec.config["model"]["path"]).resolve()
+    return path.is_relative_to(folder.path.resolve())
 
 
 def _check_start(folder: RunFolder, spec: Spec) -> None:
@@ -199,8 +210,8 @@ def main(name: str, options: argparse.Namespace) -> None:
 def _suite(name: str, options: argparse.Namespace) -> None:
     if options.print_config:
         suite = load_suite(configs.find(name), options.overrides, options.workdir)
-        for member in suite.members:
-            print(command(member.config, member.overrides, options.smoke))
+        for line in commands(suite, options.workdir, options.smoke):
+            print(line)
         return
     folder, rows = run_suite(name, options.overrides, options.workdir, options.smoke)
     if runs := read_runs(rows):

@@ -77,6 +77,7 @@ class Member:
         config: The config's name or path, as on the command line.
         overrides: The overrides, as on the command line.
         varied: The keys of its grid with their values.
+        labelled: Whether its entry has a label.
     """
 
     name: str
@@ -84,6 +85,13 @@ class Member:
     config: str
     overrides: tuple[str, ...]
     varied: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    labelled: bool = False
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """The overrides without the seed, key -> text."""
+        settings = dict(override.split("=", 1) for override in self.overrides)
+        return {key: text for key, text in settings.items() if key != "seed"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,9 +153,16 @@ def load_suite(path: Path, overrides: Sequence[str], workdir: Path) -> Suite:
         names = [member.name for member in members]
         repeated = sorted({name for name in names if names.count(name) > 1})
         require(not repeated, "runs", "runs that differ, or with labels of their own", repeated)
+        if surrogate is not None:
+            expected = f"no run with the label {SURROGATE}, whose folder is that of the surrogate"
+            require(SURROGATE not in names, "runs", expected, names)
+        members = _told_apart(members)
+        pooled = [member.name for member in members if not _is_seed_of_all(member, members)]
+        expected = "labels for entries that differ in more than the seed, else they are one row"
+        require(not pooled, "runs", expected, pooled)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    return Suite(path.stem, file, _told_apart(members), surrogate)
+    return Suite(path.stem, file, members, surrogate)
 
 
 def _told_apart(members: Sequence[Member]) -> list[Member]:
@@ -164,6 +179,13 @@ def _told_apart(members: Sequence[Member]) -> list[Member]:
         else member
         for member in members
     ]
+
+
+def _is_seed_of_all(member: Member, members: Sequence[Member]) -> bool:
+    """Return whether the runs of a label that nobody chose differ only in their seed."""
+    family = [other for other in members if other.label == member.label]
+    chosen = all(other.labelled for other in family)
+    return chosen or all(other.settings == member.settings for other in family)
 
 
 def _members(
@@ -207,6 +229,7 @@ def _members(
             config=name,
             overrides=overrides,
             varied=varied,
+            labelled=entry.label is not None,
         )
 
 

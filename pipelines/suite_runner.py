@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -75,6 +76,15 @@ def run_suite(
         facts = {key: fact for key, fact in facts.items() if fact}
         write_comparison(folder.path, suite.name, rows, facts)
     return folder.path, rows
+
+
+def commands(suite: Suite, workdir: Path, smoke: bool) -> list[str]:
+    """Return the shell command of the surrogate, if there is one, and of each run."""
+    folder = workdir / suite.name
+    lines = [_arguments(member, folder, smoke) for member in suite.members]
+    if suite.surrogate is not None:
+        lines.insert(0, [*_arguments(suite.surrogate, folder, smoke), "--stages", "train"])
+    return [shlex.join(["python", *line]) for line in lines]
 
 
 def check(member: Member, suite: Suite, folder: Path, smoke: bool) -> None:
@@ -167,13 +177,22 @@ def _command(
     member: Member, folder: Path, smoke: bool, stages: Sequence[str] | None
 ) -> list[str] | None:
     """Return the command of a run, or None if the run is done."""
-    overrides = [f"name={member.name}", *member.overrides]
-    spec, run_folder = load_spec(member.config, overrides, smoke), RunFolder(folder / member.name)
+    spec = load_spec(member.config, _overrides(member), smoke)
+    run_folder = RunFolder(folder / member.name)
     if all(stage.done(spec, run_folder) for stage in in_order(spec, stages)):
         return None
-    line = [sys.executable, *arguments_of(member.config, overrides, smoke)]
-    line += ["--workdir", str(folder)]
+    line = [sys.executable, *_arguments(member, folder, smoke)]
     return line if stages is None else [*line, "--stages", ",".join(stages)]
+
+
+def _overrides(member: Member) -> list[str]:
+    return [f"name={member.name}", *member.overrides]
+
+
+def _arguments(member: Member, folder: Path, smoke: bool) -> list[str]:
+    """Return the arguments of `python` in the command of a run in the folder of its suite."""
+    arguments = arguments_of(member.config, _overrides(member), smoke)
+    return [*arguments, "--workdir", str(folder)]
 
 
 def _run(

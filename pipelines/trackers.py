@@ -80,16 +80,19 @@ class Mlflow(Tracker):
         if token is not None:
             return mlflow.start_run(run_id=token).info.run_id
         run = mlflow.start_run(run_name=name)
-        mlflow.log_params({key: str(value)[:FLAT] for key, value in flat(config).items()})
+        try:
+            settings = {key: str(value)[:FLAT] for key, value in flat(config).items()}
+            mlflow.log_params(_named(settings))
+        except Exception:
+            self.end(failed=True)
+            raise
         return run.info.run_id
 
     def callback(self) -> keras.callbacks.Callback:
         return self._imported(self.callbacks).MlflowCallback()
 
     def log(self, results: Mapping[str, float]) -> None:
-        # MLflow takes few signs in a name.
-        named = {re.sub(r"[^\w./ -]", "", name): value for name, value in results.items()}
-        self._imported(self.package).log_metrics(named)
+        self._imported(self.package).log_metrics(_named(results))
 
     def end(self, failed: bool) -> None:
         self._imported(self.package).end_run("FAILED" if failed else "FINISHED")
@@ -133,6 +136,11 @@ class Wandb(Tracker):
 TRACKERS: dict[str, type[Tracker]] = {"mlflow": Mlflow, "wandb": Wandb}
 
 
+def _named(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values by names that MLflow takes: it takes few signs in a name."""
+    return {re.sub(r"[^\w./ -]", "", name): value for name, value in values.items()}
+
+
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return the values of nested mappings by their paths, such as `method.alpha`."""
     values: dict[str, Any] = {}
@@ -153,7 +161,7 @@ def tracked(
     Of several workers the first one tracks. Without a tracker nothing is.
 
     Raises:
-        UserError: The service refuses the run.
+        UserError: The service refuses the run, or is lost while the run goes on.
     """
     if tracker is None or worker()[0] > 0:
         yield None
@@ -165,12 +173,17 @@ def tracked(
     with _in_one_line(tracker):
         begun = tracker.begin(name, config, folder.path, token)
     write_text(folder.tracked, json.dumps({tracker.package: begun}) + "\n")
-    failed = True
     try:
         yield tracker
-        failed = False
-    finally:
-        tracker.end(failed)
+    except BaseException as error:
+        with contextlib.suppress(Exception):  # the service may be out of reach, too
+            tracker.end(failed=True)
+        if type(error).__module__.partition(".")[0] == tracker.package:
+            with _in_one_line(tracker):
+                raise
+        raise
+    with _in_one_line(tracker):
+        tracker.end(failed=False)
 
 
 def log_results(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.metadata
+import sys
 from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
@@ -173,7 +174,7 @@ def _row(name: str, file: str, measured: Measured, original: Measured) -> Export
     row = ExportRow(
         name=name,
         file=file,
-        runtime=f"{package} {importlib.metadata.version(package)}",
+        runtime=f"{package} {_version(package)}",
         examples=len(evaluation.results[0].robust),
         largest_difference=float(finite.max()) if len(finite) else None,
         equal_predictions=float(same.mean()),
@@ -192,3 +193,14 @@ def _package(name: str) -> str:
     """Return the package that computes a format, TensorFlow for those of no extra."""
     modules = [] if name == NETWORK else list(FORMATS[name].modules)
     return modules[-1].partition(".")[0] if modules else "tensorflow"
+
+
+def _version(package: str) -> str:
+    """Return the version of an imported package, which another distribution may have installed.
+
+    So is onnxruntime by onnxruntime-gpu.
+    """
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return str(getattr(sys.modules[package], "__version__", "of unknown version"))

@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import keras
 import numpy as np
 import pytest
 
+from pipelines import runner
+from pipelines.run_folder import RunFolder
 from pipelines.runner import run
 from pipelines.stages import attack_eval
 from tests.e2e.conftest import Command
 from tests.e2e.runs import start, wait_until
+from tests.errors import error_line
 from tests.products import slow_but
 from tfrobust.errors import UserError
 
@@ -326,3 +330,21 @@ def test_mistakes_of_the_evaluate_command_are_one_line(
     none = command("evaluate", "--set", "data.name=digits")
     assert none.returncode == 2 and "Traceback" not in none.stderr
     assert not (tmp_path / "runs").exists()
+
+
+def test_another_network_is_not_evaluated_in_the_folder_of_a_training(tmp_path: Path) -> None:
+    """Its page would have the curves, and a comparison the times, of that training."""
+    folder = RunFolder(tmp_path / "mine")
+    folder.path.mkdir()
+    folder.history.touch()
+
+    def check(path: Path) -> None:
+        spec: Any = SimpleNamespace(train=None, config={"model": {"path": str(path)}})
+        runner._check_folder(folder, spec, smoke=False, trains=False)
+
+    check(folder.path)
+    check(folder.path / "model.onnx")
+    line = error_line(lambda: check(tmp_path / "other.keras"))
+    assert line.startswith(f"{folder.path}: expected a folder without a training, whose curves")
+    folder.history.unlink()
+    check(tmp_path / "other.keras")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from pipelines.runner import run
+from pipelines.stages.export import _version
 from tests.errors import error_line
 from tfrobust import load_network
 from tfrobust.errors import UserError
@@ -93,6 +95,15 @@ def test_a_missing_package_stops_a_run_before_any_work(
     line = error_line(lambda: exported(base, tmp_path, "[onnx]"))
     assert line.startswith("tf2onnx: expected it installed: pip install 'tfrobust[onnx]'")
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_runtime_that_another_distribution_has_installed_has_its_version(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "fast_runtime", types.ModuleType("fast_runtime"))
+    assert _version("fast_runtime") == "of unknown version"
+    sys.modules["fast_runtime"].__dict__["__version__"] = "1.2"
+    assert _version("fast_runtime") == "1.2"
 
 
 @pytest.fixture

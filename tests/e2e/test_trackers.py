@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import keras
 import pytest
@@ -84,6 +86,37 @@ def test_a_refused_or_failed_run_is_one_line_and_ends(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="^track: expected memory to take the run: division by"):
         trackers.log_results(service, "run", config, folder, {"accuracy, clean": 0.9})
     assert service.calls[-1] == "failed"
+
+
+def test_a_service_that_is_lost_is_one_line(tmp_path: Path) -> None:
+    """It may be lost in an epoch, at the end of a run, or where a run fails by itself."""
+    lost = type("Lost", (Exception,), {"__module__": "memory.errors"})
+    service, folder = Memory(), RunFolder(tmp_path / "run")
+    tracked = functools.partial(trackers.tracked, service, "run", {"method": {"name": "adv"}})
+    line = "^track: expected memory to take the run: "
+    with pytest.raises(UserError, match=f"{line}no route"), tracked(folder):
+        raise lost("no route")
+    service.end = lambda failed: 1 / 0  # type: ignore[assignment, method-assign, return-value]
+    with pytest.raises(UserError, match=f"{line}division by"), tracked(folder):
+        pass
+    with pytest.raises(UserError, match="^a full disk$"), tracked(folder):
+        raise UserError("a full disk")
+
+
+def test_mlflow_takes_the_settings_of_every_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Labels of attacks, which are keys of the section `paper`, may have signs that it refuses."""
+    mlflow = Mock()
+    monkeypatch.setitem(sys.modules, "mlflow", mlflow)
+    config = {"paper": {"source": "x", "linf: AA (AutoAttack)": 0.5}}
+    trackers.Mlflow().begin("run", config, tmp_path, None)
+    (settings,) = mlflow.log_params.call_args.args
+    assert settings == {"paper.source": "x", "paper.linf AA AutoAttack": "0.5"}
+    mlflow.log_params.side_effect = ValueError
+    with pytest.raises(ValueError):
+        trackers.Mlflow().begin("run", config, tmp_path, None)
+    mlflow.end_run.assert_called_once_with("FAILED")
 
 
 @pytest.mark.parametrize("name", trackers.TRACKERS)

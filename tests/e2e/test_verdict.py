@@ -181,6 +181,8 @@ def test_what_cannot_be_judged_is_refused_before_anything_is_written(
     nowhere = f"require.no_worse_than={baseline}e"
     refused("eval.json: expected the result of .*did you mean 'good'", nowhere)
     refused("clean_accuracy: expected at most 0.97.*100 images", "require.clean_accuracy=0.98")
+    few = "attacks={name: pgd, steps: 3, examples: 20}"  # so the clean images are as few
+    refused("clean_accuracy: expected at most 0.860.*20 images", few, "require.clean_accuracy=0.9")
     itself = overrides(made, "good", f"no_worse_than={baseline}")
     with pytest.raises(UserError, match=where + "|the folder of another run"):
         run("evaluate", itself, tmp_path / "runs", None, smoke=False)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from pipelines import command_line, early_check
 from pipelines import config as configs
-from pipelines import early_check
 from pipelines.resolve import load_spec
 from tests.products import slow_but
 from tfrobust import __version__
@@ -165,6 +165,13 @@ def test_help_and_version_are_printed_without_tensorflow(command: str) -> None:
     assert (usage.returncode, usage.stderr) == (0, "") and usage.stdout.startswith("usage: ")
     version = python(BLOCKED + COMMANDS[command], "--version")
     assert (version.returncode, version.stdout) == (0, f"tfrobust {__version__}\n")
+
+
+def test_a_folder_in_the_home_is_not_made_under_the_name_of_a_tilde() -> None:
+    for command, option in (("run", "--workdir"), ("compare", "--out")):
+        parser = command_line._parser(command, "tfrobust")
+        options, _ = command_line._parse(parser, [f"{option}=~/mine"])
+        assert getattr(options, option.removeprefix("--")) == Path.home() / "mine"
 
 
 def test_installed_script_runs_the_command_line() -> None:

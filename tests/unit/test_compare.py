@@ -268,7 +268,7 @@ def test_accuracy_is_drawn_over_fractions_and_small_numbers(tmp_path: Path) -> N
 def test_more_than_ten_labels_are_told_apart(tmp_path: Path) -> None:
     names = [f"run{place}" for place in range(12)]
     runs = read_runs([Row(name, saved_run(tmp_path / name, 10, 5)) for name in names])
-    lines = scatter(runs).axes[0].lines
+    lines = scatter(runs)["trade-off"].axes[0].lines
     marks = {line.get_label(): (line.get_color(), line.get_marker()) for line in lines}
     assert len({marks[name] for name in names}) == 12
 

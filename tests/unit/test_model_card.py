@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 import tfrobust
-from tests.unit.test_report import change, make_run
+from tests.unit.test_report import change, make_run, suite_rows
 from tfrobust.errors import UserError
 from tfrobust.report import write_report
 
@@ -53,6 +53,17 @@ def test_accuracies_of_a_card_are_those_of_the_record(tmp_path: Path) -> None:
         "corruptions was not measured.",
     ):
         assert part in text
+
+
+def test_a_suite_that_is_not_finished_is_not_claimed(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    change(run, attacks=suite_rows()[:1], robust_accuracy=0.5, pending=["AutoAttack: Square"])
+    _, text = card_of(run)
+    assert "80.0 % clean, 50.0 % under AutoAttack: APGD-CE (linf" in text
+    assert "AutoAttack was not run" in text
+    change(run, attacks=suite_rows(), robust_accuracy=0.4, pending=[])
+    _, text = card_of(run)
+    assert "40.0 % under AutoAttack (linf" in text and "AutoAttack was not run" not in text
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,12 @@ def test_a_quoted_path_is_read_as_yaml_and_an_empty_one_as_null() -> None:
     assert load("data.path=")["data"]["path"] is None
 
 
+@pytest.mark.parametrize("note", ["try #2", "a: b", "[1] of 2", "@home", "yes"])
+def test_a_note_is_the_text_that_was_typed(note: str) -> None:
+    config = load(f"note={note}", f"card.text={note}")
+    assert config["note"] == config["card"]["text"] == note
+
+
 def test_null_in_place_of_a_section_is_its_default() -> None:
     names = ("schedule", "validation_attack", "averaging")
     overrides = [f"train.{name}=null" for name in names]

@@ -150,13 +150,17 @@ def test_results_of_another_evaluation_are_moved_aside(
 ) -> None:
     evaluated(tmp_path, [HALF, WHOLE])
     (tmp_path / "config.yaml").write_text("name: old\n")
-    before = {name: (tmp_path / name).read_bytes() for name in ("eval.json", "flags.npz")}
+    names = ("eval.json", "flags.npz", "MODEL_CARD.md", "junit.xml", "exports.json")
+    for name in names[2:]:  # they have its numbers
+        (tmp_path / name).write_text("old")
+    before = {name: (tmp_path / name).read_bytes() for name in names}
     lines = evaluated(tmp_path, **{"attacks": [HALF, WHOLE]} | change)
     aside = tmp_path / "evaluation.1"
     assert f"the former results are kept in {aside} ({reason})" in lines
     assert lines.attacks[-1] in ("half", "whole")
     assert {name: (aside / name).read_bytes() for name in before} == before
     assert (aside / "config.yaml").read_text() == "name: old\n"
+    assert not any((tmp_path / name).exists() for name in names[2:])
     assert len(Record.load(tmp_path).attacks) == 2
 
 

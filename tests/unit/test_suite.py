@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,28 @@ def test_configs_of_one_method_are_no_seeds_of_each_other(tmp_path: Path) -> Non
     text = "{grid: {seed: [0, 1]}, runs: [cifar10_adv, cifar10_adv_10step, cifar10_atlas]}"
     labels = dict.fromkeys(member.label for member in suite(tmp_path, text).members)
     assert list(labels) == ["cifar10_adv", "cifar10_adv_10step", "atlas"]
+
+
+def test_entries_that_differ_in_more_than_the_seed_are_no_seeds_of_each_other(
+    tmp_path: Path,
+) -> None:
+    text = """
+    runs:
+      - {{config: digits_adv, grid: {{seed: [0, 1]}}{}}}
+      - {{config: digits_adv, grid: {{seed: [2]}}, set: {{method.l2: {}}}{}}}
+    """
+    with pytest.raises(UserError, match=r"mine.yaml: runs: expected labels for entries that diff"):
+        suite(tmp_path, text.format("", 0.0, ""))
+    for mine in (("", 0.0, ", label: plain"), (", label: a", 0.0, ", label: a")):
+        assert len(suite(tmp_path, text.format(*mine)).members) == 3
+    same = text.format(", set: {method.l2: 0.0}", 0.0, "")
+    assert {member.label for member in suite(tmp_path, same).members} == {"adv"}
+
+
+def test_no_run_has_the_folder_of_the_surrogate(tmp_path: Path) -> None:
+    text = "{surrogate: {config: digits_natural}, runs: [{config: digits_adv, label: surrogate}]}"
+    line = error_line(lambda: suite(tmp_path, text))
+    assert "runs: expected no run with the label surrogate, whose folder is that of the" in line
 
 
 def test_overrides_budget_and_run_replace_the_set_of_the_suite(tmp_path: Path) -> None:
@@ -109,6 +132,19 @@ def test_a_suite_keeps_the_folders_of_runs_that_failed(
         with pytest.raises(UserError, match="mine: every run is refused; digits_adv: no"):
             suite_runner.run_suite(str(path), [], runs, smoke=True)
         assert not runs.exists()
+
+
+def test_printed_commands_are_those_of_the_runs(tmp_path: Path) -> None:
+    """Each run has its own folder in that of the suite, and the surrogate comes first."""
+    text = "{surrogate: {config: digits_natural}, grid: {seed: [0, 1]}, runs: [digits_adv]}"
+    first, *others = suite_runner.commands(suite(tmp_path, text), tmp_path / "my runs", False)
+    end = shlex.join(["--workdir", str(tmp_path / "my runs" / "mine")])
+    assert first.endswith(f"--set name=surrogate --set 'attacks=[]' {end} --stages train")
+    assert others == [
+        f"python -m pipelines.run digits_adv --set name=digits_adv_seed-{seed} --set seed={seed} "
+        f"{end}"
+        for seed in (0, 1)
+    ]
 
 
 @pytest.mark.parametrize(

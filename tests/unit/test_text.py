@@ -43,6 +43,8 @@ def test_the_latex_and_csv_of_a_table_are_escaped() -> None:
         "\\begin{tabular}{ll}\n\\toprule\na\\_b & c \\\\\n\\midrule\n5 \\% & x, y \\\\\n"
         "-- & \\{\\&\\}\\textbackslash{} \\\\\n\\bottomrule\n\\end{tabular}\n"
     )
+    table = ReportTable(["run", "[n]"], [["[old]", "[1]"], ["*", ""]])
+    assert "{}[old] & [1] \\\\\n{}* &  \\\\" in table.latex()
 
 
 def test_the_report_imports_neither_tensorflow_nor_keras() -> None:

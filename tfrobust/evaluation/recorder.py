@@ -31,15 +31,13 @@ from tfrobust.record import (
 )
 from tfrobust.threat import Threat
 
-# The files of an evaluation and of its report.
+# The files of an evaluation, and those that are made from it.
 FILES = (
     "eval.json",
     "flags.npz",
     IMAGES,
-    "probes.npz",
-    "valley.npz",
-    "landscape.npz",
-    "report",
+    *("probes.npz", "valley.npz", "landscape.npz"),
+    *("junit.xml", "exports.json", "report", "MODEL_CARD.md"),
     "tensorboard/attack_eval",
 )
 LOCK = ".lock"  # held while an evaluation uses the folder

@@ -12,6 +12,7 @@ from scipy.stats import binomtest
 
 from tfrobust.errors import UserError, require
 from tfrobust.flags import Flags, same_images
+from tfrobust.report.columns import comparable
 from tfrobust.report.html import ReportTable
 from tfrobust.report.record import RunRecord, load_run
 from tfrobust.report.summary import (
@@ -25,6 +26,7 @@ from tfrobust.report.summary import (
 from tfrobust.report.text import NOTHING, duration, milliseconds, p_value, percent, points
 
 MISSED = " †"  # follows the label of a row with a run that missed a requirement
+UNFINISHED = " ‡"  # follows the label of a row with a run whose evaluation is not finished
 CHANCE = 0.05  # a difference with a smaller p-value is beyond chance
 
 
@@ -55,7 +57,8 @@ class FinishedRun:
 
     @property
     def seed(self) -> int:
-        return int(self.record.config.get("seed") or 0)
+        """The seed of the config; without config.yaml, that of the evaluation."""
+        return int(self.record.config.get("seed", self.record.evaluation.seed) or 0)
 
     @property
     def accuracies(self) -> dict[str, AccuracyRow]:
@@ -121,7 +124,8 @@ def comparison(runs: Sequence[FinishedRun]) -> ReportTable:
 
     A cell has the mean accuracy over the seeds, with its standard deviation. If a paper has a
     figure, the cell also has that figure and the difference. The best cell of a column is bold if
-    the runs are `alike`. A row with a run that missed a requirement is marked and never the best.
+    the runs are `alike` and its numbers are `comparable`. A row with a run that missed a
+    requirement, or whose evaluation is not finished, is marked and never the best.
     """
     names = in_order(name for run in runs for name in run.accuracies)
     lines, means = [], []
@@ -133,10 +137,15 @@ def comparison(runs: Sequence[FinishedRun]) -> ReportTable:
             values.append(mean(row.accuracy for row in rows) if rows else -1.0)
         seeds = ", ".join(str(run.seed) for run in family)
         missed = any(run.record.missed for run in family)
-        lines.append([label + MISSED * missed, seeds, *cells, *_costs(family)])
-        means.append([-1.0] * len(names) if missed else values)
+        unfinished = any(run.record.evaluation.pending for run in family)
+        marked = label + MISSED * missed + UNFINISHED * unfinished
+        lines.append([marked, seeds, *cells, *_costs(family)])
+        means.append([-1.0] * len(names) if missed or unfinished else values)
     header = ["method", "seeds", *(_head(name, runs) for name in names)]
+    counted = [run for run in runs if not (run.record.missed or run.record.evaluation.pending)]
+    records = [run.record.evaluation for run in counted]
     best = _highest(means, first_column=2) if len(means) > 1 and alike(runs) else frozenset()
+    best = frozenset((y, x) for y, x in best if comparable(records, names[x - 2]))
     return ReportTable([*header, "time per batch", "training time", "epochs"], lines, best)
 
 

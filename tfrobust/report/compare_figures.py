@@ -15,7 +15,7 @@ from tfrobust.overfitting import ROBUST
 from tfrobust.report.compare import FinishedRun, alike, families
 from tfrobust.report.figures import PANELS, in_percent, literal, new_axes
 from tfrobust.report.html import INK
-from tfrobust.report.summary import ClassRow, class_rows, pareto, series_over_time
+from tfrobust.report.summary import WORST, ClassRow, class_rows, pareto, series_over_time
 
 COLOURS = 10
 MARKERS, LINES = "osD^vP*X<>", ("-", "--", ":", "-.")
@@ -24,12 +24,15 @@ WIDE = 10.0  # the ratio of the largest to the smallest value above which an axi
 SIZE = (4.6, 3.4)  # of a figure, in inches
 
 
-def scatter(runs: Sequence[FinishedRun]) -> Figure:
-    """Draw worst-case against clean accuracy, a point for each run.
+def scatter(runs: Sequence[FinishedRun]) -> dict[str, Figure]:
+    """Draw worst-case against clean accuracy, a point for each run that was attacked.
 
     The dashed line is the Pareto front of the labels' means. A once-for-all network is a line over
-    its lambdas.
+    its lambdas. There is no figure of fewer than two points.
     """
+    runs = [run for run in runs if WORST in run.accuracies]
+    if len(runs) < 2:
+        return {}
     figure, axes = new_axes("clean accuracy", "worst-case accuracy", size=SIZE)
     means = []
     for place, (label, family) in enumerate(families(runs).items()):
@@ -50,7 +53,7 @@ def scatter(runs: Sequence[FinishedRun]) -> Figure:
             *zip(*front, strict=True), color=INK, lw=1, ls="--", alpha=0.6, label="Pareto front"
         )
     in_percent(axes.xaxis, axes.yaxis)
-    return _legend(figure, axes)
+    return {"trade-off": _legend(figure, axes)}
 
 
 def overlays(runs: Sequence[FinishedRun]) -> dict[str, Figure]:
@@ -182,10 +185,13 @@ def sweeps(runs: Sequence[FinishedRun]) -> dict[str, Figure]:
             continue
         figure, axes = new_axes(literal(key), "accuracy", size=SIZE)
         for place, (label, line) in enumerate(lines.items()):
-            for kind, name in enumerate(("clean", "worst case")):
+            for kind, name in enumerate(("clean", WORST)):
+                heights = [mean(pair[kind] for pair in line[value]) for value in sorted(line)]
+                if all(map(math.isnan, heights)):
+                    continue
                 axes.plot(
                     sorted(line),
-                    [mean(pair[kind] for pair in line[value]) for value in sorted(line)],
+                    heights,
                     marker="o",
                     **_line(place),
                     ms=5,
@@ -213,20 +219,32 @@ def _number(value: Any) -> float | None:
 
 
 def _label_without(run: FinishedRun, key: str, value: float) -> str:
-    """Return the label of a run without the value of a key, such as alpha=1.0e-06."""
+    """Return the label of a run without the value of a key, such as alpha=1.0e-06.
+
+    Several keys of a grid may end alike, such as method.attack.steps and
+    train.validation_attack.steps. Their values stand in the label in the order of the grid.
+    """
     begin = f"{key.rpartition('.')[2]}="
     parts = run.row.label.split(" ")
-    return " ".join(
-        part
-        for part in parts
-        if not part.startswith(begin) or _number(part.removeprefix(begin)) != value
-    )
+    places = [
+        place
+        for place, part in enumerate(parts)
+        if part.startswith(begin) and _number(part.removeprefix(begin)) == value
+    ]
+    alike = [
+        other
+        for other, others in run.row.varied.items()
+        if f".{other}".endswith(f".{begin[:-1]}") and _number(others) == value
+    ]
+    for place in places[-len(alike) :][alike.index(key) :][:1]:
+        del parts[place]
+    return " ".join(parts)
 
 
 def _accuracies(run: FinishedRun) -> tuple[float, float]:
-    """Return the clean and the worst-case accuracy of a run."""
+    """Return the clean and the worst-case accuracy of a run, NaN if it was not attacked."""
     rows = run.accuracies
-    return rows["clean"].accuracy, rows.get("worst case", rows["clean"]).accuracy
+    return rows["clean"].accuracy, rows[WORST].accuracy if WORST in rows else math.nan
 
 
 def _legend(figure: Figure, axes: Any) -> Figure:

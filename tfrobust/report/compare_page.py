@@ -29,7 +29,8 @@ EXPLAINED = (
     "Accuracies are shares of the evaluated images. Under an attack, an image is right if it is "
     "right both clean and attacked; the worst case is over the images that every attack saw. n: "
     "number of images. Several seeds: mean ± standard deviation. Differences to the paper are in "
-    "points. Bold: the best of a column. †: missed a requirement, so it does not count as the best."
+    "points. Bold: the best of a column, if all its numbers are of as many images under the same "
+    "attacks. †: missed a requirement. ‡: its evaluation is not finished. Neither is ever the best."
 )
 UNLIKE = (
     " These runs differ in their data or threat, and each was attacked at its own eps: accuracies "
@@ -66,6 +67,7 @@ def write_comparison(
     write_text(folder / "table.csv", flat(runs).csv())
     failures = [f"{row.folder.name} failed: {row.reason}" for row in rows if row.reason is not None]
     failures += [f"{run.row.folder.name} missed {m}" for run in runs for m in run.record.missed]
+    failures += unfinished(runs)
     warnings = {
         name_of(run, runs): overfitting(run.record.history, run.record.config) for run in runs
     }
@@ -91,6 +93,16 @@ def write_comparison(
     return write_page(folder / "report", "comparison", values, figures, tables)
 
 
+def unfinished(runs: Sequence[FinishedRun]) -> list[str]:
+    """Return a line for each run whose evaluation is not finished."""
+    return [
+        f"{name_of(run, runs)} is not finished: {', '.join(pending)} did not run yet, so its worst "
+        "case can only fall"
+        for run in runs
+        if (pending := run.record.evaluation.pending)
+    ]
+
+
 def _pages(folder: Path, runs: Sequence[FinishedRun]) -> list[tuple[str, str]]:
     """Return (name, link relative to `folder`) of each run that has a report."""
     links = []
@@ -105,10 +117,9 @@ def _pages(folder: Path, runs: Sequence[FinishedRun]) -> list[tuple[str, str]]:
 def _sections(runs: Sequence[FinishedRun]) -> list[tuple[str, dict[str, Figure], str]]:
     """Return the title, the figures by name and a note of each section that has figures."""
     comparable = alike(runs)
-    accuracies: dict[str, Figure] = {}
+    accuracies = scatter(runs) if comparable else {}
     notes = []
-    if len(runs) > 1 and comparable:
-        accuracies["trade-off"] = scatter(runs)
+    if accuracies:
         notes.append("One point per run; the dashed line is the Pareto front of the means.")
     if curve := over_eps(runs):
         accuracies |= curve

@@ -96,8 +96,13 @@ def legend(axes: Any) -> None:
 
 
 def literal(label: str) -> str:
-    """Return a label for matplotlib, to which a bare dollar sign would begin a formula."""
-    return label.replace("$", r"\$")
+    """Return a label for matplotlib.
+
+    To it a bare dollar sign would begin a formula, and it leaves a label that begins with an
+    underscore out of legends.
+    """
+    blank = " " * label.startswith("_")
+    return blank + label.replace("$", r"\$")
 
 
 def curves(history: Sequence[Mapping[str, float]], best: int | None) -> dict[str, Figure]:

@@ -46,6 +46,9 @@ class ReportTable:
         rows = [[latex_escape(cell) for cell in row] for row in [self.header, *self.rows]]
         for row, column in self.bold:
             rows[1 + row][column] = rf"\textbf{{{rows[1 + row][column]}}}"
+        for cells in rows:
+            if cells[0].startswith(("[", "*")):  # which LaTeX would take for an option of the line
+                cells[0] = "{}" + cells[0]
         head, *body = (" & ".join(row) + r" \\" for row in rows)
         columns = "l" * len(self.header)
         lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *body]
@@ -61,7 +64,8 @@ def write_page(
 ) -> Path:
     """Write index.html, figures/ and tables/, and report.md if there is a template for it.
 
-    The same input gives the same bytes.
+    The same input gives the same bytes. Figures and tables of a former page are removed: their
+    numbers would stand beside those of this page.
 
     Args:
         folder: The folder of the page.
@@ -81,6 +85,13 @@ def write_page(
     for name, table in tables.items():
         write_text(folder / "tables" / f"{name}.csv", table.csv())
         write_text(folder / "tables" / f"{name}.tex", table.latex())
+    for kind, suffixes, names in (
+        ("figures", (".svg",), drawn.keys()),
+        ("tables", (".csv", ".tex"), tables.keys()),
+    ):
+        for path in (folder / kind).glob("*"):
+            if path.suffix in suffixes and path.name.removesuffix(path.suffix) not in names:
+                path.unlink()
     # Safe as markup: matplotlib has escaped the text of figures.
     elements = {name: Markup(inline(text, name)) for name, text in drawn.items()}
     values = {**values, "tables": tables}

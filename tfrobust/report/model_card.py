@@ -75,9 +75,9 @@ def _ran_autoattack(evaluation: Record) -> bool:
     """Return whether the whole AutoAttack ran under every norm."""
     several = len(evaluation.balls) > 1
     prefixes = [f"{norm}: " if several else "" for norm, _, _ in evaluation.balls]
+    finished = evaluation.suites & {row.name for row in evaluation.attacks}
     return all(
-        any(is_autoattack(s.removeprefix(p)) for s in evaluation.suites if s.startswith(p))
-        for p in prefixes
+        any(is_autoattack(s.removeprefix(p)) for s in finished if s.startswith(p)) for p in prefixes
     )
 
 

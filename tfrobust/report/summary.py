@@ -315,7 +315,8 @@ def headline(config: Mapping[str, Any], evaluation: Record) -> str:
     attacks = [attack for attack in evaluation.attacks if attack.name not in evaluation.suites]
     attacks = [attack for attack in attacks if attack.examples == n]
     if attacks and worst is not None:
-        names = {attack.suite or attack.name for attack in attacks}
+        rows = {attack.name for attack in evaluation.attacks}  # of a suite only once it is finished
+        names = {a.suite if a.suite in rows else a.name for a in attacks}
         under = names.pop() if len(names) == 1 else f"the worst of {len(attacks)} attacks"
         text += f", {percent(worst)} under {under}"
         if n != clean.examples:
