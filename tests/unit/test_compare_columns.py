@@ -173,11 +173,11 @@ def test_a_page_has_no_tables_and_figures_of_a_former_one(tmp_path: Path) -> Non
     folders, out = two(tmp_path), tmp_path / "out"
     tables = write_comparison(out, "mine", rows_of(folders), {}).parent / "tables"
     assert (tables / "differences.csv").is_file()
-    mine = tables / "notes.md"
+    mine = tables / "mine.csv"
     mine.touch()
     write_comparison(out, "mine", rows_of(folders[:1]), {})
     names = sorted(path.name for path in tables.iterdir())
-    assert names == ["comparison.csv", "comparison.tex", "notes.md", "runs.csv", "runs.tex"]
+    assert names == ["comparison.csv", "comparison.tex", "mine.csv", "runs.csv", "runs.tex"]
     assert not (out / "report" / "figures" / "trade-off.svg").exists()
 
 

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from tfrobust.io import write_text
 from tfrobust.report.text import latex_escape, markdown_escape, markdown_table
 
+FILES = "<!-- Beside this page:"  # begins the list of files at the end of a page
 INK = "#010203"  # stands for the page's text colour, which suits light and dark pages
 BLACK = "#1b1f24"  # takes its place in the file of a figure
 
@@ -65,7 +66,7 @@ def write_page(
     """Write index.html, figures/ and tables/, and report.md if there is a template for it.
 
     The same input gives the same bytes. Figures and tables of a former page are removed: their
-    numbers would stand beside those of this page.
+    numbers would stand beside those of this page. Other files in the folder stay.
 
     Args:
         folder: The folder of the page.
@@ -78,28 +79,31 @@ def write_page(
     Returns:
         The path of the page.
     """
-    environment = templates()
+    environment, page = templates(), folder / "index.html"
     drawn = {name: svg(figure) for name, figure in figures.items()}
-    for name, text in drawn.items():
-        write_text(folder / "figures" / f"{name}.svg", text.replace(INK, BLACK))
-    for name, table in tables.items():
-        write_text(folder / "tables" / f"{name}.csv", table.csv())
-        write_text(folder / "tables" / f"{name}.tex", table.latex())
-    for kind, suffixes, names in (
-        ("figures", (".svg",), drawn.keys()),
-        ("tables", (".csv", ".tex"), tables.keys()),
-    ):
-        for path in (folder / kind).glob("*"):
-            if path.suffix in suffixes and path.name.removesuffix(path.suffix) not in names:
-                path.unlink()
+    files = {f"figures/{name}.svg": text.replace(INK, BLACK) for name, text in drawn.items()}
+    files |= {f"tables/{name}.csv": table.csv() for name, table in tables.items()}
+    files |= {f"tables/{name}.tex": table.latex() for name, table in tables.items()}
+    for name in _files_beside(page) - files.keys():
+        (folder / name).unlink(missing_ok=True)
+    for name, text in files.items():
+        write_text(folder / name, text)
     # Safe as markup: matplotlib has escaped the text of figures.
     elements = {name: Markup(inline(text, name)) for name, text in drawn.items()}
     values = {**values, "tables": tables}
     if f"{template}.md" in environment.list_templates():
         write_text(folder / "report.md", environment.get_template(f"{template}.md").render(values))
     html = environment.get_template(f"{template}.html").render({**values, "figures": elements})
-    write_text(folder / "index.html", html)
-    return folder / "index.html"
+    write_text(page, "\n".join([html, FILES, *files, "-->\n"]))
+    return page
+
+
+def _files_beside(page: Path) -> set[str]:
+    """Return the files that were written beside a page, as its last lines name them."""
+    if not page.is_file():
+        return set()
+    _, _, names = page.read_text(encoding="utf-8").partition(f"\n{FILES}\n")
+    return {name for name in names.splitlines() if re.fullmatch(r"(figures|tables)/[^/]+", name)}
 
 
 def templates() -> Environment:
