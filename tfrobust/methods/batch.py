@@ -74,12 +74,22 @@ def without_strings(batch: Batch) -> Batch:
 
 
 def _index(index: Any, examples: int) -> tf.Tensor:
-    """Return the index, checked to be in [0, examples). Errors are like those of `_weight`."""
+    """Return the index as int64 [B], checked to be in [0, examples). Errors are as in `_weight`."""
     index = tf.convert_to_tensor(index)
-    fits = tf.reduce_all((index >= 0) & (index < examples))
+    received = f"{index.dtype.name} of shape {index.shape}"
+    fits = _is_one_each(index) and index.dtype.is_integer
+    require(fits, "index", "whole numbers [B], one for each example", received)
+    index = tf.reshape(tf.cast(index, tf.int64), [-1])
+    inside = tf.reduce_all((index >= 0) & (index < examples))
     line = f"index: expected rows 0 to {examples - 1} (num_examples is {examples}), received"
-    with tf.control_dependencies(demand(fits, line, index)):
+    with tf.control_dependencies(demand(inside, line, index)):
         return tf.identity(index)
+
+
+def _is_one_each(values: tf.Tensor) -> bool:
+    """Return whether values may be one number for each example, [B] or [B, 1]."""
+    shape = values.shape
+    return shape.rank in (None, 1) or (shape.rank == 2 and shape[1] == 1)
 
 
 def _weight(weight: Any) -> tf.Tensor:
@@ -89,15 +99,14 @@ def _weight(weight: Any) -> tf.Tensor:
     error is TensorFlow's, with the same line, before any weight of the network moves.
     """
     weight = tf.convert_to_tensor(weight)
-    shape, kind = weight.shape, weight.dtype
-    one_each = shape.rank in (None, 1) or (shape.rank == 2 and shape[1] == 1)
+    kind, received = weight.dtype, f"{weight.dtype.name} of shape {weight.shape}"
     numeric = kind.is_floating or kind.is_integer or kind.is_bool
-    received = f"{kind.name} of shape {shape}"
-    require(one_each and numeric, "sample_weight", "numbers [B], one for each example", received)
+    fits = _is_one_each(weight) and numeric
+    require(fits, "sample_weight", "numbers [B], one for each example", received)
     weight = tf.reshape(tf.cast(weight, tf.float32), [-1])
-    fits = tf.reduce_all((weight >= 0) & (weight < np.inf))  # NaN is neither
+    finite = tf.reduce_all((weight >= 0) & (weight < np.inf))  # NaN is neither
     line = "sample_weight: expected finite numbers >= 0, received"
-    with tf.control_dependencies(demand(fits, line, weight)):
+    with tf.control_dependencies(demand(finite, line, weight)):
         return tf.identity(weight)
 
 
