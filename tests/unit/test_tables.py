@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from tests.errors import error_line
 from tests.unit.test_robust_model import THREAT, NeedsIndex, W, X, Y
+from tfrobust.methods.table import Table
 
 
 @pytest.mark.parametrize("dtype", ["int32", "uint8"])
@@ -39,3 +40,12 @@ def test_an_index_that_names_no_rows_is_refused(
     model = NeedsIndex(linear(W), threat=THREAT, num_examples=8)
     data = {"image": X, "label": Y, "index": index}
     assert message in error_line(lambda: model.as_batch(data, model.requires))
+
+
+@pytest.mark.parametrize("shape", [(), (2, 1)])
+def test_a_row_that_occurs_twice_in_a_batch_gets_the_mean(shape: tuple[int, ...]) -> None:
+    """Such batches come from data that are shuffled, repeated and then batched."""
+    table = Table(4, shape, fill=1.0)
+    values, expected = (np.multiply.outer(v, np.ones(shape)) for v in ([2, 4, 7], [1, 3, 7, 1]))
+    table.write(tf.constant([1, 1, 2]), tf.constant(values, tf.float32))
+    np.testing.assert_allclose(table.read(tf.range(4)), expected)
