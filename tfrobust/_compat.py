@@ -31,6 +31,7 @@ __all__ = [
     "loss_mean",
     "operation_of",
     "set_direction",
+    "trained_by",
     "twice_differentiable",
     "validates_in_fit",
     "with_whole_files",
@@ -40,6 +41,14 @@ __all__ = [
 def layers_of(model: keras.Model) -> list[keras.Layer]:
     """Return the model and every layer in it, nested ones included (`_flatten_layers`)."""
     return list(model._flatten_layers())
+
+
+def trained_by(layer: keras.Layer) -> list[keras.Variable]:
+    """Return a layer's own weights that are trained unless it is frozen.
+
+    Keras keeps them as `_trainable_variables`. Those of inner layers are not among them.
+    """
+    return list(layer._trainable_variables)
 
 
 def operation_of(tensor: Any) -> Any:

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfrobust._compat import layers_of
+from tfrobust._compat import layers_of, trained_by
 from tfrobust.errors import choose, require, require_at_least
 from tfrobust.methods.batch import Batch
 from tfrobust.methods.gated import GatedModel
@@ -197,11 +197,13 @@ class AveragedModel(GatedModel):
 
     @property
     def _averaged(self) -> list[Any]:
-        """The weights that are averaged; Dropout's seeds never are."""
+        """The weights that are averaged, those of frozen layers too; Dropout's seeds never are."""
         if self.averaging is None:
             return []
-        current = self.averaging.statistics == "current"
-        weights = self.network.trainable_variables if current else self.network.weights
+        weights = self.network.weights
+        if self.averaging.statistics == "current":
+            trained = {id(w) for layer in layers_of(self.network) for w in trained_by(layer)}
+            weights = [weight for weight in weights if id(weight) in trained]
         return [weight for weight in weights if tf.as_dtype(weight.dtype).is_floating]
 
     def _as_evaluated(self) -> Any:
