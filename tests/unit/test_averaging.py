@@ -60,6 +60,21 @@ def test_validation_and_prediction_use_the_averaged_weights(
     assert logs == pytest.approx(plain.evaluate(X, Y, verbose=0, return_dict=True), rel=1e-4)
 
 
+def test_averages_begin_at_weights_that_were_loaded_after_the_model_was_made() -> None:
+    """The rate is 0, so that each average stays where it begins."""
+    network = two_layers()
+    model = Natural(network, threat=THREAT, averaging=Ema(decay=0.9, warm_up=False))
+    loaded = [weight + 1.0 for weight in network.get_weights()]
+    network.set_weights(loaded)
+    np.testing.assert_allclose(model(X), network(X), rtol=1e-5)
+    for average, weight in zip(model.evaluated_weights(), loaded, strict=True):
+        np.testing.assert_array_equal(average, weight)
+    model.compile(keras.optimizers.SGD(0.0))
+    model.train_on_batch(X, Y)
+    for average, weight in zip(model.evaluated_weights(), loaded, strict=True):
+        np.testing.assert_allclose(average, weight, rtol=1e-6)
+
+
 def test_decay_of_an_average_at_each_step() -> None:
     """Epochs have 3 batches, and averages start with epoch 1.
 
