@@ -295,7 +295,7 @@ class RobustModel(AveragedModel):
         weights = self.network.trainable_variables
         pairs = [(variable, variable.value) for variable in self.network.variables]
         pairs += [(weights[k], value) for k, value in values.items()]
-        return keras.StatelessScope(pairs)
+        return keras.StatelessScope(pairs, collect_losses=True)
 
     # ---------------------------------------------------------------------- one training batch
     def train_step(self, data: Any) -> dict[str, Any]:
