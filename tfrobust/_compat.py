@@ -213,13 +213,15 @@ class HookedModel(keras.Model):
             return logs | {name: value for name, value in results.items() if name in logs}
 
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
-        """Build the optimizer on several machines, where Keras's own build fails (keras#20585).
+        """Build the optimizer on several devices, where Keras's own build may fail.
 
-        The network is built already, so only the optimizer is left.
+        It fails on several machines (keras#20585), and if the devices get different numbers of
+        examples. The network is built already, so only the optimizer is left.
         """
-        if isinstance(self.distribute_strategy, tf.distribute.MultiWorkerMirroredStrategy):
-            if not self.optimizer.built:
-                self.optimizer.build(self.trainable_variables)
+        if self.distribute_strategy.num_replicas_in_sync > 1:
+            if self.compiled and not self.optimizer.built:
+                with self.distribute_strategy.scope():
+                    self.optimizer.build(self.trainable_variables)
         else:
             super()._maybe_symbolic_build(iterator, data_batch)
 
