@@ -48,4 +48,5 @@ def test_a_row_that_occurs_twice_in_a_batch_gets_the_mean(shape: tuple[int, ...]
     table = Table(4, shape, fill=1.0)
     values, expected = (np.multiply.outer(v, np.ones(shape)) for v in ([2, 4, 7], [1, 3, 7, 1]))
     table.write(tf.constant([1, 1, 2]), tf.constant(values, tf.float32))
+    table.write(tf.constant([-1]), 9 * tf.ones((1, *shape)))  # an example without a row
     np.testing.assert_allclose(table.read(tf.range(4)), expected)

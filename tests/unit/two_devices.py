@@ -242,11 +242,11 @@ def weighted(strategy: tf.distribute.Strategy) -> list[dict[str, Any]]:
 def uneven(strategy: tf.distribute.Strategy) -> dict[str, Any]:
     """Return logs after an epoch of 9 examples, and whether the weights are finite.
 
-    Of a batch of 3 the devices get 2 and 1.
+    Of a batch of 3 the devices get 2 and 1; of the last batch, after one of 8, they get 1 and none.
     """
     rng, out = np.random.default_rng(0), {}
     x, y = rng.random((9, 4, 4, 1)).astype("float32"), rng.integers(0, 3, 9)
-    for size in (3,):
+    for size in (3, 8):
         with strategy.scope():
             model = model_for("adv", "own")
         logs = model.fit(x, y, size, 1, 0).history | model.evaluate(x, y, size, 0, return_dict=True)

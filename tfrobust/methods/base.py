@@ -19,7 +19,7 @@ from tfrobust.errors import choose, require, require_at_least
 from tfrobust.gate import check_threat
 from tfrobust.methods import decay
 from tfrobust.methods.averaging import AveragedModel, Averaging
-from tfrobust.methods.batch import Batch, as_batch, weighed, without_strings
+from tfrobust.methods.batch import Batch, as_batch, filled, weighed, without_strings
 from tfrobust.methods.means import Means, for_keras
 from tfrobust.methods.ramp import ramp
 from tfrobust.methods.several_norms import WAYS, Errors, check_attack, perturbed
@@ -299,7 +299,7 @@ class RobustModel(AveragedModel):
 
     # ---------------------------------------------------------------------- one training batch
     def train_step(self, data: Any) -> dict[str, Any]:
-        batch = weighed(self.as_batch(data, self.requires), self.class_weight)
+        batch = weighed(filled(self.as_batch(data, self.requires)), self.class_weight)
         # On several replicas only the parts without communication are compiled (`computed`).
         update = self._updated if self.distributed else self.by_xla(self._updated)
         logs = update(batch) | self.scalars()
@@ -377,7 +377,7 @@ class RobustModel(AveragedModel):
         The Jacobian is estimated at FGSM's adversarial image. A jump of the estimate, or of the gap
         between the two robust accuracies, shows catastrophic overfitting.
         """
-        batch = self.as_batch(data)
+        batch = filled(self.as_batch(data))
         terms = self.by_xla(self._validated)(batch)
         logs = self.means.measure(loss_mean(self), terms, batch.get("weight", 1.0))
         return for_keras(logs)

@@ -73,6 +73,35 @@ def without_strings(batch: Batch) -> Batch:
     return {k: v for k, v in batch.items() if tf.convert_to_tensor(v).dtype != tf.string}
 
 
+def filled(batch: Batch) -> Batch:
+    """Return a replica's batch, or, if it has no examples, one of weight 0 and without an index.
+
+    A replica has none where the last batch of an epoch is too small for all of them. Without one,
+    BatchNorm and its gradients would be NaN. Its image is the first one of the global batch.
+    """
+    context, image = tf.distribute.get_replica_context(), batch["image"]
+    if context is None or context.num_replicas_in_sync == 1 or image.shape[0]:
+        return batch
+    first = tf.reduce_sum(image[:1], axis=0)  # 0 of no images
+    is_first = tf.equal(context.replica_id_in_sync_group, 0)
+    first = context.all_reduce("SUM", tf.where(is_first, first, tf.zeros_like(first)))
+    missing = tf.maximum(1 - tf.shape(image)[0], 0)
+
+    def with_filling(name: str, values: Any) -> tf.Tensor:
+        values = tf.convert_to_tensor(values)
+        if values.shape.rank == 0:
+            return values
+        filling = tf.zeros(tf.concat([[missing], tf.shape(values)[1:]], axis=0), values.dtype)
+        if name == "image":
+            filling = tf.repeat(first[None], missing, axis=0)
+        elif name == "index":
+            filling -= 1
+        return tf.ensure_shape(tf.concat([values, filling], axis=0), values.shape)
+
+    weighted = {"weight": tf.ones(tf.shape(image)[:1])} | batch
+    return {name: with_filling(name, values) for name, values in weighted.items()}
+
+
 def _index(index: Any, examples: int) -> tf.Tensor:
     """Return the index as int64 [B], checked to be in [0, examples). Errors are as in `_weight`."""
     index = tf.convert_to_tensor(index)
