@@ -31,6 +31,7 @@ __all__ = [
     "loss_mean",
     "operation_of",
     "set_direction",
+    "trained_by",
     "twice_differentiable",
     "validates_in_fit",
     "with_whole_files",
@@ -40,6 +41,14 @@ __all__ = [
 def layers_of(model: keras.Model) -> list[keras.Layer]:
     """Return the model and every layer in it, nested ones included (`_flatten_layers`)."""
     return list(model._flatten_layers())
+
+
+def trained_by(layer: keras.Layer) -> list[keras.Variable]:
+    """Return a layer's own weights that are trained unless it is frozen.
+
+    Keras keeps them as `_trainable_variables`. Those of inner layers are not among them.
+    """
+    return list(layer._trainable_variables)
 
 
 def operation_of(tensor: Any) -> Any:
@@ -204,13 +213,15 @@ class HookedModel(keras.Model):
             return logs | {name: value for name, value in results.items() if name in logs}
 
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
-        """Build the optimizer on several machines, where Keras's own build fails (keras#20585).
+        """Build the optimizer on several devices, where Keras's own build may fail.
 
-        The network is built already, so only the optimizer is left.
+        It fails on several machines (keras#20585), and if the devices get different numbers of
+        examples. The network is built already, so only the optimizer is left.
         """
-        if isinstance(self.distribute_strategy, tf.distribute.MultiWorkerMirroredStrategy):
-            if not self.optimizer.built:
-                self.optimizer.build(self.trainable_variables)
+        if self.distribute_strategy.num_replicas_in_sync > 1:
+            if self.compiled and not self.optimizer.built:
+                with self.distribute_strategy.scope():
+                    self.optimizer.build(self.trainable_variables)
         else:
             super()._maybe_symbolic_build(iterator, data_batch)
 

@@ -21,6 +21,12 @@ from tfrobust.errors import UserError
 from tfrobust.methods import Ema, Swa
 
 
+def two_layers() -> keras.Model:
+    """Return a network of two dense layers, the weights of which are never the same."""
+    layers = [keras.layers.Flatten(), keras.layers.Dense(4), keras.layers.Dense(3)]
+    return keras.Sequential([keras.Input(X.shape[1:]), *layers])
+
+
 @pytest.mark.parametrize("statistics", ["current", "averaged"])
 def test_validation_and_prediction_use_the_averaged_weights(
     normed: keras.Model, statistics: str
@@ -51,6 +57,21 @@ def test_validation_and_prediction_use_the_averaged_weights(
     plain = Natural(normed, threat=THREAT)
     plain.compile("sgd")
     assert logs == pytest.approx(plain.evaluate(X, Y, verbose=0, return_dict=True), rel=1e-4)
+
+
+def test_averages_begin_at_weights_that_were_loaded_after_the_model_was_made() -> None:
+    """The rate is 0, so that each average stays where it begins."""
+    network = two_layers()
+    model = Natural(network, threat=THREAT, averaging=Ema(decay=0.9, warm_up=False))
+    loaded = [weight + 1.0 for weight in network.get_weights()]
+    network.set_weights(loaded)
+    np.testing.assert_allclose(model(X), network(X), rtol=1e-5)
+    for average, weight in zip(model.evaluated_weights(), loaded, strict=True):
+        np.testing.assert_array_equal(average, weight)
+    model.compile(keras.optimizers.SGD(0.0))
+    model.train_on_batch(X, Y)
+    for average, weight in zip(model.evaluated_weights(), loaded, strict=True):
+        np.testing.assert_allclose(average, weight, rtol=1e-6)
 
 
 def test_decay_of_an_average_at_each_step() -> None:
@@ -103,6 +124,22 @@ def test_swa_averages_epochs_and_recomputes_the_statistics(normed: keras.Model) 
     np.testing.assert_allclose(layer.moving_variance, mean_of_variances, rtol=1e-4, atol=1e-5)
     model.recompute_statistics(halves)
     assert model._statistics_after.experimental_get_tracing_count() == 1
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_a_layer_may_be_frozen_or_trained_after_the_model_is_made(later: bool) -> None:
+    """Such as a base that is trained only after its new head; each step averages a and w."""
+    network = two_layers()
+    network.layers[1].trainable = not later
+    model = Natural(network, threat=THREAT, averaging=Ema(decay=0.5, warm_up=False))
+    network.layers[1].trainable = later
+    before = network.get_weights()
+    model.compile(keras.optimizers.SGD(0.5))
+    model.train_step((tf.constant(X), tf.constant(Y)))
+    after = network.get_weights()
+    assert (np.abs(after[0] - before[0]).max() > 1e-4) == later
+    for average, a, w in zip(model.evaluated_weights(), before, after, strict=True):
+        np.testing.assert_allclose(average, 0.5 * a + 0.5 * w, rtol=1e-5, atol=1e-6)
 
 
 def test_statistics_that_never_move_are_not_recomputed() -> None:

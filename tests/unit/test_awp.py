@@ -57,6 +57,24 @@ def test_awp_equals_its_method_during_the_warm_up(linear: Callable[..., Any]) ->
     assert np.abs(perturbed - expected).max() > 1e-4
 
 
+def test_the_regularisers_of_the_activations_count_in_awp() -> None:
+    """All examples have weight 0, so that the step is that of the regulariser alone."""
+
+    def trained(cls: Any, **options: Any) -> np.ndarray:
+        image = keras.Input((2, 2, 1))
+        dense = keras.layers.Dense(2, activity_regularizer=keras.regularizers.L2(0.5))
+        network = keras.Model(image, dense(keras.layers.Flatten()(image)))
+        dense.set_weights([W, np.zeros(2)])
+        model = cls(network, threat=THREAT, **options)
+        model.compile(keras.optimizers.SGD(0.5))
+        model.train_step((tf.constant(X), tf.constant(Y), tf.zeros(len(X))))
+        return dense.get_weights()[0]
+
+    expected = trained(Natural)
+    assert np.abs(expected - W).max() > 1e-3
+    np.testing.assert_allclose(trained(Awp, method="natural", gamma=0.0), expected, rtol=1e-5)
+
+
 def test_awp_moves_the_averages_of_batchnorm_once_a_step() -> None:
     def averages(cls: Any, **options: Any) -> list[np.ndarray]:
         """Return BatchNorm's moving mean and variance after a step."""

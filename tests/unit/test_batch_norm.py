@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.errors import error_line
 from tfrobust import Threat
 from tfrobust.methods import METHODS
 
@@ -74,6 +75,31 @@ def test_methods_that_craft_in_training_mode_move_the_averages(
     model.perturb(batch | {"index": tf.range(8)})
     left = 1 - model.network.layers[1].moving_mean.numpy()[0] / BATCH["image"].mean()
     assert round(np.log(left) / np.log(0.9)) == passes
+
+
+class Inference(keras.Model):
+    """A network that calls its BatchNorm as in inference, as some that are fine-tuned do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.dense = keras.layers.BatchNormalization(), keras.layers.Dense(3)
+
+    def call(self, x: Any, training: bool = False) -> Any:
+        return self.dense(keras.ops.reshape(self.norm(x, training=False), (-1, 4)))
+
+
+def test_llr_takes_a_batch_norm_of_inference_only_if_it_is_frozen() -> None:
+    """It begins with averages of 0, by which such a layer would normalise."""
+    inference = Inference()
+    inference(BATCH["image"])
+    model, batch = METHODS["llr"](inference, threat=Threat("linf", 0.1)), dict(BATCH)
+    batch["adv"] = batch["image"]
+    batch = {key: tf.constant(value) for key, value in batch.items()}
+    line = error_line(lambda: model.robust_loss(batch))
+    assert "network: expected one whose BatchNorm layers take batch statistics" in line
+    inference.norm.trainable = False
+    natural = METHODS["natural"](inference, threat=Threat("linf", 0.1)).robust_loss(batch)
+    np.testing.assert_allclose(model.robust_loss(batch)["loss"], natural["loss"], rtol=1e-5)
 
 
 def test_frozen_layer_keeps_its_averages(normed: keras.Model) -> None:

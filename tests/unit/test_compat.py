@@ -53,6 +53,7 @@ def compiled(kind: type[keras.Model] = keras.Model) -> Any:
     ("owner", "name"),
     [
         (network(), "_flatten_layers"),
+        (network(), "_trainable_variables"),
         (keras.Input((2,)), "_keras_history"),
         (compiled(), "_loss_tracker"),
         (compiled(), "_jit_compile"),

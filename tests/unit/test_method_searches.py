@@ -319,6 +319,15 @@ def test_free_moves_weights_and_delta_in_every_replay(network: Any) -> None:
     assert int(model.step) == 2
 
 
+def test_free_refuses_a_batch_that_is_larger_than_its_batch_size(network: Any) -> None:
+    model = Free(network, threat=THREAT, batch_size=4)
+    model.compile(keras.optimizers.SGD(0.5))
+    with pytest.raises(UserError, match=r"batch: expected up to 4 examples .batch_size is 4., rec"):
+        model.fit(X, Y, batch_size=6, verbose=0)
+    np.testing.assert_array_equal(model.network.get_weights()[0], W)
+    model.evaluate(X, Y, batch_size=6, verbose=0)
+
+
 def test_free_has_a_delta_for_each_image_of_replicas_with_unequal_parts(
     network: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

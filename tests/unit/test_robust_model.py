@@ -15,7 +15,7 @@ from tests.errors import error_line
 from tfrobust import PGD, Adv, Atlas, Natural, Threat
 from tfrobust.data import from_arrays
 from tfrobust.errors import UserError
-from tfrobust.methods import METHODS
+from tfrobust.methods import METHODS, Awp
 from tfrobust.methods.decay import half_square
 from tfrobust.models import small_cnn, with_precision
 
@@ -98,6 +98,18 @@ def test_the_regularisers_of_the_network_are_terms_of_the_loss() -> None:
     before = weights(model)
     moved = stepped(model, X, Y, np.zeros(8, np.float32))
     np.testing.assert_allclose(moved, before * (1 - 0.1 * 0.5), rtol=1e-5)
+
+
+@pytest.mark.parametrize("policy", ["float64", "mixed_bfloat16"])
+@pytest.mark.parametrize("method", [Natural, Awp])
+def test_penalties_on_a_network_of_another_precision(policy: str, method: Any) -> None:
+    """The sum of the penalties is float32, though the terms are not."""
+    keras.utils.set_random_seed(5)
+    hidden = keras.layers.Dense(4, dtype=policy, kernel_regularizer="l2", activity_regularizer="l2")
+    layers = [keras.layers.Flatten(), hidden, keras.layers.Dense(3, dtype="float32")]
+    model = method(keras.Sequential([keras.Input((2, 2, 1)), *layers]), threat=THREAT, l2=0.1)
+    before = weights(model)
+    assert np.abs(stepped(model, X, Y) - before).max() > 1e-4
 
 
 def test_examples_of_weight_zero_have_no_influence(linear: Callable[..., Any]) -> None:

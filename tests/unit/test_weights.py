@@ -73,6 +73,14 @@ def evaluated(model: Any, weight: np.ndarray) -> dict[str, float]:
     return model.evaluate(X, Y, sample_weight=weight, **options)
 
 
+def test_devices_may_get_different_numbers_of_examples_or_none(
+    on_two_devices: Callable[[str], Any],
+) -> None:
+    """BatchNorm's weights were NaN after a batch of which a device had no example."""
+    for result in on_two_devices("uneven").values():
+        assert result["finite"] and all(np.isfinite(value) for value in result["logs"].values())
+
+
 def test_validation_reports_weighted_means_of_every_metric(linear: Callable[..., Any]) -> None:
     model = compiled(linear)
     batches = [model._validated(model.as_batch(batch)) for batch in streamed(X, Y)]

@@ -245,6 +245,22 @@ def weighted(strategy: tf.distribute.Strategy) -> list[dict[str, Any]]:
     return logs
 
 
+def uneven(strategy: tf.distribute.Strategy) -> dict[str, Any]:
+    """Return logs after an epoch of 9 examples, and whether the weights are finite.
+
+    Of a batch of 3 the devices get 2 and 1; of the last batch, after one of 8, they get 1 and none.
+    """
+    rng, out = np.random.default_rng(0), {}
+    x, y = rng.random((9, 4, 4, 1)).astype("float32"), rng.integers(0, 3, 9)
+    for size in (3, 8):
+        with strategy.scope():
+            model = model_for("adv", "own")
+        logs = model.fit(x, y, size, 1, 0).history | model.evaluate(x, y, size, 0, return_dict=True)
+        finite = all(np.isfinite(weight).all() for weight in model.network.get_weights())
+        out[f"{size}"] = {"finite": finite, "logs": {k: float(np.sum(v)) for k, v in logs.items()}}
+    return out
+
+
 def refused(strategy: tf.distribute.Strategy) -> dict[str, Any]:
     """Return the error of `fit` for one wrong pixel, and how far the network has moved.
 

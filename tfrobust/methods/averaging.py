@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfrobust._compat import layers_of
+from tfrobust._compat import layers_of, trained_by
 from tfrobust.errors import choose, require, require_at_least
 from tfrobust.methods.batch import Batch
 from tfrobust.methods.gated import GatedModel
@@ -140,6 +140,20 @@ class AveragedModel(GatedModel):
             share = tf.cast(keep, average.dtype)
             average.assign(share * average.value + (1.0 - share) * weight.value)
 
+    def make_train_function(self, force: bool = False) -> Any:
+        self._begin_again()
+        return super().make_train_function(force)
+
+    def _begin_again(self) -> None:
+        """Set the averages to the weights, which may have changed since, before the first step."""
+        if not self._has_begun():
+            for weight, average in zip(self._averaged, self.averages, strict=True):
+                average.assign(keras.ops.convert_to_numpy(weight))
+
+    def _has_begun(self) -> bool:
+        """Return whether the model has trained on a batch."""
+        return bool(keras.ops.convert_to_numpy(self.step))
+
     def recompute_statistics(self, batches: Iterable[Batch]) -> None:
         """Set the averages of BatchNorm's statistics to their means over the images of batches.
 
@@ -192,21 +206,33 @@ class AveragedModel(GatedModel):
 
     def evaluated_weights(self) -> list[np.ndarray]:
         """Return the weights with which the network is validated, for its `set_weights`."""
-        averages = {id(w): a for w, a in zip(self._averaged, self.averages, strict=True)}
+        pairs = zip(self._averaged, self.averages, strict=True) if self._has_begun() else ()
+        averages = {id(w): a for w, a in pairs}
         return [averages.get(id(w), w).numpy() for w in self.network.weights]
 
     @property
     def _averaged(self) -> list[Any]:
-        """The weights that are averaged; Dropout's seeds never are."""
+        """The weights that are averaged, those of frozen layers too; Dropout's seeds never are."""
         if self.averaging is None:
             return []
-        current = self.averaging.statistics == "current"
-        weights = self.network.trainable_variables if current else self.network.weights
+        weights = self.network.weights
+        if self.averaging.statistics == "current":
+            trained = {id(w) for layer in layers_of(self.network) for w in trained_by(layer)}
+            weights = [weight for weight in weights if id(weight) in trained]
         return [weight for weight in weights if tf.as_dtype(weight.dtype).is_floating]
 
     def _as_evaluated(self) -> Any:
-        """Return a context in which the network's weights are their averages, if there are any."""
+        """Return a context in which the network's weights are their averages, if there are any.
+
+        Before the first step these are the weights themselves.
+        """
         if not self.averages:
             return contextlib.nullcontext()
         pairs = zip(self._averaged, self.averages, strict=True)
-        return keras.StatelessScope([(weight, average.value) for weight, average in pairs])
+        has_begun = tf.convert_to_tensor(self.step) > 0
+        return keras.StatelessScope(
+            [
+                (weight, tf.where(has_begun, average.value, weight.value))
+                for weight, average in pairs
+            ]
+        )

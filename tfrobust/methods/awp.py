@@ -124,7 +124,8 @@ class Awp(RobustModel):
             length = tf.norm(g)
             # A gradient that overflows (float16) has no direction, so the weight stays.
             unit = tf.where(tf.math.is_finite(length), tf.math.divide_no_nan(g, length), 0.0)
-            moved[k] = weight.value + size * tf.norm(weight.value) * unit
+            share = tf.cast(size, weight.dtype)
+            moved[k] = weight.value + share * tf.norm(weight.value) * unit
         return moved
 
 

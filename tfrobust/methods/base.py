@@ -17,9 +17,9 @@ from tfrobust.attacks import FGSM, PGD, Attack
 from tfrobust.attacks.gradient import GradientAttack
 from tfrobust.errors import choose, require, require_at_least
 from tfrobust.gate import check_threat
+from tfrobust.methods import decay
 from tfrobust.methods.averaging import AveragedModel, Averaging
-from tfrobust.methods.batch import Batch, as_batch, weighed, without_strings
-from tfrobust.methods.decay import DECAYED, half_square
+from tfrobust.methods.batch import Batch, as_batch, filled, weighed, without_strings
 from tfrobust.methods.means import Means, for_keras
 from tfrobust.methods.ramp import ramp
 from tfrobust.methods.several_norms import WAYS, Errors, check_attack, perturbed
@@ -194,7 +194,7 @@ class RobustModel(AveragedModel):
         self.num_examples, self.batch_size = num_examples, batch_size
         self.steps_per_epoch = steps_per_epoch
         self.craft = choose("craft", craft, MODES)
-        self.l2_on = choose("l2_on", l2_on, DECAYED)
+        self.l2_on = choose("l2_on", l2_on, decay.DECAYED)
         self.step = self.add_weight(
             shape=(), dtype="int64", trainable=False, initializer="zeros", name="step"
         )
@@ -295,11 +295,11 @@ class RobustModel(AveragedModel):
         weights = self.network.trainable_variables
         pairs = [(variable, variable.value) for variable in self.network.variables]
         pairs += [(weights[k], value) for k, value in values.items()]
-        return keras.StatelessScope(pairs)
+        return keras.StatelessScope(pairs, collect_losses=True)
 
     # ---------------------------------------------------------------------- one training batch
     def train_step(self, data: Any) -> dict[str, Any]:
-        batch = weighed(self.as_batch(data, self.requires), self.class_weight)
+        batch = weighed(filled(self.as_batch(data, self.requires)), self.class_weight)
         # On several replicas only the parts without communication are compiled (`computed`).
         update = self._updated if self.distributed else self.by_xla(self._updated)
         logs = update(batch) | self.scalars()
@@ -363,9 +363,9 @@ class RobustModel(AveragedModel):
             terms = self.robust_loss(batch)
             loss = tf.reduce_mean(terms["loss"] * batch.get("weight", 1.0))
             if penalised:
-                loss += tf.add_n([0.0, *self.network.losses])
+                loss += decay.total(self.network.losses)
             if penalised and self.l2:
-                loss += self.l2 * half_square(self.network, self.l2_on)
+                loss += self.l2 * decay.half_square(self.network, self.l2_on)
             # The optimizer sums the gradients of the replicas.
             replicas = tf.distribute.get_strategy().num_replicas_in_sync
             scaled = self.optimizer.scale_loss(loss / replicas)
@@ -377,7 +377,7 @@ class RobustModel(AveragedModel):
         The Jacobian is estimated at FGSM's adversarial image. A jump of the estimate, or of the gap
         between the two robust accuracies, shows catastrophic overfitting.
         """
-        batch = self.as_batch(data)
+        batch = filled(self.as_batch(data))
         terms = self.by_xla(self._validated)(batch)
         logs = self.means.measure(loss_mean(self), terms, batch.get("weight", 1.0))
         return for_keras(logs)

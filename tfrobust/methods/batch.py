@@ -73,13 +73,52 @@ def without_strings(batch: Batch) -> Batch:
     return {k: v for k, v in batch.items() if tf.convert_to_tensor(v).dtype != tf.string}
 
 
+def filled(batch: Batch) -> Batch:
+    """Return a replica's batch, or, if it has no examples, one of weight 0 and without an index.
+
+    A replica has none where the last batch of an epoch is too small for all of them. Without one,
+    BatchNorm and its gradients would be NaN. Its image is the first one of the global batch.
+    """
+    context, image = tf.distribute.get_replica_context(), batch["image"]
+    if context is None or context.num_replicas_in_sync == 1 or image.shape[0]:
+        return batch
+    first = tf.reduce_sum(image[:1], axis=0)  # 0 of no images
+    is_first = tf.equal(context.replica_id_in_sync_group, 0)
+    first = context.all_reduce("SUM", tf.where(is_first, first, tf.zeros_like(first)))
+    missing = tf.maximum(1 - tf.shape(image)[0], 0)
+
+    def with_filling(name: str, values: Any) -> tf.Tensor:
+        values = tf.convert_to_tensor(values)
+        if values.shape.rank == 0:
+            return values
+        filling = tf.zeros(tf.concat([[missing], tf.shape(values)[1:]], axis=0), values.dtype)
+        if name == "image":
+            filling = tf.repeat(first[None], missing, axis=0)
+        elif name == "index":
+            filling -= 1
+        return tf.ensure_shape(tf.concat([values, filling], axis=0), values.shape)
+
+    weighted = {"weight": tf.ones(tf.shape(image)[:1])} | batch
+    return {name: with_filling(name, values) for name, values in weighted.items()}
+
+
 def _index(index: Any, examples: int) -> tf.Tensor:
-    """Return the index, checked to be in [0, examples). Errors are like those of `_weight`."""
+    """Return the index as int64 [B], checked to be in [0, examples). Errors are as in `_weight`."""
     index = tf.convert_to_tensor(index)
-    fits = tf.reduce_all((index >= 0) & (index < examples))
+    received = f"{index.dtype.name} of shape {index.shape}"
+    fits = _is_one_each(index) and index.dtype.is_integer
+    require(fits, "index", "whole numbers [B], one for each example", received)
+    index = tf.reshape(tf.cast(index, tf.int64), [-1])
+    inside = tf.reduce_all((index >= 0) & (index < examples))
     line = f"index: expected rows 0 to {examples - 1} (num_examples is {examples}), received"
-    with tf.control_dependencies(demand(fits, line, index)):
+    with tf.control_dependencies(demand(inside, line, index)):
         return tf.identity(index)
+
+
+def _is_one_each(values: tf.Tensor) -> bool:
+    """Return whether values may be one number for each example, [B] or [B, 1]."""
+    shape = values.shape
+    return shape.rank in (None, 1) or (shape.rank == 2 and shape[1] == 1)
 
 
 def _weight(weight: Any) -> tf.Tensor:
@@ -89,15 +128,14 @@ def _weight(weight: Any) -> tf.Tensor:
     error is TensorFlow's, with the same line, before any weight of the network moves.
     """
     weight = tf.convert_to_tensor(weight)
-    shape, kind = weight.shape, weight.dtype
-    one_each = shape.rank in (None, 1) or (shape.rank == 2 and shape[1] == 1)
+    kind, received = weight.dtype, f"{weight.dtype.name} of shape {weight.shape}"
     numeric = kind.is_floating or kind.is_integer or kind.is_bool
-    received = f"{kind.name} of shape {shape}"
-    require(one_each and numeric, "sample_weight", "numbers [B], one for each example", received)
+    fits = _is_one_each(weight) and numeric
+    require(fits, "sample_weight", "numbers [B], one for each example", received)
     weight = tf.reshape(tf.cast(weight, tf.float32), [-1])
-    fits = tf.reduce_all((weight >= 0) & (weight < np.inf))  # NaN is neither
+    finite = tf.reduce_all((weight >= 0) & (weight < np.inf))  # NaN is neither
     line = "sample_weight: expected finite numbers >= 0, received"
-    with tf.control_dependencies(demand(fits, line, weight)):
+    with tf.control_dependencies(demand(finite, line, weight)):
         return tf.identity(weight)
 
 

@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from tfrobust._compat import layers_of
+from tfrobust.errors import require
 from tfrobust.models.layers import differentiable_statistics
 
 
@@ -61,12 +62,14 @@ class SharedStatistics(RepeatablePass):
             others = averaged_fn(x_adv)  # in mode "eval"
 
     Neither pass moves the averages of BatchNorm, unless by `move_averages`. Gradients flow through
-    the statistics.
+    the statistics. Raises a UserError if the first pass leaves out a BatchNorm that is not frozen,
+    or calls it with training=False.
     """
 
     def __enter__(self) -> SharedStatistics:
         # From an average of 0 the pass moves to (1 - momentum) * s.
-        self.scope = self._with([tf.zeros_like(average.value) for average, _ in self.averages])
+        self.starts = [tf.zeros_like(average.value) for average, _ in self.averages]
+        self.scope = self._with(self.starts)
         self.differentiable = differentiable_statistics()
         self.scope.__enter__()
         self.differentiable.__enter__()
@@ -76,6 +79,10 @@ class SharedStatistics(RepeatablePass):
         self.differentiable.__exit__(*error)
         self.scope.__exit__(*error)
         self.shares = [self.scope.get_current_value(average) for average, _ in self.averages]
+        expected = "one whose BatchNorm layers take batch statistics in training or are frozen"
+        for (average, _), start, share in zip(self.averages, self.starts, self.shares, strict=True):
+            hint = f"{average.path} (freeze its layer: layer.trainable = False)"
+            require(any(error) or share is not start, "network", expected, hint)
         moved = {id(average) for average, _ in self.averages}
         for variable in self.network.non_trainable_variables:  # such as the seeds of Dropout
             if id(variable) not in moved:

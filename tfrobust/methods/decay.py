@@ -1,6 +1,9 @@
-"""The coupled weight decay of the papers, l2 / 2 * ||w||^2."""
+"""The penalties on the weights: the network's, and the papers' coupled decay l2 / 2 * ||w||^2."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -16,4 +19,9 @@ def is_kernel(weight: keras.Variable) -> bool:
 def half_square(network: keras.Model, on: str) -> tf.Tensor:
     """Return ||w||^2 / 2 over the network's trainable weights that `on` names."""
     weights = [w for w in network.trainable_variables if on == "all" or is_kernel(w)]
-    return tf.add_n([0.0, *(tf.nn.l2_loss(weight.value) for weight in weights)])
+    return total(tf.nn.l2_loss(weight.value) for weight in weights)
+
+
+def total(terms: Iterable[Any]) -> tf.Tensor:
+    """Return the sum of terms of any precision, float32; 0 if there are none."""
+    return tf.add_n([0.0, *(tf.cast(term, tf.float32) for term in terms)])

@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from tfrobust.errors import require, require_at_least
+from tfrobust.gate import demand
 from tfrobust.methods.adv import Adv
 from tfrobust.methods.base import Batch
 from tfrobust.methods.table import Table
@@ -56,6 +57,14 @@ class Free(Adv):
         threat, places = self.threat_now, self._places(batch)
         delta = self.delta.read(places) + threat.eps * threat.steepest(batch["d_adv"])
         self.delta.write(places, threat.shortened(delta))
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        batch, rows = self.as_batch(data), self.delta.table.shape[0]
+        size = tf.shape(batch["label"])[0]
+        most = -(-rows // tf.distribute.get_strategy().num_replicas_in_sync)
+        line = f"batch: expected up to {most} examples (batch_size is {rows}), received"
+        with tf.control_dependencies(demand(size <= most, line, size)):
+            return super().train_step(batch | {"image": tf.identity(batch["image"])})
 
     def update(self, batch: Batch) -> dict[str, Any]:
         for _ in range(self.replays):

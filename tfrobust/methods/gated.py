@@ -249,7 +249,7 @@ class GatedModel(HookedModel):
 
         def stateless(values: list[tf.Tensor], *args: Any) -> Any:
             pairs = zip(self.network.variables, values, strict=True)
-            with keras.StatelessScope(list(pairs)) as scope:
+            with keras.StatelessScope(list(pairs), collect_losses=True) as scope:
                 result = part(*args)
             untrained = self.network.non_trainable_variables
             return result, [scope.get_current_value(variable) for variable in untrained]

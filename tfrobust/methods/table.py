@@ -5,12 +5,15 @@ from __future__ import annotations
 import keras
 import tensorflow as tf
 
+from tfrobust import norms
+
 
 class Table(keras.layers.Layer):
     """Numbers [rows, ...] that are saved and restored with the model's weights.
 
     They are exact on any number of replicas: each writes the rows of its examples, and the changes
-    are summed. The rows of a global batch must be distinct.
+    are summed. A row that occurs several times in a global batch gets the mean of its values. A row
+    of -1 is none.
     """
 
     def __init__(self, rows: int, shape: tuple[int, ...] = (), fill: float = 0.0):
@@ -26,10 +29,14 @@ class Table(keras.layers.Layer):
 
     def read(self, row: tf.Tensor) -> tf.Tensor:
         """Return the numbers [B, ...] in rows [B]."""
-        return tf.gather(tf.convert_to_tensor(self.table), row)
+        return tf.gather(tf.convert_to_tensor(self.table), tf.maximum(row, 0))
 
     def write(self, row: tf.Tensor, values: tf.Tensor) -> None:
         """Set rows [B] to values [B, ...]."""
-        change = values - self.read(row)
-        indices = tf.cast(row, tf.int32)[:, None]
+        counted, row = tf.cast(row >= 0, tf.float32), tf.maximum(row, 0)
+        indices, rows = tf.cast(row, tf.int32)[:, None], self.table.shape[0]
+        counts = tf.scatter_nd(indices, counted, [rows])
+        counts = tf.distribute.get_replica_context().all_reduce("SUM", counts)
+        share = tf.math.divide_no_nan(counted, tf.gather(counts, row))
+        change = (values - self.read(row)) * norms.rows(share, values)
         self.table.value.assign_add(tf.scatter_nd(indices, change, self.table.shape))
