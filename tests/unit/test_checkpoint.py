@@ -171,6 +171,7 @@ def test_best_restores_the_last_epoch_of_the_highest_score() -> None:
 def test_best_keeps_the_averaged_weights_which_were_validated() -> None:
     model = compiled()
     method = Natural(model, threat=Threat(), averaging=Ema(decay=0.5))
+    method.step.assign(1)  # before the first step the averages are the weights
     model.set_weights([weight + 1 for weight in model.get_weights()])
     last, validated = model.get_weights(), method.evaluated_weights()
     best = Best(method, "score")
