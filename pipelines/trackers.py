@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from tfrobust.io import write_text
 FLAT = 500  # the longest value of a parameter in MLflow, in characters
 
 
-class Tracker:
+class Tracker(ABC):
     """A service that keeps the settings, curves and results of runs.
 
     Attributes:
@@ -35,25 +36,25 @@ class Tracker:
         """Raise a UserError if the package of the service is not installed."""
         self._imported(self.callbacks)
 
+    @abstractmethod
     def begin(self, name: str, config: Mapping[str, Any], folder: Path, token: str | None) -> str:
         """Begin a run with a name and a config, or go on with the run of a token.
 
         Returns:
             The token of the run.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def callback(self) -> keras.callbacks.Callback:
         """Return the service's callback for `fit`, which logs each epoch of the run."""
-        raise NotImplementedError
 
+    @abstractmethod
     def log(self, results: Mapping[str, float]) -> None:
         """Log the results of the run, by their names."""
-        raise NotImplementedError
 
+    @abstractmethod
     def end(self, failed: bool) -> None:
         """End the work on the run in this process, which has failed or been stopped, or not."""
-        raise NotImplementedError
 
     def _imported(self, module: str) -> Any:
         return optional(module, self.package)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from pipelines.run_folder import RunFolder
 from pipelines.spec import Spec
 
 
-class Stage:
+class Stage(ABC):
     """One step of a run. A stage has no state: it reads a spec and a run folder.
 
     Attributes:
@@ -21,19 +22,21 @@ class Stage:
     name: str
     reads_network = False
 
+    @abstractmethod
     def inputs(self, spec: Spec, folder: RunFolder) -> str:
         """Return the fingerprint of everything that the stage's result depends on."""
-        raise NotImplementedError
 
+    @abstractmethod
     def outputs(self, spec: Spec, folder: RunFolder) -> list[Path]:
         """Return the files that the stage leaves behind. It is done only while they all exist."""
-        raise NotImplementedError
 
+    @abstractmethod
     def run(self, spec: Spec, folder: RunFolder) -> None:
         """Run the stage, or go on with it where an earlier process stopped."""
-        raise NotImplementedError
 
-    def check(self, spec: Spec, folder: RunFolder, planned: Collection[str]) -> None:
+    def check(  # noqa: B027, as some stages can always run
+        self, spec: Spec, folder: RunFolder, planned: Collection[str]
+    ) -> None:
         """Raise a UserError if the stage cannot run. Nothing is written.
 
         Args:

@@ -13,6 +13,7 @@ from pipelines.stages.attack_eval import FIRST, SECTIONS, AttackEval, require_ev
 from pipelines.stages.before import Before, require_before
 from pipelines.stages.stage import Stage
 from tfrobust.errors import UserError, require
+from tfrobust.evaluation.api import images_in_use
 from tfrobust.evaluation.cascade import fitted
 from tfrobust.evaluation.record_rows import threat_row
 from tfrobust.evaluation.results import plain
@@ -161,7 +162,7 @@ def _changed(runs: Sequence[FinishedRun], required: Requirements) -> list[Requir
 
 def _check_floors(spec: Spec, required: Requirements) -> None:
     """Raise a UserError for a floor or a gain so high that the test images cannot show it."""
-    n = _evaluated(spec)
+    n = images_in_use(len(spec.evaluated), spec.attack_list, spec.evaluation.corruptions)
     sizes = {
         "clean_accuracy": n,
         "robust_accuracy": min([n, *(a.examples for a in spec.attack_list if a.examples)]),
@@ -181,15 +182,6 @@ def _check_floors(spec: Spec, required: Requirements) -> None:
             f"{required.level:g}, even if all are gained"
         )
         require(gain < highest, "require.robust_gain", expected, gain)
-
-
-def _evaluated(spec: Spec) -> int:
-    """Return the number of images that `evaluate` takes, at most the largest of all limits."""
-    n, corruptions = len(spec.evaluated), spec.evaluation.corruptions
-    limits = [listed.examples or n for listed in spec.attack_list]
-    if not isinstance(corruptions, bool) and corruptions.examples:
-        limits.append(corruptions.examples)
-    return min(n, max(limits, default=n))
 
 
 def _check_baseline(spec: Spec, baseline: FinishedRun) -> None:

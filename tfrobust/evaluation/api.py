@@ -144,7 +144,7 @@ def evaluate(
 
         check_traceable(logits_fn, x.shape[1:])
         corruptions = Corruptions() if corruptions is True else corruptions
-        n = _images_in_use(len(x), attack_list, corruptions)
+        n = images_in_use(len(x), attack_list, corruptions)
         x, y = x[:n], y[:n]
         attack_list = [fitted(listed, logits.shape[1]) for listed in attack_list]
         predict = predictor(logits_fn, batch_size)
@@ -190,7 +190,7 @@ def evaluate(
         return Evaluation(results, signs, table)
 
 
-def _images_in_use(
+def images_in_use(
     n: int, attack_list: Sequence[ListedAttack], corruptions: Corruptions | bool
 ) -> int:
     """Return how many of n images some attack or corruption takes; n without both."""
