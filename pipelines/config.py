@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,9 @@ MISFITS = (
 REFERENCE = re.compile(r"\$\{[^{}:]*\}")
 CALL = re.compile(r"\$\{[^{}]*:")  # ${oc.env:HOME}
 BITS = 64  # every int in a config has fewer bits
+# Numbers that YAML 1.1 reads in base 8, as 010, and in base 60, as 1:30.
+OTHER_BASE = re.compile(r"[-+]?(0[0-7_]+|\d[\d_]*(:[0-5]?\d)+(\.[\d_]*)?)")
+NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 # Last parts of the keys whose values are text, even if YAML would read them as a number.
 TEXT_KEYS = {
     "budget", "dir", "folder", "init_from", "label", "name", "no_worse_than", "note", "path",
@@ -52,15 +56,15 @@ _Dumper.add_implicit_resolver(
 def find(name: str) -> Path:
     """Return the file of a config or a suite: `name` is its path, or a name that comes with us."""
     path = Path(name)
-    if path.suffix in (".yaml", ".yml"):
+    names = [*available(), *suites()]
+    if path.suffix.lower() in (".yaml", ".yml"):
         if not path.is_file():
-            hint = nearest_path(path)
+            hint = nearest_path(path) or nearest(path.stem, names)
             raise UserError(f"{name}: expected a config file, found none there{hint}")
         return path
     for file in (CONFIGS / f"{name}.yaml", CONFIGS / "suites" / f"{name}.yaml"):
         if file.is_file() and path.name == name:
             return file
-    names = [*available(), *suites()]
     files = [file for file in (f"{name}.yaml", f"{name}.yml") if Path(file).is_file()]
     hint = nearest(name, files or names) or f"; there are {', '.join(names)}"
     raise UserError(f"{name}: expected a config's name or the path of a .yaml file{hint}")
@@ -184,10 +188,12 @@ def _merged(path: Path, above: tuple[Path, ...] = ()) -> DictConfig:
     if path in above:
         raise UserError(f"{path}: include: expected a file that does not include itself")
     try:
+        text = path.read_text(encoding="utf-8")
+        _check_numbers(text)
         # References stay as they are written until all files are merged.
-        config = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        config = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
     except (OSError, *MISFITS) as error:
-        raise UserError(f"{path}: expected YAML: {_first_line(error)}") from None
+        raise UserError(f"{path}: expected YAML in UTF-8: {_first_line(error)}") from None
     if not isinstance(config, dict):
         raise UserError(f"{path}: expected a mapping at the top, received a list")
     base = config.pop("include", None)
@@ -258,6 +264,7 @@ def _parse(key: str, text: str) -> Any:
     if is_text and text[0] not in "'\"":
         return text
     try:
+        _check_numbers(f"value: {text}")
         value = OmegaConf.to_container(OmegaConf.create(f"value: {text}"))["value"]  # type: ignore[index, call-overload]
     except MISFITS:
         if not is_text:
@@ -266,6 +273,32 @@ def _parse(key: str, text: str) -> Any:
     return text if is_text and not isinstance(value, str) else value
 
 
+def _check_numbers(text: str) -> None:
+    """Raise a YAMLError for the first number in a text that YAML 1.1 reads in base 8 or 60."""
+    loader = yaml.SafeLoader(text)
+    try:
+        nodes, seen = [loader.get_single_node()], set()
+    finally:
+        loader.dispose()
+    while nodes:
+        node = nodes.pop()
+        if id(node) in seen:  # an alias
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            nodes += [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            nodes += node.value
+        elif node is not None and node.tag in NUMBERS and OTHER_BASE.fullmatch(node.value):
+            hint = f"YAML 1.1 reads it as {yaml.safe_load(node.value)}; put a text in quotes"
+            line = f"expected a number in base 10, received {node.value} ({hint})"
+            raise yaml.MarkedYAMLError(problem=line, problem_mark=node.start_mark)
+
+
 def _first_line(error: BaseException) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem:
+        line = error.problem_mark.line if error.problem_mark else 0
+        context = f"{error.context} " if error.problem.startswith("but ") else ""
+        return (f"line {line + 1}: " if line else "") + context + error.problem
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines[:2]) if lines else type(error).__name__

@@ -92,12 +92,43 @@ def test_a_reference_is_replaced_by_the_value_of_its_key() -> None:
 
 
 def test_other_keys_are_read_as_yaml() -> None:
-    config = load("method.alpha=1e-3", "seed=010", "precision=null", "attacks=[{name: pgd}]")
-    assert config["method"]["alpha"] == 1e-3 and config["seed"] == 8
+    config = load("method.alpha=1e-3", "seed=0x10", "precision=null", "attacks=[{name: pgd}]")
+    assert config["method"]["alpha"] == 1e-3 and config["seed"] == 16
     assert config["precision"] is None and config["attacks"] == [{"name": "pgd"}]
     space = load("search.space.model.name={choice: [a, b]}", "search.space.data.path=null")
     assert space["search"]["space"] == {"model": {"name": {"choice": ["a", "b"]}},
                                         "data": {"path": None}}  # fmt: skip
+
+
+@pytest.mark.parametrize("number", ["010", "-07", "0_1", "1:30", "1:30.5", "{a: [010]}"])
+def test_a_number_that_yaml_reads_in_another_base_is_refused(tmp_path: Path, number: str) -> None:
+    """YAML 1.1 takes 010 for 8 and 1:30 for 90; the user of a seed or a time means neither."""
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"include: {DIGITS}\nseed: {number}\n")
+    line = error_line(lambda: configs.load(path))
+    assert f"{path}: expected YAML in UTF-8: line 2: expected a number in base 10" in line
+    line = error_line(lambda: load(f"seed={number}"))
+    assert line.startswith(f"--set seed={number}: expected a number in base 10")
+    path.write_text(f"include: {DIGITS}\nnote: '{number}'\nname: &a '010'\nx: [*a, 0.10, 0, -7]\n")
+    config = configs.load(path, [f"seed='{number}'", "precision=0.05"])
+    assert config["note"] == config["seed"] == number and config["x"] == ["010", 0.1, 0, -7]
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("seed: 1\ntrain: {epochs: 2}\nseed: 2\n", "line 3: found duplicate key seed"),
+        ("train:\n\tepochs: 2\n", r"line 2: found character '\t' that cannot start any token"),
+        ("seed: 1\n---\nseed: 2\n", "line 2: expected a single document in the stream but found"),
+        ("note: Prüfung\n", "expected YAML in UTF-8: 'utf-8' codec can't decode byte 0xfc"),
+    ],
+)
+def test_a_file_that_is_no_yaml_is_refused_with_the_line_and_the_reason(
+    tmp_path: Path, text: str, line: str
+) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text, encoding="latin-1")
+    assert line in error_line(lambda: configs.load(path))
 
 
 # Without control characters, references, and ???, for which YAML or OmegaConf has another use.
