@@ -83,7 +83,9 @@ def run_command(command: str, argv: Sequence[str], program: str) -> None:
     else:
         if len(names) != 1:
             received = ", ".join(names) or "none"
-            fail(f"expected one config, received {received}; usage: {parser.usage}")
+            sets = " ".join(f"--set {name}" for name in names if "=" in name)
+            hint = f" (did you mean {sets}?)" if sets else ""
+            fail(f"expected one config, received {received}{hint}; usage: {parser.usage}")
         _run(names[0], options)
 
 

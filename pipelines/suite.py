@@ -63,8 +63,10 @@ class SuiteFile:
     def __post_init__(self) -> None:
         require(self.runs, "runs", "a list of runs, at least one", self.runs)
         require_at_least(1, jobs=self.jobs)
-        if self.budget is not None or self.budgets:
+        if self.budgets:
             choose("budget", self.budget, self.budgets)
+        expected = "none (the suite has no budgets)"
+        require(self.budgets or self.budget is None, "budget", expected, self.budget)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -133,7 +135,7 @@ def load_suite(path: Path, overrides: Sequence[str], workdir: Path) -> Suite:
         (of_suite if key in fields else of_runs).append(override)
     if SURROGATE in configs.keys(path):
         of_suite.append(_override("surrogate.folder", str(workdir / path.stem / SURROGATE)))
-    raw = configs.load(path, of_suite)
+    raw, folder = configs.load(path, of_suite), path.parent
     (raw.get(SURROGATE) or {}).pop("folder", None)
     raw[SURROGATE] = raw.get(SURROGATE) or None
     try:
@@ -142,11 +144,11 @@ def load_suite(path: Path, overrides: Sequence[str], workdir: Path) -> Suite:
         members = [
             member
             for place, entry in enumerate(file.runs)
-            for member in _members(f"runs[{place}]", entry, shared, file.grid, of_runs)
+            for member in _members(f"runs[{place}]", entry, shared, file.grid, of_runs, folder)
         ]
         surrogate = None
         if file.surrogate is not None:
-            surrogates = list(_members(SURROGATE, file.surrogate, file.set, {}, of_runs))
+            surrogates = list(_members(SURROGATE, file.surrogate, file.set, {}, of_runs, folder))
             require(len(surrogates) == 1, SURROGATE, "one run", file.surrogate)
             overrides = (*surrogates[0].overrides, "attacks=[]")  # it is only trained
             surrogate = dataclasses.replace(surrogates[0], name=SURROGATE, overrides=overrides)
@@ -194,6 +196,7 @@ def _members(
     shared: Mapping[str, Any],
     grid: Mapping[str, list[Any]],
     last: Sequence[str],
+    folder: Path,
 ) -> Iterator[Member]:
     """Yield the runs of an entry.
 
@@ -203,6 +206,7 @@ def _members(
         shared: Keys and values of every run. Those of the entry replace them.
         grid: The grid of every run. The keys of the entry's grid replace its keys.
         last: Overrides from the command line, which replace all others.
+        folder: The folder of the suite's file, in which a path of a config is looked up first.
     """
     values = {"config": value} if isinstance(value, str) else value
     require(isinstance(values, Mapping), where, "a config's name or a mapping", value)
@@ -214,6 +218,7 @@ def _members(
     empty = [key for key, options in grid.items() if not options]
     require(not empty, f"{where}.grid", "a list of values for each key", empty)
     names = [entry.config] if isinstance(entry.config, str) else entry.config
+    names = [_path(name, folder) for name in names]
     for name, point in itertools.product(names, itertools.product(*grid.values())):
         varied = dict(zip(grid, point, strict=True))
         settings = {**shared, **entry.set, **varied}
@@ -231,6 +236,12 @@ def _members(
             varied=varied,
             labelled=entry.label is not None,
         )
+
+
+def _path(name: str, folder: Path) -> str:
+    """Return a config's path beside the file of a suite, if it is there; else the name itself."""
+    beside = folder / name
+    return str(beside) if beside.suffix in (".yaml", ".yml") and beside.is_file() else name
 
 
 def _label(name: str, varied: Mapping[str, Any]) -> str:

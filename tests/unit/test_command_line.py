@@ -124,6 +124,8 @@ def test_early_check_looks_at_the_members_of_a_suite(tmp_path: Path) -> None:
             "--stages: expected at least one stage, received",
         ),
         ("run", ["a", "--smoke", "b"], "expected one config, received a, b; usage: python -m"),
+        ("run", ["digits_adv", "seed=3"], "received digits_adv, seed=3 (did you mean --set seed=3"),
+        ("run", ["elsewhere/digits_atlass.yaml"], "none there (did you mean 'digits_atlas'?)"),
         ("run", [], "expected one config, received none"),
         ("run", ["digits_atlas", "--set"], "--set: expected one argument"),
         ("compare", ["runs/a"], "expected two run folders or more, received ['runs/a']"),

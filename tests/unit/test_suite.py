@@ -48,6 +48,25 @@ def test_there_is_a_run_for_each_combination_of_a_grid(tmp_path: Path) -> None:
     assert loaded[3].overrides == ("seed=0", "method.beta=1.0")
 
 
+def test_a_config_is_looked_up_beside_the_file_of_the_suite_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a file that is included is."""
+    monkeypatch.chdir(tmp_path)
+    for folder, method in (("study", "trades"), (".", "adv")):
+        Path(folder).mkdir(exist_ok=True)
+        Path(folder, "one.yaml").write_text(f"include: digits_{method}.yaml")
+    Path("other.yaml").write_text("include: digits_mart.yaml")
+    file = Path("study", "suite.yaml")
+    file.write_text("runs: [one.yaml, other.yaml, digits_atlas]")
+    members = load_suite(file, [], Path("runs")).members
+    assert [(m.name, m.label, m.config) for m in members] == [
+        ("one", "trades", "study/one.yaml"),
+        ("other", "mart", "other.yaml"),
+        ("digits_atlas", "atlas", "digits_atlas"),
+    ]
+
+
 def test_configs_of_one_method_are_no_seeds_of_each_other(tmp_path: Path) -> None:
     text = "{grid: {seed: [0, 1]}, runs: [cifar10_adv, cifar10_adv_10step, cifar10_atlas]}"
     labels = dict.fromkeys(member.label for member in suite(tmp_path, text).members)
@@ -160,6 +179,7 @@ def test_printed_commands_are_those_of_the_runs(tmp_path: Path) -> None:
         ("runs: [{config: digits_adv, label: '..'}]", r"runs\[0\].label: expected one with lett"),
         ("{runs: [digits_adv], jobs: 0}", "jobs: expected int >= 1"),
         ("{runs: [digits_adv], budgets: {a: {}}}", "budget: expected one of a, received None"),
+        ("{runs: [digits_adv], budget: b}", "budget: expected none .*received 'b'"),
         ("{runs: [digits_adv], budget: b, budgets: {bb: {}}}", "did you mean 'bb'"),
     ],
 )
