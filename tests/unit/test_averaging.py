@@ -27,6 +27,19 @@ def two_layers() -> keras.Model:
     return keras.Sequential([keras.Input(X.shape[1:]), *layers])
 
 
+@pytest.mark.parametrize("averaging", [None, Ema(decay=0.9)])
+def test_an_export_has_the_logits_that_the_model_predicts(averaging: Any, tmp_path: Path) -> None:
+    model = Natural(two_layers(), threat=THREAT, averaging=averaging)
+    model.compile(keras.optimizers.SGD(0.5))
+    model.fit(X, Y, epochs=2, verbose=0)
+    weights = model.network.get_weights()
+    model.export(str(tmp_path / "exported"), verbose=False)
+    exported = tf.saved_model.load(str(tmp_path / "exported"))
+    np.testing.assert_allclose(exported.serve(X), model.predict(X, verbose=0), rtol=1e-5, atol=1e-6)
+    for weight, after in zip(weights, model.network.get_weights(), strict=True):
+        np.testing.assert_array_equal(weight, after)
+
+
 @pytest.mark.parametrize("statistics", ["current", "averaged"])
 def test_validation_and_prediction_use_the_averaged_weights(
     normed: keras.Model, statistics: str

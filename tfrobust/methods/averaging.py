@@ -210,6 +210,15 @@ class AveragedModel(GatedModel):
         averages = {id(w): a for w, a in pairs}
         return [averages.get(id(w), w).numpy() for w in self.network.weights]
 
+    def export(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
+        """Export the network alone as Keras does, with the weights that `predict` uses."""
+        trained = self.network.get_weights()
+        self.network.set_weights(self.evaluated_weights())
+        try:
+            self.network.export(filepath, *args, **kwargs)
+        finally:
+            self.network.set_weights(trained)
+
     @property
     def _averaged(self) -> list[Any]:
         """The weights that are averaged, those of frozen layers too; Dropout's seeds never are."""
