@@ -25,10 +25,11 @@ from tfrobust.evaluation.image_file import ImageFile
 from tfrobust.evaluation.pictures import VALLEY
 from tfrobust.evaluation.recorder import of_other_code
 from tfrobust.evaluation.searches import by_xla
+from tfrobust.flags import Flags
 from tfrobust.gate import check_inputs
 from tfrobust.models import SavedNetwork, in_precision
 from tfrobust.record import SCHEMA, Record
-from tfrobust.report import accuracy_rows, load_run
+from tfrobust.report import accuracy_rows, disagreement, load_run
 
 SECTIONS = ("seed", "threat", "data", "model", "attacks", "evaluation")
 IRRELEVANT = ("batch_size", "rerun")  # keys of `evaluation` that change no result
@@ -106,9 +107,14 @@ def require_evaluation(spec: Spec, folder: RunFolder) -> None:
 
 
 def is_outdated(spec: Spec, folder: RunFolder) -> bool:
-    """Return whether the results in a folder are missing, of another schema or asked for anew."""
+    """Return whether the results in a folder are to be made again.
+
+    They are missing, damaged, of another schema or asked for anew.
+    """
     try:
-        return spec.evaluation.rerun or Record.load(folder.path).schema_version != SCHEMA
+        record, flags = Record.load(folder.path), Flags.load(folder.path)
+        outdated = spec.evaluation.rerun or record.schema_version != SCHEMA
+        return outdated or disagreement(record, flags) is not None
     except UserError:
         return True
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import zipfile
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,10 @@ class Train(Stage):
 
     def outputs(self, spec: Spec, folder: RunFolder) -> list[Path]:
         return [folder.model, folder.history]
+
+    def done(self, spec: Spec, folder: RunFolder) -> bool:
+        """Return whether the network is there, and whole: copies of a folder may be cut off."""
+        return super().done(spec, folder) and zipfile.is_zipfile(folder.model)
 
     def check(self, spec: Spec, folder: RunFolder, planned: Collection[str]) -> None:
         if spec.tracker is not None:

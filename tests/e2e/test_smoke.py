@@ -14,10 +14,12 @@ import tensorflow as tf
 
 from pipelines import config as configs
 from pipelines.runner import run
-from tests.e2e.runs import history
+from tests.e2e.runs import assert_same_weights, history
 from tests.products import slow_but
 from tfrobust.errors import UserError
 from tfrobust.methods import METHODS
+from tfrobust.record import Record
+from tfrobust.report import load_run
 from tfrobust.training import checkpoint
 
 ONE_STEP = [
@@ -180,6 +182,24 @@ def test_deleted_files_are_made_again(smoke_run: Path, tmp_path: Path) -> None:
     smoke("digits_adv", tmp_path, "attacks=fgsm")
     assert (folder / "eval.json").is_file()
     assert (folder / "saved_model" / "saved_model.pb").is_file()
+
+
+@pytest.mark.usefixtures("short_closing")
+@pytest.mark.parametrize("name", ["model.keras", "flags.npz", "eval.json"])
+def test_files_that_are_damaged_or_edited_are_made_again(
+    smoke_run: Path, tmp_path: Path, name: str
+) -> None:
+    """A copy of the folder was cut off, or a hand wrote another accuracy."""
+    folder = shutil.copytree(smoke_run, tmp_path / "digits_adv")
+    file, clean = folder / name, Record.load(smoke_run).clean_accuracy
+    if name == "eval.json":
+        content = json.loads(file.read_text()) | {"clean_accuracy": 1.0}
+        file.write_text(json.dumps(content))
+    else:
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    smoke("digits_adv", tmp_path, "attacks=fgsm")
+    assert load_run(folder).evaluation.clean_accuracy == clean
+    assert_same_weights(folder, smoke_run)
 
 
 def test_folder_of_another_run_is_refused(smoke_run: Path, tmp_path: Path) -> None:

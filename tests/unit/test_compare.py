@@ -131,6 +131,8 @@ def test_differences_count_the_images_that_both_runs_attacked(tmp_path: Path) ->
         arrays = dict(file)
     arrays["PGD-20"] = arrays["PGD-20"][:8]
     np.savez(other / "flags.npz", **arrays)
+    row = {"name": "PGD-20", "examples": 8, "robust_accuracy": 1 / 8}
+    change(other, attacks=[row], robust_accuracy=1 / 8, worst_case_examples=8)
     table = differences(read_runs(rows_of([one, other])))
     # Of 8 images, 7 are right in the first run alone and none in the other alone: p is 2 / 2^7.
     assert table.rows == [["one − other", "+0.0 (p = 1.000, n=10)", "+87.5 (p = 0.016, n=8)"]]
@@ -140,7 +142,7 @@ def test_differences_count_the_images_that_both_runs_attacked(tmp_path: Path) ->
 def test_differences_are_refused_on_other_images_or_labels(tmp_path: Path) -> None:
     """Other labels, pixels or orders are refused, and unknown images; fewer images are not."""
     one, other = saved_run(tmp_path / "one", 10, 9), saved_run(tmp_path / "other", 10, 1)
-    flags, images = Flags.load(one), np.random.default_rng(0).random((10, 2, 2, 1), np.float32)
+    flags, images = Flags.load(other), np.random.default_rng(0).random((10, 2, 2, 1), np.float32)
     rows = read_runs(rows_of([one, other]))
     brighter = images.copy()
     brighter[0] += 1
@@ -160,6 +162,8 @@ def test_differences_are_refused_on_other_images_or_labels(tmp_path: Path) -> No
         differences(read_runs(rows_of([one, other])))
     fewer = {name: right[:4] for name, right in rows[1].flags.right.items()}
     Flags(flags.index[:4], flags.label[:4], fewer, flags.digest[:4]).save(other)
+    row = {"name": "PGD-20", "examples": 4, "robust_accuracy": 1 / 4}
+    change(other, examples=4, worst_case_examples=4, robust_accuracy=1 / 4, attacks=[row])
     assert "n=4" in differences(read_runs(rows_of([one, other]))).rows[0][1]
 
 
@@ -176,11 +180,15 @@ def test_runs_are_compared_by_images_and_attack_settings_not_by_names(tmp_path: 
 def test_attacks_of_a_cascade_are_shared_up_to_the_first_that_differs(tmp_path: Path) -> None:
     """An attack alone in one cascade has a part in the flags of those after it."""
     one, other = saved_run(tmp_path / "one", 10, 9), saved_run(tmp_path / "other", 10, 9)
-    noise, pgd = ({"name": name, "examples": 10, "robust_accuracy": 0.5} for name in "np")
-    for run, rows, right in ((one, [pgd, noise], 3), (other, [noise], 9)):
+
+    def cascade(run: Path, names: str, right: int) -> None:
+        rows = [{"name": n, "examples": 10, "robust_accuracy": right / 10} for n in names]
+        change(run, attacks=rows, mode="cascade", robust_accuracy=right / 10)
+
+    for run, attacks, right in ((one, "pn", 3), (other, "n", 9)):
         flags = Flags.load(run)
-        change(run, attacks=rows, mode="cascade")
-        names = ["clean", *(row["name"] for row in rows)]
+        cascade(run, attacks, right)
+        names = ["clean", *attacks]
         arrays = {name: np.arange(10) < (10 if name == "clean" else right) for name in names}
         dataclasses.replace(flags, right=arrays).save(run)
 
@@ -192,7 +200,7 @@ def test_attacks_of_a_cascade_are_shared_up_to_the_first_that_differs(tmp_path: 
         change(run, mode="each")
     assert shared().startswith("-60.0")
     change(one, mode="cascade")
-    change(other, mode="cascade", attacks=[noise, pgd])
+    cascade(other, "np", 9)
     flags = Flags.load(other)
     dataclasses.replace(flags, right=flags.right | {"p": flags.right["n"]}).save(other)
     assert shared().startswith("-60.0")  # the same attacks in another order
@@ -286,6 +294,11 @@ def test_runs_that_cannot_be_compared_are_one_line(tmp_path: Path) -> None:
         read_runs(rows_of([one, tmp_path / "othr"]))
     with pytest.raises(UserError, match=r"^--out: expected a folder that is not a run's"):
         compare([one, other], out=one)
+    for key in ("clean_accuracy", "robust_accuracy"):  # edited by hand
+        edited = saved_run(tmp_path / key, 10, 9)
+        change(edited, schema_version=1, **{key: 0.5})
+        with pytest.raises(UserError, match=r"eval\.json: .* as flags\.npz has it, received 50"):
+            read_runs(rows_of([edited]))
     (one / "flags.npz").write_bytes(b"PK damaged")
     with pytest.raises(UserError, match=r"flags\.npz: expected a readable file"):
         read_runs(rows_of([one]))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests.unit.test_report import change, make_run
+from tfrobust.record import Record
 from tfrobust.report import load_run, write_report
 from tfrobust.report.evaluation_figures import class_bars
 from tfrobust.report.summary import (
@@ -141,11 +142,21 @@ FLAGS = {
 }
 
 
+def save_flags(run: Path, flags: dict[str, np.ndarray]) -> None:
+    """Write flags.npz, and the accuracies of these flags to eval.json."""
+    np.savez(run / "flags.npz", **flags)
+    rows = [row.model_dump(exclude_unset=True) for row in Record.load(run).attacks]
+    for row in rows:
+        if row["name"] in flags:
+            row["robust_accuracy"] = flags[row["name"]].mean()
+    change(run, clean_accuracy=flags["clean"].mean(), attacks=rows)
+
+
 def test_the_report_has_the_accuracy_of_each_class(tmp_path: Path) -> None:
     """Of the five attacked images, 0 and 4 are still right."""
     run = make_run(tmp_path / "run")
     assert class_rows(load_run(run)) == []
-    np.savez(run / "flags.npz", **FLAGS)
+    save_flags(run, FLAGS)
     assert class_rows(load_run(run)) == [
         ClassRow("zero", 3, 1.0, 2, 0.5),
         ClassRow("one & two", 3, pytest.approx(2 / 3), 3, pytest.approx(1 / 3)),
@@ -156,10 +167,10 @@ def test_the_report_has_the_accuracy_of_each_class(tmp_path: Path) -> None:
     assert "| zero | 3 | 100.0 % | 50.0 % | 2 |" in markdown
     six = np.array([1, 0, 0, 0, 1, 1], bool)
     flags = FLAGS | {"PGD-20": six, "Square": six}
-    np.savez(run / "flags.npz", **flags)
+    save_flags(run, flags)
     write_report(run)
     assert "attacked" not in (page.parent / "tables/classes.csv").read_text()
-    np.savez(run / "flags.npz", **{k: v for k, v in FLAGS.items() if k != "Square"})
+    save_flags(run, {k: v for k, v in FLAGS.items() if k != "Square"})
     assert class_rows(load_run(run)) == []  # the flags of an attack are missing
     np.savez(run / "flags.npz", **FLAGS | {"clean": np.ones(5, bool)})
     with pytest.raises(ValueError, match=r"flags\.npz: expected .* clean of shape \(5,\)"):

@@ -16,6 +16,7 @@ from tfrobust.report.figures import amplification as amplification
 from tfrobust.report.html import ReportTable as ReportTable
 from tfrobust.report.record import Probes as Probes
 from tfrobust.report.record import RunRecord as RunRecord
+from tfrobust.report.record import disagreement as disagreement
 from tfrobust.report.record import load_run as load_run
 from tfrobust.report.run_page import write_report as write_report
 from tfrobust.report.search import write_search_report as write_search_report

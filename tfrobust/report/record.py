@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 
 from tfrobust.errors import UserError
-from tfrobust.flags import Flags
+from tfrobust.flags import Flags, headline
 from tfrobust.record import ExportRow, ExportTable, Record, RequirementRow
 from tfrobust.report.text import NOTHING
 
@@ -120,6 +120,9 @@ def load_run(folder: Path) -> RunRecord:
     """
     folder = Path(folder)
     evaluation = Record.load(folder)
+    flags = Flags.load(folder) if (folder / "flags.npz").is_file() else None
+    if flags is not None and (line := disagreement(evaluation, flags)):
+        raise UserError(f"{folder / 'eval.json'}: {line}")
     data = evaluation.data.name if evaluation.data else NOTHING
     config = {"name": folder.resolve().name, "data": {"name": data}}
     return RunRecord(
@@ -129,10 +132,29 @@ def load_run(folder: Path) -> RunRecord:
         probes=_read(folder / "probes.npz", _probes),
         extremes=_read(folder / "extremes.npz", _extremes),
         valley=_read(folder / "valley.npz", _valley),
-        flags=Flags.load(folder) if (folder / "flags.npz").is_file() else None,
+        flags=flags,
         landscape=_read(folder / "landscape.npz", _landscape),
         measured_exports=_read(folder / "exports.json", _exports) or (),
     )
+
+
+def disagreement(evaluation: Record, flags: Flags) -> str | None:
+    """Return how the accuracies of eval.json differ from the flags; None if they do not.
+
+    One of the files was edited, or copied from another run.
+    """
+    rows = [row for row in evaluation.attacks if row.name in flags.right]
+    shares = {row.name: (row.robust_accuracy, flags.right[row.name]) for row in rows}
+    shares["clean"] = evaluation.clean_accuracy, flags.right["clean"]
+    complete = evaluation.schema_version and len(rows) == len(evaluation.attacks)
+    if evaluation.robust_accuracy is not None and complete:
+        rights = [flags.right[row.name] for row in rows]
+        shares["worst case"] = evaluation.robust_accuracy, headline(rights, flags.right["clean"])
+    for name, (share, right) in shares.items():
+        if not np.isclose(share, right.mean(), rtol=0, atol=1e-6):
+            found = f"received {share:.2%}; evaluation.rerun=true attacks again"
+            return f"{name}: expected {right.mean():.2%}, as flags.npz has it, {found}"
+    return None
 
 
 def _read(path: Path, parse: Callable[[Path], T]) -> T | None:
@@ -147,7 +169,8 @@ def _read(path: Path, parse: Callable[[Path], T]) -> T | None:
         return parse(path)
     except Exception as error:  # a parser may raise anything (zlib, zipfile, yaml, csv, ...)
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{path}: expected a readable file, received {reason}") from error
+        line = f"expected a readable file, received {reason}; remove it to go on without it"
+        raise UserError(f"{path}: {line}") from error
 
 
 def _config(path: Path) -> dict[str, Any]:
