@@ -344,7 +344,7 @@ class Record(Part):
         """Return the record in a folder. Raises a UserError that names the file."""
         path = Path(folder) / "eval.json"
         try:
-            return cls.parse(json.loads(path.read_text(encoding="utf-8")))
+            return cls.parse(json.loads(path.read_text(encoding="utf-8-sig")))
         except FileNotFoundError:
             hint = "" if path.parent.is_dir() else nearest_path(path.parent)
             raise UserError(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests.unit.test_report import change, make_run
+from tfrobust.errors import UserError
 from tfrobust.record import Record
 from tfrobust.report import load_run, write_report
 from tfrobust.report.evaluation_figures import class_bars
@@ -217,3 +218,26 @@ def test_the_report_draws_the_valley_of_the_loss(tmp_path: Path) -> None:
     np.savez(run / "valley.npz", clean=np.zeros(2), highest=np.zeros(2), lowest=np.zeros(3))
     with pytest.raises(ValueError, match=r"valley\.npz: expected a readable file"):
         load_run(run)
+
+
+def test_a_run_whose_files_a_spreadsheet_or_an_editor_saved_is_read(tmp_path: Path) -> None:
+    """They put a byte order mark in front of a file in UTF-8."""
+    run = make_run(tmp_path / "run")
+    before = load_run(run)
+    for name in ("history.csv", "eval.json", "config.yaml"):
+        (run / name).write_text((run / name).read_text(), encoding="utf-8-sig")
+    assert load_run(run).history == before.history and load_run(run).config == before.config
+
+
+def test_times_that_are_no_numbers_are_left_out_of_the_page(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    header = "epoch,loss,training_seconds,seconds_per_batch\n"
+    (run / "history.csv").write_text(header + "0,nan,nan,nan\n1,inf,inf,inf\n")
+    assert "training time" not in write_report(run).read_text().lower()
+    (run / "history.csv").write_text(header + "nan,1.0,1.0,1.0\n")
+    with pytest.raises(UserError, match=r"history\.csv: .* row 1 without an epoch; remove it"):
+        load_run(run)
+    (run / "history.csv").unlink()
+    make_run(tmp_path / "other", seed="zero")
+    with pytest.raises(UserError, match=r"config\.yaml: .* seed: 'zero' where an int was expected"):
+        load_run(tmp_path / "other")

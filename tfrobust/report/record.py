@@ -179,6 +179,9 @@ def _config(path: Path) -> dict[str, Any]:
     _check_section(config.get("data"), "data")
     if config.get("method") is not None:
         _check_section(config["method"], "method")
+    seed = config.get("seed")
+    if not isinstance(seed, int | None):
+        raise ValueError(f"seed: {seed!r} where an int was expected")
     paper = config.get("paper") or {}
     if not isinstance(paper, Mapping):
         raise ValueError(f"paper: {paper!r} where a mapping was expected")
@@ -194,14 +197,14 @@ def _exports(path: Path) -> list[ExportRow]:
 
 
 def _history(path: Path) -> list[dict[str, float]]:
-    with path.open(newline="", encoding="utf-8") as lines:
+    with path.open(newline="", encoding="utf-8-sig") as lines:  # spreadsheets put a mark in front
         reader = csv.DictReader(lines, restkey="more cells than columns")
         rows = [
             {key: _cell(key, text, reader.line_num) for key, text in row.items() if text}
             for row in reader
         ]
     for place, row in enumerate(rows):
-        if "epoch" not in row:
+        if not np.isfinite(row.get("epoch", np.nan)):
             raise ValueError(f"row {place + 1} without an epoch")
     return rows
 

@@ -2,6 +2,7 @@
 
 import functools
 import html
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -64,7 +65,7 @@ def number(value: Any) -> str:
 
 def duration(seconds: float | None) -> str:
     """Return a time in a unit that suits it: '3.1 s', '4 min 05 s', '2 h 07 min'."""
-    if seconds is None:
+    if seconds is None or not math.isfinite(seconds):
         return NOTHING
     if seconds < 60:
         return f"{seconds:.1f} s"
@@ -77,7 +78,8 @@ def duration(seconds: float | None) -> str:
 
 def milliseconds(seconds: float | None) -> str:
     """Return a time in milliseconds: 0.0421 -> '42.1 ms'."""
-    return NOTHING if seconds is None else f"{1000 * seconds:.1f} ms"
+    known = seconds is not None and math.isfinite(seconds)
+    return f"{1000 * seconds:.1f} ms" if known else NOTHING
 
 
 def markdown_escape(text: Any) -> str:
