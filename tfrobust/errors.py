@@ -105,9 +105,13 @@ def choose(argument: str, value: Any, options: Collection[str]) -> Any:
 
 
 def nearest(name: str, options: Collection[str]) -> str:
-    """Return " (did you mean 'OPTION'?)" for the option nearest to a name; "" if none is near."""
-    near = difflib.get_close_matches(name, list(options), n=1)
-    return f" (did you mean {near[0]!r}?)" if near else ""
+    """Return " (did you mean 'OPTION'?)" for the option nearest to a name; "" if none is near.
+
+    Capitals count for little: 'PGD' is near to 'pgd'.
+    """
+    lower = {option.lower(): option for option in options}
+    near = difflib.get_close_matches(name.lower(), list(lower), n=1)
+    return f" (did you mean {lower[near[0]]!r}?)" if near else ""
 
 
 def nearest_path(path: str | Path) -> str:

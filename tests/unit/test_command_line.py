@@ -136,6 +136,7 @@ def test_early_check_looks_at_the_members_of_a_suite(tmp_path: Path) -> None:
         ("tfrobust", ["evaluate", "x.keras", "y.keras"], "expected one network at most"),
         ("tfrobust", ["evaluate", "x.keras"], "threat.eps: expected a value, received none; --set"),
         ("tfrobust", ["evaluate", "--set", "attacks=pdg"], "--set attacks=pdg: attacks[0].name"),
+        ("run", ["digits_adv", "--set", "attacks=PGD"], "did you mean 'pgd'"),
         ("tfrobust", ["evalute"], "did you mean 'evaluate'"),
         ("tfrobust", [], "COMMAND: expected one of run, evaluate, harden, compare, received none"),
         ("tfrobust", ["harden", "x.keras", "--data", "photos"], "--eps: expected a value (4/255"),
