@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import lzma
 import os
+import re
+import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # The errors that reading a damaged .npz file, or a file of another kind, may raise. RuntimeError is
@@ -30,6 +33,22 @@ def in_home(path: str | Path) -> Path:
     Unlike Path.expanduser, it leaves the name of an unknown user as it is.
     """
     return Path(os.path.expanduser(path))
+
+
+@contextlib.contextmanager
+def literal(path: Path) -> Iterator[Path]:
+    """Return a context with a path by which TensorFlow reads the files below `path`.
+
+    It takes the path of a checkpoint or a SavedModel for a pattern, in which "[" begins a set of
+    characters. A path with such a sign gets a link without it, which lives as long as the context.
+    """
+    if not re.search(r"[*?\[\\]", str(path)):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        link = Path(folder, "link")
+        link.symlink_to(path.resolve(), target_is_directory=True)
+        yield link
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

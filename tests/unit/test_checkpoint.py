@@ -74,6 +74,17 @@ def checkpoints(folder: Path) -> tuple[Checkpoints, tf.Variable, tf.train.Checkp
     return Checkpoints(folder), variable, tf.train.Checkpoint(variable=variable)
 
 
+@pytest.mark.parametrize("name", ["run [2]", "a*b", "what?", "back\\slash", "größe {1} #2 %s"])
+def test_a_checkpoint_in_a_folder_of_any_name_is_read(tmp_path: Path, name: str) -> None:
+    """TensorFlow takes some of these names for patterns."""
+    saved, variable, state = checkpoints(tmp_path / name)
+    variable.assign(3.0)
+    saved.save(7, state, {})
+    found, variable, state = checkpoints(tmp_path / name)
+    found.read(state)
+    assert (found.step, variable.numpy()) == (7, 3.0)
+
+
 @pytest.mark.parametrize("damage", ["cut", "changed", "gone", "no sums"])
 def test_damaged_checkpoint_is_named_and_the_one_before_is_used(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str

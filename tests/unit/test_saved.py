@@ -74,6 +74,7 @@ WRITERS: dict[str, Callable[[Any, Path], Path]] = {
     ),
     "saved_model.pb": keras_export,
     "our export": our_export,
+    "a folder like a pattern": lambda network, folder: our_export(network, folder / "[x] *?"),
     "SavedModel": lambda network, folder: save_exotic(lambda z: {"scores": z}, folder),
 }
 

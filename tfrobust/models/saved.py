@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from tfrobust.errors import UserError, choose, one_line, require
 from tfrobust.gate import RANKS, in_unit, kind_of_network
+from tfrobust.io import literal
 from tfrobust.models.files import (
     EXPORTED,
     load_keras,
@@ -229,7 +230,8 @@ def open_saved_model(folder: Path) -> Any:
 
     log.addFilter(is_shown)
     try:
-        return tf.saved_model.load(str(folder))
+        with literal(folder) as path:
+            return tf.saved_model.load(str(path))
     finally:
         log.removeFilter(is_shown)
 

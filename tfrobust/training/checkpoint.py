@@ -17,7 +17,7 @@ from absl import logging
 
 from tfrobust.distribution import worker
 from tfrobust.errors import UserError, one_line, require
-from tfrobust.io import write_text
+from tfrobust.io import literal, write_text
 from tfrobust.methods import RobustModel
 from tfrobust.training.interrupt import Interruption, NotFinite
 from tfrobust.training.monitors import History
@@ -108,7 +108,8 @@ class Checkpoints:
         if self.newest is None:
             return
         try:
-            state.read(str(self.newest / "state")).assert_existing_objects_matched()
+            with literal(self.newest) as folder:
+                state.read(str(folder / "state")).assert_existing_objects_matched()
         except (AssertionError, ValueError) as error:
             expected = "a checkpoint of this network and optimizer; remove the folder"
             raise UserError(f"{self.newest}: expected {expected}: {one_line(error)}") from None
