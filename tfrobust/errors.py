@@ -118,7 +118,7 @@ def nearest_path(path: str | Path) -> str:
     """Return the hint of `nearest` for a path that does not exist, by the names beside it."""
     path = in_home(path)
     try:
-        return nearest(path.name, os.listdir(path.parent))
+        return nearest(path.name, set(os.listdir(path.parent)) - {path.name})
     except OSError:
         return ""
 

@@ -173,6 +173,14 @@ def test_a_file_that_does_not_load_is_explained_in_one_line(
     assert message in error_line(lambda: load_network(write(tmp_path)))
 
 
+def test_a_run_folder_without_its_network_is_not_called_missing(tmp_path: Path) -> None:
+    expected = f"received '{tmp_path}': no model.keras in it"
+    assert error_line(lambda: load_network(tmp_path)).endswith(expected)
+    (tmp_path / "checkpoints").mkdir()
+    line = error_line(lambda: load_network(tmp_path))
+    assert line.endswith(f"{expected}, the training has not ended")
+
+
 def test_a_mistake_names_its_key_of_the_config(tmp_path: Path) -> None:
     message = "^train.init_from: expected a .keras or .h5 file, or a run"
     with pytest.raises(UserError, match=message):

@@ -78,6 +78,9 @@ def keras_file(path: str | Path, where: str = "path", also: str = "") -> Path:
         return file
     elif name.endswith(TORCH):
         hint = f"; {PUBLISHED}"
+    elif in_home(path).is_dir():
+        unfinished = (file.parent / "checkpoints").is_dir()
+        hint = ": no model.keras in it" + ", the training has not ended" * unfinished
     elif not file.exists():
         hint = f": no such file{nearest_path(path)}"
     raise UserError(f"{where}: expected {KERAS}{also}, received {str(path)!r}{hint}")
