@@ -16,7 +16,7 @@ from typing import Any
 
 from pipelines import config as configs
 from pipelines.space import ranges, searching
-from pipelines.suite import is_suite, load_suite
+from pipelines.suite import LONGEST, is_suite, load_suite
 from tfrobust.errors import UserError, choose, require
 
 SCHEMA = Path(__file__).with_name("schema.json")
@@ -82,8 +82,9 @@ def read_config(name: str, overrides: Sequence[str]) -> tuple[str, dict[str, Any
     run_name = path.stem if config.get("name") is None else config["name"]
     if not isinstance(run_name, str):
         raise UserError(f"{path}: name: expected text (put it in quotes), received {run_name!r}")
-    if not FOLDER.fullmatch(run_name):
-        expected = "a folder's: letters, digits and _ - . : or blanks between them"
+    if not FOLDER.fullmatch(run_name) or len(run_name.encode()) > LONGEST:
+        expected = "a folder's: letters, digits and _ - . : or blanks between them, of at most "
+        expected += f"{LONGEST} bytes"
         raise UserError(f"{path}: name: expected {expected}, received {run_name!r}")
     return run_name, config
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from pipelines import config as configs
 from tfrobust.errors import UserError, choose, require, require_at_least
 from tfrobust.registry import arguments, located
 
+LONGEST = 240  # bytes in the name of a run's folder, whose lock and log have a few more
 SURROGATE = "surrogate"  # a key in the file of a suite, and the name of that run's folder
 
 
@@ -253,7 +255,13 @@ def _texts(varied: Mapping[str, Any]) -> list[str]:
 
 
 def _file_name(parts: list[str]) -> str:
-    return re.sub(r"[^\w.-]+", "-", "_".join(parts)).strip("-.")
+    """Return the parts as the name of a folder; of a long name the end is a digest of it."""
+    name = re.sub(r"[^\w.-]+", "-", "_".join(parts)).strip("-.")
+    content = name.encode()
+    if len(content) <= LONGEST:
+        return name
+    digest = "-" + hashlib.sha256(content).hexdigest()[:8]
+    return content[: LONGEST - len(digest)].decode(errors="ignore") + digest
 
 
 def _method_name(name: str, overrides: Sequence[str]) -> str:

@@ -22,7 +22,8 @@ from tfrobust.training import Guided
 DIGITS = configs.find("digits_adv")
 NAMES = ["2024_01_01", "2024-01-01", "1e5", "1.5e5", "yes", "null", "0x10", "010", "1.10", "12:30",
          "my run", "äö", "true", "1_000", "nan", "3"]  # fmt: skip
-REFUSED = ["-x", ".x", "a/b", "..", "a b ", " a", "#a", "[x]", "${x}", "a\nb", "*x", "???", "~"]
+REFUSED = ["-x", ".x", "a/b", "..", "a b ", " a", "#a", "[x]", "${x}", "a\nb", "*x", "???", "~",
+           "x" * 241, "ü" * 121]  # fmt: skip
 KEYS = ["name", "data.path", "model.path", "train.init_from", "data.dir", "attacks[0].source"]
 
 

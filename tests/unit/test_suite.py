@@ -10,6 +10,7 @@ import pytest
 
 from pipelines import config as configs
 from pipelines import suite_runner
+from pipelines.early_check import FOLDER
 from pipelines.suite import Suite, is_suite, load_suite
 from tests.errors import error_line
 from tfrobust.errors import UserError
@@ -46,6 +47,15 @@ def test_there_is_a_run_for_each_combination_of_a_grid(tmp_path: Path) -> None:
     ]
     assert loaded[3].varied == {"seed": 0, "method.beta": 1.0}
     assert loaded[3].overrides == ("seed=0", "method.beta=1.0")
+
+
+def test_a_long_label_or_grid_gives_names_that_a_folder_can_have(tmp_path: Path) -> None:
+    text = f"{{runs: [digits_adv], grid: {{note: [{'ü' * 300}, {'ü' * 300}x]}}}}"
+    one, other = (member.name for member in suite(tmp_path, text).members)
+    for name in (one, other):
+        (tmp_path / f".{name}.lock").touch()
+        assert name.startswith("digits_adv_note-ü") and FOLDER.fullmatch(name)
+    assert one != other
 
 
 def test_a_config_is_looked_up_beside_the_file_of_the_suite_first(
