@@ -248,6 +248,13 @@ def _override(config: DictConfig, override: str) -> None:
 
 
 def _put(config: DictConfig, key: str, value: Any) -> None:
+    """Set a key; a name alone above it becomes the section with this name, as between files."""
+    parts = key.split(".")
+    for place in range(1, len(parts)):
+        above = ".".join(parts[:place])
+        name = OmegaConf.select(config, above)
+        if isinstance(name, str) and re.sub(r"\[\d+\]$", "", parts[place - 1]) in NAMED:
+            OmegaConf.update(config, above, {"name": name}, merge=False)
     OmegaConf.update(config, key, value, merge=False, force_add=True)
 
 

@@ -228,6 +228,30 @@ def test_a_name_alone_completes_and_is_completed_as_a_section_with_this_name(
     assert {place.rpartition(".")[2] for place in schema()["names"]} == configs.NAMED
 
 
+@pytest.mark.parametrize(
+    ("overrides", "section", "expected"),
+    [
+        (["method=trades", "method.beta=6"], "method", {"name": "trades", "beta": 6}),
+        (["method.attack=pgd", "method.attack.steps=3"], "method.attack",
+         {"name": "pgd", "steps": 3}),
+        (["attacks=[fgsm, pgd]", "attacks[1].steps=3"], "attacks",
+         ["fgsm", {"name": "pgd", "steps": 3}]),
+        (["data.augment=crop_flip", "data.augment.padding=2"], "data.augment",
+         {"name": "crop_flip", "padding": 2}),
+        (["train.schedule=guided", "train.schedule.stop=9"], "train.schedule",
+         {"name": "guided", "stop": 9}),
+    ],
+)  # fmt: skip
+def test_a_key_below_a_name_alone_completes_the_section_with_this_name(
+    overrides: list[str], section: str, expected: Any
+) -> None:
+    """The name was lost: the section was the key alone."""
+    value: Any = load(*overrides)
+    for key in section.split("."):
+        value = value[key]
+    assert value == expected
+
+
 def test_a_suite_passes_values_on_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     values = {
