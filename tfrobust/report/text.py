@@ -78,8 +78,9 @@ def duration(seconds: float | None) -> str:
 
 def milliseconds(seconds: float | None) -> str:
     """Return a time in milliseconds: 0.0421 -> '42.1 ms'."""
-    known = seconds is not None and math.isfinite(seconds)
-    return f"{1000 * seconds:.1f} ms" if known else NOTHING
+    if seconds is None or not math.isfinite(seconds):
+        return NOTHING
+    return f"{1000 * seconds:.1f} ms"
 
 
 def markdown_escape(text: Any) -> str:
