@@ -56,17 +56,18 @@ _Dumper.add_implicit_resolver(
 def find(name: str) -> Path:
     """Return the file of a config or a suite: `name` is its path, or a name that comes with us."""
     path = Path(name)
-    names = [*available(), *suites()]
     if path.suffix.lower() in (".yaml", ".yml"):
         if not path.is_file():
-            hint = nearest_path(path) or nearest(path.stem, names)
+            hint = nearest_path(path) or nearest(path.stem, [*available(), *suites()])
             raise UserError(f"{name}: expected a config file, found none there{hint}")
         return path
     for file in (CONFIGS / f"{name}.yaml", CONFIGS / "suites" / f"{name}.yaml"):
         if file.is_file() and path.name == name:
             return file
-    files = [file for file in (f"{name}.yaml", f"{name}.yml") if Path(file).is_file()]
-    hint = nearest(name, files or names) or f"; there are {', '.join(names)}"
+    names = [*available(), *suites()]
+    candidates = (f"{name}.yaml", f"{name}.yml", str(path / "config.yaml"))  # the last is of a run
+    files = [f" (did you mean {file!r}?)" for file in candidates if Path(file).is_file()]
+    hint = files[0] if files else nearest(name, names) or f"; there are {', '.join(names)}"
     raise UserError(f"{name}: expected a config's name or the path of a .yaml file{hint}")
 
 

@@ -160,6 +160,10 @@ def test_file_in_the_working_directory_is_suggested(
     for name in ("digits", "digts.yaml"):
         with pytest.raises(UserError, match=r"\(did you mean 'digits.yaml'\?\)"):
             configs.find(name)
+    Path("runs", "mine").mkdir(parents=True)
+    Path("runs", "mine", "config.yaml").touch()
+    with pytest.raises(UserError, match=r"file \(did you mean 'runs/mine/config.yaml'\?\)$"):
+        configs.find("runs/mine")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -20,8 +20,8 @@ from tfrobust.models.signatures import cut
 KERAS = "a .keras or .h5 file, or a run folder with model.keras"
 SUFFIXES = (".keras", ".h5", ".hdf5")
 WEIGHTS = (
-    "it holds weights alone: network.load_weights(FILE) where its code is, then network.save("
-    "'model.keras')"
+    "it holds weights alone: load_weights(FILE) of the network, or of the method, that saved it, "
+    "then network.save('model.keras')"
 )
 COMPUTED_ELSEWHERE = (".onnx", ".tflite")
 TORCH = (".pt", ".pth", ".ckpt", ".safetensors", ".npy", ".npz")
