@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from tfrobust.errors import UserError, nearest, nearest_path
+from tfrobust.io import in_home
 
 PACKAGE = Path(__file__).resolve().parent
 # The configs lie in an installed package, and beside it in a checkout.
@@ -55,7 +56,7 @@ _Dumper.add_implicit_resolver(
 
 def find(name: str) -> Path:
     """Return the file of a config or a suite: `name` is its path, or a name that comes with us."""
-    path = Path(name)
+    path = in_home(name)
     if path.suffix.lower() in (".yaml", ".yml"):
         if not path.is_file():
             hint = nearest_path(path) or nearest(path.stem, [*available(), *suites()])
@@ -202,7 +203,7 @@ def _merged(path: Path, above: tuple[Path, ...] = ()) -> DictConfig:
         return OmegaConf.create(config)
     if not isinstance(base, str):
         raise UserError(f"{path}: include: expected a path, received {base!r}")
-    beside = path.parent / base
+    beside = path.parent / in_home(base)
     file = beside if beside.is_file() else CONFIGS / base
     if not file.is_file():
         shipped = [str(file.relative_to(CONFIGS)) for file in CONFIGS.rglob("*.yaml")]

@@ -211,6 +211,16 @@ def test_a_section_completes_that_of_the_included_file_unless_both_name_another(
         assert (method["label_smoothing"], method["l2"]) == (0.4, 5e-4)
 
 
+def test_a_file_in_the_home_is_found_by_its_tilde(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As paths of data and networks are."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "below.yaml").write_text("seed: 7")
+    (tmp_path / "mine.yaml").write_text("include: ~/below.yaml")
+    assert configs.load(configs.find("~/mine.yaml")) == {"seed": 7}
+
+
 def test_a_name_alone_completes_and_is_completed_as_a_section_with_this_name(
     tmp_path: Path,
 ) -> None:
