@@ -36,6 +36,7 @@ from tfrobust.report.compare import difference
 
 IMAGES = 7  # random images on which the exported network must agree with the original
 DEFAULT = ("saved_model",)  # the formats of a config without the section `export`
+SAVED_MODEL = ("saved_model.pb", "variables/variables.index")  # files of every SavedModel
 NETWORK = "network"  # the name of the row of the network itself
 TRANSFER = "network's adversaries"  # the name of the attack by its adversarial images
 
@@ -56,6 +57,8 @@ class Export(Stage):
 
     def outputs(self, spec: Spec, folder: RunFolder) -> list[Path]:
         files = [_file(folder, name) for name in _formats(spec)]
+        # A copy of the folder may have been cut off within the SavedModel.
+        files += [file / part for file in files if not file.suffix for part in SAVED_MODEL]
         return files if spec.exports is None else [*files, folder.exports]
 
     def check(self, spec: Spec, folder: RunFolder, planned: Collection[str]) -> None:
