@@ -12,6 +12,8 @@ from pipelines.sections import TRAINED
 from pipelines.spec import Spec
 from pipelines.stages.stage import Stage
 from pipelines.stages.train import Train, check_training, training_fingerprint
+from tfrobust.errors import UserError
+from tfrobust.report import read_trials
 
 
 class Search(Stage):
@@ -25,6 +27,16 @@ class Search(Stage):
 
     def outputs(self, spec: Spec, folder: RunFolder) -> list[Path]:
         return [folder.trials, folder.best]
+
+    def done(self, spec: Spec, folder: RunFolder) -> bool:
+        """Return whether the table of trials is there, and whole."""
+        if not super().done(spec, folder):
+            return False
+        try:
+            read_trials(folder.trials)
+        except UserError:
+            return False
+        return True
 
     def check(self, spec: Spec, folder: RunFolder, planned: Collection[str]) -> None:
         check_training(spec)

@@ -102,6 +102,14 @@ def test_files_and_page_of_a_finished_search(finished: Path) -> None:
             )
 
 
+def test_a_damaged_table_of_trials_is_written_again(finished: Path, tmp_path: Path) -> None:
+    """The search was skipped as done, and every start ended at the table."""
+    folder = shutil.copytree(finished, tmp_path / NAME)
+    (folder / "search" / "trials.csv").write_text("trial,method.al")
+    small(tmp_path)
+    assert trials(folder) == trials(finished)
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("short_closing")
 def test_best_config_trains_to_the_same_network(finished: Path, tmp_path: Path) -> None:
