@@ -288,6 +288,8 @@ def test_runs_that_cannot_be_compared_are_one_line(tmp_path: Path) -> None:
         differences(read_runs(rows_of([one, other])))
     with pytest.raises(UserError, match="expected different runs"):
         rows_of([one, tmp_path / "x" / ".." / "one"])
+    with pytest.raises(UserError, match=r"the folder of a run, received a file \(did you mean '"):
+        rows_of([one / "eval.json", other])
     with pytest.raises(UserError, match=r"eval\.json: expected the result of the stage"):
         read_runs(rows_of([one, tmp_path / "none"]))
     with pytest.raises(UserError, match=r"no such file \(did you mean 'other'\?\)"):

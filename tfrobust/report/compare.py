@@ -381,8 +381,12 @@ def name_of(run: FinishedRun, runs: Sequence[FinishedRun]) -> str:
 def rows_of(folders: Sequence[Path]) -> list[Row]:
     """Return a row for each run folder, labelled by its name, or by its path if two share a name.
 
-    Raises UserError if a folder comes twice.
+    Raises UserError if a folder comes twice, or for a file.
     """
+    for file in folders:
+        if Path(file).is_file():
+            hint = f"(did you mean {str(Path(file).parent)!r}?)"
+            raise UserError(f"{file}: expected the folder of a run, received a file {hint}")
     resolved = [Path(folder).resolve() for folder in folders]
     repeated = {str(f) for f in folders if resolved.count(Path(f).resolve()) > 1}
     if repeated:
