@@ -51,20 +51,23 @@ from tfrobust.report import (
     threat_text,
 )
 
-EXPLANATION = """This page is written by `python tools/render_results.py` from
+EXPLANATION = """## All runs
+
+This page is written by `python tools/render_results.py` from
 `docs/results/*.json`. To change the page, change these files.
 
 The percentages in parentheses are the 95 % interval (Wilson) of an accuracy on n test images.
 Differences from a paper are in percentage points. In the worst case an image counts as right only
 if no attack succeeded on it. The column `worst case` is over the attacks that ran on the most
 images. If other attacks ran on fewer images, a further column is over all attacks on these images.
-The time per batch is the median over the epochs. Code that a run marked † used has changed since
-in a way that may alter its numbers; `python tools/render_results.py --check` names the files."""
+The time per batch is the median over the epochs."""
 LEADERBOARD = """## Leaderboard
 
 These are the runs that were evaluated by AutoAttack, with their mean and range over seeds, or the
 95 % interval of a single seed. [leaderboard.json](results/leaderboard.json) has a row for each run
-in the field names of RobustBench, with hardware and times."""
+in the field names of RobustBench, with hardware and times. Code that a run marked † used has
+changed since in a way that may alter its numbers; `python tools/render_results.py --check` names
+the files."""
 
 
 def render(docs: Path) -> str:
@@ -73,9 +76,10 @@ def render(docs: Path) -> str:
     top = intro.read_text(encoding="utf-8").rstrip() if intro.is_file() else "# Results"
     rows = leaderboard.read(docs)
     marked = {(row["name"], row["seed"]) for row in rows if row["stale"]}
-    parts = [top, EXPLANATION]
+    parts = [top]
     if table := leaderboard.table(rows):
         parts += [LEADERBOARD, table]
+    parts += [EXPLANATION]
     for data, group in by_data(docs).items():
         picture = f"![Clean and worst-case accuracy](results/{data}.svg)"
         suite, seeds = group[0]["suite"], seeds_table(group, marked)

@@ -233,7 +233,7 @@ def test_check_fails_for_an_outdated_page_and_writes_nothing(tmp_path: Path, cap
     assert capsys.readouterr().err.count("\n") == 1
     assert (docs / "results.md").read_text() == before
     assert tool.main(docs) == 0
-    assert (docs / "results.md").read_text().startswith("# Measured\n\nBy hand.\n\nThis page")
+    assert (docs / "results.md").read_text().startswith("# Measured\n\nBy hand.\n\n## All runs\n")
 
 
 def test_a_damaged_summary_is_named_in_one_line(tmp_path: Path, capsys: Any) -> None:
