@@ -22,7 +22,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from summaries import name_without_seed
+from summaries import full_name, name_without_seed
 
 from tfrobust.errors import UserError
 from tfrobust.record import is_autoattack
@@ -30,7 +30,7 @@ from tfrobust.report import duration, interval, markdown_table, method_name, num
 from tfrobust.report.text import factors_text
 
 MARK = " †"  # follows the name of a result whose code has changed since
-TABLE = re.compile(r"(<!-- leaderboard: ([\w. -]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
+TABLE = re.compile(r"(<!-- leaderboard: ([\w./ -]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 Row = dict[str, Any]
 
 
@@ -42,7 +42,7 @@ def row_of(summary: Mapping[str, Any], stale: bool | None) -> Row:
     attack = rows[0] if rows and len(evaluation.balls) == 1 else None  # no row is of the union
     sizes = [str(model[key]) for key in ("depth", "width") if key in model]
     return {
-        "name": summary["name"],
+        "name": full_name(summary),
         "seed": config.get("seed"),
         "method": method_name(config),
         "dataset": config["data"]["name"],
@@ -145,8 +145,8 @@ def cell(seeds: Sequence[Row], kind: str) -> str:
 def with_tables(text: str, rows: Sequence[Row]) -> str:
     """Return a page with its tables made from the rows.
 
-    A table stands between the comments `<!-- leaderboard: NAME NAME ... -->`, which lists its runs,
-    and `<!-- end -->`.
+    A table stands between the comments `<!-- leaderboard: NAME NAME ... -->`, which lists its runs
+    without their seeds, and `<!-- end -->`.
 
     Raises:
         UserError: If a run of a table has no result under AutoAttack.
@@ -155,8 +155,9 @@ def with_tables(text: str, rows: Sequence[Row]) -> str:
     def with_table(match: re.Match[str]) -> str:
         begin, listed, end = match.groups()
         names = listed.split()
-        chosen = [row for row in rows if row["name"] in names and row["autoattack_acc"]]
-        if missing := set(names) - {row["name"] for row in chosen}:
+        attacked = [(name_without_seed(row["name"]), row) for row in rows if row["autoattack_acc"]]
+        chosen = [row for name, row in attacked if name in names]
+        if missing := set(names) - {name for name, _ in attacked}:
             raise UserError(
                 "leaderboard: expected runs with a result under AutoAttack, "
                 f"received {', '.join(sorted(missing))}"

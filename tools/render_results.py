@@ -22,7 +22,15 @@ from typing import Any
 import leaderboard
 import stale
 from result_figures import figure, time_figure, timed
-from summaries import add_run, by_data, name_without_seed, rows_of, seed_of, summaries_of
+from summaries import (
+    add_run,
+    by_data,
+    full_name,
+    name_without_seed,
+    rows_of,
+    seed_of,
+    summaries_of,
+)
 
 from tfrobust.errors import UserError
 from tfrobust.io import write_text
@@ -43,20 +51,23 @@ from tfrobust.report import (
     threat_text,
 )
 
-EXPLANATION = """This page is written by `python tools/render_results.py` from
+EXPLANATION = """## All runs
+
+This page is written by `python tools/render_results.py` from
 `docs/results/*.json`. To change the page, change these files.
 
 The percentages in parentheses are the 95 % interval (Wilson) of an accuracy on n test images.
 Differences from a paper are in percentage points. In the worst case an image counts as right only
 if no attack succeeded on it. The column `worst case` is over the attacks that ran on the most
 images. If other attacks ran on fewer images, a further column is over all attacks on these images.
-The time per batch is the median over the epochs. Code that a run marked † used has changed since
-in a way that may alter its numbers; `python tools/render_results.py --check` names the files."""
+The time per batch is the median over the epochs."""
 LEADERBOARD = """## Leaderboard
 
 These are the runs that were evaluated by AutoAttack, with their mean and range over seeds, or the
 95 % interval of a single seed. [leaderboard.json](results/leaderboard.json) has a row for each run
-in the field names of RobustBench, with hardware and times."""
+in the field names of RobustBench, with hardware and times. Code that a run marked † used has
+changed since in a way that may alter its numbers; `python tools/render_results.py --check` names
+the files."""
 
 
 def render(docs: Path) -> str:
@@ -65,20 +76,21 @@ def render(docs: Path) -> str:
     top = intro.read_text(encoding="utf-8").rstrip() if intro.is_file() else "# Results"
     rows = leaderboard.read(docs)
     marked = {(row["name"], row["seed"]) for row in rows if row["stale"]}
-    parts = [top, EXPLANATION]
+    parts = [top]
     if table := leaderboard.table(rows):
         parts += [LEADERBOARD, table]
+    parts += [EXPLANATION]
     for data, group in by_data(docs).items():
         picture = f"![Clean and worst-case accuracy](results/{data}.svg)"
-        suite = group[0]["suite"]
+        suite, seeds = group[0]["suite"], seeds_table(group, marked)
         parts += [f"## {markdown_escape(data)}", picture]
-        if suite is None:
+        if suite is None or not seeds:
             parts += [results_table(group, marked)]
         if timed(group):
             parts += [f"![Robust accuracy over the time of training](results/{data}_time.svg)"]
         notes = dict.fromkeys(summary["note"] for summary in group if summary.get("note"))
         parts += [f"Note: {markdown_escape(note)}" for note in notes]
-        if seeds := seeds_table(group, marked):
+        if seeds:
             parts += ["Over seeds, mean ± sample standard deviation (lowest to highest):", seeds]
         if suite is None:
             parts += [run_section(summary) for summary in group]
@@ -118,7 +130,7 @@ def results_table(
     lines = []
     for summary in group:
         config, training, rows = summary["config"], summary["training"], rows_of(summary)
-        mark = leaderboard.MARK if (summary["name"], seed_of(summary)) in marked else ""
+        mark = leaderboard.MARK if (full_name(summary), seed_of(summary)) in marked else ""
         accuracies = [accuracy_cell(rows.get(column)) for column in columns]
         threat = threat_text(summary["evaluation"].balls)
         lines.append([title_of(summary, group) + mark, method_name(config), threat, *accuracies])
@@ -161,7 +173,7 @@ def seeds_table(
     lines = []
     for family in several:
         seeds = ", ".join(str(seed_of(summary)) for summary in family)
-        stale = any((summary["name"], seed_of(summary)) in marked for summary in family)
+        stale = any((full_name(summary), seed_of(summary)) in marked for summary in family)
         line = [name_without_seed(family[0]["name"]) + leaderboard.MARK * stale, seeds]
         for column in columns:
             rows = [rows_of(summary).get(column) for summary in family]
@@ -214,7 +226,7 @@ def leaderboard_of(docs: Path, look: bool) -> str:
     marks = {(row["name"], row["seed"]): row["stale"] for row in leaderboard.read(docs)}
     rows = []
     for summary in summaries_of(docs):
-        mark = marks.get((summary["name"], seed_of(summary)))
+        mark = marks.get((full_name(summary), seed_of(summary)))
         files = stale.changed_files(summary) if look else None
         rows.append(leaderboard.row_of(summary, mark if files is None else bool(files)))
     return json.dumps(rows, indent=2, ensure_ascii=False) + "\n"
@@ -244,7 +256,7 @@ def report_changes(docs: Path) -> None:
     """Print a line for each result whose code has changed since, or may have changed."""
     for summary in summaries_of(docs):
         files = stale.changed_files(summary)
-        title = f"{summary['name']}, seed {seed_of(summary)}"
+        title = f"{full_name(summary)}, seed {seed_of(summary)}"
         commit = summary["evaluation"].commit
         if files is None:
             print(f"{title}: unknown whether stale: no commit {commit} in this history")

@@ -131,6 +131,11 @@ def seed_of(summary: Mapping[str, Any]) -> Any:
     return summary["config"].get("seed")
 
 
+def full_name(summary: Mapping[str, Any]) -> str:
+    """Return the name of a run and, before it, its suite: digits_methods/digits_adv_seed-0."""
+    return "/".join(filter(None, (summary["suite"], summary["name"])))
+
+
 def rows_of(summary: Mapping[str, Any]) -> dict[str, AccuracyRow]:
     return {row.name: row for row in accuracy_rows(summary["config"], summary["evaluation"])}
 

@@ -160,6 +160,33 @@ def test_the_runs_of_a_suite_have_a_table_over_seeds_and_a_folder_of_records(
     assert (docs / "results" / "ingredients.svg").is_file() and tool.outdated(docs) == []
 
 
+def test_runs_of_one_name_in_two_suites_are_two_lines(tmp_path: Path) -> None:
+    docs, readme = tmp_path / "docs", tmp_path / "README.md"
+    readme.write_text("<!-- leaderboard: second/digits_atlas -->\n<!-- end -->\n")
+    for suite, robust in (("first", 0.2), ("second", 0.3)):
+        for seed in (0, 1):
+            name = f"digits_atlas_seed-{seed}"
+            run = autoattack(tmp_path / suite / name, robust + seed / 5, name=name, seed=seed)
+            # The README names a run that the first suite does not have.
+            assert tool.main(docs, add=[str(run)], suite=suite) == (1 if suite == "first" else 0)
+    page = (docs / "results.md").read_text()
+    for suite, robust in (("first", "30.0"), ("second", "40.0")):
+        row = next(line for line in page.splitlines() if f"| {suite}/digits_atlas |" in line)
+        assert "| 0, 1 |" in row and f"| {robust} % of 10" in row
+    assert "second/digits_atlas" in readme.read_text()
+    assert "first/digits_atlas |" not in readme.read_text()
+
+
+def test_a_suite_of_one_seed_has_a_line_for_each_run(tmp_path: Path) -> None:
+    docs = tmp_path / "docs"
+    for name in ("ADV_eps-0.1", "ADV_eps-0.2"):
+        run = make_run(tmp_path / name, name=name)
+        assert tool.main(docs, add=[str(run)], suite="tradeoff") == 0
+    part = (docs / "results.md").read_text().split("## tradeoff\n")[1]
+    rows = [line.split(" | ")[0] for line in part.splitlines() if line.startswith("| ADV")]
+    assert rows == ["| ADV_eps-0.1", "| ADV_eps-0.2"] and "Over seeds" not in part
+
+
 def test_adding_a_run_again_replaces_it(tmp_path: Path) -> None:
     tool.add_run(make_run(tmp_path / "a"), tmp_path / "results")
     path = tool.add_run(make_run(tmp_path / "b", robust=0.6), tmp_path / "results")
@@ -206,7 +233,7 @@ def test_check_fails_for_an_outdated_page_and_writes_nothing(tmp_path: Path, cap
     assert capsys.readouterr().err.count("\n") == 1
     assert (docs / "results.md").read_text() == before
     assert tool.main(docs) == 0
-    assert (docs / "results.md").read_text().startswith("# Measured\n\nBy hand.\n\nThis page")
+    assert (docs / "results.md").read_text().startswith("# Measured\n\nBy hand.\n\n## All runs\n")
 
 
 def test_a_damaged_summary_is_named_in_one_line(tmp_path: Path, capsys: Any) -> None:
