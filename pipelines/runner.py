@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
-import os
 import sys
 from pathlib import Path
 
@@ -35,14 +33,11 @@ from pipelines.suite import is_suite, load_suite
 from pipelines.suite_runner import commands, run_suite
 from tfrobust.distribution import stack_workers, strategy, worker
 from tfrobust.errors import UserError, choose, require
-from tfrobust.io import in_home
+from tfrobust.io import in_home, unwritable
 from tfrobust.models.keras_defaults import neutral
 from tfrobust.provenance import commit
 from tfrobust.report import comparison, read_runs
 from tfrobust.training import Interrupted
-
-# Errors of a place that cannot be written to. TensorFlow's errors have only their texts.
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
 @neutral()  # a user's keras.json changes nothing
@@ -196,8 +191,8 @@ def main(name: str, options: argparse.Namespace) -> None:
     except Interrupted as error:
         fail(f"{error}; {GO_ON}", 128 + error.number)
     except tf.errors.OpError as error:
-        if any(os.strerror(number) in str(error) for number in UNWRITABLE):
-            fail(f"{workdir}: expected a place to read or write: {_line(error)}")
+        if place := unwritable(error):
+            fail_at(workdir, place)
         if worker()[1] == 1:
             raise
         fail(f"a worker has stopped or is out of reach ({_line(error)}); start all again: {GO_ON}")

@@ -23,6 +23,7 @@ import tensorflow as tf
 from tfrobust import tf32
 from tfrobust._compat import layers_of
 from tfrobust.errors import UserError, choose, one_line, optional, require
+from tfrobust.io import unwritable
 from tfrobust.models import load_network
 from tfrobust.models.keras_defaults import neutral
 from tfrobust.models.saved import open_saved_model
@@ -93,6 +94,8 @@ def export(
                 calibration = _inputs(network, images if samples is None else samples)
                 kind.write(alone(network), new, calibration)
         except Exception as error:  # converters raise anything
+            if place := unwritable(error, path):
+                raise place from None
             raise UserError(
                 f"{path}: expected a network that {format} can hold: {one_line(error)}"
             ) from error

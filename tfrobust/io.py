@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import lzma
 import os
@@ -25,6 +26,17 @@ UNREADABLE = (
     zlib.error,
     lzma.LZMAError,
 )
+
+# The errors of a place that cannot be written to. TensorFlow's own errors have only their texts.
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+
+
+def unwritable(error: object, path: Path | None = None) -> OSError | None:
+    """Return the OSError of which the text of an error tells; None if it is about no place."""
+    for number in UNWRITABLE:
+        if os.strerror(number) in str(error):
+            return OSError(number, os.strerror(number), None if path is None else str(path))
+    return None
 
 
 def in_home(path: str | Path) -> Path:

@@ -229,6 +229,20 @@ def test_a_failed_export_keeps_the_former_one(
     np.testing.assert_allclose(load_network(folder)(X), 1e6 * Z, rtol=1e-5)
 
 
+def test_a_full_disk_is_not_called_a_network_that_cannot_be_exported(
+    linear: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **options: Any) -> None:
+        text = f"{tmp_path}/variables_temp/part-0; No space left on device"
+        raise tf.errors.ResourceExhaustedError(None, None, text)
+
+    network = linear(W)
+    monkeypatch.setattr(type(network), "export", full)
+    with pytest.raises(OSError, match="No space left on device: .*saved_model'$"):
+        export(network, tmp_path / "saved_model", X)
+    assert not list(tmp_path.iterdir())
+
+
 def test_probabilities_become_logits_of_the_same_softmax(tmp_path: Path) -> None:
     """They are log p, which differs from z by one number per image, and is finite for p = 0."""
     save_exotic(tf.nn.softmax, tmp_path)

@@ -17,7 +17,7 @@ from absl import logging
 
 from tfrobust.distribution import worker
 from tfrobust.errors import UserError, one_line, require
-from tfrobust.io import literal, write_text
+from tfrobust.io import literal, unwritable, write_text
 from tfrobust.methods import RobustModel
 from tfrobust.training.interrupt import Interruption, NotFinite
 from tfrobust.training.monitors import History
@@ -85,7 +85,8 @@ class Checkpoints:
             shutil.rmtree(temporary, ignore_errors=True)
             last = f"the last one is {self.newest.name}" if self.newest else "there is none yet"
             expected = f"expected a place to write a checkpoint in ({last})"
-            raise UserError(f"{self.folder}: {expected}: {one_line(error)}") from None
+            line = one_line(unwritable(error) or error)
+            raise UserError(f"{self.folder}: {expected}: {line}") from None
 
     def rewind(self, step: int) -> None:
         """Make the checkpoint of a step the newest. Raises UserError if there is none."""
