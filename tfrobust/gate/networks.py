@@ -14,6 +14,7 @@ import tensorflow as tf
 from absl import logging
 
 from tfrobust import losses
+from tfrobust._compat import in_inference_mode
 from tfrobust.errors import UserError, require
 from tfrobust.gate.images import Box
 from tfrobust.gate.logit_advice import advice, ending
@@ -44,6 +45,7 @@ class Scaled(NamedTuple):
 def inference(logits_fn: LogitsFn) -> LogitsFn:
     """Return the callable in inference mode, with training=False if it takes `training`.
 
+    Keras layers that a function calls are in inference mode too, unless it gives them `training`.
     Of a Keras network with a single output, that output is returned without its container. A
     partial that already binds `training` is returned unchanged.
     """
@@ -52,7 +54,14 @@ def inference(logits_fn: LogitsFn) -> LogitsFn:
         return function
     if isinstance(function, keras.Layer):
         return lambda images: _one(function(images, training=False))
-    return partial(function, training=False) if _takes_training(function) else function
+    if _takes_training(function):
+        return partial(function, training=False)
+
+    def run(images: Any) -> Any:
+        with in_inference_mode():
+            return function(images)
+
+    return run
 
 
 def _one(outputs: Any) -> Any:
