@@ -38,6 +38,15 @@ def test_images_of_any_float_width_become_float32() -> None:
     np.testing.assert_array_equal(check_images(tf.constant(X)), X)
 
 
+def test_images_that_are_almost_black_are_refused_if_there_are_some() -> None:
+    """One image may be almost black, and all may be black."""
+    assert "at most 1/255 of the box" in error_line(lambda: check_images(X / 255))
+    check_images(X[:9] / 255)
+    check_images(0 * X)
+    check_images(X / 254)
+    check_images(X[:, 0, 0] / 255)  # a table
+
+
 def test_pixels_outside_the_box_by_rounding_are_clipped_and_others_refused() -> None:
     off = np.where(X > 0.5, 1 + 1e-7, -1e-7)
     np.testing.assert_array_equal(check_images(off), X > 0.5)

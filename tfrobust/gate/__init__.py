@@ -21,8 +21,7 @@ from tfrobust.gate.labels import MOST_CLASSES, check_label_form, check_labels, c
 from tfrobust.gate.logit_advice import advice
 from tfrobust.gate.networks import (
     SOME,
-    Scaled,
-    best_scaled,
+    check_float_input,
     check_trained,
     in_unit,
     inference,
@@ -31,6 +30,7 @@ from tfrobust.gate.networks import (
     outputs,
     right,
 )
+from tfrobust.gate.scaling import Scaled, best_scaled
 
 __all__ = [
     "LAYOUTS",
@@ -44,6 +44,7 @@ __all__ = [
     "check_batch",
     "check_class_order",
     "check_data",
+    "check_float_input",
     "check_image_form",
     "check_image_spec",
     "check_images",

@@ -14,7 +14,8 @@ import numpy as np
 from tfrobust.errors import require, require_at_least
 from tfrobust.gate.images import check_images, check_threat
 from tfrobust.gate.labels import check_labels
-from tfrobust.gate.networks import LogitsFn, check_network, check_scaling
+from tfrobust.gate.networks import LogitsFn, check_network
+from tfrobust.gate.scaling import check_scaling
 from tfrobust.threat import Threat, threats_of
 
 

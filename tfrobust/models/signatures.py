@@ -15,17 +15,13 @@ import tensorflow as tf
 
 from tfrobust._compat import operation_of
 from tfrobust.errors import UserError, choose, one_line, require
+from tfrobust.gate import check_float_input
 
 Shape = tuple[int | None, ...]
 CALL_ONCE = "a network that was called once, on a batch of images"
 ONE_INPUT = "give the others values: network = keras.Model(x, network([x, ...]))"
 ONE_OUTPUT = "keep one: network = keras.Model(network.inputs, network.outputs[0])"
 NAME_OUTPUT = "name that of the logits by output (model.output in a config)"
-FLOATS = (
-    "gradients do not pass through integers: inner = keras.models.clone_model(network, "
-    "input_tensors=keras.Input({0})); inner.set_weights(network.get_weights()); "
-    "x = keras.Input({0}); network = keras.Model(x, inner(255 * x)) takes images in [0, 1]"
-)
 IN_FRONT = "put a layer in front: x = keras.Input({}); network = keras.Model(x, network({}))"
 AGAIN = "export it again for images {}"
 FROM_TORCH = ", with x.permute(0, 3, 1, 2) in front of a network of torch"
@@ -58,9 +54,7 @@ def signature(network: keras.Model, where: str = "network") -> Signature:
     if image is None:
         raise UserError(f"{where}: {several('input', inputs)}; {ONE_INPUT}")
     shape = tuple(image.shape[1:])
-    if not tf.as_dtype(image.dtype).is_floating:
-        expected, hint = "a network of float images", FLOATS.format(shape)
-        raise UserError(f"{where}: expected {expected}, received {image.dtype}; {hint}")
+    check_float_input(where, image.dtype, shape)
     if len(tensors) != 1:
         raise UserError(f"{where}: {several('output', tensors)}; {ONE_OUTPUT}")
     logits = tuple(next(iter(tensors.values())).shape)
