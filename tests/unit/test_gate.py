@@ -246,6 +246,20 @@ def test_every_batch_of_a_stream_is_checked() -> None:
     assert int(model.step) == 2
 
 
+def test_stream_without_end_needs_a_number_of_batches() -> None:
+    """Keras would never end the epoch, or the validation."""
+    endless, model = stream(X, Y).repeat(), compiled()
+    line = error_line(lambda: model.fit(endless, verbose=0))
+    assert line.startswith("steps_per_epoch: expected the number of batches of x, a data set that")
+    line = error_line(lambda: model.fit(X, Y, validation_data=endless, verbose=0))
+    assert line.startswith("validation_steps: expected the number of batches of validation_data")
+    assert "steps: expected the number" in error_line(lambda: model.evaluate(endless, verbose=0))
+    assert int(model.step) == 0
+    options: Any = {"validation_data": endless, "validation_steps": 1, "verbose": 0}
+    model.fit(endless, steps_per_epoch=2, **options)
+    assert int(model.step) == 2
+
+
 def test_batch_on_the_second_device_is_checked(
     on_two_devices: Callable[[str], dict[str, Any]],
 ) -> None:

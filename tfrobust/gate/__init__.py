@@ -28,11 +28,13 @@ from tfrobust.gate.networks import (
     kind_of_network,
     kind_of_outputs,
     outputs,
+    reaches_images,
     right,
 )
-from tfrobust.gate.scaling import Scaled, best_scaled
+from tfrobust.gate.scaling import FEWEST, Scaled, best_scaled, warn_of_scale
 
 __all__ = [
+    "FEWEST",
     "LAYOUTS",
     "MOST_CLASSES",
     "RANKS",
@@ -62,6 +64,8 @@ __all__ = [
     "kind_of_network",
     "kind_of_outputs",
     "outputs",
+    "reaches_images",
     "refusals",
     "right",
+    "warn_of_scale",
 ]

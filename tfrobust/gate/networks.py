@@ -137,6 +137,21 @@ def check_trained(
     _check_outputs(where, network, logits_fn, few, outputs(logits_fn, few, len(few)), box)
 
 
+def reaches_images(logits_fn: LogitsFn, image: np.ndarray) -> bool:
+    """Return whether a gradient of the outputs for one image [1, H, W, C] reaches the image.
+
+    It does not through a rounding or a conversion to integers. A gradient of 0 does reach it.
+    """
+    x = tf.constant(image)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        values = logits_fn(x)
+    try:
+        return tape.gradient(values, x) is not None
+    except LookupError:  # an operation without a gradient
+        return False
+
+
 def kind_of_outputs(values: np.ndarray) -> str:
     """Return the kind of finite outputs [n, C].
 

@@ -131,6 +131,13 @@ def several(what: str, names: Collection[str]) -> str:
     return f"expected a network with one {what}, received {len(names)}: {', '.join(sorted(names))}"
 
 
+def inputs_advice(inputs: Collection[str]) -> str:
+    """Return advice on a network that has other inputs than a method gives it."""
+    if {*inputs} <= {"image", "strength", "width"}:
+        return "model.lambdas makes one of both"
+    return ONE_INPUT
+
+
 def takes(image_shape: Shape, shape: Sequence[int]) -> bool:
     """Return whether a network of images `image_shape` takes images of a shape (H, W, C)."""
     if len(image_shape) != len(shape):
