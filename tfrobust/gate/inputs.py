@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from tfrobust.errors import require, require_at_least
+from tfrobust.gate.class_order import check_label_order
 from tfrobust.gate.images import check_images, check_threat
 from tfrobust.gate.labels import check_labels
 from tfrobust.gate.networks import LogitsFn, check_network
@@ -54,4 +55,5 @@ def check_inputs(
     logits = check_network(logits_fn, images, box, batch_size)
     labels = check_labels(y, len(images), logits.shape[1])
     check_scaling(logits_fn, images, labels, logits, box, batch_size)
+    check_label_order(logits, labels[: len(logits)])
     return images, labels
