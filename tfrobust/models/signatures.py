@@ -151,37 +151,38 @@ def in_front(image_shape: Shape, shape: Sequence[Any], runtime: str | None = Non
 
     Args:
         image_shape: The shape that the network takes.
-        shape: The shape (H, W, C) of the images, with letters for unknown sizes. There is no hint
-            for inputs that are no images.
+        shape: The shape (H, W, C) of the images, with letters for unknown sizes,
+            or that of a series or of a row of a table.
         runtime: The runtime outside TensorFlow that computes the network, before which no layer can
             be put; None for TensorFlow.
 
     Returns:
         The hint, which begins with "; ". It is empty if no layer helps.
     """
-    if len(shape) != 3:
-        return ""
-    height, width, channels = shape
-    images, layer = f"({height}, {width}, {channels})", _layer_in_front(image_shape, shape)
+    layer = _layer_in_front(image_shape, shape)
     if not layer:
         return ""
+    images = f"({', '.join(map(str, shape))}{',' * (len(shape) == 1)})"
     if runtime is None:
         return "; " + IN_FRONT.format(images, layer)
     return "; " + AGAIN.format(images) + FROM_TORCH * ("Permute" in layer)
 
 
 def _layer_in_front(image_shape: Shape, shape: Sequence[Any]) -> str:
-    """Return the call of the layer for the hint of `in_front`; "" if no layer helps."""
-    height, width, channels = shape
-    if len(image_shape) == 3:
-        transposed = takes(image_shape, (channels, height, width))
-        return "keras.layers.Permute((3, 1, 2))(x)" if transposed else ""
-    if any(size is None for size in image_shape):
-        return ""
+    """Return the call of the layers for the hint of `in_front`; "" if none helps."""
+    if len(shape) == len(image_shape) == 3:
+        height, width, channels = shape
+        if takes(image_shape, (channels, height, width)):
+            return "keras.layers.Permute((3, 1, 2))(x)"
+        *size, taken = image_shape
+        x = {(1, 3): "keras.layers.Concatenate()([x, x, x])", (3, 1): "x[..., :1]"}
+        layer = "x" if taken == channels else x.get((channels, taken), "")
+        if layer and not takes((*size, taken), (height, width, taken)):
+            layer = f"keras.layers.Resizing({size[0]}, {size[1]})({layer})"
+        return layer if None not in size or "Resizing" not in layer else ""
     sizes = [size for size in shape if isinstance(size, int)]
-    if sizes and math.prod(sizes) != math.prod(size or 1 for size in image_shape):
-        return ""
-    return f"keras.layers.Reshape({tuple(image_shape)})(x)"
+    other = None in image_shape or (sizes and math.prod(sizes) != math.prod(image_shape))
+    return "" if other else f"keras.layers.Reshape({tuple(image_shape)})(x)"
 
 
 def is_symbolic(network: keras.Model) -> bool:
