@@ -175,14 +175,19 @@ def _layer_in_front(image_shape: Shape, shape: Sequence[Any]) -> str:
         if takes(image_shape, (channels, height, width)):
             return "keras.layers.Permute((3, 1, 2))(x)"
         *size, taken = image_shape
-        x = {(1, 3): "keras.layers.Concatenate()([x, x, x])", (3, 1): "x[..., :1]"}
-        layer = "x" if taken == channels else x.get((channels, taken), "")
-        if layer and not takes((*size, taken), (height, width, taken)):
-            layer = f"keras.layers.Resizing({size[0]}, {size[1]})({layer})"
-        return layer if None not in size or "Resizing" not in layer else ""
+        more: dict[Any, str] = {
+            (1, 3): "keras.layers.Concatenate()([x, x, x])",
+            (3, 1): "x[..., :1]",  # of grey images, whose channels are equal
+        }
+        layer = "x" if taken == channels else more.get((channels, taken), "")
+        if takes((*size, None), shape):
+            return layer if layer != "x" else ""
+        resized = layer and None not in size
+        return f"keras.layers.Resizing({size[0]}, {size[1]})({layer})" if resized else ""
     sizes = [size for size in shape if isinstance(size, int)]
-    other = None in image_shape or (sizes and math.prod(sizes) != math.prod(image_shape))
-    return "" if other else f"keras.layers.Reshape({tuple(image_shape)})(x)"
+    count = math.prod(size or 0 for size in image_shape)  # 0 if a size is free
+    fits = count and (not sizes or math.prod(sizes) == count)
+    return f"keras.layers.Reshape({tuple(image_shape)})(x)" if fits else ""
 
 
 def is_symbolic(network: keras.Model) -> bool:
