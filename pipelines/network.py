@@ -142,8 +142,8 @@ def check_fit(
     if takes(image_shape, source.image_shape) and classes > source.num_classes:
         if isinstance(source, Npz):
             hint = f"; set data.num_classes to {classes} if the labels do not show all classes"
-    elif isinstance(source, ImageFolder) and side and image_shape[:2] == (side, side):
-        hint = f"; set data.image_size to {side}"
+    elif isinstance(source, ImageFolder) and side and source.image_shape[:2] != image_shape[:2]:
+        hint = f"; set data.image_size to {side}" if image_shape[:2] == (side, side) else ""
     if not hint and classes == source.num_classes:
         hint = in_front(image_shape, source.image_shape, runtime)
     things = "images" if len(source.image_shape) == 3 else "inputs"
