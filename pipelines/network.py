@@ -10,6 +10,8 @@ from typing import Any
 import keras
 
 from tfrobust.data import Dataset
+from tfrobust.data.folder import ImageFolder
+from tfrobust.data.npz import Npz
 from tfrobust.errors import UserError, choose, require
 from tfrobust.models import MODELS, OUTPUTS, load_keras, model_files
 from tfrobust.models.signatures import Shape, in_front, signature, takes
@@ -136,8 +138,13 @@ def check_fit(
     """
     if takes(image_shape, source.image_shape) and classes == source.num_classes:
         return
-    hint = ""
-    if classes == source.num_classes:
+    hint, side = "", image_shape[0]
+    if takes(image_shape, source.image_shape) and classes > source.num_classes:
+        if isinstance(source, Npz):
+            hint = f"; set data.num_classes to {classes} if the labels do not show all classes"
+    elif isinstance(source, ImageFolder) and side and source.image_shape[:2] != image_shape[:2]:
+        hint = f"; set data.image_size to {side}" if image_shape[:2] == (side, side) else ""
+    if not hint and classes == source.num_classes:
         hint = in_front(image_shape, source.image_shape, runtime)
     things = "images" if len(source.image_shape) == 3 else "inputs"
     raise UserError(

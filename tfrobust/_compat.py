@@ -27,6 +27,7 @@ __all__ = [
     "CompileMetrics",  # Keras's callbacks ask no other class for the direction of a metric
     "HookedModel",
     "after_layers",
+    "in_inference_mode",
     "layers_of",
     "loss_mean",
     "operation_of",
@@ -169,14 +170,41 @@ _after: contextvars.ContextVar[Callable[..., Any] | None]
 _after = contextvars.ContextVar("after", default=None)
 
 
+@contextlib.contextmanager
+def in_inference_mode() -> Iterator[None]:
+    """Call the layers in this context in inference mode, unless their call says `training`.
+
+    Keras's own default is training for some random layers, such as RandomFlip. The layers inside
+    another follow its mode.
+    """
+    _replace_call()
+    token = _by_default.set(False)
+    try:
+        yield
+    finally:
+        _by_default.reset(token)
+
+
+_by_default: contextvars.ContextVar[bool | None]
+_by_default = contextvars.ContextVar("by_default", default=None)
+
+
 @functools.cache
 def _replace_call() -> None:
-    """Let `keras.Layer.__call__` call the function of `after_layers`."""
+    """Let `keras.Layer.__call__` do what `after_layers` and `in_inference_mode` say."""
     keras_call = keras.Layer.__call__
 
     @functools.wraps(keras_call)
     def call(layer: keras.Layer, *args: Any, **kwargs: Any) -> Any:
-        outputs, function = keras_call(layer, *args, **kwargs), _after.get()
+        if _by_default.get() is None:
+            outputs = keras_call(layer, *args, **kwargs)
+        else:
+            token = _by_default.set(None)  # the layers inside follow this one
+            try:
+                outputs = keras_call(layer, *args, **{"training": False} | kwargs)
+            finally:
+                _by_default.reset(token)
+        function = _after.get()
         return outputs if function is None else function(layer, args, outputs)
 
     keras.Layer.__call__ = call

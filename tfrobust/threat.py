@@ -47,10 +47,11 @@ class Threat(Configurable):
     def __post_init__(self) -> None:
         choose("norm", self.norm, norms.NORMS)
         if not tf.is_tensor(self.eps):
+            expected = "a number (per_feature takes a factor for each channel or feature)"
+            require(np.ndim(self.eps) == 0, "eps", expected, self.eps)
             object.__setattr__(self, "eps", number("eps", self.eps))
             require(self.eps >= 0, "eps", "a number >= 0", self.eps)
-        object.__setattr__(self, "box", tuple(float(b) for b in self.box))
-        require(len(self.box) == 2 and self.box[0] < self.box[1], "box", "(low, high)", self.box)
+        object.__setattr__(self, "box", _checked_box(self.box))
         if self.per_feature is not None:
             object.__setattr__(self, "per_feature", _checked_factors(self.per_feature))
 
@@ -206,6 +207,17 @@ def threats_of(threat: Threat | Sequence[Threat], where: str = "threat") -> tupl
 
 def _like(factors: np.ndarray, x: tf.Tensor) -> tf.Tensor:
     return tf.constant(factors, x.dtype)
+
+
+def _checked_box(value: Any) -> tuple[float, float]:
+    """Return a box as two floats. Raises UserError if it is not one (low, high) for all pixels."""
+    try:
+        low, high = (float(end) for end in value)
+        fits = -math.inf < low < high < math.inf
+    except (TypeError, ValueError):
+        fits = False
+    require(fits, "box", "two numbers (low, high) for all channels", value)
+    return low, high
 
 
 def _checked_factors(value: Any) -> Any:

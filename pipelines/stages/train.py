@@ -8,6 +8,8 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pipelines import config as configs
 from pipelines.fingerprints import fingerprint
 from pipelines.objects import FACTS
@@ -19,7 +21,7 @@ from pipelines.stages.stage import Stage
 from pipelines.trackers import tracked
 from tfrobust.data import readable
 from tfrobust.errors import UserError, in_memory
-from tfrobust.gate import SOME
+from tfrobust.gate import FEWEST
 from tfrobust.models import application_file, keras_file
 
 
@@ -80,8 +82,10 @@ def check_training(spec: Spec) -> None:
     assert spec.network is not None and spec.method is not None
     facts: dict[str, Any] = dict.fromkeys(FACTS, 1)
     model = spec.method(spec.network(), ramp_steps=0, **facts)
-    images = split.first(min(SOME, len(split))).as_float()
-    model.check_network(images, "train.init_from")
+    # Those of a folder are in the order of their classes.
+    places = np.linspace(0, len(split) - 1, min(FEWEST, len(split))).astype(int)
+    some = split.take(places)
+    model.check_network(some.as_float(), "train.init_from", some.labels)
 
 
 def extends(spec: Spec, folder: RunFolder) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 from collections.abc import Callable
@@ -76,6 +77,19 @@ def test_images_of_16_bits_keep_the_upper_8(
     np.testing.assert_array_equal(read(tmp_path / f"a.{ending}"), GREY)
     (tmp_path / "colour.png").write_bytes(tf.io.encode_png(np.uint16(PIXELS) * 256 + 77).numpy())
     np.testing.assert_array_equal(read(tmp_path / "colour.png"), PIXELS)
+
+
+def test_images_of_16_bits_that_hold_fewer_are_warned_of_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They are read as almost black."""
+    logging.getLogger("absl").propagate = True
+    for name in "ab":
+        Image.fromarray(SHADES.astype(np.uint16) * 16).save(tmp_path / f"{name}.png")
+        with caplog.at_level("WARNING", "absl"):
+            assert read(tmp_path / f"{name}.png").max() == SHADES.max() // 16
+    line = "a.png: an image of 16 bits with values up to 4080 of 65535, which become at most 15 of"
+    assert caplog.text.count("an image of 16 bits") == 1 and line in caplog.text
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.jfif", "a.webp", "grey.jpeg", "cmyk.jpg"])

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from matplotlib.image import imsave
 
+from pipelines.network import check_fit
 from pipelines.runner import run
+from tests.errors import error_line
 from tests.unit.test_data import assert_batches_equal_those_of_arrays
 from tfrobust.data import Extra, Split, batches, open_folder, readable
 from tfrobust.errors import UserError
@@ -119,7 +121,7 @@ def remove(folder: Path, pattern: str) -> None:
         (lambda f: remove(f, "*"), "received .*: no train, test or val"),
         (
             lambda f: (f / "val" / "b").rename(f / "val" / "c"),
-            "the same classes in train and val, received 'train/b, val/c'",
+            "the same classes in train and val .empty .*, received 'train/b, val/c'",
         ),
         (lambda f: remove(f, "train/a/*"), "images in .*train/a, received none"),
         (lambda f: remove(f, "val/a"), "at least 2 classes in .*val, received 1"),
@@ -130,6 +132,14 @@ def test_mistakes_are_one_line(folder: Path, damage: Callable[[Path], None], mes
     damage(folder)
     with pytest.raises(UserError, match=f"path: expected .*{message}"):
         open_folder(str(folder))
+
+
+def test_network_of_another_size_is_answered_with_the_size_to_set(folder: Path) -> None:
+    source = open_folder(str(folder))
+    line = error_line(lambda: check_fit("model.path", source, (32, 32, 3), 2))
+    assert line.endswith("received ((32, 32, 3), 2); set data.image_size to 32")
+    line = error_line(lambda: check_fit("model.path", source, (224, 224, 1), 2))
+    assert line.endswith("network = keras.Model(x, network(x[..., :1]))")
 
 
 def test_files_and_arrays_may_be_each_others_extra_images(folder: Path) -> None:

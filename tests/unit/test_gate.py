@@ -38,6 +38,15 @@ def test_images_of_any_float_width_become_float32() -> None:
     np.testing.assert_array_equal(check_images(tf.constant(X)), X)
 
 
+def test_images_that_are_almost_black_are_refused_if_there_are_some() -> None:
+    """One image may be almost black, and all may be black."""
+    assert "at most 1/255 of the box" in error_line(lambda: check_images(X / 255))
+    check_images(X[:9] / 255)
+    check_images(0 * X)
+    check_images(X / 254)
+    check_images(X[:, 0, 0] / 255)  # a table
+
+
 def test_pixels_outside_the_box_by_rounding_are_clipped_and_others_refused() -> None:
     off = np.where(X > 0.5, 1 + 1e-7, -1e-7)
     np.testing.assert_array_equal(check_images(off), X > 0.5)
@@ -234,6 +243,20 @@ def test_every_batch_of_a_stream_is_checked() -> None:
     model = compiled()
     line = error_line(lambda: model.fit(stream(WRONG_LATE, Y), verbose=0))
     assert line.endswith(" to 2; divide them by 255")
+    assert int(model.step) == 2
+
+
+def test_stream_without_end_needs_a_number_of_batches() -> None:
+    """Keras would never end the epoch, or the validation."""
+    endless, model = stream(X, Y).repeat(), compiled()
+    line = error_line(lambda: model.fit(endless, verbose=0))
+    assert line.startswith("steps_per_epoch: expected the number of batches of x, a data set that")
+    line = error_line(lambda: model.fit(X, Y, validation_data=endless, verbose=0))
+    assert line.startswith("validation_steps: expected the number of batches of validation_data")
+    assert "steps: expected the number" in error_line(lambda: model.evaluate(endless, verbose=0))
+    assert int(model.step) == 0
+    options: Any = {"validation_data": endless, "validation_steps": 1, "verbose": 0}
+    model.fit(endless, steps_per_epoch=2, **options)
     assert int(model.step) == 2
 
 

@@ -17,6 +17,7 @@ from tests.errors import error_line
 from tfrobust import Threat
 from tfrobust.errors import UserError
 from tfrobust.gate import check_inputs
+from tfrobust.gate.images import TO_ARRAYS
 
 THREAT = Threat("linf", 0.1)
 Y = np.arange(600, dtype=np.int32) % 3
@@ -95,6 +96,29 @@ def test_scale_is_judged_on_100_images_or_more() -> None:
         check_inputs(scaled, X[:100], Y[:100], THREAT)
 
 
+def test_network_that_does_not_take_images_of_another_scale_is_accepted() -> None:
+    """It looks its pixels up in a table, as an embedding does."""
+    table = tf.constant(np.random.default_rng(0).normal(size=(256, 3)), tf.float32)
+
+    def embedded(x: Any) -> Any:
+        place = tf.cast(255 * tf.reshape(x, [-1]), tf.int32)
+        with tf.control_dependencies([tf.debugging.assert_less(place, 256)]):
+            return tf.gather(table, place)
+
+    check_inputs(embedded, X, (Y + 1) % 3, THREAT)
+
+
+def test_scale_is_not_judged_by_a_network_of_one_answer() -> None:
+    """It says class 0 in [0, 1], class 1 in [0, 255], and four fifths of the images are of 1."""
+    y = np.where(np.arange(600) % 5 == 0, 0, 1)
+
+    def constant(x: Any) -> Any:
+        bright = tf.reduce_max(x, axis=[1, 2, 3]) > 2
+        return tf.where(bright[:, None], [[-1.0, 2.0]], [[2.0, -1.0]])
+
+    check_inputs(constant, X, y, THREAT)
+
+
 def test_scale_is_judged_against_the_box_of_the_threat() -> None:
     """In the box [0, 255] a network of images in [0, 1] is refused."""
     threat = Threat("linf", 8.0, (0.0, 255.0))
@@ -110,6 +134,22 @@ def test_logits_that_sometimes_sum_to_one_are_accepted() -> None:
     # The rows of classes 0 and 1 all sum to one, but not those of images far outside the box.
     for rows in (Y < 3, Y < 2):
         check_inputs(sometimes, X[rows], Y[rows], THREAT)
+
+
+STREAM = tf.data.Dataset.from_tensor_slices((X, Y)).batch(250)
+
+
+def one_at_a_time(x: Any) -> Any:
+    """Return the logits of one image, as a network that was exported for one does."""
+    return network(tf.ensure_shape(x, [1, 1, 1, 1]))
+
+
+def test_stream_becomes_arrays_by_the_advice() -> None:
+    code = TO_ARRAYS.partition(" makes ")[0]
+    namespace: dict[str, Any] = {"np": np, "data": STREAM}
+    exec(code, namespace)
+    np.testing.assert_array_equal(namespace["x"], X)
+    np.testing.assert_array_equal(namespace["y"], Y)
 
 
 NAN = X.copy()
@@ -128,6 +168,17 @@ def raises(x: Any) -> Any:
             {"y": np.eye(3)[Y]},
             "y: expected class numbers [N] (of one-hot labels, argmax(-1)), received (600, 3)",
         ),
+        ({"x": (X - 0.5) / 0.3}, "to 1.11111; undo their normalisation, which belongs inside the"),
+        ({"x": 2 * X - 1}, "to 0.666667; undo their normalisation, which belongs inside the netw"),
+        ({"x": X / 255}, "0.000653595 to 0.00326797, at most 1/255 of the box, as if divided by "),
+        (
+            {"threat": Threat("linf", 8, (0, 255))},
+            "x: expected float images in [0, 255], received 0.166667 to 0.833333, at most 1/255 of",
+        ),
+        ({"x": STREAM, "y": None}, "received a tf.data.Dataset; x, y = (np.concatenate(parts)"),
+        ({"x": (batch for batch in [X])}, "x: expected an array, received 'generator'"),
+        ({"y": None}, "y: expected an array, received 'NoneType'"),
+        ({"logits_fn": one_at_a_time}, "batch_size: expected batches that the network takes, rec"),
         ({"y": Y[:5]}, "y: expected one label for each of 600 images, received (5,)"),
         ({"y": Y - 1}, "y: expected class numbers 0 to 2, as the network has 3 logits, received -"),
         ({"y": Y + 1}, "y: expected class numbers 0 to 2, as the network has 3 logits, received 3"),

@@ -224,9 +224,42 @@ def test_inference_passes_training_false_to_any_callable() -> None:
     wrapped.inner.set_weights(model.get_weights())
     for function in (model, model.call, traced, wrapped):
         np.testing.assert_allclose(inference(function)(X), expected, atol=1e-6)
-    # A function that has the mode already, or takes none, is returned as it is.
-    for function in (inference(model), partial(model, training=True), broken):
-        assert inference(function) is function
+    bound = partial(model, training=True)  # has the mode already
+    assert inference(bound) is bound
+
+
+def test_layers_that_a_function_calls_are_in_inference_mode() -> None:
+    """Keras would call RandomTranslation in training mode, and with it the layers after it."""
+    model, other = random_layers(), network()
+    wrapped = WithoutTraining()
+    wrapped.inner.set_weights(model.get_weights())
+    exact, of_other = model(X, training=False), other(X)
+    flat = L.Flatten()  # its call takes no `training`
+    for function, expected in (
+        (lambda x: model(x), exact),
+        (tf.function(lambda x: model(x)), exact),
+        (wrapped.call, exact),
+        (lambda x: 2 * model(x) + other(x), 2 * exact + of_other),
+        (lambda x: flat(x), tf.reshape(X, [40, 36])),
+        (inference(lambda x: model(x)), exact),
+    ):
+        np.testing.assert_allclose(inference(function)(tf.constant(X)), expected, atol=1e-5)
+
+
+def test_function_may_ask_for_training_mode_of_its_layers() -> None:
+    """The mode of one network has no influence on the other, nor on calls outside."""
+    model = random_layers()
+    modes = []
+
+    class Mode(L.Layer):
+        def call(self, x: Any, training: Any = None) -> Any:
+            modes.append(training)
+            return model(x)
+
+    outer, inner = Mode(), Mode()
+    inference(lambda x: outer(x, training=True) + inner(x))(tf.constant(X))
+    outer(tf.constant(X))
+    assert modes == [True, False, None]
 
 
 def test_random_layers_are_off_in_every_evaluation(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipelines.network import check_fit
 from tests.errors import error_line
 from tests.unit.test_data import MISTAKES, X, Y
 from tfrobust.data import DATASETS, Extra, Split, batches
@@ -38,6 +39,8 @@ def test_an_npz_has_the_shape_classes_and_images_of_its_arrays(tmp_path: Path) -
     data = DATASETS["npz"](path=path)
     assert (data.image_shape, data.num_classes) == ((3, 3, 1), 7)
     assert data.class_names == ("0", "1", "2", "3", "4", "5", "6")
+    line = error_line(lambda: check_fit("model.path", data, (3, 3, 1), 10))
+    assert line.endswith("; set data.num_classes to 10 if the labels do not show all classes")
     train, test = (data.load(split) for split in ("train", "test"))
     np.testing.assert_array_equal(train.images[..., 0], x.astype(np.float32))
     assert test.labels.tolist() == [6, 0]

@@ -144,7 +144,29 @@ def test_a_layer_in_front_is_proposed_where_shapes_differ_by_order_or_axes() -> 
     assert not takes((8, 8), (8, 8, 1))
     assert "Permute((3, 1, 2))" in in_front((3, None, None), (7, 8, 3))
     assert "Reshape((168,))" in in_front((168,), (7, 8, 3))
-    assert in_front((169,), (7, 8, 3)) == in_front((8, 8, 3), (7, 8, 3)) == ""
+    assert "Reshape((7, 8, 3))" in in_front((7, 8, 3), (168,))
+    assert in_front((169,), (7, 8, 3)) == in_front((7, 8, 4), (7, 8, 3)) == ""
+    assert in_front((None, 9, 3), (7, 8, 3)) == ""
+
+
+@pytest.mark.parametrize(
+    ("taken", "shape"),
+    [
+        ((9, 6, 1), (4, 4, 1)),
+        ((4, 4, 3), (4, 4, 1)),
+        ((None, None, 3), (4, 4, 1)),
+        ((9, 6, 1), (4, 4, 3)),
+        ((1, 4, 4), (4, 4, 1)),
+        ((4, 4, 1), (16,)),
+    ],
+)
+def test_the_layer_in_front_is_code_that_works(taken: Any, shape: tuple[int, ...]) -> None:
+    image = keras.Input(taken)
+    network = keras.Model(image, layers.Dense(3)(layers.GlobalMaxPool2D()(image)))
+    code = in_front(taken, shape).partition(": ")[2]
+    namespace: dict[str, Any] = {"keras": keras, "network": network}
+    exec(code, namespace)
+    assert namespace["network"](np.zeros((2, *shape))).shape == (2, 3)
 
 
 def test_another_precision_of_a_subclassed_network_is_refused() -> None:

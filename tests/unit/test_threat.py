@@ -113,7 +113,11 @@ def test_eps_is_a_number_or_a_fraction(value: object, eps: float) -> None:
         ({"eps": "much"}, "eps: expected a number or a fraction such as 8/255, received 'much'"),
         ({"eps": float("nan")}, "eps: expected a number or a fraction"),
         ({"eps": True}, "eps: expected a number or a fraction"),
-        ({"box": (1.0, 0.0)}, "box: expected (low, high)"),
+        ({"box": (1.0, 0.0)}, "box: expected two numbers (low, high) for all channels, received"),
+        ({"box": 255}, "box: expected two numbers (low, high) for all channels, received 255"),
+        ({"box": ((0, 0, 0), (1, 1, 1))}, "received ((0, 0, 0), (1, 1, 1))"),
+        ({"box": (0, np.inf)}, "box: expected two numbers (low, high) for all channels, received"),
+        ({"eps": [0.1, 0.1, 0.1]}, "eps: expected a number (per_feature takes a factor for each c"),
     ],
 )
 def test_a_mistaken_argument_is_named_in_one_line(arguments: dict, message: str) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from absl import logging
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from tfrobust.data.reading import call_python, untuned
@@ -21,6 +22,11 @@ FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # for others Pillow may
 # The length of the resized shorter side, in units of the square that is cut out, by rule.
 RESIZES = {"fit": 1.0, "imagenet": 256 / 224}
 DECODED_AT_ONCE = 16  # images of a batch
+DARK = 4096  # an image of 16 bits whose values are all below may hold 12 bits or 8
+WARNING = (
+    "%s: an image of 16 bits with values up to %d of 65535, which become at most %d of 255; if the "
+    "data have fewer bits, scale the images up"
+)
 BROKEN = "broken image"  # marks the errors that `readable` translates
 SEPARATOR = "\t"  # between a name and a reason
 
@@ -116,7 +122,7 @@ def _pixels(place: bytes, side: int, resized: int) -> np.ndarray:
     if not os.path.isfile(place):
         raise OSError("no file, or a link to none")
     with Image.open(place, formats=FORMATS) as file:
-        image = _rgb(ImageOps.exif_transpose(file))
+        image = _rgb(ImageOps.exif_transpose(file), place)
     image = _middle(image, min(image.size))
     return np.asarray(_middle(image.resize((resized, resized), Image.Resampling.BILINEAR), side))
 
@@ -127,13 +133,17 @@ def _middle(image: Image.Image, side: int) -> Image.Image:
     return image.crop((left, top, left + side, top + side))
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def _rgb(image: Image.Image, place: bytes) -> Image.Image:
     """Return the image in RGB with 8 bits for each channel.
 
-    Transparency is dropped and the colours are kept. Of 16 bits the upper 8 are kept.
+    Transparency is dropped and the colours are kept. Of 16 bits the upper 8 are kept, and a warning
+    tells once that they are hardly in use. `place` is the path of the file.
     """
     if image.mode.startswith("I;16"):  # Pillow would clip the values
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+        values = np.asarray(image)
+        if 0 < (most := values.max()) < DARK:
+            logging.log_first_n(logging.WARNING, WARNING, 1, printable(place), most, most >> 8)
+        return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         raise ValueError(f"expected 8 or 16 bits a channel, received mode {image.mode} of Pillow")
     image.info.pop("transparency", None)

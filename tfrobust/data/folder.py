@@ -177,5 +177,5 @@ def _check_classes(classes: dict[str, dict[str, list[str]]], folders: dict[str, 
         for name in files
         if name not in shared
     ]
-    expected = f"the same classes in train and {folders['test'].name}"
+    expected = f"the same classes in train and {folders['test'].name} (empty where it has no image)"
     require(not alone, "path", expected, ", ".join(alone))

@@ -65,7 +65,8 @@ def evaluate(
 
     Args:
         logits_fn: A Keras network or another function from images [B, H, W, C] in the box to
-            logits [B, C].
+            logits [B, C]. Keras layers are in inference mode, unless the function gives them
+            `training=True`.
         x: Float images [N, H, W, C], series [N, T, C] or a table [N, F], in the box. If every
             attack has a limit `examples`, only the images up to the largest limit are evaluated,
             also for the clean accuracy.

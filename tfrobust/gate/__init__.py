@@ -21,18 +21,20 @@ from tfrobust.gate.labels import MOST_CLASSES, check_label_form, check_labels, c
 from tfrobust.gate.logit_advice import advice
 from tfrobust.gate.networks import (
     SOME,
-    Scaled,
-    best_scaled,
+    check_float_input,
     check_trained,
     in_unit,
     inference,
     kind_of_network,
     kind_of_outputs,
     outputs,
+    reaches_images,
     right,
 )
+from tfrobust.gate.scaling import FEWEST, Scaled, best_scaled, warn_of_scale
 
 __all__ = [
+    "FEWEST",
     "LAYOUTS",
     "MOST_CLASSES",
     "RANKS",
@@ -44,6 +46,7 @@ __all__ = [
     "check_batch",
     "check_class_order",
     "check_data",
+    "check_float_input",
     "check_image_form",
     "check_image_spec",
     "check_images",
@@ -61,6 +64,8 @@ __all__ = [
     "kind_of_network",
     "kind_of_outputs",
     "outputs",
+    "reaches_images",
     "refusals",
     "right",
+    "warn_of_scale",
 ]

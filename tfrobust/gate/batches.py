@@ -200,7 +200,7 @@ def _refusal(line: str, least: float, most: float, odd: float) -> str:
         return f"{line} NaN or infinite values"
     unit, hint = (0.0, 1.0), ""
     for rank in RANKS:
-        hint = divide(most, unit, rank) if in_box(unit, rank) in line else hint
+        hint = divide(least, most, unit, rank) if in_box(unit, rank) in line else hint
     return f"{line} {least:g} to {most:g}{hint}"
 
 

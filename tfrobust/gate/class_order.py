@@ -1,4 +1,4 @@
-"""A check that a trained network knows the classes of the images, in their order."""
+"""Checks that a trained network knows the classes of the images, in their order."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from tfrobust.errors import UserError
 CHANCE = 0.01  # a network is better than chance if guessing would be as good more rarely
 CLEAR = 0.5  # the least share that another order has to get right
 SHOWN = 10  # names in a message
+FEWEST = 100  # images by which labels are judged
 
 
 def check_class_order(
@@ -28,40 +29,67 @@ def check_class_order(
         names: The names of the classes.
         where: The name of the network in the error.
     """
-    n, classes = len(labels), len(names)
+    n = len(labels)
     right = int((predicted == labels).sum())
     received = f"received one that is right on {right / n:.0%} of {n} training images"
-    # An order fits the images that chose it by chance if there are many classes: others judge it.
-    half = np.random.default_rng(0).permutation(n) < n // 2
-    order = _best_order(predicted[half], labels[half], classes)
-    otherwise = np.where(predicted >= 0, order[predicted], -1)
-    best = (otherwise == labels)[~half].mean()
-    if best >= CLEAR and best >= 2 * (predicted == labels)[~half].mean():
+    best, class_of = _best_order(predicted, labels)
+    if best >= CLEAR and best >= 2 * right / n:
+        listed = _listed([names[class_of.get(i, i)] for i in range(len(names))])
         raise UserError(
             f"{where}: expected a network with its logits in the order of the classes, {received}, "
-            f"and on {best:.0%} if its logits stand for {_listed([names[i] for i in order])}"
+            f"and on {best:.0%} if its logits stand for {listed}"
         )
-    if binomtest(right, n, 1 / classes, alternative="greater").pvalue > CHANCE:
+    if binomtest(right, n, 1 / len(names), alternative="greater").pvalue > CHANCE:
         raise UserError(
             f"{where}: expected a network that knows these images, in [0, 1], and the classes "
             f"{_listed(names)}, {received}"
         )
 
 
-def _best_order(predicted: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
-    """Return the class of each logit, int [classes], that makes most predictions right.
+def check_label_order(logits: np.ndarray, labels: np.ndarray) -> None:
+    """Raise a UserError if a network would be right on most images with its logits in another
+    order, but is not in this one.
 
-    Only the classes that occur are matched, because there may be very many others.
+    Fewer than 100 images are not judged, and neither are two classes: a network of two classes is
+    rightly wrong on images that an attack has made.
+
+    Args:
+        logits: The logits of the images, [N, C].
+        labels: Their classes, int [N].
     """
-    valid = predicted >= 0
+    predicted = np.where(np.isfinite(logits).all(axis=1), logits.argmax(axis=1), -1)
+    n, right = len(labels), (predicted == labels).mean()
+    if right >= CLEAR or n < FEWEST or len(np.unique(labels)) < 3:
+        return
+    best, class_of = _best_order(predicted, labels)
+    if best < CLEAR or best < 2 * right:
+        return
+    logit_of = {label: logit for logit, label in class_of.items()}
+    present = sorted({*labels.tolist()} & logit_of.keys())
+    places = _listed([f"{label} is logit {logit_of[label]}" for label in present])
+    raise UserError(
+        f"y: expected labels in the order of the logits, received labels of which {right:.0%} of "
+        f"{n} are right, and {best:.0%} if class {places}; tf.gather(network(x), LOGITS, axis=1) "
+        "puts the logits into the order of the labels"
+    )
+
+
+def _best_order(predicted: np.ndarray, labels: np.ndarray) -> tuple[float, dict[int, int]]:
+    """Return the class of each logit that makes most predictions right, and the share of these.
+
+    Only the logits and classes that occur are matched, because there may be very many others. With
+    many classes some order always fits the images that chose it: others judge it.
+    """
+    half = np.random.default_rng(0).permutation(len(labels)) < len(labels) // 2
+    valid = half & (predicted >= 0)
     pairs = np.stack([predicted[valid], labels[valid]])
     occurring, places = np.unique(pairs, return_inverse=True)
     counts = np.zeros((len(occurring), len(occurring)), int)
     np.add.at(counts, tuple(places.reshape(pairs.shape)), 1)
-    logits, matched = linear_sum_assignment(counts, maximize=True)
-    order = np.arange(classes)
-    order[occurring[logits]] = occurring[matched]
-    return order
+    matches = zip(*linear_sum_assignment(counts, maximize=True), strict=True)
+    class_of = {int(occurring[logit]): int(occurring[label]) for logit, label in matches}
+    chosen = np.array([class_of.get(logit, logit) for logit in predicted])
+    return float((chosen == labels)[~half].mean()), class_of
 
 
 def _listed(names: Sequence[str]) -> str:

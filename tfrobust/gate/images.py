@@ -20,8 +20,13 @@ Box = tuple[float, float]
 
 LAYOUTS = ("channels_last", "channels_first", "series")
 RANKS = (2, 3, 4)  # the numbers of axes that inputs may have
+TO_ARRAYS = (
+    "x, y = (np.concatenate(parts) for parts in zip(*data.as_numpy_iterator())) makes arrays of "
+    "batches (x, y)"
+)
 FORMS = "images of shape [N, H, W, C], series [N, T, C] or a table [N, F]"
 FEW = 100  # images that tell, nearly always, that uint8 values reach beyond 1
+SOME = 10  # images of which not all are almost black
 ROUNDING = 1e-6  # relative distance from the box up to which values are clipped, not refused
 SCALE = "; scale each feature by its range in the training data"
 LEAST_SIDE, MOST_ASPECT = 5, 4  # least side and largest aspect ratio of a plausible image
@@ -76,7 +81,13 @@ def check_images(
     if least < low - slack or most > high + slack:
         raise UserError(
             f"{where}: expected {in_box(box, images.ndim)}, received {least:g} to {most:g}"
-            f"{divide(most, box, images.ndim)}"
+            f"{divide(least, most, box, images.ndim)}"
+        )
+    faint = low == 0 and 0 < most <= (1 + ROUNDING) * high / 255
+    if faint and images.ndim == 4 and len(images) >= SOME:
+        raise UserError(
+            f"{where}: expected {in_box(box)}, received {least:g} to {most:g}, at most 1/255 of "
+            "the box, as if divided by 255 once too often; multiply them by 255"
         )
     return np.clip(images, low, high) if least < low or most > high else images
 
@@ -168,11 +179,16 @@ def check_size(shape: tuple[int | None, ...], taken: tuple[int | None, ...], whe
 
 def as_array(values: Any, where: str) -> np.ndarray:
     """Return an array or tensor as a NumPy array; a NumPy array is returned unchanged."""
+    if isinstance(values, tf.data.Dataset):
+        raise UserError(f"{where}: expected an array, received a tf.data.Dataset; {TO_ARRAYS}")
     try:
-        return np.asarray(values)
+        array = np.asarray(values)
     except Exception as error:  # the library that the values come from decides its type
         line = " ".join(str(error).split())[:200]
         raise UserError(f"{where}: expected an array, {type(values).__name__}: {line}") from None
+    is_array = array.ndim or array.dtype != object
+    require(is_array, where, "an array", type(values).__name__)
+    return array
 
 
 def is_float(dtype: Any) -> bool:
@@ -190,10 +206,12 @@ def rounding(box: Box) -> float:
     return ROUNDING * max(1.0, *map(abs, box))
 
 
-def divide(most: float, box: Box, rank: int | None = 4) -> str:
-    """Return advice on images whose largest value is `most`, or an empty string."""
+def divide(least: float, most: float, box: Box, rank: int | None = 4) -> str:
+    """Return advice on images with values from `least` to `most`, or an empty string."""
     if rank != 4:
         return SCALE
+    if least < -1e-3 and box[0] == 0 and most > 0:
+        return "; undo their normalisation, which belongs inside the network"
     return "; divide them by 255" if box == (0.0, 1.0) and 1.5 < most <= 255 else ""
 
 

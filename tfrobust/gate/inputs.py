@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 
 from tfrobust.errors import require, require_at_least
+from tfrobust.gate.class_order import check_label_order
 from tfrobust.gate.images import check_images, check_threat
 from tfrobust.gate.labels import check_labels
-from tfrobust.gate.networks import LogitsFn, check_network, check_scaling
+from tfrobust.gate.networks import LogitsFn, check_network
+from tfrobust.gate.scaling import check_scaling
 from tfrobust.threat import Threat, threats_of
 
 
@@ -53,4 +55,5 @@ def check_inputs(
     logits = check_network(logits_fn, images, box, batch_size)
     labels = check_labels(y, len(images), logits.shape[1])
     check_scaling(logits_fn, images, labels, logits, box, batch_size)
+    check_label_order(logits, labels[: len(logits)])
     return images, labels

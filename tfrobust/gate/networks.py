@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
@@ -14,6 +15,7 @@ import tensorflow as tf
 from absl import logging
 
 from tfrobust import losses
+from tfrobust._compat import in_inference_mode
 from tfrobust.errors import UserError, require
 from tfrobust.gate.images import Box
 from tfrobust.gate.logit_advice import advice, ending
@@ -22,28 +24,21 @@ LogitsFn = Callable[[Any], Any]
 
 MOST = 500  # images used by the checks
 SOME = 10  # images used to tell logits from probabilities
-FEWEST = 100  # with fewer images, accuracies may differ by GAP by chance
-GAP = 0.2
 SUM = 0.01  # largest distance of a sum of probabilities from 1; in bfloat16 it is 0.003
 END = 0.01  # a sigmoid this close to 1, or within a tenth of it to 0, is saturated
 FAR = (1e2, 1e4)  # sizes of probes, in units of the box, for which logits are far from [0, 1]
+FLOATS = (
+    "gradients do not pass through integers: inner = keras.models.clone_model(network, "
+    "input_tensors=keras.Input({0})); inner.set_weights(network.get_weights()); "
+    "x = keras.Input({0}); network = keras.Model(x, inner(255 * x)) takes images in [0, 1]"
+)
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # terminal colours in messages of Keras
-
-
-class Scaled(NamedTuple):
-    """Which images are classified correctly after a scaling.
-
-    name: the scaling in words. layer: the Keras layer that does it. right: bool [n].
-    """
-
-    name: str
-    layer: str
-    right: np.ndarray
 
 
 def inference(logits_fn: LogitsFn) -> LogitsFn:
     """Return the callable in inference mode, with training=False if it takes `training`.
 
+    Keras layers that a function calls are in inference mode too, unless it gives them `training`.
     Of a Keras network with a single output, that output is returned without its container. A
     partial that already binds `training` is returned unchanged.
     """
@@ -52,7 +47,14 @@ def inference(logits_fn: LogitsFn) -> LogitsFn:
         return function
     if isinstance(function, keras.Layer):
         return lambda images: _one(function(images, training=False))
-    return partial(function, training=False) if _takes_training(function) else function
+    if _takes_training(function):
+        return partial(function, training=False)
+
+    def run(images: Any) -> Any:
+        with in_inference_mode():
+            return function(images)
+
+    return run
 
 
 def _one(outputs: Any) -> Any:
@@ -90,6 +92,9 @@ def check_network(
             [B, C] with C >= 2, or returns no finite logits.
     """
     run = inference(logits_fn)
+    inputs = getattr(logits_fn, "inputs", None)  # of a Keras network that is a graph
+    if isinstance(logits_fn, keras.Model) and isinstance(inputs, list) and len(inputs) == 1:
+        check_float_input("logits_fn", inputs[0].dtype, tuple(inputs[0].shape[1:]))
     _check_pass("logits_fn", run, images[:1])
     if getattr(logits_fn, "outputs", "logits") in (
         "probabilities",
@@ -97,43 +102,17 @@ def check_network(
     ):  # declared for a file
         logits_fn.check(images[:SOME], "model.outputs")  # type: ignore[attr-defined]
     few = images[:MOST]
-    logits = outputs(run, few, batch_size)
+    with _taken(f"batch_size: expected batches that the network takes, received {batch_size}"):
+        logits = outputs(run, few, batch_size)
     _check_outputs("logits_fn", logits_fn, run, few, logits, box)
     return logits
 
 
-def check_scaling(
-    logits_fn: LogitsFn,
-    images: np.ndarray,
-    labels: np.ndarray,
-    logits: np.ndarray,
-    box: Box = (0.0, 1.0),
-    batch_size: int = 250,
-) -> None:
-    """Raise a UserError if the network seems to expect images of another scale.
-
-    That is, if it misclassifies most images, but far fewer of them after one of the usual
-    scalings. Such a scaling belongs inside the network.
-
-    Args:
-        logits_fn: Function from images [B, H, W, C] to logits [B, C].
-        images: Images in the box, float32 [N, H, W, C].
-        labels: Class numbers, int [N].
-        logits: Logits [n, C] of the first n images.
-        box: The range of valid pixels.
-        batch_size: Number of images in one forward pass.
-    """
-    few, truth = images[: len(logits)], labels[: len(logits)]
-    accuracy = right(logits, truth).mean()
-    if accuracy >= 0.5 or len(few) < FEWEST:
-        return
-    best = best_scaled(logits_fn, few, truth, box, batch_size)
-    if best.right.mean() > accuracy + GAP:
-        raise UserError(
-            f"logits_fn: expected a network of images in [{box[0]:g}, {box[1]:g}], received one "
-            f"that is right on {accuracy:.0%} of them and on {best.right.mean():.0%} of the same "
-            f"images {best.name}; put this scaling inside the network: keras.layers.{best.layer}"
-        )
+def check_float_input(where: str, dtype: Any, shape: tuple[int | None, ...]) -> None:
+    """Raise a UserError unless the images of a network, of this dtype and shape, are floats."""
+    if not tf.as_dtype(dtype).is_floating:
+        expected, hint = "a network of float images", FLOATS.format(shape)
+        raise UserError(f"{where}: expected {expected}, received {dtype}; {hint}")
 
 
 def check_trained(
@@ -156,6 +135,21 @@ def check_trained(
     few = images[:SOME]
     _check_pass(where, logits_fn, few[:1])
     _check_outputs(where, network, logits_fn, few, outputs(logits_fn, few, len(few)), box)
+
+
+def reaches_images(logits_fn: LogitsFn, image: np.ndarray) -> bool:
+    """Return whether a gradient of the outputs for one image [1, H, W, C] reaches the image.
+
+    It does not through a rounding or a conversion to integers. A gradient of 0 does reach it.
+    """
+    x = tf.constant(image)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        values = logits_fn(x)
+    try:
+        return tape.gradient(values, x) is not None
+    except LookupError:  # an operation without a gradient
+        return False
 
 
 def kind_of_outputs(values: np.ndarray) -> str:
@@ -182,15 +176,8 @@ def in_unit(values: np.ndarray) -> bool:
 
 def _check_pass(name: str, logits_fn: LogitsFn, image: np.ndarray) -> None:
     """Raise a UserError unless one image [1, H, W, C] gives a tensor [1, C]."""
-    try:
+    with _taken(f"x: expected images that the network takes, received shape {image.shape}"):
         logits = logits_fn(tf.constant(image))
-    except (tf.errors.ResourceExhaustedError, UserError):
-        raise
-    except Exception as error:
-        line = " ".join(COLOURS.sub("", str(error)).split())[:200]
-        raise UserError(
-            f"x: expected images that the network takes, received shape {image.shape}: {line}"
-        ) from error
     shape = tuple(getattr(logits, "shape", ()))
     fits = tf.is_tensor(logits) and len(shape) == 2 and shape[0] == 1 and shape[1] >= 1
     received = f"{type(logits).__name__} of shape {shape}"
@@ -199,6 +186,18 @@ def _check_pass(name: str, logits_fn: LogitsFn, image: np.ndarray) -> None:
         key = next(iter(logits)) if isinstance(logits, Mapping) else 0
         expected += f" (of several, as lambda x: network(x)[{key!r}])"
     require(fits, name, expected, received)
+
+
+@contextlib.contextmanager
+def _taken(line: str) -> Iterator[None]:
+    """Return a context in which an error of a network is a UserError that begins with `line`."""
+    try:
+        yield
+    except (tf.errors.ResourceExhaustedError, UserError):
+        raise
+    except Exception as error:
+        reason = " ".join(COLOURS.sub("", str(error)).split())[:200]
+        raise UserError(f"{line}: {reason}") from error
 
 
 def _check_outputs(
@@ -272,40 +271,9 @@ def _far_outputs(run: LogitsFn, images: np.ndarray, box: Box) -> Iterator[np.nda
                 yield values[np.isfinite(values).all(axis=1)]
 
 
-def best_scaled(
-    logits_fn: LogitsFn, x: np.ndarray, y: np.ndarray, box: Box, batch_size: int
-) -> Scaled:
-    """Return the usual scaling with which the network classifies most images correctly.
-
-    x: images [n, H, W, C] in the box. y: labels, int [n].
-    """
-    results = [
-        Scaled(name, layer, right(outputs(logits_fn, images, batch_size), y))
-        for name, layer, images in _scalings(x, box)
-    ]
-    return max(results, key=lambda scaled: scaled.right.sum())
-
-
 def right(logits: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Return which logits [n, C] classify correctly, bool [n]."""
     return losses.correct(tf.constant(logits), tf.constant(y)).numpy()
-
-
-def _scalings(x: np.ndarray, box: Box) -> Iterator[tuple[str, str, np.ndarray]]:
-    """Yield name, Keras layer and scaled images of each usual scaling other than the box."""
-    low, high = box
-    for to in ((0.0, 1.0), (0.0, 255.0), (-1.0, 1.0)):
-        if to != (low, high):
-            scale = (to[1] - to[0]) / (high - low)
-            offset = to[0] - scale * low
-            layer = f"Rescaling({scale:g}, offset={offset:g})"
-            yield f"in [{to[0]:g}, {to[1]:g}]", layer, (scale * x + offset).astype(np.float32)
-    axes = tuple(range(x.ndim - 1))
-    mean = np.mean(x, axis=axes, dtype=np.float64)
-    std = np.std(x, axis=axes, dtype=np.float64)
-    standard = (x - mean) / np.maximum(std, 1e-6)
-    layer = "Normalization with the training images' mean and variance"
-    yield "standardised", layer, standard.astype(np.float32)
 
 
 def outputs(logits_fn: LogitsFn, x: np.ndarray, batch_size: int) -> np.ndarray:

@@ -25,7 +25,7 @@ from tfrobust.methods.ramp import ramp
 from tfrobust.methods.several_norms import WAYS, Errors, check_attack, perturbed
 from tfrobust.methods.table import Table
 from tfrobust.methods.validation import measured
-from tfrobust.models.signatures import forward, signature
+from tfrobust.models.signatures import forward, inputs_advice, signature
 from tfrobust.threat import Threat, threats_of
 
 MODES = ("eval", "train", "frozen")
@@ -157,7 +157,7 @@ class RobustModel(AveragedModel):
         require(built, "network", expected, network)
         self.signature = signature(network)
         inputs = self.signature.inputs
-        expected = f"one of {' and '.join(self.network_inputs)} (model.lambdas makes one of both)"
+        expected = f"one of {' and '.join(self.network_inputs)} ({inputs_advice(inputs)})"
         require(set(inputs) == set(self.network_inputs), "network", expected, " and ".join(inputs))
         trainable = network.trainable_variables
         require(trainable, "network", "one with trainable weights", "a frozen one")

@@ -11,6 +11,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfrobust._compat import HookedModel, layers_of, validates_in_fit
+from tfrobust.attacks import Attack
+from tfrobust.attacks.gradient import GradientAttack
 from tfrobust.errors import require
 from tfrobust.gate import (
     SOME,
@@ -20,7 +22,9 @@ from tfrobust.gate import (
     check_trained,
     check_validation,
     check_weights,
+    reaches_images,
     refusals,
+    warn_of_scale,
 )
 from tfrobust.methods.batch import Batch, weighing
 from tfrobust.models.keras_defaults import neutral
@@ -34,6 +38,7 @@ class GatedModel(HookedModel):
     """The part of `RobustModel` that connects it with Keras. `RobustModel` adds the step."""
 
     network: keras.Model
+    attack: Attack | None
     threat: Threat  # of several threats the first; while a batch is attacked, the current one
     several_threats: Sequence[Threat]  # empty for one
     signature: Signature
@@ -137,9 +142,12 @@ class GatedModel(HookedModel):
         validation_data = arguments.get("validation_data")
         if validation_data is not None:
             arguments["validation_data"] = check_validation(validation_data, self._limits)
-        images = _images(arguments["x"])
+        for name, steps in (("x", "steps_per_epoch"), ("validation_data", "validation_steps")):
+            _check_end(name, arguments.get(name), steps, arguments.get(steps))
+        x, y = arguments["x"], arguments["y"]
+        images = _images(x)
         _check_weights(arguments.get("sample_weight"), images)
-        self.check_network(images)
+        self.check_network(images, labels=x.get("label", y) if isinstance(x, Mapping) else y)
         with refusals(), weighing(self, class_weight):
             return super().fit(**arguments)
 
@@ -148,6 +156,7 @@ class GatedModel(HookedModel):
         """Evaluate as Keras does, on any data that `fit` takes."""
         if not validates_in_fit(kwargs):  # `fit` has checked its validation data
             x, y = check_data(x, y, self._limits)
+            _check_end("x", x, "steps", kwargs.get("steps"))
             images = _images(x)
             _check_weights(kwargs.get("sample_weight"), images)
             self.check_network(images)
@@ -188,14 +197,20 @@ class GatedModel(HookedModel):
         # check_network refuses a network of one class.
         return Taken(self.threat.box, image_shape, classes if classes > 1 else None)
 
-    def check_network(self, images: np.ndarray | None = None, where: str = "network") -> None:
+    def check_network(
+        self,
+        images: np.ndarray | None = None,
+        where: str = "network",
+        labels: np.ndarray | None = None,
+    ) -> None:
         """Raise a UserError unless the network returns logits, and eps and the attacks are valid.
 
-        `fit` calls it.
+        Log a warning if it seems to expect images of another scale. `fit` calls it.
 
         Args:
-            images: Images [N, H, W, C], the first of which are tried. None tries noise.
+            images: Images [N, H, W, C], some of which are tried. None tries noise.
             where: The name of the network in errors.
+            labels: The classes of the images, int [N]; None if they are not known.
         """
         low, high = self.threat.box
         if images is None:
@@ -212,6 +227,11 @@ class GatedModel(HookedModel):
             return self.forward(inputs | {"image": points}, "eval")
 
         check_trained(self.network, logits, images, self.threat.box, where)
+        if isinstance(self.attack, GradientAttack):
+            expected = "one through which gradients reach the images, as its attack needs them"
+            received = "one that rounds them or makes integers of them"
+            require(reaches_images(logits, images[:1]), where, expected, received)
+        warn_of_scale(self.network, logits, images, labels, self.threat.box, where)
 
     @property
     def distributed(self) -> bool:
@@ -283,6 +303,14 @@ class GatedModel(HookedModel):
 def _check_weights(weights: Any, images: np.ndarray | None) -> None:
     if weights is not None and images is not None:
         check_weights(weights, len(images))
+
+
+def _check_end(name: str, data: Any, steps_name: str, steps: int | None) -> None:
+    """Raise a UserError for a tf.data without end, unless the number of its batches is given."""
+    is_stream = isinstance(data, tf.data.Dataset)
+    endless = is_stream and data.cardinality() == tf.data.INFINITE_CARDINALITY
+    expected = f"the number of batches of {name}, a data set that repeats without end"
+    require(steps is not None or not endless, steps_name, expected, steps)
 
 
 def _images(x: Any) -> np.ndarray | None:

@@ -15,17 +15,13 @@ import tensorflow as tf
 
 from tfrobust._compat import operation_of
 from tfrobust.errors import UserError, choose, one_line, require
+from tfrobust.gate import check_float_input
 
 Shape = tuple[int | None, ...]
 CALL_ONCE = "a network that was called once, on a batch of images"
 ONE_INPUT = "give the others values: network = keras.Model(x, network([x, ...]))"
 ONE_OUTPUT = "keep one: network = keras.Model(network.inputs, network.outputs[0])"
 NAME_OUTPUT = "name that of the logits by output (model.output in a config)"
-FLOATS = (
-    "gradients do not pass through integers: inner = keras.models.clone_model(network, "
-    "input_tensors=keras.Input({0})); inner.set_weights(network.get_weights()); "
-    "x = keras.Input({0}); network = keras.Model(x, inner(255 * x)) takes images in [0, 1]"
-)
 IN_FRONT = "put a layer in front: x = keras.Input({}); network = keras.Model(x, network({}))"
 AGAIN = "export it again for images {}"
 FROM_TORCH = ", with x.permute(0, 3, 1, 2) in front of a network of torch"
@@ -58,9 +54,7 @@ def signature(network: keras.Model, where: str = "network") -> Signature:
     if image is None:
         raise UserError(f"{where}: {several('input', inputs)}; {ONE_INPUT}")
     shape = tuple(image.shape[1:])
-    if not tf.as_dtype(image.dtype).is_floating:
-        expected, hint = "a network of float images", FLOATS.format(shape)
-        raise UserError(f"{where}: expected {expected}, received {image.dtype}; {hint}")
+    check_float_input(where, image.dtype, shape)
     if len(tensors) != 1:
         raise UserError(f"{where}: {several('output', tensors)}; {ONE_OUTPUT}")
     logits = tuple(next(iter(tensors.values())).shape)
@@ -137,6 +131,13 @@ def several(what: str, names: Collection[str]) -> str:
     return f"expected a network with one {what}, received {len(names)}: {', '.join(sorted(names))}"
 
 
+def inputs_advice(inputs: Collection[str]) -> str:
+    """Return advice on a network that has other inputs than a method gives it."""
+    if {*inputs} <= {"image", "strength", "width"}:
+        return "model.lambdas makes one of both"
+    return ONE_INPUT
+
+
 def takes(image_shape: Shape, shape: Sequence[int]) -> bool:
     """Return whether a network of images `image_shape` takes images of a shape (H, W, C)."""
     if len(image_shape) != len(shape):
@@ -150,37 +151,43 @@ def in_front(image_shape: Shape, shape: Sequence[Any], runtime: str | None = Non
 
     Args:
         image_shape: The shape that the network takes.
-        shape: The shape (H, W, C) of the images, with letters for unknown sizes. There is no hint
-            for inputs that are no images.
+        shape: The shape (H, W, C) of the images, with letters for unknown sizes,
+            or that of a series or of a row of a table.
         runtime: The runtime outside TensorFlow that computes the network, before which no layer can
             be put; None for TensorFlow.
 
     Returns:
         The hint, which begins with "; ". It is empty if no layer helps.
     """
-    if len(shape) != 3:
-        return ""
-    height, width, channels = shape
-    images, layer = f"({height}, {width}, {channels})", _layer_in_front(image_shape, shape)
+    layer = _layer_in_front(image_shape, shape)
     if not layer:
         return ""
+    images = f"({', '.join(map(str, shape))}{',' * (len(shape) == 1)})"
     if runtime is None:
         return "; " + IN_FRONT.format(images, layer)
     return "; " + AGAIN.format(images) + FROM_TORCH * ("Permute" in layer)
 
 
 def _layer_in_front(image_shape: Shape, shape: Sequence[Any]) -> str:
-    """Return the call of the layer for the hint of `in_front`; "" if no layer helps."""
-    height, width, channels = shape
-    if len(image_shape) == 3:
-        transposed = takes(image_shape, (channels, height, width))
-        return "keras.layers.Permute((3, 1, 2))(x)" if transposed else ""
-    if any(size is None for size in image_shape):
-        return ""
+    """Return the call of the layers for the hint of `in_front`; "" if none helps."""
+    if len(shape) == len(image_shape) == 3:
+        height, width, channels = shape
+        if takes(image_shape, (channels, height, width)):
+            return "keras.layers.Permute((3, 1, 2))(x)"
+        *size, taken = image_shape
+        more: dict[Any, str] = {
+            (1, 3): "keras.layers.Concatenate()([x, x, x])",
+            (3, 1): "x[..., :1]",  # of grey images, whose channels are equal
+        }
+        layer = "x" if taken == channels else more.get((channels, taken), "")
+        if takes((*size, None), shape):
+            return layer if layer != "x" else ""
+        resized = layer and None not in size
+        return f"keras.layers.Resizing({size[0]}, {size[1]})({layer})" if resized else ""
     sizes = [size for size in shape if isinstance(size, int)]
-    if sizes and math.prod(sizes) != math.prod(size or 1 for size in image_shape):
-        return ""
-    return f"keras.layers.Reshape({tuple(image_shape)})(x)"
+    count = math.prod(size or 0 for size in image_shape)  # 0 if a size is free
+    fits = count and (not sizes or math.prod(sizes) == count)
+    return f"keras.layers.Reshape({tuple(image_shape)})(x)" if fits else ""
 
 
 def is_symbolic(network: keras.Model) -> bool:
