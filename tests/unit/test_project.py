@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from statistics import mean
 
 import pytest
 import yaml
@@ -110,6 +112,24 @@ def test_the_results_are_rendered_from_their_records() -> None:
     import render_results
 
     assert not render_results.outdated(ROOT / "docs")
+
+
+def test_scores_under_autoattack_in_configs_are_those_of_the_records() -> None:
+    shares: dict[str, list[tuple[float, float]]] = {}
+    for row in json.loads(read("docs/results/leaderboard.json")):
+        if row["autoattack_acc"] is not None:
+            name = re.sub("^digits_methods/|_seed-?[0-9]+$", "", row["name"])
+            accuracies = float(row["clean_acc"]), float(row["autoattack_acc"])
+            shares.setdefault(name, []).append(accuracies)
+    score = re.compile(r"^# Score: ([\d.]+) % clean, ([\d.]+) % under AutoAttack", re.MULTILINE)
+    checked = 0
+    for name, accuracies in shares.items():
+        path = ROOT / "configs" / f"{name}.yaml"
+        if path.is_file() and (match := score.search(path.read_text(encoding="utf-8"))):
+            means = [mean(column) for column in zip(*accuracies, strict=True)]
+            assert [float(share) for share in match.groups()] == pytest.approx(means, abs=0.06)
+            checked += 1
+    assert checked
 
 
 def test_no_document_leaves_a_number_open() -> None:
