@@ -260,6 +260,15 @@ def test_stream_without_end_needs_a_number_of_batches() -> None:
     assert int(model.step) == 2
 
 
+def test_stream_without_batches_is_refused() -> None:
+    """Keras would train nothing and return an empty history."""
+    empty, model = stream(X, Y).take(0), compiled()
+    line = error_line(lambda: model.fit(empty, verbose=0))
+    assert line == "x: expected at least one batch, received 0"
+    line = error_line(lambda: model.fit(X, Y, validation_data=empty, verbose=0))
+    assert line == "validation_data: expected at least one batch, received 0"
+
+
 def test_batch_on_the_second_device_is_checked(
     on_two_devices: Callable[[str], dict[str, Any]],
 ) -> None:

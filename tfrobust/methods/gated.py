@@ -13,7 +13,7 @@ import tensorflow as tf
 from tfrobust._compat import HookedModel, layers_of, validates_in_fit
 from tfrobust.attacks import Attack
 from tfrobust.attacks.gradient import GradientAttack
-from tfrobust.errors import require
+from tfrobust.errors import UserError, require
 from tfrobust.gate import (
     SOME,
     Taken,
@@ -143,7 +143,7 @@ class GatedModel(HookedModel):
         if validation_data is not None:
             arguments["validation_data"] = check_validation(validation_data, self._limits)
         for name, steps in (("x", "steps_per_epoch"), ("validation_data", "validation_steps")):
-            _check_end(name, arguments.get(name), steps, arguments.get(steps))
+            _check_count(name, arguments.get(name), steps, arguments.get(steps))
         x, y = arguments["x"], arguments["y"]
         images = _images(x)
         _check_weights(arguments.get("sample_weight"), images)
@@ -156,7 +156,7 @@ class GatedModel(HookedModel):
         """Evaluate as Keras does, on any data that `fit` takes."""
         if not validates_in_fit(kwargs):  # `fit` has checked its validation data
             x, y = check_data(x, y, self._limits)
-            _check_end("x", x, "steps", kwargs.get("steps"))
+            _check_count("x", x, "steps", kwargs.get("steps"))
             images = _images(x)
             _check_weights(kwargs.get("sample_weight"), images)
             self.check_network(images)
@@ -227,10 +227,12 @@ class GatedModel(HookedModel):
             return self.forward(inputs | {"image": points}, "eval")
 
         check_trained(self.network, logits, images, self.threat.box, where)
-        if isinstance(self.attack, GradientAttack):
-            expected = "one through which gradients reach the images, as its attack needs them"
-            received = "one that rounds them or makes integers of them"
-            require(reaches_images(logits, images[:1]), where, expected, received)
+        needed = isinstance(self.attack, GradientAttack)
+        if needed and not reaches_images(logits, images[:1]):
+            raise UserError(
+                f"{where}: expected one through which gradients reach the images, as its attack "
+                "needs them, received one that rounds them or makes integers of them"
+            )
         warn_of_scale(self.network, logits, images, labels, self.threat.box, where)
 
     @property
@@ -305,12 +307,14 @@ def _check_weights(weights: Any, images: np.ndarray | None) -> None:
         check_weights(weights, len(images))
 
 
-def _check_end(name: str, data: Any, steps_name: str, steps: int | None) -> None:
-    """Raise a UserError for a tf.data without end, unless the number of its batches is given."""
-    is_stream = isinstance(data, tf.data.Dataset)
-    endless = is_stream and data.cardinality() == tf.data.INFINITE_CARDINALITY
+def _check_count(name: str, data: Any, steps_name: str, steps: int | None) -> None:
+    """Raise a UserError for a tf.data that is empty, or has no end though `steps` is None."""
+    if not isinstance(data, tf.data.Dataset):
+        return
+    count = data.cardinality()
+    require(count != 0, name, "at least one batch", 0)
     expected = f"the number of batches of {name}, a data set that repeats without end"
-    require(steps is not None or not endless, steps_name, expected, steps)
+    require(steps is not None or count != tf.data.INFINITE_CARDINALITY, steps_name, expected, steps)
 
 
 def _images(x: Any) -> np.ndarray | None:
