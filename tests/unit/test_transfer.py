@@ -123,7 +123,7 @@ def test_a_surrogate_of_other_shapes_or_several_outputs_is_refused(
 
     attack, network = Transfer(str(source), PGD(steps=1)), linear(W)
     text = message(attack, linear(W, shape=(4, 1, 1)), X.reshape(6, 4, 1, 1))
-    assert text == "source: expected a network of images (4, 1, 1), received (2, 2, 1)"
+    assert text.startswith("source: expected a network of images (4, 1, 1), received (2, 2, 1)")
     text = message(attack, linear(np.ones((4, 3), np.float32)), X)
     assert text == "source: expected a network of 3 classes, received 2"
     two_outputs = str(source / "two_outputs.keras")
