@@ -221,6 +221,17 @@ def test_runs_that_are_unfinished_or_have_a_path_as_their_name_are_refused(tmp_p
         tool.add_run(make_run(tmp_path / "name", name="../x"), tmp_path / "results")
 
 
+def test_a_figure_goes_with_its_runs(tmp_path: Path) -> None:
+    docs = tmp_path / "docs"
+    for suite in ("", "ingredients"):
+        assert tool.main(docs, add=[str(make_run(tmp_path / f"run{suite}"))], suite=suite) == 0
+    figures = {path.name for path in (docs / "results").glob("*.svg")}
+    assert figures == {"digits.svg", "ingredients.svg"}
+    (docs / "results" / "digits_atlas.json").unlink()
+    assert tool.main(docs) == 0
+    assert [path.name for path in (docs / "results").glob("*.svg")] == ["ingredients.svg"]
+
+
 def test_check_fails_for_an_outdated_page_and_writes_nothing(tmp_path: Path, capsys: Any) -> None:
     docs = tmp_path / "docs"
     assert tool.main(docs, check=True) == 1 and not docs.exists()
