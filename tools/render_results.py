@@ -295,8 +295,8 @@ def main(
         write_text(docs / "results" / "leaderboard.json", leaderboard_of(docs, look=True))
         for path, text in pages(docs).items():
             write_text(path, text)
-        for old in (docs / "results").glob("*.svg"):  # the runs of some may be gone
-            old.unlink()
+        for picture in (docs / "results").glob("*.svg"):  # the runs of some may be gone
+            picture.unlink()
         for data, group in by_data(docs).items():
             figure(group, docs / "results" / f"{data}.svg")
             if runs := timed(group):
