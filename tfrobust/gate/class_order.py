@@ -9,11 +9,11 @@ from scipy.optimize import linear_sum_assignment
 from scipy.stats import binomtest
 
 from tfrobust.errors import UserError
+from tfrobust.gate.scaling import FEWEST
 
 CHANCE = 0.01  # a network is better than chance if guessing would be as good more rarely
 CLEAR = 0.5  # the least share that another order has to get right
 SHOWN = 10  # names in a message
-FEWEST = 100  # images by which labels are judged
 
 
 def check_class_order(

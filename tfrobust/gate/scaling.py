@@ -16,7 +16,7 @@ from tfrobust.errors import UserError
 from tfrobust.gate.images import Box
 from tfrobust.gate.networks import LogitsFn, outputs, right
 
-FEWEST = 100  # with fewer images, accuracies may differ by GAP by chance
+FEWEST = 100  # images by which a network is judged; of fewer, accuracies differ by GAP by chance
 GAP = 0.2
 FAINT = 0.05  # a difference of black and white that no network is made for
 KEPT = (
