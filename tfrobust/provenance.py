@@ -16,6 +16,8 @@ import tensorflow as tf
 
 from tfrobust import __version__
 
+NUMBERS = {"family": "cpu family", "model": "model"}  # of a CPU, in /proc/cpuinfo
+
 
 def versions() -> dict[str, str]:
     """Return the version of each package that a result may depend on."""
@@ -68,7 +70,10 @@ def circumstances() -> dict[str, Any]:
 
 
 def hardware() -> str:
-    """Return the device and the CPU threads for one operation: 'CPU x86_64, 2 threads'."""
+    """Return the device and the CPU threads for one operation.
+
+    An example is 'CPU AMD EPYC (family 26, model 2), 2 threads'.
+    """
     return f"{device()}, {_threads()} threads"
 
 
@@ -89,10 +94,16 @@ def device() -> str:
 
 
 def _cpu() -> str | None:
-    """Return the name of the CPU's model, which Linux has in /proc/cpuinfo."""
+    """Return the model of the CPU, its family and number included, from Linux's /proc/cpuinfo.
+
+    On a virtual machine the name alone, such as "AMD EPYC", leaves the generation open.
+    """
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, None)
+    fields = {key.strip(): value.strip() for key, _, value in (x.partition(":") for x in lines)}
+    if "model name" not in fields:
+        return None
+    numbers = [f"{name} {fields[key]}" for name, key in NUMBERS.items() if key in fields]
+    return fields["model name"] + (f" ({', '.join(numbers)})" if numbers else "")

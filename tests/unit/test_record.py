@@ -306,3 +306,20 @@ def test_a_record_has_the_threads_that_tensorflow_was_told_to_use(monkeypatch):
     """A suite gives each of two runs half of the cores by TensorFlow's own variable."""
     monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "3")
     assert provenance.circumstances()["threads"] == 3
+
+
+@pytest.mark.parametrize(
+    ("lines", "name"),
+    [
+        (
+            ["model name\t: AMD EPYC", "cpu family\t: 26", "model\t\t: 2"],
+            "AMD EPYC (family 26, model 2)",
+        ),
+        (["model name\t: ARM: v8"], "ARM: v8"),
+        (["processor\t: 0"], None),
+    ],
+)
+def test_a_record_tells_generations_of_a_cpu_apart(lines, name, monkeypatch):
+    """Virtual machines name the maker alone, and generations differ twofold in bfloat16."""
+    monkeypatch.setattr(provenance.Path, "read_text", lambda self, encoding: "\n".join(lines))
+    assert provenance._cpu() == name
