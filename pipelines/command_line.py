@@ -110,7 +110,7 @@ def _hardened(names: Sequence[str], options: argparse.Namespace) -> list[str]:
     for option, meaning in (("data", "the folder or .npz file of images"), ("eps", "4/255, say")):
         if getattr(options, option) is None:
             fail(f"--{option}: expected a value ({meaning}), received none")
-    kind = "npz" if options.data.endswith(".npz") else "folder"
+    kind = "npz" if options.data.lower().endswith(".npz") else "folder"
     data = [f"data.name={kind}", f"data.path={options.data}"]
     return [f"train.init_from={names[0]}", *data, f"threat.eps={options.eps}"]
 
@@ -215,6 +215,11 @@ def _folder(text: str) -> Path:
     """Return the path of a folder; the shell leaves the "~" of --workdir=~/runs as it is."""
     from tfrobust.io import in_home
 
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # TensorFlow takes no other paths
+        line = f"expected a path in UTF-8, received {text!r}"
+        raise argparse.ArgumentTypeError(line) from None
     return in_home(text)
 
 

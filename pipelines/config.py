@@ -191,7 +191,7 @@ def _merged(path: Path, above: tuple[Path, ...] = ()) -> DictConfig:
         raise UserError(f"{path}: include: expected a file that does not include itself")
     try:
         text = path.read_text(encoding="utf-8")
-        _check_numbers(text)
+        _check_nodes(text)
         # References stay as they are written until all files are merged.
         config = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
     except (OSError, *MISFITS) as error:
@@ -273,7 +273,7 @@ def _parse(key: str, text: str) -> Any:
     if is_text and text[0] not in "'\"":
         return text
     try:
-        _check_numbers(f"value: {text}")
+        _check_nodes(f"value: {text}")
         value = OmegaConf.to_container(OmegaConf.create(f"value: {text}"))["value"]  # type: ignore[index, call-overload]
     except MISFITS:
         if not is_text:
@@ -282,8 +282,9 @@ def _parse(key: str, text: str) -> Any:
     return text if is_text and not isinstance(value, str) else value
 
 
-def _check_numbers(text: str) -> None:
-    """Raise a YAMLError for the first number in a text that YAML 1.1 reads in base 8 or 60."""
+def _check_nodes(text: str) -> None:
+    """Raise a YAMLError for a number in a text that YAML 1.1 reads in base 8 or 60, and for a key
+    that comes twice; OmegaConf lets numbers come twice."""
     loader = yaml.SafeLoader(text)
     try:
         nodes, seen = [loader.get_single_node()], set()
@@ -295,6 +296,12 @@ def _check_numbers(text: str) -> None:
             continue
         seen.add(id(node))
         if isinstance(node, yaml.MappingNode):
+            numbers: set[str] = set()
+            for key, _ in node.value:
+                if key.tag in NUMBERS and key.value in numbers:
+                    line = f"found duplicate key {key.value}"
+                    raise yaml.MarkedYAMLError(problem=line, problem_mark=key.start_mark)
+                numbers |= {key.value} if key.tag in NUMBERS else set()
             nodes += [part for pair in node.value for part in pair]
         elif isinstance(node, yaml.SequenceNode):
             nodes += node.value

@@ -193,16 +193,33 @@ def test_best_keeps_the_averaged_weights_which_were_validated() -> None:
         np.testing.assert_array_equal(weight, expected)
 
 
-def test_first_signal_is_noted_and_a_second_acts_at_once() -> None:
-    before = signal.getsignal(signal.SIGTERM)
+IGNORED = (signal.SIGINT, signal.SIGHUP)
+
+
+def test_an_ignored_signal_stays_ignored_in_a_training() -> None:
+    """So is SIGHUP under nohup, and SIGINT in the background of a script."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in IGNORED}
+    try:
+        with Interruption().caught() as interruption:
+            for number in before:
+                signal.raise_signal(number)
+            interruption.heed(0, 0)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_first_signal_is_noted_and_a_second_acts_at_once(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
     interruption = Interruption()
     interruption.heed(0, 0)
     with interruption.caught():
-        signal.raise_signal(signal.SIGTERM)
-        assert interruption.signal == signal.SIGTERM
-        assert signal.getsignal(signal.SIGTERM) == before
-        with pytest.raises(Interrupted, match="SIGTERM: saved after 3 epochs and 2 batches"):
+        signal.raise_signal(number)
+        assert interruption.signal == number
+        assert signal.getsignal(number) == before
+        with pytest.raises(Interrupted, match=f"{number.name}: saved after 3 epochs and 2 batches"):
             interruption.heed(3, 2)
     with Interruption().caught():
         assert signal.getsignal(signal.SIGINT) != signal.default_int_handler
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert signal.getsignal(number) == before

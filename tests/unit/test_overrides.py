@@ -119,6 +119,7 @@ def test_a_number_that_yaml_reads_in_another_base_is_refused(tmp_path: Path, num
     ("text", "line"),
     [
         ("seed: 1\ntrain: {epochs: 2}\nseed: 2\n", "line 3: found duplicate key seed"),
+        ("threat: {per_feature: {0: 1, 1: 1,\n 0: 0}}\n", "line 2: found duplicate key 0"),
         ("train:\n\tepochs: 2\n", r"line 2: found character '\t' that cannot start any token"),
         ("seed: 1\n---\nseed: 2\n", "line 2: expected a single document in the stream but found"),
         ("note: Prüfung\n", "expected YAML in UTF-8: 'utf-8' codec can't decode byte 0xfc"),

@@ -163,6 +163,15 @@ def test_a_suite_keeps_the_folders_of_runs_that_failed(
         assert not runs.exists()
 
 
+def test_a_suite_does_not_replace_the_report_of_a_run(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("runs: [digits_adv, digits_natural]")
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    (tmp_path / "runs" / "mine" / "stages.json").write_text("{}")
+    with pytest.raises(UserError, match="^mine: expected a folder that is not a run's"):
+        suite_runner.run_suite(str(path), [], tmp_path / "runs", smoke=True)
+
+
 def test_printed_commands_are_those_of_the_runs(tmp_path: Path) -> None:
     """Each run has its own folder in that of the suite, and the surrogate comes first."""
     text = "{surrogate: {config: digits_natural}, grid: {seed: [0, 1]}, runs: [digits_adv]}"
