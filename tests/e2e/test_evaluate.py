@@ -368,3 +368,10 @@ def test_no_run_replaces_the_config_from_which_it_is_made(tmp_path: Path) -> Non
     line = error_line(lambda: run(str(config), [], tmp_path, None, smoke=True))
     assert line.startswith(f"{config}: expected a config outside the folder of its run")
     assert config.read_text().startswith("# mine\n")
+
+
+def test_more_held_out_images_than_there_are_are_refused_under_their_key() -> None:
+    overrides = ["data.validation=1437", "evaluation.split=validation"]
+    spec = load_spec("digits_adv", overrides, smoke=False)
+    line = error_line(lambda: spec.evaluated)
+    assert line.startswith("data.validation: expected fewer than the 1437 training images")
