@@ -114,9 +114,9 @@ class RunFolder:
         """Return whether no stage has begun here."""
         return not self._stages.exists()
 
-    def sizes(self, stage: str) -> dict[str, int] | None:
-        """Return the sizes with which a stage was marked; None if it was marked without any."""
-        return self._read().get(stage, {}).get("sizes")
+    def sizes(self, stage: str) -> dict[str, int]:
+        """Return the sizes with which a stage was marked; none for a stage of earlier versions."""
+        return dict(self._read().get(stage, {}).get("sizes", {}))
 
     def used(self) -> bool:
         """Return whether a training or a search has left files here."""

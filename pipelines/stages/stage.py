@@ -56,7 +56,7 @@ class Stage(ABC):
         """Return whether the stage is finished with these inputs and has nothing more to do."""
         if not folder.done(self.name, self.inputs(spec, folder), self.outputs(spec, folder)):
             return False
-        return folder.sizes(self.name) in (None, self.sizes(spec, folder))
+        return folder.sizes(self.name).items() <= self.sizes(spec, folder).items()
 
     def skip(self, folder: RunFolder) -> None:
         """Print that the stage is skipped because it is done."""

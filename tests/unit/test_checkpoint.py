@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,17 @@ def test_damaged_checkpoint_is_named_and_the_one_before_is_used(
     store, variable, state = checkpoints(tmp_path)
     store.read(state)
     assert float(variable) == 3.5
+
+
+def test_a_copy_that_a_file_manager_has_made_is_no_checkpoint(tmp_path: Path) -> None:
+    store, variable, state = checkpoints(tmp_path)
+    for step in range(1, 5):
+        variable.assign(step)
+        store.save(step, state, {"step": step})
+        newest = tmp_path / f"step-{step:09d}"
+        shutil.copytree(newest, tmp_path / f"{newest.name} copy")
+    assert Checkpoints(tmp_path).step == 4
+    assert len(list(tmp_path.glob("step-*"))) == 2 + 4
 
 
 def test_damaged_checkpoints_do_not_count_among_the_last_two(tmp_path: Path) -> None:
