@@ -110,6 +110,7 @@ def _network(names: Sequence[str], options: argparse.Namespace) -> list[str]:
     if len(names) > 1:
         fail(f"MODEL: expected one network at most, received {', '.join(names)}")
     overrides = [f"model.path={name}" for name in names]
+    _check_once(overrides, options.overrides)
     if options.architecture is None:
         return overrides
     return [*overrides, f"model.architecture={options.architecture}", *ROBUSTBENCH]
@@ -124,7 +125,17 @@ def _hardened(names: Sequence[str], options: argparse.Namespace) -> list[str]:
             fail(f"--{option}: expected a value ({meaning}), received none")
     kind = "npz" if options.data.lower().endswith(".npz") else "folder"
     data = [f"data.name={kind}", f"data.path={options.data}"]
-    return [f"train.init_from={names[0]}", *data, f"threat.eps={options.eps}"]
+    overrides = [f"train.init_from={names[0]}", *data, f"threat.eps={options.eps}"]
+    _check_once(overrides, options.overrides)
+    return overrides
+
+
+def _check_once(named: Sequence[str], overrides: Sequence[str]) -> None:
+    """Exit with one line if --set names again what an argument or another option has named."""
+    given = dict(override.split("=", 1) for override in named)
+    for override in overrides:
+        if (key := override.partition("=")[0]) in given:
+            fail(f"--set {override}: expected none beside {given[key]!r}, which is {key}, too")
 
 
 def fail(line: str, status: int = 2) -> NoReturn:
