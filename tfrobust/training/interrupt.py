@@ -63,7 +63,8 @@ class Interruption:
                 signal.signal(number, handler)
 
         for number in SIGNALS:
-            if signal.getsignal(number) != signal.SIG_IGN:  # by nohup, or in the background
+            ignored = signal.getsignal(number) == signal.SIG_IGN
+            if number != signal.SIGHUP or not ignored:  # under nohup it stays ignored
                 before[number] = signal.signal(number, note)
         try:
             yield self
