@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from tfrobust.errors import UserError, nearest, nearest_path
@@ -250,13 +250,22 @@ def _override(config: DictConfig, override: str) -> None:
 
 
 def _put(config: DictConfig, key: str, value: Any) -> None:
-    """Set a key; a name alone above it becomes the section with this name, as between files."""
+    """Set a key; a name alone above it becomes the section with this name, as between files.
+
+    One section is the first item where the key is one of its list, as in attacks[0].steps.
+    """
     parts = key.split(".")
-    for place in range(1, len(parts)):
-        above = ".".join(parts[:place])
-        name = OmegaConf.select(config, above)
-        if isinstance(name, str) and re.sub(r"\[\d+\]$", "", parts[place - 1]) in NAMED:
-            OmegaConf.update(config, above, {"name": name}, merge=False)
+    for place, part in enumerate(parts):
+        above, name = ".".join(parts[:place]), part.removesuffix("[0]")
+        node = OmegaConf.select(config, above) if above else config
+        if isinstance(node, str) and re.sub(r"\[\d+\]$", "", parts[place - 1]) in NAMED:
+            OmegaConf.update(config, above, {"name": node}, merge=False)
+        elif isinstance(node, ListConfig) and not part.isdecimal():
+            raise ValueError(f"{above} is a list, of which {above}[0].{part} is in the first item")
+        single = ".".join(filter(None, (above, name)))
+        item = OmegaConf.select(config, single) if name != part else None
+        if isinstance(item, str | DictConfig):
+            OmegaConf.update(config, single, [item], merge=False)
     OmegaConf.update(config, key, value, merge=False, force_add=True)
 
 
