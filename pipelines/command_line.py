@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import re
 import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from pipelines.stopping import stop_at_signals
+from pipelines.stopping import GO_ON, stop_at_signals
 
 ABOUT = {
     "run": "Run a config or a suite: its name, or the path of a .yaml file.",
@@ -34,6 +35,7 @@ EXAMPLES = {
     "harden": "example: {} model.keras --data photos --eps 4/255",
     "compare": "example: {} runs/digits_adv runs/digits_atlas --out compared",
 }
+UNREAD = 141  # the exit status of a command whose output nobody reads, as by SIGPIPE
 # The protocol of RobustBench's Linf leaderboard, where a published architecture is evaluated.
 ROBUSTBENCH = ("data.name=cifar10", "threat.eps=8/255")
 
@@ -65,11 +67,21 @@ def run_command(command: str, argv: Sequence[str], program: str) -> None:
         argv: The arguments that follow the command.
         program: The words that precede the arguments, for the help.
     """
+    open_streams()
     stop_at_signals()
     if isinstance(sys.stdout, io.TextIOWrapper):  # not every terminal knows the signs of a table
         sys.stdout.reconfigure(errors="replace")
     _check_backend()
     _choose("COMMAND", command, ABOUT)
+    try:
+        _run_command(command, argv, program)
+        sys.stdout.flush()
+    except BrokenPipeError:  # as by `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes stdout at its end
+        fail(f"stdout: expected a reader of the output, it has gone; {GO_ON}", UNREAD)
+
+
+def _run_command(command: str, argv: Sequence[str], program: str) -> None:
     parser = _parser(command, program)
     options, names = _parse(parser, argv)
     if command == "compare":
@@ -98,6 +110,7 @@ def _network(names: Sequence[str], options: argparse.Namespace) -> list[str]:
     if len(names) > 1:
         fail(f"MODEL: expected one network at most, received {', '.join(names)}")
     overrides = [f"model.path={name}" for name in names]
+    _check_once(overrides, options.overrides)
     if options.architecture is None:
         return overrides
     return [*overrides, f"model.architecture={options.architecture}", *ROBUSTBENCH]
@@ -110,9 +123,19 @@ def _hardened(names: Sequence[str], options: argparse.Namespace) -> list[str]:
     for option, meaning in (("data", "the folder or .npz file of images"), ("eps", "4/255, say")):
         if getattr(options, option) is None:
             fail(f"--{option}: expected a value ({meaning}), received none")
-    kind = "npz" if options.data.endswith(".npz") else "folder"
+    kind = "npz" if options.data.lower().endswith(".npz") else "folder"
     data = [f"data.name={kind}", f"data.path={options.data}"]
-    return [f"train.init_from={names[0]}", *data, f"threat.eps={options.eps}"]
+    overrides = [f"train.init_from={names[0]}", *data, f"threat.eps={options.eps}"]
+    _check_once(overrides, options.overrides)
+    return overrides
+
+
+def _check_once(named: Sequence[str], overrides: Sequence[str]) -> None:
+    """Exit with one line if --set names again what an argument or another option has named."""
+    given = dict(override.split("=", 1) for override in named)
+    for override in overrides:
+        if (key := override.partition("=")[0]) in given:
+            fail(f"--set {override}: expected none beside {given[key]!r}, which is {key}, too")
 
 
 def fail(line: str, status: int = 2) -> NoReturn:
@@ -125,8 +148,24 @@ def fail_at(place: Path, error: OSError) -> NoReturn:
     """Print the error of a file that cannot be read or written, or else of `place`, and exit."""
     from tfrobust.errors import one_line
 
+    if isinstance(error, BrokenPipeError):  # of stdout, which is no place
+        raise error
     line = error.strerror or one_line(error)
     fail(f"{error.filename or place}: expected a place to read or write: {line}")
+
+
+def open_streams() -> None:
+    """Open the standard streams that are closed, as by `2>&-`, so that what is printed is lost.
+
+    Else the next file that is opened would get the number of stderr, and hold its lines.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
 
 
 class _Parser(argparse.ArgumentParser):
@@ -215,6 +254,11 @@ def _folder(text: str) -> Path:
     """Return the path of a folder; the shell leaves the "~" of --workdir=~/runs as it is."""
     from tfrobust.io import in_home
 
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # TensorFlow takes no other paths
+        line = f"expected a path in UTF-8, received {text!r}"
+        raise argparse.ArgumentTypeError(line) from None
     return in_home(text)
 
 

@@ -11,17 +11,18 @@ from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text
 
-from tfrobust.errors import require
 from tfrobust.report import (
     ReportTable,
     comparison,
     differences,
     read_runs,
+    require_own,
     rows_of,
     unfinished,
     write_comparison,
 )
 
+TITLE = "Comparison"
 WIDTH = 10_000  # columns of a table that goes into a file, which is as wide as it needs to be
 
 
@@ -36,9 +37,7 @@ def compare(folders: Sequence[Path], out: Path | None) -> None:
         UserError: For a folder without an evaluation, or if `out` is itself the folder of a run.
     """
     if out is not None:
-        expected = "a folder that is not a run's, whose report the page would replace"
-        theirs = any((out / name).exists() for name in ("eval.json", "stages.json"))
-        require(not theirs, "--out", expected, str(out))
+        require_own(out, TITLE, "--out")
     rows = rows_of(folders)
     runs = read_runs(rows)
     tested = differences(runs)
@@ -48,7 +47,7 @@ def compare(folders: Sequence[Path], out: Path | None) -> None:
         print(line)
     print("p: McNemar's exact test on the same images; bold: p < 0.05.")
     if out is not None:
-        print(f"Page: {write_comparison(out, 'Comparison', rows, {})}")
+        print(f"Page: {write_comparison(out, TITLE, rows, {})}")
 
 
 def show(table: ReportTable) -> None:

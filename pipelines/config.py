@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from tfrobust.errors import UserError, nearest, nearest_path
@@ -191,7 +191,7 @@ def _merged(path: Path, above: tuple[Path, ...] = ()) -> DictConfig:
         raise UserError(f"{path}: include: expected a file that does not include itself")
     try:
         text = path.read_text(encoding="utf-8")
-        _check_numbers(text)
+        _check_nodes(text)
         # References stay as they are written until all files are merged.
         config = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
     except (OSError, *MISFITS) as error:
@@ -250,13 +250,22 @@ def _override(config: DictConfig, override: str) -> None:
 
 
 def _put(config: DictConfig, key: str, value: Any) -> None:
-    """Set a key; a name alone above it becomes the section with this name, as between files."""
+    """Set a key; a name alone above it becomes the section with this name, as between files.
+
+    One section is the first item where the key is one of its list, as in attacks[0].steps.
+    """
     parts = key.split(".")
-    for place in range(1, len(parts)):
-        above = ".".join(parts[:place])
-        name = OmegaConf.select(config, above)
-        if isinstance(name, str) and re.sub(r"\[\d+\]$", "", parts[place - 1]) in NAMED:
-            OmegaConf.update(config, above, {"name": name}, merge=False)
+    for place, part in enumerate(parts):
+        above, name = ".".join(parts[:place]), part.removesuffix("[0]")
+        node = OmegaConf.select(config, above) if above else config
+        if isinstance(node, str) and re.sub(r"\[\d+\]$", "", parts[place - 1]) in NAMED:
+            OmegaConf.update(config, above, {"name": node}, merge=False)
+        elif isinstance(node, ListConfig) and not part.isdecimal():
+            raise ValueError(f"{above} is a list, of which {above}[0].{part} is in the first item")
+        single = ".".join(filter(None, (above, name)))
+        item = OmegaConf.select(config, single) if name != part else None
+        if isinstance(item, str | DictConfig):
+            OmegaConf.update(config, single, [item], merge=False)
     OmegaConf.update(config, key, value, merge=False, force_add=True)
 
 
@@ -273,7 +282,7 @@ def _parse(key: str, text: str) -> Any:
     if is_text and text[0] not in "'\"":
         return text
     try:
-        _check_numbers(f"value: {text}")
+        _check_nodes(f"value: {text}")
         value = OmegaConf.to_container(OmegaConf.create(f"value: {text}"))["value"]  # type: ignore[index, call-overload]
     except MISFITS:
         if not is_text:
@@ -282,8 +291,9 @@ def _parse(key: str, text: str) -> Any:
     return text if is_text and not isinstance(value, str) else value
 
 
-def _check_numbers(text: str) -> None:
-    """Raise a YAMLError for the first number in a text that YAML 1.1 reads in base 8 or 60."""
+def _check_nodes(text: str) -> None:
+    """Raise a YAMLError for a number in a text that YAML 1.1 reads in base 8 or 60, and for a key
+    that comes twice; OmegaConf lets numbers come twice."""
     loader = yaml.SafeLoader(text)
     try:
         nodes, seen = [loader.get_single_node()], set()
@@ -295,6 +305,12 @@ def _check_numbers(text: str) -> None:
             continue
         seen.add(id(node))
         if isinstance(node, yaml.MappingNode):
+            numbers: set[str] = set()
+            for key, _ in node.value:
+                if key.tag in NUMBERS and key.value in numbers:
+                    line = f"found duplicate key {key.value}"
+                    raise yaml.MarkedYAMLError(problem=line, problem_mark=key.start_mark)
+                numbers |= {key.value} if key.tag in NUMBERS else set()
             nodes += [part for pair in node.value for part in pair]
         elif isinstance(node, yaml.SequenceNode):
             nodes += node.value

@@ -150,6 +150,12 @@ def _check_config(name: str, overrides: Sequence[str]) -> dict[str, Any]:
     with named_source(name, overrides):
         check_keys(config)
     _check_set(config)
+    if config.get("search") is not None:
+        searched = ranges(configs.changed(config, {})["search"].get("space"))
+        for override in overrides:
+            if (key := override.partition("=")[0]) in searched:
+                hint = f"--set search.space.{key}=null takes it out of the search"
+                raise UserError(f"--set {override}: expected a key that is not searched; {hint}")
     return config
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,16 +79,27 @@ class RunFolder:
         """Return the fingerprint with which a stage last began here; None if it never did."""
         return self._read().get(stage, {}).get("fingerprint")
 
+    def finished(self, stage: str) -> bool:
+        """Return whether a stage has ended since it last began here."""
+        return bool(self._read().get(stage, {}).get("done"))
+
     def done(self, stage: str, fingerprint: str, outputs: Iterable[Path]) -> bool:
         """Return whether a stage was finished with these inputs and its outputs still exist."""
         entry = self._read().get(stage, {})
         finished = entry.get("fingerprint") == fingerprint and entry.get("done")
         return bool(finished) and all(path.exists() for path in outputs)
 
-    def mark(self, stage: str, fingerprint: str, done: bool) -> None:
-        """Record that a stage begins or is done, with its inputs, our commit and the hardware."""
-        entry = {"fingerprint": fingerprint, "done": done}
+    def mark(
+        self, stage: str, fingerprint: str, done: bool, sizes: Mapping[str, int] | None = None
+    ) -> None:
+        """Record that a stage begins or is done, with its inputs, our commit and the hardware.
+
+        `sizes` are the bytes of the files that it has written, by their places in the folder.
+        """
+        entry: dict[str, Any] = {"fingerprint": fingerprint, "done": done}
         entry |= {"commit": commit(), "hardware": hardware()}
+        if sizes:
+            entry["sizes"] = dict(sizes)
         write_text(self._stages, json.dumps(self._read() | {stage: entry}, indent=2) + "\n")
 
     def commit(self, stage: str) -> str | None:
@@ -98,6 +109,14 @@ class RunFolder:
     def hardware(self, stage: str) -> str | None:
         """Return the hardware that last ran a stage here; None if it is not known."""
         return self._read().get(stage, {}).get("hardware")
+
+    def is_new(self) -> bool:
+        """Return whether no stage has begun here."""
+        return not self._stages.exists()
+
+    def sizes(self, stage: str) -> dict[str, int]:
+        """Return the sizes with which a stage was marked; none for a stage of earlier versions."""
+        return dict(self._read().get(stage, {}).get("sizes", {}))
 
     def used(self) -> bool:
         """Return whether a training or a search has left files here."""
@@ -119,7 +138,7 @@ class RunFolder:
         if not self._stages.is_file():
             return {}
         try:
-            stages = json.loads(self._stages.read_text(encoding="utf-8"))
+            stages = json.loads(self._stages.read_text(encoding="utf-8-sig"))
             return {stage: dict(entry) for stage, entry in stages.items()}
         except (ValueError, AttributeError, TypeError):
             raise UserError(

@@ -85,6 +85,9 @@ def run(
     line = command(name, overrides, smoke)
     folder.config_text = configs.dump({"name": spec.name, **spec.config, "command": line})
     # These checks come before the folder is made, so that a refused run leaves nothing behind.
+    if folder.is_new() and configs.find(name).resolve() == folder.config.resolve():
+        line = "expected a config outside the folder of its run, which would replace it"
+        raise UserError(f"{folder.config}: {line}; --set name=NAME gives another folder")
     trains = any(stage.name in ("train", "search") for stage in chosen)
     _check_folder(folder, spec, smoke, trains)
     check_stages(chosen, spec, folder)
@@ -110,7 +113,7 @@ def _run_stage(stage: Stage, spec: Spec, folder: RunFolder) -> None:
     inputs = stage.inputs(spec, folder)
     folder.mark(stage.name, inputs, done=False)
     stage.run(spec, folder)
-    folder.mark(stage.name, inputs, done=True)
+    folder.mark(stage.name, inputs, done=True, sizes=stage.sizes(spec, folder))
 
 
 def _check_folder(folder: RunFolder, spec: Spec, smoke: bool, trains: bool) -> None:
@@ -120,7 +123,18 @@ def _check_folder(folder: RunFolder, spec: Spec, smoke: bool, trains: bool) -> N
             f"{folder.path}: expected a folder without a training, whose curves and times would "
             "stand beside the results of another network; --set name=NAME gives another"
         )
+    if (folder.path / "table.csv").exists():
+        raise UserError(
+            f"{folder.path}: expected the folder of a run, received that of a suite or a "
+            "comparison, whose page would be replaced; --set name=NAME gives another"
+        )
     if not _of_another_config(folder, spec):
+        untrained = spec.train is not None and spec.search is None and not trains
+        if untrained and folder.begun("train") and not folder.finished("train"):
+            raise UserError(
+                f"{folder.path}: expected a finished training, received one that was stopped, and "
+                "at most the network of an earlier one; run the stage train first"
+            )
         return
     if not trains:
         raise UserError(

@@ -99,7 +99,10 @@ class Spec:
         """The images of the evaluation. Raises a UserError if they cannot be read."""
         if self.evaluation.split == "test":
             return self.data.test
-        return located("data", hold_out, self.data.train, self.data.validation, self.seed)[1]
+        train, held = self.data.train, self.data.validation
+        expected = f"fewer than the {len(train)} training images"
+        require(held < len(train), "data.validation", expected, held)
+        return hold_out(train, held, self.seed)[1]
 
 
 def parse(name: str, config: dict[str, Any]) -> Spec:

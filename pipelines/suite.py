@@ -223,12 +223,15 @@ def _members(
     names = [_path(name, folder) for name in names]
     for name, point in itertools.product(names, itertools.product(*grid.values())):
         varied = dict(zip(grid, point, strict=True))
-        settings = {**shared, **entry.set, **varied}
+        settings: dict[str, Any] = {}
+        for source in (shared, entry.set, varied):  # what comes later replaces what is above it
+            settings = {key: v for key, v in settings.items() if key not in source} | dict(source)
         overrides = (*itertools.starmap(_override, settings.items()), *last)
         for override in overrides:
             key, _, name_of_run = override.partition("=")
             expected = "none (the runs of a suite are named by their label and grid)"
             require(key != "name", "name", expected, name_of_run)
+        _check_varied(where, varied, overrides)
         label = entry.label or _method_name(name, overrides)
         yield Member(
             name=_file_name([entry.label or Path(name).stem, *_texts(varied)]),
@@ -238,6 +241,18 @@ def _members(
             varied=varied,
             labelled=entry.label is not None,
         )
+
+
+def _check_varied(where: str, varied: Mapping[str, Any], overrides: Sequence[str]) -> None:
+    """Raise a UserError if a run has not the values of its grid, by which it is named."""
+    keys = [re.sub(r"\[(\d+)\]", r".\1", each.partition("=")[0]) for each in overrides]
+    for key, value in varied.items():
+        place = overrides.index(_override(key, value))
+        for later in range(place + 1, len(keys)):
+            if f"{keys[place]}.".startswith(f"{keys[later]}."):
+                said = _override(key, value)
+                expected = f"a key that no grid varies (the run is named by {said})"
+                raise UserError(f"{where}: {overrides[later]}: expected {expected}")
 
 
 def _path(name: str, folder: Path) -> str:

@@ -22,7 +22,7 @@ from pipelines.run_folder import RunFolder
 from pipelines.stages import MISSED, in_order
 from pipelines.suite import SURROGATE, Member, Suite, load_suite
 from tfrobust.errors import UserError, require
-from tfrobust.report import Row, duration, headline, load_run, write_comparison
+from tfrobust.report import Row, duration, headline, load_run, require_own, write_comparison
 
 REFUSED = 2  # the exit status of a run that stops at a user's mistake, or at a full disk, say
 
@@ -49,6 +49,7 @@ def run_suite(
     folder = RunFolder(workdir / suite.name)
     for member in suite.first_of_labels():
         check(member, suite, folder.path, smoke)
+    require_own(folder.path, suite.name, suite.name)
     is_new = not folder.path.exists()
     reasons: dict[str, str | None] = {}
     refused: set[str] = set()

@@ -169,7 +169,12 @@ def tracked(
         return
     token = None
     if folder.tracked.is_file():
-        token = json.loads(folder.tracked.read_text(encoding="utf-8")).get(tracker.package)
+        try:
+            tokens = json.loads(folder.tracked.read_text(encoding="utf-8-sig"))
+            token = tokens.get(tracker.package)
+        except (ValueError, AttributeError):
+            line = "expected JSON, it is damaged; remove it to track a run anew"
+            raise UserError(f"{folder.tracked}: {line}") from None
     folder.path.mkdir(parents=True, exist_ok=True)
     with _in_one_line(tracker):
         begun = tracker.begin(name, config, folder.path, token)

@@ -78,8 +78,10 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text atomically."""
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    """Write UTF-8 text atomically. Bytes of a path that are not UTF-8 become escapes."""
+    write_atomically(
+        path, lambda temporary: temporary.write_text(text, "utf-8", errors="backslashreplace")
+    )
 
 
 def writable(folder: Path) -> bool:

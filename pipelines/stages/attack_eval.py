@@ -53,6 +53,11 @@ class AttackEval(Stage):
         images = [folder.adversarial] if spec.evaluation.save is not None else []
         return [folder.evaluation, folder.flags, *images]
 
+    def sizes(self, spec: Spec, folder: RunFolder) -> dict[str, int]:
+        images = folder.adversarial
+        saved = spec.evaluation.save is not None and images.is_file()
+        return {images.name: images.stat().st_size} if saved else {}
+
     def done(self, spec: Spec, folder: RunFolder) -> bool:
         return not is_outdated(spec, folder) and super().done(spec, folder)
 

@@ -38,6 +38,9 @@ class Before(Stage):
     def outputs(self, spec: Spec, folder: RunFolder) -> list[Path]:
         return EVALUATION.outputs(*_untrained(spec, folder))
 
+    def sizes(self, spec: Spec, folder: RunFolder) -> dict[str, int]:
+        return EVALUATION.sizes(*_untrained(spec, folder))
+
     def done(self, spec: Spec, folder: RunFolder) -> bool:
         """Return whether the results are there, and are not to be computed again."""
         return not is_outdated(*_untrained(spec, folder)) and super().done(spec, folder)

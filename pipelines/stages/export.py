@@ -57,9 +57,14 @@ class Export(Stage):
 
     def outputs(self, spec: Spec, folder: RunFolder) -> list[Path]:
         files = [_file(folder, name) for name in _formats(spec)]
-        # A copy of the folder may have been cut off within the SavedModel.
+        # Of folders that were written before there were sizes these files tell the most.
         files += [file / part for file in files if not file.suffix for part in SAVED_MODEL]
         return files if spec.exports is None else [*files, folder.exports]
+
+    def sizes(self, spec: Spec, folder: RunFolder) -> dict[str, int]:
+        products = [_file(folder, name) for name in _formats(spec)]
+        files = [file for each in products for file in (each, *each.rglob("*")) if file.is_file()]
+        return {file.relative_to(folder.path).as_posix(): file.stat().st_size for file in files}
 
     def check(self, spec: Spec, folder: RunFolder, planned: Collection[str]) -> None:
         for name in _formats(spec):

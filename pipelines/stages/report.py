@@ -40,6 +40,9 @@ class Report(Stage):
     def outputs(self, spec: Spec, folder: RunFolder) -> list[Path]:
         return [folder.report] if spec.search is not None else [folder.report, folder.card]
 
+    def sizes(self, spec: Spec, folder: RunFolder) -> dict[str, int]:
+        return {"report/index.html": folder.report.stat().st_size}
+
     def check(self, spec: Spec, folder: RunFolder, planned: Collection[str]) -> None:
         if spec.search is None and AttackEval.name not in planned:
             require_evaluation(spec, folder)

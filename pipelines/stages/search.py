@@ -7,6 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 from types import ModuleType
 
+from pipelines import config as configs
 from pipelines.run_folder import RunFolder
 from pipelines.sections import TRAINED
 from pipelines.spec import Spec
@@ -29,11 +30,12 @@ class Search(Stage):
         return [folder.trials, folder.best]
 
     def done(self, spec: Spec, folder: RunFolder) -> bool:
-        """Return whether the table of trials is there, and whole."""
+        """Return whether the table of trials and the best config are there, and whole."""
         if not super().done(spec, folder):
             return False
         try:
             read_trials(folder.trials)
+            configs.read(folder.best)
         except UserError:
             return False
         return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import zipfile
 from collections.abc import Collection, Iterable, Mapping
@@ -21,8 +22,13 @@ from pipelines.stages.stage import Stage
 from pipelines.trackers import tracked
 from tfrobust.data import readable
 from tfrobust.errors import UserError, in_memory
+from tfrobust.evaluation.aside import FILES, move_aside
+from tfrobust.exporting import FORMATS
 from tfrobust.gate import FEWEST
 from tfrobust.models import application_file, keras_file
+
+# What is made from the network, and must not stand beside another one.
+OF_NETWORK = (*FILES, "exports", *(kind.file for kind in FORMATS.values()))
 
 
 class Train(Stage):
@@ -41,8 +47,10 @@ class Train(Stage):
         return [folder.model, folder.history]
 
     def done(self, spec: Spec, folder: RunFolder) -> bool:
-        """Return whether the network is there, and whole: copies of a folder may be cut off."""
-        return super().done(spec, folder) and zipfile.is_zipfile(folder.model)
+        """Return whether the network and the history are whole: a copy may have been cut off."""
+        if not super().done(spec, folder):
+            return False
+        return zipfile.is_zipfile(folder.model) and _is_whole(folder.history)
 
     def check(self, spec: Spec, folder: RunFolder, planned: Collection[str]) -> None:
         if spec.tracker is not None:
@@ -50,6 +58,9 @@ class Train(Stage):
         check_training(spec)
 
     def run(self, spec: Spec, folder: RunFolder) -> None:
+        if former := [name for name in OF_NETWORK if (folder.path / name).exists()]:
+            kept = move_aside(folder.path, former)
+            print(f"train: the former results are kept in {kept} (another network)", flush=True)
         folder.write_config()
         with (
             in_memory("data.batch_size", spec.data.batch_size),
@@ -57,6 +68,13 @@ class Train(Stage):
             tracked(spec.tracker, spec.name, spec.config, folder) as tracker,
         ):
             training.train(spec, folder, callbacks=[tracker.callback()] if tracker else [])
+
+
+def _is_whole(history: Path) -> bool:
+    """Return whether history.csv has a row, and the last one has all cells."""
+    lines = history.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    rows = list(csv.reader(lines))
+    return len(rows) > 1 and len(rows[-1]) == len(rows[0])
 
 
 def training_fingerprint(spec: Spec, config: Mapping[str, Any], sections: Iterable[str]) -> str:

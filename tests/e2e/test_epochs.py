@@ -40,7 +40,12 @@ def test_more_epochs_later_equal_one_longer_run(
     straight = trained(tmp_path / "straight", 4, schedule)
     trained(tmp_path / "more", 2, schedule)
     first = (tmp_path / "more" / "digits_adv" / "history.csv").read_bytes()
+    for name in ("eval.json", "model.onnx"):
+        (tmp_path / "more" / "digits_adv" / name).write_text("of the first network")
     more = trained(tmp_path / "more", 4, schedule)
+    assert (more / "evaluation.1" / "eval.json").read_text() == "of the first network"
+    assert (more / "evaluation.1" / "model.onnx").exists() and not (more / "model.onnx").exists()
+    assert not (more / "eval.json").exists() and (more / "evaluation.1" / "config.yaml").exists()
     assert "going on after 2 of 4 epochs and 0 batches" in capsys.readouterr().out
     assert_same_weights(more, straight)
     assert measured(more) == measured(straight) and len(measured(more)) == 4

@@ -12,7 +12,9 @@ import keras
 import numpy as np
 import pytest
 
+from pipelines import config as configs
 from pipelines import runner
+from pipelines.resolve import load_spec
 from pipelines.run_folder import RunFolder
 from pipelines.runner import run
 from pipelines.stages import attack_eval
@@ -348,3 +350,28 @@ def test_another_network_is_not_evaluated_in_the_folder_of_a_training(tmp_path: 
     assert line.startswith(f"{folder.path}: expected a folder without a training, whose curves")
     folder.history.unlink()
     check(tmp_path / "other.keras")
+
+
+def test_no_run_replaces_the_table_and_the_page_of_a_suite(tmp_path: Path) -> None:
+    folder, spec = RunFolder(tmp_path / "mine"), load_spec("digits_adv", [], smoke=False)
+    folder.path.mkdir()
+    (folder.path / "table.csv").touch()
+    line = error_line(lambda: runner._check_folder(folder, spec, smoke=False, trains=True))
+    assert line.startswith(f"{folder.path}: expected the folder of a run, received that of a suite")
+
+
+def test_no_run_replaces_the_config_from_which_it_is_made(tmp_path: Path) -> None:
+    """The comments of the user would be lost."""
+    (tmp_path / "mine").mkdir()
+    config = tmp_path / "mine" / "config.yaml"
+    config.write_text(f"# mine\nname: mine\ninclude: {configs.find('digits_adv')}\n")
+    line = error_line(lambda: run(str(config), [], tmp_path, None, smoke=True))
+    assert line.startswith(f"{config}: expected a config outside the folder of its run")
+    assert config.read_text().startswith("# mine\n")
+
+
+def test_more_held_out_images_than_there_are_are_refused_under_their_key() -> None:
+    overrides = ["data.validation=1437", "evaluation.split=validation"]
+    spec = load_spec("digits_adv", overrides, smoke=False)
+    line = error_line(lambda: spec.evaluated)
+    assert line.startswith("data.validation: expected fewer than the 1437 training images")

@@ -13,6 +13,7 @@ import pytest
 import tensorflow as tf
 
 from pipelines import config as configs
+from pipelines.run_folder import RunFolder
 from pipelines.runner import run
 from tests.e2e.runs import assert_same_weights, history
 from tests.products import slow_but
@@ -177,14 +178,20 @@ def test_each_rollback_halves_the_rate_once(
 def test_deleted_files_are_made_again(smoke_run: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(smoke_run, tmp_path / "digits_adv")
     (folder / "eval.json").unlink()
-    (folder / "saved_model" / "variables" / "variables.index").unlink()
+    variables = folder / "saved_model" / "variables"
+    (variables / "variables.index").unlink()
     smoke("digits_adv", tmp_path, "attacks=fgsm")
     assert (folder / "eval.json").is_file()
-    assert (folder / "saved_model" / "variables" / "variables.index").is_file()
+    assert (variables / "variables.index").is_file()
+    (data,) = variables.glob("*.data*")
+    whole = data.stat().st_size
+    data.write_bytes(data.read_bytes()[:-1])  # a copy of the folder was cut off
+    smoke("digits_adv", tmp_path, "attacks=fgsm")
+    assert data.stat().st_size == whole
 
 
 @pytest.mark.usefixtures("short_closing")
-@pytest.mark.parametrize("name", ["model.keras", "flags.npz", "eval.json"])
+@pytest.mark.parametrize("name", ["model.keras", "flags.npz", "eval.json", "history.csv"])
 def test_files_that_are_damaged_or_edited_are_made_again(
     smoke_run: Path, tmp_path: Path, name: str
 ) -> None:
@@ -198,6 +205,7 @@ def test_files_that_are_damaged_or_edited_are_made_again(
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     smoke("digits_adv", tmp_path, "attacks=fgsm")
     assert load_run(folder).evaluation.clean_accuracy == clean
+    assert len(history(folder)) == len(history(smoke_run))
     assert_same_weights(folder, smoke_run)
 
 
@@ -208,6 +216,12 @@ def test_folder_of_another_run_is_refused(smoke_run: Path, tmp_path: Path) -> No
         smoke("digits_adv", tmp_path, "seed=5", stages=["report"])
     with pytest.raises(UserError, match="run the stage attack_eval first"):
         smoke("digits_adv", tmp_path, "attacks=fgsm", stages=["report"])
+    marks = RunFolder(folder)
+    begun = marks.begun("train")
+    assert begun is not None
+    marks.mark("train", begun, done=False)  # stopped, beside the network of a former training
+    with pytest.raises(UserError, match="expected a finished training, received one that was"):
+        smoke("digits_adv", tmp_path, "attacks=fgsm", stages=["attack_eval"])
     (folder / "config.yaml").write_text("name: digits_adv\ncommand: a real run\n")
     with pytest.raises(UserError, match="received one with a real run"):
         smoke("digits_adv", tmp_path, "seed=5")

@@ -69,6 +69,15 @@ def test_one_tracked_run_has_the_epochs_and_the_accuracies(
     assert results["accuracy, worst case"] == record["robust_accuracy"]
 
 
+def test_a_damaged_note_of_the_tracked_run_is_one_line(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    for content in ("{", "[]"):
+        folder.tracked.write_text(content)
+        line = f"^{folder.tracked}: expected JSON, it is damaged; remove it"
+        with pytest.raises(UserError, match=line), trackers.tracked(Memory(), "a", {}, folder):
+            pass
+
+
 def test_a_refused_or_failed_run_is_one_line_and_ends(tmp_path: Path) -> None:
     service, folder = Memory(), RunFolder(tmp_path / "run")
     config = {"method": {"name": "adv"}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,17 @@ def test_damaged_checkpoint_is_named_and_the_one_before_is_used(
     assert float(variable) == 3.5
 
 
+def test_a_copy_that_a_file_manager_has_made_is_no_checkpoint(tmp_path: Path) -> None:
+    store, variable, state = checkpoints(tmp_path)
+    for step in range(1, 5):
+        variable.assign(step)
+        store.save(step, state, {"step": step})
+        newest = tmp_path / f"step-{step:09d}"
+        shutil.copytree(newest, tmp_path / f"{newest.name} copy")
+    assert Checkpoints(tmp_path).step == 4
+    assert len(list(tmp_path.glob("step-*"))) == 2 + 4
+
+
 def test_damaged_checkpoints_do_not_count_among_the_last_two(tmp_path: Path) -> None:
     store, _, state = checkpoints(tmp_path)
     for step in (100, 200):
@@ -193,16 +205,27 @@ def test_best_keeps_the_averaged_weights_which_were_validated() -> None:
         np.testing.assert_array_equal(weight, expected)
 
 
-def test_first_signal_is_noted_and_a_second_acts_at_once() -> None:
-    before = signal.getsignal(signal.SIGTERM)
+def test_a_lost_terminal_stays_ignored_under_nohup() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interruption().caught() as interruption:
+            signal.raise_signal(signal.SIGHUP)
+            interruption.heed(0, 0)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_first_signal_is_noted_and_a_second_acts_at_once(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
     interruption = Interruption()
     interruption.heed(0, 0)
     with interruption.caught():
-        signal.raise_signal(signal.SIGTERM)
-        assert interruption.signal == signal.SIGTERM
-        assert signal.getsignal(signal.SIGTERM) == before
-        with pytest.raises(Interrupted, match="SIGTERM: saved after 3 epochs and 2 batches"):
+        signal.raise_signal(number)
+        assert interruption.signal == number
+        assert signal.getsignal(number) == before
+        with pytest.raises(Interrupted, match=f"{number.name}: saved after 3 epochs and 2 batches"):
             interruption.heed(3, 2)
     with Interruption().caught():
         assert signal.getsignal(signal.SIGINT) != signal.default_int_handler
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert signal.getsignal(number) == before

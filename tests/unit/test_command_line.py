@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tomllib
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -179,6 +180,39 @@ def test_a_folder_in_the_home_is_not_made_under_the_name_of_a_tilde() -> None:
         parser = command_line._parser(command, "tfrobust")
         options, _ = command_line._parse(parser, [f"{option}=~/mine"])
         assert getattr(options, option.removeprefix("--")) == Path.home() / "mine"
+
+
+def test_a_folder_whose_name_is_not_utf_8_is_refused_in_one_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """TensorFlow cannot write there."""
+    with pytest.raises(SystemExit):
+        command_line.run_command("run", ["digits_adv", "--workdir", "caf\udce9"], "tfrobust run")
+    line = "error: --workdir: expected a path in UTF-8, received 'caf\\udce9'\n"
+    assert capsys.readouterr().err == line
+
+
+@pytest.mark.parametrize(("data", "kind"), [("MY.NPZ", "npz"), ("photos", "folder")])
+def test_harden_knows_arrays_by_their_suffix_in_any_case(data: str, kind: str) -> None:
+    options = Namespace(data=data, eps="4/255", overrides=[])
+    assert f"data.name={kind}" in command_line._hardened(["good.keras"], options)
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "line"),
+    [
+        ("evaluate", "a.keras --set model.path=b.keras", "none beside 'a.keras', which is model.p"),
+        ("harden", "a.keras --data b --eps 0.1 --set threat.eps=1", "none beside '0.1', which is"),
+        ("run", "digits_atlas_search --set method.alpha=1", "search.space.method.alpha=null takes"),
+    ],
+)
+def test_a_value_that_would_be_left_out_in_silence_is_refused(
+    command: str, arguments: str, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        command_line.run_command(command, arguments.split(), "tfrobust")
+    error = capsys.readouterr().err
+    assert error.startswith("error: --set ") and line in error and error.count("\n") == 1
 
 
 def test_installed_script_runs_the_command_line() -> None:

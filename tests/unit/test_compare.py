@@ -296,6 +296,12 @@ def test_runs_that_cannot_be_compared_are_one_line(tmp_path: Path) -> None:
         read_runs(rows_of([one, tmp_path / "othr"]))
     with pytest.raises(UserError, match=r"^--out: expected a folder that is not a run's"):
         compare([one, other], out=one)
+    for name in ("table.csv", "report/index.html"):  # of the user, and of a suite
+        theirs = tmp_path / name[:5] / name
+        theirs.parent.mkdir(parents=True)
+        theirs.write_text("<title>mine</title>")
+        with pytest.raises(UserError, match=f"--out: expected a folder without a {name} of some"):
+            compare([one, other], out=tmp_path / name[:5])
     for key in ("clean_accuracy", "robust_accuracy"):  # edited by hand
         edited = saved_run(tmp_path / key, 10, 9)
         change(edited, schema_version=1, **{key: 0.5})

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import absl.logging
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -90,6 +92,54 @@ def test_images_of_16_bits_that_hold_fewer_are_warned_of_once(
             assert read(tmp_path / f"{name}.png").max() == SHADES.max() // 16
     line = "a.png: an image of 16 bits with values up to 4080 of 65535, which become at most 15 of"
     assert caplog.text.count("an image of 16 bits") == 1 and line in caplog.text
+
+
+def test_images_in_colour_of_16_bits_that_hold_fewer_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Pillow keeps the upper 8 bits alone; those of transparency say nothing."""
+    deep = np.dstack([np.uint16(PIXELS) * 16, np.full((16, 16), 65535, np.uint16)])
+    for name, values in (("colour", deep[..., :3]), ("alpha", deep)):
+        (tmp_path / f"{name}.png").write_bytes(tf.io.encode_png(values).numpy())
+        assert warned(tmp_path / f"{name}.png", caplog)
+    Image.fromarray(PIXELS // 16).save(tmp_path / "dark.png")
+    assert not warned(tmp_path / "dark.png", caplog)  # it has 8 bits
+
+
+def warned(path: Path, caplog: pytest.LogCaptureFixture) -> bool:
+    """Return whether the reading of a file warns of 16 bits."""
+    caplog.clear()
+    absl.logging._log_counter_per_token.clear()  # the warning comes once
+    logging.getLogger("absl").propagate = True
+    with caplog.at_level("WARNING", "absl"):
+        read(path)
+    return f"{path.name}: an image of 16 bits with values up to 4095 of 65535" in caplog.text
+
+
+def tiff(side: int, pixels: bytes, bits: int, photometric: int = 1, form: int = 1) -> bytes:
+    """Return the content of a grey TIFF file. Of photometric 0 white is 0; form 2 has signs."""
+    tags = {256: side, 257: side, 258: bits, 259: 1, 262: photometric, 273: 134, 277: 1, 278: side}
+    tags |= {279: len(pixels), 339: form}
+    entries = b"".join(struct.pack("<HHII", tag, 3, 1, value) for tag, value in tags.items())
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + pixels
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (tiff(2, struct.pack("<4H", 0x1FF, 0x7FFF, 0x8000, 0xFFFF), 16), [1, 127, 128, 255]),
+        (tiff(2, struct.pack("<4H", 0x1FF, 0x7FFF, 0x8000, 0xFFFF), 16, 0), [254, 128, 127, 0]),
+        (tiff(2, bytes([1, 127, 128, 255]), 8, 0), [254, 128, 127, 0]),
+        (tiff(2, bytes.fromhex("011FFF 800000"), 12), [1, 255, 128, 0]),
+    ],
+    ids=["16 bits", "16 bits, white is 0", "8 bits, white is 0", "12 bits"],
+)
+def test_tiff_has_its_shades_in_every_form(
+    tmp_path: Path, content: bytes, expected: list[int]
+) -> None:
+    """Of more than 8 bits the upper 8 are kept."""
+    (tmp_path / "a.tif").write_bytes(content)
+    assert read(tmp_path / "a.tif", 2)[..., 0].ravel().tolist() == expected
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.jfif", "a.webp", "grey.jpeg", "cmyk.jpg"])
@@ -184,6 +234,7 @@ def huge_bmp(path: Path) -> None:
         (lambda path: path.touch(), "it is none of"),
         (lambda path: path.mkdir(), "no file, or a link to none"),
         (lambda path: Image.new("F", (9, 9)).save(path, "TIFF"), "8 or 16 bits a channel"),
+        (lambda path: path.write_bytes(tiff(2, bytes(4), 8, form=2)), "without a sign"),
     ],
 )
 def test_unreadable_image_is_one_line_with_its_reason(

@@ -13,7 +13,7 @@ import pytest
 from tfrobust.backend import chosen
 from tfrobust.data import DATASETS
 from tfrobust.errors import UserError
-from tfrobust.io import in_home
+from tfrobust.io import in_home, write_text
 from tfrobust.models import load_network
 from tfrobust.zoo import load
 
@@ -24,6 +24,11 @@ def test_the_home_is_put_in_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     monkeypatch.setenv("HOME", str(tmp_path))
     assert in_home("~/x") == tmp_path / "x"
     assert in_home(NOBODY) == Path(NOBODY)
+
+
+def test_a_text_about_a_path_that_is_not_utf_8_is_written(tmp_path: Path) -> None:
+    write_text(tmp_path / "a.md", "--set data.path=caf\udce9")
+    assert (tmp_path / "a.md").read_text(encoding="utf-8") == "--set data.path=caf\\udce9"
 
 
 def test_the_backend_of_keras_is_found_without_a_home(

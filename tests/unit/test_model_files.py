@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from pipelines.fingerprints import fingerprint
 from tests.errors import error_line
 from tests.unit.test_saved import Exotic, W, X, Z, save, save_exotic
 from tfrobust import load_network
 from tfrobust.errors import UserError
-from tfrobust.models import keras_file, load_keras
+from tfrobust.models import keras_file, load_keras, model_files
 
 
 def two_heads(folder: Path) -> Path:
@@ -217,3 +218,15 @@ def test_each_head_of_a_keras_network_loads_by_its_name(tmp_path: Path) -> None:
         load_network(file, output="score")
     with pytest.raises(UserError, match="signature: expected none"):
         load_network(file, signature="predict")
+
+
+def test_weights_beside_an_onnx_file_belong_to_it(tmp_path: Path) -> None:
+    """torch writes them to a file of their own, whose name is in the .onnx file."""
+    model, weights = tmp_path / "net.onnx", tmp_path / "net.onnx.data"
+    model.write_bytes(b"\x0a\x08location\x12\x0dnet.onnx.data and another.bin")
+    weights.write_bytes(b"one")
+    (tmp_path / "another.bin").write_bytes(b"is only mentioned")
+    assert model_files(model) == [model, weights]
+    before = fingerprint({}, (), model_files(model))
+    weights.write_bytes(b"two")
+    assert fingerprint({}, (), model_files(model)) != before

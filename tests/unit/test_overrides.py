@@ -119,6 +119,7 @@ def test_a_number_that_yaml_reads_in_another_base_is_refused(tmp_path: Path, num
     ("text", "line"),
     [
         ("seed: 1\ntrain: {epochs: 2}\nseed: 2\n", "line 3: found duplicate key seed"),
+        ("threat: {per_feature: {0: 1, 1: 1,\n 0: 0}}\n", "line 2: found duplicate key 0"),
         ("train:\n\tepochs: 2\n", r"line 2: found character '\t' that cannot start any token"),
         ("seed: 1\n---\nseed: 2\n", "line 2: expected a single document in the stream but found"),
         ("note: Prüfung\n", "expected YAML in UTF-8: 'utf-8' codec can't decode byte 0xfc"),
@@ -246,6 +247,10 @@ def test_a_name_alone_completes_and_is_completed_as_a_section_with_this_name(
          {"name": "pgd", "steps": 3}),
         (["attacks=[fgsm, pgd]", "attacks[1].steps=3"], "attacks",
          ["fgsm", {"name": "pgd", "steps": 3}]),
+        (["attacks=pgd", "attacks[0].steps=3"], "attacks", [{"name": "pgd", "steps": 3}]),
+        (["attacks={name: pgd, restarts: 2}", "attacks[0].steps=3"], "attacks",
+         [{"name": "pgd", "restarts": 2, "steps": 3}]),
+        (["attacks=pgd", "attacks[0]=fgsm"], "attacks", ["fgsm"]),
         (["data.augment=crop_flip", "data.augment.padding=2"], "data.augment",
          {"name": "crop_flip", "padding": 2}),
         (["train.schedule=guided", "train.schedule.stop=9"], "train.schedule",
@@ -260,6 +265,11 @@ def test_a_key_below_a_name_alone_completes_the_section_with_this_name(
     for key in section.split("."):
         value = value[key]
     assert value == expected
+
+
+def test_a_key_below_a_list_is_answered_with_the_item() -> None:
+    line = error_line(lambda: load("attacks=[fgsm, pgd]", "attacks.steps=3"))
+    assert line.startswith("--set attacks.steps=3: attacks is a list, of which attacks[0].steps is")
 
 
 def test_a_suite_passes_values_on_unchanged(tmp_path: Path) -> None:

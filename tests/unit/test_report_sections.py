@@ -7,7 +7,7 @@ import pytest
 
 from tests.unit.test_report import change, make_run
 from tfrobust.errors import UserError
-from tfrobust.record import Record
+from tfrobust.record import ExportRow, ExportTable, Record
 from tfrobust.report import load_run, write_report
 from tfrobust.report.evaluation_figures import class_bars
 from tfrobust.report.summary import (
@@ -224,9 +224,20 @@ def test_a_run_whose_files_a_spreadsheet_or_an_editor_saved_is_read(tmp_path: Pa
     """They put a byte order mark in front of a file in UTF-8."""
     run = make_run(tmp_path / "run")
     before = load_run(run)
-    for name in ("history.csv", "eval.json", "config.yaml"):
+    row = ExportRow(
+        name="network",
+        file="model.keras",
+        runtime="tensorflow",
+        examples=4,
+        largest_difference=0.0,
+        equal_predictions=1.0,
+        clean_accuracy=1.0,
+    )
+    ExportTable(rows=[row]).save(run / "exports.json")
+    for name in ("history.csv", "eval.json", "config.yaml", "exports.json"):
         (run / name).write_text((run / name).read_text(), encoding="utf-8-sig")
     assert load_run(run).history == before.history and load_run(run).config == before.config
+    assert load_run(run).measured_exports == [row]
 
 
 def test_times_that_are_no_numbers_are_left_out_of_the_page(tmp_path: Path) -> None:

@@ -179,6 +179,9 @@ def test_a_table_of_trials_is_read_back_and_a_damaged_one_refused(tmp_path: Path
     ]
     _, (failed, _) = read_trials(path)
     assert failed.reason == FAILED.reason and math.isnan(failed.clean)
+    rows = read_trials(path)
+    path.write_text(path.read_text(), encoding="utf-8-sig")  # as a spreadsheet saves it
+    assert str(read_trials(path)) == str(rows)
     for damaged in (b"", b"trial\n1\n", b"\xff\xfe", path.read_bytes().replace(b"0.25", b"25")):
         path.write_bytes(damaged)
         with pytest.raises(UserError, match="trials.csv: expected the trials of a search"):

@@ -65,3 +65,35 @@ def test_a_file_that_a_killed_run_has_half_written_is_removed(tmp_path: Path) ->
     (tmp_path / ".123-eval.json").write_text("{")
     with folder.locked():
         assert list(tmp_path.iterdir()) == [complete]
+
+
+def test_closed_streams_are_opened_before_a_file_gets_their_numbers(tmp_path: Path) -> None:
+    """TensorFlow would write its messages into a file that has the number of stderr."""
+    code = (
+        "import sys; from pipelines.command_line import open_streams; open_streams();"
+        "print('lost'); print('lost', file=sys.stderr); sys.stdout.isatty();"
+        "file = open(sys.argv[1], 'w'); file.write(str(file.fileno()))"
+    )
+    line = '"$0" -c "$1" "$2" <&- >&- 2>&-'
+    subprocess.run(
+        ["sh", "-c", line, sys.executable, code, str(tmp_path / "a")], cwd=ROOT, check=True
+    )
+    assert int((tmp_path / "a").read_text()) > 2
+
+
+@pytest.mark.parametrize("ending", ["", ", flush=True"])
+def test_a_command_whose_output_nobody_reads_ends_in_one_line(ending: str) -> None:
+    code = (
+        "from pathlib import Path; from pipelines import command_line as cl\n"
+        "def run(*_):\n"
+        f"    try: print('a line'{ending})\n"
+        "    except OSError as error: cl.fail_at(Path(), error)\n"
+        "cl._run = run; cl.run_command('run', ['digits_adv'], 'tfrobust run')"
+    )
+    line = '"$0" -c "$1" | true; exit ${PIPESTATUS[0]}'
+    done = subprocess.run(
+        ["bash", "-c", line, sys.executable, code], cwd=ROOT, capture_output=True, text=True
+    )
+    expected = "error: stdout: expected a reader of the output, it has gone; the same command goes"
+    assert done.returncode == 141 and done.stderr.startswith(expected)
+    assert done.stderr.count("\n") == 1

@@ -163,6 +163,44 @@ def test_a_suite_keeps_the_folders_of_runs_that_failed(
         assert not runs.exists()
 
 
+@pytest.mark.parametrize(
+    ("grid", "override"),
+    [
+        ("{seed: [0, 1]}", "seed=3"),
+        ("{method.alpha: [0.1, 0.2]}", "method=trades"),
+        ("{'attacks[0].steps': [1, 2]}", "attacks=[fgsm]"),
+        ("{method.alpha: [0.1], method: [atlas, adv]}", "seed=3"),
+    ],
+)
+def test_a_run_has_the_values_of_the_grid_by_which_it_is_named(
+    tmp_path: Path, grid: str, override: str
+) -> None:
+    """All runs of a grid over the seed had the seed of the command line, and were pooled."""
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"runs: [digits_atlas]\ngrid: {grid}\n")
+    with pytest.raises(UserError, match=r"runs\[0\]: .*: expected a key that no grid varies"):
+        load_suite(path, [override], tmp_path)
+
+
+def test_a_grid_replaces_a_section_of_its_entry(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "runs: [{config: digits_atlas, set: {threat: {norm: l2, eps: 1}}}]\n"
+        "set: {threat.eps: 0.1}\ngrid: {threat.eps: [0.5]}\n"
+    )
+    (member,) = load_suite(path, [], tmp_path).members
+    assert member.overrides == ("threat={eps: 1, norm: l2}", "threat.eps=0.5")
+
+
+def test_a_suite_does_not_replace_the_report_of_a_run(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("runs: [digits_adv, digits_natural]")
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    (tmp_path / "runs" / "mine" / "stages.json").write_text("{}")
+    with pytest.raises(UserError, match="^mine: expected a folder that is not a run's"):
+        suite_runner.run_suite(str(path), [], tmp_path / "runs", smoke=True)
+
+
 def test_printed_commands_are_those_of_the_runs(tmp_path: Path) -> None:
     """Each run has its own folder in that of the suite, and the surrogate comes first."""
     text = "{surrogate: {config: digits_natural}, grid: {seed: [0, 1]}, runs: [digits_adv]}"

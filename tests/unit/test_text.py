@@ -26,7 +26,8 @@ def test_interval_refuses_numbers_that_are_not_a_proportion(successes: int, tota
 @pytest.mark.parametrize(
     ("value", "text"),
     [(8 / 255, "8/255 = 0.03137"), (128 / 255, "128/255 = 0.502"), (0.15, "0.15"), (0.2, "0.2"),
-     (20, "20"), (True, "True"), ("8/255", "8/255"), (1.0, "1")],
+     (20, "20"), (True, "True"), ("8/255", "8/255"), (1.0, "1"), (1e308, "1e+308"),
+     (float("nan"), "nan")],
 )  # fmt: skip
 def test_a_number_is_a_fraction_of_255_or_a_short_decimal(value: object, text: str) -> None:
     assert number(value) == text

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,10 @@ WARNING = (
     "%s: an image of 16 bits with values up to %d of 65535, which become at most %d of 255; if the "
     "data have fewer bits, scale the images up"
 )
+DEEP = ("PNG", "TIFF")  # formats of images of 16 bits a channel
+# Tags of TIFF files, and values of them.
+BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339
+WHITE_IS_ZERO, UNSIGNED, UNDEFINED = 0, 1, 4
 BROKEN = "broken image"  # marks the errors that `readable` translates
 SEPARATOR = "\t"  # between a name and a reason
 
@@ -122,7 +126,13 @@ def _pixels(place: bytes, side: int, resized: int) -> np.ndarray:
     if not os.path.isfile(place):
         raise OSError("no file, or a link to none")
     with Image.open(place, formats=FORMATS) as file:
-        image = _rgb(ImageOps.exif_transpose(file), place)
+        # Pillow keeps neither the form in which pixels are stored nor the tags of TIFF.
+        deep = file.format in DEEP and any(";16" in str(tile.args) for tile in file.tile)
+        tags = getattr(file, "tag_v2", {})
+        upright = ImageOps.exif_transpose(file)
+    image = _rgb(upright, tags)
+    if deep:
+        _warn_if_dark(upright, image, place)
     image = _middle(image, min(image.size))
     return np.asarray(_middle(image.resize((resized, resized), Image.Resampling.BILINEAR), side))
 
@@ -133,21 +143,36 @@ def _middle(image: Image.Image, side: int) -> Image.Image:
     return image.crop((left, top, left + side, top + side))
 
 
-def _rgb(image: Image.Image, place: bytes) -> Image.Image:
+def _rgb(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
     """Return the image in RGB with 8 bits for each channel.
 
-    Transparency is dropped and the colours are kept. Of 16 bits the upper 8 are kept, and a warning
-    tells once that they are hardly in use. `place` is the path of the file.
+    Transparency is dropped and the colours are kept. Of more than 8 bits the upper 8 are kept.
+    `tags` are those of a TIFF file, which Pillow does not heed in all forms.
     """
+    signed = {*tags.get(SAMPLE_FORMAT, ())} - {UNSIGNED, UNDEFINED}
+    if signed or image.mode in ("I", "F"):
+        raise ValueError(
+            f"expected 8 or 16 bits a channel, without a sign, received mode {image.mode} of Pillow"
+        )
     if image.mode.startswith("I;16"):  # Pillow would clip the values
-        values = np.asarray(image)
-        if 0 < (most := values.max()) < DARK:
-            logging.log_first_n(logging.WARNING, WARNING, 1, printable(place), most, most >> 8)
-        return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode in ("I", "F"):
-        raise ValueError(f"expected 8 or 16 bits a channel, received mode {image.mode} of Pillow")
+        bits, *_ = tags.get(BITS, (16,))
+        values = (np.asarray(image) >> (bits - 8)).astype(np.uint8)
+        if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:
+            values = 255 - values
+        return Image.fromarray(values).convert("RGB")
     image.info.pop("transparency", None)
     return image.convert("RGB")
+
+
+def _warn_if_dark(image: Image.Image, rgb: Image.Image, place: bytes) -> None:
+    """Warn once that the 16 bits of an image are hardly in use.
+
+    Of an image in colour or with transparency Pillow has kept the upper 8 bits alone, as in `rgb`.
+    """
+    grey = image.mode.startswith("I;16")
+    most = int(np.asarray(image).max()) if grey else 256 * int(np.asarray(rgb).max()) + 255
+    if 0 < most < DARK:
+        logging.log_first_n(logging.WARNING, WARNING, 1, printable(place), most, most >> 8)
 
 
 def _reason(error: Exception) -> str:

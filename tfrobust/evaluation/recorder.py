@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from tfrobust.errors import UserError, require
+from tfrobust.evaluation.aside import FILES, move_aside
 from tfrobust.evaluation.attack_list import ListedAttack
 from tfrobust.evaluation.crafting import LogitsFn, Predict
 from tfrobust.evaluation.image_file import IMAGES, ImageFile
@@ -31,15 +32,6 @@ from tfrobust.record import (
 )
 from tfrobust.threat import Threat
 
-# The files of an evaluation, and those that are made from it.
-FILES = (
-    "eval.json",
-    "flags.npz",
-    IMAGES,
-    *("probes.npz", "valley.npz", "landscape.npz"),
-    *("junit.xml", "exports.json", "report", "MODEL_CARD.md"),
-    "tensorboard/attack_eval",
-)
 LOCK = ".lock"  # held while an evaluation uses the folder
 SIMILAR = 1e-4  # relative to the largest logit; another number of threads rounds differently
 
@@ -227,8 +219,9 @@ class Recorder:
             expected = "a folder that no other evaluation has written to meanwhile"
             require(self._read_record() == self.content, "folder", expected, str(self.folder))
         if self.aside is not None:
-            self._move_aside(*self.aside)
-            self.aside = None
+            reason, names = self.aside
+            kept, self.aside = move_aside(self.folder, names), None
+            self.details.say(f"the former results are kept in {kept} ({reason})")
 
     def _take_folder(self) -> None:
         """Lock the folder. Raises UserError if another evaluation has locked it."""
@@ -331,23 +324,6 @@ class Recorder:
         for name in names:
             if name in before.model_fields_set:
                 setattr(self.record, name, getattr(before, name))
-
-    def _move_aside(self, reason: str, names: Sequence[str]) -> None:
-        """Move files of an evaluation to the first free folder evaluation.1, evaluation.2, ...
-
-        eval.json is moved last. After an interruption, the next evaluation moves the rest.
-        """
-        number = 1
-        while (aside := self.folder / f"evaluation.{number}").exists():
-            number += 1
-        for name in reversed(names):
-            if (self.folder / name).exists():
-                (aside / name).parent.mkdir(parents=True, exist_ok=True)
-                (self.folder / name).rename(aside / name)
-        config = self.folder / "config.yaml"
-        if config.is_file():
-            (aside / config.name).write_bytes(config.read_bytes())
-        self.details.say(f"the former results are kept in {aside} ({reason})")
 
 
 def _has_flags(row: AttackRow, flags: Flags) -> bool:

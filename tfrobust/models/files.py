@@ -91,9 +91,22 @@ def model_files(path: str | Path, where: str = "path") -> list[Path]:
     folder = saved_model(path)
     if folder is None:
         also = ", a SavedModel folder, or a .onnx or .tflite file"
-        return [runtime_file(path) or keras_file(path, where, also)]
+        file = runtime_file(path)
+        return [keras_file(path, where, also)] if file is None else [file, *_weights_beside(file)]
     walk = os.walk(folder, followlinks=True)
     return sorted(Path(parent, name) for parent, _, names in walk for name in names)
+
+
+def _weights_beside(file: Path) -> list[Path]:
+    """Return the files beside an .onnx file that hold its weights, as torch writes them."""
+    if file.suffix.lower() != ".onnx":
+        return []
+    content, folder = file.read_bytes(), file.parent
+    # An entry "location" of the protocol buffer: its length and text, then those of the name.
+    names = [name for name in sorted(os.listdir(folder)) if len(os.fsencode(name)) < 128]
+    mark = b"\x0a\x08location\x12"
+    named = [n for n in names if mark + bytes([len(os.fsencode(n))]) + os.fsencode(n) in content]
+    return [folder / name for name in named if (folder / name).is_file()]
 
 
 def load_keras(

@@ -10,6 +10,7 @@ from tfrobust.report.compare import comparison as comparison
 from tfrobust.report.compare import differences as differences
 from tfrobust.report.compare import read_runs as read_runs
 from tfrobust.report.compare import rows_of as rows_of
+from tfrobust.report.compare_page import require_own as require_own
 from tfrobust.report.compare_page import unfinished as unfinished
 from tfrobust.report.compare_page import write_comparison as write_comparison
 from tfrobust.report.figures import amplification as amplification

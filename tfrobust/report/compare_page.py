@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from markupsafe import escape
 from matplotlib.figure import Figure
 
+from tfrobust.errors import require
 from tfrobust.io import write_text
 from tfrobust.report.compare import (
     CHANCE,
@@ -41,6 +43,7 @@ TESTED = (
     f"flags of each image. Bold: p below {CHANCE}, without a correction for the number of pairs. "
     "The test compares these trained networks; it says nothing about other seeds."
 )
+FIRST_COLUMNS = "method,seed,examples,clean"  # of table.csv
 PAIRS = 45  # the largest number of pairs to test: that of ten runs
 
 
@@ -91,6 +94,23 @@ def write_comparison(
     if 0 < pairs <= PAIRS and alike(tested) and same_test_images(tested):
         tables["differences"] = differences(tested)
     return write_page(folder / "report", "comparison", values, figures, tables)
+
+
+def require_own(folder: Path, name: str, where: str) -> None:
+    """Raise a UserError, which begins with `where`, unless a comparison may be written.
+
+    In the folder it may replace its own former page and table, but neither those of a run or of
+    another comparison, nor a user's.
+    """
+    folder = Path(folder)
+    theirs = any((folder / file).exists() for file in ("eval.json", "stages.json"))
+    expected = "a folder that is not a run's, whose report the page would replace"
+    require(not theirs, where, expected, str(folder))
+    own = {"report/index.html": f"<title>{escape(name)}</title>", "table.csv": FIRST_COLUMNS}
+    for file, mark in own.items():
+        path = folder / file
+        is_own = not path.exists() or mark in path.read_text("utf-8", errors="replace")
+        require(is_own, where, f"a folder without a {file} of something else", str(folder))
 
 
 def unfinished(runs: Sequence[FinishedRun]) -> list[str]:

@@ -193,7 +193,7 @@ def _config(path: Path) -> dict[str, Any]:
 
 
 def _exports(path: Path) -> list[ExportRow]:
-    return ExportTable.model_validate_json(path.read_text(encoding="utf-8")).rows
+    return ExportTable.model_validate_json(path.read_text(encoding="utf-8-sig")).rows
 
 
 def _history(path: Path) -> list[dict[str, float]]:

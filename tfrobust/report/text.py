@@ -57,7 +57,7 @@ def number(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, float):
         return str(value)
     short = f"{value:.4g}"
-    steps = round(value * 255)
+    steps = round(value * 255) if 0 < value < 1 else 0  # a huge value has no such number
     is_multiple = 0 < steps < 255 and abs(value * 255 - steps) < 1e-4
     is_short = abs(float(short) - value) <= 1e-9
     return f"{steps}/255 = {short}" if is_multiple and not is_short else short

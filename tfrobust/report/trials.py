@@ -87,7 +87,7 @@ def read_trials(path: Path) -> tuple[list[str], list[SearchTrial]]:
         UserError: If the file is damaged.
     """
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, strict=True)
             rows = list(reader)
         keys = [key for key in reader.fieldnames or () if key not in ("trial", *RESULTS)]

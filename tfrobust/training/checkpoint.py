@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -79,7 +80,7 @@ class Checkpoints:
             path = self.folder / temporary.name[1:]
             shutil.rmtree(path, ignore_errors=True)  # one of this step, from before an interruption
             self.newest = temporary.rename(path)
-            for old in sorted(self.folder.glob("step-*"))[:-KEEP]:
+            for old in self._folders()[:-KEEP]:
                 shutil.rmtree(old)
         except (OSError, tf.errors.OpError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -115,9 +116,14 @@ class Checkpoints:
             expected = "a checkpoint of this network and optimizer; remove the folder"
             raise UserError(f"{self.newest}: expected {expected}: {one_line(error)}") from None
 
+    def _folders(self) -> list[Path]:
+        """Return the folders of checkpoints by rising step, without "step-000000429 copy"."""
+        folders = self.folder.glob("step-*")
+        return sorted(path for path in folders if re.fullmatch(r"step-\d+", path.name))
+
     def _newest(self) -> Path | None:
         """Return the newest complete checkpoint, and rename damaged ones that are newer."""
-        for folder in sorted(self.folder.glob("step-*"), reverse=True):
+        for folder in reversed(self._folders()):
             if _is_complete(folder):
                 return folder
             logging.warning("%s: the checkpoint is damaged; the one before it is used", folder)

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # the last one: the terminal is gone
+
 
 class Interrupted(BaseException):
     """The end of a run because of a signal.
@@ -37,7 +39,7 @@ class NotFinite(Exception):
 
 
 class Interruption:
-    """A receiver of SIGTERM and Ctrl-C, with which a run stops at a convenient time."""
+    """A receiver of SIGNALS, with which a run stops at a convenient time."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -60,8 +62,10 @@ class Interruption:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-        for number in (signal.SIGTERM, signal.SIGINT):
-            before[number] = signal.signal(number, note)
+        for number in SIGNALS:
+            ignored = signal.getsignal(number) == signal.SIG_IGN
+            if number != signal.SIGHUP or not ignored:  # under nohup it stays ignored
+                before[number] = signal.signal(number, note)
         try:
             yield self
         finally:
