@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tfrobust.errors import UserError
-from tfrobust.io import write_text
+from tfrobust.io import remove_partial, write_text
 from tfrobust.provenance import commit, hardware
 
 
@@ -46,7 +46,8 @@ class RunFolder:
         self.report = path / "report" / "index.html"
         self.tracked = path / "tracked.json"
         self.card = path / "MODEL_CARD.md"
-        self.lock = path.with_name(f".{path.name}.lock")
+        real = path.resolve()  # of a link to the folder too
+        self.lock = real.with_name(f".{real.name}.lock")
         self._stages = path / "stages.json"
 
     @contextlib.contextmanager
@@ -62,7 +63,7 @@ class RunFolder:
         Raises:
             UserError: If another process works in the folder and `wait` is false.
         """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.lock.parent.mkdir(parents=True, exist_ok=True)
         operation = fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB
         with self.lock.open("w") as lock:
             try:
@@ -71,8 +72,7 @@ class RunFolder:
                 raise UserError(
                     f"{self.path}: expected a folder that no other run is at work in"
                 ) from None
-            for partial in self.path.glob(".[0-9]*-*"):  # left by a run that was killed in writing
-                partial.unlink(missing_ok=True)
+            remove_partial(self.path)
             yield
 
     def begun(self, stage: str) -> str | None:

@@ -30,6 +30,8 @@ UNREADABLE = (
 # The errors of a place that cannot be written to. TensorFlow's own errors have only their texts.
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
+PARTIAL = ".partial-"  # begins the names of files that are being written
+
 
 def unwritable(error: object, path: Path | None = None) -> OSError | None:
     """Return the OSError of which the text of an error tells; None if it is about no place."""
@@ -69,12 +71,18 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     The temporary name has the same suffix, because writers may choose a format by it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    temporary = path.with_name(f"{PARTIAL}{os.getpid()}-{path.name}")
     try:
         write(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove the temporary files that `write_atomically` left in a folder when it was killed."""
+    for partial in folder.glob(f"{PARTIAL}[0-9]*-*"):
+        partial.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from pipelines.run_folder import RunFolder
+from tfrobust.errors import UserError
+from tfrobust.io import write_atomically
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -58,13 +60,27 @@ def test_an_ignored_signal_stays_ignored() -> None:
     assert (done.returncode, done.stdout) == (0, "goes on\n")
 
 
-def test_a_file_that_a_killed_run_has_half_written_is_removed(tmp_path: Path) -> None:
+def test_only_a_file_that_a_killed_run_has_half_written_is_removed(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    complete = tmp_path / "eval.json"
-    complete.write_text("{}")
-    (tmp_path / ".123-eval.json").write_text("{")
+    complete, own = tmp_path / "eval.json", tmp_path / ".2024-notes"
+    for path in (complete, own):
+        path.write_text("{}")
+    names: list[str] = []
+    write_atomically(tmp_path / "a", lambda path: (names.append(path.name), path.touch()))
+    (tmp_path / names[0]).write_text("{")
     with folder.locked():
-        assert list(tmp_path.iterdir()) == [complete]
+        assert sorted(path.name for path in tmp_path.iterdir()) == [own.name, "a", complete.name]
+
+
+def test_a_folder_and_a_link_to_it_have_one_lock(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    with (
+        RunFolder(tmp_path / "real").locked(),
+        pytest.raises(UserError, match="no other run is at work in"),
+        RunFolder(tmp_path / "link").locked(),
+    ):
+        pass
 
 
 def test_closed_streams_are_opened_before_a_file_gets_their_numbers(tmp_path: Path) -> None:
