@@ -54,6 +54,13 @@ def require_at_least(minimum: int, **integers: Any) -> None:
         require(fits, argument, f"int >= {minimum}", value)
 
 
+def require_seed(seed: Any) -> int:
+    """Return a seed as an int. Raises a UserError unless it is an integer of 64 bits."""
+    fits = isinstance(seed, numbers.Integral) and -(2**63) <= int(seed) < 2**63
+    require(fits, "seed", "int of at most 64 bits", seed)
+    return int(seed)
+
+
 def one_line(error: object, length: int | None = 200) -> str:
     """Return an error's message in one line, cut to `length`; its type if it has no message."""
     return " ".join(str(error).split())[:length] or type(error).__name__

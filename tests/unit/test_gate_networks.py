@@ -228,6 +228,22 @@ def test_inference_passes_training_false_to_any_callable() -> None:
     assert inference(bound) is bound
 
 
+def test_object_of_a_saved_model_is_in_inference_mode(tmp_path: Path) -> None:
+    """Its class has no signature, and `training` was left at its default."""
+
+    class Noisy(tf.Module):
+        @tf.function
+        def __call__(self, x: Any, training: bool = True) -> Any:
+            return x + 1.0 if training else x
+
+    module, images = Noisy(), tf.TensorSpec([None, 2])
+    for mode in (True, False):
+        module.__call__.get_concrete_function(images, training=mode)
+    tf.saved_model.save(module, str(tmp_path))
+    loaded = tf.saved_model.load(str(tmp_path))
+    np.testing.assert_array_equal(inference(loaded)(tf.zeros([3, 2])), np.zeros([3, 2]))
+
+
 def test_layers_that_a_function_calls_are_in_inference_mode() -> None:
     """Keras would call RandomTranslation in training mode, and with it the layers after it."""
     model, other = random_layers(), network()
