@@ -48,9 +48,9 @@ def require(ok: Any, argument: str, expected: str, received: object) -> None:
 
 
 def require_at_least(minimum: int, **integers: Any) -> None:
-    """Raise a UserError for the first argument that is not an integer >= minimum."""
+    """Raise a UserError for the first argument that is not an integer >= minimum, of any kind."""
     for argument, value in integers.items():
-        fits = isinstance(value, int) and value >= minimum
+        fits = isinstance(value, numbers.Integral) and int(value) >= minimum
         require(fits, argument, f"int >= {minimum}", value)
 
 

@@ -11,6 +11,7 @@ import tensorflow as tf
 from tests.errors import error_line
 from tfrobust import PGD, Threat
 from tfrobust.evaluation import adversaries, craft
+from tfrobust.evaluation.results import plain
 
 X = np.random.default_rng(0).random((6, 2, 2, 1)).astype("float32")
 Y = np.arange(6) % 3
@@ -39,6 +40,14 @@ def test_images_and_labels_of_any_form_give_the_same_result(x: Any, y: Any) -> N
     assert crafted.images.dtype == np.float32
 
 
+def test_numpy_integers_are_integers() -> None:
+    attack, size = PGD(steps=np.int64(2)), np.int32(6)
+    images = adversaries(network, X, Y, attack, THREAT, batch_size=size)
+    np.testing.assert_array_equal(images, adversaries(network, X, Y, ATTACK, THREAT, batch_size=6))
+    settings = plain(attack.settings(THREAT))
+    assert settings["steps"] == 2 and type(settings["steps"]) is int
+
+
 def test_images_in_half_precision_stay_within_eps() -> None:
     """The adversarial images were rounded to the precision of the images that came."""
     half = X.astype("float16")
@@ -60,3 +69,9 @@ def test_images_in_half_precision_stay_within_eps() -> None:
 def test_other_images_and_labels_are_one_line(x: Any, y: Any, message: str) -> None:
     """Images of uint8 that hold 0 and 1 had adversarial images that were cut to these."""
     assert message in error_line(lambda: adversaries(network, x, y, ATTACK, THREAT))
+
+
+def test_eps_for_each_image_is_one_line() -> None:
+    threat = THREAT.at(tf.fill([6], 0.1))
+    line = error_line(lambda: craft(network, X, Y, ATTACK, threat))
+    assert line.startswith("threat.eps: expected one number for all images, received <tf.Tensor")

@@ -132,6 +132,7 @@ def craft(
     """
     if not len(x):
         return Crafted.nothing(x)
+    require(not tf.is_tensor(threat.eps), "threat.eps", "one number for all images", threat.eps)
     x = as_array(x, "x")
     check_image_form(x, "x", threat.box, layout="channels_last")
     x, y = check_values(x, "x", threat.box), check_labels(y, len(x))

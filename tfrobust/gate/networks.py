@@ -15,7 +15,7 @@ import tensorflow as tf
 from absl import logging
 
 from tfrobust import losses
-from tfrobust._compat import in_inference_mode
+from tfrobust._compat import in_inference_mode, untraced
 from tfrobust.errors import UserError, require
 from tfrobust.gate.images import Box
 from tfrobust.gate.logit_advice import advice, ending
@@ -50,6 +50,7 @@ def inference(logits_fn: LogitsFn) -> LogitsFn:
         return lambda images: _one(function(images, training=False))
     if _takes_training(function):
         return partial(function, training=False)
+    function = untraced(function)
 
     def run(images: Any) -> Any:
         with in_inference_mode():
