@@ -151,7 +151,11 @@ class GatedModel(HookedModel):
         _check_weights(arguments.get("sample_weight"), images)
         self.check_network(images, labels=y)
         with refusals(), weighing(self, class_weight):
-            return super().fit(**arguments)
+            return super().fit(**self.completed(arguments))
+
+    def completed(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Return the arguments of Keras's `fit`, with the callbacks that the model needs."""
+        return arguments
 
     @neutral()
     def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
