@@ -175,6 +175,19 @@ def test_fit_recomputes_the_statistics_from_its_data(normed: keras.Model, form: 
     np.testing.assert_allclose(model.evaluated_weights()[place], [mean], rtol=1e-4)
 
 
+@pytest.mark.parametrize("counted", [2, 3])
+def test_fit_warns_of_another_number_of_batches_in_an_epoch(
+    normed: keras.Model, counted: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The model counts its epochs by the number, so that SWA averaged within them."""
+    model = Natural(normed, threat=THREAT, averaging=Swa(), steps_per_epoch=counted)
+    model.compile("sgd")
+    with caplog.at_level("WARNING"):
+        model.fit(X, Y, batch_size=4, verbose=0)
+    line = "steps_per_epoch: expected 2, the batches of an epoch of this fit, received 3"
+    assert (line in caplog.text) == (counted == 3)
+
+
 def test_statistics_are_not_recomputed_from_a_generator(normed: keras.Model) -> None:
     model = Natural(normed, threat=THREAT, averaging=Swa(), steps_per_epoch=2)
     model.compile("sgd")

@@ -12,6 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
 from tfrobust._compat import layers_of, trained_by
 from tfrobust.errors import choose, require, require_at_least
@@ -156,13 +157,15 @@ class AveragedModel(GatedModel):
         return bool(keras.ops.convert_to_numpy(self.step))
 
     def completed(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        callbacks = keras.tree.flatten(arguments.get("callbacks") or [])
+        callbacks = arguments.get("callbacks")
+        if isinstance(callbacks, keras.callbacks.CallbackList):  # is complete
+            return arguments
+        callbacks = keras.tree.flatten(callbacks or [])
         wanted = self.averaging is not None and self.averaging.statistics == "recomputed"
         there = any(isinstance(callback, RecomputedStatistics) for callback in callbacks)
-        if not wanted or there or not self._moving:
-            return arguments
-        batches = _batches(arguments)
-        return arguments | {"callbacks": [RecomputedStatistics(self, batches), *callbacks]}
+        if wanted and self._moving and not there:
+            callbacks = [RecomputedStatistics(self, _batches(arguments)), *callbacks]
+        return arguments | {"callbacks": [EpochLength(self), *callbacks]}
 
     def recompute_statistics(self, batches: Iterable[Batch]) -> None:
         """Set the averages of BatchNorm's statistics to their means over the images of batches.
@@ -255,6 +258,26 @@ class AveragedModel(GatedModel):
                 for weight, average in pairs
             ]
         )
+
+
+class EpochLength(keras.callbacks.Callback):
+    """A callback that warns of a `steps_per_epoch` of the model that is not that of `fit`.
+
+    Args:
+        model: The model, which counts its epochs by `steps_per_epoch`.
+    """
+
+    def __init__(self, model: AveragedModel):
+        super().__init__()
+        self.trained = model
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        steps, counted = self.params.get("steps"), self.trained.steps_per_epoch
+        if steps is None or counted is None:
+            return
+        if steps != counted - int(self.trained.step) % counted:  # an epoch that goes on is shorter
+            line = "steps_per_epoch: expected %d, the batches of an epoch of this fit, received %d"
+            logging.warning(line, steps, counted)
 
 
 class RecomputedStatistics(keras.callbacks.Callback):
