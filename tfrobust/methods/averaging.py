@@ -152,9 +152,13 @@ class AveragedModel(GatedModel):
             for weight, average in zip(self._averaged, self.averages, strict=True):
                 average.assign(keras.ops.convert_to_numpy(weight))
 
+    def steps_taken(self) -> int:
+        """Return the number of batches on which the model has trained."""
+        return int(keras.ops.convert_to_numpy(self.step))
+
     def _has_begun(self) -> bool:
         """Return whether the model has trained on a batch."""
-        return bool(keras.ops.convert_to_numpy(self.step))
+        return self.steps_taken() > 0
 
     def completed(self, arguments: dict[str, Any]) -> dict[str, Any]:
         callbacks = arguments.get("callbacks")
@@ -275,7 +279,8 @@ class EpochLength(keras.callbacks.Callback):
         steps, counted = self.params.get("steps"), self.trained.steps_per_epoch
         if steps is None or counted is None:
             return
-        if steps != counted - int(self.trained.step) % counted:  # an epoch that goes on is shorter
+        left = counted - self.trained.steps_taken() % counted  # fewer in an epoch that goes on
+        if steps != left:
             line = "steps_per_epoch: expected %d, the batches of an epoch of this fit, received %d"
             logging.warning(line, steps, counted)
 
@@ -299,7 +304,7 @@ class RecomputedStatistics(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         averaging, self.due = self.trained.averaging, None
         if averaging is not None and averaging.statistics == "recomputed":
-            passed = int(self.trained.step) // (self.trained.steps_per_epoch or 1)
+            passed = self.trained.steps_taken() // (self.trained.steps_per_epoch or 1)
             self.due = epoch if passed >= averaging.start_epoch else None
 
     def on_test_begin(self, logs: Any = None) -> None:
