@@ -326,7 +326,7 @@ def _batches(arguments: Mapping[str, Any]) -> Callable[[int], Iterable[Batch]]:
     """
     x: Any = arguments["x"]
     steps: Any = arguments.get("steps_per_epoch")
-    images = x.get("image") if isinstance(x, Mapping) else x
+    images: Any = x.get("image") if isinstance(x, Mapping) else x
     expected = "arrays, a tf.data.Dataset or a PyDataset, as statistics are recomputed"
     fits = isinstance(images, np.ndarray | tf.data.Dataset | keras.utils.PyDataset)
     require(fits, "x", expected, type(images).__name__)
