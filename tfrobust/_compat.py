@@ -34,6 +34,7 @@ __all__ = [
     "set_direction",
     "trained_by",
     "twice_differentiable",
+    "untraced",
     "validates_in_fit",
     "with_whole_files",
 ]
@@ -208,6 +209,16 @@ def _replace_call() -> None:
         return outputs if function is None else function(layer, args, outputs)
 
     keras.Layer.__call__ = call
+
+
+def untraced(function: Any) -> Any:
+    """Return a tf.function without its graphs (`_clone`); other callables are returned unchanged.
+
+    A graph has the mode of the layers in which it was traced. A function of a SavedModel, whose
+    class is another one, has nothing but its graphs.
+    """
+    is_traced = type(function) is type(tf.function(lambda: None))
+    return function._clone(None) if is_traced else function
 
 
 class HookedModel(keras.Model):

@@ -48,10 +48,17 @@ def require(ok: Any, argument: str, expected: str, received: object) -> None:
 
 
 def require_at_least(minimum: int, **integers: Any) -> None:
-    """Raise a UserError for the first argument that is not an integer >= minimum."""
+    """Raise a UserError for the first argument that is not an integer >= minimum, of any kind."""
     for argument, value in integers.items():
-        fits = isinstance(value, int) and value >= minimum
+        fits = isinstance(value, numbers.Integral) and int(value) >= minimum
         require(fits, argument, f"int >= {minimum}", value)
+
+
+def require_seed(seed: Any) -> int:
+    """Return a seed as an int. Raises a UserError unless it is an integer of 64 bits."""
+    fits = isinstance(seed, numbers.Integral) and -(2**63) <= int(seed) < 2**63
+    require(fits, "seed", "int of at most 64 bits", seed)
+    return int(seed)
 
 
 def one_line(error: object, length: int | None = 200) -> str:

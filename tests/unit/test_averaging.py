@@ -139,6 +139,63 @@ def test_swa_averages_epochs_and_recomputes_the_statistics(normed: keras.Model) 
     assert model._statistics_after.experimental_get_tracing_count() == 1
 
 
+class Halves(keras.utils.PyDataset):
+    """The images and labels in two batches."""
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, k: int) -> Any:
+        return X[4 * k : 4 * k + 4], Y[4 * k : 4 * k + 4]
+
+
+FORMS: dict[str, Any] = {
+    "arrays": lambda fit: fit(X, Y, batch_size=4),
+    "a dict": lambda fit: fit({"image": X, "label": Y}, batch_size=4),
+    "held out": lambda fit: fit(
+        np.concatenate([X, X]), np.concatenate([Y, Y]), batch_size=4, validation_split=0.5
+    ),
+    "pairs": lambda fit: fit(tf.data.Dataset.from_tensor_slices((X, Y)).batch(4)),
+    "without end": lambda fit: fit(
+        tf.data.Dataset.from_tensor_slices({"image": X, "label": Y}).batch(4).repeat(),
+        steps_per_epoch=2,
+    ),
+    "a PyDataset": lambda fit: fit(Halves()),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_fit_recomputes_the_statistics_from_its_data(normed: keras.Model, form: str) -> None:
+    """They were averaged unless a callback was given."""
+    model = Natural(normed, threat=THREAT, averaging=Swa(), steps_per_epoch=2)
+    model.compile(keras.optimizers.SGD(0.1))
+    FORMS[form](lambda *data, **options: model.fit(*data, **options, verbose=0))
+    place = [weight.name for weight in normed.weights].index("moving_mean")
+    mean = (X[:4].mean() + X[4:].mean()) / 2
+    np.testing.assert_allclose(model.evaluated_weights()[place], [mean], rtol=1e-4)
+
+
+@pytest.mark.parametrize("counted", [2, 3])
+def test_fit_warns_of_another_number_of_batches_in_an_epoch(
+    normed: keras.Model, counted: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The model counts its epochs by the number, so that SWA averaged within them."""
+    model = Natural(normed, threat=THREAT, averaging=Swa(), steps_per_epoch=counted)
+    model.compile("sgd")
+    with caplog.at_level("WARNING"):
+        model.fit(X, Y, batch_size=4, verbose=0)
+    line = "steps_per_epoch: expected 2, the batches of an epoch of this fit, received 3"
+    assert (line in caplog.text) == (counted == 3)
+
+
+def test_statistics_are_not_recomputed_from_a_generator(normed: keras.Model) -> None:
+    model = Natural(normed, threat=THREAT, averaging=Swa(), steps_per_epoch=2)
+    model.compile("sgd")
+    batches = ((X, Y) for _ in range(2))
+    with pytest.raises(UserError, match="x: expected arrays, a tf.data.Dataset or a PyDataset, as"):
+        model.fit(batches, steps_per_epoch=2, verbose=0)
+
+
 @pytest.mark.parametrize("later", [False, True])
 def test_a_layer_may_be_frozen_or_trained_after_the_model_is_made(later: bool) -> None:
     """Such as a base that is trained only after its new head; each step averages a and w."""

@@ -102,6 +102,19 @@ def test_llr_takes_a_batch_norm_of_inference_only_if_it_is_frozen() -> None:
     np.testing.assert_allclose(model.robust_loss(batch)["loss"], natural["loss"], rtol=1e-5)
 
 
+def test_llr_takes_a_batch_norm_that_is_called_twice_only_if_it_is_frozen() -> None:
+    """x and x' = x differed: one statistic stood for those of both calls."""
+    image, norm = keras.Input((2, 2, 1)), keras.layers.BatchNormalization()
+    twice = keras.layers.Dense(3)(keras.layers.Flatten()(norm(2 * norm(image))))
+    model = METHODS["llr"](keras.Model(image, twice), threat=Threat("linf", 0.1))
+    batch = {key: tf.constant(value) for key, value in BATCH.items()}
+    batch["adv"] = batch["image"]
+    line = error_line(lambda: model.robust_loss(batch))
+    assert "network: expected one that calls a BatchNorm once, unless it is frozen" in line
+    norm.trainable = False
+    np.testing.assert_allclose(model.robust_loss(batch)["linearity_gap"], np.zeros(8), atol=1e-6)
+
+
 def test_frozen_layer_keeps_its_averages(normed: keras.Model) -> None:
     model = model_of("trades", normed)
     model.network.layers[1].trainable = False

@@ -56,6 +56,7 @@ def compiled(kind: type[keras.Model] = keras.Model) -> Any:
         (network(), "_trainable_variables"),
         (keras.Input((2,)), "_keras_history"),
         (compiled(), "_loss_tracker"),
+        (tf.function(compiled()), "_clone"),
         (compiled(), "_jit_compile"),
         (keras.Model, "_resolve_auto_jit_compile"),
         (keras.Model, "_make_function"),

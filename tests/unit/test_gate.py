@@ -101,6 +101,9 @@ def test_labels_must_be_classes_of_the_network() -> None:
         (Threat("linf", 8), "at most 1, the linf width of images in [0, 1], received 8 (did you m"),
         (Threat("l2", 128), "at most 4, the l2 width of images in [0, 1], received 128 (did you"),
         (Threat("l1", 17), "at most 16, the l1 width of images in [0, 1], received 17 (did you"),
+        (Threat("linf", tf.constant(0.1)), "expected a number, such as float(eps), received <tf."),
+        (Threat("linf", "8/255", (0, 255)), "at least 0.5, half a step of images of 8 bits, in [0"),
+        (Threat("l2", 0.3, (0, 255)), "in [0, 255], received 0.3 (did you mean 76.5?)"),
         (Threat("linf", 300, (0, 255)), "at most 255, the linf width of images in [0, 255], rec"),
     ],
 )

@@ -228,6 +228,29 @@ def test_inference_passes_training_false_to_any_callable() -> None:
     assert inference(bound) is bound
 
 
+def test_object_of_a_saved_model_is_in_inference_mode(tmp_path: Path) -> None:
+    """Its class has no signature, and `training` was left at its default."""
+
+    images = tf.TensorSpec([None, 2])
+
+    class Noisy(tf.Module):
+        @tf.function
+        def __call__(self, x: Any, training: bool = True) -> Any:
+            return x + 1.0 if training else x
+
+        @tf.function(input_signature=[images])
+        def plain(self, x: Any) -> Any:
+            return x
+
+    module = Noisy()
+    for mode in (True, False):
+        module.__call__.get_concrete_function(images, training=mode)
+    tf.saved_model.save(module, str(tmp_path))
+    loaded = tf.saved_model.load(str(tmp_path))
+    for function in (loaded, loaded.plain):
+        np.testing.assert_array_equal(inference(function)(tf.zeros([3, 2])), np.zeros([3, 2]))
+
+
 def test_layers_that_a_function_calls_are_in_inference_mode() -> None:
     """Keras would call RandomTranslation in training mode, and with it the layers after it."""
     model, other = random_layers(), network()
@@ -244,6 +267,17 @@ def test_layers_that_a_function_calls_are_in_inference_mode() -> None:
         (inference(lambda x: model(x)), exact),
     ):
         np.testing.assert_allclose(inference(function)(tf.constant(X)), expected, atol=1e-5)
+
+
+def test_function_that_was_traced_before_is_in_inference_mode() -> None:
+    """Its graph was traced in Keras's default mode, in which it stays for its owner."""
+    model = random_layers()
+    images = tf.TensorSpec([None, 6, 6, 1])
+    function = tf.function(lambda x: model(x), input_signature=[images])
+    exact = model(X, training=False)
+    assert not np.allclose(function(X), exact)
+    np.testing.assert_allclose(inference(function)(tf.constant(X)), exact, atol=1e-5)
+    assert not np.allclose(function(X), exact)
 
 
 def test_function_may_ask_for_training_mode_of_its_layers() -> None:

@@ -47,6 +47,30 @@ def test_networks_that_cannot_be_trained_are_refused() -> None:
     network.trainable = False
     with pytest.raises(UserError, match="network: expected one with trainable weights"):
         Adv(network, threat=THREAT)
+    network.trainable = True
+    model = Adv(network, threat=THREAT)
+    network.trainable = False
+    model.compile("sgd")
+    with pytest.raises(UserError, match="network: expected one with trainable weights"):
+        model.fit(*digits(), verbose=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seed": 1.5}, "seed: expected int of at most 64 bits, received 1.5"),
+        ({"seed": None}, "seed: expected int of at most 64 bits, received None"),
+        ({"steps_per_epoch": 2.5}, "steps_per_epoch: expected int >= 1, of the training data, rec"),
+        ({"num_examples": "8"}, "num_examples: expected int >= 1, of the training data, received"),
+        ({"validation_attack": "pgd"}, "validation_attack: expected an attack, such as PGD"),
+        ({"validation_attack": PGD}, "validation_attack: expected an attack, such as PGD"),
+    ],
+)
+def test_arguments_of_another_type_are_one_line(
+    network: Any, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        Adv(network, threat=THREAT, **options)
 
 
 @pytest.fixture

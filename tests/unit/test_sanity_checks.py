@@ -157,6 +157,13 @@ def test_a_random_output_is_a_warning(scale: float) -> None:
     assert check.warns and check.value is not None and check.value > scale
 
 
+def test_logits_that_depend_on_the_other_images_of_a_batch_are_a_warning() -> None:
+    """BatchNorm in training mode gives the same logits twice, but others in other batches."""
+    check = random_output(sample(lambda x: honest(x) - tf.reduce_mean(honest(x), 0)))
+    assert check.warns and check.value is not None and check.value > 0.01
+    assert "differ by at most 0 in" in check.text and "In batches of 13 they differ" in check.text
+
+
 def test_probabilities_instead_of_logits_are_a_warning() -> None:
     check = probabilities(sample(softmax))
     assert check.warns and "not logits" in check.text

@@ -133,6 +133,9 @@ FORMS: dict[str, Callable[[Any], Any]] = {
     "a dict": lambda fit: fit(dictionary(), batch_size=6, class_weight=CLASSES),
     "dicts": lambda fit: fit(streamed(dictionary()), class_weight=CLASSES),
     "a dict and labels": lambda fit: fit({"image": X}, Y, batch_size=6, class_weight=CLASSES),
+    "a dict and weights": lambda fit: fit(
+        dictionary(), batch_size=6, sample_weight=np.array([0.0, 1.0, 3.0])[Y]
+    ),
     "a PyDataset of pairs": lambda fit: fit(Batches(X, Y), class_weight=CLASSES),
     "a PyDataset of dicts": lambda fit: fit(Batches(dictionary()), class_weight=CLASSES),
     "numpy's integers": lambda fit: fit(
@@ -331,5 +334,28 @@ def test_train_on_batch_with_class_weights_equals_the_weights_in_a_dict(
     by_example.train_on_batch(dictionary(weight=np.array([0.0, 1.0, 3.0], "float32")[Y]))
     weights, expected = (model.network.get_weights()[0] for model in (by_class, by_example))
     np.testing.assert_allclose(weights, expected, 1e-5)
-    with pytest.raises(UserError, match="class_weight: expected none for a batch that is one di"):
-        by_class.train_on_batch(dictionary(), class_weight=CLASSES)
+    in_a_dict = compiled(linear)
+    in_a_dict.train_on_batch(dictionary(), class_weight=CLASSES)
+    np.testing.assert_allclose(in_a_dict.network.get_weights()[0], expected, 1e-5)
+
+
+def test_weights_beside_a_dict_count_in_validation(linear: Callable[..., Any]) -> None:
+    """They were left out by `evaluate`, and were the labels in `validation_data`."""
+    model = compiled(linear)
+    expected = evaluated(model, WEIGHT)
+    options = {"batch_size": 6, "verbose": 0}
+    result = model.evaluate(dictionary(), sample_weight=WEIGHT, return_dict=True, **options)
+    assert result == pytest.approx(expected, rel=1e-5)
+    model.optimizer.learning_rate = 0.0
+    history = model.fit(X, Y, validation_data=(dictionary(), None, WEIGHT), **options).history
+    assert history["val_loss"] == [pytest.approx(expected["loss"], rel=1e-5)]
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_labels_in_a_dict_and_beside_it_are_refused(
+    linear: Callable[..., Any], streams: bool
+) -> None:
+    """The second ones were taken."""
+    data = (streamed(dictionary(), Y),) if streams else (dictionary(), Y)
+    with pytest.raises(UserError, match="^y: expected labels in the dict or beside it, received"):
+        compiled(linear).fit(*data, verbose=0)

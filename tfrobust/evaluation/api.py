@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import numbers
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfrobust._compat import layers_of
-from tfrobust.errors import choose, in_memory, require, require_at_least
+from tfrobust.errors import choose, in_memory, require, require_at_least, require_seed
 from tfrobust.evaluation.attack_list import AttackSpec, ListedAttack, check_gradients, list_attacks
 from tfrobust.evaluation.binarisation import features_of
 from tfrobust.evaluation.cascade import fitted, run_all
@@ -112,10 +111,11 @@ def evaluate(
     """
     threats = threats_of(threat)
     runtime = logits_fn.runtime if isinstance(logits_fn, SavedNetwork) else None
-    attack_list, details = list_attacks(attacks, threats), details or Details()
-    require(isinstance(seed, numbers.Integral), "seed", "int", seed)
+    attack_list = list_attacks(attacks, threats)
+    details = Details() if details is None else details
+    require(isinstance(details, Details), "details", "tfrobust.evaluation.Details(...)", details)
+    seed = require_seed(seed)
     require_at_least(0, binarisation=binarisation)
-    seed = int(seed)
     check_gradients(attack_list, runtime)
     measured = not binarisation or (check and attack_list and runtime is None)
     require(measured, "binarisation", "0 without checks, attacks or gradients", binarisation)

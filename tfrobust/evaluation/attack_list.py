@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from tfrobust.attacks import APGD, ATTACKS, EOT, FAB, PGD, Attack, MultiTargeted, RayS, Square
@@ -65,7 +65,9 @@ def list_attacks(
     entries: Any = attacks
     if isinstance(entries, str | Mapping | Attack | ListedAttack):
         entries = [entries]
-    threats = threats_of(threat)
+    expected = "a name, a mapping with 'name', an attack such as PGD(), or a list of these"
+    require(isinstance(entries, Iterable), where, expected, attacks)
+    entries, threats = list(entries), threats_of(threat)
     attack_list: list[ListedAttack] = []
     for one_threat in threats:
         for number, entry in enumerate(entries):

@@ -18,7 +18,7 @@ from tfrobust.errors import UserError, require
 from tfrobust.evaluation.batching import batches, map_batches
 from tfrobust.evaluation.image_checks import check_adversarial
 from tfrobust.evaluation.searches import Lookup, Search, of_rows
-from tfrobust.gate import inference
+from tfrobust.gate import as_array, check_image_form, check_labels, check_values, inference
 from tfrobust.threat import Threat
 
 LogitsFn = Callable[[Any], Any]
@@ -108,7 +108,7 @@ def craft(
 
     Args:
         logits_fn: The network.
-        x: Images float32 [n, H, W, C].
+        x: Images in the box, floats [n, H, W, C].
         y: Labels [n].
         attack: The attack.
         threat: The threat.
@@ -128,9 +128,14 @@ def craft(
 
     Raises:
         RuntimeError: If an adversarial image is not finite, outside the box or beyond eps.
+        UserError: If the images or labels are not as described.
     """
     if not len(x):
         return Crafted.nothing(x)
+    require(not tf.is_tensor(threat.eps), "threat.eps", "one number for all images", threat.eps)
+    x = as_array(x, "x")
+    check_image_form(x, "x", threat.box, layout="channels_last")
+    x, y = check_values(x, "x", threat.box), check_labels(y, len(x))
     if predict is None:
         check_traceable(logits_fn, x.shape[1:])
     predict = predict or predictor(logits_fn, batch_size)
@@ -158,7 +163,7 @@ def craft(
         doubtful = np.flatnonzero(wrong & right)
         if exact is not None and len(doubtful):
             with tf32.switched_off():
-                again = exact(clean, labels.astype(np.int32), number, doubtful)
+                again = exact(clean, labels, number, doubtful)
             images[doubtful] = again.images
             right[doubtful] = predict(images[doubtful]) == labels[doubtful]
             queries[doubtful] += again.queries

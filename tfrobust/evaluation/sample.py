@@ -118,12 +118,12 @@ class Sample:
     def logits(self) -> np.ndarray:
         return self.outputs()
 
-    def outputs(self) -> np.ndarray:
-        """Return the logits [n, C] of a new pass.
+    def outputs(self, batch_size: int | None = None) -> np.ndarray:
+        """Return the logits [n, C] of a new pass, by default in the batches of the sample.
 
         The pass is not compiled, as compiling may turn a random number into a constant.
         """
-        return outputs(self.logits_fn, self.x, self.batch_size)
+        return outputs(self.logits_fn, self.x, batch_size or self.batch_size)
 
     @property
     def n(self) -> int:

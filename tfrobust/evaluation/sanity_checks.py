@@ -268,14 +268,29 @@ def logit_scale(sample: Sample) -> Measurement:
 
 @sanity_check("random output")
 def random_output(sample: Sample) -> Measurement:
-    """The same images must give the same logits; otherwise attacks must average over draws."""
+    """The same images must give the same logits, whatever their batch.
+
+    Otherwise attacks must average over draws, or each accuracy is one of these batches alone.
+    """
     first, second = sample.logits, sample.outputs()
     difference, largest = np.abs(first - second).max(), np.abs(first).max()
     text = (
         f"Two passes over the same {sample.n} images differ by at most {difference:.3g} in a "
         f"logit; the largest logit is {largest:.3g}."
     )
-    return difference, text, not difference <= 1e-4 * max(1, largest)
+    rounding = 1e-4 * max(1, largest)
+    if not difference <= rounding:
+        return difference, text, True
+    size = -(-min(sample.n, sample.batch_size) // 2)
+    apart = np.abs(first - sample.outputs(size)).max()
+    warns = not apart <= rounding
+    if warns:
+        text += (
+            f" In batches of {size} they differ by {apart:.3g}, so each image's logits depend on "
+            "the others of its batch, as those of BatchNorm in training mode: call such layers "
+            "with training=False."
+        )
+    return max(difference, apart) if warns else difference, text, warns
 
 
 @sanity_check("logits")

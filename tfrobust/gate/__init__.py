@@ -13,9 +13,18 @@ from tfrobust.gate.batches import (
     check_validation,
     demand,
     refusals,
+    require_labels_once,
 )
 from tfrobust.gate.class_order import check_class_order
-from tfrobust.gate.images import LAYOUTS, RANKS, check_image_form, check_images, check_threat
+from tfrobust.gate.images import (
+    LAYOUTS,
+    RANKS,
+    as_array,
+    check_image_form,
+    check_images,
+    check_threat,
+    check_values,
+)
 from tfrobust.gate.inputs import check_inputs
 from tfrobust.gate.labels import MOST_CLASSES, check_label_form, check_labels, check_weights
 from tfrobust.gate.logit_advice import advice
@@ -42,6 +51,7 @@ __all__ = [
     "Scaled",
     "Taken",
     "advice",
+    "as_array",
     "best_scaled",
     "check_batch",
     "check_class_order",
@@ -57,6 +67,7 @@ __all__ = [
     "check_threat",
     "check_trained",
     "check_validation",
+    "check_values",
     "check_weights",
     "demand",
     "in_unit",
@@ -66,6 +77,7 @@ __all__ = [
     "outputs",
     "reaches_images",
     "refusals",
+    "require_labels_once",
     "right",
     "warn_of_scale",
 ]

@@ -58,14 +58,16 @@ def check_data(x: Any, y: Any, taken: Taken, names: Names = ("x", "y")) -> tuple
 
     Args:
         x: Images, a mapping with "image" and other entries, or a stream of batches. Streams are
-            not read; only the element_spec of a tf.data.Dataset is checked.
-        y: Labels, if x is an array.
+            not read; only the element_spec of a tf.data.Dataset is checked. The "label" of a
+            mapping becomes y.
+        y: Labels, if x has none.
         taken: The inputs that the network takes.
         names: Names of images and labels in errors. By default, those of a mapping are "image" and
             "label".
 
     Raises:
-        UserError: If `check_images` or `check_labels` refuses the images or labels.
+        UserError: If `check_images` or `check_labels` refuses the images or labels, or there are
+            labels both in x and in y.
     """
     if isinstance(x, tf.data.Dataset):
         _check_spec(x.element_spec, taken, names)
@@ -74,14 +76,21 @@ def check_data(x: Any, y: Any, taken: Taken, names: Names = ("x", "y")) -> tuple
         inner = ("image", "label") if names == ("x", "y") else names
         if "image" not in x:
             return x, y
+        require_labels_once(x, y)
         images, labels = _check_arrays(
             x["image"], x.get("label", y), taken, inner, "channels_last" if ASKED in x else None
         )
-        parts = {**x, "image": images}
-        return (parts | {"label": labels}, y) if "label" in x else (parts, labels)
+        # Without y Keras would drop weights of the examples, or take them for labels.
+        return {name: x[name] for name in x if name != "label"} | {"image": images}, labels
     if hasattr(x, "__array__") or isinstance(x, list | tuple):
         return _check_arrays(x, y, taken, names)
     return x, y  # a PyDataset or a generator: the step looks at its batches
+
+
+def require_labels_once(x: Any, y: Any) -> None:
+    """Raise a UserError if there are labels both in a mapping and beside it."""
+    both = isinstance(x, Mapping) and "label" in x and y is not None
+    require(not both, "y", "labels in the dict or beside it", "both")
 
 
 def check_validation(data: Any, taken: Taken) -> Any:

@@ -28,6 +28,7 @@ FORMS = "images of shape [N, H, W, C], series [N, T, C] or a table [N, F]"
 FEW = 100  # images that tell, nearly always, that uint8 values reach beyond 1
 SOME = 10  # images of which not all are almost black
 ROUNDING = 1e-6  # relative distance from the box up to which values are clipped, not refused
+BYTES, LEAST_EPS = (0.0, 255.0), 0.5  # an eps below it is, nearly always, one for [0, 1]
 SCALE = "; scale each feature by its range in the training data"
 LEAST_SIDE, MOST_ASPECT = 5, 4  # least side and largest aspect ratio of a plausible image
 
@@ -69,6 +70,22 @@ def check_images(
                 "if these are black and white, or 255 times the images"
             )
         return images
+    images = check_values(images, where, box)
+    least, most = float(images.min()), float(images.max())
+    faint = box[0] == 0 and 0 < most <= (1 + ROUNDING) * box[1] / 255
+    if faint and images.ndim == 4 and len(images) >= SOME:
+        raise UserError(
+            f"{where}: expected {in_box(box)}, received {least:g} to {most:g}, at most 1/255 of "
+            "the box, as if divided by 255 once too often; multiply them by 255"
+        )
+    return images
+
+
+def check_values(images: np.ndarray, where: str, box: Box) -> np.ndarray:
+    """Return float images [N, ...] of any width as float32 inside the box.
+
+    Values outside the box by rounding only are clipped. Raises a UserError for others.
+    """
     with np.errstate(over="ignore"):
         images = images.astype(np.float32, copy=False)
     least, most = float(images.min()), float(images.max())  # either is NaN if any value is
@@ -82,12 +99,6 @@ def check_images(
         raise UserError(
             f"{where}: expected {in_box(box, images.ndim)}, received {least:g} to {most:g}"
             f"{divide(least, most, box, images.ndim)}"
-        )
-    faint = low == 0 and 0 < most <= (1 + ROUNDING) * high / 255
-    if faint and images.ndim == 4 and len(images) >= SOME:
-        raise UserError(
-            f"{where}: expected {in_box(box)}, received {least:g} to {most:g}, at most 1/255 of "
-            "the box, as if divided by 255 once too often; multiply them by 255"
         )
     return np.clip(images, low, high) if least < low or most > high else images
 
@@ -139,7 +150,9 @@ def ask_layout(shape: tuple[int | None, ...], where: str) -> None:
 def check_threat(
     threat: Threat, image_shape: tuple[int, ...] | None = None, where: str = "threat.eps"
 ) -> None:
-    """Raise a UserError if eps is larger than the box, such as 8 where 8/255 is meant.
+    """Raise a UserError if eps is larger than the box, such as 8 where 8/255 is meant, or a tensor.
+
+    In the box [0, 255] one that moves no pixel is refused too, such as 8/255 where 8 is meant.
 
     Args:
         threat: The threat model.
@@ -147,15 +160,19 @@ def check_threat(
             with `per_feature`.
         where: The name of eps in errors.
     """
+    require(not tf.is_tensor(threat.eps), where, "a number, such as float(eps)", threat.eps)
     most, (low, high) = located("threat", threat.width, image_shape), threat.box
-    if most is None or tf.is_tensor(threat.eps):
-        return
-    if threat.eps > most * (1 + ROUNDING):
+    if most is not None and threat.eps > most * (1 + ROUNDING):
         over = "" if threat.per_feature is None else " over the largest factor"
         meant = f" (did you mean {threat.eps:g}/255?)" if threat.box == (0.0, 1.0) else ""
         raise UserError(
             f"{where}: expected at most {most:.6g}, the {threat.norm} width of images in [{low:g}, "
             f"{high:g}]{over}, received {threat.eps:g}{meant}"
+        )
+    if threat.box == BYTES and 0 < threat.eps < LEAST_EPS and threat.per_feature is None:
+        raise UserError(
+            f"{where}: expected at least {LEAST_EPS:g}, half a step of images of 8 bits, in [0, "
+            f"255], received {threat.eps:g} (did you mean {255 * threat.eps:.6g}?)"
         )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from tfrobust.errors import require, require_at_least
 from tfrobust.gate.class_order import check_label_order
@@ -47,7 +48,8 @@ def check_inputs(
     require_at_least(1, batch_size=batch_size)
     threats = threats_of(threat)
     for each in threats:
-        require(each.eps > 0, "threat.eps", "a number > 0", each.eps)
+        positive = not tf.is_tensor(each.eps) and each.eps > 0
+        require(positive, "threat.eps", "a number > 0", each.eps)
     box = threats[0].box
     images = check_images(x, "x", box, layout=layout)
     for each in threats:

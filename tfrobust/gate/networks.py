@@ -15,7 +15,7 @@ import tensorflow as tf
 from absl import logging
 
 from tfrobust import losses
-from tfrobust._compat import in_inference_mode
+from tfrobust._compat import in_inference_mode, untraced
 from tfrobust.errors import UserError, require
 from tfrobust.gate.images import Box
 from tfrobust.gate.logit_advice import advice, ending
@@ -32,6 +32,7 @@ FLOATS = (
     "input_tensors=keras.Input({0})); inner.set_weights(network.get_weights()); "
     "x = keras.Input({0}); network = keras.Model(x, inner(255 * x)) takes images in [0, 1]"
 )
+FROM_FILE = "tfrobust.load_network(PATH) makes one of a file or of an exported folder"
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # terminal colours in messages of Keras
 
 
@@ -49,6 +50,7 @@ def inference(logits_fn: LogitsFn) -> LogitsFn:
         return lambda images: _one(function(images, training=False))
     if _takes_training(function):
         return partial(function, training=False)
+    function = untraced(function)
 
     def run(images: Any) -> Any:
         with in_inference_mode():
@@ -65,10 +67,12 @@ def _one(outputs: Any) -> Any:
 
 
 def _takes_training(function: Any) -> bool:
-    try:
-        return "training" in inspect.signature(function).parameters
-    except (TypeError, ValueError):  # a callable without a signature
-        return False
+    # An object of tf.saved_model.load has the signature in its own __call__, not in its class.
+    for called in (function, function.__call__):
+        with contextlib.suppress(TypeError, ValueError):  # a callable without a signature
+            if "training" in inspect.signature(called).parameters:
+                return True
+    return False
 
 
 def check_network(
@@ -91,6 +95,8 @@ def check_network(
         UserError: If the network does not take the images, does not return a tensor of logits
             [B, C] with C >= 2, or returns no finite logits.
     """
+    expected = f"a Keras network or another function of images ({FROM_FILE})"
+    require(callable(logits_fn), "logits_fn", expected, logits_fn)
     run = inference(logits_fn)
     inputs = getattr(logits_fn, "inputs", None)  # of a Keras network that is a graph
     if isinstance(logits_fn, keras.Model) and isinstance(inputs, list) and len(inputs) == 1:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable
+import itertools
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
 from tfrobust._compat import layers_of, trained_by
 from tfrobust.errors import choose, require, require_at_least
@@ -29,7 +31,7 @@ class Averaging(Configurable):
         start_epoch: The epoch, counted from 0, with which averaging starts. Until then a is w.
         statistics: BatchNorm's means and variances beside a. "current" takes those of the network,
             "averaged" averages them like the weights, and "recomputed" takes those of the training
-            images at the end of each epoch (`tfrobust.training.RecomputedStatistics`).
+            images at the end of each epoch of `fit` (`tfrobust.training.RecomputedStatistics`).
     """
 
     start_epoch: int = 0
@@ -150,9 +152,24 @@ class AveragedModel(GatedModel):
             for weight, average in zip(self._averaged, self.averages, strict=True):
                 average.assign(keras.ops.convert_to_numpy(weight))
 
+    def steps_taken(self) -> int:
+        """Return the number of batches on which the model has trained."""
+        return int(keras.ops.convert_to_numpy(self.step))
+
     def _has_begun(self) -> bool:
         """Return whether the model has trained on a batch."""
-        return bool(keras.ops.convert_to_numpy(self.step))
+        return self.steps_taken() > 0
+
+    def completed(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        callbacks = arguments.get("callbacks")
+        if isinstance(callbacks, keras.callbacks.CallbackList):  # is complete
+            return arguments
+        callbacks = keras.tree.flatten(callbacks or [])
+        wanted = self.averaging is not None and self.averaging.statistics == "recomputed"
+        there = any(isinstance(callback, RecomputedStatistics) for callback in callbacks)
+        if wanted and self._moving and not there:
+            callbacks = [RecomputedStatistics(self, _batches(arguments)), *callbacks]
+        return arguments | {"callbacks": [EpochLength(self), *callbacks]}
 
     def recompute_statistics(self, batches: Iterable[Batch]) -> None:
         """Set the averages of BatchNorm's statistics to their means over the images of batches.
@@ -245,3 +262,88 @@ class AveragedModel(GatedModel):
                 for weight, average in pairs
             ]
         )
+
+
+class EpochLength(keras.callbacks.Callback):
+    """A callback that warns of a `steps_per_epoch` of the model that is not that of `fit`.
+
+    Args:
+        model: The model, which counts its epochs by `steps_per_epoch`.
+    """
+
+    def __init__(self, model: AveragedModel):
+        super().__init__()
+        self.trained = model
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        steps, counted = self.params.get("steps"), self.trained.steps_per_epoch
+        if steps is None or counted is None:
+            return
+        left = counted - self.trained.steps_taken() % counted  # fewer in an epoch that goes on
+        if steps != left:
+            line = "steps_per_epoch: expected %d, the batches of an epoch of this fit, received %d"
+            logging.warning(line, steps, counted)
+
+
+class RecomputedStatistics(keras.callbacks.Callback):
+    """A callback that takes BatchNorm's statistics from the training images after each epoch.
+
+    It acts before the validation, from the start of an averaging whose `statistics` are
+    "recomputed" (Izmailov et al., 2018, arXiv:1803.05407). `fit` adds one for its data unless its
+    list has one, which must come before callbacks that keep the weights or log the time.
+
+    Args:
+        model: The model whose weights are averaged.
+        batches: The function from the number of an epoch, from 0, to its training batches.
+    """
+
+    def __init__(self, model: AveragedModel, batches: Callable[[int], Iterable[Batch]]):
+        super().__init__()
+        self.trained, self.batches = model, batches
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        averaging, self.due = self.trained.averaging, None
+        if averaging is not None and averaging.statistics == "recomputed":
+            passed = self.trained.steps_taken() // (self.trained.steps_per_epoch or 1)
+            self.due = epoch if passed >= averaging.start_epoch else None
+
+    def on_test_begin(self, logs: Any = None) -> None:
+        self._recompute()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:  # there may be no validation
+        self._recompute()
+
+    def _recompute(self) -> None:
+        if self.due is not None:
+            self.trained.recompute_statistics(self.batches(self.due))
+            self.due = None
+
+
+def _batches(arguments: Mapping[str, Any]) -> Callable[[int], Iterable[Batch]]:
+    """Return the function from an epoch to the training images of `fit`'s arguments, in batches.
+
+    Raises a UserError for a generator, which gives its batches only once.
+    """
+    x: Any = arguments["x"]
+    steps: Any = arguments.get("steps_per_epoch")
+    images: Any = x.get("image") if isinstance(x, Mapping) else x
+    expected = "arrays, a tf.data.Dataset or a PyDataset, as statistics are recomputed"
+    fits = isinstance(images, np.ndarray | tf.data.Dataset | keras.utils.PyDataset)
+    require(fits, "x", expected, type(images).__name__)
+
+    def parts() -> Iterable[Any]:
+        if isinstance(images, np.ndarray):
+            size, held_out = arguments.get("batch_size"), arguments.get("validation_split")
+            n, size = int(len(images) * (1.0 - (held_out or 0.0))), size or 32
+            return (images[start : min(start + size, n)] for start in range(0, n, size))
+        if isinstance(images, keras.utils.PyDataset):
+            return (images[number] for number in range(images.num_batches or steps))
+        return images
+
+    def batches(_: int) -> Iterable[Batch]:
+        for data in itertools.islice(parts(), steps):
+            part = keras.utils.unpack_x_y_sample_weight(data)[0]
+            image = part["image"] if isinstance(part, Mapping) else part
+            yield {"image": tf.cast(image, tf.float32)}
+
+    return batches

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from tfrobust import losses, noise
 from tfrobust._compat import loss_mean, twice_differentiable
 from tfrobust.attacks import FGSM, PGD, Attack
 from tfrobust.attacks.gradient import GradientAttack
-from tfrobust.errors import choose, require, require_at_least
+from tfrobust.errors import choose, require, require_at_least, require_seed
 from tfrobust.gate import check_threat
 from tfrobust.methods import decay
 from tfrobust.methods.averaging import AveragedModel, Averaging
@@ -179,7 +180,7 @@ class RobustModel(AveragedModel):
         }
         for argument, count in counts.items():
             if count is not None or argument in needs:
-                positive = count is not None and count >= 1
+                positive = isinstance(count, numbers.Integral) and count >= 1
                 require(positive, argument, "int >= 1, of the training data", count)
         require_at_least(0, warmup_steps=warmup_steps, ramp_steps=ramp_steps)
         require(0 <= label_smoothing < 1, "label_smoothing", "a number in [0, 1)", label_smoothing)
@@ -190,7 +191,7 @@ class RobustModel(AveragedModel):
         self.validation_attack = validation_attack or PGD(steps=10)
         self.check_attacks()
         self.label_smoothing, self.l2, self.averaging = label_smoothing, l2, averaging
-        self.warmup_steps, self.ramp_steps, self.seed = warmup_steps, ramp_steps, seed
+        self.warmup_steps, self.ramp_steps, self.seed = warmup_steps, ramp_steps, require_seed(seed)
         self.num_examples, self.batch_size = num_examples, batch_size
         self.steps_per_epoch = steps_per_epoch
         self.craft = choose("craft", craft, MODES)

@@ -12,7 +12,13 @@ import numpy as np
 import tensorflow as tf
 
 from tfrobust.errors import UserError, require
-from tfrobust.gate import check_batch, check_image_spec, check_label_spec, demand
+from tfrobust.gate import (
+    check_batch,
+    check_image_spec,
+    check_label_spec,
+    demand,
+    require_labels_once,
+)
 
 Batch = dict[str, Any]
 
@@ -42,6 +48,7 @@ def as_batch(
             `tfrobust.gate.check_batch`.
     """
     x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
+    require_labels_once(x, y)
     batch = dict(x) if isinstance(x, Mapping) else {"image": x}
     if weight is not None and "weight" in batch:
         weight = _weight(batch["weight"]) * _weight(weight)

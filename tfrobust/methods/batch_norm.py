@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from tfrobust._compat import layers_of
+from tfrobust._compat import after_layers, layers_of
 from tfrobust.errors import require
 from tfrobust.models.layers import differentiable_statistics
 
@@ -63,10 +64,13 @@ class SharedStatistics(RepeatablePass):
 
     Neither pass moves the averages of BatchNorm, unless by `move_averages`. Gradients flow through
     the statistics. Raises a UserError if the first pass leaves out a BatchNorm that is not frozen,
-    or calls it with training=False.
+    calls it with training=False, or calls it twice: it has statistics of its own in each call.
     """
 
     def __enter__(self) -> SharedStatistics:
+        self.calls: Counter[int] = Counter()
+        self.counted = after_layers(self._count)
+        self.counted.__enter__()
         # From an average of 0 the pass moves to (1 - momentum) * s.
         self.starts = [tf.zeros_like(average.value) for average, _ in self.averages]
         self.scope = self._with(self.starts)
@@ -78,15 +82,24 @@ class SharedStatistics(RepeatablePass):
     def __exit__(self, *error: Any) -> None:
         self.differentiable.__exit__(*error)
         self.scope.__exit__(*error)
+        self.counted.__exit__(*error)
         self.shares = [self.scope.get_current_value(average) for average, _ in self.averages]
         expected = "one whose BatchNorm layers take batch statistics in training or are frozen"
         for (average, _), start, share in zip(self.averages, self.starts, self.shares, strict=True):
             hint = f"{average.path} (freeze its layer: layer.trainable = False)"
             require(any(error) or share is not start, "network", expected, hint)
+            calls = self.calls[id(average)]
+            once = "one that calls a BatchNorm once, unless it is frozen"
+            require(any(error) or calls == 1, "network", once, f"{calls} calls; {hint}")
         moved = {id(average) for average, _ in self.averages}
         for variable in self.network.non_trainable_variables:  # such as the seeds of Dropout
             if id(variable) not in moved:
                 variable.assign(self.scope.get_current_value(variable))
+
+    def _count(self, layer: keras.Layer, _: Any, outputs: Any) -> Any:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            self.calls.update([id(layer.moving_mean), id(layer.moving_variance)])
+        return outputs
 
     def used(self) -> keras.StatelessScope:
         """Return a context in which mode "eval" normalises by the statistics."""

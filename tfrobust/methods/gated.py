@@ -105,6 +105,8 @@ class GatedModel(HookedModel):
 
     def make_train_function(self, force: bool = False) -> Any:
         if self.train_function is None or force:
+            trainable = self.network.trainable_variables
+            require(trainable, "network", "one with trainable weights", "a frozen one")
             self._forget([name for name in self.compiled_parts if name != "_validated"])
         return super().make_train_function(force)
 
@@ -147,9 +149,13 @@ class GatedModel(HookedModel):
         x, y = arguments["x"], arguments["y"]
         images = _images(x)
         _check_weights(arguments.get("sample_weight"), images)
-        self.check_network(images, labels=x.get("label", y) if isinstance(x, Mapping) else y)
+        self.check_network(images, labels=y)
         with refusals(), weighing(self, class_weight):
-            return super().fit(**arguments)
+            return super().fit(**self.completed(arguments))
+
+    def completed(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Return the arguments of Keras's `fit`, with the callbacks that the model needs."""
+        return arguments
 
     @neutral()
     def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
@@ -173,8 +179,6 @@ class GatedModel(HookedModel):
         return_dict: bool = False,
     ) -> Any:
         """Train on one batch as Keras does; the network is checked before the first one."""
-        expected = "none for a batch that is one dict (give it a 'weight' instead)"
-        require(class_weight is None or y is not None, "class_weight", expected, class_weight)
         x, y = check_data(x, y, self._limits)
         if self.train_function is None:
             self.check_network(_images(x))

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from tfrobust.attacks import Attack
 from tfrobust.attacks.wrapper import check_relative
+from tfrobust.errors import require
 from tfrobust.methods.batch import Batch
 from tfrobust.registry import located
 from tfrobust.threat import Threat
@@ -90,7 +91,7 @@ def check_attack(
     threats: Sequence[Threat],
     image_shape: tuple[int, ...] | None,
 ) -> None:
-    """Raise a UserError unless an attack, if there is one, works under every threat.
+    """Raise a UserError unless an attack, if there is one, is one and works under every threat.
 
     Args:
         where: The name of the argument.
@@ -100,6 +101,7 @@ def check_attack(
     """
     if attack is None:
         return
+    require(isinstance(attack, Attack), where, "an attack, such as PGD()", attack)
     if len(threats) > 1:
         check_relative(attack, where, "none, a fraction of each eps (threat is a list)")
     for threat in threats:

@@ -1,5 +1,6 @@
 """The parts of a training run beside its method: learning rates, monitors, checkpoints, signals."""
 
+from tfrobust.methods.averaging import RecomputedStatistics as RecomputedStatistics
 from tfrobust.training.checkpoint import Best as Best
 from tfrobust.training.checkpoint import Checkpoints as Checkpoints
 from tfrobust.training.checkpoint import Resume as Resume
@@ -16,4 +17,3 @@ from tfrobust.training.schedules import MONITORS as MONITORS
 from tfrobust.training.schedules import SCHEDULES as SCHEDULES
 from tfrobust.training.schedules import Guided as Guided
 from tfrobust.training.schedules import Schedule as Schedule
-from tfrobust.training.statistics import RecomputedStatistics as RecomputedStatistics
