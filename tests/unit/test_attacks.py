@@ -393,3 +393,8 @@ def test_evaluation_refuses_a_step_longer_than_the_box() -> None:
 
 def test_a_step_that_is_a_tensor_is_not_compared_with_the_box() -> None:
     PGD(step_size=tf.constant(5.0)).check(Threat("linf", 0.03))
+
+
+def test_steps_that_together_hardly_move_an_image_are_refused() -> None:
+    line = error_line(lambda: PGD(step_size="2/255").check(Threat("linf", 8, (0, 255))))
+    assert line.startswith("step_size: expected steps that together reach 5% of eps 8, or more (")

@@ -19,6 +19,7 @@ from tfrobust.threat import Threat
 
 LOSSES = ("cross_entropy", "kl", "margin")
 STARTS = ("uniform", "normal", "none")
+LEAST_REACH = 0.05  # of eps; steps that reach less have nearly always another unit than eps
 # (images, their rows in the batch, number of the restart) -> loss [B], misclassified [B].
 Evaluate = Callable[..., tuple[tf.Tensor, tf.Tensor]]
 
@@ -70,6 +71,24 @@ class GradientAttack(Attack):
     @property
     def differentiates(self) -> bool:
         return True
+
+    def check(self, threat: Threat, image_shape: tuple[int, ...] | None = None) -> None:
+        """Raise a UserError if the attack does not work under a threat, or hardly moves an image.
+
+        Args:
+            threat, image_shape: As in `Attack.check`.
+        """
+        super().check(threat, image_shape)
+        (steps, _, _), size = self.schedule, self.step(threat.eps)
+        if tf.is_tensor(size) or tf.is_tensor(threat.eps):
+            return
+        hint = " (did you mean one for images in [0, 255]?)" if threat.box == (0.0, 255.0) else ""
+        require(
+            steps * size >= LEAST_REACH * threat.eps,
+            "step_size",
+            f"steps that together reach {LEAST_REACH:.0%} of eps {threat.eps:g}, or more{hint}",
+            f"{steps} of {size:g}",
+        )
 
     @property
     def _loss_word(self) -> list[str]:
