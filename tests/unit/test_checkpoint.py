@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -215,17 +216,23 @@ def test_a_lost_terminal_stays_ignored_under_nohup() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.fixture(params=[signal.SIGTERM, signal.SIGHUP])
+def number(request: pytest.FixtureRequest) -> Iterator[signal.Signals]:
+    """A signal that is not ignored, as SIGHUP is under nohup."""
+    before = signal.signal(request.param, signal.default_int_handler)
+    yield request.param
+    signal.signal(request.param, before)
+
+
 def test_first_signal_is_noted_and_a_second_acts_at_once(number: signal.Signals) -> None:
-    before = signal.getsignal(number)
     interruption = Interruption()
     interruption.heed(0, 0)
     with interruption.caught():
         signal.raise_signal(number)
         assert interruption.signal == number
-        assert signal.getsignal(number) == before
+        assert signal.getsignal(number) == signal.default_int_handler
         with pytest.raises(Interrupted, match=f"{number.name}: saved after 3 epochs and 2 batches"):
             interruption.heed(3, 2)
     with Interruption().caught():
-        assert signal.getsignal(signal.SIGINT) != signal.default_int_handler
-    assert signal.getsignal(number) == before
+        assert signal.getsignal(number) != signal.default_int_handler
+    assert signal.getsignal(number) == signal.default_int_handler
