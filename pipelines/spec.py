@@ -42,7 +42,6 @@ from tfrobust.errors import choose, require
 from tfrobust.evaluation import ListedAttack, list_attacks
 from tfrobust.evaluation.corruption_accuracy import require_images as require_uncorrupted
 from tfrobust.gate import check_threat
-from tfrobust.io import in_home
 from tfrobust.methods import RobustModel
 from tfrobust.models import PRECISIONS
 from tfrobust.registry import arguments, build, convert, located
@@ -289,10 +288,10 @@ def _long_form(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def data_files(spec: Spec) -> list[Path]:
-    """Return the files and folders of images that the config names."""
-    section = spec.config["data"]
-    sections = (section, section.get("extra") or {})
-    return [in_home(part["path"]) for part in sections if "path" in part]
+    """Return the files and folders from which the images of a config are read."""
+    extra = spec.data.extra
+    files: list[Path] = located("data", getattr, spec.data.source, "files")
+    return files + ([] if extra is None else located("data.extra", getattr, extra.source, "files"))
 
 
 def attacks_by_key(attack_list: list[ListedAttack]) -> dict[str, Attack]:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from pipelines.fingerprints import fingerprint
 from tests.errors import error_line
 from tests.unit.test_data import CLASSES, split_of
 from tfrobust.corruptions import CORRUPTIONS
@@ -213,6 +214,20 @@ def copied(prepared: Path, to: Path) -> Path:
     """Copy the data set into another folder, and return the folder of its version."""
     version = Path("mnist") / "3.0.1"
     return shutil.copytree(prepared / version, to / version)
+
+
+def test_a_prepared_set_is_known_by_its_records(prepared: Path, tmp_path: Path) -> None:
+    """Another folder with the same records is the same set; one that was prepared anew is not."""
+
+    def digest(folder: Path) -> str:
+        return fingerprint({}, (), DATASETS["mnist"](dir=str(folder), download=False).files)
+
+    assert digest(tmp_path) == fingerprint({})  # nothing is prepared, and nothing downloaded
+    folder = copied(prepared, tmp_path)
+    assert digest(tmp_path) == digest(prepared) != fingerprint({})
+    (records,) = folder.glob("mnist-test*")
+    records.write_bytes(records.read_bytes()[::-1])
+    assert digest(tmp_path) != digest(prepared)
 
 
 def test_other_prepared_version_is_named(prepared: Path, tmp_path: Path) -> None:

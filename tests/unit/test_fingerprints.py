@@ -13,8 +13,9 @@ import pytest
 
 from pipelines import fingerprints as module
 from pipelines.fingerprints import fingerprint
-from pipelines.sections import TRAINED
+from pipelines.sections import TRAINED, Data
 from pipelines.stages.train import training_fingerprint
+from tfrobust.data import DATASETS
 from tfrobust.models import model_files
 
 CONFIG = {"data": {"name": "folder", "path": "anywhere"}}
@@ -164,7 +165,8 @@ def test_content_of_a_file_counts_and_its_time_does_not(tmp_path: Path) -> None:
 def test_the_file_of_the_weights_of_an_application_counts(tmp_path: Path) -> None:
     def trained(weights: str) -> str:
         config = {"data": {"name": "digits"}, "model": {"weights": weights}}
-        spec: Any = SimpleNamespace(config=config, train=None, method=None)
+        data = Data(DATASETS["digits"]())
+        spec: Any = SimpleNamespace(config=config, data=data, train=None, method=None)
         return training_fingerprint(spec, config, TRAINED)
 
     file = tmp_path / "my.weights.h5"

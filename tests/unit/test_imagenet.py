@@ -65,6 +65,11 @@ def opened(folder: Path, **options: Any) -> Any:
 def test_shape_and_classes_are_known_before_a_file_is_read(tmp_path: Path) -> None:
     source = DATASETS["imagenet2012"](dir=str(tmp_path))
     assert source.image_shape == (224, 224, 3) and source.num_classes == 1000
+    assert source.files == []
+
+
+def test_the_set_is_known_by_its_description_not_by_its_records(prepared: Path) -> None:
+    assert [file.name for file in opened(prepared).files] == ["dataset_info.json"]
 
 
 def test_records_are_read_in_the_order_of_the_files(prepared: Path) -> None:

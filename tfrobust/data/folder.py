@@ -33,6 +33,10 @@ class ImageFolder(Dataset):
     test_examples: int | None
     resize: str
 
+    @property
+    def files(self) -> list[Path]:
+        return [self.path]
+
     def load(self, split: str) -> Split:
         """Return a split whose images are read when they are used.
 

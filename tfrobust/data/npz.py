@@ -5,6 +5,7 @@ import os
 import struct
 import zipfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO
 
 import numpy as np
@@ -27,6 +28,10 @@ class Npz(Dataset):
     path: str
     keys: dict[str, tuple[str, str]]
     layout: str | None = None
+
+    @property
+    def files(self) -> list[Path]:
+        return [Path(self.path)]
 
     def load(self, split: str) -> Split:
         """Return a split. "train" is empty if the file has only test arrays.

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -86,6 +87,11 @@ class Dataset(ABC):
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
+
+    @property
+    def files(self) -> list[Path]:
+        """The files, or the folder of images, from which `load` reads; none if it computes them."""
+        return []
 
     @abstractmethod
     def load(self, split: str) -> Split:

@@ -17,6 +17,7 @@ from tfrobust.io import in_home
 
 PROBE_SECONDS = 5.0
 READ_BATCH = 1024  # examples decoded at a time
+INFO = "dataset_info.json"  # written by TFDS when a set is complete
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,20 @@ class Tfds(Dataset):
     dir: str | None = None
     download: bool = True
 
+    @property
+    def root(self) -> Path:
+        """The folder of all data sets."""
+        return in_home(self.dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+
+    @property
+    def files(self) -> list[Path]:
+        builder = self._builder()
+        if not Path(builder.data_dir, INFO).exists():
+            return []
+        splits = (self._name_in_tfds(split) for split in ("train", "test"))
+        infos = [builder.info.splits[split] for split in splits if split in builder.info.splits]
+        return [Path(path) for info in infos for path in info.filepaths]
+
     def load(self, split: str) -> Split:
         """Return a split as uint8, in the order of the files.
 
@@ -43,17 +58,10 @@ class Tfds(Dataset):
             UserError: The set is not prepared and cannot be downloaded, or it cannot be read. The
                 error names the folder. Without a network, it comes within seconds.
         """
-        import tensorflow_datasets as tfds
-
-        folder_name = self.dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-        root = in_home(folder_name)
-        try:
-            builder = tfds.builder(self.name, data_dir=root)
-        except Exception as error:  # TFDS documents no types, and a damaged folder raises many
-            raise self._unusable(root / self.name, error) from error
+        builder = self._builder()
         folder = Path(builder.data_dir)
-        if not (folder / "dataset_info.json").exists():
-            self._prepare(builder, root)
+        if not (folder / INFO).exists():
+            self._prepare(builder, self.root)
         splits, name = sorted(builder.info.splits), self._name_in_tfds(split)
         expected = f"a data set with a split {name}"
         require(name in splits or not splits, "name", expected, f"{self.name} with {splits}")
@@ -61,6 +69,15 @@ class Tfds(Dataset):
             return self._read(builder, name)
         except Exception as error:
             raise self._unusable(folder, error) from error
+
+    def _builder(self) -> Any:
+        """Return TFDS's builder of the set. Raises UserError for a damaged folder."""
+        import tensorflow_datasets as tfds
+
+        try:
+            return tfds.builder(self.name, data_dir=self.root)
+        except Exception as error:  # TFDS documents no types, and a damaged folder raises many
+            raise self._unusable(self.root / self.name, error) from error
 
     def _name_in_tfds(self, split: str) -> str:
         """Return the name that TFDS has for the split train or test."""
@@ -75,7 +92,7 @@ class Tfds(Dataset):
                 return
             except Exception as error:
                 reason = _line(error)
-        versions = sorted(p.parent.name for p in (root / self.name).glob("*/dataset_info.json"))
+        versions = sorted(p.parent.name for p in (root / self.name).glob(f"*/{INFO}"))
         received = f"version {', '.join(versions)}" if versions else "none"
         raise UserError(
             f"dir: expected {self.name} {builder.version} prepared in {root}, received {received}, "
