@@ -125,10 +125,10 @@ def parse(name: str, config: dict[str, Any]) -> Spec:
         check_threat(threat, image_shape)
     # A config with a method evaluates the network of its run, whichever stages run now.
     trains = "train" in stages or top.method is not None
-    for section in ("method", "optimizer", "train"):
-        given = getattr(top, section)
-        reason = "a section (the config trains)" if trains else "none (there is no method to train)"
-        require((given is not None) == trains, section, reason, given)
+    if trains:
+        for section in ("method", "optimizer", "train"):
+            present = getattr(top, section) is not None
+            require(present, section, "a section (the config trains)", None)
     train = None if top.train is None else train_of(top.train, threats, data, trains)
     used = training_threats(threats, train)
     method = None if top.method is None else method_of(top.method, used, train, top.seed)

@@ -310,12 +310,6 @@ def test_results_of_another_version_are_kept_and_named(
         ("mnist_atlas", ["data.dir=none", "data.download=false"], None, "data.dir: expected mnist"),
         ("digits_adv", [], ["attack_eval"], "run the stage train first"),
         ("digits_adv", [], ["report"], "run the stage train first"),
-        (
-            "evaluate",
-            ["data.name=digits", "threat.eps=0.1", "train.epochs=5"],
-            None,
-            "train: expected none",
-        ),
         ("digits_adv", ["data.batch_size=5000"], None, "batch_size: expected at most the"),
     ],
 )
