@@ -397,4 +397,4 @@ def test_a_step_that_is_a_tensor_is_not_compared_with_the_box() -> None:
 
 def test_steps_that_together_hardly_move_an_image_are_refused() -> None:
     line = error_line(lambda: PGD(step_size="2/255").check(Threat("linf", 8, (0, 255))))
-    assert line.startswith("step_size: expected steps that together reach 5% of eps 8, or more (")
+    assert line.endswith("reach 5% of eps 8 or more, received 10 of 0.00784314 (did you mean 2?)")

@@ -13,7 +13,7 @@ import tensorflow as tf
 from tfrobust import losses, noise
 from tfrobust.attacks.base import Attack, LogitsFn, Outcome
 from tfrobust.attacks.compaction import State, hunt, take_rows
-from tfrobust.errors import choose, require
+from tfrobust.errors import UserError, choose, require
 from tfrobust.norms import per_example, rows
 from tfrobust.threat import Threat
 
@@ -82,13 +82,12 @@ class GradientAttack(Attack):
         (steps, _, _), size = self.schedule, self.step(threat.eps)
         if tf.is_tensor(size) or tf.is_tensor(threat.eps):
             return
-        hint = " (did you mean one for images in [0, 255]?)" if threat.box == (0.0, 255.0) else ""
-        require(
-            steps * size >= LEAST_REACH * threat.eps,
-            "step_size",
-            f"steps that together reach {LEAST_REACH:.0%} of eps {threat.eps:g}, or more{hint}",
-            f"{steps} of {size:g}",
-        )
+        if steps * size < LEAST_REACH * threat.eps:
+            hint = f" (did you mean {255 * size:g}?)" if threat.box == (0.0, 255.0) else ""
+            raise UserError(
+                f"step_size: expected steps that together reach {LEAST_REACH:.0%} of eps "
+                f"{threat.eps:g} or more, received {steps} of {size:g}{hint}"
+            )
 
     @property
     def _loss_word(self) -> list[str]:
