@@ -108,7 +108,7 @@ def optimizer_of(section: Mapping[str, Any]) -> partial[keras.optimizers.Optimiz
     """Return a function of a learning rate that returns the optimizer."""
     optimizer = resolve(OPTIMIZERS, section, "optimizer")
     rate = float(located("optimizer", optimizer).learning_rate)
-    require(rate > 0, "optimizer.learning_rate", "a number > 0", rate)
+    number("optimizer.learning_rate", rate, above=0)
     return optimizer
 
 
@@ -142,6 +142,5 @@ def paper_of(paper: Mapping[str, Any]) -> dict[str, Any]:
     """Return the section `paper` with its accuracies as floats; its source stays text."""
     section = dict(paper)
     for key in section.keys() - {"source"}:
-        section[key] = number(f"paper.{key}", paper[key])
-        require(0 <= section[key] <= 1, f"paper.{key}", "a fraction in [0, 1]", paper[key])
+        section[key] = number(f"paper.{key}", paper[key], at_least=0, at_most=1)
     return section

@@ -21,7 +21,7 @@ from tfrobust.data import (
     require_equal_weights,
     require_images,
 )
-from tfrobust.errors import choose, require, require_at_least
+from tfrobust.errors import choose, number, require, require_at_least
 from tfrobust.evaluation import MODES, Corruptions
 from tfrobust.methods import Averaging
 from tfrobust.registry import arguments, located
@@ -169,11 +169,11 @@ class Train:
         choose("monitor", self.monitor, MONITORS)
         compiled = self.jit_compile
         require(is_choice(compiled), "jit_compile", "true, false or auto", compiled)
-        minutes = self.checkpoint_minutes
-        require(minutes >= 0, "checkpoint_minutes", "a number >= 0", minutes)
+        number("checkpoint_minutes", self.checkpoint_minutes, at_least=0)
         require_at_least(0, rollbacks=self.rollbacks)
         require_at_least(1, epochs=self.epochs)
-        require(self.eps is None or self.eps >= 0, "eps", "a number >= 0", self.eps)
+        if self.eps is not None:
+            number("eps", self.eps, at_least=0)
         warmup, ramp = self.epsilon_warmup_epochs, self.epsilon_ramp_epochs
         expected = f"a number from 0 to the {self.epochs} epochs"
         require(0 <= warmup <= self.epochs, "epsilon_warmup_epochs", expected, warmup)

@@ -50,15 +50,27 @@ def require(ok: Any, argument: str, expected: str, received: object) -> None:
 def require_at_least(minimum: int, **integers: Any) -> None:
     """Raise a UserError for the first argument that is not an integer >= minimum, of any kind."""
     for argument, value in integers.items():
-        fits = isinstance(value, numbers.Integral) and int(value) >= minimum
-        require(fits, argument, f"int >= {minimum}", value)
+        fits = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+        require(fits and int(value) >= minimum, argument, f"int >= {minimum}", value)
+
+
+def require_bool(**flags: Any) -> None:
+    """Raise a UserError for the first argument that is neither True nor False."""
+    for argument, value in flags.items():
+        require(isinstance(value, bool), argument, "True or False", value)
 
 
 def require_seed(seed: Any) -> int:
     """Return a seed as an int. Raises a UserError unless it is an integer of 64 bits."""
-    fits = isinstance(seed, numbers.Integral) and -(2**63) <= int(seed) < 2**63
-    require(fits, "seed", "int of at most 64 bits", seed)
+    fits = isinstance(seed, numbers.Integral) and not isinstance(seed, bool)
+    require(fits and -(2**63) <= int(seed) < 2**63, "seed", "int of at most 64 bits", seed)
     return int(seed)
+
+
+def path_text(argument: str, value: Any) -> str:
+    """Return a path as text. Raises a UserError unless it is text or a pathlib.Path."""
+    require(isinstance(value, str | Path), argument, "a path", value)
+    return str(value)
 
 
 def one_line(error: object, length: int | None = 200) -> str:
@@ -130,18 +142,43 @@ def nearest_path(path: str | Path) -> str:
         return ""
 
 
-def number(argument: str, value: Any) -> float:
-    """Return a number, or a fraction such as "8/255", as a float; else raise a UserError."""
+def number(
+    argument: str,
+    value: Any,
+    *,
+    at_least: float = -math.inf,
+    above: float = -math.inf,
+    at_most: float = math.inf,
+    below: float = math.inf,
+) -> float:
+    """Return a finite number, or a fraction such as "8/255", as a float.
+
+    Args:
+        argument: The name of the argument, for errors.
+        value: The number.
+        at_least, above: The least number that is valid, or the greatest below all valid ones.
+        at_most, below: Likewise at the other end.
+
+    Raises:
+        UserError: If the value is no such number.
+    """
+    received = value
     if isinstance(value, str) and FRACTION.fullmatch(value):
         numerator, denominator = (Fraction(part.strip()) for part in value.split("/"))
         require(denominator != 0, argument, "a fraction with a denominator other than 0", value)
         value = float(numerator / denominator)
     try:
-        if isinstance(value, numbers.Real) and not isinstance(value, bool):
-            value = float(value)
-            if math.isfinite(value):
-                return value
+        is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        value = float(value) if is_number else math.nan
     except OverflowError:  # an int of more than 308 digits
-        value = math.inf
-    expected = "a number or a fraction such as 8/255"
-    raise UserError(f"{argument}: expected {expected}, received {value!r}")
+        value = received = math.inf
+    require(math.isfinite(value), argument, "a number or a fraction such as 8/255", received)
+    inside = at_least <= value <= at_most and above < value < below
+    low, high = max(at_least, above), min(at_most, below)
+    if high == math.inf:
+        expected = f"a number {'>' if low == above else '>='} {low:g}"
+    else:
+        expected = f"a number in {'(' if low == above else '['}{low:g}, {high:g}"
+        expected += ")" if high == below else "]"
+    require(inside, argument, expected, received)
+    return value

@@ -49,8 +49,7 @@ class Threat(Configurable):
         if not tf.is_tensor(self.eps):
             expected = "a number (per_feature takes a factor for each channel or feature)"
             require(np.ndim(self.eps) == 0, "eps", expected, self.eps)
-            object.__setattr__(self, "eps", number("eps", self.eps))
-            require(self.eps >= 0, "eps", "a number >= 0", self.eps)
+            object.__setattr__(self, "eps", number("eps", self.eps, at_least=0))
         object.__setattr__(self, "box", _checked_box(self.box))
         if self.per_feature is not None:
             object.__setattr__(self, "per_feature", _checked_factors(self.per_feature))
@@ -196,8 +195,7 @@ def threats_of(threat: Threat | Sequence[Threat], where: str = "threat") -> tupl
     threats = (threat,) if isinstance(threat, Threat) else threat
     expected = "a tfrobust.Threat or a list of them"
     require(isinstance(threats, Sequence) and threats, where, expected, threat)
-    for each in threats:
-        require(isinstance(each, Threat), where, expected, each)
+    require(all(isinstance(each, Threat) for each in threats), where, expected, threat)
     norms_of = [each.norm for each in threats]
     require(len({*norms_of}) == len(threats), where, "threats of different norms", norms_of)
     boxes = [each.box for each in threats]

@@ -57,7 +57,7 @@ MISTAKES = {
     ("seed=9223372036854775808",): "seed: expected an int of at most 64 bits",
     ("train.eps=-1",): "train.eps: expected a number >= 0, received -1",
     ("optimizer.momentum=2",): "optimizer: .*momentum",
-    ("optimizer={name: adam, beta_1: 2}",): "optimizer.beta_1: expected a number from 0 up to 1",
+    ("optimizer={name: adam, beta_1: 2}",): "optimizer.beta_1: expected a number in [0, 1)",
     ("optimizer={name: adamw, weight_decay: -1}",): "optimizer.weight_decay: expected a number",
     ("method=null", "stages=[attack_eval]"): "model.path: expected the network to evaluate",
     ("method.attack={name: saved_images, path: x.npz}",): "method.attack: expected an attack that",

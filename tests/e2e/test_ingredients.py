@@ -70,7 +70,7 @@ def test_recipe_resumes_to_the_bit(
             ["data.augment={name: crop, mode: wrap}"],
             "data.augment.mode: expected one of reflect, z",
         ),
-        (["train.averaging={name: ema, decay: 1}"], "train.averaging.decay: expected a number be"),
+        (["train.averaging={name: ema, decay: 1}"], "train.averaging.decay: expected a number in"),
         (["train.averaging={name: swa, start_epoch: 40}"], "train.averaging.start_epoch: expected"),
         (["data.validation=0", "train.schedule=guided"], "data.validation: expected examples to h"),
     ],

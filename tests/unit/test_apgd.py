@@ -372,7 +372,7 @@ def test_dlr_with_too_few_classes_becomes_the_margin(
         (lambda: APGD(steps=0), "steps: expected int >= 1, received 0"),
         (lambda: APGD(restarts=0), "restarts: expected int >= 1, received 0"),
         (lambda: APGD(targets=0), "targets: expected int >= 1, received 0"),
-        (lambda: APGD(rho=1), "rho: expected a number between 0 and 1, received 1.0"),
+        (lambda: APGD(rho=1), "rho: expected a number in (0, 1), received 1"),
         (lambda: APGD(loss="dlrr"), "loss: expected one of cross_entropy, dlr, margin, targeted"),
         (
             lambda: run(APGD(), curved, *curved_images(2), Threat("linf").at(tf.ones(2))),

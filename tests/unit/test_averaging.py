@@ -227,7 +227,7 @@ def test_statistics_that_never_move_are_not_recomputed() -> None:
         (lambda n: Adv(n, threat=THREAT, averaging=0.9), "averaging: expected a tfrobust.Ema"),
         (lambda n: Adv(n, threat=THREAT, averaging=Swa()), "steps_per_epoch: expected int >= 1"),
         (lambda n: Adv(n, threat=THREAT, label_smoothing=1.0), "label_smoothing: expected a num"),
-        (lambda n: Ema(decay=1.0), "decay: expected a number between 0 and 1"),
+        (lambda n: Ema(decay=1.0), "decay: expected a number in .0, 1."),
         (lambda n: Swa(statistics="now"), "statistics: expected one of averaged, current, recomp"),
     ],
 )

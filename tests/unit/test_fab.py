@@ -291,9 +291,9 @@ def test_image_itself_is_returned_where_no_step_breaks_it() -> None:
         ({"steps": 0}, "steps: expected int >= 1, received 0"),
         ({"targets": 0}, "targets: expected int >= 1, received 0"),
         ({"restarts": 1.5}, "restarts: expected int >= 1, received 1.5"),
-        ({"alpha_max": 2}, "alpha_max: expected a number from 0 to 1, received 2.0"),
+        ({"alpha_max": 2}, "alpha_max: expected a number in [0, 1], received 2"),
         ({"eta": 0.9}, "eta: expected a number >= 1, received 0.9"),
-        ({"beta": -0.1}, "beta: expected a number from 0 to 1, received -0.1"),
+        ({"beta": -0.1}, "beta: expected a number in [0, 1], received -0.1"),
         ({"beta": "near"}, "beta: expected a number or a fraction"),
     ],
 )

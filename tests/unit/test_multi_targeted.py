@@ -184,7 +184,7 @@ def test_title_and_settings_name_what_differs_from_the_defaults() -> None:
         ({"steps": 0}, "steps: expected int >= 1, received 0"),
         ({"restarts": 0}, "restarts: expected int >= 1, received 0"),
         ({"top": 0}, "top: expected int >= 1, received 0"),
-        ({"step_size": -1}, "step_size: expected a number > 0, received -1.0"),
+        ({"step_size": -1}, "step_size: expected a number > 0, received -1"),
     ],
 )
 def test_a_mistaken_argument_is_named(options: dict[str, Any], message: str) -> None:

@@ -189,7 +189,7 @@ def test_an_unreadable_file_is_an_error_of_one_line(name: str, tmp_path: Path) -
 
 def test_saved_images_cannot_be_crafted_outside_of_an_evaluation(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="^saved_images: expected an evaluation"):
-        saved(tmp_path)(lambda x: x, X, Y, threat=THREAT, seed=SEED)
+        saved(tmp_path)(lambda x: tf.reshape(x, [-1, 4]), X, Y, threat=THREAT, seed=SEED)
 
 
 def test_saved_images_are_built_from_a_config_and_saved_by_keras() -> None:

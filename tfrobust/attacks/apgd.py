@@ -61,8 +61,7 @@ class APGD(Attack):
     def __post_init__(self) -> None:
         choose("loss", self.loss, TITLES)
         require_at_least(1, steps=self.steps, restarts=self.restarts, targets=self.targets)
-        object.__setattr__(self, "rho", number("rho", self.rho))
-        require(0 < self.rho < 1, "rho", "a number between 0 and 1", self.rho)
+        object.__setattr__(self, "rho", number("rho", self.rho, above=0, below=1))
 
     @property
     def title(self) -> str:

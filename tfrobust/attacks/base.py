@@ -10,7 +10,8 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tfrobust.errors import UserError
+from tfrobust import gate
+from tfrobust.errors import UserError, require
 from tfrobust.serialization import Configurable
 from tfrobust.threat import Threat
 
@@ -118,8 +119,42 @@ class Attack(Configurable):
         """
         raise NotImplementedError
 
-    def __call__(
+    def images(
         self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, *, threat: Threat, seed: Any
     ) -> tf.Tensor:
-        """Return only the images of `run`, [B, H, W, C], without its other results."""
+        """Return only the images of `run`, [B, H, W, C], with no pass that they do not need."""
         return self.run(logits_fn, x, y, threat=threat, seed=seed).images
+
+    def __call__(
+        self, logits_fn: LogitsFn, x: Any, y: Any, *, threat: Threat, seed: Any
+    ) -> tf.Tensor:
+        """Check the arguments, and return the adversarial images of `run`, float32 [B, H, W, C].
+
+        Keras layers within the network are in inference mode, unless the network says otherwise.
+        Within a tf.function, where no value is known, nothing is checked.
+
+        Args:
+            logits_fn: As in `run`.
+            x: Clean images [B, H, W, C] in the box, an array or tensor of floats of any width.
+            y: Labels [B], class numbers of any integer type.
+            threat, seed: As in `run`.
+
+        Raises:
+            UserError: If an argument is not as described, or the attack does not work under the
+                threat.
+        """
+        if not tf.executing_eagerly():
+            return self.images(logits_fn, x, y, threat=threat, seed=seed)
+        require(isinstance(threat, Threat), "threat", "a Threat", threat)
+        images = gate.check_images(x, "x", threat.box, layout="channels_last")
+        if not tf.is_tensor(threat.eps):
+            gate.check_threat(threat, images.shape[1:])
+        self.check(threat, images.shape[1:])
+        classes = gate.check_network(logits_fn, images[:1], threat.box).shape[1]
+        labels = gate.check_labels(y, len(images), classes)
+        pair = np.shape(seed) == (2,) and np.asarray(seed).dtype.kind in "iu"
+        require(pair, "seed", "two integers, such as (0, 1)", seed)
+        attack, network = self.fitted(classes), gate.inference(logits_fn)
+        attack.check_network(network, images[:1])
+        x, y = tf.constant(images), tf.constant(labels)
+        return attack.images(network, x, y, threat=threat, seed=seed)

@@ -12,7 +12,7 @@ from tfrobust.attacks.base import Attack, LogitsFn, Outcome
 from tfrobust.attacks.compaction import State, hunt, take_rows
 from tfrobust.attacks.fab_projections import to_zero
 from tfrobust.attacks.gradient import differentiated, pullback
-from tfrobust.errors import number, require, require_at_least
+from tfrobust.errors import number, require_at_least
 from tfrobust.norms import rows
 from tfrobust.serialization import serializable
 from tfrobust.threat import Threat
@@ -56,11 +56,10 @@ class FAB(Attack):
         require_at_least(1, steps=self.steps, restarts=self.restarts)
         if self.targets is not None:
             require_at_least(1, targets=self.targets)
-        for name in ("alpha_max", "eta", "beta"):
-            object.__setattr__(self, name, number(name, getattr(self, name)))
-        require(0 <= self.alpha_max <= 1, "alpha_max", "a number from 0 to 1", self.alpha_max)
-        require(self.eta >= 1, "eta", "a number >= 1", self.eta)
-        require(0 <= self.beta <= 1, "beta", "a number from 0 to 1", self.beta)
+        alpha_max = number("alpha_max", self.alpha_max, at_least=0, at_most=1)
+        object.__setattr__(self, "alpha_max", alpha_max)
+        object.__setattr__(self, "eta", number("eta", self.eta, at_least=1))
+        object.__setattr__(self, "beta", number("beta", self.beta, at_least=0, at_most=1))
 
     @property
     def title(self) -> str:

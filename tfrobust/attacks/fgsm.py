@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from tfrobust.attacks.gradient import GradientAttack
-from tfrobust.errors import require
+from tfrobust.errors import number
 from tfrobust.serialization import serializable
 
 
@@ -24,7 +24,7 @@ class FGSM(GradientAttack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.step_scale > 0, "step_scale", "a number > 0", self.step_scale)
+        object.__setattr__(self, "step_scale", number("step_scale", self.step_scale, above=0))
 
     @property
     def title(self) -> str:

@@ -121,7 +121,7 @@ class GradientAttack(Attack):
         wrong = evaluate(images, tf.range(tf.shape(x)[0]), 0)[1]
         return Outcome(images, wrong, clean + steps + 1, steps)
 
-    def __call__(
+    def images(
         self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, *, threat: Threat, seed: Any
     ) -> tf.Tensor:
         x, evaluate = self._classified(logits_fn, x, y)

@@ -38,6 +38,7 @@ class MultiTargeted(Attack):
     top: int | None = None
 
     def __post_init__(self) -> None:
+        require_at_least(1, restarts=self.restarts)
         if self.top is not None:
             require_at_least(1, top=self.top)
         object.__setattr__(self, "step_size", self._ascent(1).step_size)  # PGD's checks

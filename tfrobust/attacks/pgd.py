@@ -8,7 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfrobust.attacks.gradient import GradientAttack
-from tfrobust.errors import choose, number, require, require_at_least
+from tfrobust.errors import choose, number, require_at_least
 from tfrobust.serialization import serializable
 
 DEFAULT_SCALE = 2.5  # with steps of 2.5 eps / steps the attack can cross the ball (Madry et al.)
@@ -38,8 +38,7 @@ class PGD(GradientAttack):
         require_at_least(1, steps=self.steps, restarts=self.restarts)
         choose("success", self.success, ("last", "any"))
         if self.step_size is not None and not tf.is_tensor(self.step_size):
-            object.__setattr__(self, "step_size", number("step_size", self.step_size))
-            require(self.step_size > 0, "step_size", "a number > 0", self.step_size)
+            object.__setattr__(self, "step_size", number("step_size", self.step_size, above=0))
 
     @property
     def title(self) -> str:

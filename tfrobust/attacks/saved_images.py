@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfrobust.attacks.base import Attack, LogitsFn
-from tfrobust.errors import UserError, require
+from tfrobust.errors import UserError, path_text, require
 from tfrobust.io import UNREADABLE, in_home
 from tfrobust.serialization import serializable
 from tfrobust.threat import Threat
@@ -33,6 +33,9 @@ class SavedImages(Attack):
     needs_gradients = False
 
     path: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", path_text("path", self.path))
 
     @property
     def title(self) -> str:

@@ -12,7 +12,7 @@ from tfrobust import losses, noise
 from tfrobust.attacks.base import Attack, LogitsFn, Outcome
 from tfrobust.attacks.compaction import State, hunt
 from tfrobust.attacks.square_moves import Pyramids, Squares
-from tfrobust.errors import require, require_at_least
+from tfrobust.errors import number, require_at_least
 from tfrobust.norms import rows
 from tfrobust.serialization import serializable
 from tfrobust.threat import Threat
@@ -48,7 +48,7 @@ class Square(Attack):
 
     def __post_init__(self) -> None:
         require_at_least(1, queries=self.queries, restarts=self.restarts)
-        require(0 < self.p_init <= 1, "p_init", "a number in (0, 1]", self.p_init)
+        object.__setattr__(self, "p_init", number("p_init", self.p_init, above=0, at_most=1))
 
     @property
     def title(self) -> str:

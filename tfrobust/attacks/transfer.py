@@ -14,7 +14,7 @@ from tfrobust import losses
 from tfrobust.attacks.base import LogitsFn, Outcome
 from tfrobust.attacks.pgd import PGD
 from tfrobust.attacks.wrapper import Wrapper
-from tfrobust.errors import choose, require
+from tfrobust.errors import choose, path_text, require
 from tfrobust.models import OUTPUTS, SavedNetwork, load_network, model_files
 from tfrobust.registry import located
 from tfrobust.serialization import serializable
@@ -48,6 +48,7 @@ class Transfer(Wrapper):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "source", path_text("source", self.source))
         choose("outputs", self.outputs, OUTPUTS)
 
     @property
@@ -102,7 +103,7 @@ class Transfer(Wrapper):
     ) -> Outcome:
         x, y, surrogate = tf.convert_to_tensor(x), tf.cast(y, tf.int32), self.surrogate
         surrogate.require_images(tuple(x.shape[1:]), "source")
-        images = self.attack(surrogate, x, y, threat=threat, seed=seed)
+        images = self.attack.images(surrogate, x, y, threat=threat, seed=seed)
         logits = tf.stop_gradient(logits_fn(images))
         self._require_classes(logits.shape[-1])
         zeros = tf.zeros_like(y)

@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 
 from tfrobust.data.rows import as_float
-from tfrobust.errors import choose, require, require_at_least
+from tfrobust.errors import choose, number, require, require_at_least
 from tfrobust.registry import located
 
 Batch = dict[str, tf.Tensor]
@@ -142,8 +142,8 @@ class RandAugment(KerasAugmentation):
 
     def make_layer(self, **common: Any) -> Any:
         require_at_least(1, operations=self.operations)
-        require(0 <= self.magnitude <= 1, "magnitude", "a number in [0, 1]", self.magnitude)
-        return keras.layers.RandAugment((0, 1), self.operations, self.magnitude, **common)
+        magnitude = number("magnitude", self.magnitude, at_least=0, at_most=1)
+        return keras.layers.RandAugment((0, 1), self.operations, magnitude, **common)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,10 +161,10 @@ class RandomErasing(KerasAugmentation):
     most: float = 0.33
 
     def make_layer(self, **common: Any) -> Any:
-        p, shares = self.probability, (self.least, self.most)
-        require(0 <= p <= 1, "probability", "a number in [0, 1]", p)
-        require(0 < self.least <= self.most <= 1, "least, most", "0 < least <= most <= 1", shares)
-        return keras.layers.RandomErasing((p, p), shares, value_range=(0, 1), **common)
+        p = number("probability", self.probability, at_least=0, at_most=1)
+        most = number("most", self.most, above=0, at_most=1)
+        least = number("least", self.least, above=0, at_most=most)
+        return keras.layers.RandomErasing((p, p), (least, most), value_range=(0, 1), **common)
 
 
 class Mixing(KerasAugmentation):
@@ -197,8 +197,7 @@ class MixUp(Mixing):
     alpha: float = 0.2
 
     def make_layer(self, **common: Any) -> Any:
-        require(self.alpha > 0, "alpha", "a number > 0", self.alpha)
-        return keras.layers.MixUp(self.alpha, **common)
+        return keras.layers.MixUp(number("alpha", self.alpha, above=0), **common)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,8 +211,8 @@ class CutMix(Mixing):
     alpha: float = 1.0
 
     def make_layer(self, **common: Any) -> Any:
-        require(0 < self.alpha <= 1, "alpha", "a number above 0, at most 1", self.alpha)
-        return keras.layers.CutMix((self.alpha, self.alpha), **common)
+        alpha = number("alpha", self.alpha, above=0, at_most=1)
+        return keras.layers.CutMix((alpha, alpha), **common)
 
 
 AUGMENTATIONS: dict[str, type[Augmentation]] = {

@@ -16,7 +16,7 @@ from tfrobust.data.augment import (
 from tfrobust.data.reading import untuned
 from tfrobust.data.rows import Rows, as_float, mixed_rows, rows_of
 from tfrobust.data.split import Split
-from tfrobust.errors import require, require_at_least
+from tfrobust.errors import number, require, require_at_least
 from tfrobust.noise import fold, seed_for
 
 
@@ -39,8 +39,8 @@ class Extra:
 
     def __post_init__(self) -> None:
         require(len(self.split), "split", "examples", "none")
-        require(0 < self.share < 1, "share", "a number between 0 and 1", self.share)
-        require(self.weight > 0, "weight", "a number > 0", self.weight)
+        object.__setattr__(self, "share", number("share", self.share, above=0, below=1))
+        object.__setattr__(self, "weight", number("weight", self.weight, above=0))
 
     def rows(self, batch_size: int) -> int:
         """Return the number of extra examples in a batch. Raises UserError if there are fewer."""

@@ -31,6 +31,7 @@ from tfrobust.gate.logit_advice import advice
 from tfrobust.gate.networks import (
     SOME,
     check_float_input,
+    check_network,
     check_trained,
     in_unit,
     inference,
@@ -64,6 +65,7 @@ __all__ = [
     "check_label_form",
     "check_label_spec",
     "check_labels",
+    "check_network",
     "check_threat",
     "check_trained",
     "check_validation",

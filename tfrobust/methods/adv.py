@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from tfrobust.errors import require
+from tfrobust.errors import number
 from tfrobust.methods.local_global import LocalGlobal
 from tfrobust.serialization import serializable
 
@@ -24,6 +24,5 @@ class Adv(LocalGlobal):
     adversarial_centre = True
 
     def __init__(self, network: keras.Model, *, clean_weight: float = 0.0, **kwargs: Any):
-        self.clean_weight = clean_weight
+        self.clean_weight = number("clean_weight", clean_weight, at_least=0, at_most=1)
         super().__init__(network, **kwargs)
-        require(0 <= clean_weight <= 1, "clean_weight", "a number in [0, 1]", clean_weight)

@@ -10,7 +10,7 @@ import tensorflow as tf
 from tfrobust import losses
 from tfrobust.attacks import PGD
 from tfrobust.attacks.gradient import GradientAttack
-from tfrobust.errors import require
+from tfrobust.errors import number, require_bool
 from tfrobust.methods.base import Batch, RobustModel
 from tfrobust.serialization import serializable
 
@@ -36,11 +36,11 @@ class Alp(RobustModel):
         least_likely: bool = False,
         **kwargs: Any,
     ):
-        self.weight, self.least_likely = weight, least_likely
+        require_bool(least_likely=least_likely)
+        self.weight, self.least_likely = number("weight", weight, at_least=0), least_likely
         if least_likely:
             self.crafting_loss = None
         super().__init__(network, **kwargs)
-        require(weight >= 0, "weight", "a number >= 0", weight)
 
     def adversary(self, batch: Batch) -> tf.Tensor:
         if not self.least_likely:

@@ -15,7 +15,7 @@ import tensorflow as tf
 from absl import logging
 
 from tfrobust._compat import layers_of, trained_by
-from tfrobust.errors import choose, require, require_at_least
+from tfrobust.errors import choose, number, require, require_at_least, require_bool
 from tfrobust.methods.batch import Batch
 from tfrobust.methods.gated import GatedModel
 from tfrobust.serialization import Configurable, serializable
@@ -73,7 +73,8 @@ class Ema(Averaging):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(0 < self.decay < 1, "decay", "a number between 0 and 1", self.decay)
+        require_bool(warm_up=self.warm_up)
+        object.__setattr__(self, "decay", number("decay", self.decay, above=0, below=1))
 
     def keep(self, step: tf.Tensor, steps_per_epoch: int) -> tf.Tensor:
         passed = tf.cast(step + 1 - self.start_epoch * steps_per_epoch, tf.float32)

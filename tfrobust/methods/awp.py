@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfrobust.errors import require, require_at_least
+from tfrobust.errors import number, require, require_at_least
 from tfrobust.methods.base import Batch, RobustModel
 from tfrobust.methods.decay import is_kernel
 from tfrobust.methods.table import Table
@@ -67,7 +67,8 @@ class Awp(RobustModel):
             method = _settings(method)
         maker = resolve(_others(), method, "method", tuple(parameters(RobustModel)))
         inner = located("method", maker, network, **kwargs | {"averaging": None})
-        self.method, self.gamma, self.warmup_epochs = method, gamma, warmup_epochs
+        self.gamma = number("gamma", gamma, at_least=0)
+        self.method, self.warmup_epochs = method, warmup_epochs
         for name in TAKEN_OVER:
             setattr(self, name, getattr(inner, name))
         if inner.attack is None:
@@ -75,7 +76,6 @@ class Awp(RobustModel):
         if warmup_epochs:
             self.needs = (*self.needs, "steps_per_epoch")
         super().__init__(network, **kwargs | {"attack": inner.attack, "craft": inner.craft})
-        require(gamma >= 0, "gamma", "a number >= 0", gamma)
         require_at_least(0, warmup_epochs=warmup_epochs)
         self.inner = inner
 

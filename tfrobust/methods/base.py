@@ -16,7 +16,7 @@ from tfrobust import losses, noise
 from tfrobust._compat import loss_mean, twice_differentiable
 from tfrobust.attacks import FGSM, PGD, Attack
 from tfrobust.attacks.gradient import GradientAttack
-from tfrobust.errors import choose, require, require_at_least, require_seed
+from tfrobust.errors import choose, number, require, require_at_least, require_seed
 from tfrobust.gate import check_threat
 from tfrobust.methods import decay
 from tfrobust.methods.averaging import AveragedModel, Averaging
@@ -180,17 +180,17 @@ class RobustModel(AveragedModel):
         }
         for argument, count in counts.items():
             if count is not None or argument in needs:
-                positive = isinstance(count, numbers.Integral) and count >= 1
-                require(positive, argument, "int >= 1, of the training data", count)
+                whole = isinstance(count, numbers.Integral) and not isinstance(count, bool)
+                expected = "int >= 1, of the training data"
+                require(whole and int(count) >= 1, argument, expected, count)
         require_at_least(0, warmup_steps=warmup_steps, ramp_steps=ramp_steps)
-        require(0 <= label_smoothing < 1, "label_smoothing", "a number in [0, 1)", label_smoothing)
-        require(l2 >= 0, "l2", "a number >= 0", l2)
         self.network = network
         self.norms = choose("norms", norms, WAYS)
         self.attack = self._attack(attack)
         self.validation_attack = validation_attack or PGD(steps=10)
         self.check_attacks()
-        self.label_smoothing, self.l2, self.averaging = label_smoothing, l2, averaging
+        self.label_smoothing = number("label_smoothing", label_smoothing, at_least=0, below=1)
+        self.l2, self.averaging = number("l2", l2, at_least=0), averaging
         self.warmup_steps, self.ramp_steps, self.seed = warmup_steps, ramp_steps, require_seed(seed)
         self.num_examples, self.batch_size = num_examples, batch_size
         self.steps_per_epoch = steps_per_epoch
@@ -269,7 +269,7 @@ class RobustModel(AveragedModel):
     def adversary(self, batch: Batch) -> tf.Tensor:
         """Return the adversarial images [B, H, W, C] of `attack` at the eps of this step."""
         assert self.attack is not None
-        return self.attack(
+        return self.attack.images(
             self.logits_fn(batch, self.craft),
             batch["image"],
             batch["label"],

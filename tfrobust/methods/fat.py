@@ -10,7 +10,7 @@ import tensorflow as tf
 from tfrobust import losses, noise
 from tfrobust.attacks import PGD
 from tfrobust.attacks.gradient import GradientAttack, differentiated
-from tfrobust.errors import require
+from tfrobust.errors import number, require
 from tfrobust.methods.adv import Adv
 from tfrobust.methods.base import Batch
 from tfrobust.norms import per_example, rows
@@ -43,7 +43,7 @@ class Fat(Adv):
     ):
         self.patience = [0, 1, 2] if patience is None else patience
         self.patience_epochs = [50, 90] if patience_epochs is None else patience_epochs
-        self.jitter = jitter
+        self.jitter = number("jitter", jitter, at_least=0)
         super().__init__(network, **kwargs)
         require(min(self.patience, default=-1) >= 0, "patience", "numbers >= 0", self.patience)
         expected = f"{len(self.patience) - 1} rising epochs, for {len(self.patience)} patiences"
@@ -52,7 +52,6 @@ class Fat(Adv):
         require(fits and rising, "patience_epochs", expected, self.patience_epochs)
         assert isinstance(self.attack, GradientAttack)
         self.attack.check_single_path()
-        require(jitter >= 0, "jitter", "a number >= 0", jitter)
 
     @property
     def patience_now(self) -> tf.Tensor:

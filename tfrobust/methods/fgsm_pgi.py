@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tfrobust import losses, noise, norms
 from tfrobust.attacks.gradient import input_gradient
-from tfrobust.errors import require, require_at_least
+from tfrobust.errors import number, require, require_at_least
 from tfrobust.methods.base import Batch, RobustModel
 from tfrobust.methods.table import Table
 from tfrobust.norms import per_example
@@ -56,10 +56,10 @@ class FgsmPgi(RobustModel):
         craft: str = "frozen",
         **kwargs: Any,
     ):
-        self.weight, self.decay, self.reset_epochs = weight, decay, reset_epochs
+        self.weight = number("weight", weight, at_least=0)
+        self.decay = number("decay", decay, at_least=0)
+        self.reset_epochs = reset_epochs
         super().__init__(network, craft=craft, **kwargs)
-        require(weight >= 0, "weight", "a number >= 0", weight)
-        require(decay >= 0, "decay", "a number >= 0", decay)
         require_at_least(1, reset_epochs=reset_epochs)
         assert self.num_examples is not None  # of `needs`
         shape: Any = self.signature.image_shape

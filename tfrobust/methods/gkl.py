@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tfrobust import losses
 from tfrobust.attacks import PGD
-from tfrobust.errors import require
+from tfrobust.errors import number
 from tfrobust.methods.base import Batch, RobustModel
 from tfrobust.serialization import serializable
 
@@ -46,12 +46,10 @@ class Gkl(RobustModel):
         gamma: float = 0.2,
         **kwargs: Any,
     ):
-        self.alpha, self.beta, self.temperature, self.gamma = alpha, beta, temperature, gamma
+        self.alpha, self.beta = number("alpha", alpha, at_least=0), number("beta", beta, at_least=0)
+        self.temperature = number("temperature", temperature, above=0)
+        self.gamma = number("gamma", gamma, at_least=0)
         super().__init__(network, **kwargs)
-        require(alpha >= 0, "alpha", "a number >= 0", alpha)
-        require(beta >= 0, "beta", "a number >= 0", beta)
-        require(temperature > 0, "temperature", "a number > 0", temperature)
-        require(gamma >= 0, "gamma", "a number >= 0", gamma)
         classes = self.signature.classes
         self.class_means = self._state((classes, classes), 1.0 / classes)
         self.sums = self._state((classes, classes), 0.0)

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tfrobust import losses, norms
 from tfrobust.attacks.gradient import input_gradient
-from tfrobust.errors import require
+from tfrobust.errors import number
 from tfrobust.methods.base import Batch, RobustModel
 from tfrobust.serialization import serializable
 
@@ -36,10 +36,9 @@ class GradAlign(RobustModel):
         craft: str = "train",
         **kwargs: Any,
     ):
-        self.weight, self.step_scale = weight, step_scale
+        self.weight = number("weight", weight, at_least=0)
+        self.step_scale = number("step_scale", step_scale, above=0)
         super().__init__(network, craft=craft, **kwargs)
-        require(weight >= 0, "weight", "a number >= 0", weight)
-        require(step_scale > 0, "step_scale", "a number > 0", step_scale)
 
     def perturb(self, batch: Batch) -> Batch:
         threat, x = self.threat_now, batch["image"]

@@ -62,18 +62,17 @@ class Iaat(Adv):
         craft: str = "train",
         **kwargs: Any,
     ):
-        self.warmup_epochs, self.smoothing = warmup_epochs, smoothing
-        self.gamma, self.min_step = number("gamma", gamma), number("min_step", min_step)
+        self.warmup_epochs = warmup_epochs
+        self.smoothing = number("smoothing", smoothing, above=0, at_most=1)
+        self.gamma = number("gamma", gamma, at_least=0)
+        self.min_step = number("min_step", min_step, above=0)
         self.rule = choose("rule", rule, ("probe", "simple"))
         self.misclassified = choose("misclassified", misclassified, ("clean", "adversarial"))
         super().__init__(network, craft=craft, **kwargs)
         require_at_least(0, warmup_epochs=warmup_epochs)
-        require(self.gamma >= 0, "gamma", "a number >= 0", gamma)
-        require(self.min_step > 0, "min_step", "a number > 0", min_step)
         step_size = getattr(self.attack, "step_size", None)
         expected = "none (the method's step size grows with eps_i)"
         require(step_size is None, "attack.step_size", expected, step_size)
-        require(0 < smoothing <= 1, "smoothing", "a number in (0, 1]", smoothing)
         assert self.num_examples is not None  # of `needs`
         self.radii = Table(self.num_examples)
 

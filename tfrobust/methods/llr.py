@@ -10,7 +10,7 @@ import tensorflow as tf
 from tfrobust import losses
 from tfrobust.attacks import PGD
 from tfrobust.attacks.gradient import GradientAttack, differentiated
-from tfrobust.errors import choose, require
+from tfrobust.errors import choose, number, require
 from tfrobust.methods.base import Batch, RobustModel
 from tfrobust.methods.batch_norm import SharedStatistics
 from tfrobust.serialization import serializable
@@ -44,10 +44,8 @@ class Llr(RobustModel):
         craft: str = "frozen",
         **kwargs: Any,
     ):
-        self.alpha, self.beta = alpha, beta
+        self.alpha, self.beta = number("alpha", alpha, at_least=0), number("beta", beta, at_least=0)
         super().__init__(network, craft=choose("craft", craft, ("frozen",)), **kwargs)
-        require(alpha >= 0, "alpha", "a number >= 0", alpha)
-        require(beta >= 0, "beta", "a number >= 0", beta)
         random_start = getattr(self.attack, "start", None) != "none"
         expected = "a random one (the gradient is zero at the image itself)"
         require(random_start, "attack.start", expected, "none")

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 
 from tfrobust import losses
-from tfrobust.errors import require
+from tfrobust.errors import number
 from tfrobust.jacobian import squared_jacobian
 from tfrobust.methods.base import Batch, RobustModel
 from tfrobust.methods.batch_norm import RepeatablePass
@@ -31,11 +31,11 @@ class LocalGlobal(RobustModel):
     clean_weight = 0.0  # w for (1 - w) CE(f(x'), y) + w CE(f(x), y), with an adversarial centre
 
     def __init__(self, network: keras.Model, **kwargs: Any):
+        self.alpha = number("alpha", self.alpha, at_least=0)
+        self.beta = number("beta", self.beta, at_least=0)
         if not (self.adversarial_centre or self.beta):
             self.default_attack = None
         super().__init__(network, **kwargs)
-        require(self.alpha >= 0, "alpha", "a number >= 0", self.alpha)
-        require(self.beta >= 0, "beta", "a number >= 0", self.beta)
 
     def perturb(self, batch: Batch) -> Batch:
         entries: Batch = {}

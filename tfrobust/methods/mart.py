@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tfrobust import losses
 from tfrobust.attacks import PGD
-from tfrobust.errors import require
+from tfrobust.errors import number
 from tfrobust.methods.base import Batch, RobustModel
 from tfrobust.serialization import serializable
 
@@ -29,9 +29,8 @@ class Mart(RobustModel):
     default_attack = PGD(steps=10, start="normal")
 
     def __init__(self, network: keras.Model, *, beta: float = 5.0, **kwargs: Any):
-        self.beta = beta
+        self.beta = number("beta", beta, at_least=0)
         super().__init__(network, **kwargs)
-        require(beta >= 0, "beta", "a number >= 0", beta)
 
     def robust_loss(self, batch: Batch) -> Batch:
         label, logits_fn = batch["label"], self.logits_fn(batch, "train")

@@ -62,11 +62,10 @@ class Mma(RobustModel):
         craft: str = "train",
         **kwargs: Any,
     ):
-        self.max_margin = number("max_margin", max_margin)
+        self.max_margin = number("max_margin", max_margin, above=0)
         self.min_margin = number("min_margin", min_margin)
         self.boundary = choose("boundary", boundary, BOUNDARIES)
         super().__init__(network, craft=craft, **kwargs)
-        require(self.max_margin > 0, "max_margin", "a number > 0", max_margin)
         expected = f"a number above 0, at most the max_margin {self.max_margin:g}"
         require(0 < self.min_margin <= self.max_margin, "min_margin", expected, min_margin)
         assert self.num_examples is not None  # of `needs`

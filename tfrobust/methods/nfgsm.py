@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tfrobust import losses
 from tfrobust.attacks.gradient import input_gradient
-from tfrobust.errors import require
+from tfrobust.errors import number
 from tfrobust.methods.adv import Adv
 from tfrobust.methods.base import Batch
 from tfrobust.serialization import serializable
@@ -37,10 +37,9 @@ class Nfgsm(Adv):
         craft: str = "train",
         **kwargs: Any,
     ):
-        self.noise_scale, self.step_scale = noise_scale, step_scale
+        self.noise_scale = number("noise_scale", noise_scale, at_least=0)
+        self.step_scale = number("step_scale", step_scale, above=0)
         super().__init__(network, craft=craft, **kwargs)
-        require(noise_scale >= 0, "noise_scale", "a number >= 0", noise_scale)
-        require(step_scale > 0, "step_scale", "a number > 0", step_scale)
 
     def adversary(self, batch: Batch) -> tf.Tensor:
         threat, label = self.threat_now, batch["label"]

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from tfrobust import losses, noise
 from tfrobust.attacks.gradient import input_gradient
-from tfrobust.errors import require, require_at_least
+from tfrobust.errors import number, require_at_least
 from tfrobust.methods.base import Batch, RobustModel
 from tfrobust.serialization import serializable
 
@@ -53,11 +53,9 @@ class Nuat(RobustModel):
         group: int = 64,
         **kwargs: Any,
     ):
-        self.weight, self.warmup_epochs = weight, warmup_epochs
-        self.noise_scale, self.group = noise_scale, group
+        self.weight, self.warmup_epochs = number("weight", weight, at_least=0), warmup_epochs
+        self.noise_scale, self.group = number("noise_scale", noise_scale, at_least=0), group
         super().__init__(network, **kwargs)
-        require(weight >= 0, "weight", "a number >= 0", weight)
-        require(noise_scale >= 0, "noise_scale", "a number >= 0", noise_scale)
         require_at_least(0, warmup_epochs=warmup_epochs)
         require_at_least(1, group=group)
 

@@ -66,7 +66,6 @@ class Oat(RobustModel):
             for name, values in (("lambdas", self.lambdas), ("default", [default])):
                 fits = set(values) <= set(encoding.lambdas)
                 require(fits, name, f"some of the network's, {list(encoding.lambdas)}", values)
-        require(0 <= default <= 1, "default", "a number in [0, 1]", default)
 
     def inputs(self, batch: Batch, x: tf.Tensor) -> Any:
         defaults = {"strength": self.default}

@@ -11,7 +11,7 @@ import tensorflow as tf
 from tfrobust import losses, noise
 from tfrobust.attacks import PGD
 from tfrobust.attacks.gradient import GradientAttack
-from tfrobust.errors import choose, require
+from tfrobust.errors import choose, number, require
 from tfrobust.methods.base import Batch, RobustModel
 from tfrobust.norms import per_example
 from tfrobust.serialization import serializable
@@ -68,9 +68,9 @@ class Squeeze(RobustModel):
         craft: str = "frozen",
         **kwargs: Any,
     ):
-        self.beta, self.regularizer = beta, choose("regularizer", regularizer, REGULARIZERS)
+        self.beta = number("beta", beta, at_least=0)
+        self.regularizer = choose("regularizer", regularizer, REGULARIZERS)
         super().__init__(network, craft=craft, **kwargs)
-        require(beta >= 0, "beta", "a number >= 0", beta)
         assert isinstance(self.attack, GradientAttack)
         self.attack.check_single_path()
         random_start = getattr(self.attack, "start", None) != "none"

@@ -22,7 +22,8 @@ def measured(model: Any, batch: Batch) -> Batch:
     x, y, logits_fn = batch["image"], batch["label"], model.logits_fn(batch, "eval")
 
     def attacked(attack: Attack, threat: Threat, purpose: str) -> tf.Tensor:
-        return attack(logits_fn, x, y, threat=threat, seed=noise.seed_for(model.seed, 0, purpose))
+        seed = noise.seed_for(model.seed, 0, purpose)
+        return attack.images(logits_fn, x, y, threat=threat, seed=seed)
 
     def under(threat: Threat) -> Batch:
         robust = logits_fn(attacked(model.validation_attack, threat, "validation"))

@@ -16,7 +16,7 @@ import tensorflow as tf
 from keras import layers
 
 from tfrobust import noise
-from tfrobust.errors import require
+from tfrobust.errors import number, require
 from tfrobust.serialization import serializable
 
 LEAST_EPSILON = 1e-5  # the least epsilon that the fused kernels of all devices take
@@ -58,8 +58,7 @@ class Dropout(layers.Dropout):
     """
 
     def __init__(self, rate: float, **kwargs: Any):
-        super().__init__(rate, **kwargs)
-        require(0 <= rate < 1, "rate", "a number in [0, 1)", rate)
+        super().__init__(number("rate", rate, at_least=0, below=1), **kwargs)
         require(self.noise_shape is None, "noise_shape", "none", self.noise_shape)
 
     def call(self, inputs: Any, training: bool = False) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import layers
 
-from tfrobust.errors import require, require_at_least
+from tfrobust.errors import number, require, require_at_least
 from tfrobust.models.keras_defaults import neutral
 from tfrobust.models.layers import batch_norm, conv, input_image, normalize
 from tfrobust.models.residual import Builder, block_strides, start_network
@@ -53,7 +53,7 @@ def wide_resnet(
     """
     blocks = _blocks(depth)
     require_at_least(1, width=width)
-    require(0 <= dropout < 1, "dropout", "a number in [0, 1)", dropout)
+    dropout = number("dropout", dropout, at_least=0, below=1)
     builder = start_network(image_shape, lambdas, encoding, widths, activation, init, padding)
     x = builder.conv(normalize(builder.image, mean, std), 16, 3)
     x = _pre_groups(builder, x, [16 * width, 32 * width, 64 * width], blocks, dropout)

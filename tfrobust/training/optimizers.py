@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from tfrobust.errors import require
+from tfrobust.errors import number
 from tfrobust.serialization import serializable
 
 
@@ -51,14 +51,16 @@ def adam(
     learning_rate: float = 0.001, beta_1: float = 0.9, beta_2: float = 0.999
 ) -> keras.optimizers.Optimizer:
     """Return Keras's Adam."""
-    for name, value in (("beta_1", beta_1), ("beta_2", beta_2)):
-        require(0 <= value < 1, name, "a number from 0 up to 1, exclusive", value)
-    return keras.optimizers.Adam(learning_rate, beta_1=beta_1, beta_2=beta_2)
+    return keras.optimizers.Adam(
+        learning_rate,
+        beta_1=number("beta_1", beta_1, at_least=0, below=1),
+        beta_2=number("beta_2", beta_2, at_least=0, below=1),
+    )
 
 
 def adamw(learning_rate: float = 0.001, weight_decay: float = 0.004) -> keras.optimizers.Optimizer:
     """Return Keras's AdamW, whose weight decay is decoupled."""
-    require(weight_decay >= 0, "weight_decay", "a number >= 0", weight_decay)
+    weight_decay = number("weight_decay", weight_decay, at_least=0)
     return keras.optimizers.AdamW(learning_rate, weight_decay=weight_decay)
 
 

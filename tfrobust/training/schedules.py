@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import keras
 
-from tfrobust.errors import choose, require, require_at_least
+from tfrobust.errors import choose, number, require, require_at_least, require_bool
 from tfrobust.serialization import serializable
 from tfrobust.training.state import Stateful
 
@@ -60,7 +60,7 @@ class Guided(Schedule):
 
     def __post_init__(self) -> None:
         require_at_least(1, patience=self.patience, stop=self.stop)
-        require(0 < self.factor < 1, "factor", "a fraction between 0 and 1", self.factor)
+        object.__setattr__(self, "factor", number("factor", self.factor, above=0, below=1))
 
     def callbacks(self, first_epoch: int, monitor: str = MONITOR) -> list[keras.callbacks.Callback]:
         return [
@@ -114,12 +114,14 @@ class Piecewise(Schedule):
     factor: float | list[float] = 0.1
 
     def __post_init__(self) -> None:
+        require(isinstance(self.epochs, list) and self.epochs, "epochs", "a list", self.epochs)
+        require_at_least(1, **{f"epochs.{i}": epoch for i, epoch in enumerate(self.epochs)})
         rising = self.epochs == sorted(set(self.epochs))
-        positive = self.epochs and self.epochs[0] > 0
-        require(rising and positive, "epochs", "rising numbers > 0", self.epochs)
+        require(rising, "epochs", "rising numbers", self.epochs)
         fits = len(self.factors) == len(self.epochs)
         require(fits, "factor", f"one number, or {len(self.epochs)} as epochs has", self.factor)
-        require(all(f > 0 for f in self.factors), "factor", "numbers > 0", self.factor)
+        for factor in self.factors:
+            number("factor", factor, above=0)
 
     @property
     def factors(self) -> list[float]:
@@ -155,7 +157,7 @@ class Cyclic(Schedule):
     peak: float = 0.4
 
     def __post_init__(self) -> None:
-        require(0 < self.peak < 1, "peak", "a fraction between 0 and 1", self.peak)
+        object.__setattr__(self, "peak", number("peak", self.peak, above=0, below=1))
 
     def learning_rate(self, base: float, steps_per_epoch: int, epochs: int) -> Any:
         return Triangle(base, int(self.peak * steps_per_epoch * epochs), steps_per_epoch * epochs)
@@ -184,11 +186,11 @@ class OneCycle(Schedule):
     by_epoch: bool = False
 
     def __post_init__(self) -> None:
-        require(0 < self.peak < 1, "peak", "a fraction between 0 and 1", self.peak)
+        object.__setattr__(self, "peak", number("peak", self.peak, above=0, below=1))
         choose("shape", self.shape, SHAPES)
+        require_bool(by_epoch=self.by_epoch)
         for name in ("start_divisor", "end_divisor"):
-            divisor = getattr(self, name)
-            require(divisor >= 1, name, "a number >= 1", divisor)
+            object.__setattr__(self, name, number(name, getattr(self, name), at_least=1))
 
     def learning_rate(self, base: float, steps_per_epoch: int, epochs: int) -> Any:
         length, count = 1, steps_per_epoch * epochs
