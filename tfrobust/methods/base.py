@@ -173,7 +173,7 @@ class RobustModel(AveragedModel):
         needs = {*self.needs}
         if averaging and averaging.counts_epochs:
             needs.add("steps_per_epoch")
-        counts = {
+        counts: dict[str, Any] = {
             "num_examples": num_examples,
             "batch_size": batch_size,
             "steps_per_epoch": steps_per_epoch,
@@ -182,7 +182,7 @@ class RobustModel(AveragedModel):
             if count is not None or argument in needs:
                 whole = isinstance(count, numbers.Integral) and not isinstance(count, bool)
                 expected = "int >= 1, of the training data"
-                require(whole and int(count) >= 1, argument, expected, count)
+                require(whole and count >= 1, argument, expected, count)
         require_at_least(0, warmup_steps=warmup_steps, ramp_steps=ramp_steps)
         self.network = network
         self.norms = choose("norms", norms, WAYS)
