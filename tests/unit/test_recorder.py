@@ -231,6 +231,8 @@ def test_a_seed_of_numpy_equals_the_same_int(tmp_path: Path) -> None:
     assert evaluated(tmp_path, [HALF], seed=3).attacks == []
 
 
-def test_a_label_cannot_be_the_name_of_the_digests(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="expected labels other than .*digest"):
-        evaluated(tmp_path / "new", [HALF | {"label": "digest"}])
+@pytest.mark.parametrize("label", ["digest", "clean.npy"])
+def test_a_label_cannot_be_that_of_another_array(tmp_path: Path, label: str) -> None:
+    """NumPy reads the array `clean` where `clean.npy` is asked for."""
+    with pytest.raises(UserError, match=f"expected labels other than .*received '{label}'"):
+        evaluated(tmp_path / "new", [HALF | {"label": label}])

@@ -16,6 +16,7 @@ from tfrobust.threat import Threat, threats_of
 # Names with another meaning in eval.json, flags.npz and the tables.
 RESERVED = ("allow_pickle", "clean", "digest", "file", "index", "label")
 RESERVED_STARTS = ("corruptions", "worst case")
+RESERVED_END = ".npy"  # NumPy takes "NAME.npy" in an .npz file for NAME
 # Keys of every entry beside the settings of its attack or suite, and their types.
 COMMON = {"label": str | None, "examples": int | None, "norm": str | None}
 
@@ -86,12 +87,17 @@ def list_attacks(
     names = [*(listed.name for listed in attack_list), *suites]
     norms = [f"{threat.norm}: " for threat in threats]
     labels = [next((n.removeprefix(p) for p in norms if n.startswith(p)), n) for n in names]
-    reserved = next((n for n in labels if n in RESERVED or n.startswith(RESERVED_STARTS)), None)
-    others = ", ".join((*RESERVED, *(f"{start} ..." for start in RESERVED_STARTS)))
+    reserved = next(filter(_is_reserved, labels), None)
+    starts = (f"{start} ..." for start in RESERVED_STARTS)
+    others = ", ".join((*RESERVED, *starts, f"... {RESERVED_END}"))
     require(reserved is None, where, f"labels other than {others}", reserved)
     repeated = next((name for name in names if names.count(name) > 1), None)
     require(repeated is None, where, "attacks whose labels differ (set `label`)", repeated)
     return attack_list
+
+
+def _is_reserved(label: str) -> bool:
+    return label in RESERVED or label.startswith(RESERVED_STARTS) or label.endswith(RESERVED_END)
 
 
 def check_gradients(
