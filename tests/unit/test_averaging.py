@@ -27,6 +27,13 @@ def two_layers() -> keras.Model:
     return keras.Sequential([keras.Input(X.shape[1:]), *layers])
 
 
+def short() -> keras.Model:
+    """Return a network with BatchNorm, all of whose weights have 16 bits."""
+    norm, dense = keras.layers.BatchNormalization, keras.layers.Dense
+    layers = [norm(dtype="bfloat16"), keras.layers.Flatten(), dense(3, dtype="bfloat16")]
+    return keras.Sequential([keras.Input(X.shape[1:]), *layers])
+
+
 @pytest.mark.parametrize("averaging", [None, Ema(decay=0.9)])
 def test_an_export_has_the_logits_that_the_model_predicts(averaging: Any, tmp_path: Path) -> None:
     model = Natural(two_layers(), threat=THREAT, averaging=averaging)
@@ -102,6 +109,24 @@ def test_decay_of_an_average_at_each_step() -> None:
     np.testing.assert_allclose(without_warm_up, [0] * 3 + [0.4] * 9)
     swa = Swa(start_epoch=1).keep(steps, 3)
     np.testing.assert_allclose(swa, [0] * 6 + [1, 1, 1 / 2, 1, 1, 2 / 3])
+
+
+def test_weights_of_16_bits_have_averages_of_32_bits() -> None:
+    """Half of the steps of this average were rounded away in bfloat16, which has 8 digits."""
+    network = short()
+    averaging = Ema(decay=0.995, warm_up=False, statistics="averaged")
+    model = Natural(network, threat=THREAT, averaging=averaging, steps_per_epoch=3)
+    model.compile(keras.optimizers.SGD(0.5))
+    expected = [weight.astype(np.float64) for weight in network.get_weights()]
+    for _ in range(20):
+        model.train_step((tf.constant(X), tf.constant(Y)))
+        weights = [weight.astype(np.float64) for weight in network.get_weights()]
+        expected = [0.995 * a + 0.005 * w for a, w in zip(expected, weights, strict=True)]
+    for average, value in zip(model.averages, expected, strict=True):
+        np.testing.assert_allclose(average, value, rtol=1e-4, atol=1e-5)
+    for weight, value in zip(model.evaluated_weights(), expected, strict=True):
+        np.testing.assert_array_equal(weight, value.astype(weight.dtype))
+    model.predict(X, verbose=0)
 
 
 def test_swa_averages_epochs_and_recomputes_the_statistics(normed: keras.Model) -> None:
@@ -227,6 +252,10 @@ def test_statistics_that_never_move_are_not_recomputed() -> None:
         (lambda n: Adv(n, threat=THREAT, averaging=0.9), "averaging: expected a tfrobust.Ema"),
         (lambda n: Adv(n, threat=THREAT, averaging=Swa()), "steps_per_epoch: expected int >= 1"),
         (lambda n: Adv(n, threat=THREAT, label_smoothing=1.0), "label_smoothing: expected a num"),
+        (
+            lambda n: Adv(short(), threat=THREAT, averaging=Swa(), steps_per_epoch=2),
+            "averaging.statistics: expected c",
+        ),
         (lambda n: Ema(decay=1.0), "decay: expected a number in .0, 1."),
         (lambda n: Swa(statistics="now"), "statistics: expected one of averaged, current, recomp"),
     ],

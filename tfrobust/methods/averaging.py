@@ -120,12 +120,23 @@ class AveragedModel(GatedModel):
         raise NotImplementedError
 
     def start_averages(self) -> None:
-        """Create the variables of the averages, which begin at the network's weights."""
+        """Create the variables of the averages, which begin at the network's weights.
+
+        They have at least 32 bits: in bfloat16 the small steps of an average are rounded away.
+
+        Raises:
+            UserError: If statistics of BatchNorm in 16 bits are to be recomputed, which is a
+                difference of nearly equal numbers.
+        """
+        if self.averaging is not None and self.averaging.statistics == "recomputed":
+            short = [each.dtype for each, _ in self._moving if tf.as_dtype(each.dtype).size < 4]
+            expected = "current or averaged for BatchNorm with weights of 16 bits"
+            require(not short, "averaging.statistics", expected, "recomputed")
         self.averages = [
             self.add_weight(
                 shape=weight.shape,
-                dtype=weight.dtype,
-                initializer=lambda shape, dtype=None, weight=weight: tf.identity(weight.value),
+                dtype=keras.backend.result_type(weight.dtype, "float32"),
+                initializer=lambda shape, dtype, weight=weight: tf.cast(weight.value, dtype),
                 trainable=False,
                 name=f"average_{k}",
             )
@@ -141,7 +152,8 @@ class AveragedModel(GatedModel):
         keep = self.averaging.keep(tf.convert_to_tensor(self.step), self.steps_per_epoch or 1)
         for weight, average in zip(self._averaged, self.averages, strict=True):
             share = tf.cast(keep, average.dtype)
-            average.assign(share * average.value + (1.0 - share) * weight.value)
+            value = tf.cast(weight.value, average.dtype)
+            average.assign(share * average.value + (1.0 - share) * value)
 
     def make_train_function(self, force: bool = False) -> Any:
         self._begin_again()
@@ -151,7 +163,7 @@ class AveragedModel(GatedModel):
         """Set the averages to the weights, which may have changed since, before the first step."""
         if not self._has_begun():
             for weight, average in zip(self._averaged, self.averages, strict=True):
-                average.assign(keras.ops.convert_to_numpy(weight))
+                average.assign(tf.cast(weight.value, average.dtype))
 
     def steps_taken(self) -> int:
         """Return the number of batches on which the model has trained."""
@@ -226,7 +238,8 @@ class AveragedModel(GatedModel):
         """Return the weights with which the network is validated, for its `set_weights`."""
         pairs = zip(self._averaged, self.averages, strict=True) if self._has_begun() else ()
         averages = {id(w): a for w, a in pairs}
-        return [averages.get(id(w), w).numpy() for w in self.network.weights]
+        weights = self.network.weights
+        return [tf.cast(averages.get(id(w), w).value, w.dtype).numpy() for w in weights]
 
     def export(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
         """Export the network alone as Keras does, with the weights that `predict` uses."""
@@ -259,7 +272,7 @@ class AveragedModel(GatedModel):
         has_begun = tf.convert_to_tensor(self.step) > 0
         return keras.StatelessScope(
             [
-                (weight, tf.where(has_begun, average.value, weight.value))
+                (weight, tf.where(has_begun, tf.cast(average.value, weight.dtype), weight.value))
                 for weight, average in pairs
             ]
         )
