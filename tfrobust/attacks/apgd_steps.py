@@ -1,7 +1,11 @@
-"""How APGD moves: two rules, each with its state per example.
+"""The two rules by which APGD moves: `Halving` for Linf and L2, and `Sparse` for L1.
 
-begin(start, x): the rule's state. adapt(k, s, value, gradient): the state and the gradient to move
-on with after the look at iterate k. move(k, s, gradient): the state at the next iterate.
+Both keep a state for each example, and have the same three functions:
+
+- begin(start, x) returns the state at the start of an ascent.
+- adapt(k, s, value, gradient) is called once iterate k has been evaluated. It returns the adapted
+  state, and the gradient along which to move.
+- move(k, s, gradient) returns the state at the next iterate.
 """
 
 from __future__ import annotations
@@ -16,14 +20,14 @@ from tfrobust.norms import rows
 from tfrobust.threat import Threat
 
 MOMENTUM = 0.25
-# L1: less than this share of the coordinates is clearly fewer; how many coordinates the best image
-# has changed for each one of a step; what a step shrinks by.
+# The constants of `Sparse`. The best image has changed clearly fewer coordinates if their number is
+# below FEWER times the former one. A step moves 1 / SPREAD of that number. SHRINK divides its size.
 FEWER, SPREAD, SHRINK = 0.95, 1.5, 1.5
 
 
 @dataclasses.dataclass(frozen=True)
 class Halving:
-    """Linf and L2: steps with momentum, halved at checkpoints.
+    """The rule for Linf and L2: steps with momentum, which are halved at checkpoints.
 
     x_{k+1} = P(x_k + 0.75 (P(x_k + step * steepest) - x_k) + 0.25 (x_k - x_{k-1})).
     """
@@ -38,9 +42,9 @@ class Halving:
             "before": start,
             "step": zeros + 2 * self.threat.eps,
             "last": zeros,  # the loss at the iterate before
-            "rises": zeros,  # how often it rose since the last checkpoint
-            "record": zeros,  # the highest loss at the last checkpoint
-            "halved": zeros == 0,  # there
+            "rises": zeros,  # the number of rises of the loss since the last checkpoint
+            "record": zeros,  # the highest loss up to the last checkpoint
+            "halved": zeros == 0,  # whether the step was halved at the last checkpoint
         }
 
     def adapt(
@@ -79,10 +83,11 @@ class Halving:
 
 @dataclasses.dataclass(frozen=True)
 class Sparse:
-    """L1: x_{k+1} = P(x_k + step * sign(g) / m) over the m coordinates of largest |g|.
+    """The rule for L1: x_{k+1} = P(x_k + step * sign(g) / m) over the m coordinates of largest |g|.
 
-    m is 2/3 of how many coordinates the best image has changed. At a checkpoint the step is eps
-    again if these have become clearly fewer, and smaller by 1.5, down to eps / 10, if not.
+    m is 2/3 of the number of coordinates in which the best image differs from the clean one. If
+    this number is clearly smaller than at the last checkpoint, the search goes back to the best
+    image and the step is eps again. If not, the step is divided by 1.5, down to eps / 10.
     """
 
     threat: Threat
@@ -119,9 +124,10 @@ class Sparse:
 
 
 def intervals(steps: int) -> list[int]:
-    """At 0 to `steps`: how many steps the checkpoint there looks back on; 0 where there is none.
+    """Return, for each iterate from 0 to `steps`, the interval that ends there; 0 if none does.
 
-    They shrink from 22 % of the steps by 3 % each to 6 %: 22, 19, 16, 13, 10, 7, 6, 6 of 100.
+    An interval is the number of steps between two checkpoints. The intervals shrink from 22 % of
+    the steps by 3 % each to 6 %: 22, 19, 16, 13, 10, 7, 6, 6 of 100 steps.
     """
     lengths = [0] * (steps + 1)
     interval = at = max(22 * steps // 100, 1)
@@ -133,13 +139,16 @@ def intervals(steps: int) -> list[int]:
 
 
 def changed(x_adv: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-    """How many coordinates differ, as a float [B]."""
+    """Return the number of coordinates in which x_adv differs from x, a float [B]."""
     differs = tf.cast(tf.not_equal(x_adv, x), x.dtype)
     return tf.reduce_sum(differs, axis=list(range(1, len(x.shape))))
 
 
 def sparse_sign(gradient: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
-    """The signs of the `count` [B] largest entries of |gradient|, of L1 norm 1, 0 elsewhere."""
+    """Return the signs of the `count` [B] largest entries of |gradient|, scaled to an L1 norm of 1.
+
+    All other entries are 0.
+    """
     flat = tf.reshape(gradient, [tf.shape(gradient)[0], -1])
     flat = tf.where(tf.math.is_nan(flat), tf.zeros_like(flat), flat)
     size = tf.abs(flat)

@@ -36,7 +36,7 @@ class Square(Attack):
         queries: The number of windows in each restart. The clean image and the start of each
             restart cost one query more: at most 1 + restarts * (1 + queries) in all.
         p_init: The share of the image that the first windows cover. It is halved after windows 10,
-            50, 200, 500, 1000, 2000 and 4000, whatever `queries` is.
+            50, 200, 500, 1000, 2000, 4000, 6000 and 8000, whatever `queries` is.
         restarts: The number of random starts.
     """
 
@@ -99,8 +99,8 @@ class Square(Attack):
 
             def moved() -> tf.Tensor:
                 # The public implementation has one window and one draw of signs for the whole
-                # batch. Here every example has its own: the same search for each example alone,
-                # but the results of a batch do not hang together, nor on who else is in it.
+                # batch. Here every example has its own. The search for one example is the same,
+                # but its result does not depend on the other examples of the batch.
                 u = noise.uniform([tf.shape(x)[0], 5 + channels], drawn)
                 return moves.propose(k - 1, s["x"], s["x_adv"], tf.gather(u, row))
 

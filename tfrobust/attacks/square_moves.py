@@ -1,9 +1,10 @@
-"""The moves of the Square Attack: how it starts, and what it tries in a window.
+"""The moves of the Square Attack: its start, and the changes that it tries in windows.
 
-`start` takes the whole batch and a seed; `propose` takes any rows and their numbers u [B, 5 + C],
-U[-1, 1): corners of two windows, the turn of a pattern, the sign of each channel.
+`start` takes the whole batch and a seed. `propose` takes any rows of the batch and their random
+numbers u [B, 5 + C] from U[-1, 1): two for the corner of each of two windows, one for the turn of
+a pattern, and one for the sign of each channel.
 
-Inputs that are no images are `flat`: images [B, 1, T, C] of one row, whose windows are segments of
+Series and tables are `flat` inputs: images [B, 1, T, C] of one row, whose windows are segments of
 the row.
 """
 
@@ -21,24 +22,24 @@ TINY = 1e-12  # keeps 0 / 0 at 0
 
 
 class Moves:
-    """The windows, square ones with these sides or, of flat inputs, segments of these lengths."""
+    """The windows: squares with these sides or, in flat inputs, segments of these lengths."""
 
     def __init__(self, threat: Threat, sides: Sequence[int], flat: bool = False):
         self.threat, self.flat = threat, flat
         self.sizes = tf.constant([(1 if flat else side, side) for side in sides])
 
     def corner(self, i: tf.Tensor, u: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-        """The first row and column [B, 2] of window i.
+        """Return the first row and column of window i, [B, 2].
 
         As in the public implementation they are never the last possible ones of an image, so
-        windows smaller than the image leave its last row and column alone. A table would never
-        have its last feature moved, so of a flat input they may be the last.
+        windows smaller than the image leave its last row and column alone. In a flat input they
+        may be the last possible ones: otherwise the last feature of a table would never move.
         """
         room = tf.cast(x.shape[1:3] - self.sizes[i] + int(self.flat), tf.float32)
         return tf.cast(0.5 * (u + 1.0) * room, tf.int32)
 
     def window(self, i: tf.Tensor, first: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-        """bool [B, H, W, 1]: the pixels of the windows i with these corners [B, 2]."""
+        """Return whether each pixel is in window i with the corners [B, 2]: bool [B, H, W, 1]."""
         down, across = (
             (tf.range(x.shape[1 + axis]) >= first[:, axis, None])
             & (tf.range(x.shape[1 + axis]) < first[:, axis, None] + self.sizes[i, axis])
@@ -48,25 +49,27 @@ class Moves:
 
 
 class Squares(Moves):
-    """In the Linf ball: every pixel at x - eps or x + eps, a window of one sign a channel."""
+    """The moves in the Linf ball: each channel of a window moves to x - eps or to x + eps."""
 
     def start(self, x: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        """x with vertical stripes: +-eps for each column and channel."""
+        """Return x with vertical stripes: plus or minus eps for each column and channel."""
         sign = signs(noise.uniform(tf.stack([tf.shape(x)[0], 1, *x.shape[2:]]), seed))
         return self.threat.project(x + self.threat.reach(x) * sign, x)
 
     def propose(self, i: tf.Tensor, x: tf.Tensor, x_adv: tf.Tensor, u: tf.Tensor) -> tf.Tensor:
-        """x_adv with window i moved by +-2 eps a channel, so to an edge of the ball."""
+        """Return x_adv with each channel of window i moved by +-2 eps, to an edge of the ball."""
         shift = 2.0 * self.threat.reach(x) * signs(u[:, None, None, 5:])
         inside = self.window(i, self.corner(i, u[:, :2], x), x)
         return self.threat.project(tf.where(inside, x_adv + shift, x_adv), x)
 
 
 class Pyramids(Moves):
-    """On the edge of the L2 or the L1 ball: a window gains what is free or another gives up.
+    """The moves on the edge of the L2 or the L1 ball, where one window gains what another gives up.
 
-    Windows get a pair of pyramids, one up and one down, added to the shape that they have. All is
-    in the coordinates of the ball, in which the factors of the threat are 1.
+    The first window of a pair gets a pattern, two pyramids of which one is up and one down, added
+    to the shape that it has. Its size grows by that of the second window, which is set back to the
+    clean image, and by what is still free within eps. All is computed in the coordinates of the
+    ball, in which the factors of the threat are 1.
     """
 
     def __init__(self, threat: Threat, sides: Sequence[int], flat: bool = False):
@@ -81,8 +84,11 @@ class Pyramids(Moves):
         self.patterns = tf.constant(patterns.reshape(len(kinds), -1))
 
     def start(self, x: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        """x with tiles, 5 or a few more along the shorter side and as many as fit along the other:
-        each a pattern, up or down in every channel."""
+        """Return x with a pattern in each of many tiles, with a random sign in each channel.
+
+        There are five tiles or a few more along the shorter side, and as many as fit along the
+        other.
+        """
         height, width, channels = x.shape[1:]
         shorter = width if self.flat else min(height, width)
         side = max(shorter // 5, 1)
@@ -100,7 +106,7 @@ class Pyramids(Moves):
         return self._on_the_edge(x, self.threat.mutable(delta))
 
     def propose(self, i: tf.Tensor, x: tf.Tensor, x_adv: tf.Tensor, u: tf.Tensor) -> tf.Tensor:
-        """x_adv with a pattern in one window, and a second window at 0 outside the first."""
+        """Return x_adv with a pattern in one window, and x in a second window outside the first."""
         delta = self.threat.in_ball(x_adv - x)
         first, second = self.corner(i, u[:, :2], x), self.corner(i, u[:, 2:4], x)
         here, there = self.window(i, first, x), self.window(i, second, x)
@@ -110,13 +116,14 @@ class Pyramids(Moves):
         drawn = self.threat.mutable(drawn)
         fresh = tf.where(here, drawn + old, 0.0)
         size = self._size(fresh, (1, 2))
-        # In a window of one pixel the two may cancel: the size must go somewhere.
+        # In a window of one pixel the pattern and the old shape may cancel. The pattern alone then
+        # takes the size.
         fresh = tf.where(here & (size == 0.0), drawn, fresh / (TINY + size))
         fresh *= self._share(delta, here | there)
         return self._on_the_edge(x, tf.where(here, fresh, tf.where(there, 0.0, delta)))
 
     def _share(self, delta: tf.Tensor, windows: tf.Tensor) -> tf.Tensor:
-        """The size that each channel may have in the first window: [B, 1, 1, C]."""
+        """Return the size that each channel may have in the first window, [B, 1, 1, C]."""
         channels = delta.shape[-1]
         released = self._size(tf.where(windows, delta, 0.0), (1, 2))
         eps, total = self.threat.eps, self._size(delta, (1, 2, 3))
@@ -125,7 +132,10 @@ class Pyramids(Moves):
         return tf.maximum(eps - total, 0.0) + released * channels
 
     def _drawn(self, i: tf.Tensor, first: tf.Tensor, turned: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-        """The pattern of window i at its corner, turned or not: [B, H, W, 1]; noise elsewhere."""
+        """Return the pattern of window i at its corner, turned or not, [B, H, W, 1].
+
+        The values outside the window mean nothing.
+        """
         down, across = (
             tf.clip_by_value(tf.range(x.shape[1 + axis]) - first[:, axis, None], 0, self.stride - 1)
             for axis in (0, 1)
@@ -136,11 +146,13 @@ class Pyramids(Moves):
         return tf.gather(self.patterns[self.which[i]], places)[..., None]
 
     def _size(self, delta: tf.Tensor, axes: tuple[int, ...]) -> tf.Tensor:
+        """Return the L2 or the L1 norm over some axes, which are kept with length 1."""
         if self.threat.norm == "l2":
             return tf.sqrt(tf.reduce_sum(delta * delta, axes, keepdims=True))
         return tf.reduce_sum(tf.abs(delta), axes, keepdims=True)
 
     def _on_the_edge(self, x: tf.Tensor, delta: tf.Tensor) -> tf.Tensor:
+        """Return x + delta inside the box, with delta scaled (L2) or projected (L1) to the ball."""
         if self.threat.norm == "l2":
             unit = self.threat.from_ball(delta / (TINY + self._size(delta, (1, 2, 3))))
             return tf.clip_by_value(x + self.threat.eps * unit, *self.threat.box)
@@ -148,13 +160,15 @@ class Pyramids(Moves):
 
 
 def signs(u: tf.Tensor) -> tf.Tensor:
-    """-1 or 1."""
+    """Return -1 where u < 0, and 1 elsewhere."""
     return tf.where(u < 0.0, -1.0, 1.0)
 
 
 def pattern(side: int, norm: str, flat: bool = False) -> np.ndarray:
-    """[side, side], or [side, 1] if it is flat: a pyramid over the upper half, one below 0 in the
-    lower half, of size 1."""
+    """Return a pattern of size 1: a pyramid in the upper half, and one below 0 in the lower half.
+
+    It is float32 [side, side], or [side, 1] if it is flat.
+    """
     power, order = (2, 2) if norm == "l2" else (4, 1)
     width = 1 if flat else side
     halves = [_pyramid(side // 2, width, power), _pyramid(side - side // 2, width, power)]
@@ -164,7 +178,7 @@ def pattern(side: int, norm: str, flat: bool = False) -> np.ndarray:
 
 
 def _pyramid(height: int, width: int, power: int) -> np.ndarray:
-    """Nested squares about the middle: square k, of side 2k + 1, adds 1 / (k + 1)^power."""
+    """Return nested squares about the middle; square k, of side 2k + 1, adds 1 / (k + 1)^power."""
     down, across = (np.abs(np.arange(n) - n // 2) for n in (height, width))
     rings = 1.0 / np.arange(1, max(height // 2, width // 2) + 2) ** power
     return np.cumsum(rings[::-1])[::-1][np.maximum(down[:, None], across)]
