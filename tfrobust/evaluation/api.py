@@ -73,8 +73,8 @@ def evaluate(
         threat: The set in which the attacks search, or a list of sets, one for each norm. With a
             list every attack runs under each norm, or only under that of its key `norm`, and robust
             accuracy is that in the union. `Evaluation.norms` has the accuracy under each norm.
-        attacks: "autoattack", "paper", the name of an attack, a mapping with its settings, an
-            Attack, or a list of these.
+        attacks: The name of a suite ("autoattack", "fast" or "paper") or of an attack, a mapping
+            with its settings, an Attack, or a list of these.
         mode: "cascade" gives each attack only the images that no earlier attack has broken; "each"
             gives every attack all images that are right when clean.
         seed: The seed of all noise.
@@ -108,6 +108,8 @@ def evaluate(
 
     Raises:
         UserError: If an argument is not as described. Nothing is written then.
+        RuntimeError: If an attack returns an image that is not finite, outside the box or beyond
+            eps. With a folder, the results of the attacks before it are kept.
     """
     threats = threats_of(threat)
     runtime = logits_fn.runtime if isinstance(logits_fn, SavedNetwork) else None

@@ -36,9 +36,13 @@ CURVE = 500  # the number of images of the curve over eps
 class Closing:
     """The checks, curves and pictures of an evaluation.
 
-    `results` are the clean result and then those of the attacks, `runtime` is that of a network
-    outside TensorFlow, of which nothing that takes gradients is measured, and `features` are those
-    of the binarisation test; the other attributes are the arguments of `evaluate`.
+    Attributes that are not described here are the arguments of `evaluate`.
+
+    Attributes:
+        results: The clean result, and then those of the attacks.
+        runtime: The runtime outside TensorFlow that computes the network; None for TensorFlow. With
+            one, nothing that takes gradients is measured.
+        features: The function from images to the features of the binarisation test.
     """
 
     logits_fn: LogitsFn

@@ -79,7 +79,7 @@ class Recorder:
         network: The logits and the digest that identify the network.
         x: Images [N, H, W, C].
         y: Labels [N].
-        threat: The threat.
+        threats: The threats.
         attack_list: The attacks, fitted to the network.
         predict: Function from images to classes, which judges images that are saved as uint8.
         mode: The mode of the evaluation, as in `evaluate`.

@@ -121,7 +121,7 @@ class RobustModel(AveragedModel):
         """
 
     def tables(self) -> dict[str, Table]:
-        """Return the tables that hold one number for each training example, by its name."""
+        """Return, by name, the tables that hold one number for each training example."""
         return {}
 
     def scalars(self) -> dict[str, Any]:

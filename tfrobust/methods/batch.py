@@ -83,8 +83,8 @@ def without_strings(batch: Batch) -> Batch:
 def filled(batch: Batch) -> Batch:
     """Return a replica's batch, or, if it has no examples, one of weight 0 and without an index.
 
-    A replica has none where the last batch of an epoch is too small for all of them. Without one,
-    BatchNorm and its gradients would be NaN. Its image is the first one of the global batch.
+    A replica has none where the last batch of an epoch is too small for all of them. BatchNorm and
+    its gradients would then be NaN. The filling has the first image of the global batch.
     """
     context, image = tf.distribute.get_replica_context(), batch["image"]
     if context is None or context.num_replicas_in_sync == 1 or image.shape[0]:

@@ -107,7 +107,7 @@ def mean_nuclear_norm(rows: tf.Tensor, counted: tf.Tensor, group: int) -> tf.Ten
 
     Args:
         rows: The rows [B, C], of which consecutive ones form groups.
-        counted: Booleans [B]; the other rows are as absent from their group.
+        counted: Whether each row counts, bool [B]. The others are left out of their group.
         group: The number of rows in a group. The last group may have fewer.
 
     Returns:

@@ -91,11 +91,11 @@ def check_attack(
     threats: Sequence[Threat],
     image_shape: tuple[int, ...] | None,
 ) -> None:
-    """Raise a UserError unless an attack, if there is one, is one and works under every threat.
+    """Raise a UserError if an argument is not an attack that works under every threat.
 
     Args:
         where: The name of the argument.
-        attack: The attack.
+        attack: The argument; None, for a method without an attack, is accepted.
         threats: The threats. A step size in image units fits only one.
         image_shape: The shape of the images, (H, W, C), if it is known.
     """

@@ -12,8 +12,8 @@ class Table(keras.layers.Layer):
     """Numbers [rows, ...] that are saved and restored with the model's weights.
 
     They are exact on any number of replicas: each writes the rows of its examples, and the changes
-    are summed. A row that occurs several times in a global batch gets the mean of its values. A row
-    of -1 is none.
+    are summed. A row that occurs several times in a global batch gets the mean of its values. The
+    row -1 stands for no row: nothing is written to it.
     """
 
     def __init__(self, rows: int, shape: tuple[int, ...] = (), fill: float = 0.0):

@@ -236,9 +236,9 @@ class Difference:
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """Return an interval of the difference on all images that the sample stands for.
 
-        It is that of two shares, of the images that only one of the runs gets right. Each has its
-        exact interval (Clopper and Pearson, 1934) at half the error (Bonferroni), so the level is
-        kept, and the interval may hold 0 where `p` is small.
+        It follows from the shares of images that only the first or only the second run gets right.
+        Each has its exact interval (Clopper and Pearson, 1934) at half the error (Bonferroni), so
+        the level is kept, and the interval may hold 0 where `p` is small.
 
         Args:
             level: The confidence, such as 0.95.
@@ -253,7 +253,7 @@ class Difference:
         return float(gained.low - lost.high), float(gained.high - lost.low)
 
     def at_least(self, level: float) -> float:
-        """Return the lower end of the one-sided interval of this kind, a fraction."""
+        """Return the lower end of the one-sided form of `interval`, a fraction."""
         return self.interval(2 * level - 1)[0]
 
     def at_most(self, level: float) -> float:
@@ -325,8 +325,8 @@ def paired(first: FinishedRun, second: FinishedRun) -> tuple[Difference, Differe
 def _shared_attacks(first: FinishedRun, second: FinishedRun) -> list[str]:
     """Return the names of the attacks that two runs had in the same settings.
 
-    In a cascade, an image that an attack broke counts as broken by every later one. So those are
-    shared under each norm with which both lists begin, in any order.
+    In a cascade, an image that an attack broke counts as broken by every later one. So under each
+    norm only the attacks with which both lists begin, in any order, are shared.
     """
     cascade = any(run.record.evaluation.mode != "each" for run in (first, second))
     (cascades, others) = (_cascades(run, cascade) for run in (first, second))
@@ -344,7 +344,8 @@ def _cascades(run: FinishedRun, cascade: bool) -> dict[Any, list[tuple[str, Any]
 
     Args:
         run: The run.
-        cascade: Whether all attacks under a norm are one. The attacks of a suite always are.
+        cascade: Whether all attacks under a norm are one cascade. If not, the attacks of each suite
+            are one, and every other attack is alone.
     """
     settings, cascades = settings_of(run), dict[Any, list[tuple[str, Any]]]()
     for row in run.record.evaluation.attacks:

@@ -99,8 +99,8 @@ def write_comparison(
 def require_own(folder: Path, name: str, where: str) -> None:
     """Raise a UserError, which begins with `where`, unless a comparison may be written.
 
-    In the folder it may replace its own former page and table, but neither those of a run or of
-    another comparison, nor a user's.
+    It may replace its own former page and table in the folder, but not those of a run, of another
+    comparison or of the user.
     """
     folder = Path(folder)
     theirs = any((folder / file).exists() for file in ("eval.json", "stages.json"))

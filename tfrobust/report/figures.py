@@ -98,8 +98,8 @@ def legend(axes: Any) -> None:
 def literal(label: str) -> str:
     """Return a label for matplotlib.
 
-    To it a bare dollar sign would begin a formula, and it leaves a label that begins with an
-    underscore out of legends.
+    Matplotlib takes a bare dollar sign for the beginning of a formula, and leaves labels that begin
+    with an underscore out of legends.
     """
     blank = " " * label.startswith("_")
     return blank + label.replace("$", r"\$")

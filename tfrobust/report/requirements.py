@@ -1,9 +1,12 @@
-"""Requirements on a run: floors and a baseline, judged on the flags of each image; minutes.
+"""Requirements on a run, judged by the flags of each image or by the minutes of its training.
 
-Each is judged by itself. For an accuracy the end of a one-sided interval decides, never the number
-that was measured. The burden of proof differs. A floor has to be shown: too few images miss it, as
-they would else let anything pass. That a network is worse than another has to be shown too: that it
-is not worse at all cannot be, and not even a network compared with itself would pass.
+Each requirement is judged by itself. For an accuracy the end of a one-sided interval decides, never
+the number that was measured.
+
+An accuracy has to be shown to reach its floor. If it were enough that it is not shown to miss the
+floor, almost any network would pass on a few images. With a baseline it is the other way round: a
+network has to be shown to be worse. Nothing can show that it is not worse at all, and not even a
+network compared with itself would pass.
 """
 
 import math
@@ -57,7 +60,10 @@ def highest_floor(n: int, level: float) -> float:
 
 
 def highest_gain(n: int, level: float) -> float:
-    """Return what every gain that n images can show is below: the bound if all are gained."""
+    """Return the limit of the gains that n images can show: the bound if all are gained.
+
+    Every gain that can be shown is below it.
+    """
     return Difference(n, n, 0).at_least(level)
 
 

@@ -199,7 +199,10 @@ def _scale(axes: Any, direction: str, key: str, names: list[str] | None, log: bo
 
 
 def _ticks(names: Sequence[str]) -> list[str]:
-    """Return the names in at most 18 characters, or from where they differ if these are alike."""
+    """Return short names: the first 18 characters of each, if these differ from name to name.
+
+    If not, they are the names without the words with which all of them begin.
+    """
     cut = [name[:18] for name in names]
     if len(set(cut)) == len(names):
         return cut
