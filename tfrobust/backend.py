@@ -18,7 +18,7 @@ def chosen() -> tuple[str, str]:
         return keras.config.backend(), "the Keras that is imported already"
     if name := os.environ.get("KERAS_BACKEND"):
         return name, "KERAS_BACKEND"
-    home = in_home("~")  # which stays as it is where there is none
+    home = in_home("~")  # "~" itself if the user has no home
     home = home if os.access(home, os.W_OK) else Path("/tmp")
     file = in_home(os.environ.get("KERAS_HOME", home / ".keras")) / "keras.json"
     try:

@@ -110,7 +110,7 @@ def export(
 
 
 def _inputs(network: keras.Model, images: np.ndarray) -> Inputs:
-    """Return the inputs of a network at images [N, H, W, C], with its others from 0 to 1."""
+    """Return the inputs of a network by name: images [N, H, W, C], and others from 0 to 1, [N]."""
     others = np.linspace(0.0, 1.0, len(images), dtype=np.float32)
     return dict.fromkeys(signature(network).inputs, others) | {"image": images}
 

@@ -34,7 +34,10 @@ PARTIAL = ".partial-"  # begins the names of files that are being written
 
 
 def unwritable(error: object, path: Path | None = None) -> OSError | None:
-    """Return the OSError of which the text of an error tells; None if it is about no place."""
+    """Return an OSError if the text of an error says that a place cannot be written to, else None.
+
+    `path` is the place, for the message.
+    """
     for number in UNWRITABLE:
         if os.strerror(number) in str(error):
             return OSError(number, os.strerror(number), None if path is None else str(path))

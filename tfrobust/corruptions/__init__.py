@@ -46,8 +46,8 @@ def corrupted(
 ) -> np.ndarray:
     """Return corrupted images.
 
-    The noise of an image depends on the seed, the name, the severity and the image's place alone,
-    so that a part of the images, with its `first`, is corrupted as the same part of all.
+    The noise of an image depends on the seed, the name, the severity and the image's place alone.
+    So the images of a part, given with its `first`, are corrupted as they are among all images.
 
     Args:
         images: Float images [N, H, W, C] in [0, 1].

@@ -107,7 +107,7 @@ def trailed(images: np.ndarray, radius: float, sigma: float, angles: np.ndarray)
 
 
 def zoom_blur(images: np.ndarray, severity: int, draws: Draws) -> np.ndarray:
-    """Average the image and copies of it of which the middle is enlarged, 1 to c times."""
+    """Average the image and copies of it whose middle is enlarged 1 to c times."""
     most, step = ZOOM.amount(images, severity), STEP.amount(images, severity)
     zooms = np.arange(1, most + step / 2, step)
     rows, columns = (np.stack([zoomed(size, z) for z in zooms]) for size in images.shape[1:3])

@@ -11,7 +11,7 @@ from scipy import ndimage
 from tfrobust.corruptions.draws import Constant, Draws, side
 
 CONTRAST = Constant((0.75, 0.5, 0.4, 0.3, 0.15), (0.4, 0.3, 0.2, 0.1, 0.05))
-# Of the elastic transform, relative to the side of the image.
+# The constants of the elastic transform, relative to the side of the image.
 BEND = Constant((0, 0.05, 0.08, 0.1, 0.1), (2.18, 2.18, 0.054, 0.076, 0.131))
 STIFF = Constant((0, 0.2, 0.06, 0.04, 0.03), (0.762, 0.087, 0.011, 0.011, 0.011))
 SHEAR = Constant((0.08, 0.07, 0.06, 0.05, 0.03), (0.109, 0.218, 0.022, 0.022, 0.022))

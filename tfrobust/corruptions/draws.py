@@ -1,4 +1,4 @@
-"""Random numbers of which each image has its own, and constants that depend on the image size."""
+"""Random numbers for each image by itself, and constants that depend on the size of the images."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from tfrobust.data.split import numbered
 from tfrobust.data.tfds import CIFAR10, Tfds
 from tfrobust.errors import choose, require
 
-# The names in TFDS of corruptions of CIFAR-10-C, where they differ from ours.
+# The names of corruptions of CIFAR-10-C in TFDS, where they differ from ours.
 TFDS_NAMES = {"glass_blur": "frosted_glass_blur", "elastic_transform": "elastic"}
 EXTRA = ("gaussian_blur", "saturate", "spatter", "speckle_noise")
 MNIST_C = (

@@ -146,7 +146,8 @@ def _middle(image: Image.Image, side: int) -> Image.Image:
 def _rgb(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
     """Return the image in RGB with 8 bits for each channel.
 
-    Transparency is dropped and the colours are kept. Of more than 8 bits the upper 8 are kept.
+    Transparency is dropped and the colours are kept. If there are more than 8 bits, the upper 8 are
+    kept.
     `tags` are those of a TIFF file, which Pillow does not heed in all forms.
     """
     signed = {*tags.get(SAMPLE_FORMAT, ())} - {UNSIGNED, UNDEFINED}
@@ -167,7 +168,7 @@ def _rgb(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
 def _warn_if_dark(image: Image.Image, rgb: Image.Image, place: bytes) -> None:
     """Warn once that the 16 bits of an image are hardly in use.
 
-    Of an image in colour or with transparency Pillow has kept the upper 8 bits alone, as in `rgb`.
+    In an image in colour or with transparency, Pillow has kept only the upper 8 bits, as in `rgb`.
     """
     grey = image.mode.startswith("I;16")
     most = int(np.asarray(image).max()) if grey else 256 * int(np.asarray(rgb).max()) + 255

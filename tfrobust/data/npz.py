@@ -114,8 +114,11 @@ def _check_start(labels: np.ndarray, where: str) -> None:
 
 
 def _image_shape(shape: tuple[int, ...], layout: str | None) -> tuple[int, ...]:
-    """Return (H, W, C) for the shape [N, H, W], [N, H, W, C] or, channels first, [N, C, H, W]; of
-    a series or a table what follows N."""
+    """Return the shape of one input of an array.
+
+    It is (H, W, C) for images [N, H, W], [N, H, W, C] or, channels first, [N, C, H, W]. For series
+    and tables it is what follows N.
+    """
     if layout == "channels_first" and len(shape) == 4:
         return shape[2], shape[3], shape[1]
     return (*shape[1:], 1) if len(shape) == 3 and layout != "series" else shape[1:]

@@ -20,9 +20,8 @@ QUIET = 10  # the number of successive checks that must see no reader
 def untuned(data: tf.data.Dataset) -> tf.data.Dataset:
     """Return the data without TensorFlow's tuning of their threads and buffers while they are read.
 
-    The pipelines here are too short to gain by it, and its thread may sleep through the end of the
-    reading: then the deletion of the iterator waits for it, as long as the reading took or a
-    minute.
+    The pipelines here are too short to gain by it. The thread of the tuning may also sleep when the
+    reading ends. The deletion of the iterator then waits for it, for up to a minute.
     """
     options = tf.data.Options()
     options.autotune.enabled = False

@@ -96,8 +96,8 @@ def require_labels_once(x: Any, y: Any) -> None:
 def check_validation(data: Any, taken: Taken) -> Any:
     """Return `validation_data`, checked as by `check_data`.
 
-    Tuples (x, y) and (x, y, weight) are checked completely. Of a stream the first batch is
-    checked, so that a mistake is found before the first epoch is trained.
+    Tuples (x, y) and (x, y, weight) are checked completely, and the first batch of a stream, so
+    that a mistake is found before the first epoch is trained.
     """
     names = ("validation_data: image", "validation_data: label")
     if isinstance(data, list | tuple):

@@ -50,8 +50,8 @@ def check_label_order(logits: np.ndarray, labels: np.ndarray) -> None:
     """Raise a UserError if a network would be right on most images with its logits in another
     order, but is not in this one.
 
-    Fewer than 100 images are not judged, and neither are two classes: a network of two classes is
-    rightly wrong on images that an attack has made.
+    Fewer than 100 images are not judged, and neither are two classes: if an attack has made the
+    images, a network of two classes is wrong on most of them, and the other order would be right.
 
     Args:
         logits: The logits of the images, [N, C].
@@ -78,7 +78,8 @@ def _best_order(predicted: np.ndarray, labels: np.ndarray) -> tuple[float, dict[
     """Return the class of each logit that makes most predictions right, and the share of these.
 
     Only the logits and classes that occur are matched, because there may be very many others. With
-    many classes some order always fits the images that chose it: others judge it.
+    many classes some order always fits the images by which it was chosen, so half of the images
+    choose the order, and the other half give the share.
     """
     half = np.random.default_rng(0).permutation(len(labels)) < len(labels) // 2
     valid = half & (predicted >= 0)

@@ -152,7 +152,8 @@ def check_threat(
 ) -> None:
     """Raise a UserError if eps is larger than the box, such as 8 where 8/255 is meant, or a tensor.
 
-    In the box [0, 255] one that moves no pixel is refused too, such as 8/255 where 8 is meant.
+    In the box [0, 255] an eps below 0.5, half a step of images of 8 bits, is refused too, such as
+    8/255 where 8 is meant.
 
     Args:
         threat: The threat model.

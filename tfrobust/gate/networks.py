@@ -40,8 +40,8 @@ def inference(logits_fn: LogitsFn) -> LogitsFn:
     """Return the callable in inference mode, with training=False if it takes `training`.
 
     Keras layers that a function calls are in inference mode too, unless it gives them `training`.
-    Of a Keras network with a single output, that output is returned without its container. A
-    partial that already binds `training` is returned unchanged.
+    The single output of a Keras network is returned without its container. A partial that already
+    binds `training` is returned unchanged.
     """
     function: Any = logits_fn
     if isinstance(function, partial) and "training" in function.keywords:

@@ -1,4 +1,8 @@
-"""Networks: `MODELS[name](image_shape, num_classes, ...)` returns a Keras model of logits."""
+"""Networks: `MODELS[name](image_shape, num_classes, ...)` returns a Keras model of logits.
+
+`image_shape` is the shape of one input: (H, W, C) for images, (T, C) for series, (F,) for rows of a
+table. `num_classes` is the number of logits. Each function names its other arguments.
+"""
 
 from collections.abc import Callable
 

@@ -151,9 +151,9 @@ def _is_complete(folder: Path) -> bool:
 class Best(Stateful, keras.callbacks.Callback):
     """A callback that keeps the network's weights of the epoch with the highest `monitor`.
 
-    They are the weights that were validated. Of equal epochs the last one counts, and without the
-    monitor the last epoch of all. The weights are part of the checkpoints, so they always agree
-    with the rest of the state.
+    They are the weights that were validated. Among equal epochs the last one counts; without the
+    monitor it is the last epoch of all. The weights are part of the checkpoints, so they always
+    agree with the rest of the state.
     """
 
     state_names = ("best",)

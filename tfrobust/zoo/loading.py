@@ -18,8 +18,8 @@ from tfrobust.zoo.architectures import (
 )
 from tfrobust.zoo.reading import Arrays, read_arrays
 
-# Of several networks in a file the one that is published is under the first of these keys: the
-# average of the weights (Wang et al., 2023), or the last epoch (RobustBench).
+# If a file holds several networks, the published one is under the first of these keys that it has:
+# the average of the weights (Wang et al., 2023), or the last epoch (RobustBench).
 PREFERRED = ("model_state_dict", "last")
 # What files hold beside the network: counters, constants, and layers that it does not call.
 UNUSED = re.compile(r"(.+\.)?num_batches_tracked|(sub_block1|model_preact_hl1)\..+|n_averaged")
@@ -77,10 +77,10 @@ def build(
 
 
 def of_network(architecture: Architecture, arrays: Arrays, where: str = "path") -> Arrays:
-    """Return the arrays of the network, without what stands before their names.
+    """Return the arrays of the network, without the prefix of their names.
 
-    The last layer is `logits` of the names; what stands before it, such as "state_dict.module.",
-    stands before every name of the network.
+    The prefix, such as "state_dict.module.", is what stands before the name of the last layer
+    (`logits` of the architecture's names). All names of the network have it.
     """
     end = f"{architecture.names.logits}.weight"
     prefixes = [
