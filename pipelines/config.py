@@ -44,7 +44,7 @@ NAMED = {
 
 
 class _Dumper(yaml.SafeDumper):
-    """A dumper that quotes texts such as 1e5, which OmegaConf reads as numbers but YAML 1.1 not."""
+    """A dumper that quotes texts such as 1e5, numbers to OmegaConf but not to YAML 1.1."""
 
 
 _Dumper.add_implicit_resolver(
@@ -66,7 +66,7 @@ def find(name: str) -> Path:
         if file.is_file() and path.name == name:
             return file
     names = [*available(), *suites()]
-    candidates = (f"{name}.yaml", f"{name}.yml", str(path / "config.yaml"))  # the last is of a run
+    candidates = (f"{name}.yaml", f"{name}.yml", str(path / "config.yaml"))  # of a run
     files = [f" (did you mean {file!r}?)" for file in candidates if Path(file).is_file()]
     hint = files[0] if files else nearest(name, names) or f"; there are {', '.join(names)}"
     raise UserError(f"{name}: expected a config's name or the path of a .yaml file{hint}")

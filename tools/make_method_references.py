@@ -346,8 +346,8 @@ def alp(_: None) -> dict[str, Any]:
 
 
 def llr(_: None) -> dict[str, Any]:
-    """Written here: the authors' code (google-deepmind/local_linearity_regularizer) is for
-    TensorFlow 1. The statistics of x serve at x'."""
+    """Written here: the authors' code (google-deepmind/local_linearity_regularizer) is for TF 1."""
+    # The statistics of x serve at x' too.
     network, x = Network(), X.clone().requires_grad_()
     delta = ADV - X
     normalize, kept = F.batch_norm, []

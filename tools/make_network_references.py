@@ -5,7 +5,7 @@
 CHECKOUTS is a folder with checkouts of csdongxian/AWP (a7acf5d), pdejorge/N-FGSM (0a9e4f0),
 tml-epfl/understanding-fast-adv-training (ceed494), zjfheart/Friendly-Adversarial-Training
 (80a0640) and yogeshbalaji/Instance_Adaptive_Adversarial_Training (49f5f14), each named by the part
-after the slash. Needs torch, but neither TensorFlow nor tfrobust.
+after the slash. The tool needs torch, but neither TensorFlow nor tfrobust.
 """
 
 from __future__ import annotations

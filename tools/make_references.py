@@ -2,8 +2,9 @@
 
     python tools/make_references.py NAME... --autoattack DIR [--rays DIR]
 
-NAME: apgd, fab, square, rays. DIR: a checkout of github.com/fra31/auto-attack (a392200) and of
-github.com/uclaml/RayS (29bc174). Needs torch (CPU will do); tfrobust itself never does.
+NAME is apgd, fab, square or rays. The DIRs are checkouts of github.com/fra31/auto-attack (a392200)
+and of github.com/uclaml/RayS (29bc174). The tool needs torch (a CPU is enough), unlike tfrobust
+itself.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@
 
 CHECKOUT is a checkout of RobustBench/robustbench (78fcc9e). For each architecture of
 `tfrobust.zoo`, and for narrow ones of the same code under "small/NAME", the file has the logits of
-two images, and the names of the parameters. Needs torch, but neither TensorFlow nor tfrobust.
+two images, and the names of the parameters. The tool needs torch, but neither TensorFlow nor
+tfrobust.
 """
 
 from __future__ import annotations
@@ -51,16 +52,16 @@ def networks(checkout: Path) -> dict[str, Callable[[], torch.nn.Module]]:
     makers: dict[str, Callable[[], torch.nn.Module]] = {
         "resnet_18": resnet.ResNet18,
         "preact_resnet_18": lambda: preact("PreActBlockV2", bn_before_fc=True),
-        "rice2020_preact_resnet_18": lambda: _after(
+        "rice2020_preact_resnet_18": lambda: _Normalised(
             CIFAR10, preact("PreActBlockV2", bn_before_fc=True)
         ),
         "andriushchenko2020_preact_resnet_18": lambda: preact("PreActBlock"),
-        "wong2020_preact_resnet_18": lambda: _after(CIFAR10, preact("PreActBlock")),
+        "wong2020_preact_resnet_18": lambda: _Normalised(CIFAR10, preact("PreActBlock")),
         "dm_preact_resnet_18": lambda: deepmind.DMPreActResNet(**silu),
-        "hendrycks2019_wrn_28_10": lambda: _after(HALF, wide.WideResNet(28, 10, 10)),
-        "rice2020_wrn_34_20": lambda: _after(CIFAR10, wide.WideResNet(34, 10, 20)),
+        "hendrycks2019_wrn_28_10": lambda: _Normalised(HALF, wide.WideResNet(28, 10, 10)),
+        "rice2020_wrn_34_20": lambda: _Normalised(CIFAR10, wide.WideResNet(34, 10, 20)),
         "small/wrn": lambda: wide.WideResNet(10, 10, 2),
-        "small/rice2020_wrn": lambda: _after(CIFAR10, wide.WideResNet(10, 10, 2)),
+        "small/rice2020_wrn": lambda: _Normalised(CIFAR10, wide.WideResNet(10, 10, 2)),
         "small/dm_wrn": partial(of_deepmind, 10, 2),
     }
     for form, sizes in SIZES.items():
@@ -72,8 +73,8 @@ def networks(checkout: Path) -> dict[str, Callable[[], torch.nn.Module]]:
     return makers
 
 
-class _after(torch.nn.Module):
-    """Normalise images, then call a network."""
+class _Normalised(torch.nn.Module):
+    """A network that normalises its images first."""
 
     def __init__(self, constants: tuple[Any, Any], network: torch.nn.Module):
         super().__init__()

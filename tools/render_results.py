@@ -278,7 +278,8 @@ def main(
         add: The folders of runs to add.
         check: Whether to only check the rendered files.
         name: Another name for the run that is added.
-        suite: The suite whose runs are added, if they count together alone.
+        suite: The suite whose runs are added. They get a group of their own; "" adds them to the
+            group of their data set.
     """
     try:
         if check:

@@ -44,7 +44,10 @@ def figure(group: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def timed(group: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return the summaries that have robust accuracy over time, if several outside suites do."""
+    """Return the summaries with robust accuracy over time, without those of suites.
+
+    The list is empty if there are fewer than two, as one line would compare nothing.
+    """
     runs = [
         summary
         for summary in group

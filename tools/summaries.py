@@ -1,4 +1,4 @@
-"""The summaries of runs, which docs/results/NAME.json holds, those of a suite in a folder of it."""
+"""The summaries of runs: docs/results/NAME.json, or docs/results/SUITE/NAME.json in a suite."""
 
 import functools
 import json
@@ -163,7 +163,7 @@ def summaries_of(docs: Path) -> list[dict[str, Any]]:
 
 
 def by_data(docs: Path) -> dict[str, list[dict[str, Any]]]:
-    """Return data set -> summaries and, after these, suite -> summaries."""
+    """Return the summaries of each data set by its name, then those of each suite by its name."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for summary in summaries_of(docs):
         key = (summary["suite"] or "", summary["config"]["data"]["name"])

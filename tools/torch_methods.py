@@ -1,4 +1,4 @@
-"""What the authors' code of methods needs to run in torch: network, images, noise, its lines."""
+"""What runs the authors' code of methods in torch: a network, images, noise, and its own lines."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ MOST = 500  # training images by which the order of the classes is checked
 class Before(Stage):
     """Evaluates the network of `train.init_from` as attack_eval evaluates the trained one.
 
-    Its results are in the folder `before` of the run, which is that of a run of its own.
+    Its results are in the folder `before` of the run, which is itself a run folder.
     """
 
     name = "before"

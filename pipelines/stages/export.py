@@ -57,7 +57,7 @@ class Export(Stage):
 
     def outputs(self, spec: Spec, folder: RunFolder) -> list[Path]:
         files = [_file(folder, name) for name in _formats(spec)]
-        # Of folders that were written before there were sizes these files tell the most.
+        # These files tell the most about a SavedModel from before the sizes of files were recorded.
         files += [file / part for file in files if not file.suffix for part in SAVED_MODEL]
         return files if spec.exports is None else [*files, folder.exports]
 
@@ -143,7 +143,8 @@ def _measure(spec: Spec, folder: RunFolder, network: SavedNetwork, name: str) ->
     x, size = test.as_float(), spec.evaluation.batch_size
     with tf32.switched_off():
         logits = outputs(network, x, size)
-    # Not of the exported files: each export of a SavedModel has another random number in it.
+    # The digest is of the network's own files, as each export of a SavedModel has another random
+    # number in it.
     made_by = {"calibration": spec.exports.calibration}
     digest = fingerprint(made_by, made_by, network_files(spec, folder))
     details = Details(
@@ -204,9 +205,9 @@ def _package(name: str) -> str:
 
 
 def _version(package: str) -> str:
-    """Return the version of an imported package, which another distribution may have installed.
+    """Return the version of an imported package.
 
-    So is onnxruntime by onnxruntime-gpu.
+    Another distribution may have installed it, as onnxruntime-gpu installs onnxruntime.
     """
     try:
         return importlib.metadata.version(package)
