@@ -66,7 +66,8 @@ class Mlflow(Tracker):
 
     Args:
         experiment: The experiment that the run belongs to.
-        uri: The server or the folder. None is MLflow's own choice, by MLFLOW_TRACKING_URI.
+        uri: The server, a database such as sqlite:///runs.db, or a folder. None is MLflow's own
+            choice, by MLFLOW_TRACKING_URI.
     """
 
     experiment: str = "tfrobust"

@@ -34,7 +34,9 @@ STAGES: dict[str, Stage] = {  # by name, in the order in which they run
 
 
 def in_order(spec: Spec, names: Sequence[str] | None) -> list[Stage]:
-    """Return the stages to run in their order, a verdict with results or their report.
+    """Return the stages to run, in their order.
+
+    With requirements, the verdict runs too whenever an evaluation or a report does.
 
     Args:
         spec: The run.
