@@ -102,8 +102,10 @@ class Data:
     """The section `data`: a data set and how it is cut into batches.
 
     Args:
+        batch_size: The number of examples in a training batch, over all devices.
         validation: The number of examples that are held out of the training split, at random.
         augment: The augmentations of training, in the order in which they are applied.
+        extra: A data set that is mixed into every batch; see data.extra.
     """
 
     source: Dataset
@@ -135,10 +137,13 @@ class Train:
     """The section `train`.
 
     Args:
+        epochs: The number of epochs.
+        schedule: The schedule of the learning rate.
         eps: The eps of training and validation; None is threat.eps. The evaluation always uses
             threat.eps.
         epsilon_warmup_epochs: The number of epochs at eps 0 with which the training begins.
         epsilon_ramp_epochs: The number of the next epochs, over which eps grows linearly from 0.
+        validation_attack: The attack of validation, at the full eps of training.
         steps_per_epoch: The number of steps in an epoch, which may exceed the number of batches in
             the training split; None is that number of batches.
         jit_compile: Whether XLA compiles the step (docs/performance.md). auto compiles it on GPUs
@@ -193,9 +198,10 @@ class EvaluationOptions:
 
     Args:
         mode: "cascade" gives each attack only the images that no earlier attack has broken; "each"
-            gives every attack all images.
+            gives every attack all images that are right when clean.
         split: The images that are attacked: "test", or "validation" for those that data.validation
             holds out of training, on which to choose.
+        batch_size: The number of images in a pass. With another number, attacks draw other noise.
         save: float32 or uint8 (rounded to 1/255) to keep the adversarial images in adversarial.npz.
         rerun: Whether to compute finished results again. The former results are kept aside.
         craft_precision: float32, or mixed_bfloat16 to let attacks search in lower precision. The

@@ -32,7 +32,7 @@ from tfrobust.record import SCHEMA, Record
 from tfrobust.report import accuracy_rows, disagreement, load_run
 
 SECTIONS = ("seed", "threat", "data", "model", "attacks", "evaluation")
-IRRELEVANT = ("batch_size", "rerun")  # keys of `evaluation` that change no result
+IRRELEVANT = ("batch_size", "rerun")  # keys of `evaluation` after whose change results stay valid
 FIRST = 500  # test images to check before a run begins; with saved images all are checked
 
 

@@ -100,7 +100,7 @@ def check_training(spec: Spec) -> None:
     assert spec.network is not None and spec.method is not None
     facts: dict[str, Any] = dict.fromkeys(FACTS, 1)
     model = spec.method(spec.network(), ramp_steps=0, **facts)
-    # Those of a folder are in the order of their classes.
+    # The examples of a folder are in the order of their classes, so the first ones would not do.
     places = np.linspace(0, len(split) - 1, min(FEWEST, len(split))).astype(int)
     some = split.take(places)
     model.check_network(some.as_float(), "train.init_from", some.labels)

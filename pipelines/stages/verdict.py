@@ -122,7 +122,7 @@ def require_met(folder: RunFolder) -> None:
 
 
 def _judged(run: FinishedRun, required: Requirements) -> list[RequirementRow]:
-    """Return the verdict on each requirement."""
+    """Return the verdicts on the floors, the minutes and the baseline."""
     level = required.level
     right = {"clean_accuracy": run.flags.right["clean"], "robust_accuracy": under_all(run.flags)}
     rows = [at_least(name, right[name], least, level) for name, least in required.floors.items()]

@@ -50,9 +50,10 @@ class Readout(NamedTuple):
 
     @classmethod
     def between(cls, inner: np.ndarray, point: np.ndarray) -> Readout | None:
-        """Return a readout of inner features [n, F], the clean ones first, and of a point's [F].
+        """Return the readout that separates inner features [n, F] from those of a point, [F].
 
-        Returns None if logistic regression does not tell all of them from the point.
+        The first of the inner features are those of the clean image. Returns None if logistic
+        regression does not separate them.
         """
         both = np.concatenate([inner, point[None]]).astype(np.float64)
         scaler, labels = StandardScaler().fit(both), np.arange(len(both)) == len(inner)
