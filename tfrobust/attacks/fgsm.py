@@ -18,6 +18,9 @@ class FGSM(GradientAttack):
     Args:
         step_scale: The step size in units of eps. The default 1.25 is that of ATLAS, appendix B.1.
             A step of 1 with start="none" is the FGSM of Goodfellow et al. (2015).
+        loss: The loss to maximise: "cross_entropy", "kl" (divergence from the clean prediction) or
+            "margin". None is cross entropy, or in training the loss that the method maximises.
+        start: "uniform" in the ball, "normal" (0.001 * N(0, 1), as TRADES), or "none".
     """
 
     step_scale: float = 1.25

@@ -26,6 +26,9 @@ class PGD(GradientAttack):
         restarts: The number of starts, of which the best last iterate counts.
         success: "last" returns the last iterate; "any" stops an example at its first misclassified
             iterate or start, so that a success on the way is not lost.
+        loss: The loss to maximise: "cross_entropy", "kl" (divergence from the clean prediction) or
+            "margin". None is cross entropy, or in training the loss that the method maximises.
+        start: "uniform" in the ball, "normal" (0.001 * N(0, 1), as TRADES), or "none".
     """
 
     steps: int = 10

@@ -24,7 +24,7 @@ class Fat(Adv):
     `patience` is the tau of each phase of the training, and `patience_epochs` are the epochs,
     counted from 0, in which the second and later phases begin. Each step adds jitter * N(0, 1), as
     in the authors' code. The loop ends early when the attacks on all examples of the batch have
-    ended.
+    ended. `clean_weight` mixes in the clean loss, as in `adv`.
     """
 
     default_attack = PGD(steps=10)

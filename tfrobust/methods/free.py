@@ -29,6 +29,8 @@ class Free(Adv):
 
     Where x + delta leaves the box, delta moves by the gradient at the wall. In the authors' torch
     code this gradient is 0, because it passes through the clipping.
+
+    A `clean_weight` other than 0 is refused.
     """
 
     default_attack = None

@@ -37,8 +37,8 @@ class Iaat(Adv):
     code).
 
     The attack's step size is 2 eps_i / steps, but at least `min_step`. gamma and min_step are in
-    image units. All passes use batch statistics and move BatchNorm's averages, as in the authors'
-    code (craft="train").
+    image units. `clean_weight` mixes in the clean loss, as in `adv`. All passes use batch
+    statistics and move BatchNorm's averages, as in the authors' code (craft="train").
     """
 
     default_attack = PGD(steps=10)

@@ -22,8 +22,8 @@ class Nfgsm(Adv):
     x' = x + eta + step_scale * eps * sign(grad CE at x + eta), and eta is uniform in the ball of
     radius noise_scale * eps. x + eta and x' are clipped to the box but not projected onto the ball,
     so x' may be as far away as (noise_scale + step_scale) * eps. The noise keeps one-step training
-    from catastrophic overfitting. As in the authors' code, both passes use batch statistics and
-    move BatchNorm's averages (craft="train").
+    from catastrophic overfitting. `clean_weight` mixes in the clean loss, as in `adv`. As in the
+    authors' code, both passes use batch statistics and move BatchNorm's averages (craft="train").
     """
 
     default_attack = None
