@@ -19,7 +19,7 @@ from pipelines.stopping import GO_ON, stop_at_signals
 
 ABOUT = {
     "run": "Run a config or a suite: its name, or the path of a .yaml file.",
-    "evaluate": "Evaluate a network: of a run, a SavedModel, or a .keras, .h5, .onnx or .tflite.",
+    "evaluate": "Evaluate a run folder, a SavedModel, or a .keras, .h5, .onnx or .tflite file.",
     "harden": "Train a network on against an adversary, with evaluations before and after.",
     "compare": "Compare the evaluations of two run folders or more.",
 }

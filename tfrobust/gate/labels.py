@@ -9,9 +9,8 @@ import numpy as np
 from tfrobust.errors import UserError, require
 from tfrobust.gate.images import as_array, is_float
 
-MOST_CLASSES = (
-    2**16
-)  # a larger label is likely an identifier, and would need a network of gigabytes
+# A larger label is likely an identifier, and would need a network of gigabytes.
+MOST_CLASSES = 2**16
 
 
 def check_labels(

@@ -102,10 +102,8 @@ def check_network(
     if isinstance(logits_fn, keras.Model) and isinstance(inputs, list) and len(inputs) == 1:
         check_float_input("logits_fn", inputs[0].dtype, tuple(inputs[0].shape[1:]))
     _check_pass("logits_fn", run, images[:1])
-    if getattr(logits_fn, "outputs", "logits") in (
-        "probabilities",
-        "sigmoids",
-    ):  # declared for a file
+    # A SavedNetwork has the kind of its outputs as `outputs`, a Keras network a list of tensors.
+    if getattr(logits_fn, "outputs", "logits") in ("probabilities", "sigmoids"):
         logits_fn.check(images[:SOME], "model.outputs")  # type: ignore[attr-defined]
     few = images[:MOST]
     with _taken(f"batch_size: expected batches that the network takes, received {batch_size}"):
@@ -169,9 +167,8 @@ def kind_of_outputs(values: np.ndarray) -> str:
         return "logits"
     if values.shape[1] > 1 and np.abs(values.sum(axis=1) - 1).max() < SUM:
         return "probabilities"
-    saturated = (values > 1 - END) | (
-        (values > 0) & (values < END / 10)
-    )  # a 0 may come from a ReLU
+    # An output of 0 is no sign of a sigmoid, as it may come from a ReLU.
+    saturated = (values > 1 - END) | ((values > 0) & (values < END / 10))
     return "sigmoids" if values.max() <= 1 and saturated.any() else "logits"
 
 

@@ -16,9 +16,10 @@ from tfrobust.errors import UserError
 from tfrobust.gate.images import Box
 from tfrobust.gate.networks import LogitsFn, outputs, right
 
-FEWEST = 100  # images by which a network is judged; of fewer, accuracies differ by GAP by chance
+FEWEST = 100  # images by which a network is judged; with fewer, accuracies differ by GAP by chance
 GAP = 0.2
 FAINT = 0.05  # a difference of black and white that no network is made for
+# Layers that leave the values of pixels alone.
 KEPT = (
     keras.layers.InputLayer,
     keras.layers.Identity,
@@ -26,7 +27,7 @@ KEPT = (
     keras.layers.CenterCrop,
     keras.layers.ZeroPadding2D,
     keras.layers.Permute,
-)  # layers that leave the values of pixels alone
+)
 
 
 class Scaled(NamedTuple):
