@@ -67,7 +67,7 @@ CHECKS_NOTE = (
     "network. Those on the network itself attack the first images that are right when clean. A "
     "warning is a sign, not a proof."
 )
-FEWER = (
+FEWER_NOTE = (
     "The worst case is over the attacks that saw the most images. Where other attacks saw only the "
     "first of them, a second one is over all attacks on those. An image counts as right only if no "
     "attack succeeded."
@@ -178,7 +178,7 @@ def _values(record: RunRecord) -> dict[str, Any]:
         "warnings": [w for w in (warnings(evaluation), overfitting(record.history, config)) if w],
         "rows": rows,
         "counted": how_counted(evaluation),
-        "fewer": FEWER if evaluation.subsets else "",
+        "fewer": FEWER_NOTE if evaluation.subsets else "",
         "curve_note": CURVE_NOTE,
         "checks_note": CHECKS_NOTE,
         "required_note": REQUIRED_NOTE,
