@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 import yaml
 
-from tfrobust.errors import UserError
+from tfrobust.errors import UserError, one_line
 from tfrobust.flags import Flags, headline
 from tfrobust.record import ExportRow, ExportTable, Record, RequirementRow
 from tfrobust.report.text import NOTHING
@@ -168,7 +168,7 @@ def _read(path: Path, parse: Callable[[Path], T]) -> T | None:
     try:
         return parse(path)
     except Exception as error:  # a parser may raise anything (zlib, zipfile, yaml, csv, ...)
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error, None)
         line = f"expected a readable file, received {reason}; remove it to go on without it"
         raise UserError(f"{path}: {line}") from error
 

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from tfrobust.errors import UserError, nearest_path, require
+from tfrobust.errors import UserError, nearest_path, one_line, require
 from tfrobust.io import in_home
 
 Arrays = dict[str, np.ndarray]
@@ -72,7 +72,7 @@ def read_arrays(path: str | Path, where: str = "path") -> Arrays:
     except UserError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = one_line(error)
         raise UserError(f"{where}: expected weights, {file} does not load: {reason}") from None
 
 
