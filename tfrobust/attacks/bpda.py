@@ -23,7 +23,7 @@ IDENTITY = "linear"  # Keras's name of the identity among its activations
 @serializable
 @dataclasses.dataclass(frozen=True)
 class BPDA(Wrapper):
-    """An attack on a network of which some layers have the gradient of another function.
+    """An attack on a network in which some layers get the gradient of another function.
 
     The layer f is computed as it is, and is differentiated as its stand-in g. So attacks see
     through layers without a useful gradient.

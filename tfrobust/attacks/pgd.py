@@ -23,7 +23,8 @@ class PGD(GradientAttack):
         steps: The number of steps.
         step_size: The step in image units: a number, a fraction such as "2/255", or a tensor
             (scalar or [B]). None is 2.5 * eps / steps.
-        restarts: The number of starts, of which the best last iterate counts.
+        restarts: The number of starts. An example that none of them breaks gets the last iterate of
+            highest loss.
         success: "last" returns the last iterate; "any" stops an example at its first misclassified
             iterate or start, so that a success on the way is not lost.
         loss: The loss to maximise: "cross_entropy", "kl" (divergence from the clean prediction) or

@@ -17,7 +17,7 @@ def gaussian_noise(images: np.ndarray, severity: int, draws: Draws) -> np.ndarra
 
 
 def shot_noise(images: np.ndarray, severity: int, draws: Draws) -> np.ndarray:
-    """Return Poisson(c x) / c: the noise of light of which a full value has c photons."""
+    """Return Poisson(c x) / c: the noise of light that has c photons at a full value."""
     photons = PHOTONS.amount(images, severity)
     return draws.each(lambda generator, image: generator.poisson(photons * image), images) / photons
 

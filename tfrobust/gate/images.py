@@ -26,7 +26,7 @@ TO_ARRAYS = (
 )
 FORMS = "images of shape [N, H, W, C], series [N, T, C] or a table [N, F]"
 FEW = 100  # images that tell, nearly always, that uint8 values reach beyond 1
-SOME = 10  # images of which not all are almost black
+SOME = 10  # so many images are, nearly always, not all almost black
 ROUNDING = 1e-6  # relative distance from the box up to which values are clipped, not refused
 BYTES, LEAST_EPS = (0.0, 255.0), 0.5  # an eps below it is, nearly always, one for [0, 1]
 SCALE = "; scale each feature by its range in the training data"

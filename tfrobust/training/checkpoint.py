@@ -187,7 +187,7 @@ class Resume(keras.callbacks.Callback):
 
     Args:
         model: A built model with a built optimizer.
-        checkpoints: The checkpoints, from the newest of which the run resumes.
+        checkpoints: The checkpoints. The run resumes from the newest one.
         others: The other callbacks. Those with `get_state` and `set_state` (`Stateful`) are
             restored by the names of their classes. Their `variables` are restored too.
         steps_per_epoch: The number of training batches in an epoch.
