@@ -145,7 +145,7 @@ def craft(
         return attack.run(network, images, labels, threat=threat, seed=seed_of_batch)
 
     find: Lookup | Search
-    exact = None  # the attack on the network itself, if the search is on a less exact one
+    exact = None  # the attack on the network itself, if the search is in bfloat16, TF32 or XLA
     if isinstance(attack, SavedImages):
         places = np.arange(len(x)) if rows is None else rows
         find = Lookup(attack, threat, places, batch_size)
