@@ -133,12 +133,13 @@ def rank(run: tuple[tuple[str, ...], Sequence[Row]]) -> tuple[Any, ...]:
 
 def cell(seeds: Sequence[Row], kind: str) -> str:
     """Return an accuracy, "clean" or "autoattack", with its number of images and its range."""
-    shares = [float(row[f"{kind}_acc"]) for row in seeds]
     n = seeds[0][f"{kind}_examples"]
+    rights = [round(float(row[f"{kind}_acc"]) * n / 100) for row in seeds]
+    shares = [100 * right / n for right in rights]  # exact, as a mean of rounded ones is not
     if len(seeds) > 1:
         low, high = min(shares), max(shares)
     else:
-        low, high = (100 * bound for bound in interval(round(shares[0] * n / 100), n))
+        low, high = (100 * bound for bound in interval(rights[0], n))
     return f"{mean(shares):.1f} % of {n:,} ({low:.1f} to {high:.1f})"
 
 

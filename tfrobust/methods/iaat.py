@@ -119,7 +119,7 @@ class Iaat(Adv):
         """Return adversarial images at radii eps [B]."""
         assert isinstance(self.attack, PGD)
         step = tf.maximum(eps / (0.5 * self.attack.steps), self.min_step)
-        return dataclasses.replace(self.attack, step_size=step)(
+        return dataclasses.replace(self.attack, step_size=step).images(
             self.logits_fn(batch, self.craft),
             batch["image"],
             batch["label"],

@@ -24,7 +24,7 @@ WEIGHTS = (
     "then network.save('model.keras')"
 )
 COMPUTED_ELSEWHERE = (".onnx", ".tflite")
-TORCH = (".pt", ".pth", ".ckpt", ".safetensors", ".npy", ".npz")
+TORCH = (".pt", ".pth", ".ckpt", ".tar", ".safetensors", ".npy", ".npz")
 PUBLISHED = (
     "tfrobust evaluate FILE --architecture NAME reads published weights, and so does "
     "tfrobust.zoo.load(FILE, NAME)"
