@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 
+from tfrobust.attack_settings import known_by
 from tfrobust.record import AttackRow, Record
 from tfrobust.report.summary import FEWER, WORST
 
@@ -36,7 +37,7 @@ def measure(record: Record, name: str) -> Measure | None:
         else:  # in a cascade, an image that an attack broke is broken for every later one
             last = max((n for n, row in enumerate(rows) if row.examples == examples), default=-1)
             rows = rows[: last + 1]
-    parts = [(row.norm, row.config, row.examples) for row in rows]
+    parts = [(row.norm, known_by(row.config, row.files), row.examples) for row in rows]
     attacks = sorted(json.dumps(part, sort_keys=True) for part in parts)
     return (examples, tuple(attacks)) if examples else None
 

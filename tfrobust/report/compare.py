@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest
 
+from tfrobust.attack_settings import known_by
 from tfrobust.errors import UserError, require
 from tfrobust.flags import Flags, same_images
 from tfrobust.report.columns import comparable
@@ -365,10 +366,10 @@ def _difference(first: FinishedRun, second: FinishedRun, names: Sequence[str]) -
 
 
 def settings_of(run: FinishedRun) -> dict[str, Any]:
-    """Return the settings of each attack, name -> settings, also of each attack of a suite."""
+    """Return what each attack is known by, its settings or more, also each attack of a suite."""
     record = run.record.evaluation
     rows = [row for row in record.attacks if row.name not in record.suites]
-    return {row.name: row.config for row in rows if row.name in run.flags.right}
+    return {r.name: known_by(r.config, r.files) for r in rows if r.name in run.flags.right}
 
 
 def name_of(run: FinishedRun, runs: Sequence[FinishedRun]) -> str:
