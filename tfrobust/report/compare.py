@@ -13,7 +13,7 @@ from scipy.stats import binomtest
 from tfrobust.attack_settings import known_by
 from tfrobust.errors import UserError, require
 from tfrobust.flags import Flags, same_images
-from tfrobust.report.columns import comparable
+from tfrobust.report.columns import comparable, marks
 from tfrobust.report.html import ReportTable
 from tfrobust.report.record import RunRecord, load_run
 from tfrobust.report.summary import (
@@ -26,8 +26,6 @@ from tfrobust.report.summary import (
 )
 from tfrobust.report.text import NOTHING, duration, milliseconds, p_value, percent, points
 
-MISSED = " †"  # follows the label of a row with a run that missed a requirement
-UNFINISHED = " ‡"  # follows the label of a row with a run whose evaluation is not finished
 CHANCE = 0.05  # a difference with a smaller p-value is beyond chance
 
 
@@ -137,14 +135,11 @@ def comparison(runs: Sequence[FinishedRun]) -> ReportTable:
             cells.append(_cell(rows))
             values.append(mean(row.accuracy for row in rows) if rows else -1.0)
         seeds = ", ".join(str(run.seed) for run in family)
-        missed = any(run.record.missed for run in family)
-        unfinished = any(run.record.evaluation.pending for run in family)
-        marked = label + MISSED * missed + UNFINISHED * unfinished
-        lines.append([marked, seeds, *cells, *_costs(family)])
-        means.append([-1.0] * len(names) if missed or unfinished else values)
+        mark = marks(run.record for run in family)
+        lines.append([label + mark, seeds, *cells, *_costs(family)])
+        means.append([-1.0] * len(names) if mark else values)
     header = ["method", "seeds", *(_head(name, runs) for name in names)]
-    counted = [run for run in runs if not (run.record.missed or run.record.evaluation.pending)]
-    records = [run.record.evaluation for run in counted]
+    records = [run.record.evaluation for run in runs if not marks([run.record])]
     best = _highest(means, first_column=2) if len(means) > 1 and alike(runs) else frozenset()
     best = frozenset((y, x) for y, x in best if comparable(records, names[x - 2]))
     return ReportTable([*header, "time per batch", "training time", "epochs"], lines, best)
