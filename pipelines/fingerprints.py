@@ -11,11 +11,14 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import Any
 
+from tfrobust.attack_settings import without_places
 from tfrobust.data.folder import images_of, split_folders
 
 # Keys that change no result: where files lie, whether they may be downloaded, how often a run is
 # saved and how often it may go back to a checkpoint.
 IRRELEVANT = ("dir", "download", "path", "init_from", "checkpoint_minutes", "rollbacks")
+# Keys of attacks and lists of them, whose files are fingerprinted, too.
+ATTACKS = ("attack", "attacks", "validation_attack")
 LARGEST_IMAGE = 2**16  # bytes; of a larger image the content is not read
 MOST_BYTES = 2**28  # the number of bytes that are read from one set of images
 
@@ -36,7 +39,7 @@ def fingerprint(
     Returns:
         A SHA-256 hash in hexadecimal.
     """
-    values = {section: _relevant(config.get(section)) for section in sections}
+    values = {section: _relevant(section, config.get(section)) for section in sections}
     digest = hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode())
     for file in files:
         if file.is_dir():
@@ -47,14 +50,15 @@ def fingerprint(
     return digest.hexdigest()
 
 
-def _relevant(section: Any) -> Any:
-    """Return a section without the keys that change no result, here and in data.extra."""
+def _relevant(name: str, section: Any) -> Any:
+    """Return a section without the keys that change no result, here, in attacks and data.extra."""
+    if name in ATTACKS:
+        return without_places(section)
     if not isinstance(section, Mapping):
         return section
     values = {key: value for key, value in section.items() if key not in IRRELEVANT}
-    if "extra" in values:
-        values["extra"] = _relevant(values["extra"])
-    return values
+    nested = {key: _relevant(key, values[key]) for key in ("extra", *ATTACKS) if key in values}
+    return values | nested
 
 
 def _of_images(directory: Path) -> bytes:

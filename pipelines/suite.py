@@ -16,6 +16,7 @@ from tfrobust.registry import arguments, located
 
 LONGEST = 240  # bytes in the name of a run's folder, whose lock and log have a few more
 SURROGATE = "surrogate"  # a key in the file of a suite, and the name of that run's folder
+OWN = ("logs", "report", "table.csv")  # what a suite itself writes into its folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,6 +158,8 @@ def load_suite(path: Path, overrides: Sequence[str], workdir: Path) -> Suite:
         names = [member.name for member in members]
         repeated = sorted({name for name in names if names.count(name) > 1})
         require(not repeated, "runs", "runs that differ, or with labels of their own", repeated)
+        taken = [name for name in names if name in OWN]
+        require(not taken, "runs", f"labels other than {', '.join(OWN)}, its own files", taken)
         if surrogate is not None:
             expected = f"no run with the label {SURROGATE}, whose folder is that of the surrogate"
             require(SURROGATE not in names, "runs", expected, names)

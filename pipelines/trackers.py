@@ -18,6 +18,7 @@ from tfrobust.distribution import worker
 from tfrobust.errors import UserError, one_line, optional
 from tfrobust.io import write_text
 
+EVALUATION = "evaluation"  # the key in tracked.json of what was evaluated
 FLAT = 500  # the longest value of a parameter in MLflow, in characters
 
 
@@ -156,11 +157,17 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 @contextlib.contextmanager
 def tracked(
-    tracker: Tracker | None, name: str, config: Mapping[str, Any], folder: RunFolder
+    tracker: Tracker | None,
+    name: str,
+    config: Mapping[str, Any],
+    folder: RunFolder,
+    evaluation: str | None = None,
 ) -> Iterator[Tracker | None]:
     """Return a context in which a run is tracked: the same run at each call for its folder.
 
-    Of several workers the first one tracks. Without a tracker nothing is.
+    Only another `evaluation`, the fingerprint of a run that trains nothing, is another run, because
+    the service keeps the settings with which a run begins. Of several workers the first one tracks.
+    Without a tracker nothing is.
 
     Raises:
         UserError: The service refuses the run, or is lost while the run goes on.
@@ -168,18 +175,20 @@ def tracked(
     if tracker is None or worker()[0] > 0:
         yield None
         return
-    token = None
+    tokens: dict[str, str] = {}
     if folder.tracked.is_file():
         try:
-            tokens = json.loads(folder.tracked.read_text(encoding="utf-8-sig"))
-            token = tokens.get(tracker.package)
+            tokens = dict(json.loads(folder.tracked.read_text(encoding="utf-8-sig")).items())
         except (ValueError, AttributeError):
             line = "expected JSON, it is damaged; remove it to track a run anew"
             raise UserError(f"{folder.tracked}: {line}") from None
+    if evaluation is not None:
+        tokens = tokens if tokens.get(EVALUATION, evaluation) == evaluation else {}
+        tokens[EVALUATION] = evaluation
     folder.path.mkdir(parents=True, exist_ok=True)
     with _in_one_line(tracker):
-        begun = tracker.begin(name, config, folder.path, token)
-    write_text(folder.tracked, json.dumps({tracker.package: begun}) + "\n")
+        begun = tracker.begin(name, config, folder.path, tokens.get(tracker.package))
+    write_text(folder.tracked, json.dumps(tokens | {tracker.package: begun}) + "\n")
     try:
         yield tracker
     except BaseException as error:
@@ -199,13 +208,14 @@ def log_results(
     config: Mapping[str, Any],
     folder: RunFolder,
     results: Mapping[str, float],
+    evaluation: str | None = None,
 ) -> None:
     """Log the results of a run by their names, in the run of `tracked`.
 
     Raises:
         UserError: The service refuses the run or its results.
     """
-    with tracked(tracker, name, config, folder) as service:
+    with tracked(tracker, name, config, folder, evaluation) as service:
         if service is not None:
             with _in_one_line(service):
                 service.log(results)

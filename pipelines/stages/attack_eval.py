@@ -171,7 +171,8 @@ def _attack_eval(spec: Spec, folder: RunFolder, network: SavedNetwork) -> None:
         write_board(folder.tensorboard / "attack_eval", load_run(folder.path), margins_of_few)
     rows = accuracy_rows(spec.config, Record.load(folder.path))
     results = {f"accuracy, {row.name}": row.accuracy for row in rows}
-    log_results(spec.tracker, spec.name, spec.config, folder, results)
+    evaluation = AttackEval().inputs(spec, folder) if spec.train is None else None
+    log_results(spec.tracker, spec.name, spec.config, folder, results, evaluation)
 
 
 def _at(network: SavedNetwork, point: dict[str, float]) -> SavedNetwork:

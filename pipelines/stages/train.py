@@ -39,8 +39,9 @@ class Train(Stage):
     def inputs(self, spec: Spec, folder: RunFolder) -> str:
         if spec.search is None:
             return training_fingerprint(spec, spec.config, TRAINED)
-        # More trials continue a search: they do not begin another one.
-        search = {key: v for key, v in spec.config["search"].items() if key != "trials"}
+        # These continue a search: they do not begin another one.
+        kept = ("trials", "min_clean")
+        search = {key: v for key, v in spec.config["search"].items() if key not in kept}
         return training_fingerprint(spec, {**spec.config, "search": search}, (*TRAINED, "search"))
 
     def outputs(self, spec: Spec, folder: RunFolder) -> list[Path]:

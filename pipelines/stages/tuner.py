@@ -72,6 +72,7 @@ def search(spec: Spec, folder: RunFolder) -> None:
     if not completed(trials):
         raise UserError(f"search: expected a trial that ends, all failed: {trials[0].reason}")
     if best is None:
+        folder.best.unlink(missing_ok=True)  # the best under another min_clean
         highest = max(completed(trials), key=lambda trial: trial.clean)
         raise UserError(
             f"search.min_clean: expected at most the {highest.clean:.4g} that trial "
@@ -126,6 +127,7 @@ class _Tuner(kt.engine.base_tuner.BaseTuner):
         self.is_owner = search_cluster.role() != "worker"
         if self.is_owner and folder.oracle.is_file():
             _reload(oracle, folder.oracle)
+            self._score_again()
         if self.is_owner:
             shutil.rmtree(folder.tensorboard, ignore_errors=True)
             write_columns(folder.tensorboard, self.plan)
@@ -160,12 +162,7 @@ class _Tuner(kt.engine.base_tuner.BaseTuner):
             raise kt.errors.FailedTrialError(str(error)) from None
         except Exception as error:
             raise kt.errors.FatalError(str(error)) from error
-        min_clean = self.plan.min_clean or 0.0
-        score = results[ROBUST]
-        if results[CLEAN] < min_clean:
-            # Negative, and so below every trial that reaches min_clean (the rule of Deb, 2000).
-            score = results[CLEAN] - min_clean
-        return {SCORE: score, **results}
+        return {SCORE: _score_of(results[CLEAN], results[ROBUST], self.plan.min_clean), **results}
 
     def _train(self, trial: Any) -> dict[str, float]:
         """Train a trial, or go on with it, and return its accuracies and number of epochs.
@@ -191,6 +188,12 @@ class _Tuner(kt.engine.base_tuner.BaseTuner):
             with log, contextlib.redirect_stdout(log), memory:
                 train(spec, folder, epochs)
             return _results(folder, spec, epochs)
+
+    def _score_again(self) -> None:
+        """Give the trials of a stopped search their scores under `min_clean`, which may be new."""
+        for trial in completed(self.trials()):
+            score = _score_of(trial.clean, trial.robust, self.plan.min_clean)
+            self.state.trials[trial.name].score = score
 
     def _values(self, drawn: Mapping[str, Any]) -> dict[str, Any]:
         return {key: values.value(drawn[key]) for key, values in self.plan.space.items()}
@@ -232,6 +235,12 @@ class _Tuner(kt.engine.base_tuner.BaseTuner):
         for trial in completed(trials):
             if name in (None, trial.name):
                 write_trial(self.folder.tensorboard / f"trial_{trial.name}", trial, self.plan.space)
+
+
+def _score_of(clean: float, robust: float, min_clean: float | None) -> float:
+    """Return the score of a trial, which is below 0 unless it reaches min_clean (Deb, 2000)."""
+    least = min_clean or 0.0
+    return clean - least if clean < least else robust
 
 
 def _oracle(plan: Search, seed: int, epochs: int, ended: Callable[[str], None]) -> Any:
@@ -286,6 +295,11 @@ def _reload(oracle: Any, path: Path) -> None:
             f"{path}: expected KerasTuner's state, it or a trial.json beside it is damaged; remove "
             f"{path.parent}"
         ) from None
+    if gone := [name for name in oracle.start_order if name not in oracle.trials]:
+        raise UserError(
+            f"{path.parent / f'trial_{gone[0]}'}: expected the folder of a trial with its "
+            f"trial.json; put it back, or remove {path.parent} to begin anew"
+        )
     # A kill may leave the trial.json of a trial that is not yet in the state of the oracle.
     oracle.trials = {name: oracle.trials[name] for name in oracle.start_order}
     count = sum(trial.status in ("COMPLETED", "FAILED") for trial in oracle.trials.values())

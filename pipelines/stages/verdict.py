@@ -12,6 +12,7 @@ from pipelines.spec import Spec
 from pipelines.stages.attack_eval import FIRST, SECTIONS, AttackEval, require_evaluation
 from pipelines.stages.before import Before, require_before
 from pipelines.stages.stage import Stage
+from tfrobust.attack_settings import digests_of, known_by
 from tfrobust.errors import UserError, require
 from tfrobust.evaluation.api import images_in_use
 from tfrobust.evaluation.cascade import fitted
@@ -195,7 +196,8 @@ def _check_baseline(spec: Spec, baseline: FinishedRun) -> None:
     theirs, ours = settings_of(baseline), {}
     for listed in spec.attack_list:
         attack = fitted(listed, spec.data.source.num_classes).attack
-        ours[listed.name] = plain(attack.settings(listed.threat or spec.threats[0]))
+        settings = plain(attack.settings(listed.threat or spec.threats[0]))
+        ours[listed.name] = known_by(settings, digests_of(attack.files))
     for name in [*ours, *theirs]:
         expected = f"a run with the same attacks, {name}: {ours.get(name)}"
         require(ours.get(name) == theirs.get(name), BASELINE, expected, theirs.get(name))

@@ -193,6 +193,14 @@ def test_min_clean_that_no_trial_reaches_is_refused(tmp_path: Path) -> None:
     small(tmp_path, "search.trials=1", "search.min_clean=1.0", stages=["report"])
     page = (tmp_path / NAME / "report" / "index.html").read_text()
     assert "none of at least 100.0 % clean that is complete" in page
+    search = tmp_path / NAME / "search"
+    trained = (search / "trial_0" / "model.keras").stat().st_mtime_ns
+    small(tmp_path, "search.trials=1", "search.min_clean=0.01")  # the trial is chosen, not repeated
+    assert (search / "trial_0" / "model.keras").stat().st_mtime_ns == trained
+    assert (search / "best.yaml").exists()
+    with pytest.raises(UserError, match="search.min_clean: expected at most"):
+        small(tmp_path, "search.trials=1", "search.min_clean=1.0")
+    assert not (search / "best.yaml").exists()
 
 
 @pytest.mark.slow

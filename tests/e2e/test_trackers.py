@@ -78,6 +78,23 @@ def test_a_damaged_note_of_the_tracked_run_is_one_line(tmp_path: Path) -> None:
             pass
 
 
+def test_another_evaluation_in_a_folder_is_another_run(tmp_path: Path) -> None:
+    """Its accuracies would stand beside the network and the threat of the first one."""
+    service, folder = Memory(), RunFolder(tmp_path)
+
+    def token(evaluation: str | None) -> Any:
+        """Return the token of the run to which the results of an evaluation are added."""
+        config = {"method": {"name": "adv"}}
+        trackers.log_results(service, "run", config, folder, {"accuracy, clean": 1.0}, evaluation)
+        return service.calls[-3][-1]
+
+    assert [token(of) for of in ("one", "one", "other", "other")] == [None, "token", None, "token"]
+    folder.tracked.write_text('{"wandb": "theirs", "memory": "mine"}')
+    assert token(None) == "mine"  # of a training, which stays one run
+    kept = json.loads(folder.tracked.read_text())
+    assert kept == {"wandb": "theirs", "memory": "mine"}  # the run of another service too
+
+
 def test_a_refused_or_failed_run_is_one_line_and_ends(tmp_path: Path) -> None:
     service, folder = Memory(), RunFolder(tmp_path / "run")
     config = {"method": {"name": "adv"}}

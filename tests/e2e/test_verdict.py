@@ -20,6 +20,7 @@ from tfrobust import provenance
 from tfrobust.errors import UserError
 from tfrobust.flags import Flags
 from tfrobust.record import CheckRow, Record
+from tfrobust.report import load_run
 
 pytestmark = pytest.mark.usefixtures("short_closing")
 COMMON = ["threat.eps=0.19", "attacks={name: pgd, steps: 3}", "data.name=npz"]
@@ -125,6 +126,27 @@ def test_a_run_that_misses_one_is_reported_and_ends_with_3_each_time(
     assert [row.required for row in Record.load(folder).requirements] == [0.1]
     run("evaluate", [*settings, "require=null"], workdir, None, smoke=False)
     assert "<h2>Requirements</h2>" not in (folder / "report" / "index.html").read_text()
+
+
+def test_the_config_of_a_run_whose_stages_are_skipped_is_that_of_the_command(
+    made: Path, tmp_path: Path
+) -> None:
+    """What is required and missed stood in config.yaml alone, which only other stages wrote."""
+    settings = overrides(made, "worse", "robust_accuracy=0.45")
+    none, stages = [*settings, "require=null"], ["attack_eval"]
+
+    def missed() -> None:
+        with pytest.raises(Missed, match="robust_accuracy"):
+            run("evaluate", settings, tmp_path, stages, smoke=False)
+
+    missed()
+    folder = run("evaluate", none, tmp_path, None, smoke=False)  # the page has no requirements
+    missed()
+    run("evaluate", none, tmp_path, stages, smoke=False)
+    assert not load_run(folder).missed and not (folder / "junit.xml").exists()
+    command = load_run(folder).config["command"]
+    run(str(folder / "config.yaml"), [], tmp_path, stages, smoke=False)
+    assert load_run(folder).config["command"] == command and "require=null" in command
 
 
 def test_a_suite_counts_members_that_miss_and_ends_with_3(

@@ -177,6 +177,22 @@ def test_runs_are_compared_by_images_and_attack_settings_not_by_names(tmp_path: 
     assert differences(read_runs(rows_of([one, other]))).rows[0][2] == NOTHING
 
 
+def test_an_attack_is_shared_if_its_files_have_the_same_content(tmp_path: Path) -> None:
+    """The surrogate may lie elsewhere, and another may lie at the same place."""
+    one, other = saved_run(tmp_path / "one", 10, 9), saved_run(tmp_path / "other", 10, 1)
+    row = {"name": "PGD-20", "examples": 10, "config": {"name": "transfer", "source": "a"}}
+
+    def shared(**changes: Any) -> str:
+        change(one, attacks=[row | {"robust_accuracy": 0.9, "files": ["12"]}])
+        change(other, attacks=[row | {"robust_accuracy": 0.1, "files": ["12"]} | changes])
+        return differences(read_runs(rows_of([one, other]))).rows[0][2]
+
+    assert shared(config={"name": "transfer", "source": "b"}).startswith("+80.0")
+    assert shared(files=["34"]) == NOTHING
+    assert not comparison(read_runs(rows_of([one, other]))).bold & {(0, 3), (0, 4)}
+    assert shared(files=[]) == NOTHING  # of a record that has no digests
+
+
 def test_attacks_of_a_cascade_are_shared_up_to_the_first_that_differs(tmp_path: Path) -> None:
     """An attack alone in one cascade has a part in the flags of those after it."""
     one, other = saved_run(tmp_path / "one", 10, 9), saved_run(tmp_path / "other", 10, 9)

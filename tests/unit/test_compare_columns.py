@@ -17,7 +17,7 @@ from tfrobust.errors import UserError
 from tfrobust.record import Record
 from tfrobust.report import ReportTable, Row, comparison, read_runs, rows_of, write_comparison
 from tfrobust.report.columns import comparable
-from tfrobust.report.compare_figures import scatter, sweeps
+from tfrobust.report.compare_figures import over_eps, scatter, sweeps
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -151,6 +151,33 @@ def test_a_run_without_attacks_has_no_worst_case_in_figures(tmp_path: Path) -> N
     assert {line.get_label() for line in lines} == {
         "a clean", "b clean", "b worst case", "c clean", "c worst case"
     }  # fmt: skip
+
+
+def test_the_pareto_front_is_of_runs_that_can_be_compared(tmp_path: Path) -> None:
+    """The first attack alone leaves more images right than all of them."""
+    folders = [saved_run(tmp_path / "one", 8, 6), saved_run(tmp_path / "other", 9, 5)]
+    folders.append(saved_run(tmp_path / "begun", 10, 9))
+
+    def drawn() -> dict[str, int]:
+        """Return the number of points of each line."""
+        lines = scatter(read_runs(rows_of(folders)))["trade-off"].axes[0].lines
+        return {str(line.get_label()): len(line.get_xdata()) for line in lines}
+
+    assert drawn() == {"one": 1, "other": 1, "begun": 1}  # no other is as good
+    change(folders[2], pending=["AutoAttack: FAB"])
+    assert drawn() == {"one": 1, "other": 1, "begun ‡": 1, "Pareto front": 2}
+    change(folders[1], attacks=[attack("PGD-20", config={"steps": 1}, robust_accuracy=0.5)])
+    assert drawn() == {"one": 1, "other": 1, "begun ‡": 1}
+
+
+def test_eps_of_different_norms_have_no_common_axis(tmp_path: Path) -> None:
+    curve = [{"eps": eps, "robust_accuracy": 0.5, "examples": 10} for eps in (0.0, 0.1)]
+    one, other = two(tmp_path)
+    for folder in (one, other):
+        change(folder, eps_curve=curve)
+    assert list(over_eps(read_runs(rows_of([one, other])))) == ["eps"]
+    change(other, threat={"norm": "l2", "eps": 0.1})
+    assert over_eps(read_runs(rows_of([one, other]))) == {}
 
 
 def test_keys_of_a_grid_that_end_alike_have_lines_of_their_own(tmp_path: Path) -> None:

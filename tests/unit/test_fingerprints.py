@@ -196,3 +196,16 @@ def test_paths_of_data_do_not_count_and_settings_do() -> None:
     sections = ["data", "seed"]
     assert fingerprint(first, sections) == fingerprint(moved, sections)
     assert fingerprint(first, sections) != fingerprint(changed, sections)
+
+
+def test_places_of_the_files_of_attacks_do_not_count_and_settings_do() -> None:
+    """Their content is fingerprinted beside the config."""
+
+    def of(source: str, steps: int = 2, **more: Any) -> str:
+        transfer = {"name": "transfer", "source": source, "attack": {"name": "pgd", "steps": steps}}
+        eot = {"name": "eot", "attack": transfer}
+        sections = {"attacks": [transfer], "export": {"attacks": [transfer]}, **more}
+        return fingerprint({**sections, "method": {"attack": eot}}, ["method", *sections])
+
+    assert of("a") == of("b") != of("a", steps=3)
+    assert of("a", paper={"source": "a"}) != of("a", paper={"source": "b"})

@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 FLOORS = {
+    "tfrobust.attack_settings": 0,
     "tfrobust.backend": 0,
     "tfrobust.keras_import": 1,
     "tfrobust.corruptions": 0,

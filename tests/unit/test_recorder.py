@@ -215,6 +215,16 @@ def test_saved_images_may_follow_another_attack(tmp_path: Path) -> None:
     assert len(Record.load(tmp_path / "run").attacks) == 2
 
 
+def test_saved_images_that_were_moved_are_known_by_their_content(tmp_path: Path) -> None:
+    first = saved(tmp_path / "mine.npz", X, np.arange(len(X)))
+    evaluated(tmp_path / "run", [first, HALF])
+    moved = first | {"path": str((tmp_path / "mine.npz").rename(tmp_path / "theirs.npz"))}
+    assert evaluated(tmp_path / "run", [moved, HALF]).attacks == []
+    saved(tmp_path / "theirs.npz", 1 - X, np.arange(len(X)))
+    with pytest.raises(UserError, match="expected images of this threat"):
+        evaluated(tmp_path / "run", [moved, HALF])
+
+
 def test_a_table_keeps_the_names_of_its_classes(tmp_path: Path) -> None:
     rows = X.reshape(len(X), -1)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -148,3 +149,30 @@ def test_a_damaged_state_is_an_error_of_one_line(name: str, tmp_path: Path) -> N
         file.write_text(damaged)
         line = error_line(lambda: _reload(oracle_in(tmp_path, plan), oracle))
         assert "oracle.json: expected KerasTuner's state" in line
+
+
+def test_a_trial_whose_folder_is_gone_is_an_error_of_one_line(tmp_path: Path) -> None:
+    """Somebody removed it to save space. A new trial would get the number of another."""
+    plan = Search(SPACE, "random", 2)
+    search(oracle_in(tmp_path, plan))
+    folder = tmp_path / "search" / "trial_0"
+    shutil.rmtree(folder)
+    line = error_line(lambda: _reload(oracle_in(tmp_path, plan), folder.parent / "oracle.json"))
+    assert line.startswith(f"{folder}: expected the folder of a trial with its trial.json; put it")
+
+
+def test_trials_of_a_stopped_search_are_scored_by_the_min_clean_of_now(tmp_path: Path) -> None:
+    overrides = ["search.trials=2", "model={name: small_cnn, filters: [2], units: 2}"]
+
+    def tuner(min_clean: float) -> Any:
+        sets = [*overrides, f"search.min_clean={min_clean}"]
+        return _Tuner(load_spec("digits_atlas_search", sets, False), RunFolder(tmp_path))
+
+    first = tuner(0.9)
+    trial = begin(first.oracle)
+    first.oracle.update_trial(trial.trial_id, {SCORE: -0.1, CLEAN: 0.8, ROBUST: 0.5, "epochs": 3})
+    trial.status = "COMPLETED"
+    first.oracle.end_trial(trial)
+    for min_clean, score in ((0.9, -0.1), (0.8, 0.5), (0.85, -0.05)):
+        again = tuner(min_clean).oracle.trials["0"]
+        assert again.score == pytest.approx(score)

@@ -105,6 +105,16 @@ def test_no_run_has_the_folder_of_the_surrogate(tmp_path: Path) -> None:
     assert "runs: expected no run with the label surrogate, whose folder is that of the" in line
 
 
+@pytest.mark.parametrize("label", ["report", "logs", "table.csv"])
+def test_no_run_has_the_folder_of_the_page_or_the_logs_of_its_suite(
+    tmp_path: Path, label: str
+) -> None:
+    """The page of the suite and the files of the run lay in one folder."""
+    text = f"runs: [digits_adv, {{config: digits_adv, label: {label}}}]"
+    line = error_line(lambda: suite(tmp_path, text))
+    assert "runs: expected labels other than logs, report, table.csv, its own files" in line
+
+
 def test_overrides_budget_and_run_replace_the_set_of_the_suite(tmp_path: Path) -> None:
     text = """
     set: {seed: 1, train.epochs: 2, method.l2: 0.0}

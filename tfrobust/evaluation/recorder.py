@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from tfrobust.attack_settings import digests_of, known_by
 from tfrobust.errors import UserError, require
 from tfrobust.evaluation.aside import FILES, move_aside
 from tfrobust.evaluation.attack_list import ListedAttack
@@ -118,7 +118,7 @@ class Recorder:
         self.flags = Flags(index[: len(x)], y, {}, digests(x, y))
         self.images = None if save is None else ImageFile(folder, save, x, threats[0].box)
         self.predict = predict
-        self.files = {listed.name: _digests(listed) for listed in attack_list}
+        self.files = {each.name: digests_of(each.attack.files) for each in attack_list}
         rows = [threat_row(threat) for threat in threats]
         self.record = Record(
             schema_version=SCHEMA,
@@ -316,8 +316,8 @@ class Recorder:
         norm = listed.threat.norm if listed.threat else None
         settings = plain(listed.attack.settings(listed.threat or self.threats[0]))
         count = min(listed.examples or self.record.examples, self.record.examples)
-        expected = (norm, settings, count, self.files[listed.name])
-        return (row.norm, row.config, row.examples, row.files) == expected
+        expected = (norm, known_by(settings, self.files[listed.name]), count)
+        return (row.norm, known_by(row.config, row.files), row.examples) == expected
 
     def _keep(self, before: Record, *names: str) -> None:
         """Copy those of the fields that the former record has set."""
@@ -349,15 +349,6 @@ def of_other_code(rows: Sequence[Record | AttackRow | CorruptionRow]) -> str | N
 
 def _code(version: str, code: str | None) -> str:
     return f"tfrobust {version}" + (f" ({code})" if code else "")
-
-
-def _digests(listed: ListedAttack) -> list[str]:
-    """Return the SHA-256 of each file that the attack reads."""
-    sums = []
-    for path in listed.attack.files:
-        with path.open("rb") as content:
-            sums.append(hashlib.file_digest(content, "sha256").hexdigest())
-    return sums
 
 
 def _same_network(first: NetworkRow | None, second: NetworkRow | None) -> bool:

@@ -1,12 +1,24 @@
 """What the numbers in a column of a comparison were measured with."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+from tfrobust.attack_settings import known_by
 from tfrobust.record import AttackRow, Record
+from tfrobust.report.record import RunRecord
 from tfrobust.report.summary import FEWER, WORST
 
+MISSED = " †"  # follows the label of runs of which one missed a requirement
+UNFINISHED = " ‡"  # follows the label of runs of which the evaluation of one is not finished
+
 Measure = tuple[int, tuple[str, ...]]
+
+
+def marks(records: Iterable[RunRecord]) -> str:
+    """Return the marks that follow the label of runs; with a mark they are never the best."""
+    runs = list(records)
+    pending = any(run.evaluation.pending for run in runs)
+    return MISSED * any(run.missed for run in runs) + UNFINISHED * pending
 
 
 def comparable(records: Sequence[Record], name: str) -> bool:
@@ -36,7 +48,7 @@ def measure(record: Record, name: str) -> Measure | None:
         else:  # in a cascade, an image that an attack broke is broken for every later one
             last = max((n for n, row in enumerate(rows) if row.examples == examples), default=-1)
             rows = rows[: last + 1]
-    parts = [(row.norm, row.config, row.examples) for row in rows]
+    parts = [(row.norm, known_by(row.config, row.files), row.examples) for row in rows]
     attacks = sorted(json.dumps(part, sort_keys=True) for part in parts)
     return (examples, tuple(attacks)) if examples else None
 

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest
 
+from tfrobust.attack_settings import known_by
 from tfrobust.errors import UserError, require
 from tfrobust.flags import Flags, same_images
-from tfrobust.report.columns import comparable
+from tfrobust.report.columns import comparable, marks
 from tfrobust.report.html import ReportTable
 from tfrobust.report.record import RunRecord, load_run
 from tfrobust.report.summary import (
@@ -25,8 +26,6 @@ from tfrobust.report.summary import (
 )
 from tfrobust.report.text import NOTHING, duration, milliseconds, p_value, percent, points
 
-MISSED = " †"  # follows the label of a row with a run that missed a requirement
-UNFINISHED = " ‡"  # follows the label of a row with a run whose evaluation is not finished
 CHANCE = 0.05  # a difference with a smaller p-value is beyond chance
 
 
@@ -136,14 +135,11 @@ def comparison(runs: Sequence[FinishedRun]) -> ReportTable:
             cells.append(_cell(rows))
             values.append(mean(row.accuracy for row in rows) if rows else -1.0)
         seeds = ", ".join(str(run.seed) for run in family)
-        missed = any(run.record.missed for run in family)
-        unfinished = any(run.record.evaluation.pending for run in family)
-        marked = label + MISSED * missed + UNFINISHED * unfinished
-        lines.append([marked, seeds, *cells, *_costs(family)])
-        means.append([-1.0] * len(names) if missed or unfinished else values)
+        mark = marks(run.record for run in family)
+        lines.append([label + mark, seeds, *cells, *_costs(family)])
+        means.append([-1.0] * len(names) if mark else values)
     header = ["method", "seeds", *(_head(name, runs) for name in names)]
-    counted = [run for run in runs if not (run.record.missed or run.record.evaluation.pending)]
-    records = [run.record.evaluation for run in counted]
+    records = [run.record.evaluation for run in runs if not marks([run.record])]
     best = _highest(means, first_column=2) if len(means) > 1 and alike(runs) else frozenset()
     best = frozenset((y, x) for y, x in best if comparable(records, names[x - 2]))
     return ReportTable([*header, "time per batch", "training time", "epochs"], lines, best)
@@ -366,10 +362,10 @@ def _difference(first: FinishedRun, second: FinishedRun, names: Sequence[str]) -
 
 
 def settings_of(run: FinishedRun) -> dict[str, Any]:
-    """Return the settings of each attack, name -> settings, also of each attack of a suite."""
+    """Return what each attack is known by, its settings or more, also each attack of a suite."""
     record = run.record.evaluation
     rows = [row for row in record.attacks if row.name not in record.suites]
-    return {row.name: row.config for row in rows if row.name in run.flags.right}
+    return {r.name: known_by(r.config, r.files) for r in rows if r.name in run.flags.right}
 
 
 def name_of(run: FinishedRun, runs: Sequence[FinishedRun]) -> str:

@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from tfrobust.errors import UserError, number
 from tfrobust.overfitting import ROBUST
+from tfrobust.report.columns import comparable, marks
 from tfrobust.report.compare import FinishedRun, alike, families
 from tfrobust.report.figures import PANELS, in_percent, literal, new_axes
 from tfrobust.report.html import INK
@@ -27,8 +28,9 @@ SIZE = (4.6, 3.4)  # of a figure, in inches
 def scatter(runs: Sequence[FinishedRun]) -> dict[str, Figure]:
     """Draw worst-case against clean accuracy, a point for each run that was attacked.
 
-    The dashed line is the Pareto front of the labels' means. A once-for-all network is a line over
-    its lambdas. There is no figure of fewer than two points.
+    The dashed line is the Pareto front of the means of the labels without `marks`, if their numbers
+    are `comparable`. A once-for-all network is a line over its lambdas. There is no figure of fewer
+    than two points.
     """
     runs = [run for run in runs if WORST in run.accuracies]
     if len(runs) < 2:
@@ -39,8 +41,10 @@ def scatter(runs: Sequence[FinishedRun]) -> dict[str, Figure]:
         clean, robust = zip(*(_accuracies(run) for run in family), strict=True)
         marker = MARKERS[(place + place // COLOURS) % len(MARKERS)]
         style = {"color": _colour(place), "marker": marker}
-        axes.plot(clean, robust, ls="", ms=6, alpha=0.85, label=literal(label), **style)
-        means.append((mean(clean), mean(robust)))
+        mark = marks(run.record for run in family)
+        axes.plot(clean, robust, ls="", ms=6, alpha=0.85, label=literal(label + mark), **style)
+        if not mark:
+            means.append((mean(clean), mean(robust)))
         for run in family:
             curve = run.record.evaluation.curve
             first = [row for row in curve if row.width == curve[0].width]
@@ -48,7 +52,8 @@ def scatter(runs: Sequence[FinishedRun]) -> dict[str, Figure]:
             if points:
                 axes.plot(*zip(*points, strict=True), ".-", lw=1, color=style["color"])
     front = sorted(means[place] for place in pareto(means))
-    if len(front) > 1:
+    records = [run.record.evaluation for run in runs if not marks([run.record])]
+    if len(front) > 1 and all(comparable(records, name) for name in ("clean", WORST)):
         axes.plot(
             *zip(*front, strict=True), color=INK, lw=1, ls="--", alpha=0.6, label="Pareto front"
         )
@@ -110,9 +115,12 @@ def over_time(runs: Sequence[FinishedRun]) -> dict[str, Figure]:
 def over_eps(runs: Sequence[FinishedRun]) -> dict[str, Figure]:
     """Draw robust accuracy over eps, the mean over the seeds; nothing unless two labels have it.
 
-    Seeds measured at different eps are averaged at those that they share.
+    There is no common axis of eps under different norms. Seeds measured at different eps are
+    averaged at those that they share.
     """
     by_label: dict[str, dict[float, float]] = {}
+    if len({run.record.evaluation.threats[0].norm for run in runs}) > 1:
+        return {}
     for label, family in families(runs).items():
         curves = [run.record.evaluation.eps_curve for run in family]
         seeds = [{row.eps: row.robust_accuracy for row in curve} for curve in curves if curve]

@@ -140,7 +140,7 @@ def _sections(runs: Sequence[FinishedRun]) -> list[tuple[str, dict[str, Figure],
     accuracies = scatter(runs) if comparable else {}
     notes = []
     if accuracies:
-        notes.append("One point per run; the dashed line is the Pareto front of the means.")
+        notes.append("One point per run. A dashed line is the Pareto front of the means.")
     if curve := over_eps(runs):
         accuracies |= curve
         notes.append("Over eps: PGD on the first test images.")
