@@ -162,6 +162,7 @@ def _attack_eval(spec: Spec, folder: RunFolder, network: SavedNetwork) -> None:
         layout="channels_last",  # as the data set has checked
     )
     folder.write_config()  # only now, because config.yaml has to match the results in the folder
+    folder.card.unlink(missing_ok=True)  # it has the former results, and could be published
     if spec.attack_list:
         few = slice(VALLEY)
         sizes = {"seed": spec.seed, "batch_size": options.batch_size}

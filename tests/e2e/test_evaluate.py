@@ -291,6 +291,16 @@ def test_finished_attacks_are_not_repeated_when_settings_change(
 
 
 @pytest.mark.usefixtures("short_closing")
+def test_a_card_of_former_numbers_does_not_stay(base: list[str], tmp_path: Path) -> None:
+    card = tmp_path / "runs" / "evaluate" / "MODEL_CARD.md"
+    evaluated(tmp_path, [*base, "attacks=fgsm"])
+    evaluated(tmp_path, [*base, "attacks=fgsm", "stages=[attack_eval]"])
+    assert card.is_file()  # nothing was evaluated
+    evaluated(tmp_path, [*base, "attacks=[fgsm, uniform_noise]", "stages=[attack_eval]"])
+    assert not card.exists()
+
+
+@pytest.mark.usefixtures("short_closing")
 def test_results_of_another_version_are_kept_and_named(
     base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
