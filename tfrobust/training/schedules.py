@@ -114,9 +114,9 @@ class Piecewise(Schedule):
     factor: float | list[float] = 0.1
 
     def __post_init__(self) -> None:
-        require(isinstance(self.epochs, list) and self.epochs, "epochs", "a list", self.epochs)
+        require(isinstance(self.epochs, list), "epochs", "a list", self.epochs)
         require_at_least(1, **{f"epochs.{i}": epoch for i, epoch in enumerate(self.epochs)})
-        rising = self.epochs == sorted(set(self.epochs))
+        rising = self.epochs and self.epochs == sorted(set(self.epochs))
         require(rising, "epochs", "rising numbers", self.epochs)
         fits = len(self.factors) == len(self.epochs)
         require(fits, "factor", f"one number, or {len(self.epochs)} as epochs has", self.factor)
