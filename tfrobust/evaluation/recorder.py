@@ -33,6 +33,7 @@ from tfrobust.record import (
 from tfrobust.threat import Threat
 
 LOCK = ".lock"  # held while an evaluation uses the folder
+NEAR = 0.05  # relative to the largest gradient; rounding switches a few of many ReLUs
 SIMILAR = 1e-4  # relative to the largest logit; another number of threads rounds differently
 
 
@@ -361,14 +362,24 @@ def _digests(listed: ListedAttack) -> list[str]:
 
 
 def _same_network(first: NetworkRow | None, second: NetworkRow | None) -> bool:
-    """Return whether two networks have the same logits, and no different digests."""
+    """Return whether two networks have the same logits, and no different digests or gradients."""
     if first is None or second is None:
         return False
     if first.sha256 and second.sha256 and first.sha256 != second.sha256:
         return False
-    n = min(len(first.logits), len(second.logits))
-    one, other = np.array(first.logits[:n]), np.array(second.logits[:n])
+    if first.slopes and second.slopes and not _near(first.slopes, second.slopes, NEAR):
+        return False
+    return _near(first.logits, second.logits, SIMILAR, least=1.0)
+
+
+def _near(first: Sequence[Any], second: Sequence[Any], share: float, least: float = 0.0) -> bool:
+    """Return whether two lists of equal numbers, or of rows of them, are equal as far as both go.
+
+    They may differ by a share of the largest number of the first, which counts as `least` at least.
+    """
+    n = min(len(first), len(second))
+    one, other = np.array(first[:n]), np.array(second[:n])
     if one.shape != other.shape:
         return False
-    atol = SIMILAR * max(1.0, np.nanmax(np.abs(one), initial=0.0))
+    atol = share * max(least, np.nanmax(np.abs(one), initial=0.0))
     return np.allclose(one, other, rtol=0, atol=atol, equal_nan=True)
