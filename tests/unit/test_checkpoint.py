@@ -125,7 +125,7 @@ def test_a_copy_that_a_file_manager_has_made_is_no_checkpoint(tmp_path: Path) ->
         store.save(step, state, {"step": step})
         newest = tmp_path / f"step-{step:09d}"
         shutil.copytree(newest, tmp_path / f"{newest.name} copy")
-    assert Checkpoints(tmp_path).step == 4
+    assert Checkpoints(str(tmp_path)).step == 4
     assert len(list(tmp_path.glob("step-*"))) == 2 + 4
 
 

@@ -23,7 +23,8 @@ from tfrobust.evaluation.cascade import fitted, run_all
 from tfrobust.evaluation.closing import Closing
 from tfrobust.evaluation.corruption_accuracy import Corruptions, OnCorruptedImages, require_images
 from tfrobust.evaluation.crafting import BATCH_SIZE, LogitsFn, check_traceable, predictor
-from tfrobust.evaluation.recorder import Details, Recorder
+from tfrobust.evaluation.details import Details
+from tfrobust.evaluation.recorder import Recorder
 from tfrobust.evaluation.results import Check, Evaluation
 from tfrobust.evaluation.searches import by_xla
 from tfrobust.gate import check_inputs, inference, outputs

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ import numpy as np
 from tfrobust.errors import UserError, require
 from tfrobust.evaluation.aside import FILES, move_aside
 from tfrobust.evaluation.attack_list import ListedAttack
-from tfrobust.evaluation.crafting import LogitsFn, Predict
+from tfrobust.evaluation.crafting import Predict
+from tfrobust.evaluation.details import Details
 from tfrobust.evaluation.image_file import IMAGES, ImageFile
 from tfrobust.evaluation.record_rows import data_row, threat_row
 from tfrobust.evaluation.results import Result, by_norm, plain, row_of, worst_case
@@ -35,36 +36,6 @@ from tfrobust.threat import Threat
 LOCK = ".lock"  # held while an evaluation uses the folder
 NEAR = 0.05  # relative to the largest gradient; rounding switches a few of many ReLUs
 SIMILAR = 1e-4  # relative to the largest logit; another number of threads rounds differently
-
-
-@dataclasses.dataclass(frozen=True)
-class Details:
-    """Descriptions that a record keeps beside its numbers.
-
-    Args:
-        data: The name of the data set.
-        split: The name of the split.
-        index: The places of the images in the split, int [N], 0 to N - 1 by default.
-        class_names: The names of the classes.
-        model: The evaluated network, as a config describes it.
-        digest: A digest of the network's files.
-        training_commit: The commit of the code that trained the network.
-        training_hardware: The device and the CPU threads that trained it.
-        curve: A once-for-all network at each of its points, such as {"lambda": 0.5}; the first is
-            the evaluated network itself.
-        say: Called with each line about the progress.
-    """
-
-    data: str = "arrays"
-    split: str = "test"
-    index: np.ndarray | None = None
-    class_names: Sequence[str] = ()
-    model: dict[str, Any] | None = None
-    digest: str | None = None
-    training_commit: str | None = None
-    training_hardware: str | None = None
-    curve: Sequence[tuple[dict[str, float], LogitsFn]] = ()
-    say: Callable[[str], None] = print
 
 
 class Recorder:

@@ -17,7 +17,7 @@ import tensorflow as tf
 from absl import logging
 
 from tfrobust.distribution import worker
-from tfrobust.errors import UserError, one_line, require
+from tfrobust.errors import UserError, one_line, path_text, require
 from tfrobust.io import literal, unwritable, write_text
 from tfrobust.methods import RobustModel
 from tfrobust.training.interrupt import Interruption, NotFinite
@@ -34,8 +34,8 @@ class Checkpoints:
     A damaged one is renamed to damaged-step-000000429.
     """
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: str | Path):
+        self.folder = folder = Path(path_text("folder", folder))
         for partial in folder.glob(".step-*"):  # of a run that was killed while it wrote
             shutil.rmtree(partial)
         self.newest = self._newest()
