@@ -20,7 +20,16 @@ from tests.unit.test_evaluation import X, Y, network
 from tests.unit.test_record import HALF, NOISY, THREAT, WHOLE, evaluated
 from tfrobust import PGD, Threat
 from tfrobust.errors import UserError
-from tfrobust.evaluation import Corruptions, Details, Flags, Record, cascade, closing, evaluate
+from tfrobust.evaluation import (
+    Corruptions,
+    Details,
+    Flags,
+    ListedAttack,
+    Record,
+    cascade,
+    closing,
+    evaluate,
+)
 from tfrobust.evaluation.image_file import ImageFile
 from tfrobust.report import load_run
 
@@ -85,6 +94,20 @@ def test_descriptions_that_cannot_stand_in_a_record_are_refused(
 ) -> None:
     """The first attack was lost when its result was written, or a mask was recorded as places."""
     assert error_line(lambda: Details(**description)).startswith(f"details.{message}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"examples": -1}, "examples: expected int >= 1, received -1"),  # all but the last image
+        ({"examples": 0}, "examples: expected int >= 1, received 0"),
+        ({"attack": "pgd"}, "attack: expected an attack, such as PGD(), received 'pgd'"),
+        ({"name": ""}, "name: expected a name, received ''"),
+    ],
+)
+def test_an_entry_of_the_list_of_attacks_is_checked(arguments: Any, message: str) -> None:
+    entry = {"attack": PGD(), "name": "mine"} | arguments
+    assert error_line(lambda: ListedAttack(**entry)) == message
 
 
 def test_places_may_be_a_list(tmp_path: Path) -> None:

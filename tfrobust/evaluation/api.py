@@ -120,6 +120,7 @@ def evaluate(
     require(isinstance(details, Details), "details", "tfrobust.evaluation.Details(...)", details)
     seed = require_seed(seed)
     require_at_least(0, binarisation=binarisation)
+    binarisation = int(binarisation)  # NumPy's cannot stand in the record
     check_gradients(attack_list, runtime)
     measured = not binarisation or (check and attack_list and runtime is None)
     require(measured, "binarisation", "0 without checks, attacks or gradients", binarisation)
