@@ -110,6 +110,12 @@ def test_an_entry_of_the_list_of_attacks_is_checked(arguments: Any, message: str
     assert error_line(lambda: ListedAttack(**entry)) == message
 
 
+def test_places_of_fewer_images_are_refused_without_a_folder_too() -> None:
+    few: Any = {"details": Details(index=[3, 4]), "check": False, "progress": False}
+    line = error_line(lambda: evaluate(network, X, Y, THREAT, [HALF], **few))
+    assert line == f"details.index: expected a place for {len(X)} images, received 2"
+
+
 def test_places_may_be_a_list(tmp_path: Path) -> None:
     places = [7 + place for place in range(len(X))]
     options: Any = {"check": False, "progress": False, "folder": tmp_path}

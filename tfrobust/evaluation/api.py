@@ -152,6 +152,8 @@ def evaluate(
         corruptions = Corruptions() if corruptions is True else corruptions
         n = images_in_use(len(x), attack_list, corruptions)
         x, y = x[:n], y[:n]
+        places = n if details.index is None else len(details.index)
+        require(places >= n, "details.index", f"a place for {n} images", places)
         attack_list = [fitted(listed, logits.shape[1]) for listed in attack_list]
         predict = predictor(logits_fn, batch_size)
         recorder = None

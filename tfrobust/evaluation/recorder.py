@@ -85,8 +85,7 @@ class Recorder:
     ):
         self.folder, self.details = folder, details
         self.threats, self.attack_list = threats, attack_list
-        index = np.arange(len(x)) if details.index is None else np.asarray(details.index)
-        require(len(index) >= len(x), "details.index", f"a place for {len(x)} images", len(index))
+        index = np.arange(len(x)) if details.index is None else details.index
         self.flags = Flags(index[: len(x)], y, {}, digests(x, y))
         self.images = None if save is None else ImageFile(folder, save, x, threats[0].box)
         self.predict = predict
