@@ -214,18 +214,12 @@ def test_training_batches_have_the_image_and_label_of_their_index(
     ("arguments", "message"),
     [
         ({"batch_size": 0}, "batch_size: expected int >= 1, received 0"),
+        ({"batch_size": 2.5}, "batch_size: expected int >= 1, received 2.5"),
         (
-            {"batch_size": 2.5, "training": True},
-            "batch_size: expected int >= 1, received 2.5",
-        ),
-        (
-            {"batch_size": 2, "steps_per_epoch": 0, "training": True},
+            {"batch_size": 2, "steps_per_epoch": 0},
             "steps_per_epoch: expected int >= 1, received 0",
         ),
-        (
-            {"batch_size": 2, "first_step": -1, "training": True},
-            "first_step: expected int >= 0, received -1",
-        ),
+        ({"batch_size": 2, "first_step": -1}, "first_step: expected int >= 0, received -1"),
         ({"batch_size": 2, "training": "no"}, "training: expected True or False, received 'no'"),
         ({"batch_size": 2, "seed": None}, "seed: expected int of at most 64 bits, received None"),
         (

@@ -231,7 +231,9 @@ def _precision(logits_fn: LogitsFn) -> str | None:
 
 
 def _slopes(logits_fn: LogitsFn, x: np.ndarray, batch_size: int) -> list[float] | None:
-    """Return the L2 norm of the gradient of the largest logit at each image; None without one.
+    """Return the L2 norm of the gradient of the largest logit at each image.
+
+    It is None if the network has no gradients or some are not finite.
 
     A defence and the same defence with another gradient, such as a rounding that gradients pass
     unchanged, have equal logits but not these.
@@ -246,7 +248,7 @@ def _slopes(logits_fn: LogitsFn, x: np.ndarray, batch_size: int) -> list[float] 
         (slopes,) = map_batches(lengths, x, batch_size=batch_size)
     except Exception:  # an operation without a gradient may raise anything
         return None
-    return [float(slope) for slope in slopes]
+    return [float(slope) for slope in slopes] if np.isfinite(slopes).all() else None
 
 
 def _digest(logits_fn: LogitsFn, details: Details) -> str | None:
