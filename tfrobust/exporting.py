@@ -22,7 +22,7 @@ import tensorflow as tf
 
 from tfrobust import tf32
 from tfrobust._compat import layers_of
-from tfrobust.errors import UserError, choose, one_line, optional, require
+from tfrobust.errors import UserError, choose, one_line, optional, path_text, require
 from tfrobust.io import unwritable
 from tfrobust.models import load_network
 from tfrobust.models.keras_defaults import neutral
@@ -58,7 +58,7 @@ class Format:
 
 def export(
     network: keras.Model,
-    path: Path,
+    path: str | Path,
     images: np.ndarray,
     format: str = "saved_model",
     samples: np.ndarray | None = None,
@@ -84,6 +84,7 @@ def export(
     """
     kind = FORMATS[choose("format", format, FORMATS)]
     kind.check()
+    path = Path(path_text("path", path))
     expected = "training images, by which litert_int8 is calibrated"
     require(samples is not None or format != "litert_int8", "samples", expected, samples)
     new, former = path.with_name(f".{path.name}"), path.with_name(f".{path.name}.former")

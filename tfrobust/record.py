@@ -134,13 +134,13 @@ class DataRow(Part):
 
 
 class NetworkRow(Part):
-    """The fingerprint of a network.
-
-    It holds the logits at the first images and, if there are any, a digest of weights or files.
+    """The fingerprint of a network: its logits at the first images, the lengths of the gradients of
+    the largest of them, and a digest of weights or files. The last two may be missing.
     """
 
     logits: list[list[float]]
     sha256: str | None = None
+    slopes: list[float] | None = None
 
 
 class CurveRow(Part):

@@ -161,7 +161,7 @@ def test_swa_averages_epochs_and_recomputes_the_statistics(normed: keras.Model) 
     np.testing.assert_allclose(layer.moving_mean, mean_of_means, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(layer.moving_variance, mean_of_variances, rtol=1e-4, atol=1e-5)
     model.recompute_statistics(halves)
-    assert model._statistics_after.experimental_get_tracing_count() == 1
+    assert model._statistics_after[0].experimental_get_tracing_count() == 1
 
 
 class Halves(keras.utils.PyDataset):
@@ -235,6 +235,23 @@ def test_a_layer_may_be_frozen_or_trained_after_the_model_is_made(later: bool) -
     assert (np.abs(after[0] - before[0]).max() > 1e-4) == later
     for average, a, w in zip(model.evaluated_weights(), before, after, strict=True):
         np.testing.assert_allclose(average, 0.5 * a + 0.5 * w, rtol=1e-5, atol=1e-6)
+
+
+def test_the_statistics_of_a_shared_layer_are_recomputed_from_all_its_calls() -> None:
+    """Each call moves an average a to a / 2 + s / 2. They were those of the calls less a share of
+    a, and so variances below 0."""
+    norm = keras.layers.BatchNormalization(momentum=0.5, center=False, scale=False)
+    x = keras.Input(X.shape[1:])
+    first = norm(keras.layers.Flatten()(x))
+    logits = keras.layers.Dense(3)(norm(0.1 * first))
+    model = Natural(keras.Model(x, logits), threat=THREAT, averaging=Swa(), steps_per_epoch=2)
+    model.recompute_statistics([{"image": tf.constant(X)}])
+    flat = X.reshape(len(X), -1)
+    variances = flat.var(axis=0)
+    shares = 0.01 * variances / (variances + norm.epsilon)
+    averages = dict(zip((w.name for w in model.network.weights), model.averages, strict=True))
+    np.testing.assert_allclose(averages["moving_mean"], flat.mean(axis=0) / 3, atol=1e-5)
+    np.testing.assert_allclose(averages["moving_variance"], (variances + 2 * shares) / 3, rtol=1e-3)
 
 
 def test_statistics_that_never_move_are_not_recomputed() -> None:

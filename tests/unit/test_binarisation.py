@@ -119,6 +119,20 @@ def test_the_features_are_what_the_last_layer_takes(tmp_path: Path) -> None:
     assert features_of(smooth) is smooth
 
 
+def test_a_network_that_is_no_graph_of_layers_has_its_outputs_as_features() -> None:
+    class Subclassed(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last = keras.layers.Dense(2)
+
+        def call(self, x: Any) -> Any:
+            return self.last(tf.reshape(x, [-1, 36]))
+
+    network = Subclassed()
+    network(X[:1])
+    assert features_of(network) is network
+
+
 @pytest.mark.slow
 def test_an_evaluation_with_the_test_adds_it_to_the_record(tmp_path: Path) -> None:
     def names(**options: Any) -> list[str]:

@@ -125,7 +125,7 @@ def test_a_copy_that_a_file_manager_has_made_is_no_checkpoint(tmp_path: Path) ->
         store.save(step, state, {"step": step})
         newest = tmp_path / f"step-{step:09d}"
         shutil.copytree(newest, tmp_path / f"{newest.name} copy")
-    assert Checkpoints(tmp_path).step == 4
+    assert Checkpoints(str(tmp_path)).step == 4
     assert len(list(tmp_path.glob("step-*"))) == 2 + 4
 
 
@@ -179,17 +179,19 @@ def test_best_restores_the_last_epoch_of_the_highest_score() -> None:
     model = compiled()
     method = Natural(model, threat=Threat())
 
-    def restored(name: str, scores: dict[float, float]) -> tuple[float, float]:
+    def restored(name: str, scores: dict[float, float | None]) -> tuple[float, float]:
         """Return the weight after epochs of these weights and scores, and the best score."""
         best = Best(method, name)
         for value, score in scores.items():
             model.set_weights([np.full(weight.shape, value) for weight in model.get_weights()])
-            best.on_epoch_end(0, {"score": score})
+            best.on_epoch_end(0, {} if score is None else {"score": score})
         best.restore()
         return float(model.get_weights()[1][0]), best.best
 
     assert restored("score", {1.0: 0.5, 2.0: 0.7, 3.0: 0.7, 4.0: 0.6, 5.0: np.nan}) == (3.0, 0.7)
     assert restored("absent", {1.0: 0.5, 2.0: 0.5})[0] == 2.0
+    # With validation_freq=2 epochs without validation counted as the best.
+    assert restored("score", {1.0: None, 2.0: 0.7, 3.0: None, 4.0: 0.6}) == (2.0, 0.7)
 
 
 def test_best_keeps_the_averaged_weights_which_were_validated() -> None:

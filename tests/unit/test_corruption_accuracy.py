@@ -179,6 +179,7 @@ def test_more_corruptions_join_the_table_and_fewer_leave_a_copy(tmp_path: Path) 
         ({"names": "none"}, "^names: expected one of all, "),
         ({"names": ()}, "^names: expected at least one corruption, or all, received"),
         ({"severities": (0, 1)}, r"^severities: expected ints from 1 to 5, received \[0, 1\]"),
+        ({"severities": (1.0,)}, r"^severities: expected ints from 1 to 5, received \[1.0\]"),
         ({"severities": ()}, r"^severities: expected ints from 1 to 5, received \[\]"),
         ({"examples": 0}, "^examples: expected int >= 1, received 0"),
     ],
@@ -186,3 +187,10 @@ def test_more_corruptions_join_the_table_and_fewer_leave_a_copy(tmp_path: Path) 
 def test_mistakes_are_one_line(values: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         Corruptions(**values)
+
+
+def test_integers_of_numpy_can_stand_in_the_record() -> None:
+    """They failed when the record was written, after the last corruption."""
+    given = Corruptions("fog", np.array([1, 5]), np.int64(3))
+    assert given == Corruptions("fog", (1, 5), 3)
+    assert {type(value) for value in (*given.severities, given.examples)} == {int}

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tests.errors import error_line
 from tfrobust import PGD, Threat
-from tfrobust.evaluation import adversaries, craft
+from tfrobust.evaluation import adversaries, craft, landscape, margins, valley
 from tfrobust.evaluation.results import plain
 
 X = np.random.default_rng(0).random((6, 2, 2, 1)).astype("float32")
@@ -69,6 +69,31 @@ def test_images_in_half_precision_stay_within_eps() -> None:
 def test_other_images_and_labels_are_one_line(x: Any, y: Any, message: str) -> None:
     """Images of uint8 that hold 0 and 1 had adversarial images that were cut to these."""
     assert message in error_line(lambda: adversaries(network, x, y, ATTACK, THREAT))
+
+
+@pytest.mark.parametrize("measure", [landscape, margins, valley])
+def test_curves_and_margins_check_their_images_and_labels_too(measure: Any) -> None:
+    """The landscape of images in [0, 255] was that of images of 1, labels [N, 1] a traceback."""
+    line = error_line(lambda: measure(network, 255 * X, Y, THREAT))
+    assert line.startswith("x: expected float images in [0, 1], received")
+    lists, arrays = measure(network, X.tolist(), Y[:, None], THREAT), measure(network, X, Y, THREAT)
+    values = (lists.values(), arrays.values()) if isinstance(arrays, dict) else (lists, arrays)
+    for value, expected in zip(*values, strict=True):
+        np.testing.assert_array_equal(value, expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"attack": "pgd"}, "attack: expected an attack, such as PGD(), received 'pgd'"),
+        ({"threat": 0.1}, "threat: expected a tfrobust.Threat, received 0.1"),
+        ({"batch_size": 0}, "batch_size: expected int >= 1, received 0"),
+        ({"seed": None}, "seed: expected int of at most 64 bits, received None"),
+    ],
+)
+def test_other_attacks_threats_sizes_and_seeds_are_one_line(change: Any, message: str) -> None:
+    arguments = {"x": X, "y": Y, "attack": ATTACK, "threat": THREAT} | change
+    assert error_line(lambda: adversaries(network, **arguments)) == message
 
 
 def test_eps_for_each_image_is_one_line() -> None:

@@ -57,6 +57,33 @@ def test_first_n_examples_need_a_split_of_n() -> None:
     assert error_line(lambda: split_of(3).first(4)) == "n: expected 0 to 3 examples, received 4"
 
 
+@pytest.mark.parametrize("n", [0.5, True])
+def test_a_number_of_examples_is_an_int(n: Any) -> None:
+    first, held = lambda: split_of(3).first(n), lambda: hold_out(split_of(3), n, seed=0)
+    assert error_line(first) == f"n: expected 0 to 3 examples, received {n}"
+    assert error_line(held) == f"size: expected 0 to 2 examples to hold out of 3, received {n}"
+
+
+@pytest.mark.parametrize(
+    ("indices", "received"),
+    [
+        (np.array([True, False, True]), "bool of shape (3,)"),  # rows 1, 0 and 1 before
+        ([0.0, 1.7], "float64 of shape (2,)"),
+        ([[0, 1]], "int64 of shape (1, 2)"),
+    ],
+)
+def test_only_whole_positions_are_taken(indices: Any, received: str) -> None:
+    expected = "indices: expected positions, int [n] (np.flatnonzero(mask) of a mask), received"
+    assert error_line(lambda: split_of(3).take(indices)) == f"{expected} '{received}'"
+
+
+def test_positions_beyond_the_split_are_refused_and_negative_ones_count_from_its_end() -> None:
+    beyond = error_line(lambda: split_of(3).take([0, 3]))
+    assert beyond == "indices: expected positions of 3 examples, received [3]"
+    assert split_of(3).take([-1, 0]).index.tolist() == [2, 0]
+    assert len(split_of(3).take([])) == 0
+
+
 def test_as_float_divides_uint8_by_255_and_keeps_floats() -> None:
     split = Split.of(np.array([0, 51, 255], np.uint8).reshape(3, 1, 1), np.arange(3))
     assert split.images.shape == (3, 1, 1, 1)
@@ -187,6 +214,14 @@ def test_training_batches_have_the_image_and_label_of_their_index(
     ("arguments", "message"),
     [
         ({"batch_size": 0}, "batch_size: expected int >= 1, received 0"),
+        ({"batch_size": 2.5}, "batch_size: expected int >= 1, received 2.5"),
+        (
+            {"batch_size": 2, "steps_per_epoch": 0},
+            "steps_per_epoch: expected int >= 1, received 0",
+        ),
+        ({"batch_size": 2, "first_step": -1}, "first_step: expected int >= 0, received -1"),
+        ({"batch_size": 2, "training": "no"}, "training: expected True or False, received 'no'"),
+        ({"batch_size": 2, "seed": None}, "seed: expected int of at most 64 bits, received None"),
         (
             {"batch_size": 11, "training": True},
             "batch_size: expected 1 to the 10 examples of the split, received 11",
@@ -204,6 +239,12 @@ def test_training_batches_have_the_image_and_label_of_their_index(
 )
 def test_wrong_arguments_of_batches_are_one_line(arguments: dict[str, Any], message: str) -> None:
     assert error_line(lambda: batches(split_of(10), **arguments)) == message
+
+
+def test_arrays_are_no_split() -> None:
+    expected = "split: expected a tfrobust.data.Split, such as Split.of(x, y), received 'ndarray'"
+    for call in (lambda: batches(split_of(3).images, 2), lambda: Extra(split_of(3).images)):
+        assert error_line(call) == expected
 
 
 def test_training_on_an_empty_split_is_an_error() -> None:

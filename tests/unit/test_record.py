@@ -235,6 +235,24 @@ def test_a_change_of_weights_makes_another_network_even_where_logits_are_equal(
     assert "another network" in evaluated(tmp_path, [HALF], model)[0]
 
 
+def test_a_defence_with_another_gradient_is_another_network(tmp_path: Path) -> None:
+    """A rounding stops gradients. Once they pass it, the logits are those of before."""
+
+    def rounded(x: Any) -> Any:
+        return tf.round(255 * x) / 255
+
+    def masked(x: Any) -> Any:
+        return network(rounded(x))
+
+    def passed(x: Any) -> Any:
+        return network(x + tf.stop_gradient(rounded(x) - x))
+
+    assert evaluated(tmp_path, [PGD(steps=3)], masked).attacks == ["clean", "PGD-3"]
+    assert not evaluated(tmp_path, [PGD(steps=3)], masked).attacks
+    assert "another network" in evaluated(tmp_path, [PGD(steps=3)], passed)[0]
+    assert Record.load(tmp_path).robust_accuracy < 0.75
+
+
 def test_checks_curves_and_pictures_are_computed_once_and_stand_on_the_page(tmp_path: Path) -> None:
     lines = evaluated(tmp_path, [PGD(steps=3), FGSM()], check=True, save="float32")
     names = {file.name for file in tmp_path.iterdir()}

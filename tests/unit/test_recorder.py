@@ -15,11 +15,21 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.errors import error_line
 from tests.unit.test_evaluation import X, Y, network
 from tests.unit.test_record import HALF, NOISY, THREAT, WHOLE, evaluated
 from tfrobust import PGD, Threat
 from tfrobust.errors import UserError
-from tfrobust.evaluation import Corruptions, Details, Flags, Record, cascade, closing, evaluate
+from tfrobust.evaluation import (
+    Corruptions,
+    Details,
+    Flags,
+    ListedAttack,
+    Record,
+    cascade,
+    closing,
+    evaluate,
+)
 from tfrobust.evaluation.image_file import ImageFile
 from tfrobust.report import load_run
 
@@ -65,6 +75,52 @@ def test_an_evaluation_that_is_refused_changes_no_file(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=message):
             evaluate(shifted, X, Y, THREAT, **options)
         assert files(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("description", "message"),
+    [
+        (
+            {"index": np.arange(4) > 1},
+            "index: expected places, int [N], received 'bool of shape (4,)'",
+        ),
+        ({"class_names": "ab"}, "class_names: expected a list of names, received 'ab'"),
+        ({"data": 3}, "data: expected a name, received 3"),
+        ({"model": {"width": np.float32(1)}}, "model: expected what JSON can hold: Object of type"),
+    ],
+)
+def test_descriptions_that_cannot_stand_in_a_record_are_refused(
+    description: Any, message: str
+) -> None:
+    """The first attack was lost when its result was written, or a mask was recorded as places."""
+    assert error_line(lambda: Details(**description)).startswith(f"details.{message}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"examples": -1}, "examples: expected int >= 1, received -1"),  # all but the last image
+        ({"examples": 0}, "examples: expected int >= 1, received 0"),
+        ({"attack": "pgd"}, "attack: expected an attack, such as PGD(), received 'pgd'"),
+        ({"name": ""}, "name: expected a name, received ''"),
+    ],
+)
+def test_an_entry_of_the_list_of_attacks_is_checked(arguments: Any, message: str) -> None:
+    entry = {"attack": PGD(), "name": "mine"} | arguments
+    assert error_line(lambda: ListedAttack(**entry)) == message
+
+
+def test_places_of_fewer_images_are_refused_without_a_folder_too() -> None:
+    few: Any = {"details": Details(index=[3, 4]), "check": False, "progress": False}
+    line = error_line(lambda: evaluate(network, X, Y, THREAT, [HALF], **few))
+    assert line == f"details.index: expected a place for {len(X)} images, received 2"
+
+
+def test_places_may_be_a_list(tmp_path: Path) -> None:
+    places = [7 + place for place in range(len(X))]
+    options: Any = {"check": False, "progress": False, "folder": tmp_path}
+    evaluate(network, X, Y, THREAT, [HALF], details=Details(index=places), **options)
+    assert Flags.load(tmp_path).index.tolist() == places
 
 
 def test_a_file_instead_of_a_folder_is_refused(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from tfrobust import PGD, Adv, Atlas, Natural, Threat
 from tfrobust.data import from_arrays
 from tfrobust.errors import UserError
 from tfrobust.methods import METHODS, Awp
-from tfrobust.methods.decay import half_square
+from tfrobust.methods.decay import half_square, is_kernel
 from tfrobust.models import small_cnn, with_precision
 
 RNG = np.random.default_rng(0)
@@ -103,6 +103,16 @@ def test_l2_is_a_term_of_the_loss(network: Any) -> None:
     """Examples of weight 0 give no gradient, so a step takes w to w (1 - lr * l2)."""
     moved = stepped(Natural(network, threat=THREAT, l2=0.5), X, Y, np.zeros(8, np.float32))
     np.testing.assert_allclose(moved, W.ravel() * (1 - 0.1 * 0.5), rtol=1e-5)
+
+
+def test_a_bias_of_two_axes_is_no_kernel() -> None:
+    recurrent, attention = keras.layers.GRU(2), keras.layers.MultiHeadAttention(2, 3)
+    recurrent.build((None, 5, 4))
+    attention.build((None, 5, 4), (None, 5, 4))
+    weights = recurrent.trainable_variables + attention.trainable_variables
+    assert any(weight.name == "bias" and len(weight.shape) == 2 for weight in weights)
+    names = {weight.name for weight in weights if is_kernel(weight)}
+    assert names == {"kernel", "recurrent_kernel"}
 
 
 @pytest.mark.parametrize("on", ["all", "kernels"])

@@ -60,7 +60,7 @@ def keras_export(network: Any, folder: Path) -> Path:
 
 
 def our_export(network: Any, folder: Path) -> Path:
-    export(network, folder / "saved_model", X)
+    export(network, str(folder / "saved_model"), X)
     return folder / "saved_model"
 
 

@@ -244,7 +244,7 @@ def test_checkpoints_hold_the_state_of_the_detection_of_overfitting() -> None:
 
 def written(path: Path, lines: list[str], epochs: list[dict[str, Any]]) -> History:
     """Return the history of a run that goes on from lines of a checkpoint with these epochs."""
-    history = History(path, lines, path.parent / "tensorboard")
+    history = History(str(path), lines, str(path.parent / "tensorboard"))
     history.set_model(SimpleNamespace(step=np.int64(5)))
     history.on_train_begin()
     for epoch, logs in enumerate(epochs, max(0, len(lines) - 1)):

@@ -326,6 +326,18 @@ def test_weights_that_are_not_one_number_for_each_image_are_refused(
     assert int(model.step) == 0
 
 
+def test_weights_may_be_a_list(linear: Callable[..., Any]) -> None:
+    """Keras took the list for one weight each, and printed all images in its error."""
+    model, weights = compiled(linear), WEIGHT.tolist()
+    history = model.fit(X, Y, sample_weight=weights, validation_data=(X, Y, weights), verbose=0)
+    logs = model.evaluate(X, Y, sample_weight=weights, return_dict=True, verbose=0)
+    expected = model.evaluate(X, Y, sample_weight=WEIGHT, return_dict=True, verbose=0)
+    assert logs == expected
+    assert history.history["val_accuracy"] == [pytest.approx(expected["accuracy"])]
+    with pytest.raises(UserError, match="^validation_data: sample_weight: expected one number for"):
+        model.fit(X, Y, validation_data=(X, Y, weights[:5]), verbose=0)
+
+
 def test_train_on_batch_with_class_weights_equals_the_weights_in_a_dict(
     linear: Callable[..., Any],
 ) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -16,7 +17,7 @@ from tfrobust.data.augment import (
 from tfrobust.data.reading import untuned
 from tfrobust.data.rows import Rows, as_float, mixed_rows, rows_of
 from tfrobust.data.split import Split
-from tfrobust.errors import number, require, require_at_least
+from tfrobust.errors import number, require, require_at_least, require_bool, require_seed
 from tfrobust.noise import fold, seed_for
 
 
@@ -38,6 +39,7 @@ class Extra:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
+        _require_split(self.split)
         require(len(self.split), "split", "examples", "none")
         object.__setattr__(self, "share", number("share", self.share, above=0, below=1))
         object.__setattr__(self, "weight", number("weight", self.weight, above=0))
@@ -85,14 +87,21 @@ def batches(
             float32 [B] of mean 1.
 
     Raises:
-        UserError: The augmentation is unknown or does not fit the images, the split cannot fill a
-            batch, or the extra examples have another size, or a weight where examples are mixed.
+        UserError: A number is no int or too small, the augmentation is unknown or does not fit the
+            images, the split cannot fill a batch, or the extra examples have another size, or a
+            weight where examples are mixed.
     """
+    _require_split(split)
+    require_at_least(1, batch_size=batch_size)
+    require_at_least(0, first_step=first_step)
+    require_bool(training=training)
+    seed = require_seed(seed)
+    if steps_per_epoch is not None:
+        require_at_least(1, steps_per_epoch=steps_per_epoch)
     if training:
         expected = f"1 to the {len(split)} examples of the split"
-        require(1 <= batch_size <= len(split), "batch_size", expected, batch_size)
+        require(batch_size <= len(split), "batch_size", expected, batch_size)
     else:
-        require_at_least(1, batch_size=batch_size)
         require(augment is None, "augment", "None without training=True", augment)
         require(extra is None, "extra", "None without training=True", extra)
     augmentations = in_sequence(augment)
@@ -171,9 +180,11 @@ def from_arrays(
         UserError: As for `Split.of` and `batches`.
     """
     split = Split.of(x, y, layout=layout)
+    require_at_least(1, batch_size=batch_size)
+    require_bool(training=training)
+    seed = require_seed(seed)
     if not training:
         return batches(split, batch_size, augment=augment)
-    require_at_least(1, batch_size=batch_size)
     positions = tf.data.Dataset.range(len(split))
     positions = positions.shuffle(len(split), seed, reshuffle_each_iteration=True).batch(batch_size)
     # The number of a pass is unknown, so a random number replaces that of the batch.
@@ -182,6 +193,12 @@ def from_arrays(
     require_images(augmentations, split.images.shape[1:])
     collect = _collector(rows_of(split), seed, augmentations)
     return _mapped(tf.data.Dataset.zip(counters, positions), collect)
+
+
+def _require_split(split: Any) -> None:
+    """Raise a UserError unless examples are a split."""
+    expected = "a tfrobust.data.Split, such as Split.of(x, y)"
+    require(isinstance(split, Split), "split", expected, type(split).__name__)
 
 
 def _drawn(count: int, size: int, seed: tf.Tensor) -> tf.Tensor:

@@ -1,13 +1,15 @@
 """A split of examples, and the interface of a data set."""
 
+import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from tfrobust.errors import require
+from tfrobust.errors import require, require_seed
 from tfrobust.gate import check_images, check_labels
 
 HOLD_OUT = 0x401D  # keeps the hold-out draw apart from other draws with the same seed
@@ -60,13 +62,23 @@ class Split:
         return len(self.images)
 
     def take(self, indices: np.ndarray | Sequence[int]) -> "Split":
-        """Return the examples at these positions of this split, in this order."""
-        positions = np.asarray(indices, dtype=np.int64)
+        """Return the examples at these positions of this split, in this order.
+
+        Raises a UserError unless they are whole numbers, each of an example; for a mask, its
+        np.flatnonzero are.
+        """
+        positions = np.asarray(indices)
+        whole = positions.ndim == 1 and (positions.dtype.kind in "iu" or not positions.size)
+        expected = "positions, int [n] (np.flatnonzero(mask) of a mask)"
+        require(whole, "indices", expected, f"{positions.dtype.name} of shape {positions.shape}")
+        positions, n = positions.astype(np.int64), len(self)
+        outside = positions[(positions < -n) | (positions >= n)]
+        require(not outside.size, "indices", f"positions of {n} examples", outside.tolist()[:1])
         return Split(self.images[positions], self.labels[positions], self.index[positions])
 
     def first(self, n: int) -> "Split":
         """Return the first n examples. Raises UserError if there are fewer."""
-        require(0 <= n <= len(self), "n", f"0 to {len(self)} examples", n)
+        require(_is_up_to(len(self), n), "n", f"0 to {len(self)} examples", n)
         return Split(self.images[:n], self.labels[:n], self.index[:n])
 
     def as_float(self) -> np.ndarray:
@@ -110,11 +122,17 @@ def hold_out(train: Split, size: int, seed: int) -> tuple[Split, Split]:
         The rest and the held-out examples. Both keep the order and the index of `train`.
 
     Raises:
-        UserError: `size` is not in [0, len(train)).
+        UserError: `size` is no int in [0, len(train)), or `seed` none of 64 bits.
     """
     expected = f"0 to {len(train) - 1} examples to hold out of {len(train)}"
-    require(0 <= size < len(train), "size", expected, size)
-    order = np.random.default_rng([HOLD_OUT, seed]).permutation(len(train))
+    require(_is_up_to(len(train) - 1, size), "size", expected, size)
+    order = np.random.default_rng([HOLD_OUT, require_seed(seed) % 2**64]).permutation(len(train))
     is_held_out = np.zeros(len(train), bool)
     is_held_out[order[:size]] = True
     return train.take(np.flatnonzero(~is_held_out)), train.take(np.flatnonzero(is_held_out))
+
+
+def _is_up_to(most: int, count: Any) -> bool:
+    """Return whether a number of examples is an integer from 0 to `most`."""
+    whole = isinstance(count, numbers.Integral) and not isinstance(count, bool)
+    return whole and 0 <= int(count) <= most

@@ -11,6 +11,7 @@ from tfrobust.evaluation.crafting import Crafted as Crafted
 from tfrobust.evaluation.crafting import adversaries as adversaries
 from tfrobust.evaluation.crafting import craft as craft
 from tfrobust.evaluation.crafting import predictor as predictor
+from tfrobust.evaluation.details import Details as Details
 from tfrobust.evaluation.eps_curves import eps_curve as eps_curve
 from tfrobust.evaluation.eps_curves import least_eps as least_eps
 from tfrobust.evaluation.loss_landscape import Landscape as Landscape
@@ -18,7 +19,6 @@ from tfrobust.evaluation.loss_landscape import landscape as landscape
 from tfrobust.evaluation.loss_valley import Valley as Valley
 from tfrobust.evaluation.loss_valley import valley as valley
 from tfrobust.evaluation.margin_estimates import margins as margins
-from tfrobust.evaluation.recorder import Details as Details
 from tfrobust.evaluation.results import Check as Check
 from tfrobust.evaluation.results import Evaluation as Evaluation
 from tfrobust.evaluation.results import Result as Result

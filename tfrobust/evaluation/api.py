@@ -14,18 +14,22 @@ import numpy as np
 import tensorflow as tf
 
 from tfrobust._compat import layers_of
+from tfrobust.attacks.gradient import input_gradient
 from tfrobust.errors import choose, in_memory, require, require_at_least, require_seed
 from tfrobust.evaluation.attack_list import AttackSpec, ListedAttack, check_gradients, list_attacks
+from tfrobust.evaluation.batching import map_batches
 from tfrobust.evaluation.binarisation import features_of
 from tfrobust.evaluation.cascade import fitted, run_all
 from tfrobust.evaluation.closing import Closing
 from tfrobust.evaluation.corruption_accuracy import Corruptions, OnCorruptedImages, require_images
 from tfrobust.evaluation.crafting import BATCH_SIZE, LogitsFn, check_traceable, predictor
-from tfrobust.evaluation.recorder import Details, Recorder
+from tfrobust.evaluation.details import Details
+from tfrobust.evaluation.recorder import Recorder
 from tfrobust.evaluation.results import Check, Evaluation
 from tfrobust.evaluation.searches import by_xla
 from tfrobust.gate import check_inputs, inference, outputs
 from tfrobust.models import SavedNetwork, in_precision
+from tfrobust.norms import norm
 from tfrobust.record import NetworkRow
 from tfrobust.registry import located
 from tfrobust.threat import Threat, threats_of
@@ -118,6 +122,7 @@ def evaluate(
     require(isinstance(details, Details), "details", "tfrobust.evaluation.Details(...)", details)
     seed = require_seed(seed)
     require_at_least(0, binarisation=binarisation)
+    binarisation = int(binarisation)  # NumPy's cannot stand in the record
     check_gradients(attack_list, runtime)
     measured = not binarisation or (check and attack_list and runtime is None)
     require(measured, "binarisation", "0 without checks, attacks or gradients", binarisation)
@@ -149,11 +154,15 @@ def evaluate(
         corruptions = Corruptions() if corruptions is True else corruptions
         n = images_in_use(len(x), attack_list, corruptions)
         x, y = x[:n], y[:n]
+        places = n if details.index is None else len(details.index)
+        require(places >= n, "details.index", f"a place for {n} images", places)
         attack_list = [fitted(listed, logits.shape[1]) for listed in attack_list]
         predict = predictor(logits_fn, batch_size)
         recorder = None
         if folder is not None:
             row = NetworkRow(logits=logits.tolist(), sha256=digest)
+            if runtime is None:
+                row.slopes = _slopes(logits_fn, x[:FIRST], batch_size)
             recorder = Recorder(
                 Path(folder), row, x, y, threats, attack_list, predict,
                 mode=mode, seed=seed, save=save, details=details, rerun=rerun,
@@ -221,6 +230,27 @@ def _precision(logits_fn: LogitsFn) -> str | None:
         return None
     used = {tf.as_dtype(layer.compute_dtype or "float32") for layer in layers_of(network)}
     return min(used, key=lambda dtype: (dtype.size, dtype.name), default=tf.float32).name
+
+
+def _slopes(logits_fn: LogitsFn, x: np.ndarray, batch_size: int) -> list[float] | None:
+    """Return the L2 norm of the gradient of the largest logit at each image.
+
+    It is None if the network has no gradients or some are not finite.
+
+    A defence and the same defence with another gradient, such as a rounding that gradients pass
+    unchanged, have equal logits but not these.
+    """
+
+    def lengths(images: np.ndarray) -> list[tf.Tensor]:
+        points = tf.constant(images)
+        gradient = input_gradient(lambda z: tf.reduce_max(logits_fn(z), axis=1), points)
+        return [norm(gradient, "l2")]
+
+    try:
+        (slopes,) = map_batches(lengths, x, batch_size=batch_size)
+    except Exception:  # an operation without a gradient may raise anything
+        return None
+    return [float(slope) for slope in slopes] if np.isfinite(slopes).all() else None
 
 
 def _digest(logits_fn: LogitsFn, details: Details) -> str | None:

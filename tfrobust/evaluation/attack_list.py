@@ -8,7 +8,7 @@ from typing import Any
 
 from tfrobust.attacks import APGD, ATTACKS, EOT, FAB, PGD, Attack, MultiTargeted, RayS, Square
 from tfrobust.attacks.wrapper import check_relative
-from tfrobust.errors import choose, require
+from tfrobust.errors import choose, require, require_at_least
 from tfrobust.record import AUTOATTACK, UPPER_BOUND, is_autoattack
 from tfrobust.registry import build, convert, located, resolve
 from tfrobust.threat import Threat, threats_of
@@ -39,6 +39,12 @@ class ListedAttack:
     examples: int | None = None
     suite: str | None = None
     threat: Threat | None = None
+
+    def __post_init__(self) -> None:
+        require(isinstance(self.attack, Attack), "attack", "an attack, such as PGD()", self.attack)
+        require(isinstance(self.name, str) and self.name, "name", "a name", self.name)
+        if self.examples is not None:
+            require_at_least(1, examples=self.examples)
 
 
 AttackSpec = str | Mapping[str, Any] | Attack | ListedAttack

@@ -7,9 +7,15 @@ from typing import Any
 
 import numpy as np
 
+from tfrobust.errors import require_at_least
+
 
 def batches(n: int, batch_size: int) -> Iterator[slice]:
-    """Return a slice for each batch of n examples; the last batch may be smaller."""
+    """Return a slice for each batch of n examples; the last batch may be smaller.
+
+    Raises a UserError unless `batch_size` is an int from 1.
+    """
+    require_at_least(1, batch_size=batch_size)
     return (slice(start, start + batch_size) for start in range(0, n, batch_size))
 
 

@@ -32,7 +32,7 @@ from tfrobust.evaluation.image_checks import check_adversarial
 from tfrobust.evaluation.results import Check
 from tfrobust.evaluation.sample import Measurement, Sample, sanity_check
 from tfrobust.models import SavedNetwork
-from tfrobust.models.signatures import forward
+from tfrobust.models.signatures import forward, is_symbolic
 from tfrobust.threat import Threat
 
 NAME = "binarisation"
@@ -74,7 +74,7 @@ def features_of(network: LogitsFn) -> LogitsFn:
     For networks that are neither functional nor Sequential it is the network itself.
     """
     model = network.network if isinstance(network, SavedNetwork) else network
-    if not isinstance(model, keras.Model) or not isinstance(model.outputs, list):
+    if not isinstance(model, keras.Model) or not is_symbolic(model):
         return network
     values: Any = getattr(operation_of(model.outputs[0]), "input", None)
     if getattr(values, "shape", None) is None or len(values.shape) != 2:

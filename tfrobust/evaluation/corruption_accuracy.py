@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -40,10 +41,13 @@ class Corruptions:
         for name in [self.names] if isinstance(self.names, str) else self.names:
             choose("names", name, [ALL, *CORRUPTIONS])
         require(self.chosen, "names", "at least one corruption, or all", list(self.names))
-        valid = self.severities and set(self.severities) <= set(SEVERITIES)
+        whole = all(isinstance(each, numbers.Integral) for each in self.severities)
+        valid = whole and len(self.severities) and {*self.severities} <= {*SEVERITIES}
         require(valid, "severities", "ints from 1 to 5", list(self.severities))
+        object.__setattr__(self, "severities", tuple(map(int, self.severities)))
         if self.examples is not None:
             require_at_least(1, examples=self.examples)
+            object.__setattr__(self, "examples", int(self.examples))
 
     @property
     def chosen(self) -> list[str]:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from tfrobust import losses, noise, tf32
 from tfrobust.attacks import Attack, Outcome, SavedImages, registered_name
 from tfrobust.distribution import local_replicas, strategy, sum_over_workers, worker
-from tfrobust.errors import UserError, require
+from tfrobust.errors import UserError, require, require_seed
 from tfrobust.evaluation.batching import batches, map_batches
 from tfrobust.evaluation.image_checks import check_adversarial
 from tfrobust.evaluation.searches import Lookup, Search, of_rows
@@ -48,6 +48,19 @@ class Crafted(NamedTuple):
         """Return an outcome for images x [n, H, W, C] in which everything is 0 or false."""
         right, counts = np.zeros(len(x), bool), np.zeros(len(x), np.int32)
         return cls(np.zeros_like(x), right, counts, counts.copy())
+
+
+def checked(x: Any, y: Any, threat: Threat) -> tuple[np.ndarray, np.ndarray]:
+    """Return images as float32 [n, H, W, C] and labels as int32 [n].
+
+    Raises a UserError unless the images are floats in the threat's box, each with a class number,
+    and the threat has one eps.
+    """
+    require(isinstance(threat, Threat), "threat", "a tfrobust.Threat", threat)
+    require(not tf.is_tensor(threat.eps), "threat.eps", "one number for all images", threat.eps)
+    x = as_array(x, "x")
+    check_image_form(x, "x", threat.box, layout="channels_last")
+    return check_values(x, "x", threat.box), check_labels(y, len(x))
 
 
 def float32_logits(logits_fn: LogitsFn) -> LogitsFn:
@@ -132,10 +145,8 @@ def craft(
     """
     if not len(x):
         return Crafted.nothing(x)
-    require(not tf.is_tensor(threat.eps), "threat.eps", "one number for all images", threat.eps)
-    x = as_array(x, "x")
-    check_image_form(x, "x", threat.box, layout="channels_last")
-    x, y = check_values(x, "x", threat.box), check_labels(y, len(x))
+    require(isinstance(attack, Attack), "attack", "an attack, such as PGD()", attack)
+    (x, y), seed = checked(x, y, threat), require_seed(seed)
     if predict is None:
         check_traceable(logits_fn, x.shape[1:])
     predict = predict or predictor(logits_fn, batch_size)

@@ -13,6 +13,7 @@ from tfrobust.evaluation.batching import map_batches
 from tfrobust.evaluation.crafting import (
     BATCH_SIZE,
     LogitsFn,
+    checked,
     compiled,
     float32_logits,
 )
@@ -50,7 +51,10 @@ def least_eps(
         clean: Whether each clean image is classified correctly, bool [n].
         seed: The seed of the noise.
         batch_size: The number of images in a pass.
+
+    Raises a UserError unless the images are in the box and each has a label.
     """
+    x, y = checked(x, y, threat)
     logits = float32_logits(logits_fn)
 
     def attack(images: tf.Tensor, labels: tf.Tensor, eps: tf.Tensor, number: tf.Tensor) -> Any:
@@ -69,7 +73,7 @@ def least_eps(
             break
 
         def right_under_attack(places: np.ndarray, number: int, eps: float = eps) -> Any:
-            images, labels = x[places], y[places].astype(np.int32)
+            images, labels = x[places], y[places]
             x_adv, right = traced(images, labels, np.float32(eps), number)
             check_adversarial(PGD(steps=STEPS).title, threat.at(eps), x_adv.numpy(), images)
             return [right]

@@ -10,7 +10,13 @@ import tensorflow as tf
 from tfrobust import losses, noise
 from tfrobust.attacks.gradient import input_gradient
 from tfrobust.evaluation.batching import map_batches
-from tfrobust.evaluation.crafting import BATCH_SIZE, LogitsFn, compiled, float32_logits
+from tfrobust.evaluation.crafting import (
+    BATCH_SIZE,
+    LogitsFn,
+    checked,
+    compiled,
+    float32_logits,
+)
 from tfrobust.threat import Threat
 
 AXIS = np.linspace(-1.5, 1.5, 25, dtype=np.float32)  # in units of eps
@@ -43,7 +49,10 @@ def landscape(
 
     The direction g is the threat's steepest for the gradient of the cross entropy, and r is its
     steepest for noise drawn from N(0, 1), so both have norm 1.
+
+    Raises a UserError unless the images are in the box and each has a label.
     """
+    x, labels = checked(x, y, threat)
     logits = float32_logits(logits_fn)
 
     def directions(images: tf.Tensor, labels: tf.Tensor) -> Any:
@@ -55,7 +64,7 @@ def landscape(
         labels, values = tf.fill(tf.shape(points)[:1], label), logits(points)
         return losses.cross_entropy(values, labels), losses.margin(values, labels)
 
-    labels, shape = y.astype(np.int32), x.shape[1:]
+    shape = x.shape[1:]
     vectors = compiled(directions, shape, tf.TensorSpec([None], tf.int32))(x, labels)
     steepest, random = (vector.numpy() for vector in vectors)
     traced = compiled(heights, shape, tf.TensorSpec([], tf.int32))

@@ -16,6 +16,7 @@ from tfrobust.evaluation.batching import map_batches
 from tfrobust.evaluation.crafting import (
     BATCH_SIZE,
     LogitsFn,
+    checked,
     compiled,
     float32_logits,
 )
@@ -53,7 +54,10 @@ def valley(
 
     The search is that of squeeze training. A pass has two points for each image, so a batch has
     batch_size / 2 images.
+
+    Raises a UserError unless the images are in the box and each has a label.
     """
+    x, y = checked(x, y, threat)
     logits = float32_logits(logits_fn)
 
     def search(images: tf.Tensor, labels: tf.Tensor) -> Any:
@@ -71,4 +75,4 @@ def valley(
         return [values[0], tf.reduce_max(values, axis=0), tf.reduce_min(values, axis=0)]
 
     size = max(1, batch_size // 2)
-    return Valley(*map_batches(measure, x, y.astype(np.int32), batch_size=size))
+    return Valley(*map_batches(measure, x, y, batch_size=size))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from tfrobust.attack_settings import digests_of, known_by
 from tfrobust.errors import UserError, require
 from tfrobust.evaluation.aside import FILES, move_aside
 from tfrobust.evaluation.attack_list import ListedAttack
-from tfrobust.evaluation.crafting import LogitsFn, Predict
+from tfrobust.evaluation.crafting import Predict
+from tfrobust.evaluation.details import Details
 from tfrobust.evaluation.image_file import IMAGES, ImageFile
 from tfrobust.evaluation.record_rows import data_row, threat_row
 from tfrobust.evaluation.results import Result, by_norm, plain, row_of, worst_case
@@ -33,37 +34,8 @@ from tfrobust.record import (
 from tfrobust.threat import Threat
 
 LOCK = ".lock"  # held while an evaluation uses the folder
+NEAR = 0.05  # relative to the largest gradient; rounding switches a few of many ReLUs
 SIMILAR = 1e-4  # relative to the largest logit; another number of threads rounds differently
-
-
-@dataclasses.dataclass(frozen=True)
-class Details:
-    """Descriptions that a record keeps beside its numbers.
-
-    Args:
-        data: The name of the data set.
-        split: The name of the split.
-        index: The places of the images in the split, int [N], 0 to N - 1 by default.
-        class_names: The names of the classes.
-        model: The evaluated network, as a config describes it.
-        digest: A digest of the network's files.
-        training_commit: The commit of the code that trained the network.
-        training_hardware: The device and the CPU threads that trained it.
-        curve: A once-for-all network at each of its points, such as {"lambda": 0.5}; the first is
-            the evaluated network itself.
-        say: Called with each line about the progress.
-    """
-
-    data: str = "arrays"
-    split: str = "test"
-    index: np.ndarray | None = None
-    class_names: Sequence[str] = ()
-    model: dict[str, Any] | None = None
-    digest: str | None = None
-    training_commit: str | None = None
-    training_hardware: str | None = None
-    curve: Sequence[tuple[dict[str, float], LogitsFn]] = ()
-    say: Callable[[str], None] = print
 
 
 class Recorder:
@@ -113,8 +85,7 @@ class Recorder:
     ):
         self.folder, self.details = folder, details
         self.threats, self.attack_list = threats, attack_list
-        index = np.arange(len(x)) if details.index is None else np.asarray(details.index)
-        require(len(index) >= len(x), "details.index", f"a place for {len(x)} images", len(index))
+        index = np.arange(len(x)) if details.index is None else details.index
         self.flags = Flags(index[: len(x)], y, {}, digests(x, y))
         self.images = None if save is None else ImageFile(folder, save, x, threats[0].box)
         self.predict = predict
@@ -352,14 +323,24 @@ def _code(version: str, code: str | None) -> str:
 
 
 def _same_network(first: NetworkRow | None, second: NetworkRow | None) -> bool:
-    """Return whether two networks have the same logits, and no different digests."""
+    """Return whether two networks have the same logits, and no different digests or gradients."""
     if first is None or second is None:
         return False
     if first.sha256 and second.sha256 and first.sha256 != second.sha256:
         return False
-    n = min(len(first.logits), len(second.logits))
-    one, other = np.array(first.logits[:n]), np.array(second.logits[:n])
+    if first.slopes and second.slopes and not _near(first.slopes, second.slopes, NEAR):
+        return False
+    return _near(first.logits, second.logits, SIMILAR, least=1.0)
+
+
+def _near(first: Sequence[Any], second: Sequence[Any], share: float, least: float = 0.0) -> bool:
+    """Return whether two lists of equal numbers, or of rows of them, are equal as far as both go.
+
+    They may differ by a share of the largest number of the first, which counts as `least` at least.
+    """
+    n = min(len(first), len(second))
+    one, other = np.array(first[:n]), np.array(second[:n])
     if one.shape != other.shape:
         return False
-    atol = SIMILAR * max(1.0, np.nanmax(np.abs(one), initial=0.0))
+    atol = share * max(least, np.nanmax(np.abs(one), initial=0.0))
     return np.allclose(one, other, rtol=0, atol=atol, equal_nan=True)

@@ -28,7 +28,7 @@ from tfrobust.gate.images import (
     in_box,
     rounding,
 )
-from tfrobust.gate.labels import check_labels
+from tfrobust.gate.labels import check_labels, check_weights
 
 MARK = "tfrobust refuses"  # marks the assertions that `refusals` turns into UserErrors
 REFUSED = re.compile(rf"{MARK} (.*?)>>\] \[(\S+)\] \[(\S+)\] \[(\d+)\]")
@@ -103,6 +103,9 @@ def check_validation(data: Any, taken: Taken) -> Any:
     if isinstance(data, list | tuple):
         x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
         x, y = check_data(x, y, taken, names)
+        images = x.get("image") if isinstance(x, Mapping) else x
+        if weight is not None and isinstance(images, np.ndarray):
+            weight = check_weights(weight, len(images), "validation_data: sample_weight")
         return tuple(part for part in (x, y, weight) if part is not None)
     first = None
     if isinstance(data, tf.data.Dataset):

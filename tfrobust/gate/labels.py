@@ -43,14 +43,17 @@ def check_labels(
     return labels.reshape(-1).astype(np.int32)
 
 
-def check_weights(weights: Any, count: int, where: str = "sample_weight") -> None:
-    """Raise a UserError unless the weights, [N] or [N, 1], are one number for each of `count`
-    images."""
+def check_weights(weights: Any, count: int, where: str = "sample_weight") -> np.ndarray:
+    """Return weights as an array [N] or [N, 1].
+
+    Raises a UserError unless they are one number for each of `count` images.
+    """
     weights = as_array(weights, where)
     valued = weights.dtype.kind in "iub" or is_float(weights.dtype)
     fits = valued and weights.shape in ((count,), (count, 1))
     received = f"{weights.dtype.name} of shape {weights.shape}"
     require(fits, where, f"one number for each of {count} images", received)
+    return weights
 
 
 def check_label_form(labels: Any, count: int | None, where: str) -> None:

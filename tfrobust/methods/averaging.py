@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from tfrobust._compat import layers_of, trained_by
+from tfrobust._compat import after_layers, layers_of, trained_by
 from tfrobust.errors import choose, number, require, require_at_least, require_bool
 from tfrobust.methods.batch import Batch
 from tfrobust.methods.gated import GatedModel
@@ -196,15 +197,17 @@ class AveragedModel(GatedModel):
         averages = {id(w): a for w, a in zip(self._averaged, self.averages, strict=True)}
         before = [averages[id(statistic)].numpy() for statistic, _ in moving]
         sums = [np.zeros_like(value) for value in before]
-        count = 0
+        count, (statistics_after, calls) = 0, self._statistics_after
         for batch in batches:
-            for total, value in zip(sums, self._statistics_after(batch["image"]), strict=True):
+            for total, value in zip(sums, statistics_after(batch["image"]), strict=True):
                 total += value.numpy()
             count += 1
         for (statistic, momentum), old, total in zip(moving, before, sums, strict=True):
-            # A pass moves a statistic from `old` to momentum * old + (1 - momentum) * batch's.
-            if count:
-                mean = (total / count - momentum * old) / (1.0 - momentum)
+            # A call of its layer moves a statistic from `old` to momentum * old + (1 - momentum) *
+            # batch's. A layer that is shared is called several times in a pass.
+            kept = momentum ** calls[id(statistic)]
+            if count and kept < 1:
+                mean = (total / count - kept * old) / (1.0 - kept)
                 averages[id(statistic)].assign(mean)
 
     @property
@@ -223,16 +226,26 @@ class AveragedModel(GatedModel):
         ]
 
     @functools.cached_property
-    def _statistics_after(self) -> Callable[[tf.Tensor], list[tf.Tensor]]:
-        """The function from images to the statistics after a pass, traced once for all epochs."""
+    def _statistics_after(self) -> tuple[Callable[[tf.Tensor], list[tf.Tensor]], Counter[int]]:
+        """The function from images to the statistics after a pass, traced once for all epochs.
+
+        Beside it stands how often a pass calls the layer of a statistic, by the statistic's id.
+        """
+        calls: Counter[int] = Counter()
+
+        def counted(layer: keras.Layer, _: Any, outputs: Any) -> Any:
+            if hasattr(layer, "moving_mean"):
+                calls.update([id(layer.moving_mean), id(layer.moving_variance)])
+            return outputs
 
         @tf.function
         def after(images: tf.Tensor) -> list[tf.Tensor]:
-            with self._as_evaluated() as scope:
+            calls.clear()
+            with self._as_evaluated() as scope, after_layers(counted):
                 self.forward(self.inputs({}, images), "train")
                 return [scope.get_current_value(statistic) for statistic, _ in self._moving]
 
-        return after
+        return after, calls
 
     def evaluated_weights(self) -> list[np.ndarray]:
         """Return the weights with which the network is validated, for its `set_weights`."""

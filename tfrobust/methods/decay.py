@@ -12,8 +12,11 @@ DECAYED = ("all", "kernels")
 
 
 def is_kernel(weight: keras.Variable) -> bool:
-    """Return whether a weight has more than one axis and is no scale or offset."""
-    return len(weight.shape) > 1 and weight.name not in ("gamma", "beta")
+    """Return whether a weight has more than one axis and is no scale or offset.
+
+    The biases of attention and of GRU have two axes.
+    """
+    return len(weight.shape) > 1 and weight.name not in ("gamma", "beta", "bias")
 
 
 def half_square(network: keras.Model, on: str) -> tf.Tensor:

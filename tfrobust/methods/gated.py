@@ -148,7 +148,7 @@ class GatedModel(HookedModel):
             _check_count(name, arguments.get(name), steps, arguments.get(steps))
         x, y = arguments["x"], arguments["y"]
         images = _images(x)
-        _check_weights(arguments.get("sample_weight"), images)
+        _check_weights(arguments, images)
         self.check_network(images, labels=y)
         with refusals(), weighing(self, class_weight):
             return super().fit(**self.completed(arguments))
@@ -164,7 +164,7 @@ class GatedModel(HookedModel):
             x, y = check_data(x, y, self._limits)
             _check_count("x", x, "steps", kwargs.get("steps"))
             images = _images(x)
-            _check_weights(kwargs.get("sample_weight"), images)
+            _check_weights(kwargs, images)
             self.check_network(images)
         with refusals():
             return super().evaluate(x, y, *args, **kwargs)
@@ -306,9 +306,11 @@ class GatedModel(HookedModel):
         return cls(**{k: deserialize(v, custom_objects) for k, v in config.items()})
 
 
-def _check_weights(weights: Any, images: np.ndarray | None) -> None:
+def _check_weights(arguments: dict[str, Any], images: np.ndarray | None) -> None:
+    """Make an array of the argument `sample_weight`, if there is one beside images in memory."""
+    weights = arguments.get("sample_weight")
     if weights is not None and images is not None:
-        check_weights(weights, len(images))
+        arguments["sample_weight"] = check_weights(weights, len(images))
 
 
 def _check_count(name: str, data: Any, steps_name: str, steps: int | None) -> None:

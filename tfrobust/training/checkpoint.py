@@ -17,7 +17,7 @@ import tensorflow as tf
 from absl import logging
 
 from tfrobust.distribution import worker
-from tfrobust.errors import UserError, one_line, require
+from tfrobust.errors import UserError, one_line, path_text, require
 from tfrobust.io import literal, unwritable, write_text
 from tfrobust.methods import RobustModel
 from tfrobust.training.interrupt import Interruption, NotFinite
@@ -34,8 +34,8 @@ class Checkpoints:
     A damaged one is renamed to damaged-step-000000429.
     """
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: str | Path):
+        self.folder = folder = Path(path_text("folder", folder))
         for partial in folder.glob(".step-*"):  # of a run that was killed while it wrote
             shutil.rmtree(partial)
         self.newest = self._newest()
@@ -151,9 +151,9 @@ def _is_complete(folder: Path) -> bool:
 class Best(Stateful, keras.callbacks.Callback):
     """A callback that keeps the network's weights of the epoch with the highest `monitor`.
 
-    They are the weights that were validated. Among equal epochs the last one counts; without the
-    monitor it is the last epoch of all. The weights are part of the checkpoints, so they always
-    agree with the rest of the state.
+    They are the weights that were validated. Among equal epochs the last one counts. Epochs without
+    the monitor count only if none has it; then it is the last epoch of all. The weights are part of
+    the checkpoints, so they always agree with the rest of the state.
     """
 
     state_names = ("best",)
@@ -165,9 +165,9 @@ class Best(Stateful, keras.callbacks.Callback):
             self.variables = [tf.Variable(w, trainable=False) for w in model.evaluated_weights()]
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        value = float((logs or {}).get(self.monitor, np.inf))
-        if value >= self.best:
-            self.best = value
+        value = (logs or {}).get(self.monitor)  # None in an epoch without validation
+        if np.isinf(self.best) if value is None else float(value) >= self.best:
+            self.best = -np.inf if value is None else float(value)
             weights = self.trained.evaluated_weights()
             for variable, weight in zip(self.variables, weights, strict=True):
                 variable.assign(weight)

@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from tfrobust.errors import path_text
 from tfrobust.io import write_text
 from tfrobust.overfitting import ONE_STEP, ROBUST, Overfitting
 from tfrobust.training.state import Stateful
@@ -112,9 +113,11 @@ class History(keras.callbacks.Callback):
         tensorboard: The folder of TensorBoard's curves.
     """
 
-    def __init__(self, path: Path, lines: Sequence[str], tensorboard: Path):
+    def __init__(self, path: str | Path, lines: Sequence[str], tensorboard: str | Path):
         super().__init__()
-        self.path, self.tensorboard, self.lines = path, tensorboard, list(lines)
+        self.path = Path(path_text("path", path))
+        self.tensorboard = Path(path_text("tensorboard", tensorboard))
+        self.lines = list(lines)
         self.boards: dict[str, Any] = {}
         if self.lines:
             self._write()
