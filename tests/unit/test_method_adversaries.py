@@ -58,14 +58,14 @@ def test_the_steps_of_iaat_grow_with_the_radius_from_a_least_one(
     network: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They are 2 eps_i / steps, here a fifth of the radius, but at least 0.01."""
-    radii, call = np.array([0.0, 0.02, 0.05, 0.06, 0.1, 0.2], np.float32), PGD.__call__
+    radii, images = np.array([0.0, 0.02, 0.05, 0.06, 0.1, 0.2], np.float32), PGD.images
     steps: list[np.ndarray] = []
 
     def noted(attack: PGD, *arguments: Any, **options: Any) -> Any:
         steps.append(attack.step_size.numpy())
-        return call(attack, *arguments, **options)
+        return images(attack, *arguments, **options)
 
-    monkeypatch.setattr(PGD, "__call__", noted)
+    monkeypatch.setattr(PGD, "images", noted)
     model = iaat(network, radii)
     model._attacked(batch_of(model), tf.constant(radii), "attack")
     np.testing.assert_allclose(steps, [[0.01, 0.01, 0.01, 0.012, 0.02, 0.04]], rtol=1e-5)
