@@ -183,7 +183,7 @@ def test_images_with_nan_logits_count_as_broken_everywhere() -> None:
 class Far(PGD):
     """An attack that leaves the ball."""
 
-    def __call__(self, logits_fn: Any, x: Any, y: Any, *, threat: Any, seed: Any) -> Any:
+    def images(self, logits_fn: Any, x: Any, y: Any, *, threat: Any, seed: Any) -> Any:
         return tf.clip_by_value(x + 0.2, 0.0, 1.0)
 
 

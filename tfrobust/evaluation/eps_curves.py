@@ -59,7 +59,7 @@ def least_eps(
 
     def attack(images: tf.Tensor, labels: tf.Tensor, eps: tf.Tensor, number: tf.Tensor) -> Any:
         pgd, noise_seed = PGD(steps=STEPS, step_size=eps / 4), noise.seed_for(seed, number, "eps")
-        x_adv = pgd(logits, images, labels, threat=threat.at(eps), seed=noise_seed)
+        x_adv = pgd.images(logits, images, labels, threat=threat.at(eps), seed=noise_seed)
         return x_adv, losses.correct(logits(x_adv), labels)
 
     least = np.where(clean, np.inf, 0.0)
