@@ -147,8 +147,7 @@ def _rgb(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
     """Return the image in RGB with 8 bits for each channel.
 
     Transparency is dropped and the colours are kept. If there are more than 8 bits, the upper 8 are
-    kept.
-    `tags` are those of a TIFF file, which Pillow does not heed in all forms.
+    kept. `tags` are those of a TIFF file, which Pillow does not heed in all forms.
     """
     signed = {*tags.get(SAMPLE_FORMAT, ())} - {UNSIGNED, UNDEFINED}
     if signed or image.mode in ("I", "F"):
