@@ -112,7 +112,7 @@ def test_decay_of_an_average_at_each_step() -> None:
 
 
 def test_weights_of_16_bits_have_averages_of_32_bits() -> None:
-    """Half of the steps of this average were rounded away in bfloat16, which has 8 digits."""
+    """In bfloat16, which keeps 8 bits of a number, small steps of the average were rounded away."""
     network = short()
     averaging = Ema(decay=0.995, warm_up=False, statistics="averaged")
     model = Natural(network, threat=THREAT, averaging=averaging, steps_per_epoch=3)
