@@ -232,7 +232,8 @@ class EvaluationOptions:
         for name, values in (("lambdas", self.lambdas), ("widths", self.widths)):
             if values is not None:
                 inside = values and all(0 <= value <= 1 for value in values)
-                require(inside, name, "numbers in [0, 1]", values)
+                once = len(set(values)) == len(values)
+                require(inside and once, name, "different numbers in [0, 1]", values)
         choose("mode", self.mode, MODES)
         choose("split", self.split, ("test", "validation"))
         compiled = self.jit_compile

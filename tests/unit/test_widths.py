@@ -213,7 +213,8 @@ def test_a_width_that_a_network_does_not_have_is_refused() -> None:
     [
         ("digits_oat", "widths=[1.0]", r"widths: expected none \(the network takes no widths\)"),
         ("digits_oats", "widths=[0.6]", r"widths: expected some of model.widths \[0.5, 0.75, 1.0"),
-        ("digits_oats", "widths=[2.0]", r"widths: expected numbers in \[0, 1\]"),
+        ("digits_oats", "widths=[2.0]", r"widths: expected different numbers in \[0, 1\]"),
+        ("digits_oats", "widths=[1.0, 1.0]", r"widths: expected different numbers in \[0, 1\]"),
     ],
 )
 def test_mistaken_widths_of_an_evaluation_are_refused(
