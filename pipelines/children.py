@@ -10,9 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tfrobust.training import Interrupted
+from tfrobust.training.interrupt import SIGNALS, Interrupted
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LAST = 3  # the third signal kills the children
 
 

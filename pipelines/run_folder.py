@@ -77,15 +77,15 @@ class RunFolder:
 
     def begun(self, stage: str) -> str | None:
         """Return the fingerprint with which a stage last began here; None if it never did."""
-        return self._read().get(stage, {}).get("fingerprint")
+        return self._entry(stage).get("fingerprint")
 
     def finished(self, stage: str) -> bool:
         """Return whether a stage has ended since it last began here."""
-        return bool(self._read().get(stage, {}).get("done"))
+        return bool(self._entry(stage).get("done"))
 
     def done(self, stage: str, fingerprint: str, outputs: Iterable[Path]) -> bool:
         """Return whether a stage was finished with these inputs and its outputs still exist."""
-        entry = self._read().get(stage, {})
+        entry = self._entry(stage)
         finished = entry.get("fingerprint") == fingerprint and entry.get("done")
         return bool(finished) and all(path.exists() for path in outputs)
 
@@ -104,11 +104,11 @@ class RunFolder:
 
     def commit(self, stage: str) -> str | None:
         """Return the commit of the code that last ran a stage here; None if it is not known."""
-        return self._read().get(stage, {}).get("commit")
+        return self._entry(stage).get("commit")
 
     def hardware(self, stage: str) -> str | None:
         """Return the hardware that last ran a stage here; None if it is not known."""
-        return self._read().get(stage, {}).get("hardware")
+        return self._entry(stage).get("hardware")
 
     def is_new(self) -> bool:
         """Return whether no stage has begun here."""
@@ -116,7 +116,7 @@ class RunFolder:
 
     def sizes(self, stage: str) -> dict[str, int]:
         """Return the sizes with which a stage was marked; none for a stage of earlier versions."""
-        return dict(self._read().get(stage, {}).get("sizes", {}))
+        return dict(self._entry(stage).get("sizes", {}))
 
     def used(self) -> bool:
         """Return whether a training or a search has left files here."""
@@ -134,7 +134,10 @@ class RunFolder:
             number += 1
         return self.path.rename(free)
 
-    def _read(self) -> dict[str, Any]:
+    def _entry(self, stage: str) -> dict[str, Any]:
+        return self._read().get(stage, {})
+
+    def _read(self) -> dict[str, dict[str, Any]]:
         if not self._stages.is_file():
             return {}
         try:

@@ -32,7 +32,7 @@ from pipelines.stopping import GO_ON
 from pipelines.suite import is_suite, load_suite
 from pipelines.suite_runner import commands, run_suite
 from tfrobust.distribution import stack_workers, strategy, worker
-from tfrobust.errors import UserError, choose, require
+from tfrobust.errors import UserError, choose, one_line, require
 from tfrobust.io import in_home, unwritable
 from tfrobust.models.keras_defaults import neutral
 from tfrobust.provenance import commit
@@ -69,27 +69,21 @@ def run(
     alone = spec.search is None or workers == 1
     require(alone, "TF_CONFIG", f"one worker (those of a search have {ID} instead)", workers)
     folder = RunFolder(workdir / (f"{spec.name}.worker{number}" if number else spec.name))
-    # Keras compiles nothing with XLA while op determinism is on.
-    compiled = {part.jit_compile for part in (spec.train, spec.evaluation) if part}
-    gpus = tf.config.list_physical_devices("GPU")
-    if gpus:
-        # This optimizer gives up on the loops of attacks and logs that each time. XLA chooses its
-        # layout itself.
-        tf.config.optimizer.set_experimental_options({"layout_optimizer": False})
-    elif True not in compiled:
-        tf.config.experimental.enable_op_determinism()  # in every stage: each may run alone
+    _set_up_tensorflow(spec)
     if spec.search is not None and role() == "worker":  # the chief writes the folder
         work(spec, folder)
         return folder.path
     chosen = in_order(spec, stages)
-    line, own = command(name, overrides, smoke), _is_own(name, folder)
+    made_by, own = command(name, overrides, smoke), _is_own(name, folder)
     if own and not overrides:  # the command that made the run, not one that needs the run
-        line = str(configs.read(folder.config).get("command", line))
-    folder.config_text = configs.dump({"name": spec.name, **spec.config, "command": line})
+        made_by = str(configs.read(folder.config).get("command", made_by))
+    folder.config_text = configs.dump({"name": spec.name, **spec.config, "command": made_by})
     # These checks come before the folder is made, so that a refused run leaves nothing behind.
     if folder.is_new() and own:
-        line = "expected a config outside the folder of its run, which would replace it"
-        raise UserError(f"{folder.config}: {line}; --set name=NAME gives another folder")
+        raise UserError(
+            f"{folder.config}: expected a config outside the folder of its run, which would "
+            "replace it; --set name=NAME gives another folder"
+        )
     trains = any(stage.name in ("train", "search") for stage in chosen)
     _check_folder(folder, spec, smoke, trains)
     check_stages(chosen, spec, folder)
@@ -99,8 +93,8 @@ def run(
             _check_start(folder, spec)
             print(f"The config has changed; the former run is kept in {folder.move_aside()}")
         print(f"{spec.name}: {', '.join(stage.name for stage in chosen)}", flush=True)
-        for number, stage in enumerate(chosen, 1):
-            print(f"== {spec.name}: {stage.name} ({number} of {len(chosen)})", flush=True)
+        for place, stage in enumerate(chosen, 1):
+            print(f"== {spec.name}: {stage.name} ({place} of {len(chosen)})", flush=True)
             _run_stage(stage, spec, folder)
         if STAGES["attack_eval"] in chosen:  # the results are those of this config, also if skipped
             folder.write_config()
@@ -109,6 +103,18 @@ def run(
     if STAGES["verdict"] in chosen:
         require_met(folder)
     return folder.path
+
+
+def _set_up_tensorflow(spec: Spec) -> None:
+    """Ask for deterministic operations, except on a GPU or if the config compiles with XLA."""
+    # Keras compiles nothing with XLA while op determinism is on.
+    compiled = {part.jit_compile for part in (spec.train, spec.evaluation) if part}
+    if tf.config.list_physical_devices("GPU"):
+        # This optimizer gives up on the loops of attacks and logs that each time. XLA chooses its
+        # layout itself.
+        tf.config.optimizer.set_experimental_options({"layout_optimizer": False})
+    elif True not in compiled:
+        tf.config.experimental.enable_op_determinism()  # in every stage: each may run alone
 
 
 def _run_stage(stage: Stage, spec: Spec, folder: RunFolder) -> None:
@@ -220,9 +226,10 @@ def main(name: str, options: argparse.Namespace) -> None:
             fail_at(workdir, place)
         if worker()[1] == 1:
             raise
-        fail(f"a worker has stopped or is out of reach ({_line(error)}); start all again: {GO_ON}")
+        reason = one_line(error, 150)
+        fail(f"a worker has stopped or is out of reach ({reason}); start all again: {GO_ON}")
     except MemoryError as error:
-        fail(f"expected a network and batches that fit into memory: {_line(error)}")
+        fail(f"expected a network and batches that fit into memory: {one_line(error, 150)}")
     except OSError as error:
         fail_at(workdir, error)
 
@@ -246,7 +253,3 @@ def _suite(name: str, options: argparse.Namespace) -> None:
         fail(f"{len(failed)} of {len(rows)} runs failed: {'; '.join(failed)}; {GO_ON}", 1)
     if missed:
         sys.exit(MISSED)
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:150]

@@ -23,6 +23,8 @@ from tfrobust.data import (
 )
 from tfrobust.errors import choose, number, require, require_at_least
 from tfrobust.evaluation import MODES, Corruptions
+from tfrobust.evaluation.api import CRAFT_PRECISIONS
+from tfrobust.evaluation.image_file import KINDS
 from tfrobust.methods import Averaging
 from tfrobust.registry import arguments, located
 from tfrobust.training import MONITOR, MONITORS, Guided, Schedule
@@ -238,11 +240,11 @@ class EvaluationOptions:
         choose("split", self.split, ("test", "validation"))
         compiled = self.jit_compile
         require(is_choice(compiled), "jit_compile", "true, false or auto", compiled)
-        choose("craft_precision", self.craft_precision, ("float32", "mixed_bfloat16"))
+        choose("craft_precision", self.craft_precision, CRAFT_PRECISIONS)
         require_at_least(1, batch_size=self.batch_size)
         require_at_least(0, binarisation=self.binarisation)
         if self.save is not None:
-            choose("save", self.save, ("float32", "uint8"))
+            choose("save", self.save, KINDS)
 
     def check_conditions(self, model: Mapping[str, Any]) -> None:
         """Raise a UserError unless the network that a section makes has these lambdas and widths.

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from pipelines.config import related
-from tfrobust.errors import UserError, choose, number, require
+from tfrobust.errors import UserError, choose, is_int, number, require
 from tfrobust.registry import located
 
 KINDS = ("choice", "int", "linear", "log")
@@ -38,8 +38,7 @@ class Range:
         expected += " > 0" if self.kind == "log" else ""
         require(is_list and len(received) == 2, self.kind, expected, received)
         if self.kind == "int":
-            ints = all(isinstance(end, int) and not isinstance(end, bool) for end in ends)
-            require(ints, self.kind, expected, received)
+            require(all(map(is_int, ends)), self.kind, expected, received)
         else:
             ends = [number(self.kind, end) for end in ends]
             object.__setattr__(self, "values", ends)

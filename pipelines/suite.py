@@ -164,7 +164,7 @@ def load_suite(path: Path, overrides: Sequence[str], workdir: Path) -> Suite:
             expected = f"no run with the label {SURROGATE}, whose folder is that of the surrogate"
             require(SURROGATE not in names, "runs", expected, names)
         members = _told_apart(members)
-        pooled = [member.name for member in members if not _is_seed_of_all(member, members)]
+        pooled = [member.name for member in members if not _may_share_a_row(member, members)]
         expected = "labels for entries that differ in more than the seed, else they are one row"
         require(not pooled, "runs", expected, pooled)
     except UserError as error:
@@ -188,8 +188,11 @@ def _told_apart(members: Sequence[Member]) -> list[Member]:
     ]
 
 
-def _is_seed_of_all(member: Member, members: Sequence[Member]) -> bool:
-    """Return whether the runs of a label that nobody chose differ only in their seed."""
+def _may_share_a_row(member: Member, members: Sequence[Member]) -> bool:
+    """Return whether a run may stand in one row with the other runs of its label.
+
+    It may if the file chose the label for all of them, or if they differ only in their seed.
+    """
     family = [other for other in members if other.label == member.label]
     chosen = all(other.labelled for other in family)
     return chosen or all(other.settings == member.settings for other in family)
@@ -250,11 +253,11 @@ def _check_varied(where: str, varied: Mapping[str, Any], overrides: Sequence[str
     """Raise a UserError if a run has not the values of its grid, by which it is named."""
     keys = [re.sub(r"\[(\d+)\]", r".\1", each.partition("=")[0]) for each in overrides]
     for key, value in varied.items():
-        place = overrides.index(_override(key, value))
+        own = _override(key, value)
+        place = overrides.index(own)
         for later in range(place + 1, len(keys)):
             if f"{keys[place]}.".startswith(f"{keys[later]}."):
-                said = _override(key, value)
-                expected = f"a key that no grid varies (the run is named by {said})"
+                expected = f"a key that no grid varies (the run is named by {own})"
                 raise UserError(f"{where}: {overrides[later]}: expected {expected}")
 
 

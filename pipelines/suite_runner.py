@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
@@ -25,6 +25,13 @@ from tfrobust.errors import UserError, require
 from tfrobust.report import Row, duration, headline, load_run, require_own, write_comparison
 
 REFUSED = 2  # the exit status of a run that stops at a user's mistake, or at a full disk, say
+
+
+class _End(NamedTuple):
+    """How a run ended: the reason if it failed or None, and whether it was refused."""
+
+    reason: str | None
+    refused: bool = False
 
 
 def run_suite(
@@ -51,22 +58,21 @@ def run_suite(
         check(member, suite, folder.path, smoke)
     require_own(folder.path, suite.name, suite.name)
     is_new = not folder.path.exists()
-    reasons: dict[str, str | None] = {}
-    refused: set[str] = set()
+    ends: dict[str, _End] = {}
     with folder.locked():
         if suite.surrogate is not None:
-            reasons |= _run_all(suite, [suite.surrogate], folder.path, smoke, refused, ["train"])
-        reasons |= _run_all(suite, suite.members, folder.path, smoke, refused)
-        begun = any((folder.path / run).exists() for run in reasons)  # it may hold a network
-        if is_new and not begun and refused >= reasons.keys():
+            ends |= _run_all(suite, [suite.surrogate], folder.path, smoke, ["train"])
+        ends |= _run_all(suite, suite.members, folder.path, smoke)
+        begun = any((folder.path / run).exists() for run in ends)  # it may hold a network
+        if is_new and not begun and all(end.refused for end in ends.values()):
             shutil.rmtree(folder.path)  # it holds only logs, whose lines the terminal has shown
             folder.lock.unlink()
             with contextlib.suppress(OSError):  # other runs lie there
                 workdir.rmdir()
-            first = next(run.name for run in suite.members if run.name in reasons)
-            raise UserError(f"{suite.name}: every run is refused; {first}: {reasons[first]}")
+            first = suite.members[0].name
+            raise UserError(f"{suite.name}: every run is refused; {first}: {ends[first].reason}")
         rows = [
-            Row(member.label, folder.path / member.name, member.varied, reasons[member.name])
+            Row(member.label, folder.path / member.name, member.varied, ends[member.name].reason)
             for member in suite.members
         ]
         facts = {
@@ -117,9 +123,8 @@ def _run_all(
     members: Sequence[Member],
     folder: Path,
     smoke: bool,
-    refused: set[str],
     stages: Sequence[str] | None = None,
-) -> dict[str, str | None]:
+) -> dict[str, _End]:
     """Run the members that are not done, `jobs` of them at a time.
 
     Args:
@@ -127,26 +132,24 @@ def _run_all(
         members: The runs.
         folder: The folder of the suite.
         smoke: Whether the runs are cut down to seconds.
-        refused: A set to which the names of refused runs are added.
         stages: The stages to run; None runs those of each config.
 
     Returns:
-        The name of each run, and the reason if it failed or None.
+        The name of each run, and how it ended.
     """
-    reasons: dict[str, str | None] = {}
-    commands: dict[str, list[str]] = {}
+    ends: dict[str, _End] = {}
+    lines: dict[str, list[str]] = {}
     for member in members:
         try:
             line = _command(member, folder, smoke, stages)
         except UserError as error:  # such as a surrogate that was not trained
-            reasons[member.name] = str(error)
-            refused.add(member.name)
+            ends[member.name] = _End(str(error), refused=True)
             print(f"{member.name}: failed: {error}", flush=True)
             continue
         if line:
-            commands[member.name] = line
+            lines[member.name] = line
         else:
-            reasons[member.name] = None
+            ends[member.name] = _End(None)
             print(f"{member.name}: done before", flush=True)
 
     settings = {}
@@ -158,20 +161,19 @@ def _run_all(
         try:
             futures = {
                 pool.submit(_run, line, folder, name, os.environ | settings, children): name
-                for name, line in commands.items()
+                for name, line in lines.items()
             }
-            with tqdm(total=len(commands), desc=suite.name, unit="run", disable=None) as bar:
+            with tqdm(total=len(lines), desc=suite.name, unit="run", disable=None) as bar:
                 for future in as_completed(futures):
                     name = futures[future]
-                    reasons[name], summary, status = future.result()
-                    if status == REFUSED:
-                        refused.add(name)
+                    reason, summary, status = future.result()
+                    ends[name] = _End(reason, status == REFUSED)
                     bar.write(f"{name}: {summary}")
                     bar.update()
         except BaseException:
             children.stop()
             raise
-    return reasons
+    return ends
 
 
 def _command(

@@ -47,11 +47,16 @@ def require(ok: Any, argument: str, expected: str, received: object) -> None:
         raise UserError(f"{argument}: expected {expected}, received {received!r}")
 
 
+def is_int(value: Any) -> bool:
+    """Return whether a value is an integer of any kind, such as NumPy's, and not a bool."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
 def require_at_least(minimum: int, **integers: Any) -> None:
-    """Raise a UserError for the first argument that is not an integer >= minimum, of any kind."""
+    """Raise a UserError for the first argument that is not an integer >= minimum."""
     for argument, value in integers.items():
-        fits = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-        require(fits and int(value) >= minimum, argument, f"int >= {minimum}", value)
+        fits = is_int(value) and int(value) >= minimum
+        require(fits, argument, f"int >= {minimum}", value)
 
 
 def require_bool(**flags: Any) -> None:
@@ -62,8 +67,8 @@ def require_bool(**flags: Any) -> None:
 
 def require_seed(seed: Any) -> int:
     """Return a seed as an int. Raises a UserError unless it is an integer of 64 bits."""
-    fits = isinstance(seed, numbers.Integral) and not isinstance(seed, bool)
-    require(fits and -(2**63) <= int(seed) < 2**63, "seed", "int of at most 64 bits", seed)
+    fits = is_int(seed) and -(2**63) <= int(seed) < 2**63
+    require(fits, "seed", "int of at most 64 bits", seed)
     return int(seed)
 
 

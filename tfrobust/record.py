@@ -378,23 +378,23 @@ class Record(Part):
         """The names of the suites; each has a row of its own after those of its attacks."""
         return {attack.suite for attack in self.attacks if attack.suite}
 
+    @property
+    def single_attacks(self) -> list[AttackRow]:
+        """The rows of attacks, without those of suites."""
+        return [row for row in self.attacks if row.name not in self.suites]
+
 
 def _with_new_headline(record: Record) -> Record:
     """Return a record of schema version 0 with the new headline that `parse` describes."""
-    if record.robust_accuracy is None or not record.attacks:
-        return record
-    most = max(attack.examples for attack in record.attacks)
+    most = max((attack.examples for attack in record.attacks), default=0)
     fewer = record.worst_case_examples
-    if not fewer or fewer >= most:
+    if record.robust_accuracy is None or not fewer or fewer >= most:
         return record
     shares = [attack.robust_accuracy for attack in record.attacks if attack.examples == most]
     # In a cascade the least share is what all attacks left. For independent attacks, the rows
     # determine the worst case only if there is a single attack.
     nested = record.mode == "cascade" or len(shares) == 1
-    return record.model_copy(
-        update={
-            "robust_accuracy": min(shares) if nested else None,
-            "worst_case_examples": most if nested else None,
-            "subsets": [SubsetRow(examples=fewer, robust_accuracy=record.robust_accuracy)],
-        }
-    )
+    accuracy, examples = (min(shares), most) if nested else (None, None)
+    subset = SubsetRow(examples=fewer, robust_accuracy=record.robust_accuracy)
+    headline = {"robust_accuracy": accuracy, "worst_case_examples": examples}
+    return record.model_copy(update={**headline, "subsets": [subset]})

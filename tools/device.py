@@ -20,9 +20,12 @@ TOGETHER = {"cpu": 1, "gpu": 5}
 
 
 class Side(NamedTuple):
-    """One side of a comparison: `run` starts a step, and `wait` waits for its result.
+    """One side of a comparison.
 
-    xla: Whether XLA compiles the step.
+    Attributes:
+        run: Starts a step.
+        wait: Waits for its result.
+        xla: Whether XLA compiles the step.
     """
 
     run: Callable[[], Any]

@@ -37,10 +37,11 @@ NAME = "measured"
 class Cost(NamedTuple):
     """The times of a training, in seconds.
 
-    start: What the first epoch takes beyond its steps.
-    batch: The median training step.
-    validation: The validation after an epoch.
-    rest: What an epoch takes beside its steps and its validation, such as a checkpoint.
+    Attributes:
+        start: What the first epoch takes beyond its steps.
+        batch: The median training step.
+        validation: The validation after an epoch.
+        rest: What an epoch takes beside its steps and its validation, such as a checkpoint.
     """
 
     start: float

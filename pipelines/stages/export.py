@@ -25,7 +25,7 @@ from pipelines.stages.evaluated_network import (
 from pipelines.stages.stage import Stage
 from tfrobust import tf32
 from tfrobust.attacks import SavedImages
-from tfrobust.data import Split
+from tfrobust.data.folder import drawn
 from tfrobust.errors import in_memory
 from tfrobust.evaluation import Details, Evaluation, ListedAttack, evaluate
 from tfrobust.exporting import FORMATS, export
@@ -83,7 +83,7 @@ class Export(Stage):
         for name in _formats(spec):
             samples = None
             if name == "litert_int8" and spec.exports is not None:
-                samples = _some(spec.data.train, spec.exports.calibration).as_float()
+                samples = drawn(spec.data.train, spec.exports.calibration).as_float()
             export(network, _file(folder, name), images, name, samples)
             print(f"export: {_file(folder, name)}", flush=True)
         if spec.exports is not None:
@@ -97,12 +97,6 @@ def _formats(spec: Spec) -> tuple[str, ...]:
 
 def _file(folder: RunFolder, name: str) -> Path:
     return folder.path / FORMATS[name].file
-
-
-def _some(split: Split, n: int) -> Split:
-    """Return n examples of a split, or all if it has fewer, drawn at random but always the same."""
-    rows = np.random.default_rng(0).permutation(len(split))[:n]
-    return split.take(np.sort(rows))
 
 
 class Measured(NamedTuple):

@@ -45,7 +45,7 @@ ROLLBACK = 0.5  # the factor of the learning rate at each rollback
 
 
 # The examples for training and for validation, and the extra data set.
-Data = tuple[Split, Split, Extra | None]
+Splits = tuple[Split, Split, Extra | None]
 
 
 class Unfit(UserError):
@@ -118,7 +118,7 @@ def _train_up_to_epoch(
     spec: Spec,
     plan: Train,
     folder: RunFolder,
-    data: Data,
+    data: Splits,
     checkpoints: Checkpoints,
     interruption: Interruption,
     epochs: int,
@@ -194,7 +194,7 @@ def _train_up_to_epoch(
     return model.network
 
 
-def _compiled(spec: Spec, plan: Train, data: Data, steps: int, rollbacks: int) -> RobustModel:
+def _compiled(spec: Spec, plan: Train, data: Splits, steps: int, rollbacks: int) -> RobustModel:
     """Return the method around a new network, compiled, on the replicas of the strategy.
 
     Args:
@@ -297,7 +297,7 @@ def fitting() -> Iterator[None]:
         raise Unfit(str(error)) from None
 
 
-def splits(spec: Spec) -> Data:
+def splits(spec: Spec) -> Splits:
     """Return the examples for training and for validation, and the extra data set or None.
 
     The validation examples are held out of the training split. Their number is rounded down to a

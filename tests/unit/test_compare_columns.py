@@ -187,7 +187,9 @@ def test_keys_of_a_grid_that_end_alike_have_lines_of_their_own(tmp_path: Path) -
         label = f"adv steps={steps[0]} steps={steps[1]}"
         run = saved_run(tmp_path / str(place), 8, 4)
         rows.append(Row(label, run, dict(zip(keys, steps, strict=True))))
-    for figure in sweeps(read_runs(rows)).values():
+    figures = sweeps(read_runs(rows))
+    assert set(figures) == {f"over-{key}" for key in keys}
+    for figure in figures.values():
         lines = {str(line.get_label()): list(line.get_xdata()) for line in figure.axes[0].lines}
         assert lines == {
             f"adv steps={steps} {kind}": [10, 20]

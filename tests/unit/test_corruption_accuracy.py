@@ -180,6 +180,7 @@ def test_more_corruptions_join_the_table_and_fewer_leave_a_copy(tmp_path: Path) 
         ({"names": ()}, "^names: expected at least one corruption, or all, received"),
         ({"severities": (0, 1)}, r"^severities: expected ints from 1 to 5, received \[0, 1\]"),
         ({"severities": (1.0,)}, r"^severities: expected ints from 1 to 5, received \[1.0\]"),
+        ({"severities": (True,)}, r"^severities: expected ints from 1 to 5, received \[True\]"),
         ({"severities": ()}, r"^severities: expected ints from 1 to 5, received \[\]"),
         ({"examples": 0}, "^examples: expected int >= 1, received 0"),
     ],

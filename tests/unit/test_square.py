@@ -165,6 +165,7 @@ def test_a_window_that_does_not_raise_the_loss_is_not_kept() -> None:
 
     run(Square(queries=6, p_init=0.1), Threat("linf", 0.1), y=np.zeros(20, int), logits=constant)
     _, start, *windows = seen
+    assert len(windows) == 6
     for images in windows:
         assert 0 < (np.abs(images - start) > 1e-6).sum(axis=(1, 2, 3)).max() <= 9
 

@@ -58,7 +58,10 @@ class ImageFolder(Dataset):
 
 
 def drawn(split: Split, count: int | None) -> Split:
-    """Return `count` random examples of a split, always the same ones. None stands for all."""
+    """Return `count` random examples of a split, always the same ones, or all if it has fewer.
+
+    None stands for all.
+    """
     order = np.random.default_rng(0).permutation(len(split))
     return split.take(np.sort(order[:count]))
 

@@ -1,6 +1,5 @@
 """A split of examples, and the interface of a data set."""
 
-import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tfrobust.errors import require, require_seed
+from tfrobust.errors import is_int, require, require_seed
 from tfrobust.gate import check_images, check_labels
 
 HOLD_OUT = 0x401D  # keeps the hold-out draw apart from other draws with the same seed
@@ -134,5 +133,4 @@ def hold_out(train: Split, size: int, seed: int) -> tuple[Split, Split]:
 
 def _is_up_to(most: int, count: Any) -> bool:
     """Return whether a number of examples is an integer from 0 to `most`."""
-    whole = isinstance(count, numbers.Integral) and not isinstance(count, bool)
-    return whole and 0 <= int(count) <= most
+    return is_int(count) and 0 <= int(count) <= most

@@ -35,6 +35,7 @@ from tfrobust.registry import located
 from tfrobust.threat import Threat, threats_of
 
 FIRST = 16  # images whose logits identify a network
+CRAFT_PRECISIONS = ("float32", "mixed_bfloat16")
 CORRUPTED = "True, False or tfrobust.evaluation.Corruptions(...)"
 
 
@@ -142,7 +143,7 @@ def evaluate(
         features = features_of(logits_fn) if binarisation else network
         precision, search = _precision(logits_fn), None
         by_xla(jit_compile)
-        choose("craft_precision", craft_precision, ("float32", "mixed_bfloat16"))
+        choose("craft_precision", craft_precision, CRAFT_PRECISIONS)
         if craft_precision != "float32":
             search = in_precision(logits_fn, craft_precision, "craft_precision")
         logits = outputs(network, x[:FIRST], batch_size)
@@ -229,7 +230,7 @@ def _precision(logits_fn: LogitsFn) -> str | None:
     if not isinstance(network, keras.Model):
         return None
     used = {tf.as_dtype(layer.compute_dtype or "float32") for layer in layers_of(network)}
-    return min(used, key=lambda dtype: (dtype.size, dtype.name), default=tf.float32).name
+    return min(used, key=lambda dtype: (dtype.size, dtype.name)).name
 
 
 def _slopes(logits_fn: LogitsFn, x: np.ndarray, batch_size: int) -> list[float] | None:

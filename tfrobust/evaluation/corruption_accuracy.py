@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import numbers
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +12,7 @@ from tqdm import tqdm
 
 from tfrobust.corruptions import CORRUPTIONS, SEVERITIES, corrupted
 from tfrobust.distribution import stack_workers, worker
-from tfrobust.errors import choose, require, require_at_least
+from tfrobust.errors import choose, is_int, require, require_at_least
 from tfrobust.evaluation.batching import batches
 from tfrobust.evaluation.crafting import Predict, computed_by
 from tfrobust.evaluation.recorder import Recorder, of_other_code
@@ -41,7 +40,7 @@ class Corruptions:
         for name in [self.names] if isinstance(self.names, str) else self.names:
             choose("names", name, [ALL, *CORRUPTIONS])
         require(self.chosen, "names", "at least one corruption, or all", list(self.names))
-        whole = all(isinstance(each, numbers.Integral) for each in self.severities)
+        whole = all(map(is_int, self.severities))
         valid = whole and len(self.severities) and {*self.severities} <= {*SEVERITIES}
         require(valid, "severities", "ints from 1 to 5", list(self.severities))
         object.__setattr__(self, "severities", tuple(map(int, self.severities)))

@@ -214,7 +214,7 @@ class Recorder:
         except UserError as error:
             self.aside = (f"damaged: {error}", FILES)
             return
-        rows = [row for row in before.attacks if row.name not in before.suites]
+        rows = before.single_attacks
         reason = "computed again" if rerun else self._difference(before, flags)
         if reason is not None:
             self.aside = (reason, FILES)

@@ -186,17 +186,13 @@ def larger_eps(sample: Sample) -> Measurement:
 @sanity_check("huge eps")
 def huge_eps(sample: Sample) -> Measurement:
     """Almost no image may stay right at an eps that can turn every image grey."""
-    low, high = sample.threat.box
-    factors = sample.threat.factors(sample.x.shape[1:])
-    pixels = sample.x[0].size
-    distances = {"linf": 1.0, "l2": math.sqrt(pixels), "l1": float(pixels)}
-    longest = distances[sample.threat.norm]
-    if factors is not None:
-        if not factors.all():
-            return None, "Not measured: some features cannot change.", False
-        order = {"linf": np.inf, "l2": 2, "l1": 1}[sample.threat.norm]
-        longest = float(np.linalg.norm(1 / factors.ravel(), order))
-    eps = 0.5 * (high - low) * longest
+    (low, high), shape = sample.threat.box, sample.x.shape[1:]
+    factors = sample.threat.factors(shape)
+    factors = np.ones(shape) if factors is None else factors
+    if not factors.all():
+        return None, "Not measured: some features cannot change.", False
+    order = {"linf": np.inf, "l2": 2, "l1": 1}[sample.threat.norm]
+    eps = 0.5 * (high - low) * float(np.linalg.norm(1 / factors.ravel(), order))
     left = int(sample.craft(APGD_50, f"eps {eps:.4g}", eps).right.sum())
     text = (
         f"At eps {eps:.4g}, enough to turn every image grey, APGD-CE with 50 steps leaves {left} "

@@ -43,9 +43,11 @@ Names = tuple[str, str]
 class Taken(NamedTuple):
     """The inputs that a network takes.
 
-    box: the range of pixels. image_shape: (H, W, C), (T, C) or (F,), with None for any size.
-    classes: the number of classes. image_shape and classes are None if the network does not specify
-    them.
+    Attributes:
+        box: The range of pixels.
+        image_shape: (H, W, C), (T, C) or (F,), with None for any size; None if the network does not
+            specify it.
+        classes: The number of classes; None if the network does not specify it.
     """
 
     box: Box = (0.0, 1.0)
@@ -206,7 +208,11 @@ def refusals() -> Iterator[None]:
 def _refusal(line: str, least: float, most: float, odd: float) -> str:
     """Return the error message, with the range of the values or that some are not finite.
 
-    least, most: the range of the values. odd: how many of them are not finite.
+    Args:
+        line: The `line` of `demand`.
+        least: The least value.
+        most: The greatest value.
+        odd: How many of the values are not finite.
     """
     if odd:
         return f"{line} NaN or infinite values"

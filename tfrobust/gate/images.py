@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfrobust.errors import UserError, choose, require
+from tfrobust.errors import UserError, choose, one_line, require
 from tfrobust.registry import located
 from tfrobust.threat import Threat
 
@@ -202,8 +202,8 @@ def as_array(values: Any, where: str) -> np.ndarray:
     try:
         array = np.asarray(values)
     except Exception as error:  # the library that the values come from decides its type
-        line = " ".join(str(error).split())[:200]
-        raise UserError(f"{where}: expected an array, {type(values).__name__}: {line}") from None
+        received = f"{type(values).__name__}: {one_line(error)}"
+        raise UserError(f"{where}: expected an array, {received}") from None
     is_array = array.ndim or array.dtype != object
     require(is_array, where, "an array", type(values).__name__)
     return array

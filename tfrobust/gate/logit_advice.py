@@ -20,7 +20,10 @@ OF_A_FUNCTION = "remove the softmax or sigmoid, or give log-probabilities"
 class Ending(NamedTuple):
     """The last layer of a network whose outputs are probabilities or sigmoids.
 
-    place: a Python expression for the layer. depth: the number of nested networks around it.
+    Attributes:
+        layer: The layer.
+        place: A Python expression for it.
+        depth: The number of nested networks around it.
     """
 
     layer: keras.Layer

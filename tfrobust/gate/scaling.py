@@ -33,7 +33,10 @@ KEPT = (
 class Scaled(NamedTuple):
     """Which images are classified correctly after a scaling.
 
-    name: the scaling in words. layer: the Keras layer that does it. right: bool [n].
+    Attributes:
+        name: The scaling in words.
+        layer: The Keras layer that does it, as Python.
+        right: Whether each image is classified correctly, bool [n].
     """
 
     name: str
@@ -83,8 +86,13 @@ def other_scaling(
 ) -> Scaled | None:
     """Return the scaling of the images that a network seems to expect; None for that of the box.
 
-    x: images [n, H, W, C] in the box. y: labels, int [n]. now: which are classified correctly, bool
-    [n]. The other arguments are those of `check_scaling`.
+    Args:
+        logits_fn: Function from images [B, H, W, C] to logits [B, C].
+        x: Images in the box, float32 [n, H, W, C].
+        y: Class numbers, int [n].
+        now: Whether each image is classified correctly without a scaling, bool [n].
+        box: The range of valid pixels.
+        batch_size: Number of images in one forward pass.
     """
     if len(x) < FEWEST or now.mean() >= 0.5:
         return None
@@ -179,8 +187,8 @@ def best_scaled(
 ) -> Scaled:
     """Return the usual scaling with which the network classifies most images correctly.
 
-    x: images [n, H, W, C] in the box. y: labels, int [n]. Images that the network does not take
-    count as wrong.
+    Images that the network does not take count as wrong. The arguments are those of
+    `other_scaling`.
     """
     results = []
     for name, layer, images in _scalings(x, box):

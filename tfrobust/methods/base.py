@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from tfrobust import losses, noise
 from tfrobust._compat import loss_mean, twice_differentiable
 from tfrobust.attacks import FGSM, PGD, Attack
 from tfrobust.attacks.gradient import GradientAttack
-from tfrobust.errors import choose, number, require, require_at_least, require_seed
+from tfrobust.errors import choose, is_int, number, require, require_at_least, require_seed
 from tfrobust.gate import check_threat
 from tfrobust.methods import decay
 from tfrobust.methods.averaging import AveragedModel, Averaging
@@ -180,9 +179,8 @@ class RobustModel(AveragedModel):
         }
         for argument, count in counts.items():
             if count is not None or argument in needs:
-                whole = isinstance(count, numbers.Integral) and not isinstance(count, bool)
                 expected = "int >= 1, of the training data"
-                require(whole and count >= 1, argument, expected, count)
+                require(is_int(count) and count >= 1, argument, expected, count)
         require_at_least(0, warmup_steps=warmup_steps, ramp_steps=ramp_steps)
         self.network = network
         self.norms = choose("norms", norms, WAYS)

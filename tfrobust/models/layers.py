@@ -272,10 +272,11 @@ def conv(
     stride: int = 1,
     *,
     init: str = "keras",
-    bias: bool = False,
     padding: str = "torch",
 ) -> Any:
-    """Return the convolution of x, by default with kernel // 2 zeros on each side, as in torch.
+    """Return the convolution of x without bias.
+
+    By default there are kernel // 2 zeros on each side, as in torch.
 
     Args:
         x: Feature maps [B, H, W, C].
@@ -283,7 +284,6 @@ def conv(
         kernel: The height and width of the filters, odd.
         stride: The stride; the result has ceil(H / stride) rows.
         init: One of INITS.
-        bias: Whether a bias is added.
         padding: One of PADDINGS. They differ only where the stride is more than 1.
     """
     if stride == 1:
@@ -292,7 +292,7 @@ def conv(
         x = layers.ZeroPadding2D(kernel // 2)(x) if kernel > 1 else x
         padding = "valid"
     start = _torch_uniform() if init == "torch" else _normal(init)
-    options = {"use_bias": bias, "kernel_initializer": start}
+    options = {"use_bias": False, "kernel_initializer": start}
     return layers.Conv2D(filters, kernel, stride, padding, **options)(x)
 
 

@@ -42,7 +42,7 @@ def measure(record: Record, name: str) -> Measure | None:
         rows, examples = _up_to(record, named[0]), named[0].examples
     else:
         examples, norm = _worst_case(record, name)
-        rows = [row for row in _own(record) if norm in (None, row.norm)]
+        rows = [row for row in record.single_attacks if norm in (None, row.norm)]
         if record.mode == "each" or name.startswith(FEWER):
             rows = [row for row in rows if row.examples >= examples]
         else:  # in a cascade, an image that an attack broke is broken for every later one
@@ -53,18 +53,13 @@ def measure(record: Record, name: str) -> Measure | None:
     return (examples, tuple(attacks)) if examples else None
 
 
-def _own(record: Record) -> list[AttackRow]:
-    """Return the rows of attacks, without those of suites."""
-    return [row for row in record.attacks if row.name not in record.suites]
-
-
 def _up_to(record: Record, row: AttackRow) -> list[AttackRow]:
     """Return the attacks on which the row of an attack or a suite depends."""
     suite = row.name if row.name in record.suites else row.suite
-    members = [other for other in _own(record) if suite is not None and other.suite == suite]
+    singles = record.single_attacks
+    members = [other for other in singles if suite is not None and other.suite == suite]
     last = members[-1] if row.name == suite else row
-    own = _own(record)
-    before = [other for other in own[: own.index(last) + 1] if other.norm == last.norm]
+    before = [other for other in singles[: singles.index(last) + 1] if other.norm == last.norm]
     if record.mode == "each":
         return [other for other in before if other is last or other in members]
     return before

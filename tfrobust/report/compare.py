@@ -325,7 +325,7 @@ def _shared_attacks(first: FinishedRun, second: FinishedRun) -> list[str]:
     norm only the attacks with which both lists begin, in any order, are shared.
     """
     cascade = any(run.record.evaluation.mode != "each" for run in (first, second))
-    (cascades, others) = (_cascades(run, cascade) for run in (first, second))
+    cascades, others = (_cascades(run, cascade) for run in (first, second))
     shared: list[str] = []
     for part, attacks in cascades.items():
         other = others.get(part, [])
@@ -362,9 +362,8 @@ def _difference(first: FinishedRun, second: FinishedRun, names: Sequence[str]) -
 
 
 def settings_of(run: FinishedRun) -> dict[str, Any]:
-    """Return what each attack is known by, its settings or more, also each attack of a suite."""
-    record = run.record.evaluation
-    rows = [row for row in record.attacks if row.name not in record.suites]
+    """Return by what each attack is known (`known_by`), name -> settings; suites are left out."""
+    rows = run.record.evaluation.single_attacks
     return {r.name: known_by(r.config, r.files) for r in rows if r.name in run.flags.right}
 
 

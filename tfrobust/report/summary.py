@@ -312,8 +312,7 @@ def headline(config: Mapping[str, Any], evaluation: Record) -> str:
     text = f"{method_name(config)} on {data.name}: {percent(clean.accuracy)} clean"
     total = f"{clean.examples} {data.split} images"
     worst, n = evaluation.robust_accuracy, evaluation.worst_case_examples
-    attacks = [attack for attack in evaluation.attacks if attack.name not in evaluation.suites]
-    attacks = [attack for attack in attacks if attack.examples == n]
+    attacks = [attack for attack in evaluation.single_attacks if attack.examples == n]
     if attacks and worst is not None:
         rows = {attack.name for attack in evaluation.attacks}  # of a suite only once it is finished
         names = {a.suite if a.suite in rows else a.name for a in attacks}
@@ -341,7 +340,7 @@ def best_epoch(history: Sequence[Mapping[str, float]], config: Mapping[str, Any]
     """
     if not history:
         return None
-    monitor = (config.get("train") or {}).get("monitor", "val_robust_accuracy")
+    monitor = (config.get("train") or {}).get("monitor", ROBUST)
 
     def score(row: Mapping[str, float]) -> tuple[float, float]:
         value = row.get(monitor, math.nan)

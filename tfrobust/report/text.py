@@ -54,7 +54,7 @@ def number(value: Any) -> str:
 
     A short decimal such as 0.2 has no fraction, although it equals 51/255.
     """
-    if isinstance(value, bool) or not isinstance(value, float):
+    if not isinstance(value, float):
         return str(value)
     short = f"{value:.4g}"
     steps = round(value * 255) if 0 < value < 1 else 0  # a huge value has no such number
