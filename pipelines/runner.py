@@ -84,6 +84,9 @@ def run(
             f"{folder.config}: expected a config outside the folder of its run, which would "
             "replace it; --set name=NAME gives another folder"
         )
+    if folder.lock.exists():  # else the checks would speak of what another run has yet to make
+        with folder.locked():
+            pass
     trains = any(stage.name in ("train", "search") for stage in chosen)
     _check_folder(folder, spec, smoke, trains)
     check_stages(chosen, spec, folder)

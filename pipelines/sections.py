@@ -205,7 +205,8 @@ class EvaluationOptions:
             holds out of training, on which to choose.
         batch_size: The number of images in a pass. With another number, attacks draw other noise.
         save: float32 or uint8 (rounded to 1/255) to keep the adversarial images in adversarial.npz.
-        rerun: Whether to compute finished results again. The former results are kept aside.
+        rerun: Whether to compute finished results again. The former results are kept aside. After
+            an interruption, leave it out to go on.
         craft_precision: float32, or mixed_bfloat16 to let attacks search in lower precision. The
             images that they return are judged by the network itself, in float32.
         jit_compile: Whether XLA compiles the attacks. auto compiles them on GPUs only.

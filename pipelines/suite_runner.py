@@ -6,6 +6,7 @@ import contextlib
 import os
 import shlex
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -222,7 +223,10 @@ def _run(
 
 
 def _reason(log: Path, status: int) -> str:
-    """Return the last error in a run's log, or else its last line."""
+    """Return the signal that killed a run, the last error in its log, or else the last line."""
+    if status < 0:
+        name = signal.Signals(-status).name
+        return f"killed by {name}" + (", as if memory runs out" if name == "SIGKILL" else "")
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     return (errors or lines or [f"exit status {status}"])[-1]

@@ -104,7 +104,8 @@ def require_evaluation(spec: Spec, folder: RunFolder) -> None:
     """Raise a UserError unless the folder has the evaluation of this config."""
     stage = AttackEval()
     # Not `stage.done`: an evaluation of an older schema, or one to repeat, can be reported.
-    if not folder.done(stage.name, stage.inputs(spec, folder), stage.outputs(spec, folder)):
+    done = folder.done(stage.name, stage.inputs(spec, folder), stage.outputs(spec, folder))
+    if not done or _is_foreign(Record.load(folder.path), spec, folder):
         raise UserError(
             f"{folder.evaluation}: expected the attacks of this config evaluated; run the "
             "stage attack_eval first"
@@ -114,14 +115,28 @@ def require_evaluation(spec: Spec, folder: RunFolder) -> None:
 def is_outdated(spec: Spec, folder: RunFolder) -> bool:
     """Return whether the results in a folder are to be made again.
 
-    They are missing, damaged, of another schema or asked for anew.
+    They are missing, damaged, of another schema, not of a run or asked for anew.
     """
     try:
         record, flags = Record.load(folder.path), Flags.load(folder.path)
         outdated = spec.evaluation.rerun or record.schema_version != SCHEMA
+        outdated = outdated or _is_foreign(record, spec, folder)
         return outdated or disagreement(record, flags) is not None
     except UserError:
         return True
+
+
+def _is_foreign(record: Record, spec: Spec, folder: RunFolder) -> bool:
+    """Return whether a user's call of `evaluate` has replaced the record of the stage.
+
+    Such a record has a digest of the weights or none, and not that of the network's file.
+    """
+    digest = None if record.network is None else record.network.sha256
+    return record.schema_version == SCHEMA and digest != _digest(spec, folder)
+
+
+def _digest(spec: Spec, folder: RunFolder) -> str:
+    return fingerprint({}, (), network_files(spec, folder))
 
 
 def _attack_eval(spec: Spec, folder: RunFolder, network: SavedNetwork) -> None:
@@ -134,7 +149,7 @@ def _attack_eval(spec: Spec, folder: RunFolder, network: SavedNetwork) -> None:
         index=test.index,
         class_names=spec.data.source.class_names,
         model=spec.config.get("model"),
-        digest=fingerprint({}, (), network_files(spec, folder)),
+        digest=_digest(spec, folder),
         training_commit=folder.commit("train"),
         training_hardware=folder.hardware("train"),
         curve=[(point, _at(network, point)) for point in _points(options)],

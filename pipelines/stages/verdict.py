@@ -78,10 +78,13 @@ class Verdict(Stage):
         return [] if spec.smoke else [folder.evaluation, folder.junit]
 
     def done(self, spec: Spec, folder: RunFolder) -> bool:
-        """Return whether eval.json has the verdict: an evaluation that is repeated has none."""
+        """Return whether eval.json has the verdict: one that is damaged or repeated has none."""
         if not super().done(spec, folder):
             return False
-        return spec.smoke or bool(Record.load(folder.path).requirements)
+        try:
+            return spec.smoke or bool(Record.load(folder.path).requirements)
+        except UserError:
+            return False
 
     def check(self, spec: Spec, folder: RunFolder, planned: Collection[str]) -> None:
         if AttackEval.name not in planned:

@@ -102,6 +102,8 @@ def test_killed_training_resumes_to_the_uninterrupted_run(
 
 def test_a_second_run_on_the_same_folder_is_refused(tmp_path: Path) -> None:
     message = "expected a folder that no other run is at work in"
-    with RunFolder(tmp_path / "digits_atlas").locked(), pytest.raises(UserError, match=message):
-        run("digits_atlas", SETTINGS, tmp_path, ["train"], smoke=False)
+    with RunFolder(tmp_path / "digits_atlas").locked():
+        for stage in ("train", "attack_eval"):  # of a network that the other run is to train
+            with pytest.raises(UserError, match=message):
+                run("digits_atlas", SETTINGS, tmp_path, [stage], smoke=False)
     assert not last_checkpoint(tmp_path / "digits_atlas")

@@ -16,7 +16,7 @@ import yaml
 from pipelines.runner import main, run
 from pipelines.stages import Missed
 from pipelines.suite import load_suite
-from tfrobust import provenance
+from tfrobust import Threat, evaluate, load_network, provenance
 from tfrobust.errors import UserError
 from tfrobust.flags import Flags
 from tfrobust.record import CheckRow, Record
@@ -87,6 +87,38 @@ def test_a_run_that_meets_its_requirements_says_so_with_every_warning(
     assert len(Record.load(folder).requirements) == 2
     (suite,) = ET.parse(folder / "junit.xml").getroot()
     assert suite.findtext("system-out") == "warning: more steps: They break more."
+
+
+def test_a_record_that_was_cut_off_is_made_again_with_its_verdict(
+    made: Path, tmp_path: Path
+) -> None:
+    """The verdict could not read it, so every start was refused."""
+    settings = overrides(made, "good", "clean_accuracy=0.9")
+    folder = run("evaluate", settings, tmp_path, None, smoke=False)
+    record = folder / "eval.json"
+    record.write_bytes(record.read_bytes()[:100])
+    run("evaluate", settings, tmp_path, None, smoke=False)
+    assert [row.met for row in load_run(folder).evaluation.requirements] == [True]
+
+
+def test_a_call_of_evaluate_does_not_replace_the_attacks_of_the_config(
+    made: Path, tmp_path: Path
+) -> None:
+    """The stage was "done before, skipped", and the requirement met under a weaker attack."""
+    settings = overrides(made, "good", "robust_accuracy=0.5")
+    folder = run("evaluate", settings, tmp_path, None, smoke=False)
+    rows = Record.load(folder).attacks
+    with np.load(made / "images.npz") as images:
+        data = images["x_test"], images["y_test"]
+    weaker, network = Threat("linf", 0.01), load_network(made / "good.keras")
+    evaluate(network, *data, weaker, "fgsm", folder=folder, check=False, progress=False)
+    with pytest.raises(UserError, match="run the stage attack_eval first"):
+        run("evaluate", settings, tmp_path, ["report"], smoke=False)
+    run("evaluate", settings, tmp_path, None, smoke=False)
+    again = Record.load(folder).attacks
+    assert [row.config for row in again] == [row.config for row in rows]
+    assert [row.name for row in Record.load(folder / "evaluation.1").attacks] == ["PGD-3"]
+    assert [row.name for row in Record.load(folder / "evaluation.2").attacks] == ["FGSM"]
 
 
 def test_a_run_that_misses_one_is_reported_and_ends_with_3_each_time(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import socket
 from pathlib import Path
@@ -172,6 +174,21 @@ def test_interrupted_download_is_one_line(empty: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(tfds_module, "_unreachable", lambda url: None)
     monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", break_off)
     assert "(ConnectionError: connection reset by peer)" in loading_error("cifar100")
+
+
+def test_a_set_that_another_process_prepares_meanwhile_is_read(
+    empty: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the runs of a suite begin at the same time. All but the first one failed."""
+    import tensorflow_datasets as tfds
+
+    def lose_the_race(self: Any) -> None:
+        copied(prepared, empty)
+        raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), self.data_dir)
+
+    monkeypatch.setattr(tfds_module, "_unreachable", lambda url: None)
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", lose_the_race)
+    assert len(DATASETS["mnist"]().load("test")) == 20
 
 
 IMAGES = split_of(1500, 28, 28).images[..., :1]  # more than one read batch

@@ -5,7 +5,9 @@ The network is that of test_evaluation.py: one pixel t, class 1 where t > 0.5.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -23,6 +25,7 @@ from tfrobust.attacks import FGSM
 from tfrobust.errors import UserError
 from tfrobust.evaluation import Details, Evaluation, Flags, Record, Result, evaluate, sanity_checks
 from tfrobust.evaluation import recorder as recorders
+from tfrobust.evaluation.pictures import Pictures
 from tfrobust.flags import digests
 from tfrobust.report import load_run, write_report
 
@@ -31,6 +34,7 @@ OUT = "Not measured: the memory does not suffice; lower the batch size."
 HALF = {"name": "fgsm", "start": "none", "step_scale": 0.5, "label": "half"}
 WHOLE = {"name": "fgsm", "start": "none", "label": "whole"}
 NOISY = {"name": "uniform_noise", "label": "noise"}
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 class Lines(list):
@@ -111,6 +115,39 @@ def test_a_kill_between_writing_flags_and_record_loses_no_result(
         evaluated(tmp_path, renamed)
     assert evaluated(tmp_path, renamed).attacks == ["noise"]
     assert list(Flags.load(tmp_path).right) == ["clean", "a", "b", "noise"]
+
+
+def test_a_full_disk_loses_no_result_that_is_reused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The former results had been moved aside, where the next evaluation did not find them."""
+    evaluated(tmp_path, [HALF, WHOLE])
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(Flags, "save", Mock(side_effect=FULL))
+        evaluated(tmp_path, [HALF, NOISY])
+    assert evaluated(tmp_path, [HALF, NOISY]).attacks == ["noise"]
+    assert "whole" in Flags.load(tmp_path / "evaluation.1").right
+
+
+@pytest.mark.usefixtures("short_closing")
+def test_a_picture_that_a_full_disk_refuses_is_made_by_the_next_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It had been "Not measured" for ever."""
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(Pictures, "_write", Mock(side_effect=FULL))
+        evaluated(tmp_path, [HALF], check=True)
+    assert evaluated(tmp_path, [HALF], check=True).attacks == []
+    assert (tmp_path / "probes.npz").is_file()
+    assert "No space left" not in str(Record.load(tmp_path).checks)
+
+
+def test_what_a_killed_evaluation_has_half_written_is_removed(tmp_path: Path) -> None:
+    evaluated(tmp_path, [HALF])
+    half_written = tmp_path / ".partial-1-adversarial.npz"
+    half_written.touch()
+    evaluated(tmp_path, [HALF])
+    assert not half_written.exists()
 
 
 def test_the_noise_of_an_attack_depends_on_its_name_and_place_but_not_on_its_label() -> None:

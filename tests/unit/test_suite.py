@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
 
 from pipelines import config as configs
 from pipelines import suite_runner
+from pipelines.children import Children
 from pipelines.early_check import FOLDER
 from pipelines.suite import Suite, is_suite, load_suite
 from tests.errors import error_line
@@ -147,6 +150,15 @@ def test_attacks_name_the_folder_of_the_surrogate_of_their_suite(tmp_path: Path)
     assert "seed=9" in loaded.surrogate.overrides
     without = suite(tmp_path, "runs: [digits_adv]\nsurrogate: {config: x}", "surrogate=null")
     assert without.surrogate is None
+
+
+def test_a_run_that_was_killed_is_said_to_be_killed(tmp_path: Path) -> None:
+    """The reason was the last line of its log, such as that of an epoch."""
+    code = "import os; print('epoch 3 of 10', flush=True); os.kill(os.getpid(), 9)"
+    line = [sys.executable, "-c", code]
+    reason, summary, _ = suite_runner._run(line, tmp_path, "mine", os.environ, Children())
+    assert reason == "killed by SIGKILL, as if memory runs out"
+    assert reason in summary and str(tmp_path / "logs" / "mine.log") in summary
 
 
 @pytest.mark.parametrize("begun", [True, False])

@@ -62,6 +62,7 @@ class Tfds(Dataset):
         folder = Path(builder.data_dir)
         if not (folder / INFO).exists():
             self._prepare(builder, self.root)
+            builder = self._builder()
         splits, name = sorted(builder.info.splits), self._name_in_tfds(split)
         expected = f"a data set with a split {name}"
         require(name in splits or not splits, "name", expected, f"{self.name} with {splits}")
@@ -91,6 +92,8 @@ class Tfds(Dataset):
                 builder.download_and_prepare()
                 return
             except Exception as error:
+                if Path(builder.data_dir, INFO).exists():  # another process was faster
+                    return
                 reason = _line(error)
         versions = sorted(p.parent.name for p in (root / self.name).glob(f"*/{INFO}"))
         received = f"version {', '.join(versions)}" if versions else "none"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from tfrobust.evaluation.image_file import IMAGES
@@ -18,7 +19,7 @@ FILES = (
 )
 
 
-def move_aside(folder: Path, names: Sequence[str]) -> Path:
+def move_aside(folder: Path, names: Sequence[str], copied: Collection[str] = ()) -> Path:
     """Move files of an evaluation to the first free folder evaluation.1, evaluation.2, ...
 
     eval.json is moved last. After an interruption, the next evaluation moves the rest.
@@ -26,6 +27,7 @@ def move_aside(folder: Path, names: Sequence[str]) -> Path:
     Args:
         folder: The folder of the evaluation.
         names: The names of the files and folders in it, some of FILES.
+        copied: The names of files that are copied, and stay until others replace them.
 
     Returns:
         The folder in which they are now, with a copy of config.yaml.
@@ -36,7 +38,10 @@ def move_aside(folder: Path, names: Sequence[str]) -> Path:
     for name in reversed(names):
         if (folder / name).exists():
             (aside / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).rename(aside / name)
+            if name in copied:
+                shutil.copy2(folder / name, aside / name)
+            else:
+                (folder / name).rename(aside / name)
     config = folder / "config.yaml"
     if config.is_file():
         (aside / config.name).write_bytes(config.read_bytes())

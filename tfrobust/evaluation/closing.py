@@ -19,6 +19,7 @@ from tfrobust.evaluation.recorder import Recorder
 from tfrobust.evaluation.results import Check, Result, worst_case
 from tfrobust.evaluation.sample import reason
 from tfrobust.evaluation.sanity_checks import checks
+from tfrobust.io import unwritable
 from tfrobust.models import in_precision
 from tfrobust.provenance import circumstances
 from tfrobust.record import CheckRow, CurveRow, EpsRow, Provenance
@@ -86,9 +87,9 @@ class Closing:
     def write(self, recorder: Recorder) -> None:
         """Make the checks, curves and pictures, and write each as soon as it is finished.
 
-        If one fails, a check "Not measured" gives the reason. With several threats the pictures are
-        those of the first, and there is no curve over eps, because each threat has another eps.
-        Inputs that are no images have no pictures under attack.
+        If one fails, a check "Not measured" gives the reason; only a full disk is an error. With
+        several threats the pictures are those of the first, and there is no curve over eps, because
+        each threat has another eps. Inputs that are no images have no pictures under attack.
         """
         record, details = recorder.record, recorder.details
         recorder.save()
@@ -108,7 +109,9 @@ class Closing:
             try:
                 return function()
             except Exception as error:
-                if worker()[1] > 1:  # workers compute together, so an error stops all of them
+                # Workers compute together, so an error stops all of them. After a full disk the
+                # next evaluation goes on here.
+                if worker()[1] > 1 or unwritable(error):
                     raise
                 text = f"Not measured: {reason(error)}."
                 record.checks = [*record.checks, CheckRow(name=name, text=text, warns=False)]

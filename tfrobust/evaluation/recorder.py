@@ -20,7 +20,7 @@ from tfrobust.evaluation.image_file import IMAGES, ImageFile
 from tfrobust.evaluation.record_rows import data_row, threat_row
 from tfrobust.evaluation.results import Result, by_norm, plain, row_of, worst_case
 from tfrobust.flags import Flags, digests, same_images, subsets
-from tfrobust.io import lock, writable
+from tfrobust.io import lock, remove_partial, writable
 from tfrobust.provenance import commit, versions
 from tfrobust.record import (
     SCHEMA,
@@ -34,6 +34,7 @@ from tfrobust.record import (
 from tfrobust.threat import Threat
 
 LOCK = ".lock"  # held while an evaluation uses the folder
+RESULTS = ("eval.json", "flags.npz")  # the files that `save` always writes
 NEAR = 0.05  # relative to the largest gradient; rounding switches a few of many ReLUs
 SIMILAR = 1e-4  # relative to the largest logit; another number of threads rounds differently
 
@@ -191,7 +192,8 @@ class Recorder:
             require(self._read_record() == self.content, "folder", expected, str(self.folder))
         if self.aside is not None:
             reason, names = self.aside
-            kept, self.aside = move_aside(self.folder, names), None
+            # The results that are reused stay in the folder too: the disk may be full.
+            kept, self.aside = move_aside(self.folder, names, copied=RESULTS), None
             self.details.say(f"the former results are kept in {kept} ({reason})")
 
     def _take_folder(self) -> None:
@@ -201,6 +203,7 @@ class Recorder:
         except BlockingIOError:
             expected = "a folder that no other evaluation is at work in"
             raise UserError(f"folder: expected {expected}, received {str(self.folder)!r}") from None
+        remove_partial(self.folder)
 
     def _read_record(self) -> bytes | None:
         """Return the bytes of eval.json; None without such a file."""
