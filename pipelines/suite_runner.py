@@ -225,8 +225,9 @@ def _run(
 def _reason(log: Path, status: int) -> str:
     """Return the signal that killed a run, the last error in its log, or else the last line."""
     if status < 0:
-        name = signal.Signals(-status).name
-        return f"killed by {name}" + (", as if memory runs out" if name == "SIGKILL" else "")
+        killed = signal.Signals(-status)
+        cause = ", as happens where memory runs out" if killed == signal.SIGKILL else ""
+        return f"killed by {killed.name}{cause}"
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     return (errors or lines or [f"exit status {status}"])[-1]

@@ -157,7 +157,7 @@ def test_a_run_that_was_killed_is_said_to_be_killed(tmp_path: Path) -> None:
     code = "import os; print('epoch 3 of 10', flush=True); os.kill(os.getpid(), 9)"
     line = [sys.executable, "-c", code]
     reason, summary, _ = suite_runner._run(line, tmp_path, "mine", os.environ, Children())
-    assert reason == "killed by SIGKILL, as if memory runs out"
+    assert reason == "killed by SIGKILL, as happens where memory runs out"
     assert reason in summary and str(tmp_path / "logs" / "mine.log") in summary
 
 
