@@ -19,7 +19,6 @@ import numpy as np
 import tensorflow as tf
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
-from tqdm import tqdm
 
 from tfrobust import noise
 from tfrobust._compat import operation_of
@@ -29,6 +28,7 @@ from tfrobust.errors import UserError
 from tfrobust.evaluation.batching import map_batches
 from tfrobust.evaluation.crafting import LogitsFn, compiled, float32_logits, predictor
 from tfrobust.evaluation.image_checks import check_adversarial
+from tfrobust.evaluation.progress import progress_bar
 from tfrobust.evaluation.results import Check
 from tfrobust.evaluation.sample import Measurement, Sample, sanity_check
 from tfrobust.models import SavedNetwork
@@ -108,7 +108,7 @@ def binarised(features: LogitsFn, examples: int) -> Callable[[Sample], Check]:
             text = "it takes an attack that reads no file and runs on two classes"
             return None, f"Not measured: {text}.", False
         made = hit = by_chance = 0
-        bar = tqdm(x, f"check: {NAME}", unit="image", disable=None if sample.progress else True)
+        bar = progress_bar(sample.label(NAME), x)
         for number, image in enumerate(bar):
             if test.plant(image, number):
                 made += 1

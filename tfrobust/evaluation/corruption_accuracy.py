@@ -11,10 +11,11 @@ import numpy as np
 from tqdm import tqdm
 
 from tfrobust.corruptions import CORRUPTIONS, SEVERITIES, corrupted
-from tfrobust.distribution import stack_workers, worker
+from tfrobust.distribution import stack_workers
 from tfrobust.errors import choose, is_int, require, require_at_least
 from tfrobust.evaluation.batching import batches
 from tfrobust.evaluation.crafting import Predict, computed_by
+from tfrobust.evaluation.progress import progress_bar
 from tfrobust.evaluation.recorder import Recorder, of_other_code
 from tfrobust.provenance import circumstances
 from tfrobust.record import CorruptionRow, CorruptionTable, Provenance
@@ -107,8 +108,7 @@ class OnCorruptedImages:
             rows |= _reused(recorder, recorder.record.corruptions, names, severities, examples)
         waiting = [name for name in names if name not in rows]
         total = len(waiting) * len(severities) * examples
-        quiet = None if self.progress and not worker()[0] else True
-        with tqdm(total=total, desc="corruptions", unit="image", disable=quiet) as bar:
+        with progress_bar("corruptions" if self.progress else None, total=total) as bar:
             for name in waiting:
                 bar.set_postfix_str(name, refresh=False)
                 rows[name] = self._row(name, severities, examples, bar)

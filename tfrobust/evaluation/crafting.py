@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
-from tqdm import tqdm
 
 from tfrobust import losses, noise, tf32
 from tfrobust.attacks import Attack, Outcome, SavedImages, registered_name
@@ -17,6 +16,7 @@ from tfrobust.distribution import local_replicas, strategy, sum_over_workers, wo
 from tfrobust.errors import UserError, require, require_seed
 from tfrobust.evaluation.batching import batches, map_batches
 from tfrobust.evaluation.image_checks import check_adversarial
+from tfrobust.evaluation.progress import progress_bar
 from tfrobust.evaluation.searches import Lookup, Search, of_rows
 from tfrobust.gate import as_array, check_image_form, check_labels, check_values, inference
 from tfrobust.threat import Threat
@@ -184,8 +184,7 @@ def craft(
 
     rank, workers = worker()
     crafted, standing = Crafted.nothing(x), len(x)
-    quiet = True if progress is None or rank else None
-    bar = tqdm(total=len(x), desc=progress, unit="image", disable=quiet)
+    bar = progress_bar(progress, total=len(x))
     numbered = list(enumerate(batches(len(x), batch_size)))[rank::workers]
     for numbers in batches(len(numbered), local_replicas()):
         chosen = [rows_of_batch for _, rows_of_batch in numbered[numbers]]

@@ -79,10 +79,13 @@ class Sample:
             search: Another network on which the attack searches. The network itself judges.
         """
         threat = self.threat if eps is None else self.threat.at(eps)
-        label = f"check: {name}" if self.progress else None
         options: dict[str, Any] = {"seed": self.seed, "batch_size": self.batch_size}
-        options |= {"progress": label, "predict": self.predict, "search": search}
+        options |= {"progress": self.label(name), "predict": self.predict, "search": search}
         return craft(self.logits_fn, self.x, self.y, attack, threat, **options)
+
+    def label(self, name: str) -> str | None:
+        """Return the label of a check's progress bar; None for no bar."""
+        return f"check: {name}" if self.progress else None
 
     @cached_property
     def predict(self) -> Predict:
