@@ -6,9 +6,10 @@
     python tools/render_results.py              # renders
     python tools/render_results.py --check      # exits with 1 if a rendered file is out of date
 
-The rendered files are docs/results/leaderboard.json, docs/results.md (which begins with
-docs/results/intro.md) and the table of README.md. Rendering marks the results whose code has
-changed since (tools/stale.py). `--check` names them and their files, but does not fail for them.
+The rendered files are docs/results/leaderboard.json, docs/results.md and the table of README.md.
+The page begins with docs/results/intro.md, whose numbers tools/result_numbers.py fills in.
+Rendering marks the results whose code has changed since (tools/stale.py). `--check` names them and
+their files, but does not fail for them.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from typing import Any
 import leaderboard
 import stale
 from result_figures import figure, time_figure, timed
+from result_numbers import filled_in
 from summaries import (
     add_run,
     by_data,
@@ -73,7 +75,8 @@ the files."""
 def render(docs: Path) -> str:
     """Return the text of results.md, made from the files in the folder results of `docs`."""
     intro = docs / "results" / "intro.md"
-    top = intro.read_text(encoding="utf-8").rstrip() if intro.is_file() else "# Results"
+    template = intro.read_text(encoding="utf-8").rstrip() if intro.is_file() else "# Results"
+    top = filled_in(template, summaries_of(docs))
     rows = leaderboard.read(docs)
     marked = {(row["name"], row["seed"]) for row in rows if row["stale"]}
     parts = [top]

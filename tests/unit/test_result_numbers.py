@@ -1,0 +1,111 @@
+"""The numbers of the results page are those of the records."""
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tfrobust.errors import UserError
+from tfrobust.evaluation import Record
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
+from result_numbers import Numbers, filled_in
+from summaries import summaries_of
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+CURVES = {
+    "curve": [{"lambda": 0.5, "clean_accuracy": 0.8, "robust_accuracy": 0.25}],
+    "eps_curve": [{"eps": 0.1 + 0.2, "robust_accuracy": 0.125, "examples": 100}],
+}
+
+
+def summary(name: str, robust: float, seed: int = 0, suite: str | None = None) -> dict[str, Any]:
+    """Return the summary of a run with one attack on 100 images."""
+    attack = {"name": "AutoAttack", "examples": 100, "robust_accuracy": robust, "seconds": 3.1}
+    evaluation = {
+        "examples": 100,
+        "clean_accuracy": 0.8,
+        "robust_accuracy": robust,
+        "worst_case_examples": 100,
+        "attacks": [attack],
+        "threat": {"norm": "linf", "eps": 0.15},
+        "pending": [],
+        **CURVES,
+    }
+    config = {"name": name, "seed": seed, "paper": {"clean": 0.81}}
+    training = {"epochs": 31, "training_seconds": 3302.4}
+    parsed = Record.parse(evaluation)
+    return {
+        "name": name,
+        "suite": suite,
+        "config": config,
+        "training": training,
+        "evaluation": parsed,
+    }
+
+
+SUMMARIES = [
+    summary("adv", 0.4),
+    summary("oat", 0.2, seed=0),
+    summary("oat", 0.3, seed=1),
+    summary("gkl_seed-0", 0.5, suite="methods"),
+    summary("gkl_seed-1", 0.7, seed=1, suite="methods"),
+    summary("adv_seed-0", 0.65, suite="methods"),
+]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('accuracy("adv", "clean")', "80.0 %"),
+        ('accuracy("methods/gkl")', "60.0 %"),
+        ('accuracy("oat (seed 1)")', "30.0 %"),
+        ('with_range("adv")', "40.0 % (30.9 to 49.8)"),  # Wilson's interval of 40 of 100
+        ('with_range("methods/gkl")', "60.0 % (50.0 to 70.0)"),
+        ('with_range("methods/gkl_seed-1")', "70.0 % (60.4 to 78.1)"),
+        ('beside_paper("adv", "clean")', "80.0 % (81.0)"),
+        ('epochs("adv")', "31"),
+        ('training_time("adv")', "55 min 02 s"),
+        ('at_eps("adv", 0.3)', "12.5 %"),
+        ('at_lambda("adv", 0.5)', "80.0 / 25.0 %"),
+        ('most_robust_first(runs_of("methods")) | join(", ")', "methods/adv, methods/gkl"),
+    ],
+)
+def test_a_number_is_that_of_its_record(text: str, expected: str) -> None:
+    assert filled_in(f"{{{{ {text} }}}}\n", SUMMARIES) == f"{expected}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("{{ accuracy('adw') }}", "expected a run with a record, received 'adw' (did you mean"),
+        ("{{ accuracy('adv', 'PGD-20') }}", "adv: a column, received 'PGD-20'"),
+        ("{{ at_eps('adv', 0.2) }}", "adv: an eps, received 0.2"),
+        ("{{ epochs('oat') }}", "oat: expected one run, received 2 seeds"),
+        ("{{ beside_paper('adv', 'AutoAttack') }}", "a figure of the paper for 'AutoAttack'"),
+        ("{{ accuracy( }}", "expected a template"),
+        ("{{ precision('adv') }}", "expected a template"),
+    ],
+)
+def test_what_has_no_record_is_an_error_in_one_line(text: str, error: str) -> None:
+    with pytest.raises(UserError) as raised:
+        filled_in(text, SUMMARIES)
+    assert error in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_the_digits_column_of_choosing_is_that_of_the_records() -> None:
+    numbers, compared = Numbers(summaries_of(DOCS)), 0
+    text = (DOCS / "choosing.md").read_text(encoding="utf-8")
+    table = text[text.index("| method | FastAT") :].split("\n\n")[0].splitlines()[2:]
+    for line in table:
+        method, *_, digits, _ = (cell.strip() for cell in line.strip("|").split("|"))
+        if "PGD" in digits:
+            continue
+        # The row "`awp` of `adv`" has the figure of the first alone.
+        names, figures = re.findall(r"`(\w+)`", method), re.findall(r"\d+\.\d", digits)
+        for name, figure in zip(names, figures, strict=False):
+            assert numbers.accuracy(f"digits_methods/digits_{name}") == f"{figure} %", line
+            compared += 1
+    assert compared == 19

@@ -1,0 +1,142 @@
+"""The numbers in docs/results/intro.md, a Jinja template, taken from the records of runs.
+
+A run has its name on the page, with its suite: cpu_hour_adv, digits_methods/digits_adv_seed-0, or
+"mnist_adv (seed 1)" where several seeds have one name. A name without a seed, such as
+digits_methods/digits_adv, stands for all seeds of a run. A column is that of the page's tables:
+clean, or the label of an attack.
+
+    {{ accuracy("cpu_hour_adv", "clean") }}        73.8 %
+    {{ with_range("cpu_hour_adv") }}               41.0 % (38.0 to 44.1), under AutoAttack
+    {{ with_range("digits_methods/digits_adv") }}  77.0 % (76.1 to 78.1)
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import mean
+from typing import Any, TypeVar
+
+from jinja2 import Environment, StrictUndefined, TemplateError
+from leaderboard import training_seconds
+from summaries import full_name, name_without_seed, rows_of, seed_of
+
+from tfrobust.errors import UserError, nearest
+from tfrobust.report import AccuracyRow, duration, percent
+
+INTRO = "results/intro.md"
+AUTOATTACK = "AutoAttack"
+T = TypeVar("T")
+Summary = Mapping[str, Any]
+
+
+def filled_in(template: str, summaries: Sequence[Summary]) -> str:
+    """Return a text with its numbers.
+
+    Raises:
+        UserError: If the template is damaged, or names a run or a column that has no record.
+    """
+    environment = Environment(  # noqa: S701 (the text is Markdown)
+        undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True
+    )
+    numbers = Numbers(summaries)
+    for function in (
+        numbers.accuracy,
+        numbers.with_range,
+        numbers.beside_paper,
+        numbers.runs_of,
+        numbers.most_robust_first,
+        numbers.epochs,
+        numbers.training_time,
+        numbers.at_eps,
+        numbers.at_lambda,
+    ):
+        environment.globals[function.__name__] = function
+    try:
+        return environment.from_string(template).render()
+    except TemplateError as error:
+        raise UserError(f"{INTRO}: expected a template, received {error}") from None
+
+
+class Numbers:
+    """The numbers of runs, as texts.
+
+    Args:
+        summaries: The summaries of all runs.
+    """
+
+    def __init__(self, summaries: Sequence[Summary]) -> None:
+        self._summaries = summaries
+        named = set(map(full_name, summaries))
+        self._runs: dict[str, list[Summary]] = {}
+        for summary in summaries:
+            name = full_name(summary)
+            names = {name, f"{name} (seed {seed_of(summary)})"}
+            for each in names | ({name_without_seed(name)} - named):
+                self._runs.setdefault(each, []).append(summary)
+
+    def accuracy(self, run: str, column: str = AUTOATTACK) -> str:
+        """Return an accuracy, the mean over seeds: 41.0 %."""
+        return percent(mean(row.accuracy for row in self._rows(run, column)))
+
+    def with_range(self, run: str, column: str = AUTOATTACK) -> str:
+        """Return an accuracy and its range over seeds, or the 95 % interval of a single run."""
+        rows = self._rows(run, column)
+        low, high = rows[0].low, rows[0].high
+        if len(rows) > 1:
+            low, high = (end(row.accuracy for row in rows) for end in (min, max))
+        return f"{self.accuracy(run, column)} ({100 * low:.1f} to {100 * high:.1f})"
+
+    def beside_paper(self, run: str, column: str) -> str:
+        """Return the accuracy of a run and, in parentheses, the paper's figure: 99.5 % (99.5)."""
+        row = _entry(rows_of(self._one(run)), column, f"{run}: a column")
+        if row.paper is None:
+            raise UserError(f"{INTRO}: {run}: expected a figure of the paper for {column!r}")
+        return f"{percent(row.accuracy)} ({100 * row.paper:.1f})"
+
+    def runs_of(self, suite: str) -> list[str]:
+        """Return the runs of a suite, by their names without the seed."""
+        suite_of = {name_without_seed(full_name(each)): each["suite"] for each in self._summaries}
+        return sorted(run for run, name in suite_of.items() if name == suite)
+
+    def most_robust_first(self, runs: Iterable[str], column: str = AUTOATTACK) -> list[str]:
+        """Return the names of runs in the order of their accuracy, the highest first."""
+        return sorted(runs, key=lambda run: -mean(row.accuracy for row in self._rows(run, column)))
+
+    def epochs(self, run: str) -> int:
+        """Return the number of epochs of a run."""
+        return int(self._one(run)["training"]["epochs"])
+
+    def training_time(self, run: str) -> str:
+        """Return the time of training and validation of a run: 55 min 02 s."""
+        return duration(training_seconds(self._one(run)))
+
+    def at_eps(self, run: str, eps: float) -> str:
+        """Return the accuracy of a run at another eps than that of its threat."""
+        points = {round(point.eps, 6): point for point in self._one(run)["evaluation"].eps_curve}
+        return percent(_entry(points, eps, f"{run}: an eps").robust_accuracy)
+
+    def at_lambda(self, run: str, value: float) -> str:
+        """Return the clean and the robust accuracy of a once-for-all network at one lambda."""
+        points = {point.strength: point for point in self._one(run)["evaluation"].curve}
+        point = _entry(points, value, f"{run}: a lambda")
+        return f"{100 * point.clean_accuracy:.1f} / {percent(point.robust_accuracy)}"
+
+    def _rows(self, run: str, column: str) -> list[AccuracyRow]:
+        """Return the rows of a column, one for each seed."""
+        return [_entry(rows_of(each), column, f"{run}: a column") for each in self._seeds(run)]
+
+    def _one(self, run: str) -> Summary:
+        """Return the summary of a single run."""
+        seeds = self._seeds(run)
+        if len(seeds) > 1:
+            raise UserError(f"{INTRO}: {run}: expected one run, received {len(seeds)} seeds")
+        return seeds[0]
+
+    def _seeds(self, run: str) -> list[Summary]:
+        """Return the summaries of all seeds of a run."""
+        return _entry(self._runs, run, "a run with a record")
+
+
+def _entry(entries: Mapping[Any, T], key: Any, what: str) -> T:
+    if key not in entries:
+        hint = nearest(str(key), [str(each) for each in entries])
+        raise UserError(f"{INTRO}: expected {what}, received {key!r}{hint}")
+    return entries[key]
