@@ -8,6 +8,7 @@ clean, or the label of an attack.
     {{ accuracy("cpu_hour_adv", "clean") }}        73.8 %
     {{ with_range("cpu_hour_adv") }}               41.0 % (38.0 to 44.1), under AutoAttack
     {{ with_range("digits_methods/digits_adv") }}  77.0 % (76.1 to 78.1)
+    {{ only("cpu_hour_adv", "cpu_hour_gkl") }}     69, of the images that both were attacked on
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,10 +17,12 @@ from typing import Any, TypeVar
 
 from jinja2 import Environment, StrictUndefined, TemplateError
 from leaderboard import training_seconds
-from summaries import full_name, name_without_seed, rows_of, seed_of
+from summaries import full_name, name_without_seed, rows_of, seed_of, unpacked
 
 from tfrobust.errors import UserError, nearest
 from tfrobust.report import AccuracyRow, duration, percent
+from tfrobust.report.compare import Difference, difference
+from tfrobust.report.text import p_value
 
 INTRO = "results/intro.md"
 AUTOATTACK = "AutoAttack"
@@ -43,6 +46,8 @@ def filled_in(template: str, summaries: Sequence[Summary]) -> str:
         numbers.beside_paper,
         numbers.runs_of,
         numbers.most_robust_first,
+        numbers.only,
+        numbers.p_value,
         numbers.epochs,
         numbers.training_time,
         numbers.at_eps,
@@ -100,6 +105,14 @@ class Numbers:
         """Return the names of runs in the order of their accuracy, the highest first."""
         return sorted(runs, key=lambda run: -mean(row.accuracy for row in self._rows(run, column)))
 
+    def only(self, run: str, other: str) -> int:
+        """Return the number of images that a run alone has right under AutoAttack, of two runs."""
+        return self._difference(run, other).gained
+
+    def p_value(self, run: str, other: str) -> str:
+        """Return the p-value of McNemar's exact test of two runs under AutoAttack: = 0.001."""
+        return p_value(self._difference(run, other).p)
+
     def epochs(self, run: str) -> int:
         """Return the number of epochs of a run."""
         return int(self._one(run)["training"]["epochs"])
@@ -118,6 +131,13 @@ class Numbers:
         points = {point.strength: point for point in self._one(run)["evaluation"].curve}
         point = _entry(points, value, f"{run}: a lambda")
         return f"{100 * point.clean_accuracy:.1f} / {percent(point.robust_accuracy)}"
+
+    def _difference(self, run: str, other: str) -> Difference:
+        summaries = [self._one(run), self._one(other)]
+        images = [(summary.get("flags") or {}).get("images") for summary in summaries]
+        if None in images or len(set(images)) > 1:
+            raise UserError(f"{INTRO}: expected {run} and {other} with flags of the same images")
+        return difference(*(unpacked(summary, AUTOATTACK) for summary in summaries))
 
     def _rows(self, run: str, column: str) -> list[AccuracyRow]:
         """Return the rows of a column, one for each seed."""

@@ -1,6 +1,7 @@
 """The summaries of runs: docs/results/NAME.json, or docs/results/SUITE/NAME.json in a suite."""
 
 import functools
+import hashlib
 import json
 import re
 import shlex
@@ -9,9 +10,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pipelines import config as configs
 from tfrobust.errors import UserError
 from tfrobust.evaluation import Record
+from tfrobust.flags import Flags
 from tfrobust.io import write_text
 from tfrobust.overfitting import ROBUST, overfitted
 from tfrobust.report import (
@@ -56,6 +60,7 @@ def add_run(folder: Path, results: Path, name: str | None = None) -> Path:
         "evaluation": without_places(record.evaluation.as_json()),
         "training": asdict(summarise_training(record.history, record.config))
         | curves_of(record.history),
+        "flags": None if record.flags is None else packed(record.flags),
     }
     path = results / f"{name}.json"
     if path.is_file() and read_summary(path)["config"].get("seed") != config.get("seed"):
@@ -73,6 +78,22 @@ def curves_of(history: Sequence[Mapping[str, float]]) -> dict[str, list[Any]]:
         "jacobian_over_time": series_over_time(history, "val_jacobian"),
         "overfitted_seconds": [at for at, _ in series_over_time(overfitting, ROBUST)],
     }
+
+
+def packed(flags: Flags) -> dict[str, Any]:
+    """Return which images are right, eight in a byte, and a digest of the images, in hexadecimal.
+
+    Two summaries with the same digest can be compared image by image, by `unpacked`.
+    """
+    images = None if flags.digest is None else hashlib.sha256(flags.digest.tobytes()).hexdigest()
+    right = {name: np.packbits(each).tobytes().hex() for name, each in flags.right.items()}
+    return {"images": images, "right": right}
+
+
+def unpacked(summary: Mapping[str, Any], column: str) -> np.ndarray:
+    """Return whether each image is right under an attack, or clean: bool [n]."""
+    row, bits = rows_of(summary)[column], bytes.fromhex(summary["flags"]["right"][column])
+    return np.unpackbits(np.frombuffer(bits, np.uint8), count=row.examples).astype(bool)
 
 
 def is_place(text: Any) -> bool:

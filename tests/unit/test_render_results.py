@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
 import render_results as tool
+
+from tfrobust.flags import Flags
 
 
 def make_run(
@@ -63,7 +66,9 @@ def make_run(
 
 def test_a_summary_holds_command_training_and_no_paths_of_the_machine(tmp_path: Path) -> None:
     command = "python -m pipelines.run digits_atlas --set data.dir=/tmp/data --set seed=0"
-    path = tool.add_run(make_run(tmp_path / "run", command=command), tmp_path / "results")
+    run, flags = make_run(tmp_path / "run", command=command), {"clean": np.arange(10) < 8}
+    Flags(np.arange(10), np.zeros(10, int), flags | {"PGD-20": np.arange(10) < 3}).save(run)
+    path = tool.add_run(run, tmp_path / "results")
     summary = json.loads(path.read_text())
     assert path.name == "digits_atlas.json"
     assert summary["command"] == "python -m pipelines.run digits_atlas --set seed=0"
@@ -78,6 +83,7 @@ def test_a_summary_holds_command_training_and_no_paths_of_the_machine(tmp_path: 
         "jacobian_over_time": [],
         "overfitted_seconds": [],
     }
+    assert summary["flags"]["right"] == {"clean": "ff00", "PGD-20": "e000"}  # 0xff: eight are right
     assert "somewhere" not in path.read_text() and "/tmp" not in path.read_text()
     assert summary["config"]["data"] == {"name": "digits"}
 
