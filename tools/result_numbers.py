@@ -1,9 +1,9 @@
 """The numbers in docs/results/intro.md, a Jinja template, taken from the records of runs.
 
-A run has its name on the page, with its suite: cpu_hour_adv, digits_methods/digits_adv_seed-0, or
-"mnist_adv (seed 1)" where several seeds have one name. A name without a seed, such as
-digits_methods/digits_adv, stands for all seeds of a run. A column is that of the page's tables:
-clean, or the label of an attack.
+A run has its name on the page, with its suite: digits_methods/digits_adv_seed-0. A name without a
+seed, such as digits_methods/digits_adv, stands for all seeds of a run, and "cpu_hour_adv (seed 0)"
+for one that has no seed in its name. A column is that of the page's tables: clean, or the label of
+an attack.
 
     {{ accuracy("cpu_hour_adv", "clean") }}        73.8 %
     {{ with_range("cpu_hour_adv") }}               41.0 % (38.0 to 44.1), under AutoAttack
@@ -69,12 +69,10 @@ class Numbers:
 
     def __init__(self, summaries: Sequence[Summary]) -> None:
         self._summaries = summaries
-        named = set(map(full_name, summaries))
         self._runs: dict[str, list[Summary]] = {}
         for summary in summaries:
             name = full_name(summary)
-            names = {name, f"{name} (seed {seed_of(summary)})"}
-            for each in names | ({name_without_seed(name)} - named):
+            for each in {name, f"{name} (seed {seed_of(summary)})", name_without_seed(name)}:
                 self._runs.setdefault(each, []).append(summary)
 
     def accuracy(self, run: str, column: str = AUTOATTACK) -> str:

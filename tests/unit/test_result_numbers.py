@@ -127,17 +127,19 @@ def test_packed_flags_are_unpacked_again(n: int) -> None:
     assert flags["images"] is None and np.array_equal(unpacked(run, "PGD"), right)
 
 
-def test_the_digits_column_of_choosing_is_that_of_the_records() -> None:
+@pytest.mark.parametrize(
+    ("column", "runs", "rows"), [(-3, "digits_methods/digits_", 19), (-2, "cpu_hour_", 5)]
+)
+def test_a_column_of_choosing_is_that_of_the_records(column: int, runs: str, rows: int) -> None:
     numbers, compared = Numbers(summaries_of(DOCS)), 0
     text = (DOCS / "choosing.md").read_text(encoding="utf-8")
-    table = text[text.index("| method | FastAT") :].split("\n\n")[0].splitlines()[2:]
-    for line in table:
-        method, *_, digits, _ = (cell.strip() for cell in line.strip("|").split("|"))
-        if "PGD" in digits:
+    for line in text[text.index("| method | FastAT") :].split("\n\n")[0].splitlines()[2:]:
+        cells = line.strip("|").split("|")
+        if "PGD" in cells[column]:
             continue
         # The row "`awp` of `adv`" has the figure of the first alone.
-        names, figures = re.findall(r"`(\w+)`", method), re.findall(r"\d+\.\d", digits)
+        names, figures = re.findall(r"`(\w+)`", cells[0]), re.findall(r"\d+\.\d", cells[column])
         for name, figure in zip(names, figures, strict=False):
-            assert numbers.accuracy(f"digits_methods/digits_{name}") == f"{figure} %", line
+            assert numbers.accuracy(f"{runs}{name}") == f"{figure} %", line
             compared += 1
-    assert compared == 19
+    assert compared == rows
