@@ -130,7 +130,7 @@ def test_all_methods_of_the_cpu_hour_have_the_same_network_and_help() -> None:
 
     names = [name for name in configs.available() if name.startswith("cpu_hour_")]
     first, *others = map(shared, names)
-    assert first["require"] == {"training_minutes": 60} and len(others) == 11
+    assert first["require"] == {"training_minutes": 60} and len(others) == 13
     assert all(other == first for other in others)
     suite = load_suite(configs.find("cifar10_cpu_hour"), [], Path("runs"))
     assert sorted(member.config for member in suite.members) == names and suite.file.jobs == 1
