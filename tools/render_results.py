@@ -40,6 +40,7 @@ from tfrobust.report import (
     NOTHING,
     AccuracyRow,
     accuracy_rows,
+    between,
     duration,
     in_order,
     is_worst_case,
@@ -149,9 +150,7 @@ def results_table(
 def accuracy_cell(row: AccuracyRow | None) -> str:
     if row is None:
         return NOTHING
-    measured = (
-        f"{percent(row.accuracy)} ({100 * row.low:.1f} to {100 * row.high:.1f})\nn={row.examples}"
-    )
+    measured = f"{percent(row.accuracy)} ({between(row.low, row.high)})\nn={row.examples}"
     if row.paper is None:
         return measured
     return f"{measured}\npaper {percent(row.paper)}, {points(row.difference)}"
@@ -188,8 +187,8 @@ def seeds_table(
 
 def spread(values: Sequence[float]) -> str:
     """Return mean, deviation and range: [0.8, 0.9] is '85.0 ± 7.1 % (80.0 to 90.0)'."""
-    low, high = 100 * min(values), 100 * max(values)
-    return f"{100 * mean(values):.1f} ± {100 * stdev(values):.1f} % ({low:.1f} to {high:.1f})"
+    deviation, ends = 100 * stdev(values), between(min(values), max(values))
+    return f"{100 * mean(values):.1f} ± {deviation:.1f} % ({ends})"
 
 
 def run_section(summary: Mapping[str, Any]) -> str:

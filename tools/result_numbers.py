@@ -20,7 +20,7 @@ from leaderboard import training_seconds
 from summaries import full_name, name_without_seed, rows_of, seed_of, unpacked
 
 from tfrobust.errors import UserError, nearest
-from tfrobust.report import NOTHING, AccuracyRow, duration, percent
+from tfrobust.report import NOTHING, AccuracyRow, between, duration, percent
 from tfrobust.report.compare import difference
 from tfrobust.report.text import p_value
 
@@ -37,7 +37,7 @@ def filled_in(template: str, summaries: Sequence[Summary]) -> str:
         UserError: If the template is damaged, or names a run or a column that has no record.
     """
     environment = Environment(  # noqa: S701 (the text is Markdown)
-        undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True
+        undefined=StrictUndefined, trim_blocks=True
     )
     numbers = Numbers(summaries)
     for function in (
@@ -55,7 +55,7 @@ def filled_in(template: str, summaries: Sequence[Summary]) -> str:
         environment.globals[function.__name__] = function
     try:
         return environment.from_string(template).render()
-    except TemplateError as error:
+    except (TemplateError, TypeError) as error:  # the latter for a call with other arguments
         raise UserError(f"{INTRO}: expected a template, received {error}") from None
 
 
@@ -67,11 +67,13 @@ class Numbers:
     """
 
     def __init__(self, summaries: Sequence[Summary]) -> None:
-        self._summaries = summaries
+        self._suites: dict[str, set[str]] = {}
         self._runs: dict[str, list[Summary]] = {}
         for summary in summaries:
             name = full_name(summary)
-            for each in {name, f"{name} (seed {seed_of(summary)})", name_without_seed(name)}:
+            family = name_without_seed(name)
+            self._suites.setdefault(summary["suite"], set()).add(family)
+            for each in {name, f"{name} (seed {seed_of(summary)})", family}:
                 self._runs.setdefault(each, []).append(summary)
 
     def accuracy(self, run: str, column: str = AUTOATTACK) -> str:
@@ -84,28 +86,29 @@ class Numbers:
         low, high = rows[0].low, rows[0].high
         if len(rows) > 1:
             low, high = (end(row.accuracy for row in rows) for end in (min, max))
-        return f"{self.accuracy(run, column)} ({100 * low:.1f} to {100 * high:.1f})"
+        return f"{self.accuracy(run, column)} ({between(low, high)})"
 
     def beside_paper(self, run: str, column: str) -> str:
         """Return the accuracy of a run and, in parentheses, the paper's figure: 99.5 % (99.5)."""
-        row = _entry(rows_of(self._one(run)), column, f"{run}: a column")
+        row = _entry(rows_of(self._one(run)), column, f"{run}: expected a column")
         if row.paper is None:
             raise UserError(f"{INTRO}: {run}: expected a figure of the paper for {column!r}")
         return f"{percent(row.accuracy)} ({100 * row.paper:.1f})"
 
     def runs_of(self, suite: str) -> list[str]:
         """Return the runs of a suite, by their names without the seed."""
-        suite_of = {name_without_seed(full_name(each)): each["suite"] for each in self._summaries}
-        return sorted(run for run, name in suite_of.items() if name == suite)
+        return sorted(_entry(self._suites, suite, "expected a suite with records"))
 
     def most_robust_first(self, runs: Iterable[str], column: str = AUTOATTACK) -> list[str]:
         """Return the names of runs in the order of their accuracy, the highest first."""
         return sorted(runs, key=lambda run: -mean(row.accuracy for row in self._rows(run, column)))
 
     def against(self, run: str, other: str) -> str:
-        """Return how many images only the one, only the other run has right under AutoAttack.
+        """Compare two runs under AutoAttack, image by image: 27, 47 (p = 0.027).
 
-        McNemar's exact test gives p: 27, 47 (p = 0.027). It is "–" where a record has no flags.
+        Returns:
+            On how many images only the first run is right, on how many only the second, and the
+            p-value of McNemar's exact test; "–" where a record does not have them.
         """
         summaries = [self._one(run), self._one(other)]
         images = [(summary.get("flags") or {}).get("images") for summary in summaries]
@@ -113,7 +116,9 @@ class Numbers:
             return NOTHING
         if len(set(images)) > 1:
             raise UserError(f"{INTRO}: expected {run} and {other} on the same images")
-        pair = difference(*(unpacked(summary, AUTOATTACK) for summary in summaries))
+        first, second = (unpacked(summary, AUTOATTACK) for summary in summaries)
+        n = min(len(first), len(second))
+        pair = difference(first[:n], second[:n])
         return f"{pair.gained}, {pair.lost} (p {p_value(pair.p)})"
 
     def epochs(self, run: str) -> int:
@@ -127,17 +132,19 @@ class Numbers:
     def at_eps(self, run: str, eps: float) -> str:
         """Return the accuracy of a run at another eps than that of its threat."""
         points = {round(point.eps, 6): point for point in self._one(run)["evaluation"].eps_curve}
-        return percent(_entry(points, eps, f"{run}: an eps").robust_accuracy)
+        return percent(_entry(points, eps, f"{run}: expected an eps").robust_accuracy)
 
     def at_lambda(self, run: str, value: float) -> str:
         """Return the clean and the robust accuracy of a once-for-all network at one lambda."""
         points = {point.strength: point for point in self._one(run)["evaluation"].curve}
-        point = _entry(points, value, f"{run}: a lambda")
+        point = _entry(points, value, f"{run}: expected a lambda")
         return f"{100 * point.clean_accuracy:.1f} / {percent(point.robust_accuracy)}"
 
     def _rows(self, run: str, column: str) -> list[AccuracyRow]:
         """Return the rows of a column, one for each seed."""
-        return [_entry(rows_of(each), column, f"{run}: a column") for each in self._seeds(run)]
+        return [
+            _entry(rows_of(each), column, f"{run}: expected a column") for each in self._seeds(run)
+        ]
 
     def _one(self, run: str) -> Summary:
         """Return the summary of a single run."""
@@ -148,11 +155,11 @@ class Numbers:
 
     def _seeds(self, run: str) -> list[Summary]:
         """Return the summaries of all seeds of a run."""
-        return _entry(self._runs, run, "a run with a record")
+        return _entry(self._runs, run, "expected a run with a record")
 
 
 def _entry(entries: Mapping[Any, T], key: Any, what: str) -> T:
     if key not in entries:
         hint = nearest(str(key), [str(each) for each in entries])
-        raise UserError(f"{INTRO}: expected {what}, received {key!r}{hint}")
+        raise UserError(f"{INTRO}: {what}, received {key!r}{hint}")
     return entries[key]

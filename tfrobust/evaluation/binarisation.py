@@ -108,7 +108,7 @@ def binarised(features: LogitsFn, examples: int) -> Callable[[Sample], Check]:
             text = "it takes an attack that reads no file and runs on two classes"
             return None, f"Not measured: {text}.", False
         made = hit = by_chance = 0
-        bar = progress_bar(sample.label(NAME), x)
+        bar = progress_bar(sample.bar_label(NAME), x)
         for number, image in enumerate(bar):
             if test.plant(image, number):
                 made += 1

@@ -15,7 +15,7 @@ def progress_bar(
 ) -> tqdm[Any]:
     """Return a bar that counts images.
 
-    It shows only on a terminal, and of several workers only on the first.
+    It shows only on a terminal and, if there are several workers, only on the first.
 
     Args:
         label: The text before the bar; None for no bar.

@@ -80,10 +80,10 @@ class Sample:
         """
         threat = self.threat if eps is None else self.threat.at(eps)
         options: dict[str, Any] = {"seed": self.seed, "batch_size": self.batch_size}
-        options |= {"progress": self.label(name), "predict": self.predict, "search": search}
+        options |= {"progress": self.bar_label(name), "predict": self.predict, "search": search}
         return craft(self.logits_fn, self.x, self.y, attack, threat, **options)
 
-    def label(self, name: str) -> str | None:
+    def bar_label(self, name: str) -> str | None:
         """Return the label of a check's progress bar; None for no bar."""
         return f"check: {name}" if self.progress else None
 

@@ -33,6 +33,7 @@ from tfrobust.report.summary import missing_from_paper as missing_from_paper
 from tfrobust.report.summary import series_over_time as series_over_time
 from tfrobust.report.summary import summarise_training as summarise_training
 from tfrobust.report.text import NOTHING as NOTHING
+from tfrobust.report.text import between as between
 from tfrobust.report.text import duration as duration
 from tfrobust.report.text import interval as interval
 from tfrobust.report.text import markdown_escape as markdown_escape
