@@ -60,6 +60,7 @@ class Children:
         if self.stopping:
             return None
         log.parent.mkdir(parents=True, exist_ok=True)
+        log.unlink(missing_ok=True)  # a run of a suite that was killed may still write to it
         with log.open("wb") as out:
             # In a new session Ctrl-C does not reach the child: only the parent decides.
             child = subprocess.Popen(

@@ -161,6 +161,17 @@ def test_a_run_that_was_killed_is_said_to_be_killed(tmp_path: Path) -> None:
     assert reason in summary and str(tmp_path / "logs" / "mine.log") in summary
 
 
+def test_a_run_that_outlived_its_suite_writes_to_no_other_log(tmp_path: Path) -> None:
+    """A suite was killed, and its runs work on while the same suite is started again."""
+    log = tmp_path / "mine.log"
+    with log.open("wb") as former:
+        former.write(b"epoch 3 of 10\n")
+        former.flush()
+        Children().run([sys.executable, "-c", "print('new')"], log, os.environ)
+        former.write(b"epoch 4 of 10\n")
+    assert log.read_text() == "new\n"
+
+
 @pytest.mark.parametrize("begun", [True, False])
 def test_a_suite_keeps_the_folders_of_runs_that_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: bool
