@@ -4,7 +4,8 @@ The fields have the names and the form of RobustBench's model_info: accuracies a
 percent with two decimals, and eps is a string such as "8/255". RobustBench's `link`, `authors` and
 `venue` are left out, as a record does not have them. Further fields are:
 
-- `clean_examples`, `autoattack_examples`: the numbers of test images;
+- `split`: the images of the evaluation, such as test;
+- `clean_examples`, `autoattack_examples`: their numbers;
 - `runtime`: the seconds of AutoAttack;
 - `training_seconds`: the time of training and its validation; in records that are too old to have
   it, the wall time, including pauses of a run that was stopped;
@@ -12,7 +13,8 @@ percent with two decimals, and eps is a string such as "8/255". RobustBench's `l
   too old to name them;
 - `stale`: whether code that the run used has changed since (tools/stale.py), null if unknown.
 
-`autoattack_acc` is null for a run that was not evaluated by AutoAttack, or has several norms.
+`autoattack_acc` is null for a run that was not evaluated by AutoAttack, was on other images than
+test images, or has several norms.
 """
 
 import json
@@ -26,7 +28,7 @@ from summaries import full_name, name_without_seed
 
 from tfrobust.errors import UserError
 from tfrobust.record import is_autoattack
-from tfrobust.report import duration, interval, markdown_table, method_name, number
+from tfrobust.report import data_of, duration, interval, markdown_table, method_name, number
 from tfrobust.report.text import factors_text
 
 MARK = " †"  # follows the name of a result whose code has changed since
@@ -39,7 +41,9 @@ def row_of(summary: Mapping[str, Any], stale: bool | None) -> Row:
     config, evaluation = summary["config"], summary["evaluation"]
     model, where = config.get("model") or {}, evaluation.provenance
     rows = [row for row in evaluation.attacks if is_autoattack(row.name)]
-    attack = rows[0] if rows and len(evaluation.balls) == 1 else None  # no row is of the union
+    split = data_of(config, evaluation).split
+    compares = split == "test" and len(evaluation.balls) == 1  # no row is of a union of norms
+    attack = rows[0] if rows and compares else None
     sizes = [str(model[key]) for key in ("depth", "width") if key in model]
     return {
         "name": full_name(summary),
@@ -54,6 +58,7 @@ def row_of(summary: Mapping[str, Any], stale: bool | None) -> Row:
         ),
         "additional_data": "extra" in config["data"] or model.get("weights", "none") != "none",
         "clean_acc": f"{100 * evaluation.clean_accuracy:.2f}",
+        "split": split,
         "clean_examples": evaluation.examples,
         "autoattack_acc": f"{100 * attack.robust_accuracy:.2f}" if attack else None,
         "autoattack_examples": attack.examples if attack else None,

@@ -41,6 +41,7 @@ from tfrobust.report import (
     AccuracyRow,
     accuracy_rows,
     between,
+    data_of,
     duration,
     in_order,
     is_worst_case,
@@ -117,7 +118,14 @@ def attack_columns(group: Sequence[Mapping[str, Any]]) -> list[str]:
 def title_of(summary: Mapping[str, Any], group: Iterable[Mapping[str, Any]]) -> str:
     """Return the name of a run, with its seed if the group has another run of this name."""
     twins = [other for other in group if other["name"] == summary["name"]]
-    return summary["name"] + (f" (seed {seed_of(summary)})" if len(twins) > 1 else "")
+    seed = f" (seed {seed_of(summary)})" if len(twins) > 1 else ""
+    return summary["name"] + seed + images_of(summary)
+
+
+def images_of(summary: Mapping[str, Any]) -> str:
+    """Return " (SPLIT images)" for a run that was not evaluated on test images, else ""."""
+    split = data_of(summary["config"], summary["evaluation"]).split
+    return "" if split == "test" else f" ({split} images)"
 
 
 def results_table(
@@ -176,7 +184,8 @@ def seeds_table(
     for family in several:
         seeds = ", ".join(str(seed_of(summary)) for summary in family)
         stale = any((full_name(summary), seed_of(summary)) in marked for summary in family)
-        line = [name_without_seed(family[0]["name"]) + leaderboard.MARK * stale, seeds]
+        name = name_without_seed(family[0]["name"]) + images_of(family[0])
+        line = [name + leaderboard.MARK * stale, seeds]
         for column in columns:
             rows = [rows_of(summary).get(column) for summary in family]
             values = [row.accuracy for row in rows if row is not None]

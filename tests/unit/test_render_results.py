@@ -294,6 +294,7 @@ def test_the_leaderboard_has_a_row_for_each_run_in_robustbench_fields(tmp_path: 
         "norm": "Linf",
         "eps": "8/255",
         "additional_data": False,
+        "split": "test",
         "clean_acc": "80.00",
         "clean_examples": 10,
         "autoattack_acc": "30.00",

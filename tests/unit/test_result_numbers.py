@@ -14,16 +14,20 @@ from tfrobust.evaluation import Record
 from tfrobust.flags import Flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
+from leaderboard import row_of
+from render_results import title_of
 from result_numbers import Numbers, filled_in
 from summaries import name_without_seed, packed, summaries_of, unpacked
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
+ATTACK = {"name": "AutoAttack", "examples": 100, "robust_accuracy": 0.4, "seconds": 3.1}
 EVALUATION = {
     "examples": 100,
     "clean_accuracy": 0.8,
     "robust_accuracy": 0.3,
     "worst_case_examples": 100,
     "attacks": [],
+    "data": {"name": "digits", "split": "test"},
     "threat": {"norm": "linf", "eps": 0.15},
     "pending": [],
     "curve": [{"lambda": 0.5, "clean_accuracy": 0.8, "robust_accuracy": 0.25}],
@@ -50,7 +54,7 @@ def summary(
         first: The first image that is right.
         data: A number that stands for the data set.
     """
-    attack = {"name": "AutoAttack", "examples": 100, "robust_accuracy": robust, "seconds": 3.1}
+    attack = ATTACK | {"robust_accuracy": robust}
     evaluation = EVALUATION | {"robust_accuracy": robust, "attacks": [attack]}
     images = np.arange(100)
     right = {"AutoAttack": np.isin(images, range(first, first + round(100 * robust)))}
@@ -130,6 +134,20 @@ def test_packed_flags_are_unpacked_again(n: int) -> None:
     flags = packed(Flags(np.arange(n), np.zeros(n, int), {"PGD": right}))
     run = {"config": {}, "evaluation": record, "flags": flags}
     assert flags["images"] is None and np.array_equal(unpacked(run, "PGD"), right)
+
+
+def test_held_out_images_are_not_taken_for_test_images() -> None:
+    held_out = EVALUATION | {"data": {"name": "digits", "split": "validation"}}
+    tested, run = summary("adv", 0.4), summary("adv", 0.4)
+    run["evaluation"] = Record.parse(held_out | {"attacks": [ATTACK]})
+    for each in (tested, run):
+        each["config"]["data"] = {"name": "digits"}
+        each["config"]["method"] = {"name": "adv"}
+    assert title_of(tested, [tested]) == "adv"
+    assert title_of(run, [run]) == "adv (validation images)"
+    rows = [row_of(each, stale=False) for each in (tested, run)]
+    assert [row["split"] for row in rows] == ["test", "validation"]
+    assert [row["autoattack_acc"] for row in rows] == ["40.00", None]
 
 
 def test_columns_of_choosing_are_those_of_the_records() -> None:

@@ -25,6 +25,7 @@ from tfrobust.report.summary import AccuracyRow as AccuracyRow
 from tfrobust.report.summary import accuracy_rows as accuracy_rows
 from tfrobust.report.summary import attack_settings as attack_settings
 from tfrobust.report.summary import best_epoch as best_epoch
+from tfrobust.report.summary import data_of as data_of
 from tfrobust.report.summary import headline as headline
 from tfrobust.report.summary import in_order as in_order
 from tfrobust.report.summary import is_worst_case as is_worst_case
