@@ -28,7 +28,16 @@ from summaries import full_name, name_without_seed
 
 from tfrobust.errors import UserError
 from tfrobust.record import is_autoattack
-from tfrobust.report import data_of, duration, interval, markdown_table, method_name, number
+from tfrobust.report import (
+    between,
+    data_of,
+    duration,
+    interval,
+    markdown_table,
+    method_name,
+    number,
+    percent,
+)
 from tfrobust.report.text import factors_text
 
 MARK = " †"  # follows the name of a result whose code has changed since
@@ -140,12 +149,9 @@ def cell(seeds: Sequence[Row], kind: str) -> str:
     """Return an accuracy, "clean" or "autoattack", with its number of images and its range."""
     n = seeds[0][f"{kind}_examples"]
     rights = [round(float(row[f"{kind}_acc"]) * n / 100) for row in seeds]
-    shares = [100 * right / n for right in rights]  # exact, as a mean of rounded ones is not
-    if len(seeds) > 1:
-        low, high = min(shares), max(shares)
-    else:
-        low, high = (100 * bound for bound in interval(rights[0], n))
-    return f"{mean(shares):.1f} % of {n:,} ({low:.1f} to {high:.1f})"
+    shares = [right / n for right in rights]  # exact, as a mean of rounded ones is not
+    ends = (min(shares), max(shares)) if len(seeds) > 1 else interval(rights[0], n)
+    return f"{percent(mean(shares))} of {n:,} ({between(*ends)})"
 
 
 def with_tables(text: str, rows: Sequence[Row]) -> str:
