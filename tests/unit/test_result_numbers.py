@@ -153,12 +153,8 @@ def test_held_out_images_are_not_taken_for_test_images() -> None:
 def test_the_leaderboard_rounds_a_mean_as_the_page_does() -> None:
     """The mean of these two is 40.85 %, which was 40.9 in one table and 40.8 in the other."""
     runs = [summary("adv", 0.41), summary("adv_seed1", 0.407, seed=1)]
-    for run in runs:
-        record = run["evaluation"].attacks[0]
-        record.examples = run["evaluation"].examples = 1000
     rows = [{"autoattack_acc": acc, "autoattack_examples": 1000} for acc in ("41.00", "40.70")]
-    mean_and_range = Numbers(runs).with_range("adv")
-    assert mean_and_range == "40.8 % (40.7 to 41.0)"
+    assert Numbers(runs).with_range("adv") == "40.8 % (40.7 to 41.0)"
     assert cell(rows, "autoattack") == "40.8 % of 1,000 (40.7 to 41.0)"
 
 
