@@ -60,8 +60,9 @@ class RobustModel(AveragedModel):
             added to the loss. Keras's `weight_decay` is decoupled.
         l2_on: The weights in this sum: "all" trainable weights, or "kernels", without the biases
             and BatchNorm's weights.
-        averaging: An average of the weights (`Ema`, `Swa`), with which the network is validated,
-            predicts, and is saved by `pipelines` (`evaluated_weights`).
+        averaging: An average of the weights (`Ema`, `Swa`), with which the model is validated,
+            predicts and exports, and which pipelines keep. `network` has the last weights, until
+            `network.set_weights(model.evaluated_weights())`.
         seed: The seed of the run. All noise is a function of (seed, step, purpose).
         num_examples: The number of training examples, which bounds `index`. This and the next two
             are required by methods that name them in `needs`.
