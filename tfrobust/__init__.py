@@ -4,7 +4,8 @@
     model.compile("sgd")
     model.fit(x, y)
 
-The classes of all training methods and attacks are attributes of this package, and so are `Threat`,
+The classes of all training methods and attacks are attributes of this package, and so are their
+base classes `RobustModel` and `Attack`, their registries `METHODS` and `ATTACKS`, `Threat`,
 `evaluate`, `load_network`, `push_to_hub`, `UserError`, the averages `Ema` and `Swa`, and the
 subpackages. A name is imported when it is first used: `import tfrobust` alone imports neither
 TensorFlow nor Keras.

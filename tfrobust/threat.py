@@ -30,7 +30,7 @@ class Threat(Configurable):
         norm: "linf", "l2" or "l1".
         eps: The radius in image units, a number or a fraction such as "8/255". A tensor may be a
             scalar, or of shape [B] with one radius per example (see `at`).
-        box: The range of valid pixels, (low, high).
+        box: The range of valid pixels, (low, high). Pipelines take [0, 1] alone.
         per_feature: The factors on eps, numbers >= 0 that broadcast to one input; 0 is a feature
             that cannot change. Or a mapping from numbers of features, which are places on the last
             axis, to their factors; the others have factor 1. None is 1 for all.

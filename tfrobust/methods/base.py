@@ -40,13 +40,14 @@ class RobustModel(AveragedModel):
     sum(weight). In training, `class_weight` multiplies the weights of the examples.
 
     Args:
-        network: A built Keras model, images [B, H, W, C] in [0, 1] -> logits [B, C]. It is what
-            is evaluated and exported.
+        network: A built Keras model from images [B, H, W, C], series [B, T, C] or rows [B, F] in
+            the threat's box to logits [B, C]. It is what is evaluated and exported.
         threat: The set of adversarial images, or a list of sets with different norms.
         norms: The rule for a list: "sample" draws one threat for each batch, in proportion to its
             robust error so far (E-AT); "max" takes for each example the threat of greatest loss.
         attack: The attack in training; None for the method's default.
-        validation_attack: The attack behind `val_robust_accuracy`, at the full eps.
+        validation_attack: The attack behind `val_robust_accuracy`, at the full eps; None for
+            PGD(steps=10).
         warmup_steps: The number of steps at eps 0 with which training begins.
         ramp_steps: The number of steps after these, in which eps, alpha and beta grow linearly.
         craft: The network's mode while it is attacked in training: "eval" (moving averages),
@@ -59,8 +60,9 @@ class RobustModel(AveragedModel):
             added to the loss. Keras's `weight_decay` is decoupled.
         l2_on: The weights in this sum: "all" trainable weights, or "kernels", without the biases
             and BatchNorm's weights.
-        averaging: An average of the weights (`Ema`, `Swa`), with which the network is validated,
-            predicts, and is saved by `pipelines` (`evaluated_weights`).
+        averaging: An average of the weights (`Ema`, `Swa`), with which the model is validated,
+            predicts and exports, and which pipelines keep. `network` has the last weights, until
+            `network.set_weights(model.evaluated_weights())`.
         seed: The seed of the run. All noise is a function of (seed, step, purpose).
         num_examples: The number of training examples, which bounds `index`. This and the next two
             are required by methods that name them in `needs`.

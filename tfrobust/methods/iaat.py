@@ -22,8 +22,8 @@ from tfrobust.serialization import serializable
 class Iaat(Adv):
     """CE(f(x'), y), where each training image has a radius eps_i of its own (Algorithm 1).
 
-    For `warmup_epochs` eps_i is the threat's eps. Then, before each step, it moves a fraction
-    `smoothing` of the way to
+    For `warmup_epochs` eps_i is the threat's eps, or 0 where the clean image is misclassified.
+    Then, before each step, it moves a fraction `smoothing` of the way to
 
         eps_i + gamma  where the attack at eps_i + gamma fails,
         eps_i          where only the attack at eps_i fails,
