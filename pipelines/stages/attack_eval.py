@@ -18,6 +18,7 @@ from pipelines.trackers import log_results
 from tfrobust.attacks import SavedImages
 from tfrobust.errors import UserError, in_memory
 from tfrobust.evaluation import Details, evaluate, margins
+from tfrobust.evaluation.api import check_samples
 from tfrobust.evaluation.attack_list import check_gradients
 from tfrobust.evaluation.cascade import check_attacks
 from tfrobust.evaluation.crafting import predictor
@@ -65,6 +66,7 @@ class AttackEval(Stage):
         if spec.tracker is not None:
             spec.tracker.check()
         test = spec.evaluated
+        check_samples(test.labels, spec.attack_list, spec.evaluation.corruptions)
         if not any(isinstance(listed.attack, SavedImages) for listed in spec.attack_list):
             test = test.first(min(FIRST, len(test)))
         if "train" in planned:

@@ -81,6 +81,7 @@ def test_records_are_read_in_the_order_of_the_files(prepared: Path) -> None:
         result = source.load(split)
         builder = tfds.builder("imagenet2012", data_dir=prepared)
         written = list(builder.as_dataset(split=split_of_tfds).as_numpy_iterator())
+        result = result.take(np.argsort(result.index))  # test images have a random order
         np.testing.assert_array_equal(result.labels, [row["label"] for row in written])
         np.testing.assert_array_equal(result.index, np.arange(len(written)))
         images = np.asarray(result.images)
@@ -93,11 +94,11 @@ def test_batches_of_records_equal_those_of_arrays(prepared: Path) -> None:
     assert_batches_equal_those_of_arrays(opened(prepared).load("train"))
 
 
-def test_test_examples_limits_the_test_images(prepared: Path) -> None:
+def test_test_examples_takes_the_first_test_images(prepared: Path) -> None:
     few = opened(prepared, test_examples=2).load("test")
     assert len(few) == 2 and len(opened(prepared, test_examples=2).load("train")) == 10
     test = opened(prepared).load("test")
-    np.testing.assert_array_equal(few.as_float(), test.take(few.index).as_float())
+    np.testing.assert_array_equal(few.as_float(), test.first(2).as_float())
 
 
 def test_place_of_a_record_is_its_file_and_its_first_byte(tmp_path: Path) -> None:

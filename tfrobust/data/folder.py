@@ -60,10 +60,11 @@ class ImageFolder(Dataset):
 def drawn(split: Split, count: int | None) -> Split:
     """Return `count` random examples of a split, always the same ones, or all if it has fewer.
 
-    None stands for all.
+    None stands for all. Their order is random too: a split that is stored class by class would
+    begin with images of one class, and these are what an attack with a limit takes.
     """
     order = np.random.default_rng(0).permutation(len(split))
-    return split.take(np.sort(order[:count]))
+    return split.take(order[:count])
 
 
 def split_folders(path: Path) -> dict[str, Path]:
@@ -124,7 +125,8 @@ def open_folder(
 
     The images are JPEG, PNG, BMP, GIF (the first picture), TIFF or WebP. They are rotated by their
     EXIF data. Transparency is dropped and the colours are kept. All else, such as hidden files and
-    folders within a class, is left out, and a warning tells how much that is.
+    folders within a class, is left out, and a warning tells how much that is. The test images are
+    in a random order that is always the same.
 
     Args:
         path: The folder that holds train/CLASS/IMAGE and test/CLASS/IMAGE (or val/), as ImageNet is
@@ -133,8 +135,8 @@ def open_folder(
         resize: The length of the shorter side before the cut. "fit" is image_size, so that an image
             of this size stays as it is. "imagenet" is 256/224 times image_size, as networks for
             ImageNet are commonly evaluated.
-        test_examples: The number of random test images to attack, which are then held in memory;
-            None for all.
+        test_examples: The number of test images to attack, the first in their random order, which
+            are then held in memory; None for all.
 
     Raises:
         UserError: The folders do not exist, differ in their classes, or are empty. A class may

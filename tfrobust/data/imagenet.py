@@ -138,15 +138,15 @@ def open_imagenet2012(
 
     When a split is loaded, its files are read once for the labels and the positions of the images,
     and a UserError is raised if TFDS has not prepared the set. The index is the position in the
-    order of the files. The test images are those of validation. Images are resized like those of a
-    folder with `resize: imagenet`.
+    order of the files. The test images are those of validation, in a random order that is always
+    the same. Images are resized like those of a folder with `resize: imagenet`.
 
     Args:
         dir: As for the other sets of TFDS. TFDS prepares this one from the archives in
             dir/downloads/manual.
         image_size: The side of the square that is cut out of the centre, in pixels.
-        test_examples: The number of random test images to attack, which are then held in memory;
-            None for all.
+        test_examples: The number of test images to attack, the first in their random order, which
+            are then held in memory; None for all.
     """
     require_at_least(1, image_size=image_size)
     if test_examples is not None:

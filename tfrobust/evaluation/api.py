@@ -27,7 +27,7 @@ from tfrobust.evaluation.details import Details
 from tfrobust.evaluation.recorder import Recorder
 from tfrobust.evaluation.results import Check, Evaluation
 from tfrobust.evaluation.searches import by_xla
-from tfrobust.gate import check_inputs, inference, outputs
+from tfrobust.gate import check_first, check_inputs, inference, outputs
 from tfrobust.models import SavedNetwork, in_precision
 from tfrobust.norms import norm
 from tfrobust.record import NetworkRow
@@ -73,7 +73,7 @@ def evaluate(
             `training=True`.
         x: Float images [N, H, W, C], series [N, T, C] or a table [N, F], in the box. If every
             attack has a limit `examples`, only the images up to the largest limit are evaluated,
-            also for the clean accuracy.
+            also for the clean accuracy. Images that are sorted by class are refused then.
         y: Class numbers [N].
         threat: The set in which the attacks search, or a list of sets, one for each norm. With a
             list every attack runs under each norm, or only under that of its key `norm`, and robust
@@ -153,6 +153,7 @@ def evaluate(
 
         check_traceable(logits_fn, x.shape[1:])
         corruptions = Corruptions() if corruptions is True else corruptions
+        check_samples(y, attack_list, corruptions)
         n = images_in_use(len(x), attack_list, corruptions)
         x, y = x[:n], y[:n]
         places = n if details.index is None else len(details.index)
@@ -207,10 +208,30 @@ def images_in_use(
     n: int, attack_list: Sequence[ListedAttack], corruptions: Corruptions | bool
 ) -> int:
     """Return how many of n images some attack or corruption takes; n without both."""
-    limits = [listed.examples or n for listed in attack_list]
+    limits = _limits(attack_list, corruptions)
+    return min(n, max((limit or n for _, limit in limits), default=n))
+
+
+def check_samples(
+    labels: np.ndarray, attack_list: Sequence[ListedAttack], corruptions: Corruptions | bool
+) -> None:
+    """Raise a UserError if an attack or corruption takes first images that do not stand for all.
+
+    See `tfrobust.gate.sample`. `labels` are those of all images, int [N].
+    """
+    for name, limit in _limits(attack_list, corruptions):
+        if limit and limit < len(labels):
+            check_first(labels, limit, f"{name}: examples")
+
+
+def _limits(
+    attack_list: Sequence[ListedAttack], corruptions: Corruptions | bool
+) -> list[tuple[str, int | None]]:
+    """Return the name of each attack, and of limited corruptions, with its number of images."""
+    limits = [(listed.name, listed.examples) for listed in attack_list]
     if isinstance(corruptions, Corruptions) and corruptions.examples:
-        limits.append(corruptions.examples)
-    return min(n, max(limits, default=n))
+        limits.append(("corruptions", corruptions.examples))
+    return limits
 
 
 def _signs(closing: Closing, recorder: Recorder | None, wanted: bool) -> list[Check]:

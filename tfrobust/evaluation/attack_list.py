@@ -29,6 +29,7 @@ class ListedAttack:
         attack: The attack.
         name: Its name in tables and files.
         examples: The number of images on which it runs, the first of the test set; None is all.
+            First images of other classes than the whole set are refused.
         suite: The name of its suite, such as "AutoAttack". The attacks of a suite always run as a
             cascade among themselves.
         threat: The threat under which it runs, if the evaluation has several.

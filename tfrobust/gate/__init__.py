@@ -41,6 +41,7 @@ from tfrobust.gate.networks import (
     reaches_images,
     right,
 )
+from tfrobust.gate.sample import check_first
 from tfrobust.gate.scaling import FEWEST, Scaled, best_scaled, warn_of_scale
 
 __all__ = [
@@ -57,6 +58,7 @@ __all__ = [
     "check_batch",
     "check_class_order",
     "check_data",
+    "check_first",
     "check_float_input",
     "check_image_form",
     "check_image_spec",

@@ -1,0 +1,78 @@
+"""The first images of a test set stand for all of it, or a limit on them is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipelines.runner import run
+from tests.errors import error_line
+from tfrobust import Threat, evaluate
+from tfrobust.attacks import FGSM
+from tfrobust.evaluation import Corruptions, ListedAttack
+from tfrobust.gate import check_first
+
+SORTED = np.repeat(np.arange(10), 100)
+
+
+@pytest.mark.parametrize(
+    ("count", "share", "class_"),
+    [(50, "100%", 0), (100, "100%", 0), (500, "20%", 0), (800, "12%", 0)],
+)
+def test_the_first_images_of_sorted_ones_are_refused(count: int, share: str, class_: int) -> None:
+    assert error_line(lambda: check_first(SORTED, count, "PGD-20: examples")) == (
+        f"PGD-20: examples: expected the first {count} of 1,000 images to have classes as all of "
+        f"them have, received images of which {share} are of class {class_}, where it is 10% of "
+        "all; shuffle the images and labels together"
+    )
+
+
+def test_random_images_pass_however_few_they_are(rng: np.random.Generator) -> None:
+    """Many classes, of which the sample has only some, and rare ones, pass too."""
+    shares = [np.full(2, 0.5), np.full(100, 0.01), 0.7 ** np.arange(1, 31), np.array([0.001, 1])]
+    for share in shares:
+        labels = rng.choice(len(share), 2000, p=share / share.sum())
+        for count in (1, 2, 10, 100, 1000, 1999, 2000):
+            for _ in range(30):
+                check_first(rng.permutation(labels), count, "examples")
+
+
+FIRST = ListedAttack(FGSM(), "first", 100)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"attacks": [FIRST]},
+        {"attacks": [FGSM(), FIRST]},
+        {"attacks": [], "corruptions": Corruptions(names=["brightness"], examples=100)},
+    ],
+)
+def test_evaluate_refuses_them_before_any_attack(
+    linear: Callable[..., Any], rng: np.random.Generator, options: dict[str, Any]
+) -> None:
+    network = linear(np.eye(4, 10, dtype=np.float32))
+    x, mixed = rng.random((1000, 2, 2, 1), np.float32), rng.permutation(1000)
+
+    def call(order: np.ndarray | slice) -> Any:
+        return evaluate(network, x[order], SORTED[order], Threat("linf", 0.1), **options)
+
+    assert "examples: expected the first 100 of 1,000 ima" in error_line(lambda: call(slice(None)))
+    assert 0.0 < call(mixed).clean_accuracy < 0.3
+
+
+def test_a_run_is_refused_before_it_trains(tmp_path: Path, rng: np.random.Generator) -> None:
+    images = rng.random((1000, 2, 2, 1), np.float32)
+    file = tmp_path / "sorted.npz"
+    np.savez(file, x_train=images, y_train=SORTED, x_test=images, y_test=SORTED)
+    overrides = [
+        f"data={{name: npz, path: {file}, batch_size: 50, validation: 100}}",
+        "attacks={name: fgsm, examples: 100}",
+    ]
+    line = error_line(lambda: run("digits_adv", overrides, tmp_path / "runs", None, smoke=False))
+    assert line.startswith("FGSM: examples: expected the first 100 of 1,000 images")
+    assert not (tmp_path / "runs").exists()
