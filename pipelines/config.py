@@ -87,7 +87,9 @@ def load(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
     `include: base/file.yaml` names a file whose keys this one completes and replaces. Its path is
     relative to this file or else to the configs of the library. `${threat.eps}` refers to another
-    key. References in a search stay unresolved, because its trials change the keys behind them.
+    key. References in a search stay unresolved, because its trials change the keys behind them. The
+    figures of a paper are left out where an including file or an override sets other data, another
+    threat or another method than those that they are about.
 
     Args:
         path: The file.
@@ -98,8 +100,11 @@ def load(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """
     try:
         config = _merged(path)
+        claim = _claim(config)
         for override in overrides:
             _override(config, override)
+        if not any(re.match(r"paper\b", override) for override in overrides):
+            _drop_paper(config, claim)
         resolved = _resolved(config)
     except (OmegaConfBaseException, RecursionError) as error:
         unknown = isinstance(error, InterpolationKeyError)
@@ -210,12 +215,30 @@ def _merged(path: Path, above: tuple[Path, ...] = ()) -> DictConfig:
         expected = "a file beside this one, or one that comes with the library"
         hint = nearest_path(beside) or nearest(base, shipped)
         raise UserError(f"{path}: include: expected {expected}, received {base}{hint}")
-    below = OmegaConf.to_container(_merged(file, (*above, path)), resolve=False)
+    included = _merged(file, (*above, path))
+    below = OmegaConf.to_container(included, resolve=False)
     _drop_replaced(below, config)
     try:
-        return OmegaConf.merge(below, config)  # type: ignore[return-value]
+        merged = OmegaConf.merge(below, config)
     except (OmegaConfBaseException, TypeError) as error:
         raise UserError(f"{path}: {_first_line(error)}") from None
+    if "paper" not in config:
+        _drop_paper(merged, _claim(included))
+    return merged  # type: ignore[return-value]
+
+
+def _claim(config: DictConfig) -> tuple[Any, ...]:
+    """Return what the figures of a paper are about: the data, the threat and the method."""
+    plain: Any = OmegaConf.to_container(config, resolve=False)
+    sections = [plain.get(key) for key in ("data", "method")]
+    names = (each.get("name") if isinstance(each, dict) else each for each in sections)
+    return (*names, plain.get("threat"))
+
+
+def _drop_paper(config: Any, claim: tuple[Any, ...]) -> None:
+    """Drop the figures of a paper unless they are about this config; `claim` is theirs."""
+    if _claim(config) != claim:
+        config.pop("paper", None)
 
 
 def _drop_replaced(below: Any, above: dict[Any, Any]) -> None:

@@ -212,6 +212,41 @@ def test_a_section_completes_that_of_the_included_file_unless_both_name_another(
         assert (method["label_smoothing"], method["l2"]) == (0.4, 5e-4)
 
 
+PAPER = {"source": "A paper", "clean": 0.8}
+
+
+@pytest.mark.parametrize(
+    ("section", "override", "kept"),
+    [
+        ("data: {name: npz, path: my.npz}", "data.name=npz", False),
+        ("data: digits", "data=digits", False),
+        ("threat: {eps: 4/255}", "threat.eps=4/255", False),
+        ("method: {name: trades, beta: 6.0}", "method={name: trades, beta: 6}", False),
+        ("data: {batch_size: 32}", "data.batch_size=32", True),
+        ("method: {beta: 1.0}", "method.beta=1.0", True),
+        ("model: mlp", "model=mlp", True),
+        ("threat: {norm: linf, eps: 8/255}", "threat.eps=8/255", True),
+        ("data: digits\npaper: {clean: 0.8}", "paper.clean=0.8", True),
+    ],
+)
+def test_figures_of_a_paper_stay_beside_its_data_threat_and_method(
+    tmp_path: Path, section: str, override: str, kept: bool
+) -> None:
+    """They are left out of a file that includes the paper's, and after an override."""
+    base = {
+        "threat": {"norm": "linf", "eps": "8/255"},
+        "data": {"name": "cifar10", "batch_size": 128},
+        "method": {"name": "atlas", "beta": 5.0},
+        "paper": PAPER,
+    }
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"include: base.yaml\n{section}\n")
+    expected = PAPER if kept else None
+    assert configs.load(file).get("paper") == expected
+    assert configs.load(tmp_path / "base.yaml", [override]).get("paper") == expected
+
+
 def test_a_file_in_the_home_is_found_by_its_tilde(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
