@@ -10,7 +10,7 @@ import contextlib
 import contextvars
 import functools
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ __all__ = [
     "operation_of",
     "set_direction",
     "trained_by",
+    "trains",
     "twice_differentiable",
     "untraced",
     "validates_in_fit",
@@ -70,6 +71,20 @@ def set_direction(metric: keras.metrics.Metric, direction: str) -> None:
 def loss_mean(model: keras.Model) -> keras.metrics.Mean:
     """Return the metric in which a compiled model averages its loss (`_loss_tracker`)."""
     return model._loss_tracker
+
+
+def trains(optimizer: Any, variables: Sequence[keras.Variable]) -> bool:
+    """Return whether an optimizer can train variables: it is new, or was first used with them.
+
+    Keras raises an error that prints a variable (`_check_variables_are_known`).
+    """
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)  # of a LossScaleOptimizer
+    try:
+        if optimizer.built:
+            optimizer._check_variables_are_known(variables)
+    except ValueError:
+        return False
+    return True
 
 
 def validates_in_fit(options: Mapping[str, Any]) -> bool:

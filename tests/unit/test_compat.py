@@ -56,6 +56,7 @@ def compiled(kind: type[keras.Model] = keras.Model) -> Any:
         (network(), "_trainable_variables"),
         (keras.Input((2,)), "_keras_history"),
         (compiled(), "_loss_tracker"),
+        (keras.optimizers.SGD(), "_check_variables_are_known"),
         (tf.function(compiled()), "_clone"),
         (compiled(), "_jit_compile"),
         (keras.Model, "_resolve_auto_jit_compile"),
@@ -116,6 +117,16 @@ def test_operation_of_returns_the_layer_that_made_a_tensor() -> None:
     dense = keras.layers.Dense(1)
     assert _compat.operation_of(dense(keras.Input((2,)))) is dense, f"_keras_history: {ADVICE}"
     assert _compat.operation_of(np.zeros(2)) is None
+
+
+def test_an_optimizer_trains_the_variables_of_its_first_use() -> None:
+    optimizer = keras.optimizers.SGD()
+    (kernel, bias), others = network().trainable_variables, network().trainable_variables
+    assert _compat.trains(optimizer, others)
+    optimizer.build([kernel, bias])
+    for scaled in (optimizer, keras.optimizers.LossScaleOptimizer(optimizer)):
+        assert _compat.trains(scaled, [bias]), f"_check_variables_are_known: {ADVICE}"
+        assert not _compat.trains(scaled, others), f"_check_variables_are_known: {ADVICE}"
 
 
 def test_loss_mean_averages_the_loss() -> None:

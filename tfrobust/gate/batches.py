@@ -71,6 +71,7 @@ def check_data(x: Any, y: Any, taken: Taken, names: Names = ("x", "y")) -> tuple
         UserError: If `check_images` or `check_labels` refuses the images or labels, or there are
             labels both in x and in y.
     """
+    require(x is not None, names[0], "images", None)
     if isinstance(x, tf.data.Dataset):
         _check_spec(x.element_spec, taken, names)
         return x, y
@@ -89,6 +90,20 @@ def check_data(x: Any, y: Any, taken: Taken, names: Names = ("x", "y")) -> tuple
     return x, y  # a PyDataset or a generator: the step looks at its batches
 
 
+def check_unlabelled(x: Any, taken: Taken) -> Any:
+    """Return the x of `predict`, checked as by `check_data`. Labels in it are not looked at."""
+    if isinstance(x, tf.data.Dataset):
+        spec, _, _ = keras.utils.unpack_x_y_sample_weight(x.element_spec)
+        _check_spec(_without_labels(spec), taken, ("x", "y"))
+        return x
+    return check_data(_without_labels(x), None, taken)[0]
+
+
+def _without_labels(x: Any) -> Any:
+    """Return a mapping without its labels; other x unchanged."""
+    return {k: v for k, v in x.items() if k != "label"} if isinstance(x, Mapping) else x
+
+
 def require_labels_once(x: Any, y: Any) -> None:
     """Raise a UserError if there are labels both in a mapping and beside it."""
     both = isinstance(x, Mapping) and "label" in x and y is not None
@@ -102,10 +117,15 @@ def check_validation(data: Any, taken: Taken) -> Any:
     that a mistake is found before the first epoch is trained.
     """
     names = ("validation_data: image", "validation_data: label")
-    if isinstance(data, list | tuple):
+    if isinstance(data, list | tuple | Mapping) or hasattr(data, "__array__"):
+        several = isinstance(data, list | tuple)
+        fits = not several or 1 <= len(data) <= 3
+        require(fits, "validation_data", "(x, y) or (x, y, sample_weight)", f"{len(data)} parts")
         x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
         x, y = check_data(x, y, taken, names)
         images = x.get("image") if isinstance(x, Mapping) else x
+        labelled = y is not None or not isinstance(images, np.ndarray)
+        require(labelled, "validation_data", "labels beside the images, as (x, y)", "none")
         if weight is not None and isinstance(images, np.ndarray):
             weight = check_weights(weight, len(images), "validation_data: sample_weight")
         return tuple(part for part in (x, y, weight) if part is not None)
@@ -113,6 +133,7 @@ def check_validation(data: Any, taken: Taken) -> Any:
     if isinstance(data, tf.data.Dataset):
         _check_spec(data.element_spec, taken, names)
         first = next(iter(data), None)
+        require(first is not None, "validation_data", "at least one batch", 0)
     elif isinstance(data, keras.utils.PyDataset):
         first = data[0]
     elif isinstance(data, GeneratorType):

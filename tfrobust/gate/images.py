@@ -199,6 +199,10 @@ def as_array(values: Any, where: str) -> np.ndarray:
     """Return an array or tensor as a NumPy array; a NumPy array is returned unchanged."""
     if isinstance(values, tf.data.Dataset):
         raise UserError(f"{where}: expected an array, received a tf.data.Dataset; {TO_ARRAYS}")
+    if isinstance(values, tuple):
+        shapes = {tuple(part.shape) for part in values if hasattr(part, "shape")}
+        expected = "one array (labels are an argument of their own)"
+        require(len(shapes) < 2, where, expected, f"a tuple of {len(values)}")
     try:
         array = np.asarray(values)
     except Exception as error:  # the library that the values come from decides its type

@@ -56,6 +56,8 @@ class Awp(RobustModel):
         warmup_epochs: int = 0,
         **kwargs: Any,
     ):
+        expected = "the network alone (another method goes into `method`)"
+        require(not isinstance(network, RobustModel), "network", expected, network)
         if isinstance(method, RobustModel):
             expected = f"a name or a mapping beside {', '.join(kwargs)} (an object has its own)"
             require(not kwargs, "method", expected, type(method).__name__)

@@ -154,6 +154,8 @@ class RobustModel(AveragedModel):
         name: str | None = None,
     ):
         super().__init__(name=name, dtype="float32")
+        expected = "the network alone, as in model.network"
+        require(not isinstance(network, RobustModel), "network", expected, network)
         built = isinstance(network, keras.Model) and network.built
         expected = "a built keras.Model (give it an Input, or call it once)"
         require(built, "network", expected, network)
@@ -395,6 +397,5 @@ class RobustModel(AveragedModel):
 
     def as_batch(self, data: Any, requires: Sequence[str] = ()) -> Batch:
         """Return data as a checked batch with the entries that `requires` names."""
-        name, limits = type(self).__name__, self._limits
-        batch = as_batch(data, requires, name, limits.classes, limits.box, self.num_examples)
+        batch = as_batch(data, requires, type(self).__name__, self._limits, self.num_examples)
         return without_strings(batch) if self.jit_compile else batch

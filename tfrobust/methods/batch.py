@@ -13,9 +13,11 @@ import tensorflow as tf
 
 from tfrobust.errors import UserError, require
 from tfrobust.gate import (
+    Taken,
     check_batch,
     check_image_spec,
     check_label_spec,
+    check_size,
     demand,
     require_labels_once,
 )
@@ -27,8 +29,7 @@ def as_batch(
     data: Any,
     requires: Sequence[str],
     method: str,
-    classes: int | None = None,
-    box: tuple[float, float] = (0.0, 1.0),
+    taken: Taken,
     examples: int | None = None,
 ) -> Batch:
     """Return data as a batch {"image", "label", ...}.
@@ -38,13 +39,13 @@ def as_batch(
             of a dict and a sample_weight beside it are multiplied.
         requires: The entries that the batch must have beside image and label.
         method: The name of the method that requires them, for the error.
-        classes: The number of classes; None for any.
-        box: The range of the pixels.
+        taken: The inputs that the network takes.
         examples: The number of training examples, which the index must be below; None for any.
 
     Raises:
-        UserError: An entry is missing, an index is out of range, images are outside the box, or
-            labels are no classes. In a compiled step the error is like that of
+        UserError: An entry is missing or has not one value for each image, an index is out of
+            range, images are outside the box or of another shape, or labels are no classes. In a
+            compiled step the error is like that of
             `tfrobust.gate.check_batch`.
     """
     x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
@@ -63,15 +64,18 @@ def as_batch(
             "tfrobust.data.from_arrays(x, y) makes such batches"
         )
     image, label = tf.convert_to_tensor(batch["image"]), tf.convert_to_tensor(batch["label"])
-    check_image_spec(image, "image", box)
+    check_image_spec(image, "image", taken.box)
+    if taken.image_shape is not None:
+        check_size(tuple(image.shape), taken.image_shape, "image")
     check_label_spec(label, "label")
     if label.shape.rank == 2:  # [B, 1], as in Keras's data sets
         label = label[:, 0]
-    image, label = check_batch(image, label, classes, box)
+    label = _paired("label", label, image)
+    image, label = check_batch(image, label, taken.classes, taken.box)
     if "weight" in batch:
-        batch["weight"] = _weight(batch["weight"])
+        batch["weight"] = _paired("sample_weight", _weight(batch["weight"]), image)
     if "index" in requires and examples is not None:
-        batch["index"] = _index(batch["index"], examples)
+        batch["index"] = _paired("index", _index(batch["index"], examples), image)
     return batch | {"image": image, "label": label}
 
 
@@ -107,6 +111,16 @@ def filled(batch: Batch) -> Batch:
 
     weighted = {"weight": tf.ones(tf.shape(image)[:1])} | batch
     return {name: with_filling(name, values) for name, values in weighted.items()}
+
+
+def _paired(name: str, values: tf.Tensor, image: tf.Tensor) -> tf.Tensor:
+    """Return the values [B], checked to be as many as the images. Errors are as in `_weight`."""
+    if values.shape[0] is not None and values.shape[0] == image.shape[0]:
+        return values
+    count = tf.shape(values)[0]
+    line = f"{name}: expected one for each image of a batch, received"
+    with tf.control_dependencies(demand(count == tf.shape(image)[0], line, count)):
+        return tf.identity(values)
 
 
 def _index(index: Any, examples: int) -> tf.Tensor:
@@ -155,7 +169,7 @@ def weighing(model: keras.Model, class_weight: Any) -> Iterator[None]:
     if class_weight is None:
         yield
         return
-    model.class_weight = _class_weights(class_weight, model.signature.classes)
+    model.class_weight = class_weights(class_weight, model.signature.classes)
     model.train_function = None
     try:
         yield
@@ -171,7 +185,7 @@ def weighed(batch: Batch, class_weights: np.ndarray | None) -> Batch:
     return batch | {"weight": batch.get("weight", 1.0) * weight}
 
 
-def _class_weights(class_weight: Any, classes: int) -> np.ndarray:
+def class_weights(class_weight: Any, classes: int) -> np.ndarray:
     """Return the weight of each class, float32 [classes]; 1 for a class that is not named.
 
     Raises a UserError for anything but a mapping of classes to weights.

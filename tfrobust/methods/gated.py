@@ -10,28 +10,36 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfrobust._compat import HookedModel, layers_of, validates_in_fit
+from tfrobust._compat import HookedModel, layers_of, trains, validates_in_fit
 from tfrobust.attacks import Attack
 from tfrobust.attacks.gradient import GradientAttack
-from tfrobust.errors import UserError, require
+from tfrobust.errors import UserError, number, require, require_at_least, require_bool
 from tfrobust.gate import (
     SOME,
     Taken,
     check_data,
     check_threat,
     check_trained,
+    check_unlabelled,
     check_validation,
     check_weights,
     reaches_images,
     refusals,
     warn_of_scale,
 )
-from tfrobust.methods.batch import Batch, weighing
+from tfrobust.methods.batch import Batch, class_weights, weighing
 from tfrobust.models.keras_defaults import neutral
 from tfrobust.models.signatures import Signature
 from tfrobust.registry import parameters
 from tfrobust.threat import Threat
-from tfrobust.xla import compiled
+from tfrobust.xla import compiled, is_choice
+
+# The least value of each number of Keras's `fit`, `evaluate` and `predict`.
+COUNTS = {
+    **dict.fromkeys(("epochs", "initial_epoch"), 0),
+    **dict.fromkeys(("batch_size", "steps", "steps_per_epoch"), 1),
+    **dict.fromkeys(("validation_batch_size", "validation_steps"), 1),
+}
 
 
 class GatedModel(HookedModel):
@@ -64,34 +72,45 @@ class GatedModel(HookedModel):
 
     @neutral()
     def compile(
-        self, optimizer: Any = "sgd", *, jit_compile: bool | str = "auto", **kwargs: Any
+        self,
+        optimizer: Any = "sgd",
+        *args: Any,
+        jit_compile: bool | str = "auto",
+        auto_scale_loss: bool = True,
+        **kwargs: Any,
     ) -> None:
         """Compile as Keras does, without losses and metrics: the method brings its own.
 
-        A network that computes in float16 gets a LossScaleOptimizer.
-
         Args:
             optimizer: An optimizer or its name.
+            args: The arguments of `keras.Model.compile` that follow the optimizer.
             jit_compile: Whether XLA compiles the steps. "auto" means only on GPUs: on a CPU, steps
                 take 1.5 to 1.8 times as long with XLA.
+            auto_scale_loss: Whether a network that computes in float16 gets a LossScaleOptimizer.
             kwargs: The other arguments of `keras.Model.compile`.
+
+        Raises:
+            UserError: There is a loss or a metric, or no optimizer, or a number or flag is none.
         """
+        arguments = inspect.signature(super().compile).bind(optimizer, *args, **kwargs).arguments
         for name in ("loss", "metrics", "weighted_metrics", "loss_weights"):
-            require(kwargs.pop(name, None) is None, name, "none (the method brings its own)", "one")
-        optimizer = keras.optimizers.get(optimizer)
+            require(not arguments.pop(name, None), name, "none (the method brings its own)", "one")
+        require(is_choice(jit_compile), "jit_compile", "True, False or 'auto'", jit_compile)
+        require_bool(auto_scale_loss=auto_scale_loss)
+        optimizer = keras.optimizers.get(arguments.pop("optimizer"))
+        require(optimizer is not None, "optimizer", "an optimizer or its name", None)
         # Keras looks at the policy of this model, which is always float32, not at the network's.
         half = any(layer.compute_dtype == "float16" for layer in layers_of(self.network))
-        if half and not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+        if half and auto_scale_loss and not scaled:
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-        super().compile(optimizer, jit_compile=jit_compile, **kwargs)
+        super().compile(optimizer, jit_compile=jit_compile, **arguments)
         self.compiled_parts.clear()
-        self._jit_compile_argument = jit_compile
+        self._choices = {"jit_compile": jit_compile, "auto_scale_loss": auto_scale_loss}
 
     def get_compile_config(self) -> dict[str, Any]:
         config = super().get_compile_config()
-        if config:  # the model is compiled
-            config = config | {"jit_compile": self._jit_compile_argument}
-        return config
+        return config | self._choices if config else config  # it is empty before `compile`
 
     @property
     def steps_per_execution(self) -> int:
@@ -100,6 +119,7 @@ class GatedModel(HookedModel):
 
     @steps_per_execution.setter
     def steps_per_execution(self, value: int) -> None:
+        require_at_least(1, steps_per_execution=value)
         self._steps_per_execution = value
         self.train_function = self.test_function = None  # they were made for the old value
 
@@ -107,6 +127,9 @@ class GatedModel(HookedModel):
         if self.train_function is None or force:
             trainable = self.network.trainable_variables
             require(trainable, "network", "one with trainable weights", "a frozen one")
+            expected = "a new one (this one was first used with other weights or fewer of them)"
+            known = trains(self.optimizer, trainable)
+            require(known, "optimizer", expected, type(self.optimizer).__name__)
             self._forget([name for name in self.compiled_parts if name != "_validated"])
         return super().make_train_function(force)
 
@@ -126,9 +149,6 @@ class GatedModel(HookedModel):
             return part
         return self.compiled_parts.setdefault(part.__name__, compiled(part))
 
-    # Keras casts arrays to the user's `floatx`.
-    predict = neutral()(keras.Model.predict)
-
     @neutral()
     def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Train as Keras does, after a check of the data and of the network.
@@ -139,6 +159,7 @@ class GatedModel(HookedModel):
                 like. It is raised before any weight moves.
         """
         arguments = inspect.signature(super().fit).bind(x, y, *args, **kwargs).arguments
+        _check_numbers(arguments)
         class_weight = arguments.pop("class_weight", None)
         arguments["x"], arguments["y"] = check_data(x, y, self._limits)
         validation_data = arguments.get("validation_data")
@@ -160,14 +181,29 @@ class GatedModel(HookedModel):
     @neutral()
     def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Evaluate as Keras does, on any data that `fit` takes."""
-        if not validates_in_fit(kwargs):  # `fit` has checked its validation data
-            x, y = check_data(x, y, self._limits)
-            _check_count("x", x, "steps", kwargs.get("steps"))
-            images = _images(x)
-            _check_weights(kwargs, images)
+        arguments = inspect.signature(super().evaluate).bind(x, y, *args, **kwargs).arguments
+        private = arguments.pop("kwargs", {})
+        if not validates_in_fit(private):  # `fit` has checked its validation data
+            _check_numbers(arguments)
+            arguments["x"], arguments["y"] = check_data(x, y, self._limits)
+            _check_count("x", x, "steps", arguments.get("steps"))
+            images = _images(arguments["x"])
+            _check_weights(arguments, images)
             self.check_network(images)
         with refusals():
-            return super().evaluate(x, y, *args, **kwargs)
+            return super().evaluate(**arguments, **private)
+
+    @neutral()
+    def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return logits as Keras does, of images that `fit` takes; labels are not looked at."""
+        arguments = inspect.signature(super().predict).bind(x, *args, **kwargs).arguments
+        _check_numbers(arguments)
+        return super().predict(**arguments | {"x": check_unlabelled(x, self._limits)})
+
+    @neutral()
+    def predict_on_batch(self, x: Any) -> Any:
+        """Return the logits of one batch as Keras does, of images that `fit` takes."""
+        return super().predict_on_batch(check_unlabelled(x, self._limits))
 
     @neutral()
     def train_on_batch(
@@ -178,21 +214,34 @@ class GatedModel(HookedModel):
         class_weight: Any = None,
         return_dict: bool = False,
     ) -> Any:
-        """Train on one batch as Keras does; the network is checked before the first one."""
+        """Train on one batch as Keras does; the network is checked before the first one.
+
+        The weights of an example and of its class are multiplied, as in `fit`.
+        """
         x, y = check_data(x, y, self._limits)
+        arguments = {"sample_weight": sample_weight}
+        _check_weights(arguments, _images(x))
+        weight = arguments["sample_weight"]
+        if class_weight is not None and y is not None:
+            of_class = class_weights(class_weight, self.signature.classes)[y]
+            weight = of_class if weight is None else of_class * np.reshape(weight, -1)
         if self.train_function is None:
             self.check_network(_images(x))
         with refusals():
-            return super().train_on_batch(x, y, sample_weight, class_weight, return_dict)
+            return super().train_on_batch(x, y, weight, return_dict=return_dict)
 
     @neutral()
-    def test_on_batch(self, x: Any, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+    def test_on_batch(
+        self, x: Any, y: Any = None, sample_weight: Any = None, return_dict: bool = False
+    ) -> Any:
         """Evaluate one batch as Keras does; the network is checked before the first one."""
         x, y = check_data(x, y, self._limits)
+        arguments = {"sample_weight": sample_weight}
+        _check_weights(arguments, _images(x))
         if self.test_function is None:
             self.check_network(_images(x))
         with refusals():
-            return super().test_on_batch(x, y, *args, **kwargs)
+            return super().test_on_batch(x, y, **arguments, return_dict=return_dict)
 
     @property
     def _limits(self) -> Taken:
@@ -304,6 +353,21 @@ class GatedModel(HookedModel):
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:
         deserialize = keras.saving.deserialize_keras_object
         return cls(**{k: deserialize(v, custom_objects) for k, v in config.items()})
+
+
+def _check_numbers(arguments: dict[str, Any]) -> None:
+    """Raise a UserError for a count or a share of Keras's arguments that is none.
+
+    Keras trains on nothing with a `batch_size` of 0, and on a negative `validation_split` without
+    validation.
+    """
+    for name, least in COUNTS.items():
+        if arguments.get(name) is not None:
+            require_at_least(least, **{name: arguments[name]})
+    frequency = arguments.get("validation_freq", 1)
+    if not isinstance(frequency, list | tuple | set):  # of the numbers of epochs
+        require_at_least(1, validation_freq=frequency)
+    number("validation_split", arguments.get("validation_split") or 0, at_least=0, below=1)
 
 
 def _check_weights(arguments: dict[str, Any], images: np.ndarray | None) -> None:
