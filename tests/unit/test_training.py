@@ -151,6 +151,39 @@ def test_optimizers_take_momentum_decay_and_betas() -> None:
     assert OPTIMIZERS["adam"](beta_1=0.5).beta_1 == 0.5
 
 
+def step_of(optimizer: Any, shape: tuple[int, ...], name: str = "kernel") -> np.ndarray:
+    """Return the first step of a weight of normal numbers, for a gradient of normal numbers."""
+    rng = np.random.default_rng(0)
+    weight = keras.Variable(rng.normal(size=shape).astype(np.float32), name=name)
+    before = weight.numpy()
+    optimizer.apply([keras.ops.convert_to_tensor(rng.normal(size=shape), "float32")], [weight])
+    return weight.numpy() - before
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 16, 32), (1, 1, 8, 64), (48, 24)])
+def test_a_step_of_muon_is_nearly_orthogonal_and_as_long_as_its_rate_says(shape: Any) -> None:
+    """Five iterations of Newton and Schulz leave singular values between 0.7 and 1.2."""
+    matrix = step_of(OPTIMIZERS["muon"](0.5, weight_decay=0), shape).reshape(-1, shape[-1])
+    values = np.linalg.svd(matrix, compute_uv=False) / (0.5 * 0.2 * max(matrix.shape) ** 0.5)
+    assert values.min() > 0.6 and values.max() < 1.3
+    assert np.sqrt((matrix**2).mean()) == pytest.approx(0.5 * 0.2, rel=0.3)
+
+
+def test_muon_takes_a_matrix_as_that_of_keras_does() -> None:
+    expected = step_of(keras.optimizers.Muon(0.5, weight_decay=0.1), (48, 24))
+    step = step_of(OPTIMIZERS["muon"](0.5, weight_decay=0.1), (48, 24))
+    assert np.linalg.norm(step - expected) < 0.1 * np.linalg.norm(expected)  # in bfloat16
+
+
+@pytest.mark.parametrize(("shape", "name"), [((7,), "bias"), ((7, 5), "logits")])
+def test_muon_leaves_biases_and_the_last_layer_to_adam(shape: Any, name: str) -> None:
+    muon = OPTIMIZERS["muon"](0.5, weight_decay=0.1, adam_lr_ratio=0.2)
+    restored = type(muon).from_config(muon.get_config())
+    for optimizer in (muon, restored):
+        step = step_of(optimizer, shape, name)
+        np.testing.assert_allclose(step, step_of(keras.optimizers.Adam(0.1), shape), rtol=1e-4)
+
+
 def guided(values: list[float], first_epoch: int = 0) -> tuple[list[float], int | None]:
     """Return the learning rate after each epoch of these accuracies, and the epoch of the stop."""
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -64,9 +65,53 @@ def adamw(learning_rate: float = 0.001, weight_decay: float = 0.004) -> keras.op
     return keras.optimizers.AdamW(learning_rate, weight_decay=weight_decay)
 
 
+def muon(
+    learning_rate: float = 0.01, weight_decay: float = 0.06, adam_lr_ratio: float = 0.1
+) -> keras.optimizers.Optimizer:
+    """Return Muon, which moves a kernel by an orthogonal matrix (Jordan et al., 2024).
+
+    The step of a kernel has a root mean square of about 0.2 times the rate (arXiv:2502.16982).
+    Biases, the weights of normalisations and the layer "logits" are trained by Adam.
+
+    Args:
+        weight_decay: The decoupled weight decay of the kernels that Muon moves. The other weights
+            have none.
+        adam_lr_ratio: The rate of Adam, as a fraction of the learning rate.
+    """
+    return Muon(
+        learning_rate,
+        weight_decay=number("weight_decay", weight_decay, at_least=0),
+        adam_weight_decay=0.0,
+        adam_lr_ratio=number("adam_lr_ratio", adam_lr_ratio, at_least=0),
+        exclude_layers=["logits"],
+    )
+
+
+@serializable
+class Muon(keras.optimizers.Muon):
+    """Keras's Muon, which also moves the kernels of convolutions.
+
+    A kernel [H, W, C, D] is a matrix [H W C, D]. Keras leaves all but matrices to Adam. The matrix
+    is made orthogonal in bfloat16, as in the code of Jordan et al.
+    """
+
+    def _should_use_adamw(self, variable: Any) -> bool:
+        excluded = any(name in variable.path for name in self.exclude_layers)
+        return excluded or len(variable.shape) < 2
+
+    def zeropower_via_newtonschulz5(self, x: Any, steps: int) -> Any:
+        matrix = keras.ops.cast(keras.ops.reshape(x, (-1, x.shape[-1])), "bfloat16")
+        orthogonal = super().zeropower_via_newtonschulz5(matrix, steps)
+        return keras.ops.reshape(keras.ops.cast(orthogonal, x.dtype), x.shape)
+
+    def lr_adjust(self, x: Any) -> Any:
+        return x * (max(math.prod(x.shape[:-1]), x.shape[-1]) ** 0.5 * self.rms_rate)
+
+
 OPTIMIZERS: dict[str, Callable[..., keras.optimizers.Optimizer]] = {
     "adam": adam,
     "adamw": adamw,
+    "muon": muon,
     "sgd": sgd,
     "torch_sgd": torch_sgd,
 }
