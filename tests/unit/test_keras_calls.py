@@ -101,7 +101,7 @@ def test_an_optimizer_of_other_weights_is_refused(linear: Callable[..., Any]) ->
 def test_a_method_is_no_network(model: Natural) -> None:
     inner = Trades(model.network, threat=THREAT, beta=1.0)
     line = error_line(lambda: Adv(inner, threat=THREAT))
-    assert line.startswith("network: expected the network alone, as in model.network, received <Tr")
+    assert line.startswith("network: expected model.network alone, received <Tr")
     line = error_line(lambda: Awp(inner, gamma=0.01))
     assert line.startswith("network: expected the network alone (another method goes into `method`")
 

@@ -154,8 +154,7 @@ class RobustModel(AveragedModel):
         name: str | None = None,
     ):
         super().__init__(name=name, dtype="float32")
-        expected = "the network alone, as in model.network"
-        require(not isinstance(network, RobustModel), "network", expected, network)
+        require(not isinstance(network, RobustModel), "network", "model.network alone", network)
         built = isinstance(network, keras.Model) and network.built
         expected = "a built keras.Model (give it an Input, or call it once)"
         require(built, "network", expected, network)
