@@ -28,6 +28,7 @@ from tfrobust.attacks import SavedImages
 from tfrobust.data.folder import drawn
 from tfrobust.errors import in_memory
 from tfrobust.evaluation import Details, Evaluation, ListedAttack, evaluate
+from tfrobust.evaluation.api import check_samples
 from tfrobust.exporting import FORMATS, export
 from tfrobust.gate import outputs
 from tfrobust.models import SavedNetwork, load_network
@@ -73,8 +74,10 @@ class Export(Stage):
             len(spec.data.train)  # the data set may have no training split
         if "train" not in planned:
             load_trainable(spec, folder)  # a SavedModel or a .onnx file is not exported again
-        if spec.export_attacks and AttackEval.name not in planned:
-            require_evaluation(spec, folder)
+        if spec.export_attacks:
+            check_samples(spec.evaluated.labels, spec.export_attacks, corruptions=False)
+            if AttackEval.name not in planned:
+                require_evaluation(spec, folder)
 
     def run(self, spec: Spec, folder: RunFolder) -> None:
         folder.write_config()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,14 +66,28 @@ def test_evaluate_refuses_them_before_any_attack(
     assert 0.0 < call(mixed).clean_accuracy < 0.3
 
 
-def test_a_run_is_refused_before_it_trains(tmp_path: Path, rng: np.random.Generator) -> None:
+@pytest.mark.parametrize(
+    "limited",
+    [
+        ["attacks={name: fgsm, examples: 100}"],
+        [
+            "attacks=pgd",
+            "evaluation.save=uint8",
+            "stages=[train, attack_eval, export]",
+            "export={attacks: [{name: square, queries: 10, examples: 100}]}",
+        ],
+    ],
+)
+def test_a_run_is_refused_before_it_trains(
+    tmp_path: Path, rng: np.random.Generator, limited: list[str]
+) -> None:
     images = rng.random((1000, 2, 2, 1), np.float32)
     file = tmp_path / "sorted.npz"
     np.savez(file, x_train=images, y_train=SORTED, x_test=images, y_test=SORTED)
     overrides = [
         f"data={{name: npz, path: {file}, batch_size: 50, validation: 100}}",
-        "attacks={name: fgsm, examples: 100}",
+        *limited,
     ]
     line = error_line(lambda: run("digits_adv", overrides, tmp_path / "runs", None, smoke=False))
-    assert line.startswith("FGSM: examples: expected the first 100 of 1,000 images")
+    assert re.match(r"(FGSM|Square-10): examples: expected the first 100 of 1,000 images", line)
     assert not (tmp_path / "runs").exists()

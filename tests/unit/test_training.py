@@ -175,7 +175,7 @@ def test_muon_takes_a_matrix_as_that_of_keras_does() -> None:
     assert np.linalg.norm(step - expected) < 0.1 * np.linalg.norm(expected)  # in bfloat16
 
 
-@pytest.mark.parametrize(("shape", "name"), [((7,), "bias"), ((7, 5), "logits")])
+@pytest.mark.parametrize(("shape", "name"), [((7,), "bias"), ((7, 5), "bias"), ((7, 5), "logits")])
 def test_muon_leaves_biases_and_the_last_layer_to_adam(shape: Any, name: str) -> None:
     muon = OPTIMIZERS["muon"](0.5, weight_decay=0.1, adam_lr_ratio=0.2)
     restored = type(muon).from_config(muon.get_config())

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 
 from tfrobust.errors import number
+from tfrobust.methods.decay import is_kernel
 from tfrobust.serialization import serializable
 
 
@@ -75,7 +76,7 @@ def muon(
 
     Args:
         weight_decay: The decoupled weight decay of the kernels that Muon moves. The other weights
-            have none.
+            have none. It replaces the method's `l2`, whose gradient would only turn the steps.
         adam_lr_ratio: The rate of Adam, as a fraction of the learning rate.
     """
     return Muon(
@@ -97,7 +98,7 @@ class Muon(keras.optimizers.Muon):
 
     def _should_use_adamw(self, variable: Any) -> bool:
         excluded = any(name in variable.path for name in self.exclude_layers)
-        return excluded or len(variable.shape) < 2
+        return excluded or not is_kernel(variable)
 
     def zeropower_via_newtonschulz5(self, x: Any, steps: int) -> Any:
         matrix = keras.ops.cast(keras.ops.reshape(x, (-1, x.shape[-1])), "bfloat16")
