@@ -12,7 +12,13 @@ import tensorflow as tf
 
 from tfrobust._compat import twice_differentiable
 from tfrobust.errors import UserError
-from tfrobust.models import small_cnn, small_resnet, wide_resnet, with_precision
+from tfrobust.models import (
+    small_cnn,
+    small_resnet,
+    wide_resnet,
+    with_keras_layers,
+    with_precision,
+)
 from tfrobust.models.layers import BatchNorm, Dropout, MaxPool
 
 
@@ -280,3 +286,9 @@ def test_precision_reaches_nested_networks() -> None:
 def test_an_unknown_precision_is_an_error(network: keras.Model) -> None:
     with pytest.raises(UserError, match="did you mean 'mixed_bfloat16'"):
         with_precision(network, "mixed_bfloat")
+
+
+@pytest.mark.parametrize("copy", [with_keras_layers, lambda x: with_precision(x, "float32")])
+def test_what_is_no_network_is_not_copied(copy: Any) -> None:
+    with pytest.raises(UserError, match="network: expected a keras.Model, received 'x'"):
+        copy("x")
