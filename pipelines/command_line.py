@@ -252,14 +252,17 @@ def _parser(command: str, program: str) -> argparse.ArgumentParser:
 
 def _folder(text: str) -> Path:
     """Return the path of a folder; the shell leaves the "~" of --workdir=~/runs as it is."""
-    from tfrobust.io import in_home
+    from tfrobust.errors import UserError, user_path
 
     try:
         text.encode()
     except UnicodeEncodeError:  # TensorFlow takes no other paths
         line = f"expected a path in UTF-8, received {text!r}"
         raise argparse.ArgumentTypeError(line) from None
-    return in_home(text)
+    try:
+        return user_path("path", text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _names(text: str) -> list[str]:

@@ -20,6 +20,7 @@ from keras.src.backend.tensorflow import nn
 from keras.src.trainers.compile_utils import CompileMetrics
 from tensorflow.python.framework.ops import gradient_registry
 
+from tfrobust.errors import require
 from tfrobust.io import write_text
 from tfrobust.xla import on_gpus
 
@@ -261,7 +262,11 @@ class HookedModel(keras.Model):
         """Return the logs of the last step, with their metrics taken over all replicas.
 
         Keras averages the means of the replicas, which is wrong if their weights are unequal.
+        Raises a UserError if there was no step, as with an empty data set of unknown length, but
+        not in the validations of a `fit` (`_eval_epoch_iterator`), whose data may have run out.
         """
+        validates = getattr(self, "_eval_epoch_iterator", None) is not None
+        require(logs or validates, "x", "at least one batch", 0)
         with self.distribute_strategy.scope():
             results = self.get_metrics_result()
             return logs | {name: value for name, value in results.items() if name in logs}

@@ -78,6 +78,17 @@ def path_text(argument: str, value: Any) -> str:
     return str(value)
 
 
+def user_path(argument: str, value: Any) -> Path:
+    """Return a path with the user's home in place of "~".
+
+    Raises a UserError unless it is text or a pathlib.Path, and for the home of an unknown user.
+    """
+    path = in_home(path_text(argument, value))
+    known = not str(path).startswith("~")
+    require(known, argument, "a path in the home of a known user", str(value))
+    return path
+
+
 def one_line(error: object, length: int | None = 200) -> str:
     """Return an error's message in one line, cut to `length`; its type if it has no message."""
     return " ".join(str(error).split())[:length] or type(error).__name__

@@ -22,7 +22,7 @@ import tensorflow as tf
 
 from tfrobust import tf32
 from tfrobust._compat import layers_of
-from tfrobust.errors import UserError, choose, one_line, optional, path_text, require
+from tfrobust.errors import UserError, choose, one_line, optional, require, user_path
 from tfrobust.io import unwritable
 from tfrobust.models import load_network
 from tfrobust.models.keras_defaults import neutral
@@ -84,7 +84,7 @@ def export(
     """
     kind = FORMATS[choose("format", format, FORMATS)]
     kind.check()
-    path = Path(path_text("path", path))
+    path = user_path("path", path)
     expected = "training images, by which litert_int8 is calibrated"
     require(samples is not None or format != "litert_int8", "samples", expected, samples)
     new, former = path.with_name(f".{path.name}"), path.with_name(f".{path.name}.former")

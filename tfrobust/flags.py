@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tfrobust.errors import UserError, one_line
+from tfrobust.errors import UserError, one_line, user_path
 from tfrobust.io import UNREADABLE, write_atomically
 
 DIGEST = "digest"  # the name of an array in flags.npz
@@ -34,9 +34,9 @@ class Flags:
     digest: np.ndarray | None = None
 
     @classmethod
-    def load(cls, folder: Path) -> Flags:
+    def load(cls, folder: str | Path) -> Flags:
         """Return the flags in a folder. Raises a UserError that names the file."""
-        path = Path(folder) / "flags.npz"
+        path = user_path("folder", folder) / "flags.npz"
         try:
             with np.load(path, allow_pickle=False) as file:
                 arrays = dict(file.items())

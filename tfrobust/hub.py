@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tfrobust.errors import UserError, one_line, optional, require
+from tfrobust.errors import UserError, one_line, optional, require, require_bool, user_path
 
 CARD = "MODEL_CARD.md"
 # The network and the numbers. Images, checkpoints and logs are not published.
@@ -36,7 +36,12 @@ def push_to_hub(
         UserError: The folder has no model card, huggingface_hub is not installed, or the Hub
             refuses.
     """
-    folder = Path(run)
+    folder = user_path("run", run)
+    require(isinstance(repo_id, str), "repo_id", "USER/NAME", repo_id)
+    require_bool(private=private)
+    require(
+        token is None or isinstance(token, str), "token", "a text or None", type(token).__name__
+    )
     card = folder / CARD
     require(card.is_file(), "run", f"a folder with {CARD} (run its stage report)", str(folder))
     package, errors = (optional(m, "hub") for m in ("huggingface_hub", "huggingface_hub.errors"))

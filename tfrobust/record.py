@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import pydantic
 
-from tfrobust.errors import UserError, nearest_path, one_line
+from tfrobust.errors import UserError, nearest_path, one_line, user_path
 from tfrobust.io import write_text
 
 # The version of the files. It is raised when old rows must not stand beside new ones, as after a
@@ -340,9 +340,9 @@ class Record(Part):
         return record if record.schema_version else _with_new_headline(record)
 
     @classmethod
-    def load(cls, folder: Path) -> Record:
+    def load(cls, folder: str | Path) -> Record:
         """Return the record in a folder. Raises a UserError that names the file."""
-        path = Path(folder) / "eval.json"
+        path = user_path("folder", folder) / "eval.json"
         try:
             return cls.parse(json.loads(path.read_text(encoding="utf-8-sig")))
         except FileNotFoundError:

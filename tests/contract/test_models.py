@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,17 @@ SMALL: dict[str, dict[str, Any]] = {
     "wide_resnet": {"depth": 10, "width": 1},
 }
 X = np.random.default_rng(0).random((4, 32, 32, 3)).astype("float32")
+LISTS = [4, "ab", {}, [None], ["3"], [[1]], [True]]
+# Values that each annotation of a parameter does not take; a builder checks its texts itself.
+WRONG: dict[Any, list[Any]] = {
+    int: [True, 2.5, "3", None, [1], 0],
+    bool: ["no", 1, None],
+    tuple[int, ...]: [8, None, "abc", (), (0, 8, 3), (8.0, 8, 3), (True, 8, 3), (8, 8, None)],
+    list[int] | None: [*LISTS, [], [2.5], [0]],
+    list[float] | None: [*LISTS, [math.nan]],
+    float: ["much", None, [0.5], math.nan, True],
+    str: [3, None, "unknown"],
+}
 OF_IMAGES = [name for name in MODELS if name != "conv1d"]
 
 
@@ -94,3 +107,30 @@ def test_network_takes_tables_and_series_or_says_what_it_takes(name: str) -> Non
         else:
             line = error_line(lambda shape=shape: MODELS[name](shape, 2, **SMALL.get(name, {})))
             assert line.startswith("image_shape: expected ")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_builder_refuses_arguments_of_a_wrong_type(name: str) -> None:
+    shape = (32, 96) if name == "conv1d" else (32, 32, 3)
+    arguments = {"image_shape": shape, "num_classes": 5, **SMALL.get(name, {})}
+    for key, parameter in parameters(MODELS[name]).items():
+        for value in WRONG[parameter.annotation]:
+            changed = arguments | {key: value}
+            line = error_line(lambda changed=changed: MODELS[name](**changed))
+            assert re.match(rf"{key}(\[0\])?: expected ", line), line
+
+
+def test_builder_takes_numpys_types_and_tuples() -> None:
+    numbers = {"groups": np.array([4, 8]), "blocks": np.int64(1), "std": np.ones(3)}
+    network = MODELS["small_resnet"](tf.TensorShape([32, 32, 3]), 5, mean=(0, 0, 0), **numbers)
+    assert (
+        network.count_params()
+        == MODELS["small_resnet"]((32, 32, 3), 5, groups=[4, 8], mean=[0.0] * 3).count_params()
+    )
+
+
+@pytest.mark.parametrize("name", ["conv1d", "mlp", "small_cnn", "trades_cnn"])
+def test_builder_of_dense_layers_needs_the_size_of_its_inputs(name: str) -> None:
+    shape = (None, 3) if name == "conv1d" else (None, None, 3)
+    line = error_line(lambda: MODELS[name](shape, 5))
+    assert line.startswith("image_shape: expected a known size of the inputs, received (None")

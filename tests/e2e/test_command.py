@@ -68,7 +68,7 @@ MISTAKES = {
     ("attacks={name: transfer, source: nowhere}",): r"attacks\[0\].source: expected a .keras",
     ("attacks={name: saved_images, path: no.npz}",): r"attacks\[0\].path: expected an .npz file",
     ("evaluation.mode=cascad",): "evaluation.mode: .*did you mean 'cascade'",
-    ("model.filters=[0]",): "model.filters, kernel, units: expected numbers >= 1",
+    ("model.filters=[0]",): r"model.filters\[0\]: expected int >= 1, received 0",
     ("model={name: small_cnn, filters: [2, 2, 2, 2]}",): "model.filters: expected at most 3",
     (
         "train.schedule={name: guided, factor: 2}",

@@ -87,6 +87,19 @@ def test_images_whose_colours_rand_augment_does_not_know_are_refused(channels: i
     assert line == f"augment.rand_augment: {expected}"
 
 
+@pytest.mark.parametrize("augment", [5, False, {}, Crop, [None], ["crop", Crop]])
+def test_what_is_no_augmentation_is_refused(augment: Any) -> None:
+    line = error_line(lambda: from_arrays(pictures(), np.zeros(64, int), augment=augment))
+    assert line.startswith("augment: expected a name, an augmentation such as")
+
+
+def test_what_are_no_extra_examples_is_refused() -> None:
+    extra: Any = 5
+    split = Split.of(pictures(), np.zeros(64, int))
+    line = error_line(lambda: batches(split, 4, training=True, extra=extra))
+    assert line == "extra: expected a tfrobust.data.Extra(split), received 5"
+
+
 def test_extra_examples_of_another_weight_are_not_mixed() -> None:
     split = Split.of(pictures(), np.zeros(64, int))
     expected = "extra.weight: expected 1 (augment mixes examples), received 0.5"

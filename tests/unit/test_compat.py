@@ -72,6 +72,19 @@ def test_keras_still_has_the_private_name(owner: Any, name: str) -> None:
     assert hasattr(owner, name), f"Keras {keras.__version__} has no {name}: {ADVICE}"
 
 
+def test_fit_still_keeps_the_iterator_of_its_validations() -> None:
+    """It is none while a batch is trained before the first validation, and outside of `fit`."""
+    seen = []
+    model = compiled()
+    kept = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda *_: seen.append(model._eval_epoch_iterator)
+    )
+    model.fit(X, Y, verbose=0, callbacks=[kept])
+    model.fit(X, Y, validation_data=(X, Y), verbose=0, callbacks=[kept])
+    assert seen[0] is None and seen[1] is not None, ADVICE
+    assert getattr(model, "_eval_epoch_iterator", None) is None
+
+
 @pytest.mark.parametrize(
     ("name", "use"),
     [

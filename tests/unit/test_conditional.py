@@ -113,6 +113,8 @@ def test_network_with_lambdas_is_saved_and_trained(
         ({"lambdas": [0.0, 2.0]}, r"lambdas: expected numbers in \[0, 1\]"),
         ({"lambdas": [0.2, 0.0]}, "lambdas: expected rising numbers"),
         ({"lambdas": LAMBDAS, "encoding": "rand"}, "encoding: .*did you mean 'random'"),
+        ({"encoding": "rand"}, "encoding: .*did you mean 'random'"),
+        ({"lambdas": np.linspace(0, 1, 129)}, "lambdas: expected at most 128, as encoding random"),
     ],
 )
 def test_wrong_lambdas_of_a_network_are_refused(options: Any, message: str) -> None:

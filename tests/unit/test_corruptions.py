@@ -245,6 +245,13 @@ def test_snow_and_frost_brighten() -> None:
     [
         ({"name": "fogg"}, r"name: expected one of brightness, .*\(did you mean 'fog'\?\)"),
         ({"severity": 6}, "severity: expected an int from 1 to 5, received 6"),
+        ({"severity": True}, "severity: expected an int from 1 to 5, received True"),
+        ({"severity": 2.0}, "severity: expected an int from 1 to 5, received 2.0"),
+        ({"first": -1}, "first: expected int >= 0, received -1"),
+        ({"seed": "a"}, "seed: expected int of at most 64 bits, received 'a'"),
+        ({"images": "x"}, r"images: expected numbers \[N, H, W, C\], received str"),
+        ({"images": [[1], [1, 2]]}, r"images: expected numbers \[N, H, W, C\], received list"),
+        ({"images": np.zeros((1, 3, 8, 8))}, r"images: .*received 'inputs of shape \(3, 8, 8\)'"),
         ({"images": np.zeros((2, 2))}, "images: expected an array "),
         ({"images": np.full((1, 2, 2, 1), 255)}, r"images: expected values in \[0, 1\], received"),
     ],

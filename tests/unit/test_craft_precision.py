@@ -85,6 +85,9 @@ def test_search_in_lower_precision_needs_a_keras_network(digits: Any, tmp_path: 
             evaluate(function, x, y, THREAT, "fgsm", craft_precision="mixed_bfloat16")
     with pytest.raises(UserError, match="^craft_precision: .* received 'mixed_float16'"):
         evaluate(network, x, y, THREAT, "fgsm", craft_precision="mixed_float16")
+    method = Adv(network, threat=THREAT)
+    with pytest.raises(UserError, match=r"^craft_precision: .* for Adv \(or give model.network"):
+        evaluate(method, x, y, THREAT, "fgsm", craft_precision="mixed_bfloat16")
     copy = in_precision(network, "mixed_bfloat16", "network")
     np.testing.assert_allclose(copy(x[:4]), network(x[:4]), atol=0.1)
 

@@ -5,19 +5,63 @@ import pwd
 import re
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import keras
 import numpy as np
 import pytest
 
+import tfrobust
+from tests.errors import error_line
 from tfrobust.backend import chosen
 from tfrobust.data import DATASETS
 from tfrobust.errors import UserError
+from tfrobust.evaluation import Flags, Record
+from tfrobust.exporting import export
 from tfrobust.io import in_home, write_text
-from tfrobust.models import load_network
+from tfrobust.models import keras_application, load_keras, load_network, model_files
+from tfrobust.report import write_report, write_search_report
+from tfrobust.training.checkpoint import Checkpoints
+from tfrobust.training.monitors import History
 from tfrobust.zoo import load
 
 NOBODY = "~nobody-has-this-name/file.npz"
+NOTHING: Any = None
+# What users give a file to read, by the name of the argument.
+READS: list[tuple[str, Callable[[Any], Any]]] = [
+    ("path", load_network),
+    ("path", load_keras),
+    ("path", model_files),
+    ("path", lambda path: load(path, "resnet_18")),
+    ("path", lambda path: DATASETS["npz"](path=path)),
+    ("path", lambda path: DATASETS["folder"](path=path)),
+    ("dir", lambda path: DATASETS["mnist"](dir=path)),
+    ("weights", lambda path: keras_application((32, 32, 3), 2, application="VGG16", weights=path)),
+]
+# What users give a folder of a run, or a place to write to.
+FOLDERS: list[tuple[str, Callable[[Any], Any]]] = [
+    ("folder", lambda path: evaluated(folder=path)),
+    ("folder", write_report),
+    ("folder", write_search_report),
+    ("folder", Record.load),
+    ("folder", Flags.load),
+    ("folder", Checkpoints),
+    ("path", lambda path: History(path, [], path)),
+    ("path", lambda path: export(NOTHING, path, NOTHING)),
+    ("filepath", lambda path: method().export(path)),
+    ("run", lambda path: tfrobust.push_to_hub(path, "me/net")),
+]
+
+
+def evaluated(**options: Any) -> Any:
+    return tfrobust.evaluate(NOTHING, NOTHING, NOTHING, tfrobust.Threat("linf", 0.1), **options)
+
+
+def method() -> Any:
+    network = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
+    return tfrobust.Natural(network, threat=tfrobust.Threat("linf", 0.1))
 
 
 def test_the_home_is_put_in_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -45,6 +89,32 @@ def test_the_backend_of_keras_is_found_without_a_home(
     monkeypatch.delitem(sys.modules, "keras")
     monkeypatch.chdir(tmp_path)  # where nothing is called "~"
     assert chosen()[1] == "/tmp/.keras/keras.json"
+
+
+@pytest.mark.parametrize(("argument", "call"), [*READS, *FOLDERS])
+def test_what_is_no_path_is_refused(argument: str, call: Callable[[Any], Any]) -> None:
+    assert error_line(lambda: call(3)) == f"{argument}: expected a path, received 3"
+
+
+@pytest.mark.parametrize(("argument", "call"), FOLDERS)
+def test_the_home_of_an_unknown_user_is_no_folder(
+    argument: str, call: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = error_line(lambda: call(NOBODY))
+    assert line == f"{argument}: expected a path in the home of a known user, received {NOBODY!r}"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_may_be_in_the_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Checkpoints("~/x").folder == tmp_path / "x"
+
+
+@pytest.mark.parametrize("flag", ["check", "images", "progress", "rerun"])
+def test_evaluate_takes_flags_alone_for_flags(flag: str) -> None:
+    line = error_line(lambda: evaluated(**{flag: "no"}))
+    assert line == f"{flag}: expected True or False, received 'no'"
 
 
 @pytest.mark.parametrize("name", ["folder", "npz"])

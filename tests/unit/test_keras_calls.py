@@ -224,3 +224,30 @@ def test_images_and_labels_in_one_tuple_and_no_images_are_one_line(model: Natura
         line = error_line(lambda call=call: call((X, Y)))
         assert line.startswith("x: expected one array (labels are an argument of their own)")
     assert error_line(lambda: model.fit(y=Y)) == "x: expected images, received None"
+
+
+def test_a_stream_of_unknown_length_without_batches_is_refused(model: Natural) -> None:
+    """Keras would only warn, validate, and return an empty history."""
+    none = tf.data.Dataset.from_tensor_slices((X, Y)).batch(4).filter(lambda *_: False)
+    for call in (
+        lambda: model.fit(none, verbose=0, validation_data=(X, Y)),
+        lambda: model.evaluate(none, verbose=0),
+    ):
+        assert error_line(call) == "x: expected at least one batch, received 0"
+
+
+def test_validation_data_may_run_out(model: Natural) -> None:
+    """Keras goes on without it, as a generator of one pass is empty in the second epoch."""
+    model.fit(X, Y, epochs=2, verbose=0, validation_data=((X, Y) for _ in range(1)))
+    assert int(model.step) == 2
+
+
+def test_weights_of_the_network_alone_are_refused(model: Natural, tmp_path: Path) -> None:
+    file = tmp_path / "network.weights.h5"
+    model.network.save_weights(file)
+    line = error_line(lambda: model.load_weights(file))
+    assert line.startswith(
+        "filepath: expected weights that Natural saved; model.network.load_weigh"
+    )
+    model.save_weights(file)
+    model.load_weights(file)

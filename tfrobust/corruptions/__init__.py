@@ -8,7 +8,8 @@ kind and in strength but not in each pixel, and `frost` is drawn instead of phot
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from tfrobust.corruptions.digital import contrast, elastic_transform, jpeg_compr
 from tfrobust.corruptions.draws import Draws
 from tfrobust.corruptions.noise import gaussian_noise, impulse_noise, shot_noise
 from tfrobust.corruptions.weather import brightness, fog, frost, snow
-from tfrobust.errors import choose, require
+from tfrobust.errors import UserError, choose, is_int, require, require_at_least, require_seed
 
 # A corruption takes images float32 [N, H, W, C] in [0, 1], the severity and the draws, and returns
 # images of this shape, which need not be in [0, 1].
@@ -39,6 +40,20 @@ CORRUPTIONS: dict[str, Callable[[np.ndarray, int, Draws], np.ndarray]] = {
     "jpeg_compression": jpeg_compression,
 }
 SEVERITIES = (1, 2, 3, 4, 5)
+LEAST_SIDE = 5  # of images that are told from channels
+
+
+def require_severity(severity: Any) -> int:
+    """Return a severity as an int. Raises a UserError unless it is an integer from 1 to 5."""
+    fits = is_int(severity) and severity in SEVERITIES
+    require(fits, "severity", "an int from 1 to 5", severity)
+    return int(severity)
+
+
+def require_channels_last(argument: str, shape: Sequence[int]) -> None:
+    """Raise a UserError unless a shape is (H, W, C), and does not look like (C, H, W)."""
+    fits = len(shape) == 3 and not (shape[0] in (1, 3) and min(shape[1:]) >= LEAST_SIDE)
+    require(fits, argument, "images [N, H, W, C], channels last", f"inputs of shape {tuple(shape)}")
 
 
 def corrupted(
@@ -63,9 +78,15 @@ def corrupted(
         UserError: If an argument is not as described.
     """
     choose("name", name, CORRUPTIONS)
-    require(severity in SEVERITIES, "severity", "an int from 1 to 5", severity)
-    images = np.asarray(images, np.float32)
+    severity, seed = require_severity(severity), require_seed(seed)
+    require_at_least(0, first=first)
+    try:
+        images = np.asarray(images).astype(np.float32, casting="same_kind", copy=False)
+    except (TypeError, ValueError):  # no numbers, or lists of different lengths
+        received = f"{getattr(images, 'dtype', type(images).__name__)}"
+        raise UserError(f"images: expected numbers [N, H, W, C], received {received}") from None
     require(images.ndim == 4, "images", "an array [N, H, W, C]", images.shape)
+    require_channels_last("images", images.shape[1:])
     if not images.size:
         return images
     require(

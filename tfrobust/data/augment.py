@@ -233,9 +233,14 @@ def in_sequence(augment: Augment) -> tuple[Augmentation, ...]:
         augment: An augmentation or its name, a sequence of these, or None.
 
     Raises:
-        UserError: A name is unknown, or two augmentations mix examples.
+        UserError: A name is unknown, an item is no augmentation, or two of them mix examples.
     """
-    items = [augment] if isinstance(augment, str | Augmentation) else list(augment or ())
+    items = [augment] if isinstance(augment, str | Augmentation) else augment
+    items = [] if items is None else items
+    expected = "a name, an augmentation such as tfrobust.data.augment.Crop(), or a list of these"
+    require(isinstance(items, Sequence), "augment", expected, augment)
+    for item in items:
+        require(isinstance(item, str | Augmentation), "augment", expected, item)
     names = list(AUGMENTATIONS)
     steps = tuple(
         AUGMENTATIONS[choose("augment", item, names)]() if isinstance(item, str) else item

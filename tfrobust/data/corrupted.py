@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from tfrobust.corruptions import CORRUPTIONS, SEVERITIES
+from tfrobust.corruptions import CORRUPTIONS, require_severity
 from tfrobust.data.split import numbered
 from tfrobust.data.tfds import CIFAR10, Tfds
-from tfrobust.errors import choose, require
+from tfrobust.errors import choose
 
 # The names of corruptions of CIFAR-10-C in TFDS, where they differ from ours.
 TFDS_NAMES = {"glass_blur": "frosted_glass_blur", "elastic_transform": "elastic"}
@@ -33,7 +33,7 @@ def open_cifar10_corrupted(
             prepared there.
     """
     choose("corruption", corruption, [*CORRUPTIONS, *EXTRA])
-    require(severity in SEVERITIES, "severity", "an int from 1 to 5", severity)
+    severity = require_severity(severity)
     name = f"cifar10_corrupted/{TFDS_NAMES.get(corruption, corruption)}_{severity}"
     return Tfds((32, 32, 3), tuple(CIFAR10.split()), name, CIFAR10_C_URL, dir, download)
 

@@ -17,7 +17,14 @@ from absl import logging
 
 from tfrobust.data.files import RESIZES, Files, printable
 from tfrobust.data.split import Dataset, Split
-from tfrobust.errors import UserError, choose, nearest_path, require, require_at_least
+from tfrobust.errors import (
+    UserError,
+    choose,
+    nearest_path,
+    path_text,
+    require,
+    require_at_least,
+)
 from tfrobust.io import in_home
 
 ENDINGS = (".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -142,6 +149,7 @@ def open_folder(
         UserError: The folders do not exist, differ in their classes, or are empty. A class may
             lack images in test, but not in train.
     """
+    path = path_text("path", path)
     root = in_home(path)
     require_at_least(1, image_size=image_size)
     if test_examples is not None:

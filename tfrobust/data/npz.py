@@ -11,7 +11,7 @@ from typing import IO
 import numpy as np
 
 from tfrobust.data.split import Dataset, Split, numbered
-from tfrobust.errors import UserError, nearest_path, one_line, require
+from tfrobust.errors import UserError, nearest_path, one_line, path_text, require
 from tfrobust.gate import MOST_CLASSES, check_image_form, check_label_form, check_labels
 from tfrobust.io import UNREADABLE
 
@@ -72,7 +72,7 @@ def open_npz(path: str, num_classes: int | None = None, layout: str | None = Non
             has a wrong shape or dtype; a label is negative or beyond num_classes; or training
             labels begin above 0 and num_classes is None.
     """
-    path = os.path.expanduser(path)
+    path = os.path.expanduser(path_text("path", path))
     headers, names_in_file = _headers(path)
     pairs = {"train": TRAIN, "test": TEST}
     keys = {split: pair for split, pair in pairs.items() if headers.keys() & {*pair}}

@@ -104,6 +104,8 @@ def batches(
     else:
         require(augment is None, "augment", "None without training=True", augment)
         require(extra is None, "extra", "None without training=True", extra)
+    fits = extra is None or isinstance(extra, Extra)
+    require(fits, "extra", "a tfrobust.data.Extra(split)", extra)
     augmentations = in_sequence(augment)
     require_images(augmentations, split.images.shape[1:])
     require_equal_weights(augmentations, 1.0 if extra is None else extra.weight)

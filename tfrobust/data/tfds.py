@@ -12,7 +12,7 @@ import numpy as np
 
 from tfrobust.data.reading import untuned
 from tfrobust.data.split import Dataset, Split, numbered
-from tfrobust.errors import UserError, require
+from tfrobust.errors import UserError, path_text, require, require_bool
 from tfrobust.io import in_home
 
 PROBE_SECONDS = 5.0
@@ -36,6 +36,11 @@ class Tfds(Dataset):
     url: str
     dir: str | None = None
     download: bool = True
+
+    def __post_init__(self) -> None:
+        if self.dir is not None:
+            path_text("dir", self.dir)
+        require_bool(download=self.download)
 
     @property
     def root(self) -> Path:

@@ -15,7 +15,15 @@ import tensorflow as tf
 
 from tfrobust._compat import layers_of
 from tfrobust.attacks.gradient import input_gradient
-from tfrobust.errors import choose, in_memory, require, require_at_least, require_seed
+from tfrobust.errors import (
+    choose,
+    in_memory,
+    require,
+    require_at_least,
+    require_bool,
+    require_seed,
+    user_path,
+)
 from tfrobust.evaluation.attack_list import AttackSpec, ListedAttack, check_gradients, list_attacks
 from tfrobust.evaluation.batching import map_batches
 from tfrobust.evaluation.binarisation import features_of
@@ -122,6 +130,8 @@ def evaluate(
     details = Details() if details is None else details
     require(isinstance(details, Details), "details", "tfrobust.evaluation.Details(...)", details)
     seed = require_seed(seed)
+    require_bool(images=images, check=check, progress=progress, rerun=rerun)
+    folder = None if folder is None else user_path("folder", folder)
     require_at_least(0, binarisation=binarisation)
     binarisation = int(binarisation)  # NumPy's cannot stand in the record
     check_gradients(attack_list, runtime)
@@ -166,7 +176,7 @@ def evaluate(
             if runtime is None:
                 row.slopes = _slopes(logits_fn, x[:FIRST], batch_size)
             recorder = Recorder(
-                Path(folder), row, x, y, threats, attack_list, predict,
+                folder, row, x, y, threats, attack_list, predict,
                 mode=mode, seed=seed, save=save, details=details, rerun=rerun,
                 craft_precision=craft_precision,
             )  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from tfrobust.corruptions import CORRUPTIONS, SEVERITIES, corrupted
+from tfrobust.corruptions import CORRUPTIONS, SEVERITIES, corrupted, require_channels_last
 from tfrobust.distribution import stack_workers
 from tfrobust.errors import choose, is_int, require, require_at_least
 from tfrobust.evaluation.batching import batches
@@ -60,6 +60,8 @@ def require_images(corruptions: Corruptions | bool, shape: Sequence[int]) -> Non
     """Raise a UserError if there are corruptions and the inputs of this shape are no images."""
     fits = len(shape) == 3 or not corruptions
     require(fits, "corruptions", f"false for inputs {tuple(shape)}, which are no images", True)
+    if corruptions:
+        require_channels_last("corruptions", shape)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -7,6 +7,7 @@ not pass raise a UserError, whose message is one line.
 from tfrobust.gate.batches import (
     Taken,
     check_batch,
+    check_count,
     check_data,
     check_image_spec,
     check_label_spec,
@@ -59,6 +60,7 @@ __all__ = [
     "best_scaled",
     "check_batch",
     "check_class_order",
+    "check_count",
     "check_data",
     "check_first",
     "check_float_input",

@@ -145,6 +145,16 @@ def check_validation(data: Any, taken: Taken) -> Any:
     return data
 
 
+def check_count(name: str, data: Any, steps_name: str, steps: int | None) -> None:
+    """Raise a UserError for a tf.data that is empty, or has no end though `steps` is None."""
+    if not isinstance(data, tf.data.Dataset):
+        return
+    count = data.cardinality()
+    require(count != 0, name, "at least one batch", 0)
+    expected = f"the number of batches of {name}, a data set that repeats without end"
+    require(steps is not None or count != tf.data.INFINITE_CARDINALITY, steps_name, expected, steps)
+
+
 def _rejoined(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
     """Yield the first batch, then the rest: a generator, as Keras takes no other iterator."""
     yield first

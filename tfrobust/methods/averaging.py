@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -16,7 +17,7 @@ import tensorflow as tf
 from absl import logging
 
 from tfrobust._compat import after_layers, layers_of, trained_by
-from tfrobust.errors import choose, number, require, require_at_least, require_bool
+from tfrobust.errors import choose, number, require, require_at_least, require_bool, user_path
 from tfrobust.methods.batch import Batch
 from tfrobust.methods.gated import GatedModel
 from tfrobust.serialization import Configurable, serializable
@@ -256,6 +257,8 @@ class AveragedModel(GatedModel):
 
     def export(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
         """Export the network alone as Keras does, with the weights that `predict` uses."""
+        user_path("filepath", filepath)
+        filepath = os.path.expanduser(filepath)  # a Path would shorten gs://
         trained = self.network.get_weights()
         self.network.set_weights(self.evaluated_weights())
         try:

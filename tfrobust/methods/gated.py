@@ -13,10 +13,11 @@ import tensorflow as tf
 from tfrobust._compat import HookedModel, layers_of, trains, validates_in_fit
 from tfrobust.attacks import Attack
 from tfrobust.attacks.gradient import GradientAttack
-from tfrobust.errors import UserError, number, require, require_at_least, require_bool
+from tfrobust.errors import UserError, number, one_line, require, require_at_least, require_bool
 from tfrobust.gate import (
     SOME,
     Taken,
+    check_count,
     check_data,
     check_threat,
     check_trained,
@@ -166,7 +167,7 @@ class GatedModel(HookedModel):
         if validation_data is not None:
             arguments["validation_data"] = check_validation(validation_data, self._limits)
         for name, steps in (("x", "steps_per_epoch"), ("validation_data", "validation_steps")):
-            _check_count(name, arguments.get(name), steps, arguments.get(steps))
+            check_count(name, arguments.get(name), steps, arguments.get(steps))
         x, y = arguments["x"], arguments["y"]
         images = _images(x)
         _check_weights(arguments, images)
@@ -186,7 +187,7 @@ class GatedModel(HookedModel):
         if not validates_in_fit(private):  # `fit` has checked its validation data
             _check_numbers(arguments)
             arguments["x"], arguments["y"] = check_data(x, y, self._limits)
-            _check_count("x", x, "steps", arguments.get("steps"))
+            check_count("x", x, "steps", arguments.get("steps"))
             images = _images(arguments["x"])
             _check_weights(arguments, images)
             self.check_network(images)
@@ -198,6 +199,7 @@ class GatedModel(HookedModel):
         """Return logits as Keras does, of images that `fit` takes; labels are not looked at."""
         arguments = inspect.signature(super().predict).bind(x, *args, **kwargs).arguments
         _check_numbers(arguments)
+        check_count("x", x, "steps", arguments.get("steps"))
         return super().predict(**arguments | {"x": check_unlabelled(x, self._limits)})
 
     @neutral()
@@ -332,6 +334,18 @@ class GatedModel(HookedModel):
         stateless.__name__ = part.__name__
         return stateless
 
+    def load_weights(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
+        """Load the weights of such a method as Keras does.
+
+        Raises a UserError for other weights, such as those of the network alone.
+        """
+        try:
+            super().load_weights(filepath, *args, **kwargs)
+        except ValueError as error:
+            expected = f"weights that {type(self).__name__} saved"
+            hint = "model.network.load_weights(FILE) loads those of its network alone"
+            raise UserError(f"filepath: expected {expected}; {hint}: {one_line(error)}") from None
+
     def compile_from_config(self, config: dict[str, Any]) -> None:
         self.compile(**keras.saving.deserialize_keras_object(config))
         self.optimizer.build(self.trainable_variables)
@@ -375,16 +389,6 @@ def _check_weights(arguments: dict[str, Any], images: np.ndarray | None) -> None
     weights = arguments.get("sample_weight")
     if weights is not None and images is not None:
         arguments["sample_weight"] = check_weights(weights, len(images))
-
-
-def _check_count(name: str, data: Any, steps_name: str, steps: int | None) -> None:
-    """Raise a UserError for a tf.data that is empty, or has no end though `steps` is None."""
-    if not isinstance(data, tf.data.Dataset):
-        return
-    count = data.cardinality()
-    require(count != 0, name, "at least one batch", 0)
-    expected = f"the number of batches of {name}, a data set that repeats without end"
-    require(steps is not None or count != tf.data.INFINITE_CARDINALITY, steps_name, expected, steps)
 
 
 def _images(x: Any) -> np.ndarray | None:

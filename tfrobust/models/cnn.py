@@ -6,12 +6,14 @@ import keras
 from keras import layers
 
 from tfrobust.errors import require
+from tfrobust.models.arguments import checked, require_known
 from tfrobust.models.conditional import slim
 from tfrobust.models.keras_defaults import neutral
 from tfrobust.models.layers import Dropout, MaxPool, input_image, logits
 from tfrobust.models.residual import start_network
 
 
+@checked
 @neutral()
 def small_cnn(
     image_shape: tuple[int, ...],
@@ -44,8 +46,7 @@ def small_cnn(
             Its inputs are {"image", "strength", "width"}.
     """
     filters = [32, 64] if filters is None else filters
-    sizes = [*filters, kernel, units]
-    require(filters and min(sizes) >= 1, "filters, kernel, units", "numbers >= 1", sizes)
+    require_known(image_shape)
     builder = start_network(image_shape, lambdas, encoding, widths, activation)
     poolings = min(image_shape[:2]).bit_length() - 1
     expected = f"at most {poolings} poolings of {image_shape[0]} x {image_shape[1]} images"
@@ -61,6 +62,7 @@ def small_cnn(
     return builder.model(x, num_classes, "small_cnn")
 
 
+@checked
 @neutral()
 def trades_cnn(image_shape: tuple[int, ...], num_classes: int) -> keras.Model:
     """Return the MNIST network of TRADES (Zhang et al., 2019, arXiv:1901.08573), as in their code.
@@ -70,6 +72,7 @@ def trades_cnn(image_shape: tuple[int, ...], num_classes: int) -> keras.Model:
     and the logits. The MNIST results of TRADES and of many later papers are from this network.
     Images must be at least 16 x 16.
     """
+    require_known(image_shape)
     require(min(image_shape[:2]) >= 16, "image_shape", "at least 16 x 16", image_shape)
     x = image = input_image(image_shape)
     for filters in (32, 64):

@@ -68,6 +68,9 @@ def conditional_inputs(
     in_range = lambdas and all(0 <= value <= 1 for value in lambdas)
     require(in_range, "lambdas", "numbers in [0, 1]", lambdas)
     require(sorted(set(lambdas)) == lambdas, "lambdas", "rising numbers", lambdas)
+    fits = len(lambdas) <= CODE_LENGTH or encoding in ("onehot", "none")
+    expected = f"at most {CODE_LENGTH}, as encoding {encoding} has no more codes"
+    require(fits, "lambdas", expected, len(lambdas))
     strength = keras.Input((), name="strength")
     code = Encoding(lambdas, encoding)(strength)
     if widths is None:

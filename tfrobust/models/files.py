@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import keras
 
-from tfrobust.errors import UserError, nearest_path, require
+from tfrobust.errors import UserError, nearest_path, path_text, require
 from tfrobust.io import in_home
 from tfrobust.models.keras_defaults import neutral
 from tfrobust.models.keras_layers import with_tfrobust_layers
@@ -65,7 +65,7 @@ def keras_file(path: str | Path, where: str = "path", also: str = "") -> Path:
     Raises:
         UserError: There is no such file.
     """
-    file = in_home(path)
+    file = in_home(path_text(where, path))
     if file.is_dir():
         file = file / "model.keras"
     name = file.name.lower()
@@ -88,7 +88,7 @@ def keras_file(path: str | Path, where: str = "path", also: str = "") -> Path:
 
 def model_files(path: str | Path, where: str = "path") -> list[Path]:
     """Return the files that `load_network` reads. Raises UserError if there are none."""
-    folder = saved_model(path)
+    folder = saved_model(path_text(where, path))
     if folder is None:
         also = ", a SavedModel folder, or a .onnx or .tflite file"
         file = runtime_file(path)

@@ -9,8 +9,9 @@ from pathlib import Path
 import keras
 from keras import layers
 
-from tfrobust.errors import UserError, choose, one_line, require
+from tfrobust.errors import UserError, choose, one_line, path_text, require
 from tfrobust.io import in_home
+from tfrobust.models.arguments import checked
 from tfrobust.models.keras_defaults import neutral
 from tfrobust.models.layers import input_image, logits
 
@@ -19,9 +20,11 @@ APPLICATIONS = sorted(name for name in dir(keras.applications) if name[0].isuppe
 
 def application_file(weights: str) -> Path | None:
     """Return the file that the argument `weights` of `keras_application` names, or None."""
+    weights = path_text("weights", weights)
     return None if weights in ("none", "imagenet") else in_home(weights)
 
 
+@checked
 @neutral()
 def keras_application(
     image_shape: tuple[int, ...], num_classes: int, *, application: str, weights: str = "none"

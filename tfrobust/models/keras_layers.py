@@ -13,7 +13,7 @@ from typing import Any
 import keras
 
 from tfrobust._compat import layers_of
-from tfrobust.errors import UserError
+from tfrobust.errors import UserError, require
 from tfrobust.models.keras_defaults import neutral
 from tfrobust.models.layers import BatchNorm, Dropout, MaxPool
 from tfrobust.models.signatures import is_symbolic
@@ -45,8 +45,10 @@ def with_keras_layers(network: keras.Model) -> keras.Model:
     needs code to load anyway.
 
     Raises:
-        UserError: The network has layers that Keras lacks, as every once-for-all network does.
+        UserError: The network is no Keras model, or has layers that Keras lacks, as every
+            once-for-all network does.
     """
+    require(isinstance(network, keras.Model), "network", "a keras.Model", network)
     ours = {type(layer) for layer in layers_of(network) if _is_ours(type(layer))}
     others = sorted(cls.__name__ for cls in ours - set(OURS.values()))
     if others:

@@ -259,9 +259,11 @@ def normalize(x: Any, mean: list[float] | None, std: list[float] | None) -> Any:
     if mean is None and std is None:
         return x
     channels = x.shape[-1]
-    mean, std = mean or [0.0] * channels, std or [1.0] * channels
+    mean = [0.0] * channels if mean is None else mean
+    std = [1.0] * channels if std is None else std
     counts = (len(mean), len(std))
     require(counts == (channels, channels), "mean, std", f"{channels} numbers each", counts)
+    require(min(std) > 0, "std", "numbers > 0", std)
     return layers.Normalization(mean=mean, variance=[s * s for s in std], name="normalize")(x)
 
 

@@ -6,10 +6,12 @@ import keras
 from keras import layers
 
 from tfrobust.errors import choose, require
+from tfrobust.models.arguments import checked, require_known
 from tfrobust.models.keras_defaults import neutral
 from tfrobust.models.layers import ACTIVATIONS, logits
 
 
+@checked
 @neutral()
 def mlp(
     image_shape: tuple[int, ...],
@@ -25,7 +27,7 @@ def mlp(
         activation: Relu, silu or softplus, after each hidden layer.
     """
     units = [64, 64] if units is None else units
-    require(units and min(units) >= 1, "units", "numbers >= 1", units)
+    require_known(image_shape)
     choose("activation", activation, ACTIVATIONS)
     image = keras.Input(image_shape, name="image")
     x = layers.Flatten()(image)
@@ -34,6 +36,7 @@ def mlp(
     return keras.Model(image, logits(x, num_classes), name="mlp")
 
 
+@checked
 @neutral()
 def conv1d(
     image_shape: tuple[int, ...],
@@ -54,9 +57,8 @@ def conv1d(
         activation: Relu, silu or softplus, after each convolution and the dense layer.
     """
     filters = [32, 64] if filters is None else filters
-    sizes = [*filters, kernel, units]
-    require(filters and min(sizes) >= 1, "filters, kernel, units", "numbers >= 1", sizes)
     choose("activation", activation, ACTIVATIONS)
+    require_known(image_shape)
     require(len(image_shape) == 2, "image_shape", "series (T, C)", tuple(image_shape))
     x = image = keras.Input(image_shape, name="image")
     for size in filters:

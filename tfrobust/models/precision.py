@@ -7,7 +7,7 @@ from typing import Any
 import keras
 
 from tfrobust._compat import layers_of, operation_of
-from tfrobust.errors import UserError, choose
+from tfrobust.errors import UserError, choose, require
 from tfrobust.models.keras_defaults import neutral
 from tfrobust.models.signatures import is_symbolic
 
@@ -26,9 +26,11 @@ def with_precision(network: keras.Model, precision: str) -> keras.Model:
         precision: One of PRECISIONS.
 
     Raises:
-        UserError: The precision is another one, or the network is subclassed and cannot be copied.
+        UserError: The precision is another one, or the network is no Keras model, or a subclassed
+            one, which cannot be copied.
     """
     choose("precision", precision, PRECISIONS)
+    require(isinstance(network, keras.Model), "network", "a keras.Model", network)
     policies = {layer.dtype_policy.name for layer in layers_of(network)}
     if policies == {precision}:  # float32, as the output layers always are
         return network

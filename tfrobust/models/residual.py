@@ -10,7 +10,14 @@ from keras import layers
 
 from tfrobust.errors import choose
 from tfrobust.models import layers as ours
-from tfrobust.models.conditional import Condition, DualBatchNorm, FiLM, conditional_inputs, slim
+from tfrobust.models.conditional import (
+    ENCODINGS,
+    Condition,
+    DualBatchNorm,
+    FiLM,
+    conditional_inputs,
+    slim,
+)
 from tfrobust.models.layers import ACTIVATIONS, INITS, PADDINGS, Dropout, batch_norm, input_image
 
 BOTTLENECK = 4  # filters at the end of a bottleneck block for each filter inside
@@ -140,5 +147,6 @@ def start_network(
     choose("activation", activation, ACTIVATIONS)
     choose("init", init, INITS)
     choose("padding", padding, PADDINGS)
+    choose("encoding", encoding, ENCODINGS)
     image = input_image(image_shape)
     return Builder(image, conditional_inputs(lambdas, encoding, widths), activation, init, padding)

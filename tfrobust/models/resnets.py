@@ -7,7 +7,8 @@ from typing import Any
 import keras
 from keras import layers
 
-from tfrobust.errors import choose, require, require_at_least
+from tfrobust.errors import choose, require
+from tfrobust.models.arguments import checked
 from tfrobust.models.keras_defaults import neutral
 from tfrobust.models.layers import max_pool, normalize
 from tfrobust.models.residual import block_strides, start_network
@@ -16,6 +17,7 @@ from tfrobust.models.residual import block_strides, start_network
 DEPTHS = {18: ([2, 2, 2, 2], False), 34: ([3, 4, 6, 3], False), 50: ([3, 4, 6, 3], True)}
 
 
+@checked
 @neutral()
 def resnet(
     image_shape: tuple[int, ...],
@@ -42,7 +44,7 @@ def resnet(
             second derivative of that pooling wrongly.
         activation, init, mean, std, lambdas, encoding, widths: As in `wide_resnet`.
     """
-    counts, bottleneck = _groups(depth, width)
+    counts, bottleneck = _groups(depth)
     choose("stem", stem, ("small", "imagenet"))
     builder = start_network(image_shape, lambdas, encoding, widths, activation, init)
     large = stem == "imagenet"
@@ -54,6 +56,7 @@ def resnet(
     return builder.model(layers.GlobalAveragePooling2D()(x), num_classes, f"resnet_{depth}")
 
 
+@checked
 @neutral()
 def preact_resnet(
     image_shape: tuple[int, ...],
@@ -89,7 +92,7 @@ def preact_resnet(
             code of Gowal et al. (2020) they are 3, and the shortcut takes the input itself.
         activation, init, padding, mean, std, lambdas, encoding, widths: As in `wide_resnet`.
     """
-    counts, bottleneck = _groups(depth, width)
+    counts, bottleneck = _groups(depth)
     require(shortcut_kernel in (1, 3), "shortcut_kernel", "1 or 3", shortcut_kernel)
     builder = start_network(image_shape, lambdas, encoding, widths, activation, init, padding)
     x = builder.conv(normalize(builder.image, mean, std), width, 3)
@@ -105,8 +108,7 @@ def preact_resnet(
     return builder.model(x, num_classes, f"preact_resnet_{depth}")
 
 
-def _groups(depth: int, width: int) -> tuple[list[int], bool]:
+def _groups(depth: int) -> tuple[list[int], bool]:
     """Return the number of blocks in each group, and whether a block is a bottleneck."""
     require(depth in DEPTHS, "depth", f"one of {', '.join(map(str, DEPTHS))}", depth)
-    require_at_least(1, width=width)
     return DEPTHS[depth]

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfrobust.errors import UserError, choose, one_line, require
+from tfrobust.errors import UserError, choose, one_line, path_text, require
 from tfrobust.gate import RANKS, in_unit, kind_of_network
 from tfrobust.io import literal
 from tfrobust.models.files import (
@@ -30,6 +30,7 @@ from tfrobust.models.signatures import (
     Shape,
     forward,
     in_front,
+    is_symbolic,
     several,
     signature,
     takes,
@@ -145,6 +146,7 @@ def load_network(
     """
     choose("outputs", outputs, OUTPUTS)
     network = runtime = None
+    path = path_text(where, path)
     folder, file = saved_model(path), runtime_file(path)
     hint = "; export it again for float images (H, W, C) and a batch of any size, as Keras does"
     if folder is None:
@@ -181,7 +183,12 @@ def in_precision(logits_fn: Any, precision: str, where: str) -> Any:
     """
     network = logits_fn.network if isinstance(logits_fn, SavedNetwork) else logits_fn
     expected = "float32 (only a functional or Sequential Keras network can be copied)"
-    require(isinstance(network, keras.Model), where, expected, precision)
+    if hasattr(network, "evaluated_weights"):  # a method
+        expected = (
+            f"float32 for {type(network).__name__} (or give model.network, with the weights "
+            "model.evaluated_weights() if it averages weights)"
+        )
+    require(isinstance(network, keras.Model) and is_symbolic(network), where, expected, precision)
     copy = located(where, with_precision, network, precision)
     if isinstance(logits_fn, SavedNetwork):
         return dataclasses.replace(logits_fn, forward=lambda x: forward(copy, x), network=copy)

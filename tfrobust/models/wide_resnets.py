@@ -7,12 +7,14 @@ from typing import Any
 import keras
 from keras import layers
 
-from tfrobust.errors import number, require, require_at_least
+from tfrobust.errors import number, require
+from tfrobust.models.arguments import checked
 from tfrobust.models.keras_defaults import neutral
 from tfrobust.models.layers import batch_norm, conv, input_image, normalize
 from tfrobust.models.residual import Builder, block_strides, start_network
 
 
+@checked
 @neutral()
 def wide_resnet(
     image_shape: tuple[int, ...],
@@ -52,7 +54,6 @@ def wide_resnet(
             inputs are {"image", "strength", "width"}.
     """
     blocks = _blocks(depth)
-    require_at_least(1, width=width)
     dropout = number("dropout", dropout, at_least=0, below=1)
     builder = start_network(image_shape, lambdas, encoding, widths, activation, init, padding)
     x = builder.conv(normalize(builder.image, mean, std), 16, 3)
@@ -76,6 +77,7 @@ def _pre_groups(
     return layers.GlobalAveragePooling2D()(builder.active(x, film=False))
 
 
+@checked
 @neutral()
 def small_resnet(
     image_shape: tuple[int, ...],
@@ -102,13 +104,12 @@ def small_resnet(
         activation, init, mean, std, lambdas, encoding, widths: As in `wide_resnet`.
     """
     groups = [32, 64, 128] if groups is None else groups
-    sizes = [*groups, blocks]
-    require(groups and min(sizes) >= 1, "groups, blocks", "numbers >= 1", sizes)
     builder = start_network(image_shape, lambdas, encoding, widths, activation, init)
     x = builder.conv(normalize(builder.image, mean, std), groups[0], 3, 2)
     return builder.model(_pre_groups(builder, x, groups, blocks), num_classes, "small_resnet")
 
 
+@checked
 @neutral()
 def iaat_wide_resnet(
     image_shape: tuple[int, ...],
@@ -130,7 +131,6 @@ def iaat_wide_resnet(
         depth, width, mean, std: As in `wide_resnet`.
     """
     blocks = _blocks(depth)
-    require_at_least(1, width=width)
     image = input_image(image_shape)
     x = conv(normalize(image, mean, std), 16 * width, 3, init="he")
     for group, stride in block_strides([blocks] * 3):

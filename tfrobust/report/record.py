@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 import yaml
 
-from tfrobust.errors import UserError, one_line
+from tfrobust.errors import UserError, one_line, user_path
 from tfrobust.flags import Flags, headline
 from tfrobust.record import ExportRow, ExportTable, Record, RequirementRow
 from tfrobust.report.text import NOTHING
@@ -112,13 +112,13 @@ class RunRecord:
         return names[label] if 0 <= label < len(names) else str(label)
 
 
-def load_run(folder: Path) -> RunRecord:
+def load_run(folder: str | Path) -> RunRecord:
     """Read the files of a run folder.
 
     Raises:
         UserError: If eval.json is missing or a file is damaged; the message names the file.
     """
-    folder = Path(folder)
+    folder = user_path("folder", folder)
     evaluation = Record.load(folder)
     flags = Flags.load(folder) if (folder / "flags.npz").is_file() else None
     if flags is not None and (line := disagreement(evaluation, flags)):

@@ -9,6 +9,7 @@ import numpy as np
 import yaml
 from matplotlib.figure import Figure
 
+from tfrobust.errors import user_path
 from tfrobust.io import write_text
 from tfrobust.record import CheckRow, CorruptionTable, ExportRow, Record
 from tfrobust.report.before_after import NOTE, before_after_table, before_and_after
@@ -105,7 +106,7 @@ CURVE_NOTE = (
 )
 
 
-def write_report(folder: Path) -> Path:
+def write_report(folder: str | Path) -> Path:
     """Write the report of a run, and its model card.
 
     `report/index.html` is one self-contained page and `report/report.md` its text; the figures and
@@ -122,6 +123,7 @@ def write_report(folder: Path) -> Path:
     Raises:
         UserError: If eval.json is missing or a file is damaged.
     """
+    folder = user_path("folder", folder)
     record = load_run(folder)
     values, tables, figures = _values(record), _tables(record), _figures(record)
     pair = before_and_after(folder)
@@ -136,7 +138,6 @@ def write_report(folder: Path) -> Path:
         if len(classes) > BARS:
             note += f" The figure shows the {BARS} least robust classes."
         values["classes_note"] = note
-    folder = Path(folder)
     card = templates().get_template("card.md")
     text = card.render(values, tables=tables, **card_values(record))
     write_text(folder / "MODEL_CARD.md", text)

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from scipy.interpolate import NearestNDInterpolator
 
-from tfrobust.errors import UserError
+from tfrobust.errors import UserError, user_path
 from tfrobust.report.figures import COLOURS, in_percent, legend, new_axes, style
 from tfrobust.report.html import INK, ReportTable, write_page
 from tfrobust.report.text import NOTHING, number, percent, threat_text
@@ -33,7 +33,7 @@ MEASURED_BY = (
 )  # fmt: skip
 
 
-def write_search_report(folder: Path) -> Path:
+def write_search_report(folder: str | Path) -> Path:
     """Write the report of a search: `report/index.html`, `report/report.md`, figures and tables.
 
     Args:
@@ -45,7 +45,7 @@ def write_search_report(folder: Path) -> Path:
     Raises:
         UserError: If one of the files is missing or damaged; the message names the file.
     """
-    folder = Path(folder)
+    folder = user_path("folder", folder)
     config = _config(folder / "config.yaml")
     keys, trials = read_trials(folder / "search" / "trials.csv")
     search = config["search"]

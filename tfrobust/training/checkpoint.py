@@ -17,7 +17,7 @@ import tensorflow as tf
 from absl import logging
 
 from tfrobust.distribution import worker
-from tfrobust.errors import UserError, one_line, path_text, require
+from tfrobust.errors import UserError, one_line, require, user_path
 from tfrobust.io import literal, unwritable, write_text
 from tfrobust.methods import RobustModel
 from tfrobust.training.interrupt import Interruption, NotFinite
@@ -35,7 +35,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: str | Path):
-        self.folder = folder = Path(path_text("folder", folder))
+        self.folder = folder = user_path("folder", folder)
         for partial in folder.glob(".step-*"):  # of a run that was killed while it wrote
             shutil.rmtree(partial)
         self.newest = self._newest()

@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from tfrobust.errors import path_text
+from tfrobust.errors import user_path
 from tfrobust.io import write_text
 from tfrobust.overfitting import ONE_STEP, ROBUST, Overfitting
 from tfrobust.training.state import Stateful
@@ -115,8 +115,8 @@ class History(keras.callbacks.Callback):
 
     def __init__(self, path: str | Path, lines: Sequence[str], tensorboard: str | Path):
         super().__init__()
-        self.path = Path(path_text("path", path))
-        self.tensorboard = Path(path_text("tensorboard", tensorboard))
+        self.path = user_path("path", path)
+        self.tensorboard = user_path("tensorboard", tensorboard)
         self.lines = list(lines)
         self.boards: dict[str, Any] = {}
         if self.lines:

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from tfrobust.errors import UserError, nearest_path, one_line, require
+from tfrobust.errors import UserError, nearest_path, one_line, path_text, require
 from tfrobust.io import in_home
 
 Arrays = dict[str, np.ndarray]
@@ -33,7 +33,7 @@ HARMLESS = {
 
 def weights_file(path: str | Path, where: str = "path") -> Path:
     """Return the file at a path. Raises a UserError unless it is there and of one of SUFFIXES."""
-    file = in_home(path)
+    file = in_home(path_text(where, path))
     expected = f"weights in a file that ends in {', '.join(SUFFIXES)}"
     require(file.suffix.lower() in SUFFIXES, where, expected, str(path))
     if not file.is_file():
