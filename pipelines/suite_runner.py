@@ -153,6 +153,9 @@ def _run_all(
             ends[member.name] = _End(None)
             print(f"{member.name}: done before", flush=True)
 
+    if lines:
+        count = f"{len(lines)} run{'s' * (len(lines) > 1)} to do"
+        print(f"{suite.name}: {count}, with logs in {folder / 'logs'}", flush=True)
     settings = {}
     if suite.file.jobs > 1:  # the runs share the cores, and the memory of a GPU
         threads = max(1, (os.cpu_count() or 1) // suite.file.jobs)
@@ -170,6 +173,7 @@ def _run_all(
                     reason, summary, status = future.result()
                     ends[name] = _End(reason, status == REFUSED)
                     bar.write(f"{name}: {summary}")
+                    sys.stdout.flush()  # for a file or a pipe
                     bar.update()
         except BaseException:
             children.stop()

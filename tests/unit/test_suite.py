@@ -174,7 +174,10 @@ def test_a_run_that_outlived_its_suite_writes_to_no_other_log(tmp_path: Path) ->
 
 @pytest.mark.parametrize("begun", [True, False])
 def test_a_suite_keeps_the_folders_of_runs_that_failed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: bool
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    begun: bool,
 ) -> None:
     """A diverged loss or a full disk ends a run with the exit status of a refused one."""
 
@@ -194,6 +197,9 @@ def test_a_suite_keeps_the_folders_of_runs_that_failed(
         with pytest.raises(UserError, match="mine: every run is refused; digits_adv: no"):
             suite_runner.run_suite(str(path), [], runs, smoke=True)
         assert not runs.exists()
+    begin, *ends = capsys.readouterr().out.splitlines()
+    assert begin == f"mine: 2 runs to do, with logs in {runs / 'mine' / 'logs'}"
+    assert sorted(ends) == ["digits_adv: no", "digits_natural: no"]
 
 
 @pytest.mark.parametrize(
