@@ -103,8 +103,8 @@ class Numbers:
         """Return the names of runs in the order of their accuracy, the highest first."""
         return sorted(runs, key=lambda run: -mean(row.accuracy for row in self._rows(run, column)))
 
-    def against(self, run: str, other: str) -> str:
-        """Compare two runs under AutoAttack, image by image: 27, 47 (p = 0.027).
+    def against(self, run: str, other: str, column: str = AUTOATTACK) -> str:
+        """Compare two runs under an attack, image by image: 27, 47 (p = 0.027).
 
         Returns:
             On how many images only the first run is right, on how many only the second, and the
@@ -116,7 +116,9 @@ class Numbers:
             return NOTHING
         if len(set(images)) > 1:
             raise UserError(f"{INTRO}: expected {run} and {other} on the same images")
-        first, second = (unpacked(summary, AUTOATTACK) for summary in summaries)
+        for summary in summaries:
+            _entry(rows_of(summary), column, f"{summary['name']}: expected a column")
+        first, second = (unpacked(summary, column) for summary in summaries)
         n = min(len(first), len(second))
         pair = difference(first[:n], second[:n])
         return f"{pair.gained}, {pair.lost} (p {p_value(pair.p)})"

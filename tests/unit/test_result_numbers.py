@@ -57,7 +57,10 @@ def summary(
     attack = ATTACK | {"robust_accuracy": robust}
     evaluation = EVALUATION | {"robust_accuracy": robust, "attacks": [attack]}
     images = np.arange(100)
-    right = {"AutoAttack": np.isin(images, range(first, first + round(100 * robust)))}
+    right = {
+        "AutoAttack": np.isin(images, range(first, first + round(100 * robust))),
+        "clean": images < 80,
+    }
     return {
         "name": name,
         "suite": suite,
@@ -93,6 +96,7 @@ SUMMARIES = [
         ('beside_paper("adv", "clean")', "80.0 % (81.0)"),
         # The p-value is that of 20 or fewer heads or tails in 50 tosses.
         ('against("trades", "adv")', "20, 30 (p = 0.203)"),
+        ('against("trades", "adv", "clean")', "0, 0 (p = 1.000)"),
         ('against("former", "adv")', "–"),
         ('epochs("adv")', "31"),
         ('training_time("adv")', "55 min 02 s"),
@@ -114,6 +118,7 @@ def test_a_number_is_that_of_its_record(text: str, expected: str) -> None:
         ("{{ epochs('oat') }}", "oat: expected one run, received 2 seeds"),
         ("{{ beside_paper('adv', 'AutoAttack') }}", "a figure of the paper for 'AutoAttack'"),
         ("{{ against('adv', 'mnist') }}", "expected adv and mnist on the same images"),
+        ("{{ against('adv', 'trades', 'Fast') }}", "adv: expected a column, received 'Fast'"),
         ("{{ runs_of('method') }}", "expected a suite with records, received 'method'"),
         ("{{ accuracy() }}", "expected a template"),
         ("{{ accuracy( }}", "expected a template"),
