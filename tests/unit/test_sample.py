@@ -1,4 +1,4 @@
-"""The first images of a test set stand for all of it, or a limit on them is refused."""
+"""Images that stand for a whole test set, which may be sorted by class."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from pipelines.runner import run
 from tests.errors import error_line
 from tfrobust import Threat, evaluate
 from tfrobust.attacks import FGSM
 from tfrobust.evaluation import Corruptions, ListedAttack
-from tfrobust.gate import check_first
+from tfrobust.gate import check_first, check_inputs, representative
+from tfrobust.record import Record
 
 SORTED = np.repeat(np.arange(10), 100)
 
@@ -40,6 +42,46 @@ def test_random_images_pass_however_few_they_are(rng: np.random.Generator) -> No
         for count in (1, 2, 10, 100, 1000, 1999, 2000):
             for _ in range(30):
                 check_first(rng.permutation(labels), count, "examples")
+
+
+def test_images_at_equal_distances_stand_for_sorted_ones(rng: np.random.Generator) -> None:
+    assert np.bincount(SORTED[representative(SORTED, 200)]).tolist() == [20] * 10
+    few = representative(rng.permutation(SORTED), 200)
+    assert few.tolist() == list(range(200))  # the first ones of a mixed set
+    assert representative(SORTED, 1001).tolist() == list(range(1000))
+
+
+def half_right(x: tf.Tensor) -> tf.Tensor:
+    """Return logits that are right on classes 5 to 9 of `sorted_images`, and on no other."""
+    number = tf.cast(tf.floor(10 * x[:, 0, 0, 0]), tf.int32)
+    logits = 5 * tf.one_hot(tf.where(number < 5, 9, number), 10)
+    return logits + 0 * x[:, :1, 0, 0]  # gradients of 0, not None
+
+
+def sorted_images() -> np.ndarray:
+    """Return images [1000, 2, 2, 1] of the classes SORTED, whose grey tells the class."""
+    return np.tile(((SORTED + 0.5) / 10).astype("float32")[:, None, None, None], (1, 2, 2, 1))
+
+
+def test_curve_and_checks_of_sorted_images_are_those_of_all_classes(tmp_path: Path) -> None:
+    threat = Threat("linf", 0.01)
+    evaluate(half_right, sorted_images(), SORTED, threat, "fgsm", folder=tmp_path, progress=False)
+    record = Record.load(tmp_path)
+    assert [row.robust_accuracy for row in record.eps_curve] == [0.5] * 8
+    (text,) = [check.text for check in record.checks if check.name == "scaling"]
+    assert "right on 100 of 200 images" in text
+
+
+def test_a_network_that_fails_at_the_first_class_is_not_taken_for_one_of_another_scale() -> None:
+    """Most pixels outside [0, 1] are of class 0 to it, as all of the first images are."""
+
+    def logits_fn(x: tf.Tensor) -> tf.Tensor:
+        number = tf.cast(tf.floor(10 * x[:, 0, 0, 0]), tf.int32)
+        seen = tf.where((number > 9) | (number < 0), 0, tf.where(number == 0, 3, number))
+        return 5 * tf.one_hot(seen, 10)
+
+    x = np.repeat(sorted_images(), 6, axis=0)
+    check_inputs(logits_fn, x, np.repeat(SORTED, 6), Threat("linf", 0.1))
 
 
 FIRST = ListedAttack(FGSM(), "first", 100)

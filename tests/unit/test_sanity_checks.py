@@ -179,9 +179,9 @@ def test_a_network_of_images_in_another_range_is_a_warning(
     """It is right on all images once they are scaled as it expects."""
     y = honest(X).numpy().argmax(axis=1)
     network = lambda x: honest((x - offset) / scale)  # noqa: E731
-    check = scaling(dataclasses.replace(sample(network), first=(X, y)))
+    check = scaling(dataclasses.replace(sample(network), unselected=(X, y)))
     right = int((network(X).numpy().argmax(axis=1) == y).sum())
-    start = f"The network is right on {right} of the first 60 images in [0, 1]"
+    start = f"The network is right on {right} of 60 images in [0, 1]"
     assert check.text.startswith(start)
     assert check.warns == (layer is not None) == (right < 60)
     assert (f"inside the network: keras.layers.{layer}." in check.text) == check.warns

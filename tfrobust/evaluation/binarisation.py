@@ -31,6 +31,7 @@ from tfrobust.evaluation.image_checks import check_adversarial
 from tfrobust.evaluation.progress import progress_bar
 from tfrobust.evaluation.results import Check
 from tfrobust.evaluation.sample import Measurement, Sample, sanity_check
+from tfrobust.gate import representative
 from tfrobust.models import SavedNetwork
 from tfrobust.models.signatures import forward, is_symbolic
 from tfrobust.threat import Threat
@@ -95,12 +96,12 @@ def binarised(features: LogitsFn, examples: int) -> Callable[[Sample], Check]:
     Args:
         features: Function from images [B, H, W, C] to features [B, F], as of `features_of`. The
             more features there are, the better they tell the points apart.
-        examples: The number of images; the first ones that the checks look at.
+        examples: The largest number of images. They are some of those of the other checks.
     """
 
     @sanity_check(NAME)
     def check(sample: Sample) -> Measurement:
-        x, size = sample.x[:examples], sample.batch_size
+        x, size = sample.x[representative(sample.y, examples)], sample.batch_size
         test = _Binarised(features, x.shape[1:], sample.threat, sample.seed, size)
         listed = [result.listed.attack for result in sample.results if result.listed]
         attempts = [test.attempt(attack) for attack in listed if test.takes(attack, x[:1])]

@@ -19,6 +19,7 @@ from tfrobust.evaluation.recorder import Recorder
 from tfrobust.evaluation.results import Check, Result, worst_case
 from tfrobust.evaluation.sample import reason
 from tfrobust.evaluation.sanity_checks import checks
+from tfrobust.gate import representative
 from tfrobust.io import unwritable
 from tfrobust.models import in_precision
 from tfrobust.provenance import circumstances
@@ -143,9 +144,9 @@ class Closing:
     def _eps_curve(self) -> list[EpsRow]:
         if len(self.threats) > 1:
             return []
-        x, y = self.x[:CURVE], self.y[:CURVE]
-        clean = self.results[0].robust[:CURVE]
-        least = least_eps(self.logits_fn, x, y, self.threats[0], clean=clean, **self._sizes)
+        few = representative(self.y, CURVE)
+        options: Any = {"clean": self.results[0].robust[few], **self._sizes}
+        least = least_eps(self.logits_fn, self.x[few], self.y[few], self.threats[0], **options)
         return eps_curve(least, self.threats[0])
 
     def _curve(self, recorder: Recorder) -> None:

@@ -46,7 +46,7 @@ class Sample:
         threat: The threat of the evaluation.
         results: The results of the evaluation, the clean one first.
         rows: The places of the images in the test set, int [n].
-        first: The first images of the test set and their labels, right or wrong.
+        unselected: Images of the test set, right or wrong, and their labels.
         seed: The seed of the noise.
         batch_size: The number of images in a pass.
         progress: Whether to show a bar on a terminal.
@@ -58,7 +58,7 @@ class Sample:
     threat: Threat
     results: Sequence[Result]
     rows: np.ndarray
-    first: tuple[np.ndarray, np.ndarray]
+    unselected: tuple[np.ndarray, np.ndarray]
     seed: int
     batch_size: int
     progress: bool

@@ -24,7 +24,14 @@ from tfrobust.evaluation.first_order import first_order_distances
 from tfrobust.evaluation.image_checks import check_adversarial
 from tfrobust.evaluation.results import Check, Result, worst_case
 from tfrobust.evaluation.sample import PGD_50, Measurement, Sample, sanity_check
-from tfrobust.gate import best_scaled, inference, kind_of_outputs, outputs, right
+from tfrobust.gate import (
+    best_scaled,
+    inference,
+    kind_of_outputs,
+    outputs,
+    representative,
+    right,
+)
 from tfrobust.threat import Threat
 
 ONE_STEP, PGD_10 = FGSM(start="none", step_scale=1.0), PGD(steps=10)
@@ -64,18 +71,20 @@ def checks(
         results: The results of the evaluation, the clean one first.
         seed: The seed of the noise.
         batch_size: The number of images in a pass.
-        examples: The number of images that the checks look at. They are the first that are right;
-            for the check "scaling" they are the first, right or wrong. Each image costs about 200
-            forward and backward passes, and another backward pass for each class.
+        examples: The number of images that the checks look at. They are the first that are right,
+            or of images sorted by class some at equal distances; for the check "scaling" they may
+            be wrong too. Each image costs about 200 forward and backward passes, and another
+            backward pass for each class.
         progress: Whether to show a bar on a terminal.
         more: Checks that cost so much that they are made on request.
     """
-    rows, logits_fn = np.flatnonzero(results[0].robust)[:examples], inference(logits_fn)
-    if not len(rows):
+    is_right, logits_fn = np.flatnonzero(results[0].robust), inference(logits_fn)
+    if not len(is_right):
         return []
-    first = (x[:examples], y[:examples])
+    rows, some = is_right[representative(y[is_right], examples)], representative(y, examples)
+    unselected = (x[some], y[some])
     sample = Sample(
-        logits_fn, x[rows], y[rows], threat, results, rows, first, seed, batch_size, progress
+        logits_fn, x[rows], y[rows], threat, results, rows, unselected, seed, batch_size, progress
     )
     return [check(sample) for check in (*CHECKS, *more)]
 
@@ -305,12 +314,12 @@ def probabilities(sample: Sample) -> Measurement:
 @sanity_check("scaling")
 def scaling(sample: Sample) -> Measurement:
     """The network must not be more accurate on images scaled to another usual range."""
-    (x, y), (low, high) = sample.first, sample.threat.box
+    (x, y), (low, high) = sample.unselected, sample.threat.box
     unscaled = right(outputs(sample.logits_fn, x, sample.batch_size), y)
     best = best_scaled(sample.logits_fn, x, y, (low, high), sample.batch_size)
     text = (
-        f"The network is right on {unscaled.sum()} of the first {len(x)} images in [{low:g}, "
-        f"{high:g}], and on at most {best.right.sum()} of them scaled in another usual way "
+        f"The network is right on {unscaled.sum()} of {len(x)} images in [{low:g}, {high:g}], "
+        f"and on at most {best.right.sum()} of them scaled in another usual way "
         f"({best.name})."
     )
     warns = _more(best.right, unscaled)

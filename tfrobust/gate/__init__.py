@@ -44,7 +44,7 @@ from tfrobust.gate.networks import (
     reaches_images,
     right,
 )
-from tfrobust.gate.sample import check_first
+from tfrobust.gate.sample import check_first, representative
 from tfrobust.gate.scaling import FEWEST, Scaled, best_scaled, warn_of_scale
 
 __all__ = [
@@ -87,6 +87,7 @@ __all__ = [
     "outputs",
     "reaches_images",
     "refusals",
+    "representative",
     "require_labels_once",
     "right",
     "warn_of_scale",

@@ -16,7 +16,8 @@ from tfrobust.errors import require, require_at_least
 from tfrobust.gate.class_order import check_label_order
 from tfrobust.gate.images import check_images, check_threat
 from tfrobust.gate.labels import check_labels
-from tfrobust.gate.networks import LogitsFn, check_network
+from tfrobust.gate.networks import LogitsFn, check_network, inference, outputs
+from tfrobust.gate.sample import representative
 from tfrobust.gate.scaling import check_scaling
 from tfrobust.threat import Threat, threats_of
 
@@ -32,7 +33,8 @@ def check_inputs(
     """Return images, float32 [N, H, W, C], and labels, int32 [N], that are fit for an evaluation.
 
     The checks cost a forward pass of one image and one of up to 500 images, and three more of the
-    latter for a network that misclassifies most of them.
+    latter for a network that misclassifies most of them. Of images that are sorted by class, 500
+    others are needed too.
 
     Args:
         logits_fn: As in `check_network`.
@@ -56,6 +58,9 @@ def check_inputs(
         check_threat(each, images.shape[1:])
     logits = check_network(logits_fn, images, box, batch_size)
     labels = check_labels(y, len(images), logits.shape[1])
-    check_scaling(logits_fn, images, labels, logits, box, batch_size)
-    check_label_order(logits, labels[: len(logits)])
+    few = representative(labels, len(logits))
+    if few[-1] >= len(logits):  # not the first images, whose logits are known
+        logits = outputs(inference(logits_fn), images[few], batch_size)
+    check_scaling(logits_fn, images[few], labels[few], logits, box, batch_size)
+    check_label_order(logits, labels[few])
     return images, labels

@@ -61,13 +61,12 @@ def check_scaling(
         logits_fn: Function from images [B, H, W, C] to logits [B, C].
         images: Images in the box, float32 [N, H, W, C].
         labels: Class numbers, int [N].
-        logits: Logits [n, C] of the first n images.
+        logits: The logits of the images, [N, C].
         box: The range of valid pixels.
         batch_size: Number of images in one forward pass.
     """
-    few, truth = images[: len(logits)], labels[: len(logits)]
-    now = right(logits, truth)
-    best = other_scaling(logits_fn, few, truth, now, box, batch_size)
+    now = right(logits, labels)
+    best = other_scaling(logits_fn, images, labels, now, box, batch_size)
     if best is not None:
         raise UserError(
             f"logits_fn: expected a network of images in [{box[0]:g}, {box[1]:g}], received one "
