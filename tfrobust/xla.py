@@ -16,12 +16,22 @@ _fixed = contextvars.ContextVar("fixed", default=False)
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return the function compiled by XLA, once for each shape of its arguments."""
 
-    @functools.wraps(function)
     def traced(*args: Any) -> Any:
         with fixed_shapes():
             return function(*args)
 
-    return tf.function(traced, jit_compile=True, autograph=False)
+    part: Any = traced_apart(traced)
+    part.__name__ = getattr(function, "__name__", traced.__name__)
+    return tf.function(part, jit_compile=True, autograph=False)
+
+
+def traced_apart(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function as a partial, whose tracings TensorFlow counts apart.
+
+    It counts those of all functions with the same code together, and warns after a few, as if one
+    function were traced again and again. A partial has no code.
+    """
+    return functools.partial(function)
 
 
 @contextlib.contextmanager

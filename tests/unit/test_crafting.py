@@ -12,6 +12,8 @@ from tests.errors import error_line
 from tfrobust import PGD, Threat
 from tfrobust.evaluation import adversaries, craft, landscape, margins, valley
 from tfrobust.evaluation.results import plain
+from tfrobust.evaluation.searches import of_rows
+from tfrobust.xla import compiled
 
 X = np.random.default_rng(0).random((6, 2, 2, 1)).astype("float32")
 Y = np.arange(6) % 3
@@ -100,3 +102,21 @@ def test_eps_for_each_image_is_one_line() -> None:
     threat = THREAT.at(tf.fill([6], 0.1))
     line = error_line(lambda: craft(network, X, Y, ATTACK, threat))
     assert line.startswith("threat.eps: expected one number for all images, received <tf.Tensor")
+
+
+@pytest.mark.parametrize("kind", ["compiled by XLA", "on some rows"])
+def test_attacks_one_after_the_other_are_no_retracing(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(tf.get_logger(), "handle", lambda record: said.append(record.getMessage()))
+
+    def run(images: Any, labels: Any, number: Any) -> Any:
+        return images
+
+    for _ in range(6):
+        if kind == "compiled by XLA":
+            compiled(run)(tf.constant(X), tf.constant(Y), tf.constant(0))
+        else:
+            of_rows(run, X.shape[1:])(X, Y, 0, np.array([1, 4]))
+    assert said == []

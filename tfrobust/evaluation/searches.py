@@ -119,7 +119,8 @@ def of_rows(run: Callable[..., Outcome], image_shape: Any) -> Callable[..., Outc
         with noise.of_one_replica(), noise.of_rows(tf.size(labels), rows):
             return run(tf.gather(images, rows), tf.gather(labels, rows), number)
 
-    return tf.function(part, input_signature=[*_specs(image_shape), ROWS], autograph=False)
+    apart = xla.traced_apart(part)
+    return tf.function(apart, input_signature=[*_specs(image_shape), ROWS], autograph=False)
 
 
 def _specs(image_shape: Any) -> list[tf.TensorSpec]:
