@@ -307,12 +307,15 @@ def main(
         write_text(docs / "results" / "leaderboard.json", leaderboard_of(docs, look=True))
         for path, text in pages(docs).items():
             write_text(path, text)
-        for picture in (docs / "results").glob("*.svg"):  # the runs of some may be gone
-            picture.unlink()
+        results, drawn = docs / "results", set()
         for data, group in by_data(docs).items():
-            figure(group, docs / "results" / f"{data}.svg")
+            drawn.add(results / f"{data}.svg")
+            figure(group, results / f"{data}.svg")
             if runs := timed(group):
-                time_figure(runs, docs / "results" / f"{data}_time.svg")
+                drawn.add(results / f"{data}_time.svg")
+                time_figure(runs, results / f"{data}_time.svg")
+        for picture in {*results.glob("*.svg")} - drawn:  # its runs are gone
+            picture.unlink()
     except ValueError as error:
         print(error, file=sys.stderr)
         return 1
