@@ -54,6 +54,8 @@ def main() -> int:
     parser.add_argument("path", type=Path, help="the .npz file to write")
     parser.add_argument("--quality", type=int, choices=range(1, 101), default=75, metavar="1-100")
     args = parser.parse_args()
+    if not args.path.parent.is_dir():
+        parser.error(f"path: expected a file in a folder that exists, received {args.path}")
     try:
         splits = {split: DATASETS["cifar10"]().load(split) for split in ("train", "test")}
     except UserError as error:
