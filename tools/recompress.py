@@ -1,7 +1,9 @@
 """Write CIFAR-10 with its images compressed as JPEG once more, to measure what compression changes.
 
     python tools/recompress.py again.npz --quality 75
-    python -m pipelines.run cpu_hour_muon --set 'data={name: npz, path: again.npz, batch_size: 128}'
+    python -m pipelines.run cpu_hour_muon --set name=again \\
+        --set 'data={name: npz, path: again.npz, batch_size: 128}' --set data.validation=1000 \\
+        --set data.augment=crop_flip
 
 It also prints by how much a compression with the same blocks changes the images, in grey levels of
 255, at each quality. If the images were compressed before, that is least near their quality.

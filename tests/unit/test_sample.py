@@ -46,9 +46,8 @@ def test_random_images_pass_however_few_they_are(rng: np.random.Generator) -> No
 
 def test_images_at_equal_distances_stand_for_sorted_ones(rng: np.random.Generator) -> None:
     assert np.bincount(SORTED[representative(SORTED, 200)]).tolist() == [20] * 10
-    few = representative(rng.permutation(SORTED), 200)
-    assert few.tolist() == list(range(200))  # the first ones of a mixed set
-    assert representative(SORTED, 1001).tolist() == list(range(1000))
+    assert representative(rng.permutation(SORTED), 200) == slice(200)
+    assert representative(SORTED, 1001) == slice(1001)
 
 
 def half_right(x: tf.Tensor) -> tf.Tensor:

@@ -59,7 +59,7 @@ def check_inputs(
     logits = check_network(logits_fn, images, box, batch_size)
     labels = check_labels(y, len(images), logits.shape[1])
     few = representative(labels, len(logits))
-    if few[-1] >= len(logits):  # not the first images, whose logits are known
+    if not isinstance(few, slice):  # they are not the first, whose logits are known
         logits = outputs(inference(logits_fn), images[few], batch_size)
     check_scaling(logits_fn, images[few], labels[few], logits, box, batch_size)
     check_label_order(logits, labels[few])

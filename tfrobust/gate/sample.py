@@ -33,23 +33,21 @@ def check_first(labels: np.ndarray, count: int, where: str) -> None:
         )
 
 
-def representative(labels: np.ndarray, count: int) -> np.ndarray:
-    """Return the places, int [n], of up to `count` images that stand for all of them.
+def representative(labels: np.ndarray, count: int) -> slice | np.ndarray:
+    """Return the index of up to `count` images that stand for all of them.
 
-    They are the first images. If `check_first` would refuse these, they are images at equal
-    distances, from the first to the last.
+    It is a slice of the first images, which copies none. If `check_first` would refuse these, it is
+    the places, int [count], of images at equal distances, from the first to the last.
 
     Args:
         labels: The classes of all images, int [N].
         count: The largest number of images.
     """
-    n = len(labels)
-    if n <= count:
-        return np.arange(n)
-    _, share, share_of_all = _shares(labels, count)
-    if _is_unlike(share, share_of_all, count):
-        return np.linspace(0, n - 1, count).astype(int)
-    return np.arange(count)
+    if len(labels) > count:
+        _, share, share_of_all = _shares(labels, count)
+        if _is_unlike(share, share_of_all, count):
+            return np.linspace(0, len(labels) - 1, count).astype(int)
+    return slice(count)
 
 
 def _shares(labels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
