@@ -51,7 +51,8 @@ def test_the_report_plots_robust_accuracy_against_eps(tmp_path: Path) -> None:
     change(run, eps_curve=rows)
     page = write_report(run)
     html, markdown = page.read_text(), (page.parent / "report.md").read_text()
-    assert html.count("<svg") == 7 and 'id="eps-curve-' in html and "on the first 10 images" in html
+    assert html.count("<svg") == 7 and 'id="eps-curve-' in html
+    assert "at rising eps, on 10 of the test images: an upper bound" in html
     assert "| 0.15 | 80.0 % | 49.0 to 94.3 |" in markdown  # as in test_interval_is_that_of_wilson
     change(run, eps_curve=[rows[0] | {"robust_accuracy": 1.2}])
     with pytest.raises(ValueError, match=r"eval\.json.*eps_curve\.0\.robust_accuracy: 1\.2"):

@@ -143,7 +143,7 @@ def _sections(runs: Sequence[FinishedRun]) -> list[tuple[str, dict[str, Figure],
         notes.append("One point per run. A dashed line is the Pareto front of the means.")
     if curve := over_eps(runs):
         accuracies |= curve
-        notes.append("Over eps: PGD on the first test images.")
+        notes.append("Over eps: PGD on up to 500 test images.")
         if comparable:
             notes.append("The dashed line is the threat's eps.")
     sections = [

@@ -74,7 +74,7 @@ FEWER_NOTE = (
     "attack succeeded."
 )
 EPS_NOTE = (
-    "PGD-20 alone (step eps / 4, uniform start, no restarts) at rising eps, on the first {} "
+    "PGD-20 alone (step eps / 4, uniform start, no restarts) at rising eps, on {} of the test "
     "images: an upper bound. An image that is broken at one eps counts as broken at every larger "
     "one."
 )
