@@ -97,6 +97,7 @@ SUMMARIES = [
         # The p-value is that of 20 or fewer heads or tails in 50 tosses.
         ('against("trades", "adv")', "20, 30 (p = 0.203)"),
         ('against("trades", "adv", "clean")', "0, 0 (p = 1.000)"),
+        ('against("trades", "mnist", same_images=False)', "30, 30 (p = 1.000)"),
         ('against("former", "adv")', "–"),
         ('epochs("adv")', "31"),
         ('training_time("adv")', "55 min 02 s"),
