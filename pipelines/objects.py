@@ -16,13 +16,25 @@ from tfrobust.errors import number, require
 from tfrobust.evaluation import Corruptions
 from tfrobust.gate import check_threat
 from tfrobust.methods import AVERAGINGS, METHODS, RobustModel
-from tfrobust.registry import arguments, build, located, resolve
+from tfrobust.registry import arguments, build, located, parameters, resolve
 from tfrobust.threat import Threat
 from tfrobust.training import OPTIMIZERS, SCHEDULES, Guided
 
 Threats = tuple[Threat, ...]
 # Arguments of a method that depend on the training data.
 FACTS = ("num_examples", "batch_size", "steps_per_epoch")
+# Arguments of a method that its section does not set. `attack` is a section of its own.
+FILLED_IN = (
+    "network",
+    "threat",
+    "attack",
+    "seed",
+    "validation_attack",
+    "warmup_steps",
+    "ramp_steps",
+    "averaging",
+    *FACTS,
+)
 
 
 def data_of(section: Mapping[str, Any]) -> Data:
@@ -125,9 +137,7 @@ def method_of(
     """Return a function of a network and of FACTS that returns the method."""
     section = dict(section)
     attack = section.pop("attack", None)
-    of_train = ("validation_attack", "warmup_steps", "ramp_steps", "averaging")
-    filled_in = ("network", "threat", "attack", "seed", *of_train, *FACTS)
-    maker = resolve(METHODS, section, "method", filled_in, also=("attack",))
+    maker = resolve(METHODS, section, "method", FILLED_IN, also=("attack",))
     return partial(
         maker,
         threat=threats if len(threats) > 1 else threats[0],
@@ -136,6 +146,12 @@ def method_of(
         seed=seed,
         attack=None if attack is None else build(ATTACKS, attack, "method.attack"),
     )
+
+
+def settings_of(maker: partial[Any]) -> dict[str, Any]:
+    """Return what a section can set of a method or an optimizer, with the defaults of the rest."""
+    values = {key: p.default for key, p in parameters(maker.func).items()} | maker.keywords
+    return {key: value for key, value in values.items() if key not in (*FILLED_IN, "name")}
 
 
 def paper_of(paper: Mapping[str, Any]) -> dict[str, Any]:

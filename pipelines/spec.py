@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +83,8 @@ class Spec:
     stages: list[str]
     train: Train | None
     network: Callable[[], keras.Model] | None
-    method: Callable[..., RobustModel] | None
-    optimizer: Callable[..., keras.optimizers.Optimizer] | None
+    method: partial[RobustModel] | None
+    optimizer: partial[keras.optimizers.Optimizer] | None
     tracker: Tracker | None = None
     search: Search | None = None
     requirements: Requirements | None = None

@@ -269,14 +269,12 @@ class Record(Part):
     Attributes:
         examples: The number of images, over which clean_accuracy is taken.
         robust_accuracy: The headline: the accuracy on the first `worst_case_examples` images under
-            all attacks that saw that many. Several threats count as their union: an image must be
-            classified correctly under every norm.
+            all attacks that saw that many, of every norm.
         norms: The robust accuracy under each norm, if there are several threats.
         subsets: The robust accuracy on the first n images under all attacks that saw them, for each
             smaller n.
         rounded_robust_accuracy: The headline with the saved images rounded to 1/255.
-        craft_precision: The precision in which the attacks searched. Whether they succeeded was
-            decided by the network itself.
+        craft_precision: The precision in which the attacks searched. The network itself decided.
         attacks: One row for each attack and suite.
         binarisation: The number of images of the binarisation test among the checks.
         pending: The names of the attacks that have not been made yet.
@@ -286,6 +284,7 @@ class Record(Part):
         closing: The circumstances of the checks and curves.
         training_commit: The commit of the code that trained the network.
         training_hardware: The device and the CPU threads that trained it.
+        training_settings: The settings of "method" and "optimizer", with their defaults.
     """
 
     schema_version: int = 0
@@ -315,6 +314,7 @@ class Record(Part):
     commit: str | None = None
     training_commit: str | None = None
     training_hardware: str | None = None
+    training_settings: dict[str, dict[str, Any]] | None = None
     provenance: Provenance | None = None
     closing: Provenance | None = None
 

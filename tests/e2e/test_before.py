@@ -76,6 +76,7 @@ def test_before_and_after_are_compared_on_the_same_images(
     """The threshold of the first network is 0.1 too high: eps 0.15 breaks all bright images."""
     folder = run(str(file), [], tmp_path, None, smoke=False)
     before, after = Record.load(folder / "before"), Record.load(folder)
+    assert before.training_settings is None and after.training_settings is not None
     assert before.robust_accuracy is not None and after.robust_accuracy is not None
     assert before.clean_accuracy == 1 and before.robust_accuracy < 0.6 < after.robust_accuracy
     gain, loss = after.requirements

@@ -68,6 +68,11 @@ def test_every_method_through_every_stage(method: str, tmp_path: Path) -> None:
     assert set(evaluation["versions"]) == {"tfrobust", "tensorflow", "keras", "numpy", "python"}
     threat = {"norm": "linf", "eps": 0.15, "box": [0.0, 1.0]}
     assert evaluation["threat"] == threat and evaluation["seed"] == 0
+    settings = evaluation["training_settings"]
+    assert settings["method"]["name"] == method and settings["method"]["label_smoothing"] == 0
+    assert settings["optimizer"]["nesterov"] is False, "a default has to be in the record"
+    written = {key: config["optimizer"][key] for key in ("learning_rate", "momentum")}
+    assert settings["optimizer"] == {"name": "sgd", "nesterov": False} | written
 
     served = tf.saved_model.load(str(folder / "saved_model"))
     images = np.random.default_rng(0).random((3, 8, 8, 1), np.float32)
@@ -80,6 +85,7 @@ def test_every_method_through_every_stage(method: str, tmp_path: Path) -> None:
     assert (f"{tables.get(method)}_q50" in rows[0]) == (method in tables)
 
     page = (folder / "report" / "index.html").read_text()
+    assert "nesterov False" in page
     assert "http://" not in page.replace("http://www.w3.org", "") and "https://" not in page
     assert (folder / "report" / "report.md").read_text().startswith("#")
     for part in ("train", "validation", "attack_eval"):

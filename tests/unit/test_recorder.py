@@ -87,6 +87,10 @@ def test_an_evaluation_that_is_refused_changes_no_file(tmp_path: Path) -> None:
         ({"class_names": "ab"}, "class_names: expected a list of names, received 'ab'"),
         ({"data": 3}, "data: expected a name, received 3"),
         ({"model": {"width": np.float32(1)}}, "model: expected what JSON can hold: Object of type"),
+        (
+            {"training_settings": {"method": {1j: 0}}},
+            "training_settings: expected what JSON can hold",
+        ),
     ],
 )
 def test_descriptions_that_cannot_stand_in_a_record_are_refused(

@@ -26,6 +26,7 @@ class Details:
         digest: A digest of the network's files.
         training_commit: The commit of the code that trained the network.
         training_hardware: The device and the CPU threads that trained it.
+        training_settings: The settings of "method" and "optimizer", with their defaults.
         curve: A once-for-all network at each of its points, such as {"lambda": 0.5}; the first is
             the evaluated network itself.
         say: Called with each line about the progress.
@@ -42,6 +43,7 @@ class Details:
     digest: str | None = None
     training_commit: str | None = None
     training_hardware: str | None = None
+    training_settings: dict[str, dict[str, Any]] | None = None
     curve: Sequence[tuple[dict[str, float], LogitsFn]] = ()
     say: Callable[[str], None] = print
 
@@ -57,7 +59,8 @@ class Details:
         names = self.class_names
         fits = not isinstance(names, str) and all(isinstance(name, str) for name in names)
         require(fits, "details.class_names", "a list of names", names)
-        try:
-            json.dumps(self.model)
-        except (TypeError, ValueError) as error:
-            raise UserError(f"details.model: expected what JSON can hold: {error}") from None
+        for name in ("model", "training_settings"):
+            try:
+                json.dumps(getattr(self, name))
+            except (TypeError, ValueError) as error:
+                raise UserError(f"details.{name}: expected what JSON can hold: {error}") from None

@@ -106,6 +106,7 @@ class Recorder:
             network=network,
             training_commit=details.training_commit,
             training_hardware=details.training_hardware,
+            training_settings=details.training_settings,
         )
         self.results: list[Result] = []
         self.finished: list[Result] = []
@@ -238,7 +239,7 @@ class Recorder:
             self.details.say(line)
         if len(flags.label) == len(self.flags.label):
             self._keep(before, "versions", "commit", "provenance", "training_commit")
-            self._keep(before, "training_hardware")
+            self._keep(before, "training_hardware", "training_settings")
             right, provenance = flags.right["clean"], before.provenance
             self.finished.append(Result("clean", right, 0.0, provenance=provenance))
         for row, listed in zip(kept, self.attack_list, strict=False):

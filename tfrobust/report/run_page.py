@@ -350,12 +350,14 @@ def _facts(config: dict[str, Any], evaluation: Record) -> list[tuple[str, str]]:
     data = data_of(config, evaluation)
     versions, model = evaluation.versions or {}, config.get("model") or evaluation.model or {}
     training_eps = (config.get("train") or {}).get("eps")
+    settings = evaluation.training_settings or config
     return [
         ("threat", threat_text(evaluation.balls)),
         *([] if training_eps is None else [("trained at", f"eps {number(training_eps)}")]),
         ("data", f"{data.name}, {data.split} split"),
         ("model", str(model.get("name") or model.get("path", NOTHING))),
-        ("method", _method(config.get("method"))),
+        ("method", _settings(settings.get("method"))),
+        ("optimizer", _settings(settings.get("optimizer"))),
         ("precision", str(config.get("precision", NOTHING))),
         ("seed", f"training {config.get('seed', NOTHING)}, evaluation {evaluation.seed}"),
         ("commit", _commits(evaluation)),
@@ -373,8 +375,8 @@ def _commits(evaluation: Record) -> str:
     return "; ".join([evaluation.commit or "not recorded", *others])
 
 
-def _method(method: dict[str, Any] | None) -> str:
-    if method is None:
+def _settings(section: dict[str, Any] | None) -> str:
+    if section is None:
         return NOTHING
-    scalars = {key: value for key, value in method.items() if not isinstance(value, dict | list)}
-    return ", ".join(filter(None, [method["name"], attack_settings(scalars)]))
+    scalars = {key: value for key, value in section.items() if not isinstance(value, dict | list)}
+    return ", ".join(filter(None, [section["name"], attack_settings(scalars)]))
