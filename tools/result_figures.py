@@ -44,16 +44,17 @@ def figure(group: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def timed(group: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return the summaries with robust accuracy over time, without those of suites.
+    """Return the summaries with robust accuracy over time.
 
-    The list is empty if there are fewer than two, as one line would compare nothing.
+    The list is empty if there are fewer than two, as one line would compare nothing, and for a
+    suite in which no run shows catastrophic overfitting.
     """
-    runs = [
-        summary
-        for summary in group
-        if summary["suite"] is None and summary["training"].get("robust_over_time")
-    ]
-    return runs if len(runs) > 1 else []
+    runs = [summary for summary in group if summary["training"].get("robust_over_time")]
+    drawn = any(
+        summary["suite"] is None or summary["training"].get("overfitted_seconds")
+        for summary in runs
+    )
+    return runs if drawn and len(runs) > 1 else []
 
 
 def time_figure(group: Sequence[Mapping[str, Any]], path: Path) -> None:

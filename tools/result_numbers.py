@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import mean
 from typing import Any, TypeVar
 
+import numpy as np
 from jinja2 import Environment, StrictUndefined, TemplateError
 from leaderboard import training_seconds
 from summaries import full_name, name_without_seed, rows_of, seed_of, unpacked
@@ -51,6 +52,8 @@ def filled_in(template: str, summaries: Sequence[Summary]) -> str:
         numbers.training_time,
         numbers.at_eps,
         numbers.at_lambda,
+        numbers.overfitting_epochs,
+        numbers.jacobian_epochs,
     ):
         environment.globals[function.__name__] = function
     try:
@@ -147,6 +150,29 @@ class Numbers:
         points = {point.strength: point for point in self._one(run)["evaluation"].curve}
         point = _entry(points, value, f"{run}: expected a lambda")
         return f"{100 * point.clean_accuracy:.1f} / {percent(point.robust_accuracy)}"
+
+    def overfitting_epochs(self, run: str) -> str:
+        """Return how many epochs each seed had when it first showed overfitting: 41, –, 52."""
+        texts = []
+        for summary in self._seeds(run):
+            training = summary["training"]
+            seconds = [at for at, _ in training["robust_over_time"]]
+            shown = training["overfitted_seconds"]
+            texts.append(str(seconds.index(shown[0]) + 1) if shown else NOTHING)
+        return ", ".join(texts)
+
+    def jacobian_epochs(self, run: str, factor: float) -> str:
+        """Return how many epochs each seed had when its Jacobian estimate first rose: 38, –, 52.
+
+        It has risen if it is more than `factor` times its lowest value since eps stopped growing.
+        """
+        texts = []
+        for summary in self._seeds(run):
+            first = int(summary["config"]["train"]["epsilon_ramp_epochs"])
+            values = np.array([value for _, value in summary["training"]["jacobian_over_time"]])
+            rises = values[first:] > factor * np.minimum.accumulate(values[first:])
+            texts.append(str(first + int(rises.argmax()) + 1) if rises.any() else NOTHING)
+        return ", ".join(texts)
 
     def _rows(self, run: str, column: str) -> list[AccuracyRow]:
         """Return the rows of a column, one for each seed."""

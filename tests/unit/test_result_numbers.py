@@ -16,6 +16,7 @@ from tfrobust.flags import Flags
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
 from leaderboard import cell, row_of
 from render_results import title_of
+from result_figures import timed
 from result_numbers import Numbers, filled_in
 from summaries import name_without_seed, packed, summaries_of, unpacked
 
@@ -71,6 +72,19 @@ def summary(
     }
 
 
+def overfitting(name: str, seed: int, epoch: int | None, jacobian: list[float]) -> dict[str, Any]:
+    """Return the summary of a run that shows overfitting in an epoch, counted from 0."""
+    run = summary(name, 0.1, seed=seed, suite="losses")
+    run["config"]["train"] = {"epsilon_ramp_epochs": 2}
+    seconds = [10.0 * (place + 1) for place in range(len(jacobian))]
+    run["training"] |= {
+        "robust_over_time": [[at, 0.5] for at in seconds],
+        "jacobian_over_time": [list(pair) for pair in zip(seconds, jacobian, strict=True)],
+        "overfitted_seconds": [] if epoch is None else seconds[epoch:],
+    }
+    return run
+
+
 SUMMARIES = [
     summary("adv", 0.4),
     summary("trades", 0.3, first=30),
@@ -81,6 +95,9 @@ SUMMARIES = [
     summary("gkl_seed-0", 0.5, suite="methods"),
     summary("gkl_seed-1", 0.7, seed=1, suite="methods"),
     summary("nuat_seed-0", 0.65, suite="methods"),
+    # While eps grows, in the first two epochs, the estimate is neither the lowest nor too high.
+    overfitting("fgsm_seed-0", 0, 4, [1, 99, 10, 12, 21, 80]),
+    overfitting("fgsm_seed-1", 1, None, [1, 9, 10, 8, 12, 16]),
 ]
 
 
@@ -103,6 +120,9 @@ SUMMARIES = [
         ('training_time("adv")', "55 min 02 s"),
         ('at_eps("adv", 0.3)', "12.5 %"),
         ('at_lambda("adv", 0.5)', "80.0 / 25.0 %"),
+        ('overfitting_epochs("losses/fgsm")', "5, –"),
+        ('jacobian_epochs("losses/fgsm", 2)', "5, –"),
+        ('jacobian_epochs("losses/fgsm", 1.4)', "5, 5"),
         ('most_robust_first(runs_of("methods")) | join(", ")', "methods/nuat, methods/gkl"),
     ],
 )
@@ -154,6 +174,13 @@ def test_held_out_images_are_not_taken_for_test_images() -> None:
     rows = [row_of(each, stale=False) for each in (tested, run)]
     assert [row["split"] for row in rows] == ["test", "validation"]
     assert [row["autoattack_acc"] for row in rows] == ["40.00", None]
+
+
+def test_a_suite_has_a_figure_over_time_if_one_of_its_runs_overfits() -> None:
+    lost, kept = (run for run in SUMMARIES if run["suite"] == "losses")
+    assert timed([lost, kept]) == [lost, kept]
+    assert timed([kept, kept]) == timed([lost]) == []
+    assert timed([kept | {"suite": None}] * 2)
 
 
 def test_the_leaderboard_rounds_a_mean_as_the_page_does() -> None:
