@@ -12,6 +12,7 @@ from summaries import name_without_seed, rows_of
 from tfrobust.io import write_atomically
 
 COLOURS, LINES = 20, ("-", "--", ":", "-.")
+MANY = 60  # the number of epochs from which a line has no dots
 
 
 def figure(group: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -60,8 +61,8 @@ def timed(group: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 def time_figure(group: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw validation robust accuracy over the minutes of training as SVG, a line for each run.
 
-    A second panel has the Jacobian estimate of the runs that record it. A cross marks the epochs
-    that show catastrophic overfitting. The seeds of a run share a colour.
+    A second panel has the Jacobian estimate of the runs that record it. A cross marks the first
+    epoch that shows catastrophic overfitting. The seeds of a run share a colour.
     """
     names = list(dict.fromkeys(name_without_seed(summary["name"]) for summary in group))
     panels = {"robust_over_time": "validation robust accuracy"}
@@ -82,11 +83,13 @@ def time_figure(group: Sequence[Mapping[str, Any]], path: Path) -> None:
             }
             label = None if name in labelled else name
             minutes, values = zip(*((at / 60, value) for at, value in points), strict=True)
-            axes.plot(minutes, values, marker=".", lw=1.3, label=label, **style)
+            dots = "." if len(points) < MANY else ""
+            axes.plot(minutes, values, marker=dots, lw=1.3, label=label, **style)
             labelled.add(name)
-            lost = [point for point in points if point[0] in training.get("overfitted_seconds", [])]
-            style |= {"marker": "x", "ms": 9, "ls": ""}
-            axes.plot([at / 60 for at, _ in lost], [value for _, value in lost], **style)
+            first = training.get("overfitted_seconds", [])[:1]
+            for at, value in points:
+                if at in first:
+                    axes.plot(at / 60, value, "kx", ms=9, zorder=3)
         axes.set_ylabel(title)
         axes.grid(alpha=0.3)
         if key == "robust_over_time":
