@@ -78,7 +78,7 @@ def overfitting(name: str, seed: int, epoch: int | None, jacobian: list[float]) 
     run["config"]["train"] = {"epsilon_ramp_epochs": 2}
     seconds = [10.0 * (place + 1) for place in range(len(jacobian))]
     run["training"] |= {
-        "robust_over_time": [[at, 0.5] for at in seconds],
+        "robust_over_time": [[at, 0.5 - at / 1000] for at in seconds],
         "jacobian_over_time": [list(pair) for pair in zip(seconds, jacobian, strict=True)],
         "overfitted_seconds": [] if epoch is None else seconds[epoch:],
     }
@@ -123,6 +123,7 @@ SUMMARIES = [
         ('overfitting_epochs("losses/fgsm")', "5, –"),
         ('jacobian_epochs("losses/fgsm", 2)', "5, –"),
         ('jacobian_epochs("losses/fgsm", 1.4)', "5, 5"),
+        ('highest_to_last("losses/fgsm")', "49.0 to 44.0 %, 49.0 to 44.0 %"),
         ('most_robust_first(runs_of("methods")) | join(", ")', "methods/nuat, methods/gkl"),
     ],
 )
