@@ -274,7 +274,7 @@ class Record(Part):
         subsets: The robust accuracy on the first n images under all attacks that saw them, for each
             smaller n.
         rounded_robust_accuracy: The headline with the saved images rounded to 1/255.
-        craft_precision: The precision in which the attacks searched. The network itself decided.
+        craft_precision: The precision in which the attacks searched, but not of their verdicts.
         attacks: One row for each attack and suite.
         binarisation: The number of images of the binarisation test among the checks.
         pending: The names of the attacks that have not been made yet.
