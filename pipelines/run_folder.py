@@ -96,11 +96,16 @@ class RunFolder:
 
         `sizes` are the bytes of the files that it has written, by their places in the folder.
         """
-        entry: dict[str, Any] = {"fingerprint": fingerprint, "done": done}
+        entry: dict[str, Any] = self._entry(stage) if done else {}
+        entry |= {"fingerprint": fingerprint, "done": done}
         entry |= {"commit": commit(), "hardware": hardware()}
         if sizes:
             entry["sizes"] = dict(sizes)
-        write_text(self._stages, json.dumps(self._read() | {stage: entry}, indent=2) + "\n")
+        self._write(stage, entry)
+
+    def keep_settings(self, stage: str, settings: Mapping[str, Any]) -> None:
+        """Record the settings, defaults included, of what a stage that has begun here made."""
+        self._write(stage, self._entry(stage) | {"settings": dict(settings)})
 
     def commit(self, stage: str) -> str | None:
         """Return the commit of the code that last ran a stage here; None if it is not known."""
@@ -109,6 +114,10 @@ class RunFolder:
     def hardware(self, stage: str) -> str | None:
         """Return the hardware that last ran a stage here; None if it is not known."""
         return self._entry(stage).get("hardware")
+
+    def settings(self, stage: str) -> dict[str, Any] | None:
+        """Return the settings that `keep_settings` recorded; None of a stage that has none."""
+        return self._entry(stage).get("settings")
 
     def is_new(self) -> bool:
         """Return whether no stage has begun here."""
@@ -136,6 +145,10 @@ class RunFolder:
 
     def _entry(self, stage: str) -> dict[str, Any]:
         return self._read().get(stage, {})
+
+    def _write(self, stage: str, entry: Mapping[str, Any]) -> None:
+        text = json.dumps(self._read() | {stage: entry}, indent=2)
+        write_text(self._stages, text + "\n")
 
     def _read(self) -> dict[str, dict[str, Any]]:
         if not self._stages.is_file():

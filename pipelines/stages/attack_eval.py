@@ -6,10 +6,8 @@ import dataclasses
 import functools
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 from pipelines.fingerprints import fingerprint
-from pipelines.objects import settings_of
 from pipelines.run_folder import RunFolder
 from pipelines.sections import EvaluationOptions
 from pipelines.spec import Spec, attack_files, attacks_by_key, data_files
@@ -156,7 +154,7 @@ def _attack_eval(spec: Spec, folder: RunFolder, network: SavedNetwork) -> None:
         digest=_digest(spec, folder),
         training_commit=folder.commit("train"),
         training_hardware=folder.hardware("train"),
-        training_settings=_training_settings(spec),
+        training_settings=folder.settings("train"),
         curve=[(point, _at(network, point)) for point in _points(options)],
         say=functools.partial(print, flush=True),
     )
@@ -194,19 +192,6 @@ def _attack_eval(spec: Spec, folder: RunFolder, network: SavedNetwork) -> None:
     results = {f"accuracy, {row.name}": row.accuracy for row in rows}
     evaluation = AttackEval().inputs(spec, folder) if spec.train is None else None
     log_results(spec.tracker, spec.name, spec.config, folder, results, evaluation)
-
-
-def _training_settings(spec: Spec) -> dict[str, dict[str, Any]] | None:
-    """Return the sections of the method and the optimizer with their defaults; None without.
-
-    The network before training has none in its config, though the spec has the makers.
-    """
-    makers = {"method": spec.method, "optimizer": spec.optimizer}
-    return {
-        key: {"name": spec.config[key]["name"], **settings_of(maker)}
-        for key, maker in makers.items()
-        if maker is not None and key in spec.config
-    } or None
 
 
 def _at(network: SavedNetwork, point: dict[str, float]) -> SavedNetwork:

@@ -13,18 +13,20 @@ import numpy as np
 
 from pipelines import config as configs
 from pipelines.fingerprints import fingerprint
-from pipelines.objects import FACTS
+from pipelines.objects import FACTS, settings_of
 from pipelines.run_folder import RunFolder
 from pipelines.sections import TRAINED
 from pipelines.spec import Spec, attack_files, data_files, training_attacks
 from pipelines.stages import training
 from pipelines.stages.stage import Stage
 from pipelines.trackers import tracked
+from tfrobust.attacks import Attack, registered_name
 from tfrobust.data import readable
 from tfrobust.errors import UserError, in_memory
 from tfrobust.evaluation.aside import FILES, move_aside
 from tfrobust.exporting import FORMATS
 from tfrobust.gate import FEWEST
+from tfrobust.methods import RobustModel
 from tfrobust.models import application_file, keras_file
 
 # What is made from the network, and must not stand beside another one.
@@ -68,7 +70,30 @@ class Train(Stage):
             readable(),
             tracked(spec.tracker, spec.name, spec.config, folder) as tracker,
         ):
-            training.train(spec, folder, callbacks=[tracker.callback()] if tracker else [])
+            callbacks = [tracker.callback()] if tracker else []
+            model = training.train(spec, folder, callbacks=callbacks)
+        folder.keep_settings(self.name, _settings(spec, model))
+
+
+def _settings(spec: Spec, model: RobustModel) -> dict[str, dict[str, Any]]:
+    """Return the settings of the method, its attack and the optimizer, defaults included.
+
+    Settings that a method works out anew for each batch are None: the step size of an attack, and
+    the loss of one that has an objective of its own.
+    """
+    assert spec.method is not None and spec.optimizer is not None
+    settings = {
+        key: {"name": spec.config[key]["name"], **settings_of(maker)}
+        for key, maker in (("method", spec.method), ("optimizer", spec.optimizer))
+    }
+    return settings if model.attack is None else settings | {"attack": _described(model.attack)}
+
+
+def _described(attack: Attack) -> dict[str, Any]:
+    """Return an attack's name and fields, and those of an attack in it."""
+    fields = {field.name: getattr(attack, field.name) for field in dataclasses.fields(attack)}
+    attacks = {key: _described(value) for key, value in fields.items() if isinstance(value, Attack)}
+    return {"name": registered_name(attack), **fields, **attacks}
 
 
 def _is_whole(history: Path) -> bool:

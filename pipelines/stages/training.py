@@ -61,7 +61,7 @@ def train(
     folder: RunFolder,
     epochs: int | None = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
-) -> None:
+) -> RobustModel:
     """Train from the last checkpoint, or from the start, and write the network to model.keras.
 
     The same config gives the same weights on CPU, whether or not the training was interrupted.
@@ -73,19 +73,22 @@ def train(
             all epochs of the config.
         callbacks: Further callbacks for `fit`, which only watch.
 
+    Returns:
+        The method around the network.
+
     Raises:
         Diverged: If the loss is not finite more often than `train.rollbacks` allows.
     """
     plan = spec.train
     assert plan is not None
-    checkpoints, network = Checkpoints(folder.checkpoints), None
+    checkpoints, model = Checkpoints(folder.checkpoints), None
     checkpoints.rewind(int(stack_workers(np.array(checkpoints.step)).min()))
     data = splits(spec)
     with Interruption().caught() as interruption:
-        while network is None:
+        while model is None:
             try:
                 last = epochs or plan.epochs
-                network = _train_up_to_epoch(
+                model = _train_up_to_epoch(
                     spec, plan, folder, data, checkpoints, interruption, last, callbacks
                 )
             except NotFinite as error:
@@ -94,10 +97,11 @@ def train(
                     raise Diverged(f"train: {error}; {hint}") from None
                 checkpoints.rollbacks += 1
                 print(f"train: {error}; going on from there at {ROLLBACK:g} times the rate")
-    network = with_precision(network, "float32")
+    network = with_precision(model.network, "float32")
     with contextlib.suppress(UserError):  # Keras has no layers for a once-for-all network
         network = with_keras_layers(network)
     write_atomically(folder.model, network.save)
+    return model
 
 
 def progress(folder: RunFolder) -> tuple[float, bool]:
@@ -123,8 +127,8 @@ def _train_up_to_epoch(
     interruption: Interruption,
     epochs: int,
     callbacks: Sequence[keras.callbacks.Callback],
-) -> keras.Model:
-    """Train until `epochs` epochs are done, and return the network at its best epoch."""
+) -> RobustModel:
+    """Train until `epochs` epochs are done; return the method around the best epoch's network."""
     timer = BatchTimer()  # its clock runs from here, where the data are loaded
     keras.utils.set_random_seed(spec.seed)
     split, held_out, extra = data
@@ -191,7 +195,7 @@ def _train_up_to_epoch(
     interruption.heed(resume.epoch, 0)
     best.restore()
     _extremes(folder.extremes, model, split)
-    return model.network
+    return model
 
 
 def _compiled(spec: Spec, plan: Train, data: Splits, steps: int, rollbacks: int) -> RobustModel:

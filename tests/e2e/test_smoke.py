@@ -69,8 +69,14 @@ def test_every_method_through_every_stage(method: str, tmp_path: Path) -> None:
     threat = {"norm": "linf", "eps": 0.15, "box": [0.0, 1.0]}
     assert evaluation["threat"] == threat and evaluation["seed"] == 0
     settings = evaluation["training_settings"]
+    page = (folder / "report" / "index.html").read_text()
     assert settings["method"]["name"] == method and settings["method"]["label_smoothing"] == 0
     assert settings["optimizer"]["nesterov"] is False, "a default has to be in the record"
+    attack = METHODS[method].default_attack
+    assert (attack is None) == ("attack" not in settings) == ("attack in training" not in page)
+    if method == "atlas":  # its config names no attack
+        fgsm = {"name": "fgsm", "loss": "cross_entropy", "start": "uniform", "step_scale": 1.25}
+        assert settings["attack"].items() >= fgsm.items()
     written = {key: config["optimizer"][key] for key in ("learning_rate", "momentum")}
     assert settings["optimizer"] == {"name": "sgd", "nesterov": False} | written
 
@@ -84,7 +90,6 @@ def test_every_method_through_every_stage(method: str, tmp_path: Path) -> None:
     assert (folder / "extremes.npz").is_file() == (method in tables)
     assert (f"{tables.get(method)}_q50" in rows[0]) == (method in tables)
 
-    page = (folder / "report" / "index.html").read_text()
     assert "nesterov False" in page
     assert "http://" not in page.replace("http://www.w3.org", "") and "https://" not in page
     assert (folder / "report" / "report.md").read_text().startswith("#")

@@ -351,12 +351,14 @@ def _facts(config: dict[str, Any], evaluation: Record) -> list[tuple[str, str]]:
     versions, model = evaluation.versions or {}, config.get("model") or evaluation.model or {}
     training_eps = (config.get("train") or {}).get("eps")
     settings = evaluation.training_settings or config
+    attack = settings.get("attack")
     return [
         ("threat", threat_text(evaluation.balls)),
         *([] if training_eps is None else [("trained at", f"eps {number(training_eps)}")]),
         ("data", f"{data.name}, {data.split} split"),
         ("model", str(model.get("name") or model.get("path", NOTHING))),
         ("method", _settings(settings.get("method"))),
+        *([("attack in training", _settings(attack))] if attack else []),
         ("optimizer", _settings(settings.get("optimizer"))),
         ("precision", str(config.get("precision", NOTHING))),
         ("seed", f"training {config.get('seed', NOTHING)}, evaluation {evaluation.seed}"),
@@ -379,4 +381,4 @@ def _settings(section: dict[str, Any] | None) -> str:
     if section is None:
         return NOTHING
     scalars = {key: value for key, value in section.items() if not isinstance(value, dict | list)}
-    return ", ".join(filter(None, [section["name"], attack_settings(scalars)]))
+    return ", ".join(filter(None, [section.get("name"), attack_settings(scalars)]))
