@@ -284,7 +284,7 @@ class Record(Part):
         closing: The circumstances of the checks and curves.
         training_commit: The commit of the code that trained the network.
         training_hardware: The device and the CPU threads that trained it.
-        training_settings: The settings of "method", "optimizer" and "attack", with defaults.
+        training_settings: The settings of the training and of its parts, with their defaults.
     """
 
     schema_version: int = 0

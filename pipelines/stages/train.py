@@ -20,17 +20,21 @@ from pipelines.spec import Spec, attack_files, data_files, training_attacks
 from pipelines.stages import training
 from pipelines.stages.stage import Stage
 from pipelines.trackers import tracked
-from tfrobust.attacks import Attack, registered_name
+from tfrobust.attacks import ATTACKS
 from tfrobust.data import readable
 from tfrobust.errors import UserError, in_memory
 from tfrobust.evaluation.aside import FILES, move_aside
 from tfrobust.exporting import FORMATS
 from tfrobust.gate import FEWEST
-from tfrobust.methods import RobustModel
+from tfrobust.methods import AVERAGINGS, RobustModel
 from tfrobust.models import application_file, keras_file
+from tfrobust.training import SCHEDULES
 
 # What is made from the network, and must not stand beside another one.
 OF_NETWORK = (*FILES, "exports", *(kind.file for kind in FORMATS.values()))
+# The names of parts of a training in a config.
+PARTS: dict[str, type] = {**ATTACKS, **SCHEDULES, **AVERAGINGS}
+NAMES = {kind: name for name, kind in PARTS.items()}
 
 
 class Train(Stage):
@@ -76,24 +80,34 @@ class Train(Stage):
 
 
 def _settings(spec: Spec, model: RobustModel) -> dict[str, dict[str, Any]]:
-    """Return the settings of the method, its attack and the optimizer, defaults included.
+    """Return the settings of the training and of its parts, defaults included.
 
-    Settings that a method works out anew for each batch are None: the step size of an attack, and
-    the loss of one that has an objective of its own.
+    Settings that are worked out in training are None, such as a step size that depends on eps, and
+    the loss of an attack in a method with an objective of its own.
     """
-    assert spec.method is not None and spec.optimizer is not None
-    settings = {
-        key: {"name": spec.config[key]["name"], **settings_of(maker)}
-        for key, maker in (("method", spec.method), ("optimizer", spec.optimizer))
+    assert spec.method is not None and spec.optimizer is not None and spec.train is not None
+    train = _fields(spec.train)
+    parts: dict[str, dict[str, Any]] = {
+        "method": {"name": spec.config["method"]["name"], **settings_of(spec.method)},
+        "optimizer": {"name": spec.config["optimizer"]["name"], **settings_of(spec.optimizer)},
+        "train": {key: value for key, value in train.items() if not isinstance(value, dict)},
     }
-    return settings if model.attack is None else settings | {"attack": _described(model.attack)}
+    if model.attack is not None:
+        parts["attack"] = _described(model.attack)
+    return parts | {key: value for key, value in train.items() if isinstance(value, dict)}
 
 
-def _described(attack: Attack) -> dict[str, Any]:
-    """Return an attack's name and fields, and those of an attack in it."""
-    fields = {field.name: getattr(attack, field.name) for field in dataclasses.fields(attack)}
-    attacks = {key: _described(value) for key, value in fields.items() if isinstance(value, Attack)}
-    return {"name": registered_name(attack), **fields, **attacks}
+def _fields(part: Any) -> dict[str, Any]:
+    """Return the fields of a dataclass, such as an attack; parts in it have their names too."""
+    values = {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
+    return {
+        key: _described(value) if dataclasses.is_dataclass(value) else value
+        for key, value in values.items()
+    }
+
+
+def _described(part: Any) -> dict[str, Any]:
+    return {"name": NAMES[type(part)], **_fields(part)}
 
 
 def _is_whole(history: Path) -> bool:

@@ -21,6 +21,7 @@ from tfrobust.errors import UserError
 from tfrobust.methods import METHODS
 from tfrobust.record import Record
 from tfrobust.report import load_run
+from tfrobust.report.text import number
 from tfrobust.training import checkpoint
 
 ONE_STEP = [
@@ -74,9 +75,13 @@ def test_every_method_through_every_stage(method: str, tmp_path: Path) -> None:
     assert settings["optimizer"]["nesterov"] is False, "a default has to be in the record"
     attack = METHODS[method].default_attack
     assert (attack is None) == ("attack" not in settings) == ("attack in training" not in page)
+    assert settings["train"]["checkpoint_minutes"] == 10
+    schedule = settings["schedule"]
+    assert all(f"{key} {number(schedule[key])}" in page for key in schedule.keys() - {"name"})
     if method == "atlas":  # its config names no attack
         fgsm = {"name": "fgsm", "loss": "cross_entropy", "start": "uniform", "step_scale": 1.25}
         assert settings["attack"].items() >= fgsm.items()
+        assert settings["validation_attack"]["name"] == "pgd"
     written = {key: config["optimizer"][key] for key in ("learning_rate", "momentum")}
     assert settings["optimizer"] == {"name": "sgd", "nesterov": False} | written
 

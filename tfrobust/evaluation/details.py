@@ -26,7 +26,7 @@ class Details:
         digest: A digest of the network's files.
         training_commit: The commit of the code that trained the network.
         training_hardware: The device and the CPU threads that trained it.
-        training_settings: The settings of "method", "optimizer" and "attack", with defaults.
+        training_settings: The settings of the training and of its parts, with their defaults.
         curve: A once-for-all network at each of its points, such as {"lambda": 0.5}; the first is
             the evaluated network itself.
         say: Called with each line about the progress.

@@ -100,6 +100,16 @@ EXPORTS_ATTACKED_NOTE = (
     "accuracy is an upper bound. The first row is the network itself under the same attacks; the "
     "difference to it, in points, has McNemar's exact test."
 )
+# The settings of a training that the page shows, and what it calls them.
+TRAINING = {
+    "method": "method",
+    "attack": "attack in training",
+    "optimizer": "optimizer",
+    "schedule": "learning rate",
+    "averaging": "average of the weights",
+    "train": "training",
+    "validation_attack": "attack in validation",
+}
 CURVE_NOTE = (
     "clean accuracy and the worst case over the attacks. The rest of this page is at the first "
     "setting."
@@ -349,17 +359,12 @@ def _training(record: RunRecord) -> list[tuple[str, str]]:
 def _facts(config: dict[str, Any], evaluation: Record) -> list[tuple[str, str]]:
     data = data_of(config, evaluation)
     versions, model = evaluation.versions or {}, config.get("model") or evaluation.model or {}
-    training_eps = (config.get("train") or {}).get("eps")
     settings = evaluation.training_settings or config
-    attack = settings.get("attack")
     return [
         ("threat", threat_text(evaluation.balls)),
-        *([] if training_eps is None else [("trained at", f"eps {number(training_eps)}")]),
         ("data", f"{data.name}, {data.split} split"),
         ("model", str(model.get("name") or model.get("path", NOTHING))),
-        ("method", _settings(settings.get("method"))),
-        *([("attack in training", _settings(attack))] if attack else []),
-        ("optimizer", _settings(settings.get("optimizer"))),
+        *[(name, _settings(settings[key])) for key, name in TRAINING.items() if settings.get(key)],
         ("precision", str(config.get("precision", NOTHING))),
         ("seed", f"training {config.get('seed', NOTHING)}, evaluation {evaluation.seed}"),
         ("commit", _commits(evaluation)),
@@ -377,8 +382,6 @@ def _commits(evaluation: Record) -> str:
     return "; ".join([evaluation.commit or "not recorded", *others])
 
 
-def _settings(section: dict[str, Any] | None) -> str:
-    if section is None:
-        return NOTHING
-    scalars = {key: value for key, value in section.items() if not isinstance(value, dict | list)}
-    return ", ".join(filter(None, [section.get("name"), attack_settings(scalars)]))
+def _settings(section: dict[str, Any]) -> str:
+    shown = {key: value for key, value in section.items() if not isinstance(value, dict)}
+    return ", ".join(filter(None, [section.get("name"), attack_settings(shown)]))
