@@ -46,8 +46,15 @@ class Flags:
                 if array is not None and array.shape != label.shape:
                     raise ValueError(f"{key} of shape {array.shape} for labels {label.shape}")
             for key, array in arrays.items():
-                if array.ndim != 1 or len(array) > len(label):
+                if array.ndim != 1 or not 0 < len(array) <= len(label):
                     raise ValueError(f"{key} of shape {array.shape} for labels {label.shape}")
+            kinds = {"index": (index, "iu"), "label": (label, "iu"), DIGEST: (digest, "u")}
+            kinds |= {key: (array, "b") for key, array in arrays.items()}
+            for key, (array, kind) in kinds.items():
+                if array is not None and array.dtype.kind not in kind:
+                    raise ValueError(f"{key} of dtype {array.dtype}")
+            if min(index.min(), label.min()) < 0:
+                raise ValueError("an index or a label below 0")
         except FileNotFoundError:
             raise UserError(f"{path}: expected flags, received no such file") from None
         except UNREADABLE as error:

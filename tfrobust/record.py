@@ -111,7 +111,7 @@ class ThreatRow(Part):
     """The threat under which the attacks ran."""
 
     norm: str
-    eps: float
+    eps: Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
     box: list[float] | None = None
     per_feature: list[Any] | dict[str, float] | None = None
 
@@ -305,7 +305,7 @@ class Record(Part):
     eps_curve: list[EpsRow] = []
     corruptions: CorruptionTable | None = None
     requirements: list[RequirementRow] = []
-    threat: ThreatRow | list[ThreatRow]
+    threat: ThreatRow | Annotated[list[ThreatRow], pydantic.Field(min_length=1)]
     seed: int | None = None
     data: DataRow | None = None
     model: dict[str, Any] | None = None
@@ -332,9 +332,9 @@ class Record(Part):
         try:
             record = cls.model_validate(content)
         except pydantic.ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "evaluation"
-            raise ValueError(f"{where}: {first['input']!r}: {first['msg']}") from None
+            worst = max(error.errors(), key=lambda each: len(each["loc"]))  # of the form meant
+            where = ".".join(map(str, worst["loc"])) or "evaluation"
+            raise ValueError(f"{where}: {worst['input']!r}: {worst['msg']}") from None
         if record.robust_accuracy is not None and record.worst_case_examples is None:
             raise ValueError("worst_case_examples: expected beside robust_accuracy")
         return record if record.schema_version else _with_new_headline(record)

@@ -36,7 +36,7 @@ from pipelines.spec import BEFORE, RUN_STAGES, SEARCH_STAGES
 from pipelines.suite import Entry, SuiteFile
 from pipelines.trackers import TRACKERS
 from tfrobust.attacks import ATTACKS
-from tfrobust.data import AUGMENTATIONS, DATASETS
+from tfrobust.data import AUGMENTATIONS, DATASETS, Dataset
 from tfrobust.evaluation import Corruptions
 from tfrobust.evaluation.attack_list import COMMON, SUITES
 from tfrobust.io import write_text
@@ -156,7 +156,7 @@ def render() -> str:
         ("An entry of its runs", Entry),
     ):
         parts += [f"## {title}", *_about(constructor)]
-    parts += ["## Every method", *_about(RobustModel, OF_METHODS)]
+    parts += ["## Every method", *_about(RobustModel, OF_METHODS | {"name"})]
     registries: dict[str, Mapping[str, Callable[..., Any]]] = {
         "method.name": METHODS,
         "method.attack.name, attacks": ATTACKS,
@@ -169,24 +169,37 @@ def render() -> str:
         "train.averaging.name": AVERAGINGS,
         "track.name": TRACKERS,
     }
-    hidden = {"method.name": set(parameters(RobustModel)), "model.name": OF_MODELS}
+    hidden = {"model.name": OF_MODELS, "attacks: suites": {"threat"}}
     for title, registry in registries.items():
         parts.append(f"## {title}")
         for name in sorted(registry):
-            parts += [f"### {name}", *_about(registry[name], hidden.get(title, set()))]
+            known = _of_every_method(registry[name]) if registry is METHODS else set()
+            parts += [f"### {name}", *_about(registry[name], known | hidden.get(title, set()))]
     return "\n\n".join(part.rstrip() for part in parts) + "\n"
+
+
+def _of_every_method(method: Callable[..., Any]) -> set[str]:
+    """Return the parameters of a method that are in the table of every method, default included."""
+    own = parameters(method)
+    shared = {name: p for name, p in parameters(RobustModel).items() if name in own}
+    return {name for name, p in shared.items() if own[name].default == p.default}
 
 
 def _about(constructor: Callable[..., Any], hidden: Collection[str] = ()) -> Iterator[str]:
     """Yield the docstring of a constructor, and a table of its parameters that are not hidden."""
     yield "```text\n" + (inspect.getdoc(constructor) or "") + "\n```"
     rows = [
-        ["name" if name == "source" else name, _type(p.annotation), _default(p.default)]
+        [_key(name, p), _type(p.annotation), _default(p.default)]
         for name, p in parameters(constructor).items()
         if name not in hidden and p.kind is not p.VAR_KEYWORD
     ]
     if rows:
         yield markdown_table(["key", "type", "default"], rows)
+
+
+def _key(name: str, parameter: inspect.Parameter) -> str:
+    """Return the key of a parameter in a config, where a data set has a name."""
+    return "name" if parameter.annotation is Dataset else name
 
 
 def _type(annotation: Any) -> str:

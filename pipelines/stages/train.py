@@ -88,7 +88,8 @@ def _settings(spec: Spec, model: RobustModel) -> dict[str, dict[str, Any]]:
     assert spec.method is not None and spec.optimizer is not None and spec.train is not None
     train = _fields(spec.train)
     parts: dict[str, dict[str, Any]] = {
-        "method": {"name": spec.config["method"]["name"], **settings_of(spec.method)},
+        "method": {"name": spec.config["method"]["name"], **settings_of(spec.method)}
+        | {"craft": model.craft},  # `awp` has that of the other method
         "optimizer": {"name": spec.config["optimizer"]["name"], **settings_of(spec.optimizer)},
         "train": {key: value for key, value in train.items() if not isinstance(value, dict)},
     }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+import re
 import typing
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 from tests.errors import error_line
 from tfrobust import PGD, Threat
 from tfrobust.attacks import ATTACKS
+from tfrobust.data import DATASETS
 from tfrobust.methods import METHODS, RobustModel
 from tfrobust.methods.averaging import AVERAGINGS
 from tfrobust.registry import parameters
@@ -30,6 +33,19 @@ NEEDED: dict[str, dict[str, Any]] = {
     "saved_images": {"path": "images.npz"},
     "transfer": {"source": "surrogate.keras"},
 }
+
+
+POSITIONAL = {**ATTACKS, **SCHEDULES, **AVERAGINGS, **DATASETS}
+
+
+@pytest.mark.parametrize("name", POSITIONAL)
+def test_positional_arguments_have_the_order_of_the_docstring(name: str) -> None:
+    """Ema(5) was start_epoch=5, where the docstring begins with decay, and PGD(20) was a loss."""
+    constructor: Any = POSITIONAL[name]
+    described = re.findall(r"^    (\w+): ", inspect.getdoc(constructor) or "", re.MULTILINE)
+    given = inspect.signature(constructor).parameters.values()
+    order = [p.name for p in given if p.kind is p.POSITIONAL_OR_KEYWORD and p.name in described]
+    assert order == [each for each in described if each in order]
 
 
 def misfits(annotation: Any) -> list[Any]:

@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 from tests.errors import error_line
-from tfrobust import APGD, FAB, PGD, Square, Threat, evaluate
+from tfrobust import APGD, FAB, PGD, RayS, Square, Threat, evaluate
 from tfrobust.attacks import SavedImages, Transfer
 
 THREAT = Threat("linf", "8/255")
@@ -76,6 +76,20 @@ def test_arrays_of_any_width_and_columns_of_labels_are_the_same(
     for images, labels in ((X, Y), (X.astype("float64"), Y[:, None]), (X.tolist(), Y.tolist())):
         crafted = attack(lambda z: network(z), images, labels, threat=THREAT, seed=(0, 1))
         np.testing.assert_array_equal(crafted, expected)
+
+
+def test_an_eps_for_each_example_is_taken_or_refused(network: keras.Model) -> None:
+    """Square and RayS failed within TensorFlow, and FAB for an eps of float64."""
+    eps = np.linspace(0.01, 0.2, 8)
+    threat = Threat("linf", tf.constant(eps))
+    for attack in (PGD(steps=3), FAB(steps=3)):
+        crafted = attack(network, X, Y, threat=threat, seed=(0, 1))
+        assert (np.abs(crafted - X).max(axis=(1, 2, 3)) <= eps + 1e-6).all()
+        assert not np.array_equal(crafted, X)
+    for attack in (APGD(steps=3), Square(queries=5), RayS(queries=5)):
+        line = error_line(lambda attack=attack: attack(network, X, Y, threat=threat, seed=(0, 1)))
+        expected = "one number for all examples, of shape ()"
+        assert line == f"threat.eps: expected {expected}, received (8,)"
 
 
 def test_paths_of_files_may_be_path_objects(network: keras.Model, tmp_path: Path) -> None:

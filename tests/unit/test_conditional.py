@@ -12,12 +12,13 @@ import pytest
 import tensorflow as tf
 
 from tests.products import slow_but
-from tfrobust import PGD, Adv, Natural, Threat
+from tfrobust import APGD, PGD, Adv, Attack, Natural, Square, Threat
 from tfrobust.errors import UserError
 from tfrobust.exporting import export
 from tfrobust.methods import Oat
 from tfrobust.models import MODELS, PRECISIONS, load_network, small_cnn, with_precision
 from tfrobust.models.conditional import DualBatchNorm, Encoding, FiLM
+from tfrobust.xla import fixed_shapes
 
 LAMBDAS = [0.0, 0.2, 1.0]
 SMALL: dict[str, dict[str, Any]] = {
@@ -195,6 +196,24 @@ def test_loss_at_a_lambda_is_that_of_adv_with_this_clean_weight() -> None:
         result = model.robust_loss(batch | {"strength": tf.fill([6], value)})["loss"]
         expected = cls(network_at(value), threat=THREAT, **terms).robust_loss(batch)["loss"]
         np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "attack", [PGD(steps=4, restarts=2, success="any"), APGD(steps=4), Square(queries=9)]
+)
+def test_an_attack_that_broken_examples_leave_is_at_the_lambdas_of_those_that_stay(
+    attack: Attack,
+) -> None:
+    """Training failed, as the lambdas of the whole batch met the images of a part of it."""
+    model = Oat(small_oat().network, threat=Threat("linf", 0.02), attack=attack, lambdas=LAMBDAS)
+    batch = batch_of(model, 24)
+    with fixed_shapes():  # none leaves
+        expected = model.perturb(batch)
+    found = model.perturb(batch)
+    np.testing.assert_array_equal(found["strength"], expected["strength"])
+    np.testing.assert_allclose(found["adv"], expected["adv"], atol=1e-6)
+    wrong = model.robust_loss(batch | found)["robust_accuracy"][0]
+    assert 0 < np.count_nonzero(wrong) < 24 - 8
 
 
 def test_oat_and_adv_refuse_a_network_with_the_wrong_inputs() -> None:

@@ -16,6 +16,7 @@ from tfrobust.data.digits import open_digits
 from tfrobust.errors import UserError
 from tfrobust.evaluation import craft, evaluate
 from tfrobust.models import in_precision, load_network, small_cnn
+from tfrobust.models.layers import Dropout
 from tfrobust.record import Record
 from tfrobust.report.summary import how_counted
 
@@ -43,6 +44,16 @@ def test_images_that_only_the_search_breaks_are_attacked_again(digits: Any) -> N
     np.testing.assert_array_equal(again.right, alone.right)
     assert 0 < alone.right.mean() < 1
     assert (again.queries > alone.queries)[alone.queries > 1].all()
+
+
+def test_images_attacked_again_have_their_own_noise_of_dropout(digits: Any) -> None:
+    """It failed: Dropout had the noise of all these images, and the attack only some of them."""
+    network, x, y = digits
+    random = keras.Sequential([keras.Input((8, 8, 1)), network, Dropout(0.1)])
+    search: Any = lambda images: -random(images, training=True)  # noqa: E731
+    attack = PGD(steps=5, success="any")
+    found = craft(lambda z: random(z, training=True), x, y, attack, THREAT, search=search)
+    assert 0 < found.right.mean() < 1
 
 
 @pytest.mark.slow

@@ -104,7 +104,7 @@ def test_eot_follows_the_mean_gradient_of_a_random_network() -> None:
 
     @tf.function(autograph=False)
     def craft() -> Any:
-        return EOT(FGSM("margin", "none", 1.0), 3)(
+        return EOT(FGSM(1.0, loss="margin", start="none"), 3)(
             network, tf.constant(X), tf.zeros(6, tf.int32), threat=THREAT, seed=SEED
         )
 

@@ -11,10 +11,10 @@ from absl import logging
 
 from tfrobust import losses, noise
 from tfrobust.attacks.apgd_steps import Halving, Sparse
-from tfrobust.attacks.base import Attack, LogitsFn, Outcome
+from tfrobust.attacks.base import Attack, LogitsFn, Outcome, check_one_eps
 from tfrobust.attacks.compaction import State, hunt
 from tfrobust.attacks.gradient import Evaluate, differentiated
-from tfrobust.errors import choose, number, require, require_at_least
+from tfrobust.errors import choose, number, require_at_least
 from tfrobust.norms import norm, per_example, rows
 from tfrobust.serialization import serializable
 from tfrobust.threat import Threat
@@ -114,8 +114,7 @@ class APGD(Attack):
     def run(
         self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, *, threat: Threat, seed: Any
     ) -> Outcome:
-        scalar = not tf.is_tensor(threat.eps) or threat.eps.shape.rank == 0
-        require(scalar, "threat.eps", "one number for all examples", threat.eps)
+        check_one_eps(threat)
         x, y = tf.convert_to_tensor(x), tf.cast(y, tf.int32)
         clean = tf.stop_gradient(logits_fn(x))
         fitted = self.fitted(clean.shape[-1])

@@ -34,12 +34,19 @@ class Outcome(NamedTuple):
     gradients: tf.Tensor
 
 
+def check_one_eps(threat: Threat) -> None:
+    """Raise a UserError if a threat has an eps for each example."""
+    shape = tuple(threat.eps.shape) if tf.is_tensor(threat.eps) else ()
+    require(not shape, "threat.eps", "one number for all examples, of shape ()", shape)
+
+
 @dataclasses.dataclass(frozen=True)
 class Attack(Configurable):
     """A search for adversarial images. Its fields are its hyper-parameters; it has no state.
 
     The attack says how to search, and the threat says where. One attack therefore works with every
-    eps: in evaluation, and in training with a growing eps or an eps for each example.
+    eps: in evaluation, and in training with a growing eps or an eps for each example. (APGD, Square
+    and RayS need one eps for all.)
 
     Attributes:
         needs_gradients: Whether the attack follows gradients of the attacked network.
@@ -147,7 +154,9 @@ class Attack(Configurable):
             return self.images(logits_fn, x, y, threat=threat, seed=seed)
         require(isinstance(threat, Threat), "threat", "a Threat", threat)
         images = gate.check_images(x, "x", threat.box, layout="channels_last")
-        if not tf.is_tensor(threat.eps):
+        if tf.is_tensor(threat.eps):
+            threat = threat.at(tf.cast(threat.eps, tf.float32))
+        else:
             gate.check_threat(threat, images.shape[1:])
         self.check(threat, images.shape[1:])
         classes = gate.check_network(logits_fn, images[:1], threat.box).shape[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,6 +17,7 @@ State = dict[str, tf.Tensor]
 Step = Callable[[tf.Tensor, State], State]
 Hunt = Callable[[Step, State, Any], State]
 
+_row: contextvars.ContextVar[tf.Tensor | None] = contextvars.ContextVar("row", default=None)
 _stand_in: contextvars.ContextVar[Hunt | None] = contextvars.ContextVar("stand_in", default=None)
 
 
@@ -34,7 +36,7 @@ def hunt(step: Step, state: State, steps: Any) -> State:
     Returns:
         The final state of all examples, in their order.
     """
-    stand_in = _stand_in.get()
+    step, stand_in = functools.partial(_at_its_rows, step), _stand_in.get()
     if stand_in is not None:
         return stand_in(step, state, steps)
     if has_fixed_shapes():
@@ -72,6 +74,25 @@ def hunt(step: Step, state: State, steps: Any) -> State:
         parallel_iterations=1,
     )
     return written(everything, active)
+
+
+def _at_its_rows(step: Step, i: tf.Tensor, state: State) -> State:
+    """Call the step of `hunt` such that `of_standing` returns the rows of its examples."""
+    outer, row = _row.get(), state["row"]
+    token = _row.set(row if outer is None else tf.gather(outer, row))
+    try:
+        return step(i, state)
+    finally:
+        _row.reset(token)
+
+
+def of_standing(value: Any) -> Any:
+    """Return the values for the examples that a step of `hunt` is at, as `take_rows` does.
+
+    Outside such a step, where the whole batch is at work, they are unchanged.
+    """
+    row = _row.get()
+    return value if row is None else take_rows(value, row)
 
 
 def written(everything: State, active: State) -> State:

@@ -39,7 +39,7 @@ def averaged(samples: int) -> Iterator[None]:
         _samples.reset(token)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class GradientAttack(Attack):
     """Projected steepest ascent, x_{k+1} = project(x_k + step * steepest(grad objective(x_k))).
 

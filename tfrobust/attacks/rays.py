@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from tfrobust import losses
-from tfrobust.attacks.base import Attack, LogitsFn, Outcome
+from tfrobust.attacks.base import Attack, LogitsFn, Outcome, check_one_eps
 from tfrobust.attacks.compaction import State, hunt
 from tfrobust.errors import require, require_at_least
 from tfrobust.norms import rows
@@ -107,6 +107,7 @@ class RayS(Attack):
         block. Examples of both kinds share a pass.
         """
         self.check(threat)
+        check_one_eps(threat)
         x, y = tf.convert_to_tensor(x), tf.cast(y, tf.int32)
         pixels, reach = math.prod(x.shape[1:]), _longest(threat, x.shape[1:])
         gap = TOLERANCE / math.sqrt(pixels)

@@ -9,7 +9,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfrobust import losses, noise
-from tfrobust.attacks.base import Attack, LogitsFn, Outcome
+from tfrobust.attacks.base import Attack, LogitsFn, Outcome, check_one_eps
 from tfrobust.attacks.compaction import State, hunt
 from tfrobust.attacks.square_moves import Pyramids, Squares
 from tfrobust.errors import number, require_at_least
@@ -74,6 +74,7 @@ class Square(Attack):
     def run(
         self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, *, threat: Threat, seed: Any
     ) -> Outcome:
+        check_one_eps(threat)
         x, y = tf.convert_to_tensor(x), tf.cast(y, tf.int32)
         shape, flat = x.shape[1:], len(x.shape) < 4
         if flat:

@@ -139,11 +139,11 @@ def open_folder(
         path: The folder that holds train/CLASS/IMAGE and test/CLASS/IMAGE (or val/), as ImageNet is
             commonly stored. To evaluate a network, test/ (or val/) is enough.
         image_size: The side of the square that is cut out of the centre, in pixels.
+        test_examples: The number of test images to attack, the first in their random order, which
+            are then held in memory; None for all.
         resize: The length of the shorter side before the cut. "fit" is image_size, so that an image
             of this size stays as it is. "imagenet" is 256/224 times image_size, as networks for
             ImageNet are commonly evaluated.
-        test_examples: The number of test images to attack, the first in their random order, which
-            are then held in memory; None for all.
 
     Raises:
         UserError: The folders do not exist, differ in their classes, or are empty. A class may

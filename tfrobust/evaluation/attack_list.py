@@ -240,9 +240,9 @@ def autoattack(threat: Threat, version: str = "standard") -> list[ListedAttack]:
 
     Args:
         threat: The threat.
-        version: "standard"; "plus", with more restarts and the untargeted FAB, at about four times
-            the cost; or "rand", for networks with random outputs, with gradients averaged over 20
-            draws.
+        version: "standard"; "plus", with more restarts and the untargeted FAB, which for ten
+            classes doubles the passes and for more classes costs more; or "rand", for networks with
+            random outputs, with gradients averaged over 20 draws.
     """
     l1 = threat.norm == "l1"
     versions: dict[str, list[Attack]] = {

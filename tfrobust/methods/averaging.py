@@ -25,7 +25,7 @@ from tfrobust.serialization import Configurable, serializable
 STATISTICS = ("current", "averaged", "recomputed")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Averaging(Configurable):
     """An average a of the weights w: a <- keep * a + (1 - keep) * w after every training batch.
 
@@ -98,6 +98,7 @@ class Swa(Averaging):
         statistics: BatchNorm's: current, averaged or recomputed.
     """
 
+    start_epoch: int = 0
     statistics: str = "recomputed"
     counts_epochs = True
 

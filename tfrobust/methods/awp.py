@@ -41,8 +41,9 @@ class Awp(RobustModel):
     Args:
         method: The other method: its name, a mapping of its `name` and arguments, or a method
             object that is built on the same network. It can be any but `free`, which has a training
-            step of its own. All arguments but `gamma` and `warmup_epochs` are passed on to it; with
-            an object they are taken from it instead, but not its state.
+            step of its own. All arguments but `gamma` and `warmup_epochs` are passed on to it, and
+            what is not given has its defaults, such as its `craft`; with an object they are taken
+            from it instead, but not its state.
         gamma: The relative length of the move. The authors take 0.01 for ADV and 0.005 for TRADES.
         warmup_epochs: The number of epochs in which the weights are not moved.
     """

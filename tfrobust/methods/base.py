@@ -52,7 +52,7 @@ class RobustModel(AveragedModel):
         ramp_steps: The number of steps after these, in which eps, alpha and beta grow linearly.
         craft: The network's mode while it is attacked in training: "eval" (moving averages),
             "frozen" (batch statistics; the averages do not move) or "train" (batch statistics; the
-            averages move). Papers differ.
+            averages move). Papers differ, and so do the defaults of some methods.
         label_smoothing: The s with which the cross entropies of the loss take 1 - s + s / C as the
             probability of the label, and s / C as that of each other class. Attacks and validation
             take labels as they are.

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from tfrobust import losses, noise
 from tfrobust.attacks import PGD
+from tfrobust.attacks.compaction import of_standing
 from tfrobust.errors import require
 from tfrobust.methods.base import Batch, RobustModel
 from tfrobust.models.conditional import Encoding
@@ -73,7 +74,7 @@ class Oat(RobustModel):
             defaults["width"] = 1.0
         inputs = {"image": x}
         for name, default in defaults.items():
-            value = tf.cast(batch.get(name, default), tf.float32)
+            value = of_standing(tf.cast(batch.get(name, default), tf.float32))
             inputs[name] = tf.broadcast_to(value, tf.shape(x)[:1])
         return inputs
 

@@ -122,10 +122,11 @@ def iaat_wide_resnet(
 ) -> keras.Model:
     """Return the WideResNet of IAAT (Balaji et al., 2019, arXiv:1910.08051), as in their code.
 
-    BatchNorm has neither scale nor offset. The stem has as many filters as the first group. Where
-    the shape changes, the shortcut is average pooled and padded with channels of zeros. The logits
-    come from a 1 x 1 convolution, BatchNorm, and the mean over all pixels. The initial convolutions
-    are He-normal of the fan-out. The depths 32 and 34 are the same, as in `wide_resnet`.
+    Only the BatchNorm on the logits has a scale and an offset. The stem has as many filters as the
+    first group. Where the shape changes, the shortcut is average pooled and padded with channels of
+    zeros. The logits come from a 1 x 1 convolution, BatchNorm, and the mean over all pixels. The
+    initial convolutions are He-normal of the fan-out. The depths 32 and 34 are the same, as in
+    `wide_resnet`.
 
     Args:
         depth, width, mean, std: As in `wide_resnet`.

@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 
 from tfrobust.errors import UserError, one_line, user_path
-from tfrobust.flags import Flags, headline
+from tfrobust.flags import Flags, headline, subsets
 from tfrobust.record import ExportRow, ExportTable, Record, RequirementRow
 from tfrobust.report.text import NOTHING
 
@@ -143,17 +143,33 @@ def disagreement(evaluation: Record, flags: Flags) -> str | None:
 
     One of the files was edited, or copied from another run.
     """
+    clean = flags.right["clean"]
     rows = [row for row in evaluation.attacks if row.name in flags.right]
-    shares = {row.name: (row.robust_accuracy, flags.right[row.name]) for row in rows}
-    shares["clean"] = evaluation.clean_accuracy, flags.right["clean"]
-    complete = evaluation.schema_version and len(rows) == len(evaluation.attacks)
-    if evaluation.robust_accuracy is not None and complete:
-        rights = [flags.right[row.name] for row in rows]
-        shares["worst case"] = evaluation.robust_accuracy, headline(rights, flags.right["clean"])
-    for name, (share, right) in shares.items():
-        if not np.isclose(share, right.mean(), rtol=0, atol=1e-6):
-            found = f"received {share:.2%}; evaluation.rerun=true attacks again"
-            return f"{name}: expected {right.mean():.2%}, as flags.npz has it, {found}"
+    rights = [flags.right[row.name] for row in rows]
+    # What eval.json has of each accuracy, and the flags that it is of.
+    figures = [("clean", evaluation.clean_accuracy, evaluation.examples, clean)]
+    for row, right in zip(rows, rights, strict=True):
+        figures.append((row.name, row.robust_accuracy, row.examples, right))
+    if evaluation.schema_version and len(rows) == len(evaluation.attacks):
+        share, count = evaluation.robust_accuracy, evaluation.worst_case_examples
+        if share is not None and count is not None:
+            figures.append(("worst case", share, count, headline(rights, clean)))
+        for norm in evaluation.norms:
+            own = [flags.right[row.name] for row in rows if row.norm == norm.norm]
+            name = f"{norm.norm}: worst case"
+            figures.append((name, norm.robust_accuracy, norm.examples, headline(own, clean)))
+        smaller = subsets(rights, clean)
+        for subset in evaluation.subsets:
+            count, share = subset.examples, subset.robust_accuracy
+            figures.append((f"first {count} images", share, count, smaller.get(count, clean)))
+    for name, share, count, right in figures:
+        found = None
+        if count != len(right):
+            found = f"expected {len(right)} images, as flags.npz has them, received {count}"
+        elif not np.isclose(share, right.mean(), rtol=0, atol=1e-6):
+            found = f"expected {right.mean():.2%}, as flags.npz has it, received {share:.2%}"
+        if found:
+            return f"{name}: {found}; evaluation.rerun=true attacks again"
     return None
 
 
