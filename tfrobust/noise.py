@@ -21,6 +21,7 @@ LEAST = 1e-7  # replaces 0 under the logarithm of a `fraction`, which has 23 bit
 MANTISSA = 23  # bits of a float32
 _alone = contextvars.ContextVar("alone", default=False)
 _rows: contextvars.ContextVar[Any] = contextvars.ContextVar("rows", default=None)
+_standing: contextvars.ContextVar[Any] = contextvars.ContextVar("standing", default=None)
 
 
 @contextlib.contextmanager
@@ -41,6 +42,23 @@ def of_rows(size: tf.Tensor, rows: tf.Tensor) -> Iterator[None]:
         yield
     finally:
         _rows.reset(token)
+
+
+@contextlib.contextmanager
+def standing(row: tf.Tensor) -> Iterator[None]:
+    """Return a context in which only these rows [n] of the batch are at work."""
+    outer = _standing.get()
+    token = _standing.set(row if outer is None else tf.gather(outer, row))
+    try:
+        yield
+    finally:
+        _standing.reset(token)
+
+
+def of_standing(values: tf.Tensor) -> tf.Tensor:
+    """Return the rows of a tensor [B, ...] that are at work, which outside `standing` are all."""
+    row = _standing.get()
+    return values if row is None else tf.gather(values, row)
 
 
 def seed_for(seed: Any, step: Any, purpose: str) -> tf.Tensor:
@@ -150,6 +168,15 @@ def sliced(draw: Callable[[tf.Tensor], tf.Tensor], shape: Any) -> tf.Tensor:
     size, rows = _rows.get()
     full_shape = tf.concat([[size], tf.convert_to_tensor(shape)[1:]], axis=0)
     return tf.gather(_of_replica(draw, full_shape), rows)
+
+
+def of_layer(draw: Callable[[tf.Tensor], tf.Tensor], shape: Any) -> tf.Tensor:
+    """Return the noise of a layer for its batch, as `sliced` does for a whole batch.
+
+    In the context of `of_rows`, each example that is at work has its own noise.
+    """
+    drawn = sliced(draw, shape)
+    return drawn if _rows.get() is None else of_standing(drawn)
 
 
 def _of_replica(draw: Callable[[tf.Tensor], tf.Tensor], shape: Any) -> tf.Tensor:

@@ -18,6 +18,7 @@ from tfrobust.exporting import export
 from tfrobust.methods import Oat
 from tfrobust.models import MODELS, PRECISIONS, load_network, small_cnn, with_precision
 from tfrobust.models.conditional import DualBatchNorm, Encoding, FiLM
+from tfrobust.models.layers import Dropout
 from tfrobust.xla import fixed_shapes
 
 LAMBDAS = [0.0, 0.2, 1.0]
@@ -214,6 +215,23 @@ def test_an_attack_that_broken_examples_leave_is_at_the_lambdas_of_those_that_st
     np.testing.assert_allclose(found["adv"], expected["adv"], atol=1e-6)
     wrong = model.robust_loss(batch | found)["robust_accuracy"][0]
     assert 0 < np.count_nonzero(wrong) < 24 - 8
+
+
+def test_an_example_has_its_own_noise_of_dropout_though_others_leave() -> None:
+    """Dropout had noise for all attacked examples, and the attack only some of them."""
+    keras.utils.set_random_seed(0)
+    image, strength = keras.Input((8, 8, 1), name="image"), keras.Input((), name="strength")
+    features = Dropout(0.3)(keras.layers.Dense(16, "relu")(keras.layers.Flatten()(image)))
+    both = keras.layers.Concatenate()([features, keras.layers.Reshape((1,))(strength)])
+    inputs = {"image": image, "strength": strength}
+    network = keras.Model(inputs, keras.layers.Dense(3)(both))
+    attack = PGD(steps=4, restarts=2, success="any")
+    options: Any = {"threat": Threat("linf", 0.02), "lambdas": LAMBDAS, "craft": "frozen"}
+    model = Oat(network, attack=attack, **options)
+    batch = batch_of(model, 24)
+    with fixed_shapes():  # none leaves
+        expected = model.perturb(batch)
+    np.testing.assert_allclose(model.perturb(batch)["adv"], expected["adv"], atol=1e-6)
 
 
 def test_oat_and_adv_refuse_a_network_with_the_wrong_inputs() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfrobust import noise
 from tfrobust.norms import rows
 from tfrobust.xla import has_fixed_shapes
 
@@ -17,7 +18,6 @@ State = dict[str, tf.Tensor]
 Step = Callable[[tf.Tensor, State], State]
 Hunt = Callable[[Step, State, Any], State]
 
-_row: contextvars.ContextVar[tf.Tensor | None] = contextvars.ContextVar("row", default=None)
 _stand_in: contextvars.ContextVar[Hunt | None] = contextvars.ContextVar("stand_in", default=None)
 
 
@@ -77,22 +77,8 @@ def hunt(step: Step, state: State, steps: Any) -> State:
 
 
 def _at_its_rows(step: Step, i: tf.Tensor, state: State) -> State:
-    """Call the step of `hunt` such that `of_standing` returns the rows of its examples."""
-    outer, row = _row.get(), state["row"]
-    token = _row.set(row if outer is None else tf.gather(outer, row))
-    try:
+    with noise.standing(state["row"]):
         return step(i, state)
-    finally:
-        _row.reset(token)
-
-
-def of_standing(value: Any) -> Any:
-    """Return the values for the examples that a step of `hunt` is at, as `take_rows` does.
-
-    Outside such a step, where the whole batch is at work, they are unchanged.
-    """
-    row = _row.get()
-    return value if row is None else take_rows(value, row)
 
 
 def written(everything: State, active: State) -> State:

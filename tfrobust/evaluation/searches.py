@@ -116,8 +116,7 @@ def of_rows(run: Callable[..., Outcome], image_shape: Any) -> Callable[..., Outc
     """
 
     def part(images: tf.Tensor, labels: tf.Tensor, number: tf.Tensor, rows: tf.Tensor) -> Outcome:
-        # The rows keep their noise for Dropout too only if none of them leaves the batch.
-        with noise.of_one_replica(), noise.of_rows(tf.size(labels), rows), xla.fixed_shapes():
+        with noise.of_one_replica(), noise.of_rows(tf.size(labels), rows):
             return run(tf.gather(images, rows), tf.gather(labels, rows), number)
 
     apart = xla.traced_apart(part)

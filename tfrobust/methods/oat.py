@@ -10,7 +10,6 @@ import tensorflow as tf
 
 from tfrobust import losses, noise
 from tfrobust.attacks import PGD
-from tfrobust.attacks.compaction import of_standing
 from tfrobust.errors import require
 from tfrobust.methods.base import Batch, RobustModel
 from tfrobust.models.conditional import Encoding
@@ -74,7 +73,8 @@ class Oat(RobustModel):
             defaults["width"] = 1.0
         inputs = {"image": x}
         for name, default in defaults.items():
-            value = of_standing(tf.cast(batch.get(name, default), tf.float32))
+            value = tf.cast(batch.get(name, default), tf.float32)
+            value = noise.of_standing(value) if value.shape.rank else value
             inputs[name] = tf.broadcast_to(value, tf.shape(x)[:1])
         return inputs
 

@@ -70,7 +70,7 @@ class Dropout(layers.Dropout):
             is_kept = noise.fraction(shape, seed) >= self.rate
             return tf.where(is_kept, tf.cast(1.0 / (1.0 - self.rate), inputs.dtype), 0)
 
-        return inputs * noise.sliced(mask, tf.shape(inputs))
+        return inputs * noise.of_layer(mask, tf.shape(inputs))
 
 
 WINDOWS = {"ksize": [1, 2, 2, 1], "strides": [1, 2, 2, 1], "padding": "VALID"}
