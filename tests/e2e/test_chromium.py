@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from tests.unit.test_report import CHECKS, change, make_run
-from tests.unit.test_report_sections import FLAGS
 from tfrobust.report import rows_of, write_comparison, write_report
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs pip install '.[browser]'")
@@ -71,9 +70,12 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     rng, axis = np.random.default_rng(0), np.linspace(-1.5, 1.5, 7)
     rows = [{"eps": eps, "robust_accuracy": 0.9 - eps, "examples": 10} for eps in (0.0, 0.15, 0.3)]
     pairs = [{"lambda": s, "clean_accuracy": 0.9, "robust_accuracy": s / 2} for s in (0.0, 1.0)]
+    image = np.arange(10)
+    right = {"clean": image < 8, "PGD-20": image < 4, "Square": image < 3}
+    flags = {"index": image, "label": image % 2, **right}
     for run in runs:
         change(run, eps_curve=rows, curve=pairs, checks=CHECKS)
-        np.savez(run / "flags.npz", **FLAGS)
+        np.savez(run / "flags.npz", **flags)
         np.savez(run / "valley.npz", **{k: rng.random(5) for k in ("clean", "highest", "lowest")})
         loss = rng.normal(size=(2, 7, 7))
         two = {"index": np.arange(2), "label": np.arange(2), "stands": np.array([True, False])}

@@ -145,13 +145,15 @@ FLAGS = {
 
 
 def save_flags(run: Path, flags: dict[str, np.ndarray]) -> None:
-    """Write flags.npz, and the accuracies of these flags to eval.json."""
+    """Write flags.npz, and the accuracies and numbers of images of these flags to eval.json."""
     np.savez(run / "flags.npz", **flags)
     rows = [row.model_dump(exclude_unset=True) for row in Record.load(run).attacks]
     for row in rows:
         if row["name"] in flags:
-            row["robust_accuracy"] = flags[row["name"]].mean()
-    change(run, clean_accuracy=flags["clean"].mean(), attacks=rows)
+            right = flags[row["name"]]
+            row |= {"robust_accuracy": right.mean(), "examples": len(right)}
+    clean = flags["clean"]
+    change(run, clean_accuracy=clean.mean(), examples=len(clean), attacks=rows)
 
 
 def test_the_report_has_the_accuracy_of_each_class(tmp_path: Path) -> None:
