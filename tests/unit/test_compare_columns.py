@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pipelines import comparison as terminal
 from tests.unit.test_compare import saved_run
 from tests.unit.test_report import change
 from tfrobust.errors import UserError
+from tfrobust.flags import Flags
 from tfrobust.record import Record
 from tfrobust.report import ReportTable, Row, comparison, read_runs, rows_of, write_comparison
 from tfrobust.report.columns import comparable
@@ -54,7 +56,7 @@ def attack(name: str, examples: int = 10, **more: Any) -> dict[str, Any]:
     "rows",
     [
         [attack("PGD-20", config={"steps": 1})],
-        [attack("PGD-20", examples=8)],
+        [attack("PGD-20", examples=8, robust_accuracy=0.5)],
         [attack("first"), attack("PGD-20")],
     ],
 )
@@ -65,11 +67,14 @@ def test_numbers_under_other_attacks_or_of_other_images_have_no_best(
     one, other = two(tmp_path)
     change(one, attacks=[attack("PGD-20", robust_accuracy=0.6)], mode="cascade")
     assert comparison(read_runs(rows_of([one, other]))).bold == {(1, 2)}
-    size = rows[0]["examples"]
+    size, flags = rows[0]["examples"], Flags.load(other)
+    right = {**flags.right, "PGD-20": flags.right["PGD-20"][:size]}
+    dataclasses.replace(flags, right=right).save(other)
     change(other, attacks=rows, mode="cascade", worst_case_examples=size)
     table = comparison(read_runs(rows_of([one, other])))
     named = {table.header[x].split("\n")[0] for _, x in table.bold}
     assert named == {"clean"} | ({"first"} if len(rows) > 1 else set())
+    flags.save(other)
     change(other, attacks=[attack("PGD-20")], mode="cascade", worst_case_examples=10)
     assert {x for _, x in comparison(read_runs(rows_of([one, other]))).bold} == {2, 3, 4}
 
