@@ -74,7 +74,7 @@ def no_threat(record: dict[str, Any]) -> None:
         (larger_worst_case, "worst case: expected 30 images, as flags.npz has them, received 3000"),
         (better_norm, "l2: worst case: expected "),
         (better_subset, "first 15 images: expected "),
-        (another_subset, "first 14 images: expected 30 images, "),
+        (another_subset, "subsets: expected numbers of images of [15], received 14"),
         (no_eps, ".1.eps: nan: Input should be a finite number"),
         (no_threat, "received threat.ThreatRow: []: "),
     ],

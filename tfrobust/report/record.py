@@ -161,7 +161,9 @@ def disagreement(evaluation: Record, flags: Flags) -> str | None:
         smaller = subsets(rights, clean)
         for subset in evaluation.subsets:
             count, share = subset.examples, subset.robust_accuracy
-            figures.append((f"first {count} images", share, count, smaller.get(count, clean)))
+            if count not in smaller:
+                return f"subsets: expected numbers of images of {[*smaller]}, received {count}"
+            figures.append((f"first {count} images", share, count, smaller[count]))
     for name, share, count, right in figures:
         found = None
         if count != len(right):
