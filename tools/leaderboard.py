@@ -52,7 +52,10 @@ def row_of(summary: Mapping[str, Any], stale: bool | None) -> Row:
     rows = [row for row in evaluation.attacks if is_autoattack(row.name)]
     split = data_of(config, evaluation).split
     compares = split == "test" and len(evaluation.balls) == 1  # no row is of a union of norms
-    attack = rows[0] if rows and compares else None
+    # In a cascade, what attacks before AutoAttack broke would count as broken by it.
+    begins = {attack.suite or attack.name for attack in evaluation.single_attacks[:1]}
+    alone = [row for row in rows if evaluation.mode == "each" or row.name in begins]
+    attack = alone[0] if alone and compares else None
     sizes = [str(model[key]) for key in ("depth", "width") if key in model]
     return {
         "name": full_name(summary),
@@ -147,11 +150,15 @@ def rank(run: tuple[tuple[str, ...], Sequence[Row]]) -> tuple[Any, ...]:
 
 def cell(seeds: Sequence[Row], kind: str) -> str:
     """Return an accuracy, "clean" or "autoattack", with its number of images and its range."""
-    n = seeds[0][f"{kind}_examples"]
-    rights = [round(float(row[f"{kind}_acc"]) * n / 100) for row in seeds]
-    shares = [right / n for right in rights]  # exact, as a mean of rounded ones is not
-    ends = (min(shares), max(shares)) if len(seeds) > 1 else interval(rights[0], n)
-    return f"{percent(mean(shares))} of {n:,} ({between(*ends)})"
+    sizes = [row[f"{kind}_examples"] for row in seeds]
+    rights = [
+        round(float(row[f"{kind}_acc"]) * n / 100) for row, n in zip(seeds, sizes, strict=True)
+    ]
+    # Exact, as a mean of rounded ones is not.
+    shares = [right / n for right, n in zip(rights, sizes, strict=True)]
+    ends = (min(shares), max(shares)) if len(seeds) > 1 else interval(rights[0], sizes[0])
+    images = " and ".join(f"{n:,}" for n in dict.fromkeys(sizes))
+    return f"{percent(mean(shares))} of {images} ({between(*ends)})"
 
 
 def with_tables(text: str, rows: Sequence[Row]) -> str:

@@ -184,10 +184,14 @@ class Numbers:
         return ", ".join(f"{100 * max(curve):.1f} to {percent(curve[-1])}" for curve in curves)
 
     def _rows(self, run: str, column: str) -> list[AccuracyRow]:
-        """Return the rows of a column, one for each seed."""
-        return [
+        """Return the rows of a column, one for each seed, all of as many images."""
+        rows = [
             _entry(rows_of(each), column, f"{run}: expected a column") for each in self._seeds(run)
         ]
+        if len(sizes := {row.examples for row in rows}) > 1:
+            expected = "expected seeds with the same number of images"
+            raise UserError(f"{INTRO}: {run}: {expected}, received {sorted(sizes)}")
+        return rows
 
     def _one(self, run: str) -> Summary:
         """Return the summary of a single run."""

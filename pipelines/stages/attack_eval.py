@@ -7,11 +7,14 @@ import functools
 from collections.abc import Collection
 from pathlib import Path
 
+import numpy as np
+
 from pipelines.fingerprints import fingerprint
 from pipelines.run_folder import RunFolder
 from pipelines.sections import EvaluationOptions
 from pipelines.spec import Spec, attack_files, attacks_by_key, data_files
 from pipelines.stages.evaluated_network import load_evaluated, network_files
+from pipelines.stages.former import has_exports, keep_aside
 from pipelines.stages.stage import Stage
 from pipelines.stages.tensorboard_logs import write_board
 from pipelines.trackers import log_results
@@ -27,7 +30,7 @@ from tfrobust.evaluation.pictures import VALLEY
 from tfrobust.evaluation.recorder import of_other_code
 from tfrobust.evaluation.searches import by_xla
 from tfrobust.flags import Flags
-from tfrobust.gate import check_inputs
+from tfrobust.gate import check_inputs, representative
 from tfrobust.models import SavedNetwork, in_precision
 from tfrobust.record import SCHEMA, Record
 from tfrobust.report import accuracy_rows, disagreement, load_run
@@ -66,9 +69,11 @@ class AttackEval(Stage):
         if spec.tracker is not None:
             spec.tracker.check()
         test = spec.evaluated
-        check_samples(test.labels, spec.attack_list, spec.evaluation.corruptions)
+        options = spec.evaluation
+        check_samples(test.labels, spec.attack_list, options.mode, options.corruptions)
         if not any(isinstance(listed.attack, SavedImages) for listed in spec.attack_list):
-            test = test.first(min(FIRST, len(test)))
+            places = representative(test.labels, FIRST)  # of a set that is sorted by class too
+            test = test.take(np.arange(len(test))[places])
         if "train" in planned:
             return
         network, size = load_evaluated(spec, folder), spec.evaluation.batch_size
@@ -91,7 +96,10 @@ class AttackEval(Stage):
 
     def run(self, spec: Spec, folder: RunFolder) -> None:
         with in_memory("evaluation.batch_size", spec.evaluation.batch_size):
-            _attack_eval(spec, folder, load_evaluated(spec, folder))
+            network = load_evaluated(spec, folder)
+            if has_exports(folder) and _has_other_network(spec, folder):
+                keep_aside(self.name, folder)
+            _attack_eval(spec, folder, network)
 
     def skip(self, folder: RunFolder) -> None:
         """Print that the stage is skipped, and which other code made its results, if any did."""
@@ -124,6 +132,14 @@ def is_outdated(spec: Spec, folder: RunFolder) -> bool:
         outdated = spec.evaluation.rerun or record.schema_version != SCHEMA
         outdated = outdated or _is_foreign(record, spec, folder)
         return outdated or disagreement(record, flags) is not None
+    except UserError:
+        return True
+
+
+def _has_other_network(spec: Spec, folder: RunFolder) -> bool:
+    """Return whether the results in a folder are not known to be of this network."""
+    try:
+        return folder.evaluation.exists() and _is_foreign(Record.load(folder.path), spec, folder)
     except UserError:
         return True
 

@@ -75,7 +75,7 @@ class Export(Stage):
         if "train" not in planned:
             load_trainable(spec, folder)  # a SavedModel or a .onnx file is not exported again
         if spec.export_attacks:
-            check_samples(spec.evaluated.labels, spec.export_attacks, corruptions=False)
+            check_samples(spec.evaluated.labels, spec.export_attacks, "each", corruptions=False)
             if AttackEval.name not in planned:
                 require_evaluation(spec, folder)
 

@@ -23,8 +23,12 @@ class Search(Stage):
     name = "search"
 
     def inputs(self, spec: Spec, folder: RunFolder) -> str:
-        sections = TRAINED if spec.search is None else (*TRAINED, "search")
-        return training_fingerprint(spec, spec.config, sections)
+        if spec.search is None:
+            return training_fingerprint(spec, spec.config, TRAINED)
+        # best.yaml has all of the config, also the attacks after training.
+        data = spec.config["data"]
+        config = {**spec.config, "test_examples": data.get("test_examples")}
+        return training_fingerprint(spec, config, config)
 
     def outputs(self, spec: Spec, folder: RunFolder) -> list[Path]:
         return [folder.trials, folder.best]

@@ -18,20 +18,17 @@ from pipelines.run_folder import RunFolder
 from pipelines.sections import TRAINED
 from pipelines.spec import Spec, attack_files, data_files, training_attacks
 from pipelines.stages import training
+from pipelines.stages.former import keep_aside
 from pipelines.stages.stage import Stage
 from pipelines.trackers import tracked
 from tfrobust.attacks import ATTACKS
 from tfrobust.data import readable
 from tfrobust.errors import UserError, in_memory
-from tfrobust.evaluation.aside import FILES, move_aside
-from tfrobust.exporting import FORMATS
 from tfrobust.gate import FEWEST
 from tfrobust.methods import AVERAGINGS, RobustModel
 from tfrobust.models import application_file, keras_file
 from tfrobust.training import SCHEDULES
 
-# What is made from the network, and must not stand beside another one.
-OF_NETWORK = (*FILES, "exports", *(kind.file for kind in FORMATS.values()))
 # The names of parts of a training in a config.
 PARTS: dict[str, type] = {**ATTACKS, **SCHEDULES, **AVERAGINGS}
 NAMES = {kind: name for name, kind in PARTS.items()}
@@ -65,9 +62,7 @@ class Train(Stage):
         check_training(spec)
 
     def run(self, spec: Spec, folder: RunFolder) -> None:
-        if former := [name for name in OF_NETWORK if (folder.path / name).exists()]:
-            kept = move_aside(folder.path, former)
-            print(f"train: the former results are kept in {kept} (another network)", flush=True)
+        keep_aside(self.name, folder)
         folder.write_config()
         with (
             in_memory("data.batch_size", spec.data.batch_size),

@@ -181,3 +181,24 @@ def test_an_operation_that_a_format_lacks_is_one_line(
     line = error_line(lambda: export(network, file, images, "litert"))
     assert line.startswith(f"{file}: expected a network that litert can hold: ")
     assert not list(tmp_path.iterdir()) and len(capfd.readouterr().err) < 200
+
+
+@pytest.mark.usefixtures("short_closing")
+def test_an_exported_network_does_not_stay_beside_the_results_of_another(
+    base: list[str], tmp_path: Path
+) -> None:
+    def evaluated(*overrides: str) -> Path:
+        return run("evaluate", [*base, *overrides], tmp_path / "runs", None, smoke=False)
+
+    folder = evaluated("attacks=fgsm", "stages=[attack_eval, export]")
+    graph = folder / "saved_model" / "saved_model.pb"
+    exported = graph.read_bytes()
+    evaluated("attacks=[fgsm, uniform_noise]", "stages=[attack_eval]")
+    assert graph.read_bytes() == exported  # the same network
+    network = keras.saving.load_model(base[0].removeprefix("model.path="))
+    network.set_weights([3 * weight for weight in network.get_weights()])
+    network.save(tmp_path / "third.keras")
+    evaluated(f"model.path={tmp_path / 'third.keras'}", "attacks=fgsm", "stages=[attack_eval]")
+    (aside,) = folder.glob("evaluation.*/saved_model")
+    assert (aside / graph.name).read_bytes() == exported and not graph.exists()
+    assert (aside.parent / "eval.json").is_file()

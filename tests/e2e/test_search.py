@@ -112,6 +112,19 @@ def test_a_damaged_table_of_trials_is_written_again(finished: Path, tmp_path: Pa
         assert (folder / "search" / name).read_text() == content
 
 
+def test_the_best_config_has_the_attacks_of_the_config_as_it_is_now(
+    finished: Path, tmp_path: Path
+) -> None:
+    """The search was skipped as done, and best.yaml kept the former attacks."""
+    folder = shutil.copytree(finished, tmp_path / NAME)
+    networks = {file: file.stat().st_mtime_ns for file in folder.rglob("model.keras")}
+    small(tmp_path, "attacks=[autoattack]")
+    config = configs.read(folder / "search" / "best.yaml")
+    assert config["attacks"] == [{"name": "autoattack"}]
+    assert {file: file.stat().st_mtime_ns for file in folder.rglob("model.keras")} == networks
+    assert trials(folder) == trials(finished)
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("short_closing")
 def test_best_config_trains_to_the_same_network(finished: Path, tmp_path: Path) -> None:

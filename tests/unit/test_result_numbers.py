@@ -192,6 +192,38 @@ def test_the_leaderboard_rounds_a_mean_as_the_page_does() -> None:
     assert cell(rows, "autoattack") == "40.8 % of 1,000 (40.7 to 41.0)"
 
 
+def test_seeds_with_other_numbers_of_images_are_told_apart() -> None:
+    rows = [
+        {"autoattack_acc": "50.00", "autoattack_examples": 1000},
+        {"autoattack_acc": "40.00", "autoattack_examples": 50},
+    ]
+    assert cell(rows, "autoattack") == "45.0 % of 1,000 and 50 (40.0 to 50.0)"
+    runs = [summary("adv", 0.5), summary("adv_seed1", 0.4, seed=1)]
+    attack = ATTACK | {"examples": 50, "robust_accuracy": 0.4}
+    runs[1]["evaluation"] = Record.parse(EVALUATION | {"examples": 50, "attacks": [attack]})
+    with pytest.raises(UserError, match=r"adv: expected seeds with the same number of images"):
+        Numbers(runs).with_range("adv")
+
+
+@pytest.mark.parametrize(
+    ("mode", "names", "expected"),
+    [
+        ("cascade", ["AutoAttack", "PGD"], "40.00"),
+        ("cascade", ["PGD", "AutoAttack"], None),
+        (None, ["PGD", "AutoAttack"], None),
+        ("each", ["PGD", "AutoAttack"], "40.00"),
+    ],
+)
+def test_the_leaderboard_has_autoattack_only_where_no_other_attack_helped(
+    mode: str | None, names: list[str], expected: str | None
+) -> None:
+    run = summary("adv", 0.4)
+    run["config"] |= {"data": {"name": "digits"}, "method": {"name": "adv"}}
+    attacks = [ATTACK | {"name": name} for name in names]
+    run["evaluation"] = Record.parse(EVALUATION | {"mode": mode, "attacks": attacks})
+    assert row_of(run, stale=False)["autoattack_acc"] == expected
+
+
 def test_columns_of_choosing_are_those_of_the_records() -> None:
     summaries = summaries_of(DOCS)
     hours = {name_without_seed(each["name"]).removeprefix("cpu_hour_") for each in summaries}

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -105,6 +106,44 @@ def test_evaluate_refuses_them_before_any_attack(
 
     assert "examples: expected the first 100 of 1,000 ima" in error_line(lambda: call(slice(None)))
     assert 0.0 < call(mixed).clean_accuracy < 0.3
+
+
+def test_a_run_takes_a_network_that_is_weak_on_the_first_class_of_sorted_images(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
+    """The first 500 images are of one class, and in [-1, 1] it would be right on all of them."""
+    labels = np.repeat([0, 1], 600)
+    images = np.where(labels == 1, 0.8, 0.55).astype("float32")
+    images[:200] = 0.2
+    x = np.tile(images[:, None, None, None], (1, 4, 4, 1))
+    network = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Flatten()])
+    network.add(keras.layers.Dense(2))
+    network.layers[-1].set_weights([np.array([[-1.0, 1.0]] * 16), np.array([8.0, -8.0])])
+    network.save(tmp_path / "network.keras")
+    np.savez(tmp_path / "sorted.npz", x_test=x, y_test=labels)
+    overrides = [f"model.path={tmp_path / 'network.keras'}", "data.name=npz", "threat.eps=0.01"]
+    overrides += [f"data.path={tmp_path / 'sorted.npz'}", "attacks=fgsm", "stages=[attack_eval]"]
+    run("evaluate", overrides, tmp_path / "runs", None, smoke=False)
+    assert Record.load(tmp_path / "runs" / "evaluate").clean_accuracy == pytest.approx(800 / 1200)
+
+
+def test_an_attack_of_a_cascade_may_not_follow_one_of_fewer_images(
+    linear: Callable[..., Any], rng: np.random.Generator
+) -> None:
+    """What the first attack broke of 50 images would be counted among all 100."""
+    network = linear(np.eye(4, 10, dtype=np.float32))
+    x, y = rng.random((100, 2, 2, 1), np.float32), rng.permutation(SORTED)[:100]
+    few, all_ = ListedAttack(FGSM(), "few", 50), ListedAttack(FGSM(), "all", 100)
+
+    def call(attacks: list[ListedAttack], mode: str) -> Any:
+        return evaluate(network, x, y, Threat("linf", 0.1), attacks, mode=mode, check=False)
+
+    assert error_line(lambda: call([few, all_], "cascade")) == (
+        "attacks: expected few, on 50 images, after all, on 100, as each attack of a cascade gets "
+        "what those before it left right; change their order, or set the mode of the evaluation to "
+        "each"
+    )
+    assert call([all_, few], "cascade") and call([few, all_], "each")
 
 
 @pytest.mark.parametrize(

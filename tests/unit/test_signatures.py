@@ -216,4 +216,4 @@ def test_the_advice_is_code_that_saves_a_network_of_logits(
 def test_the_advice_is_in_words_where_no_code_can_remove_the_softmax(
     make: Callable[[], keras.Model],
 ) -> None:
-    assert advice(make()).startswith("build it again without its softmax or sigmoid, as new; new.")
+    assert advice(make()).startswith("build it again without its softmax or sigmoid, as new; ")

@@ -16,6 +16,7 @@ import tensorflow as tf
 from tfrobust._compat import layers_of
 from tfrobust.attacks.gradient import input_gradient
 from tfrobust.errors import (
+    UserError,
     choose,
     in_memory,
     require,
@@ -163,7 +164,7 @@ def evaluate(
 
         check_traceable(logits_fn, x.shape[1:])
         corruptions = Corruptions() if corruptions is True else corruptions
-        check_samples(y, attack_list, corruptions)
+        check_samples(y, attack_list, mode, corruptions)
         n = images_in_use(len(x), attack_list, corruptions)
         x, y = x[:n], y[:n]
         places = n if details.index is None else len(details.index)
@@ -223,12 +224,38 @@ def images_in_use(
 
 
 def check_samples(
-    labels: np.ndarray, attack_list: Sequence[ListedAttack], corruptions: Corruptions | bool
+    labels: np.ndarray,
+    attack_list: Sequence[ListedAttack],
+    mode: str,
+    corruptions: Corruptions | bool,
 ) -> None:
-    """Raise a UserError if an attack or corruption takes first images that do not stand for all.
+    """Check that the first images, to which attacks and corruptions are limited, can be used.
 
-    See `tfrobust.gate.sample`. `labels` are those of all images, int [N].
+    In a cascade no attack may follow one of fewer images: what that one broke would count as broken
+    by both, and the accuracy would be that of images which were not all attacked alike.
+
+    Args:
+        labels: The classes of all images, int [N].
+        attack_list: The attacks.
+        mode: One of MODES.
+        corruptions: The corruptions of the evaluation.
+
+    Raises:
+        UserError: If an attack of a cascade follows one of fewer images, or first images do not
+            stand for all (`tfrobust.gate.sample`).
     """
+    if mode == "cascade":
+        last: dict[Any, tuple[str, int]] = {}  # the attack before, and its images, of each threat
+        for listed in attack_list:
+            count = min(listed.examples or len(labels), len(labels))
+            before, fewer = last.get(listed.threat, ("", count))
+            last[listed.threat] = listed.name, count
+            if count > fewer:
+                raise UserError(
+                    f"attacks: expected {before}, on {fewer} images, after {listed.name}, on "
+                    f"{count}, as each attack of a cascade gets what those before it left right; "
+                    "change their order, or set the mode of the evaluation to each"
+                )
     for name, limit in _limits(attack_list, corruptions):
         if limit and limit < len(labels):
             check_first(labels, limit, f"{name}: examples")

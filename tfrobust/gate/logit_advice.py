@@ -12,7 +12,8 @@ SQUASHING = {"softmax": "probabilities", "sigmoid": "sigmoids", "hard_sigmoid": 
 SAVE = "network.save('logits.keras')"
 REBUILT = (
     "build it again without its softmax or sigmoid, as new; "
-    "new.set_weights(network.get_weights()); new.save('logits.keras')"
+    "network.save_weights('of.weights.h5'); new.load_weights('of.weights.h5'); "
+    "new.save('logits.keras')"
 )
 OF_A_FUNCTION = "remove the softmax or sigmoid, or give log-probabilities"
 

@@ -28,8 +28,9 @@ SUM = 0.01  # largest distance of a sum of probabilities from 1; in bfloat16 it 
 END = 0.01  # a sigmoid this close to 1, or within a tenth of it to 0, is saturated
 FAR = (1e2, 1e4)  # sizes of probes, in units of the box, for which logits are far from [0, 1]
 FLOATS = (
-    "gradients do not pass through integers: inner = keras.models.clone_model(network, "
-    "input_tensors=keras.Input({0})); inner.set_weights(network.get_weights()); "
+    "gradients do not pass through integers: network.save_weights('of.weights.h5'); "
+    "inner = keras.models.clone_model(network, input_tensors=keras.Input({0})); "
+    "inner.load_weights('of.weights.h5'); "
     "x = keras.Input({0}); network = keras.Model(x, inner(255 * x)) takes images in [0, 1]"
 )
 FROM_FILE = "tfrobust.load_network(PATH) makes one of a file or of an exported folder"

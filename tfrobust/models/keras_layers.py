@@ -14,6 +14,7 @@ import keras
 
 from tfrobust._compat import layers_of
 from tfrobust.errors import UserError, require
+from tfrobust.models.copies import copy_state
 from tfrobust.models.keras_defaults import neutral
 from tfrobust.models.layers import BatchNorm, Dropout, MaxPool
 from tfrobust.models.signatures import is_symbolic
@@ -78,8 +79,7 @@ def _is_ours(cls: type) -> bool:
 def _rebuilt(network: keras.Model, exchange: Callable[[Entry], Entry]) -> keras.Model:
     """Return a copy of a network whose layers are exchanged, with the same weights and seeds."""
     copy = type(network).from_config(_exchanged(network.get_config(), exchange))
-    for variable, source in zip(copy.variables, network.variables, strict=True):
-        variable.assign(keras.ops.convert_to_numpy(source))
+    copy_state(copy, network)
     return copy
 
 

@@ -8,6 +8,7 @@ import keras
 
 from tfrobust._compat import layers_of, operation_of
 from tfrobust.errors import UserError, choose, require
+from tfrobust.models.copies import copy_state
 from tfrobust.models.keras_defaults import neutral
 from tfrobust.models.signatures import is_symbolic
 
@@ -47,7 +48,7 @@ def with_precision(network: keras.Model, precision: str) -> keras.Model:
         policy = "float32" if layer["config"].get("name") in outputs else precision
         layer["config"] = _replace_policy(layer["config"], policy)
     copy = type(network).from_config(config)
-    copy.set_weights(network.get_weights())
+    copy_state(copy, network)
     return copy
 
 
