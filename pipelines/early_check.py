@@ -105,9 +105,11 @@ def named_source(name: str, overrides: Sequence[str]) -> Iterator[None]:
         yield
     except UserError as error:
         key = re.sub(r"\[(\d+)\]", r".\1", str(error).partition(":")[0])  # attacks[0] is in attacks
+        # A single attack or threat may be given without a list: attacks.name is attacks.0.name.
+        keys = (key, re.sub(r"\.0(?=\.|$)", "", key))
         source = str(configs.find(name))
         for override in overrides:
-            if configs.related(key, override.partition("=")[0]):
+            if any(configs.related(each, override.partition("=")[0]) for each in keys):
                 source = f"--set {override}"
         raise UserError(f"{source}: {error}") from error
 

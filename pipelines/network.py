@@ -93,6 +93,14 @@ def network_maker(
     return None if make is None else lambda: located("model", make)
 
 
+# The hint for a network of one logit.
+TWO_LOGITS = (
+    "; z = network.outputs[0]; "
+    "keras.Model(network.inputs[0], keras.ops.concatenate([0 * z, z], 1)) has the two logits if z "
+    "is one; if z is a sigmoid, they are keras.ops.log of [1 - z, z]"
+)
+
+
 def _check_file(section: Mapping[str, Any], trains: bool, init_from: str | None) -> None:
     path = section["path"]
     require("name" not in section, "model", "either a name or a path", dict(section))
@@ -139,9 +147,15 @@ def check_fit(
     if takes(image_shape, source.image_shape) and classes == source.num_classes:
         return
     hint, side = "", image_shape[0]
-    if takes(image_shape, source.image_shape) and classes > source.num_classes:
-        if isinstance(source, Npz):
+    if takes(image_shape, source.image_shape):
+        if classes == 1:
+            hint = TWO_LOGITS
+        elif isinstance(source, Npz) and classes > source.num_classes:
             hint = f"; set data.num_classes to {classes} if the labels do not show all classes"
+        elif isinstance(source, Npz) and classes == source.num_classes - 1:
+            hint = "; subtract 1 from all labels if they begin at 1"
+    elif isinstance(source, Npz) and source.image_shape == (*image_shape, 1):
+        hint = "; set data.layout to series"
     elif isinstance(source, ImageFolder) and side and source.image_shape[:2] != image_shape[:2]:
         hint = f"; set data.image_size to {side}" if image_shape[:2] == (side, side) else ""
     if not hint and classes == source.num_classes:

@@ -262,9 +262,9 @@ def _search(name: str, config: Mapping[str, Any]) -> Spec:
 
 
 def trial_spec(name: str, config: Mapping[str, Any], values: Mapping[str, Any]) -> Spec:
-    """Return the spec of a trial's training run: the config of a search with these values."""
-    training = {key: value for key, value in config.items() if key != "search"}
-    return parse(name, changed({**training, "stages": ["train"]}, values))
+    """Return the spec of the run that a trial begins: the config of a search with these values."""
+    of_run = {key: value for key, value in config.items() if key not in ("search", "stages")}
+    return parse(name, changed(of_run, values))
 
 
 def _long_form(config: Mapping[str, Any]) -> dict[str, Any]:

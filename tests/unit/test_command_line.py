@@ -137,6 +137,11 @@ def test_early_check_looks_at_the_members_of_a_suite(tmp_path: Path) -> None:
         ("tfrobust", ["evaluate", "x.keras", "y.keras"], "expected one network at most"),
         ("tfrobust", ["evaluate", "x.keras"], "threat.eps: expected a value, received none; --set"),
         ("tfrobust", ["evaluate", "--set", "attacks=pdg"], "--set attacks=pdg: attacks[0].name"),
+        (
+            "tfrobust",
+            ["evaluate", "--set", "attacks={name: pgd}", "--set", "attacks.name=pdg"],
+            "--set attacks.name=pdg: attacks[0].name",
+        ),
         ("run", ["digits_adv", "--set", "attacks=PGD"], "did you mean 'pgd'"),
         ("tfrobust", ["evalute"], "did you mean 'evaluate'"),
         ("tfrobust", [], "COMMAND: expected one of run, evaluate, harden, compare, received none"),

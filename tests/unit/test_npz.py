@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 
@@ -41,6 +42,10 @@ def test_an_npz_has_the_shape_classes_and_images_of_its_arrays(tmp_path: Path) -
     assert data.class_names == ("0", "1", "2", "3", "4", "5", "6")
     line = error_line(lambda: check_fit("model.path", data, (3, 3, 1), 10))
     assert line.endswith("; set data.num_classes to 10 if the labels do not show all classes")
+    line = error_line(lambda: check_fit("model.path", data, (3, 3, 1), 6))
+    assert line.endswith("; subtract 1 from all labels if they begin at 1")
+    line = error_line(lambda: check_fit("model.path", data, (3, 3), 7))
+    assert line.endswith("; set data.layout to series")
     train, test = (data.load(split) for split in ("train", "test"))
     np.testing.assert_array_equal(train.images[..., 0], x.astype(np.float32))
     assert test.labels.tolist() == [6, 0]
@@ -50,6 +55,22 @@ def test_an_npz_has_the_shape_classes_and_images_of_its_arrays(tmp_path: Path) -
 def test_an_npz_has_at_least_two_classes(tmp_path: Path) -> None:
     path = saved(tmp_path, y_train=0 * Y, y_test=0 * Y[:2])
     assert DATASETS["npz"](path=path).num_classes == 2
+
+
+def test_the_hint_makes_two_logits_of_one(tmp_path: Path) -> None:
+    """The code of the hint gives the probability of class 1 that the one logit has."""
+    network = keras.Sequential([keras.Input((3, 3, 1)), keras.layers.Flatten()])
+    network.add(keras.layers.Dense(1))
+    data = DATASETS["npz"](path=saved(tmp_path, y_train=Y % 2, y_test=Y[:2] % 2))
+    line = error_line(lambda: check_fit("model.path", data, (3, 3, 1), 1))
+    code = line.partition("; ")[2].partition(" has the two logits")[0]
+    *statements, expression = code.split("; ")
+    names = {"network": network, "keras": keras}
+    exec("; ".join(statements), names)
+    two = eval(expression, names)
+    x = np.linspace(0, 1, 18, dtype=np.float32).reshape(2, 3, 3, 1)
+    odds = keras.ops.softmax(two(x))[:, 1]
+    np.testing.assert_allclose(odds, keras.ops.sigmoid(network(x))[:, 0], rtol=1e-5)
 
 
 def test_the_constructor_reads_the_labels_alone(

@@ -13,7 +13,7 @@ from pipelines import config as configs
 from pipelines import search_cluster
 from pipelines.resolve import load_spec
 from pipelines.space import Range, ranges
-from pipelines.spec import trial_spec
+from pipelines.spec import RUN_STAGES, trial_spec
 from tests.errors import error_line
 from tfrobust.errors import UserError
 from tfrobust.report import SearchTrial, best_trial, read_trials, unbeaten, write_trials
@@ -123,8 +123,15 @@ def test_the_values_of_a_trial_replace_keys_of_its_config() -> None:
     values = {"method.alpha": 0.5, "method.attack": {"name": "pgd", "steps": 3}, "seed": 4}
     spec = trial_spec("one", config, values)
     assert spec.method.keywords["alpha"] == 0.5 and spec.method.keywords["attack"].steps == 3
-    assert spec.seed == 4 and spec.stages == ["train"] and spec.search is None
+    assert spec.seed == 4 and spec.stages == list(RUN_STAGES) and spec.search is None
     assert config["method"]["alpha"] == 2e-3  # the config of the search is unchanged
+
+
+def test_the_requirements_of_a_search_are_those_of_its_best_config() -> None:
+    """They were refused, as those of a training without an evaluation."""
+    config = load_spec(NAME, [*TINY, "require.robust_accuracy=0.3"], False).config
+    spec = trial_spec("best", config, {"method.alpha": 0.5})
+    assert spec.config["require"] == {"robust_accuracy": 0.3} and spec.requirements is not None
 
 
 def test_a_reference_follows_the_key_that_is_searched(tmp_path: Path) -> None:
