@@ -148,7 +148,7 @@ def check_fit(
         return
     hint, side = "", image_shape[0]
     if takes(image_shape, source.image_shape):
-        if classes == 1:
+        if classes == 1 and source.num_classes == 2:
             hint = TWO_LOGITS
         elif isinstance(source, Npz) and classes > source.num_classes:
             hint = f"; set data.num_classes to {classes} if the labels do not show all classes"
