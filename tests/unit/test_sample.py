@@ -16,7 +16,8 @@ from pipelines.runner import run
 from tests.errors import error_line
 from tfrobust import Threat, evaluate
 from tfrobust.attacks import FGSM
-from tfrobust.evaluation import Corruptions, ListedAttack
+from tfrobust.evaluation import Corruptions, ListedAttack, list_attacks
+from tfrobust.evaluation.api import check_samples
 from tfrobust.gate import check_first, check_inputs, representative
 from tfrobust.record import Record
 
@@ -144,6 +145,13 @@ def test_an_attack_of_a_cascade_may_not_follow_one_of_fewer_images(
         "each"
     )
     assert call([all_, few], "cascade") and call([few, all_], "each")
+
+
+@pytest.mark.parametrize("budget", ["small", "paper"])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_the_attacks_of_the_paper_are_in_an_order_for_a_cascade(budget: str, norm: str) -> None:
+    attacks = list_attacks({"name": "paper", "budget": budget}, Threat(norm, 0.3))
+    check_samples(np.arange(10000) % 10, attacks, "cascade", corruptions=False)
 
 
 @pytest.mark.parametrize(

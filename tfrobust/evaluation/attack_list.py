@@ -319,9 +319,9 @@ def paper(threat: Threat, budget: str = "small") -> list[ListedAttack]:
         pgd(1000, "PGD-1000", 1000),
         ListedAttack(untargeted, "Un-T 20x50", 1000 if small else None),
         multi_targeted(5, 20, 1000),
-        multi_targeted(20, 50, 200),
     ]
     attack_list += [_limit(listed, 1000 if small else None) for listed in autoattack(threat)]
+    attack_list.append(multi_targeted(20, 50, 200))  # a cascade has the most images first
     if threat.norm == "linf":
         rays = RayS(queries=10_000 if small else 40_000)
         attack_list.append(ListedAttack(rays, "RayS", 100 if small else 1000))
