@@ -40,7 +40,7 @@ def figure(group: Sequence[Mapping[str, Any]], path: Path) -> None:
     axes.set_xlim(0, 1)
     axes.xaxis.set_major_formatter(PercentFormatter(xmax=1))
     axes.grid(axis="x", alpha=0.3)
-    axes.legend(loc="upper left", frameon=False)
+    drawn.legend(loc="outside upper right", ncols=2, frameon=False)
     save(drawn, path)
 
 
