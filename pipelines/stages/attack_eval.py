@@ -161,6 +161,12 @@ def _attack_eval(spec: Spec, folder: RunFolder, network: SavedNetwork) -> None:
     """Evaluate the network on its split; then write config.yaml and TensorBoard's events."""
     test, options = spec.evaluated, spec.evaluation
     x, y = test.as_float(), test.labels
+    if options.split == "validation" and spec.train is None:
+        print(
+            f"attack_eval: the {len(test)} images are those that seed {spec.seed} holds out; a "
+            "network that was trained with another seed or data.validation has seen most of them",
+            flush=True,
+        )
     details = Details(
         data=spec.config["data"]["name"],
         split=options.split,

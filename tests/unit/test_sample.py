@@ -128,6 +128,26 @@ def test_a_run_takes_a_network_that_is_weak_on_the_first_class_of_sorted_images(
     assert Record.load(tmp_path / "runs" / "evaluate").clean_accuracy == pytest.approx(800 / 1200)
 
 
+@pytest.mark.usefixtures("short_closing")
+def test_held_out_images_of_a_network_from_elsewhere_are_doubted(
+    tmp_path: Path, rng: np.random.Generator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    x, y = rng.random((60, 2, 2, 1), np.float32), np.arange(60) % 2
+    np.savez(tmp_path / "my.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    keras.Sequential([keras.Input((2, 2, 1)), keras.layers.Flatten(), keras.layers.Dense(2)]).save(
+        tmp_path / "network.keras"
+    )
+    data = f"data={{name: npz, path: {tmp_path / 'my.npz'}, validation: 20}}"
+    overrides = [f"model.path={tmp_path / 'network.keras'}", data, "threat.eps=0.01"]
+    overrides += ["attacks=fgsm", "stages=[attack_eval]", "seed=3"]
+    said = "the 20 images are those that seed 3 holds out"
+    run("evaluate", overrides, tmp_path / "runs", None, smoke=False)
+    assert said not in capsys.readouterr().out
+    overrides += ["evaluation.split=validation"]
+    run("evaluate", overrides, tmp_path / "runs", None, smoke=False)
+    assert said in capsys.readouterr().out
+
+
 def test_an_attack_of_a_cascade_may_not_follow_one_of_fewer_images(
     linear: Callable[..., Any], rng: np.random.Generator
 ) -> None:
