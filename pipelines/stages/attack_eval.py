@@ -71,11 +71,11 @@ class AttackEval(Stage):
         test = spec.evaluated
         options = spec.evaluation
         check_samples(test.labels, spec.attack_list, options.mode, options.corruptions)
+        if "train" in planned:
+            return
         if not any(isinstance(listed.attack, SavedImages) for listed in spec.attack_list):
             places = representative(test.labels, FIRST)  # of a set that is sorted by class too
             test = test.take(np.arange(len(test))[places])
-        if "train" in planned:
-            return
         network, size = load_evaluated(spec, folder), spec.evaluation.batch_size
         check_gradients(spec.attack_list, network.runtime)
         precision = spec.evaluation.craft_precision

@@ -21,6 +21,7 @@ def copy_state(copy: keras.Model, network: keras.Model) -> None:
     """
     for variable, original in zip(copy.variables, network.variables, strict=True):
         variable.assign(keras.ops.convert_to_numpy(original))
+    # This sets the weights once more, as Keras derives the rest only where it loads them.
     for layer, original in zip(layers_of(copy), layers_of(network), strict=True):
         state: dict[str, Any] = {}
         original.save_own_variables(state)
