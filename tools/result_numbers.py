@@ -169,7 +169,8 @@ class Numbers:
         """
         texts = []
         for summary in self._seeds(run):
-            first = int(summary["config"]["train"]["epsilon_ramp_epochs"])
+            train = summary["config"]["train"]
+            first = int(train.get("epsilon_warmup_epochs", 0) + train["epsilon_ramp_epochs"])
             values = np.array([value for _, value in summary["training"]["jacobian_over_time"]])
             rises = values[first:] > factor * np.minimum.accumulate(values[first:])
             texts.append(str(first + int(rises.argmax()) + 1) if rises.any() else NOTHING)

@@ -135,7 +135,7 @@ def test_all_methods_of_the_cpu_hour_have_the_same_network_and_help() -> None:
     own = "cpu_hour_muon"
     first, *others = (shared(name) for name in names if name != own)
     assert first["require"] == shared(own)["require"] == {"training_minutes": 60}
-    assert len(others) == 13 and shared(own)["threat"] == first["threat"]
+    assert len(others) == 14 and shared(own)["threat"] == first["threat"]
     assert all(other == first for other in others)
     suite = load_suite(configs.find("cifar10_cpu_hour"), [], Path("runs"))
     assert sorted(member.config for member in suite.members) == names and suite.file.jobs == 1

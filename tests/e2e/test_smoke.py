@@ -115,7 +115,6 @@ def test_a_network_with_widths_through_every_stage(tmp_path: Path) -> None:
     curve = evaluation["curve"]
     points = [(row["width"], row["lambda"]) for row in curve]
     assert points == [(0.5, 1.0), (0.5, 0.0), (1.0, 1.0), (1.0, 0.0)]
-    assert curve[0]["clean_accuracy"] == evaluation["clean_accuracy"]
     assert "<th scope=row>0.5</th><td>1</td>" in (folder / "report" / "index.html").read_text()
     served = tf.saved_model.load(str(folder / "saved_model"))
     images = np.random.default_rng(0).random((2, 8, 8, 1), np.float32)

@@ -1,4 +1,5 @@
-"""The suite "fast": its attacks, its mark, and its cost and accuracy beside AutoAttack's."""
+"""The suite "fast": its attacks, its mark, and its cost and accuracy beside AutoAttack's; and the
+budgets of the other suites."""
 
 from __future__ import annotations
 
@@ -60,3 +61,18 @@ def test_the_fast_suite_agrees_with_autoattack_at_a_fifth_of_its_passes() -> Non
     assert 0.1 < whole.accuracy < 0.9
     assert abs(short.accuracy - whole.accuracy) <= 0.002
     assert short.queries + short.gradients <= (whole.queries + whole.gradients) / 5
+
+
+def test_the_attacks_of_the_suites_have_the_budgets_of_their_papers() -> None:
+    def titles(version: str) -> list[str]:
+        rows = list_attacks({"name": "autoattack", "version": version}, THREAT)
+        return [row.attack.title for row in rows]
+
+    plus = ["APGD-CE x5", "APGD-DLR x5", "APGD-T", "FAB-T", "Square-5000", "FAB x5"]
+    assert titles("plus") == plus and titles("rand") == ["APGD-CE EOT 20", "APGD-DLR EOT 20"]
+    rows = list_attacks({"name": "paper", "budget": "paper"}, THREAT)
+    attacks: dict[str, Any] = {row.name: row.attack for row in rows}
+    names = ("Un-T 20x50", "Multi-T 5x20", "Multi-T 20x50")
+    counts = [(attacks[name].restarts, attacks[name].steps) for name in names]
+    assert counts == [(20, 50), (5, 20), (20, 50)] and attacks["Un-T 20x50"].success == "any"
+    assert attacks["RayS"].queries == 40_000
