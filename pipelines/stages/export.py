@@ -33,6 +33,7 @@ from tfrobust.exporting import FORMATS, export
 from tfrobust.gate import outputs
 from tfrobust.models import SavedNetwork, load_network
 from tfrobust.record import ExportRow, ExportTable, Record
+from tfrobust.registry import located
 from tfrobust.report.compare import difference
 
 IMAGES = 7  # random images on which the exported network must agree with the original
@@ -75,7 +76,14 @@ class Export(Stage):
         if "train" not in planned:
             load_trainable(spec, folder)  # a SavedModel or a .onnx file is not exported again
         if spec.export_attacks:
-            check_samples(spec.evaluated.labels, spec.export_attacks, "each", corruptions=False)
+            located(
+                "export",
+                check_samples,
+                spec.evaluated.labels,
+                spec.export_attacks,
+                "cascade",
+                corruptions=False,
+            )
             if AttackEval.name not in planned:
                 require_evaluation(spec, folder)
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from tfrobust.corruptions import CORRUPTIONS, SEVERITIES, corrupted
+from tfrobust.corruptions import CORRUPTIONS, SEVERITIES, corrupted, weather
 from tfrobust.corruptions.blur import trailed, zoom_blur, zoomed
 from tfrobust.corruptions.draws import Constant, Draws
 from tfrobust.corruptions.weather import plasma
@@ -264,3 +264,13 @@ def test_mistakes_are_one_line(changes: dict, message: str) -> None:
 
 def test_no_images_give_no_images() -> None:
     assert corrupted(np.zeros((0, 8, 8, 3)), "snow", 1).shape == (0, 8, 8, 3)
+
+
+def test_snow_falls_a_second_time_turned_by_180_degrees(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = np.zeros((1, 8, 8, 1), np.float32)
+    layer[0, 1, 2] = 0.25
+    monkeypatch.setattr(weather, "trailed", lambda *_: layer)
+    draws = Draws(0, "snow", 1, [0])
+    snowed = weather.snow(np.full((1, 8, 8, 1), 0.5, np.float32), 1, draws)
+    white = np.argwhere(snowed[0, ..., 0] > snowed.min() + 0.2)
+    assert white.tolist() == [[1, 2], [6, 5]]

@@ -16,7 +16,9 @@ from pipelines.sections import Requirements
 from pipelines.spec import Spec
 from pipelines.stages import attack_eval, verdict
 from pipelines.stages.evaluated_network import load_evaluated
-from pipelines.stages.export import Measured, _row
+from pipelines.stages.export import Export, Measured, _row
+from tests.unit.test_compare import saved_run
+from tfrobust.errors import UserError
 from tfrobust.evaluation import Evaluation, Result
 from tfrobust.report.compare import Difference
 
@@ -100,3 +102,47 @@ def test_a_verdict_is_at_the_level_of_the_config(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(verdict, "paired", lambda *_: pair)
     required = Requirements(robust_gain=0.0, clean_loss=0.05, level=0.8)
     assert [row.level for row in verdict._changed([judged, judged], required)] == [0.8, 0.8]
+
+
+@pytest.mark.parametrize("changed", ["baseline", "before"])
+def test_a_verdict_is_made_again_when_what_it_compares_with_changes(
+    tmp_path: Path, changed: str
+) -> None:
+    folder = RunFolder(tmp_path / "run")
+    other = saved_run(tmp_path / changed if changed == "baseline" else folder.before, 10, 8)
+    baseline = Requirements(no_worse_than=str(other))
+    required = baseline if changed == "baseline" else Requirements(robust_gain=0.0)
+    spec: Any = SimpleNamespace(requirements=required, config={})
+    before = verdict.Verdict().inputs(spec, folder)
+    (other / "flags.npz").write_bytes(b"others")
+    assert verdict.Verdict().inputs(spec, folder) != before
+
+
+def test_an_evaluation_is_made_again_when_what_decides_it_changes(tmp_path: Path) -> None:
+    layers = [keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(10)]
+    keras.Sequential(layers).save(tmp_path / "my.keras")
+    network = f"model.path={tmp_path / 'my.keras'}"
+
+    def inputs(*changes: str) -> str:
+        overrides = [network, "data=digits", "threat.eps=0.1", "attacks=fgsm", *changes]
+        spec = load_spec("evaluate", overrides, smoke=False)
+        return attack_eval.AttackEval().inputs(spec, RunFolder(tmp_path / "run"))
+
+    before = inputs()
+    changes = ("seed=1", "threat.eps=0.2", "model.outputs=probabilities", "attacks=pgd")
+    for change in (*changes, "evaluation.mode=each"):
+        assert inputs(change) != before, change
+    assert inputs("evaluation.batch_size=7", "evaluation.rerun=true") == before
+
+
+def test_attacks_of_an_export_in_a_wrong_order_are_refused_before_a_stage_runs(
+    tmp_path: Path,
+) -> None:
+    """They run as a cascade."""
+    attacks = "[{name: square, queries: 9, examples: 100}, {name: rays, queries: 9}]"
+    exports = f"export={{formats: [saved_model], attacks: {attacks}}}"
+    overrides = [exports, "evaluation.save=uint8"]
+    spec, folder = run("digits_adv", overrides, tmp_path, smoke=False)
+    planned = {"train", "attack_eval", "export"}
+    with pytest.raises(UserError, match="^export.attacks: expected Square-9, on 100 images, after"):
+        Export().check(spec, folder, planned)

@@ -1,5 +1,5 @@
 """The suite "fast": its attacks, its mark, and its cost and accuracy beside AutoAttack's; and the
-budgets of the other suites."""
+budgets and the cost of suites."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.unit.test_evaluation import FULL, HALF, X, Y, network
 from tfrobust import Threat
-from tfrobust.evaluation import evaluate, list_attacks
+from tfrobust.evaluation import ListedAttack, evaluate, list_attacks, run
 from tfrobust.record import Record
 from tfrobust.report.summary import how_counted
 
@@ -76,3 +77,12 @@ def test_the_attacks_of_the_suites_have_the_budgets_of_their_papers() -> None:
     counts = [(attacks[name].restarts, attacks[name].steps) for name in names]
     assert counts == [(20, 50), (5, 20), (20, 50)] and attacks["Un-T 20x50"].success == "any"
     assert attacks["RayS"].queries == 40_000
+
+
+def test_the_cost_of_a_suite_is_the_sum_of_its_attacks() -> None:
+    suite = [ListedAttack(HALF, "S: half", suite="S"), ListedAttack(FULL, "S: full", suite="S")]
+    options: Any = {"mode": "each", "progress": False}
+    rows = {row.name: row for row in run(network, X, Y, Threat("linf", 0.25), suite, **options)}
+    for cost in ("queries", "gradients", "seconds"):
+        parts = [getattr(rows[f"S: {name}"], cost) for name in ("half", "full")]
+        assert getattr(rows["S"], cost) == sum(parts) > max(parts)

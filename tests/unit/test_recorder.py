@@ -26,11 +26,12 @@ from tfrobust.evaluation import (
     Flags,
     ListedAttack,
     Record,
+    Result,
     cascade,
     closing,
     evaluate,
 )
-from tfrobust.evaluation.image_file import ImageFile
+from tfrobust.evaluation.image_file import ImageFile, _rounded
 from tfrobust.report import load_run
 
 
@@ -306,3 +307,19 @@ def test_a_label_cannot_be_that_of_another_array(tmp_path: Path, label: str) -> 
     """NumPy reads the array `clean` where `clean.npy` is asked for."""
     with pytest.raises(UserError, match=f"expected labels other than .*received '{label}'"):
         evaluated(tmp_path / "new", [HALF | {"label": label}])
+
+
+def test_images_in_bytes_are_rounded_towards_the_clean_ones() -> None:
+    """None leaves the ball of 8/255 that it is in."""
+    clean, images = (
+        np.array(levels, np.float32).reshape(4, 1, 1, 1) / np.float32(255)
+        for levels in ([100, 100, 100, 0], [107.65, 92.35, 108, 7.65])
+    )
+    assert _rounded(images, clean).ravel().tolist() == [107, 93, 108, 7]
+
+
+def test_an_image_that_is_wrong_when_clean_is_not_robust_in_bytes(tmp_path: Path) -> None:
+    clean, label = np.full((2, 1, 1, 1), 0.2, np.float32), np.array([0, 1])
+    results = [Result("clean", np.array([True, False]), 0.0, images=clean)]
+    flags = Flags(np.arange(2), label, {})
+    assert ImageFile(tmp_path, "uint8", clean).write(results, flags, lambda _: label) == 0.5

@@ -5,10 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.unit.test_compare import saved_run
 from tests.unit.test_report import change, make_run
 from tfrobust.errors import UserError
 from tfrobust.record import ExportRow, ExportTable, Record
-from tfrobust.report import load_run, write_report
+from tfrobust.report import load_run, read_runs, write_report
+from tfrobust.report.before_after import before_after_table
+from tfrobust.report.compare import Row
 from tfrobust.report.evaluation_figures import class_bars
 from tfrobust.report.summary import (
     ClassRow,
@@ -255,3 +258,11 @@ def test_times_that_are_no_numbers_are_left_out_of_the_page(tmp_path: Path) -> N
     make_run(tmp_path / "other", seed="zero")
     with pytest.raises(UserError, match=r"config\.yaml: .* seed: 'zero' where an int was expected"):
         load_run(tmp_path / "other")
+
+
+def test_points_of_a_training_are_those_after_minus_those_before(tmp_path: Path) -> None:
+    folders = [saved_run(tmp_path / name, *right) for name, right in (("b", (9, 2)), ("a", (8, 6)))]
+    before, after = read_runs([Row(folder.name, folder) for folder in folders])
+    clean, worst = before_after_table(before, after).rows
+    assert clean[1:4] == ["90.0 %", "80.0 %", "-10.0"]
+    assert worst[1:4] == ["20.0 %", "60.0 %", "+40.0"]

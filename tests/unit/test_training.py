@@ -331,3 +331,10 @@ def test_the_logs_have_the_quantiles_of_a_methods_table() -> None:
     callback.on_epoch_end(0, logs)
     expected = {f"radius_q{share:02d}": share / 100 for share in (5, 25, 50, 75, 95)}
     assert logs == pytest.approx({"loss": 1.0} | expected)
+
+
+def test_the_factor_and_the_patience_of_a_guided_rate_are_its_own() -> None:
+    rate, stop = Guided(patience=3, factor=0.5, stop=7).callbacks(4, "val_accuracy")
+    assert (rate.factor, rate.patience, rate.first_epoch) == (0.5, 3, 4)
+    assert (stop.patience, stop.start_from_epoch) == (7, 4)
+    assert rate.monitor == stop.monitor == "val_accuracy"
