@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,10 +26,11 @@ from pipelines.run_folder import RunFolder
 from pipelines.sections import CLEAN, ROBUST, Search
 from pipelines.spec import RUN_STAGES, Spec, trial_spec
 from pipelines.stages.tensorboard_logs import value_text, write_columns, write_trial
+from pipelines.stages.train import Train
 from pipelines.stages.training import Diverged, Unfit, fitting, splits, train
 from tfrobust._compat import with_whole_files
-from tfrobust.errors import OutOfMemory, UserError, in_memory
-from tfrobust.io import write_text
+from tfrobust.errors import OutOfMemory, UserError, in_memory, require
+from tfrobust.io import lock, write_text
 from tfrobust.report import (
     SearchTrial,
     best_epoch,
@@ -87,13 +89,37 @@ def work(spec: Spec, folder: RunFolder) -> None:
 
     The folder must be the chief's. If the chief is on another machine, the two need a shared file
     system.
+
+    Raises:
+        UserError: If another worker has the name of this one, or if this one has other settings
+            than the chief.
     """
     tuner = _Tuner(spec, folder)
-    print(
-        f"search: {tuner.tuner_id}, a worker of the chief at {search_cluster.address()}", flush=True
-    )
-    with _unwrapped_errors():
+    name = tuner.tuner_id
+    print(f"search: {name}, a worker of the chief at {search_cluster.address()}", flush=True)
+    with _unwrapped_errors(), _named(name, folder):
+        tuner.oracle.get_space()  # waits for the chief, which has marked the folder before
+        same = folder.begun("train") == Train().inputs(spec, folder)
+        expected = "the settings of the chief (the same config and --set for all)"
+        require(same, str(folder.path), expected, "others")
         tuner.search()
+
+
+@contextlib.contextmanager
+def _named(name: str, folder: RunFolder) -> Iterator[None]:
+    """Keep other workers of the search from having this name inside the context.
+
+    KerasTuner gives a trial that is running again to the worker of that name.
+    """
+    try:
+        held = lock(folder.search / f".{name}.lock")
+    except BlockingIOError:
+        expected = "another name for each worker"
+        raise UserError(f"{search_cluster.ID}: expected {expected}, received {name!r}") from None
+    try:
+        yield
+    finally:
+        os.close(held)
 
 
 @contextlib.contextmanager

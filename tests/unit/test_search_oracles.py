@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,13 +17,17 @@ from typing import Any
 import keras_tuner as kt
 import pytest
 
+from pipelines import search_cluster
 from pipelines.resolve import load_spec
 from pipelines.run_folder import RunFolder
 from pipelines.sections import CLEAN, ROBUST, Search
 from pipelines.space import ranges
+from pipelines.stages import tuner
+from pipelines.stages.train import Train
 from pipelines.stages.tuner import SCORE, _oracle, _reload, _Tuner
 from tests.errors import error_line
 from tests.products import slow_but
+from tfrobust.io import lock
 
 SPACE = ranges(
     {
@@ -176,3 +181,31 @@ def test_trials_of_a_stopped_search_are_scored_by_the_min_clean_of_now(tmp_path:
     for min_clean, score in ((0.9, -0.1), (0.8, 0.5), (0.85, -0.05)):
         again = tuner(min_clean).oracle.trials["0"]
         assert again.score == pytest.approx(score)
+
+
+def test_a_worker_has_the_settings_of_the_chief_and_a_name_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others trained trials that the tables took for those of the chief's config."""
+    for name, value in ((search_cluster.PORT, "5001"), (search_cluster.IP, "10.0.0.7")):
+        monkeypatch.setenv(name, value)
+    of_chief, other = (load_spec("digits_atlas_search", [f"seed={seed}"], False) for seed in (0, 1))
+    folder, searched = RunFolder(tmp_path / "run"), []
+    folder.search.mkdir(parents=True)
+    folder.mark("train", Train().inputs(of_chief, folder), done=False)
+
+    def tuner_of(spec: Any, _: RunFolder) -> Any:
+        oracle = SimpleNamespace(get_space=lambda: None)
+        return SimpleNamespace(tuner_id="one", oracle=oracle, search=lambda: searched.append(spec))
+
+    monkeypatch.setattr(tuner, "_Tuner", tuner_of)
+    tuner.work(of_chief, folder)
+    assert searched == [of_chief]
+    line = error_line(lambda: tuner.work(other, folder))
+    expected = "expected the settings of the chief (the same config and --set for all), received"
+    assert line.startswith(f"{folder.path}: {expected}")
+    held = lock(folder.search / ".one.lock")
+    line = error_line(lambda: tuner.work(of_chief, folder))
+    os.close(held)
+    expected = "expected another name for each worker, received 'one'"
+    assert line == f"KERASTUNER_TUNER_ID: {expected}" and searched == [of_chief]
