@@ -6,7 +6,6 @@ import argparse
 import sys
 from pathlib import Path
 
-import numpy as np
 import tensorflow as tf
 
 from pipelines import config as configs
@@ -31,7 +30,7 @@ from pipelines.stages import (
 from pipelines.stopping import GO_ON
 from pipelines.suite import is_suite, load_suite
 from pipelines.suite_runner import commands, run_suite
-from tfrobust.distribution import stack_workers, strategy, worker
+from tfrobust.distribution import on_all_workers, strategy, worker
 from tfrobust.errors import UserError, choose, one_line, require
 from tfrobust.io import in_home, unwritable
 from tfrobust.models.keras_defaults import neutral
@@ -122,7 +121,7 @@ def _set_up_tensorflow(spec: Spec) -> None:
 
 def _run_stage(stage: Stage, spec: Spec, folder: RunFolder) -> None:
     done = stage.done(spec, folder)
-    if stack_workers(np.array(int(done))).all():  # several workers go through a stage together
+    if on_all_workers(done):  # several workers go through a stage together
         stage.skip(folder)
         return
     inputs = stage.inputs(spec, folder)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
+import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -97,3 +99,19 @@ def stack_workers(values: np.ndarray) -> np.ndarray:
     rows = np.zeros((workers, *values.shape), values.dtype)
     rows[number] = values
     return sum_over_workers(rows)
+
+
+def on_all_workers(condition: bool) -> bool:
+    """Return whether a condition holds on every worker. All workers must call it."""
+    return bool(stack_workers(np.array(int(condition))).all())
+
+
+def count_shared(entries: Sequence[bytes], most: int) -> int:
+    """Return how many of the first entries are the same on all workers.
+
+    All workers must call it, with up to `most` entries.
+    """
+    codes = np.zeros(most, np.int64)
+    codes[: len(entries)] = [1 + zlib.crc32(entry) for entry in entries]
+    shared = (stack_workers(codes) == codes).all(axis=0) & (codes > 0)
+    return int(np.append(shared, False).argmin())

@@ -82,7 +82,10 @@ def train(
     plan = spec.train
     assert plan is not None
     checkpoints, model = Checkpoints(folder.checkpoints), None
-    checkpoints.rewind(int(stack_workers(np.array(checkpoints.step)).min()))
+    of_workers = stack_workers(np.array([checkpoints.step, checkpoints.rollbacks]))
+    checkpoints.rewind(int(of_workers[:, 0].min()))
+    if (rollbacks := int(of_workers[:, 1].max())) > checkpoints.rollbacks:
+        checkpoints.rollbacks = rollbacks  # another worker stopped after it had noted the last one
     data = splits(spec)
     with Interruption().caught() as interruption:
         while model is None:

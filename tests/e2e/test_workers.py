@@ -76,3 +76,27 @@ def test_workers_stop_when_one_dies_and_resume_together(tmp_path: Path) -> None:
     assert "train: going on after" in again[0][1]
     assert [row["epoch"] for row in history(folders[0])] == ["0", "1", "2"]
     np.testing.assert_array_equal(weights(folders[0]), weights(folders[1]))
+
+
+@pytest.mark.slow
+def test_workers_evaluate_together_what_one_of_them_has_lost(tmp_path: Path) -> None:
+    """A worker that reused its own results attacked other images than the rest."""
+    few = [*FEW, "train.epochs=1", "train.steps_per_epoch=8", "data.validation=61"]
+    folders = [tmp_path / name for name in ("digits_atlas", "digits_atlas.worker1")]
+    found = []
+    for attacks in (
+        "[{name: pgd, steps: 5}]",
+        "[{name: pgd, steps: 5}, {name: square, queries: 20}]",
+    ):
+        overrides = [*few, f"attacks={attacks}"]
+        for run in [started(tmp_path, config, overrides) for config in cluster()]:
+            code, out = ended(run)
+            assert code == 0, out
+        found.append([dict(np.load(folder / "flags.npz")) for folder in folders])
+        (folders[1] / "eval.json").unlink()
+    (before, _), (first, second) = found
+    assert len(first) == len(before) + 1
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name])
+    for name in before:
+        np.testing.assert_array_equal(first[name], before[name])

@@ -238,3 +238,21 @@ def test_first_signal_is_noted_and_a_second_acts_at_once(number: signal.Signals)
     with Interruption().caught():
         assert signal.getsignal(number) != signal.default_int_handler
     assert signal.getsignal(number) == signal.default_int_handler
+
+
+def test_workers_go_back_to_the_newest_checkpoint_of_all(tmp_path: Path) -> None:
+    for epoch in range(2):
+        resume = begun(tmp_path)
+        resume.current_epoch = epoch
+        resume.on_epoch_end(epoch, {})
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.step == 10
+    checkpoints.rewind(10)
+    checkpoints.rewind(5)
+    assert checkpoints.step == 5 and checkpoints.note["step"] == 5
+    for step, message in (
+        (3, "expected a complete checkpoint of step 3, the newest that all workers have; remove"),
+        (0, "expected a checkpoint on every worker, another has none; remove the folders of all"),
+    ):
+        with pytest.raises(UserError, match=message):
+            checkpoints.rewind(step)

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from tfrobust.distribution import worker
+from tfrobust.distribution import on_all_workers, worker
 from tfrobust.evaluation.attack_list import ListedAttack
 from tfrobust.evaluation.binarisation import binarised
 from tfrobust.evaluation.cascade import run_all
@@ -97,7 +97,7 @@ class Closing:
         points = [point for point, _ in details.curve]
         same = [row.point for row in record.curve] == points
         same &= record.binarisation == self.binarisation
-        if record.closing is not None and same:
+        if on_all_workers(record.closing is not None and same):
             return  # the record has them, and nothing has changed
         record.checks = [CheckRow(**dataclasses.asdict(check)) for check in self.checks()]
         record.binarisation = self.binarisation
@@ -153,7 +153,8 @@ class Closing:
         """Measure clean and worst-case accuracy at each point of a once-for-all network."""
         record, details = recorder.record, recorder.details
         for place, (point, network) in enumerate(details.curve):
-            if place < len(record.curve) and record.curve[place].point == point:
+            measured = place < len(record.curve) and record.curve[place].point == point
+            if on_all_workers(measured):
                 continue
             results = self.results
             if place:

@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from tfrobust.corruptions import CORRUPTIONS, SEVERITIES, corrupted, require_channels_last
-from tfrobust.distribution import stack_workers
+from tfrobust.distribution import on_all_workers, stack_workers
 from tfrobust.errors import choose, is_int, require, require_at_least
 from tfrobust.evaluation.batching import batches
 from tfrobust.evaluation.crafting import Predict, computed_by
@@ -108,6 +108,7 @@ class OnCorruptedImages:
 
         if recorder is not None and recorder.record.corruptions is not None:
             rows |= _reused(recorder, recorder.record.corruptions, names, severities, examples)
+        rows = {name: rows[name] for name in names if on_all_workers(name in rows)}
         waiting = [name for name in names if name not in rows]
         total = len(waiting) * len(severities) * examples
         with progress_bar("corruptions" if self.progress else None, total=total) as bar:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from tfrobust.attack_settings import digests_of, known_by
+from tfrobust.distribution import count_shared, on_all_workers
 from tfrobust.errors import UserError, require
 from tfrobust.evaluation.aside import FILES, move_aside
 from tfrobust.evaluation.attack_list import ListedAttack
@@ -43,9 +44,9 @@ class Recorder:
     """The record of one evaluation in a folder.
 
     If network, images, threat, mode and seed are the same, the results in the folder are reused up
-    to the first attack that differs; `finished` holds them. All other results are moved to another
-    folder when the first new result is saved, so a refused evaluation changes nothing. No other
-    evaluation can use the folder until `close`.
+    to the first attack that differs; `finished` holds them. Several workers reuse what all of them
+    have. All other results are moved to another folder when the first new result is saved, so a
+    refused evaluation changes nothing. No other evaluation can use the folder until `close`.
 
     Args:
         folder: The folder.
@@ -117,8 +118,10 @@ class Recorder:
         if (folder / LOCK).exists():
             self._take_folder()
         self.content = self._read_record()
-        if self.content is not None:
-            self._reuse(rerun)
+        former = None if self.content is None else self._former(rerun)
+        kept = self._kept(former)
+        if former is not None and kept is not None:
+            self._reuse(*former, kept)
         self.reused = {result.name for result in self.finished}
         self.waiting = set(self.reused)
 
@@ -211,30 +214,54 @@ class Recorder:
         path = self.folder / "eval.json"
         return path.read_bytes() if path.is_file() else None
 
-    def _reuse(self, rerun: bool) -> None:
-        """Fill `finished` with the results to reuse; `save` moves the other results aside."""
+    def _former(self, rerun: bool) -> tuple[Record, Flags] | None:
+        """Return the record and the flags in the folder; None if they are not to be reused."""
         try:
             before, flags = Record.load(self.folder), Flags.load(self.folder)
         except UserError as error:
             self.aside = (f"damaged: {error}", FILES)
-            return
-        rows = before.single_attacks
+            return None
         reason = "computed again" if rerun else self._difference(before, flags)
         if reason is not None:
             self.aside = (reason, FILES)
-            return
-        self._keep(before, "corruptions")
-        kept = self._same_rows(rows, flags)
-        if len(kept) < len(rows):
-            reason = f"another list of attacks from {rows[len(kept)].name} on"
-            self.aside = (reason, FILES)
-            if self.images is not None:  # the file may hold images of attacks that no longer count
-                return
-        elif self.images is None and len(kept) < len(self.attack_list):
-            if (self.folder / IMAGES).exists():
+            return None
+        self._keep(before, "corruptions")  # they do not depend on the attacks
+        return before, flags
+
+    def _kept(self, former: tuple[Record, Flags] | None) -> list[AttackRow] | None:
+        """Return the rows of attacks to reuse, and note why the files of others are moved aside.
+
+        It is None if the clean result cannot be reused either. Workers keep the same rows, because
+        they attack together what is left.
+        """
+        rows: Sequence[AttackRow] = []
+        same: list[AttackRow] = []
+        entries: list[bytes] = []
+        if former is not None:
+            before, flags = former
+            rows = before.single_attacks
+            same = self._same_rows(rows, flags)
+            names = ["clean", *(row.name for row in same)]
+            entries = [flags.right[name].tobytes() for name in names]
+        count = count_shared(entries, 1 + len(self.attack_list))
+        kept = same[: max(0, count - 1)]
+        # A file of images may hold those of attacks that no longer count.
+        whole = on_all_workers(self.images is None or len(kept) == len(rows))
+        shared = count == len(entries)
+        if shared and len(kept) < len(rows):
+            self.aside = (f"another list of attacks from {rows[len(kept)].name} on", FILES)
+        elif former is not None and not (shared and whole):
+            self.aside = ("another worker has others", FILES)
+        return kept if count and whole else None
+
+    def _reuse(self, before: Record, flags: Flags, kept: Sequence[AttackRow]) -> None:
+        """Fill `finished` with the results to reuse; `save` moves the other results aside."""
+        rows = before.single_attacks
+        if len(kept) == len(rows):
+            if self.images is not None or len(kept) == len(self.attack_list):
+                self._keep(before, "rounded_robust_accuracy")
+            elif (self.folder / IMAGES).exists():
                 self.aside = ("images of fewer attacks; evaluation.save adds to them", [IMAGES])
-        else:
-            self._keep(before, "rounded_robust_accuracy")
         if line := of_other_code([before, *kept]):
             self.details.say(line)
         if len(flags.label) == len(self.flags.label):
@@ -250,7 +277,8 @@ class Recorder:
             )
             self.former[row.name] = right
         names = [listed.name for listed in self.attack_list]
-        if not reason and [row.name for row in rows] == names and len(self.finished) > len(names):
+        whole = len(kept) == len(rows) and [row.name for row in rows] == names
+        if whole and len(self.finished) > len(names):
             # After the same attacks on the same images the checks and curves are valid too.
             self._keep(before, "checks", "binarisation", "curve", "eps_curve", "closing")
 

@@ -90,12 +90,19 @@ class Checkpoints:
             raise UserError(f"{self.folder}: {expected}: {line}") from None
 
     def rewind(self, step: int) -> None:
-        """Make the checkpoint of a step the newest. Raises UserError if there is none."""
-        if step != self.step:
-            path = self.folder / f"step-{step:09d}"
-            expected = f"a complete checkpoint of step {step}, the newest that all workers have"
-            require(step and _is_complete(path), str(self.folder), expected, f"step {self.step}")
-            self.newest = path
+        """Make the checkpoint of a step, the newest that all workers have, the newest one.
+
+        Raises UserError if there is none, or if another worker has no checkpoint at all.
+        """
+        if step == self.step:
+            return
+        where, received = str(self.folder), f"step {self.step}"
+        anew = "remove the folders of all workers to begin anew"
+        require(step, where, f"a checkpoint on every worker, another has none; {anew}", received)
+        path = self.folder / f"step-{step:09d}"
+        expected = f"a complete checkpoint of step {step}, the newest that all workers have; {anew}"
+        require(_is_complete(path), where, expected, received)
+        self.newest = path
 
     @property
     def step(self) -> int:
