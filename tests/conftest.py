@@ -30,7 +30,10 @@ import pytest
 
 TESTS = Path(__file__).resolve().parent
 SEED = 2026
-QUICK_ON_TWO_DEVICES = ("drawn", "weighted", "uneven", "refused", "evaluated")
+QUICK_ON_TWO_DEVICES = (
+    *("drawn", "weighted", "uneven", "refused", "evaluated"),
+    *("clipped", "overflowing", "unsuitable"),
+)
 
 # There is no deadline, since the first call of a tf.function is slow. Each run of the fast suite
 # tries the same examples; the nightly run tries new ones.

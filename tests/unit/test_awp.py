@@ -13,7 +13,7 @@ import tensorflow as tf
 from tests.unit.test_method_searches import FLAT, THREAT, W, X, Y, batch_of, cross_entropy_gradient
 from tfrobust import FGSM, PGD, Adv
 from tfrobust.errors import UserError
-from tfrobust.methods import Awp, Ema, Natural, Squeeze
+from tfrobust.methods import Awp, Ema, Natural, Squeeze, Trades
 from tfrobust.registry import parameters
 
 
@@ -136,3 +136,17 @@ def test_awp_of_a_method_object_equals_awp_of_its_settings(linear: Callable[...,
 def test_awp_refuses_an_unsuitable_method_object(network: Any, make: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         make(network, Squeeze(network, threat=THREAT, beta=2.0))
+
+
+def test_awp_logs_the_scalars_of_its_step(linear: Callable[..., Any]) -> None:
+    """They were those of the step after it."""
+    logged, ramp = [], {"warmup_steps": 1, "ramp_steps": 4}
+    for method in (
+        Trades(linear(W), threat=THREAT, beta=2.0, **ramp),
+        Awp(linear(W), threat=THREAT, method={"name": "trades", "beta": 2.0}, **ramp),
+    ):
+        method.compile("sgd")
+        batch = (tf.constant(X), tf.constant(Y))
+        logged.append([float(method.train_step(batch)["eps"]) for _ in range(6)])
+    assert logged[0] == logged[1]
+    np.testing.assert_allclose(logged[0], np.array([0, 0, 1, 2, 3, 4]) / 4 * THREAT.eps)

@@ -279,6 +279,67 @@ def refused(strategy: tf.distribute.Strategy) -> dict[str, Any]:
     return {"line": line, "moved": max(float(np.abs(a - b).max()) for a, b in pairs)}
 
 
+def clipped(strategy: tf.distribute.Strategy) -> dict[str, list[list[float]]]:
+    """Return how far each way of clipping lets the weights move, on one device and on two."""
+    x = np.random.default_rng(0).random((8, 4, 4, 1)).astype("float32")
+    y = np.array([0, 0, 0, 0, 1, 1, 2, 2])  # so that the parts of the gradient differ
+    out: dict[str, list[list[float]]] = {}
+    for limit in ("clipnorm", "global_clipnorm", "clipvalue"):
+        out[limit] = []
+        for scope in (contextlib.nullcontext(), strategy.scope()):
+            with scope:
+                model = model_for("adv")
+                model.compile(keras.optimizers.SGD(0.1, **{limit: 0.01}))
+            before = model.network.get_weights()
+            model.fit(x, y, 8, 2, 0, shuffle=False)
+            pairs = zip(model.network.get_weights(), before, strict=True)
+            out[limit].append(np.concatenate([(a - b).ravel() for a, b in pairs]).tolist())
+    return out
+
+
+def overflowing(strategy: tf.distribute.Strategy) -> list[tuple[float, float]]:
+    """Return how far weights move, and the scale of the loss, after a step that overflows.
+
+    The example that overflows is in the second half of the batch, which the second device has.
+    """
+    x = np.random.default_rng(0).random((8, 4, 4, 1)).astype("float32")
+    weight, out = np.ones(8, np.float32), []
+    weight[6] = 1e37
+    for scope in (contextlib.nullcontext(), strategy.scope()):
+        keras.config.set_dtype_policy("mixed_float16")
+        with scope:
+            model = model_for("adv")
+        keras.config.set_dtype_policy("float32")
+        before = model.network.get_weights()
+        model.fit(x, np.arange(8) % 3, 8, 1, 0, sample_weight=weight, shuffle=False)
+        pairs = zip(model.network.get_weights(), before, strict=True)
+        moved = max(float(np.abs(a.astype(float) - b).max()) for a, b in pairs)
+        scales = strategy.experimental_local_results(model.optimizer.dynamic_scale.value)
+        (scale,) = {float(each.numpy()) for each in scales}
+        out.append((moved, scale))
+    return out
+
+
+def unsuitable(strategy: tf.distribute.Strategy) -> dict[str, str]:
+    """Return the errors of what Keras cannot do on two devices."""
+    rng, lines = np.random.default_rng(0), {}
+    data = batches(Split.of(rng.random((16, 4, 4, 1), np.float32), np.arange(16) % 3), BATCH)
+    settings: dict[str, tuple[str, Any, dict[str, Any]]] = {
+        "steps": ("adv", {}, {"steps_per_execution": 2}),
+        "accumulated": ("adv", {"gradient_accumulation_steps": 2}, {}),
+        "loop": ("iaat", {}, {}),
+    }
+    for name, (method, options, compiled_with) in settings.items():
+        with strategy.scope():
+            model = model_for(method, normalized=True)
+            model.compile(keras.optimizers.SGD(0.01, **options), **compiled_with)
+        try:
+            model.fit(data, verbose=0)
+        except UserError as error:
+            lines[name] = str(error)
+    return lines
+
+
 if __name__ == "__main__":
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)

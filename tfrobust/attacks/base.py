@@ -126,11 +126,20 @@ class Attack(Configurable):
         """
         raise NotImplementedError
 
+    def outcome(
+        self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, *, threat: Threat, seed: Any
+    ) -> Outcome:
+        """Return the outcome of `run`. Raises a UserError if what it returns is none."""
+        outcome = self.run(logits_fn, x, y, threat=threat, seed=seed)
+        where, expected = f"{type(self).__name__}.run", f"an Outcome{Outcome._fields}"
+        require(isinstance(outcome, Outcome), where, expected, type(outcome).__name__)
+        return outcome
+
     def images(
         self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, *, threat: Threat, seed: Any
     ) -> tf.Tensor:
         """Return only the images of `run`, [B, H, W, C], with no pass that they do not need."""
-        return self.run(logits_fn, x, y, threat=threat, seed=seed).images
+        return self.outcome(logits_fn, x, y, threat=threat, seed=seed).images
 
     def __call__(
         self, logits_fn: LogitsFn, x: Any, y: Any, *, threat: Threat, seed: Any

@@ -190,7 +190,7 @@ class _Binarised:
         def run(images: tf.Tensor, number: tf.Tensor) -> Any:
             labels = tf.zeros(tf.shape(images)[:1], tf.int32)
             seed = noise.seed_for(self.seed, number, f"{NAME} {registered_name(attack)}")
-            return attack.run(self._logits, images, labels, threat=self.threat, seed=seed)
+            return attack.outcome(self._logits, images, labels, threat=self.threat, seed=seed)
 
         traced = compiled(run, self.shape, tf.TensorSpec([], tf.int32))
 

@@ -153,7 +153,7 @@ def craft(
 
     def run(network: LogitsFn, images: Any, labels: Any, number: Any) -> Outcome:
         seed_of_batch = noise.seed_for(seed, number, stream or registered_name(attack))
-        return attack.run(network, images, labels, threat=threat, seed=seed_of_batch)
+        return attack.outcome(network, images, labels, threat=threat, seed=seed_of_batch)
 
     find: Lookup | Search
     exact = None  # the attack on the network itself, if the search is in bfloat16, TF32 or XLA

@@ -54,9 +54,7 @@ def check_adversarial(title: str, threat: Threat, x_adv: np.ndarray, x: np.ndarr
     low, high = (float(np.float32(end)) for end in threat.box)
     factors = threat.factors(x.shape[1:])
     if x_adv.shape != x.shape:
-        raise UserError(
-            f"{title}: expected images of shape {x.shape[1:]}, received {x_adv.shape[1:]}"
-        )
+        raise UserError(f"{title}: expected images of shape {x.shape}, received {x_adv.shape}")
     rounding = TOLERANCE * max(1.0, *map(abs, threat.box))
     most = threat.eps + max(rounding, TOLERANCE * threat.eps)
     # Few images at a time, because float64 takes twice the memory.

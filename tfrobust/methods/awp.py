@@ -96,7 +96,10 @@ class Awp(RobustModel):
 
     def after_update(self, batch: Batch) -> None:
         self.inner.after_update(batch)
-        self.inner.step.assign_add(1)
+
+    def count_step(self) -> None:
+        super().count_step()
+        self.inner.count_step()
 
     def tables(self) -> dict[str, Table]:
         return self.inner.tables()

@@ -15,9 +15,9 @@ from tfrobust import losses, noise
 from tfrobust._compat import loss_mean, twice_differentiable
 from tfrobust.attacks import FGSM, PGD, Attack
 from tfrobust.attacks.gradient import GradientAttack
-from tfrobust.errors import choose, is_int, number, require, require_at_least, require_seed
+from tfrobust.errors import choose, number, require, require_at_least, require_seed
 from tfrobust.gate import check_threat
-from tfrobust.methods import decay
+from tfrobust.methods import decay, hooks, replicas
 from tfrobust.methods.averaging import AveragedModel, Averaging
 from tfrobust.methods.batch import Batch, as_batch, filled, weighed, without_strings
 from tfrobust.methods.means import Means, for_keras
@@ -175,15 +175,8 @@ class RobustModel(AveragedModel):
         needs = {*self.needs}
         if averaging and averaging.counts_epochs:
             needs.add("steps_per_epoch")
-        counts: dict[str, Any] = {
-            "num_examples": num_examples,
-            "batch_size": batch_size,
-            "steps_per_epoch": steps_per_epoch,
-        }
-        for argument, count in counts.items():
-            if count is not None or argument in needs:
-                expected = "int >= 1, of the training data"
-                require(is_int(count) and count >= 1, argument, expected, count)
+        counts = {"num_examples": num_examples, "batch_size": batch_size}
+        hooks.check_counts(needs, **counts, steps_per_epoch=steps_per_epoch)
         require_at_least(0, warmup_steps=warmup_steps, ramp_steps=ramp_steps)
         self.network = network
         self.norms = choose("norms", norms, WAYS)
@@ -203,7 +196,8 @@ class RobustModel(AveragedModel):
         self.start_averages()
         sampled = len(self.threats) > 1 and norms == "sample"
         self.errors = Errors(len(self.threats)) if sampled else None
-        self.means = Means(dict.fromkeys((*RobustModel.reports, *self.reports, "fgsm_accuracy")))
+        self.reported = (*RobustModel.reports, *self.reports)
+        self.means = Means(dict.fromkeys((*self.reported, "fgsm_accuracy")))
         self.compiled_parts = {}
         self.built = True
 
@@ -282,6 +276,7 @@ class RobustModel(AveragedModel):
     @twice_differentiable()
     def forward(self, inputs: Any, mode: str) -> tf.Tensor:
         """Return float32 logits [B, C] in the mode "eval", "train" or "frozen" (see `craft`)."""
+        choose("mode", mode, MODES)
         with self.substituted({}) if mode == "frozen" else contextlib.nullcontext():
             return tf.cast(forward(self.network, inputs, mode != "eval"), tf.float32)
 
@@ -306,8 +301,12 @@ class RobustModel(AveragedModel):
         update = self._updated if self.distributed else self.by_xla(self._updated)
         logs = update(batch) | self.scalars()
         with tf.control_dependencies([batch["image"]]):  # a refused batch does not count
-            self.step.assign_add(1)
+            self.count_step()
         return for_keras(logs)
+
+    def count_step(self) -> None:
+        """Count a step of `fit`, after its batch was trained on."""
+        self.step.assign_add(1)
 
     def _updated(self, batch: Batch) -> dict[str, Any]:
         logs = self.update(batch)
@@ -322,13 +321,13 @@ class RobustModel(AveragedModel):
             entries = self.computed(self._perturbed, batch)
         batch = batch | entries
         terms, gradients, slopes = self.gradients(batch)
-        self.optimizer.apply(gradients, self.network.trainable_variables)
+        combined = replicas.for_optimizer(self.optimizer, gradients)
+        self.optimizer.apply(combined, self.network.trainable_variables)
         self.after_update(batch | terms | slopes)
         weight = batch.get("weight", 1.0)
         if self.errors is not None:
             self.errors.count(batch["norm"], terms.get("robust_accuracy", 0.0), weight)
-        names = ("loss", *RobustModel.reports, *self.reports)
-        reported = {name: terms[name] for name in names if name in terms}
+        reported = {name: terms[name] for name in ("loss", *self.reported) if name in terms}
         return self.means.measure(loss_mean(self), reported, weight)
 
     def _perturbed(self, batch: Batch) -> Batch:
@@ -338,7 +337,7 @@ class RobustModel(AveragedModel):
         """Return the entries of `perturb` with one of the threats as `self.threat`."""
         self.threat = threat
         try:
-            return self.perturb(batch)
+            return hooks.checked_entries(self.perturb(batch), self)
         finally:
             self.threat = self.threats[0]
 
@@ -362,15 +361,15 @@ class RobustModel(AveragedModel):
         watched = {f"d_{name}": batch[name] for name in self.differentiate}
         with tf.GradientTape() as tape:
             tape.watch([weights, watched])
-            terms = self.robust_loss(batch)
+            terms = hooks.checked_terms(self.robust_loss(batch), batch, self)
             loss = tf.reduce_mean(terms["loss"] * batch.get("weight", 1.0))
             if penalised:
                 loss += decay.total(self.network.losses)
             if penalised and self.l2:
                 loss += self.l2 * decay.half_square(self.network, self.l2_on)
             # The optimizer sums the gradients of the replicas.
-            replicas = tf.distribute.get_strategy().num_replicas_in_sync
-            scaled = self.optimizer.scale_loss(loss / replicas)
+            parts = tf.distribute.get_strategy().num_replicas_in_sync
+            scaled = self.optimizer.scale_loss(loss / parts)
         return terms, *tape.gradient(scaled, [weights, watched])
 
     def test_step(self, data: Any) -> dict[str, Any]:

@@ -102,7 +102,10 @@ class SharedStatistics(RepeatablePass):
         return outputs
 
     def used(self) -> keras.StatelessScope:
-        """Return a context in which mode "eval" normalises by the statistics."""
+        """Return a context in which mode "eval" normalises by the statistics.
+
+        It collects the penalties on activations, as `losses`.
+        """
         pairs = zip(self.averages, self.shares, strict=True)
         return self._with([share / (1.0 - momentum) for (_, momentum), share in pairs])
 
@@ -110,4 +113,4 @@ class SharedStatistics(RepeatablePass):
         """Return a context in which the averages have these values."""
         pairs = [(variable, variable.value) for variable in self.network.variables]
         pairs += [(a, value) for (a, _), value in zip(self.averages, values, strict=True)]
-        return keras.StatelessScope(pairs)
+        return keras.StatelessScope(pairs, collect_losses=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -13,7 +13,7 @@ import tensorflow as tf
 from tfrobust._compat import HookedModel, layers_of, trains, validates_in_fit
 from tfrobust.attacks import Attack
 from tfrobust.attacks.gradient import GradientAttack
-from tfrobust.errors import UserError, number, one_line, require, require_at_least, require_bool
+from tfrobust.errors import UserError, one_line, require, require_at_least, require_bool
 from tfrobust.gate import (
     SOME,
     Taken,
@@ -23,24 +23,18 @@ from tfrobust.gate import (
     check_trained,
     check_unlabelled,
     check_validation,
-    check_weights,
     reaches_images,
     refusals,
     warn_of_scale,
 )
+from tfrobust.methods import hooks, replicas
 from tfrobust.methods.batch import Batch, class_weights, weighing
+from tfrobust.methods.keras_arguments import check_numbers, check_sample_weight, images_of
 from tfrobust.models.keras_defaults import neutral
 from tfrobust.models.signatures import Signature
 from tfrobust.registry import parameters
 from tfrobust.threat import Threat
 from tfrobust.xla import compiled, is_choice
-
-# The least value of each number of Keras's `fit`, `evaluate` and `predict`.
-COUNTS = {
-    **dict.fromkeys(("epochs", "initial_epoch"), 0),
-    **dict.fromkeys(("batch_size", "steps", "steps_per_epoch"), 1),
-    **dict.fromkeys(("validation_batch_size", "validation_steps"), 1),
-}
 
 
 class GatedModel(HookedModel):
@@ -58,6 +52,10 @@ class GatedModel(HookedModel):
     # Keras's own attributes.
     train_function: Any
     test_function: Any
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        hooks.check_names(cls)
 
     def forward(self, inputs: Any, mode: str) -> tf.Tensor:
         """Return the logits [B, C] of the network in a mode of `RobustModel.craft`."""
@@ -131,11 +129,14 @@ class GatedModel(HookedModel):
             expected = "a new one (this one was first used with other weights or fewer of them)"
             known = trains(self.optimizer, trainable)
             require(known, "optimizer", expected, type(self.optimizer).__name__)
+            hooks.check_own_weights(self)
+            replicas.check(self)
             self._forget([name for name in self.compiled_parts if name != "_validated"])
         return super().make_train_function(force)
 
     def make_test_function(self, force: bool = False) -> Any:
         if self.test_function is None or force:
+            replicas.check(self)
             self._forget(["_validated"])
         return super().make_test_function(force)
 
@@ -160,7 +161,7 @@ class GatedModel(HookedModel):
                 like. It is raised before any weight moves.
         """
         arguments = inspect.signature(super().fit).bind(x, y, *args, **kwargs).arguments
-        _check_numbers(arguments)
+        check_numbers(arguments)
         class_weight = arguments.pop("class_weight", None)
         arguments["x"], arguments["y"] = check_data(x, y, self._limits)
         validation_data = arguments.get("validation_data")
@@ -169,8 +170,8 @@ class GatedModel(HookedModel):
         for name, steps in (("x", "steps_per_epoch"), ("validation_data", "validation_steps")):
             check_count(name, arguments.get(name), steps, arguments.get(steps))
         x, y = arguments["x"], arguments["y"]
-        images = _images(x)
-        _check_weights(arguments, images)
+        images = images_of(x)
+        check_sample_weight(arguments, images)
         self.check_network(images, labels=y)
         with refusals(), weighing(self, class_weight):
             return super().fit(**self.completed(arguments))
@@ -185,11 +186,11 @@ class GatedModel(HookedModel):
         arguments = inspect.signature(super().evaluate).bind(x, y, *args, **kwargs).arguments
         private = arguments.pop("kwargs", {})
         if not validates_in_fit(private):  # `fit` has checked its validation data
-            _check_numbers(arguments)
+            check_numbers(arguments)
             arguments["x"], arguments["y"] = check_data(x, y, self._limits)
             check_count("x", x, "steps", arguments.get("steps"))
-            images = _images(arguments["x"])
-            _check_weights(arguments, images)
+            images = images_of(arguments["x"])
+            check_sample_weight(arguments, images)
             self.check_network(images)
         with refusals():
             return super().evaluate(**arguments, **private)
@@ -198,7 +199,7 @@ class GatedModel(HookedModel):
     def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """Return logits as Keras does, of images that `fit` takes; labels are not looked at."""
         arguments = inspect.signature(super().predict).bind(x, *args, **kwargs).arguments
-        _check_numbers(arguments)
+        check_numbers(arguments)
         check_count("x", x, "steps", arguments.get("steps"))
         return super().predict(**arguments | {"x": check_unlabelled(x, self._limits)})
 
@@ -222,13 +223,13 @@ class GatedModel(HookedModel):
         """
         x, y = check_data(x, y, self._limits)
         arguments = {"sample_weight": sample_weight}
-        _check_weights(arguments, _images(x))
+        check_sample_weight(arguments, images_of(x))
         weight = arguments["sample_weight"]
         if class_weight is not None and y is not None:
             of_class = class_weights(class_weight, self.signature.classes)[y]
             weight = of_class if weight is None else of_class * np.reshape(weight, -1)
         if self.train_function is None:
-            self.check_network(_images(x))
+            self.check_network(images_of(x))
         with refusals():
             return super().train_on_batch(x, y, weight, return_dict=return_dict)
 
@@ -239,9 +240,9 @@ class GatedModel(HookedModel):
         """Evaluate one batch as Keras does; the network is checked before the first one."""
         x, y = check_data(x, y, self._limits)
         arguments = {"sample_weight": sample_weight}
-        _check_weights(arguments, _images(x))
+        check_sample_weight(arguments, images_of(x))
         if self.test_function is None:
-            self.check_network(_images(x))
+            self.check_network(images_of(x))
         with refusals():
             return super().test_on_batch(x, y, **arguments, return_dict=return_dict)
 
@@ -357,7 +358,7 @@ class GatedModel(HookedModel):
 
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments, each of which is an attribute of the same name."""
-        values = {name: getattr(self, name) for name in parameters(type(self))}
+        values = {name: hooks.argument_of(self, name) for name in parameters(type(self))}
         if self.several_threats:
             values["threat"] = self.several_threats
         serialize = keras.saving.serialize_keras_object
@@ -367,31 +368,3 @@ class GatedModel(HookedModel):
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:
         deserialize = keras.saving.deserialize_keras_object
         return cls(**{k: deserialize(v, custom_objects) for k, v in config.items()})
-
-
-def _check_numbers(arguments: dict[str, Any]) -> None:
-    """Raise a UserError for a count or a share of Keras's arguments that is none.
-
-    Keras trains on nothing with a `batch_size` of 0, and on a negative `validation_split` without
-    validation.
-    """
-    for name, least in COUNTS.items():
-        if arguments.get(name) is not None:
-            require_at_least(least, **{name: arguments[name]})
-    frequency = arguments.get("validation_freq", 1)
-    if not isinstance(frequency, list | tuple | set):  # of the numbers of epochs
-        require_at_least(1, validation_freq=frequency)
-    number("validation_split", arguments.get("validation_split") or 0, at_least=0, below=1)
-
-
-def _check_weights(arguments: dict[str, Any], images: np.ndarray | None) -> None:
-    """Make an array of the argument `sample_weight`, if there is one beside images in memory."""
-    weights = arguments.get("sample_weight")
-    if weights is not None and images is not None:
-        arguments["sample_weight"] = check_weights(weights, len(images))
-
-
-def _images(x: Any) -> np.ndarray | None:
-    """Return the images of data that `check_data` returned; None for a stream."""
-    images = x.get("image") if isinstance(x, Mapping) else x
-    return images if isinstance(images, np.ndarray) else None

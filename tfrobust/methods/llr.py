@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from tfrobust import losses
+from tfrobust._compat import layers_of
 from tfrobust.attacks import PGD
 from tfrobust.attacks.gradient import GradientAttack, differentiated
 from tfrobust.errors import choose, number, require
@@ -69,8 +70,10 @@ class Llr(RobustModel):
     def robust_loss(self, batch: Batch) -> Batch:
         x, x_adv, truth = batch["image"], batch["adv"], self.truth(batch)
         (clean_loss, clean_right, slope), statistics = self._at_image(batch, truth)
-        with statistics.used():
+        with statistics.used() as scope:
             adv_loss, adv_right = self._loss(batch, truth, "eval")(x_adv)
+        layer = layers_of(self.network)[-1]  # a functional model itself takes no losses
+        layer.add_loss(scope.losses)
         statistics.move_averages()
         rise = _dot(x_adv - x, slope)
         gap = tf.abs(adv_loss - clean_loss - rise)

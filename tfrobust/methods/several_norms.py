@@ -69,7 +69,7 @@ def perturbed(model: Any, batch: Batch) -> Batch:
     in that comparison.
     """
     if len(model.threats) == 1:
-        return model.perturb(batch)
+        return model.perturb_under(model.threat, batch)
     branches = [functools.partial(model.perturb_under, threat, batch) for threat in model.threats]
     if model.errors is not None:
         place = model.errors.draw(model.seed_for("norm"))
