@@ -232,6 +232,7 @@ def test_a_stream_of_unknown_length_without_batches_is_refused(model: Natural) -
     for call in (
         lambda: model.fit(none, verbose=0, validation_data=(X, Y)),
         lambda: model.evaluate(none, verbose=0),
+        lambda: model.predict(none.map(lambda x, y: x), verbose=0),
     ):
         assert error_line(call) == "x: expected at least one batch, received 0"
 

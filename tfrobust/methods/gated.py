@@ -201,7 +201,12 @@ class GatedModel(HookedModel):
         arguments = inspect.signature(super().predict).bind(x, *args, **kwargs).arguments
         check_numbers(arguments)
         check_count("x", x, "steps", arguments.get("steps"))
-        return super().predict(**arguments | {"x": check_unlabelled(x, self._limits)})
+        try:
+            return super().predict(**arguments | {"x": check_unlabelled(x, self._limits)})
+        except UnboundLocalError as error:  # Keras's, if there were no outputs
+            if "batch_outputs" not in str(error):
+                raise
+            raise UserError("x: expected at least one batch, received 0") from None
 
     @neutral()
     def predict_on_batch(self, x: Any) -> Any:
