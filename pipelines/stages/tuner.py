@@ -8,12 +8,14 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import functools
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import grpc
 import keras
@@ -45,7 +47,6 @@ ORACLES = {
     "bayesian": kt.oracles.BayesianOptimizationOracle,
     "hyperband": kt.oracles.HyperbandOracle,
 }
-SCORE = "score"  # the objective's name in KerasTuner
 FAILED = "failed.txt"  # the file of the reason, which KerasTuner's workers do not send to the chief
 MANY = 10**9  # failed trials in sequence, so that no number of them ends a search
 
@@ -99,9 +100,7 @@ def work(spec: Spec, folder: RunFolder) -> None:
     print(f"search: {name}, a worker of the chief at {search_cluster.address()}", flush=True)
     with _unwrapped_errors(), _named(name, folder):
         tuner.oracle.get_space()  # waits for the chief, which has marked the folder before
-        same = folder.begun("train") == Train().inputs(spec, folder)
-        expected = "the settings of the chief (the same config and --set for all)"
-        require(same, str(folder.path), expected, "others")
+        tuner.check_chief()
         tuner.search()
 
 
@@ -112,7 +111,7 @@ def _named(name: str, folder: RunFolder) -> Iterator[None]:
     KerasTuner gives a trial that is running again to the worker of that name.
     """
     try:
-        held = lock(folder.search / f".{name}.lock")
+        held = lock(folder.search / f".{quote(name, safe='')}.lock")
     except BlockingIOError:
         expected = "another name for each worker"
         raise UserError(f"{search_cluster.ID}: expected {expected}, received {name!r}") from None
@@ -153,7 +152,8 @@ class _Tuner(kt.engine.base_tuner.BaseTuner):
         self.is_owner = search_cluster.role() != "worker"
         if self.is_owner and folder.oracle.is_file():
             _reload(oracle, folder.oracle)
-            self._score_again()
+            for trial in completed(self.trials()):  # min_clean may be new
+                oracle.score_trial(oracle.trials[trial.name])
         if self.is_owner:
             shutil.rmtree(folder.tensorboard, ignore_errors=True)
             write_columns(folder.tensorboard, self.plan)
@@ -170,25 +170,39 @@ class _Tuner(kt.engine.base_tuner.BaseTuner):
         if not self.is_owner:
             time.sleep(1)  # KerasTuner asks again at once while it waits for trials of others
 
+    @functools.cached_property
+    def inputs(self) -> str:
+        """The fingerprint of the settings of the search, which all its processes share."""
+        return Train().inputs(self.spec, self.folder)
+
+    def check_chief(self) -> None:
+        """Raise a UserError if the chief, which has marked the folder, has other settings."""
+        same = self.folder.begun("train") == self.inputs
+        expected = "the settings of the chief (the same config and --set for all)"
+        require(same, str(self.folder.path), expected, "others")
+
+    def on_trial_begin(self, trial: Any) -> None:
+        if not self.is_owner:
+            self.check_chief()  # it may have been started again, with another config
+
     def on_trial_end(self, trial: Any) -> None:
         super().on_trial_end(trial)
         if not self.is_owner:
             print(f"search: trial {trial.trial_id} {trial.status.lower()}", flush=True)
 
     def run_trial(self, trial: Any, *_: Any, **__: Any) -> dict[str, float]:
-        """Return the score, the accuracies and the number of epochs of a trial.
+        """Return the accuracies and the number of epochs of a trial.
 
         A trial that cannot be trained fails. Any other error ends the search, because KerasTuner
         would count it as a failed trial.
         """
         try:
-            results = self._train(trial)
+            return self._train(trial)
         except (Unfit, Diverged, OutOfMemory) as error:
             write_text(Path(self.get_trial_dir(trial.trial_id)) / FAILED, f"{error}\n")
             raise kt.errors.FailedTrialError(str(error)) from None
         except Exception as error:
             raise kt.errors.FatalError(str(error)) from error
-        return {SCORE: _score_of(results[CLEAN], results[ROBUST], self.plan.min_clean), **results}
 
     def _train(self, trial: Any) -> dict[str, float]:
         """Train a trial, or go on with it, and return its accuracies and number of epochs.
@@ -214,12 +228,6 @@ class _Tuner(kt.engine.base_tuner.BaseTuner):
             with log, contextlib.redirect_stdout(log), memory:
                 train(spec, folder, epochs)
             return _results(folder, spec, epochs)
-
-    def _score_again(self) -> None:
-        """Give the trials of a stopped search their scores under `min_clean`, which may be new."""
-        for trial in completed(self.trials()):
-            score = _score_of(trial.clean, trial.robust, self.plan.min_clean)
-            self.state.trials[trial.name].score = score
 
     def _values(self, drawn: Mapping[str, Any]) -> dict[str, Any]:
         return {key: values.value(drawn[key]) for key, values in self.plan.space.items()}
@@ -281,6 +289,11 @@ def _oracle(plan: Search, seed: int, epochs: int, ended: Callable[[str], None]) 
     kind: Any = with_whole_files(ORACLES[plan.tuner])
 
     class Oracle(kind):
+        def score_trial(self, trial: Any) -> None:
+            super().score_trial(trial)
+            latest = trial.metrics.get_last_value
+            trial.score = _score_of(latest(CLEAN), latest(ROBUST), plan.min_clean)
+
         def end_trial(self, trial: Any) -> None:
             super().end_trial(trial)
             self.save()  # KerasTuner saves before it takes the trial off the list of running ones
@@ -288,7 +301,7 @@ def _oracle(plan: Search, seed: int, epochs: int, ended: Callable[[str], None]) 
 
     options = {"max_epochs": epochs} if plan.tuner == "hyperband" else {}
     oracle = Oracle(
-        objective=kt.Objective(SCORE, "max"),
+        objective=kt.Objective(ROBUST, "max"),
         # KerasTuner draws from seed, seed + 1, ..., so neighbouring seeds are spread far apart, and
         # two searches share none. It takes the seed 0 for none.
         seed=int(np.random.SeedSequence(seed).generate_state(1)[0]) or 1,

@@ -24,7 +24,7 @@ from pipelines.sections import CLEAN, ROBUST, Search
 from pipelines.space import ranges
 from pipelines.stages import tuner
 from pipelines.stages.train import Train
-from pipelines.stages.tuner import SCORE, _oracle, _reload, _Tuner
+from pipelines.stages.tuner import _oracle, _reload, _Tuner
 from tests.errors import error_line
 from tests.products import slow_but
 from tfrobust.io import lock
@@ -64,7 +64,7 @@ def end(oracle: Any, trial: Any) -> dict[str, Any]:
     """Complete a trial with its height and return its values."""
     drawn = trial.hyperparameters.values
     values = {key: place.value(drawn[key]) for key, place in SPACE.items()}
-    result = {SCORE: height(values), CLEAN: 1.0, ROBUST: height(values), "epochs": 3.0}
+    result = {CLEAN: 1.0, ROBUST: height(values), "epochs": 3.0}
     oracle.update_trial(trial.trial_id, result)
     trial.status = "COMPLETED"
     oracle.end_trial(trial)
@@ -175,9 +175,10 @@ def test_trials_of_a_stopped_search_are_scored_by_the_min_clean_of_now(tmp_path:
 
     first = tuner(0.9)
     trial = begin(first.oracle)
-    first.oracle.update_trial(trial.trial_id, {SCORE: -0.1, CLEAN: 0.8, ROBUST: 0.5, "epochs": 3})
+    first.oracle.update_trial(trial.trial_id, {CLEAN: 0.8, ROBUST: 0.5, "epochs": 3})
     trial.status = "COMPLETED"
     first.oracle.end_trial(trial)
+    assert first.oracle.trials["0"].score == pytest.approx(-0.1)
     for min_clean, score in ((0.9, -0.1), (0.8, 0.5), (0.85, -0.05)):
         again = tuner(min_clean).oracle.trials["0"]
         assert again.score == pytest.approx(score)
@@ -194,18 +195,27 @@ def test_a_worker_has_the_settings_of_the_chief_and_a_name_of_its_own(
     folder.search.mkdir(parents=True)
     folder.mark("train", Train().inputs(of_chief, folder), done=False)
 
-    def tuner_of(spec: Any, _: RunFolder) -> Any:
-        oracle = SimpleNamespace(get_space=lambda: None)
-        return SimpleNamespace(tuner_id="one", oracle=oracle, search=lambda: searched.append(spec))
+    class Worker(_Tuner):
+        def __init__(self, spec: Any, folder: RunFolder):
+            self.spec, self.folder, self.is_owner = spec, folder, False
+            self.tuner_id, self.oracle = "one/1", SimpleNamespace(get_space=lambda: None)
 
-    monkeypatch.setattr(tuner, "_Tuner", tuner_of)
+        def search(self) -> None:
+            self.on_trial_begin(None)
+            searched.append(self.spec)
+
+    monkeypatch.setattr(tuner, "_Tuner", Worker)
     tuner.work(of_chief, folder)
     assert searched == [of_chief]
     line = error_line(lambda: tuner.work(other, folder))
     expected = "expected the settings of the chief (the same config and --set for all), received"
     assert line.startswith(f"{folder.path}: {expected}")
-    held = lock(folder.search / ".one.lock")
+    worker = Worker(of_chief, folder)
+    worker.check_chief()
+    folder.mark("train", Train().inputs(other, folder), done=False)  # the chief began again
+    assert error_line(lambda: worker.on_trial_begin(None)).startswith(f"{folder.path}: {expected}")
+    held = lock(folder.search / ".one%2F1.lock")
     line = error_line(lambda: tuner.work(of_chief, folder))
     os.close(held)
-    expected = "expected another name for each worker, received 'one'"
+    expected = "expected another name for each worker, received 'one/1'"
     assert line == f"KERASTUNER_TUNER_ID: {expected}" and searched == [of_chief]
