@@ -161,8 +161,7 @@ def test_an_attack_of_a_cascade_may_not_follow_one_of_fewer_images(
 
     assert error_line(lambda: call([few, all_], "cascade")) == (
         "attacks: expected few, on 50 images, after all, on 100, as each attack of a cascade gets "
-        "what those before it left right; change their order, or set the mode of the evaluation to "
-        "each"
+        "what those before it left right; change their order"
     )
     assert call([all_, few], "cascade") and call([few, all_], "each")
 

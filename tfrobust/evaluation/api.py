@@ -254,7 +254,7 @@ def check_samples(
                 raise UserError(
                     f"attacks: expected {before}, on {fewer} images, after {listed.name}, on "
                     f"{count}, as each attack of a cascade gets what those before it left right; "
-                    "change their order, or set the mode of the evaluation to each"
+                    "change their order"
                 )
     for name, limit in _limits(attack_list, corruptions):
         if limit and limit < len(labels):
