@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.errors import error_line
 from tests.unit.test_method_searches import FLAT, THREAT, W, X, Y, batch_of, cross_entropy_gradient
-from tfrobust import FGSM, PGD, Adv
+from tfrobust import FGSM, PGD, Adv, Threat
 from tfrobust.errors import UserError
 from tfrobust.methods import Awp, Ema, Natural, Squeeze, Trades
 from tfrobust.registry import parameters
@@ -150,3 +151,31 @@ def test_awp_logs_the_scalars_of_its_step(linear: Callable[..., Any]) -> None:
         logged.append([float(method.train_step(batch)["eps"]) for _ in range(6)])
     assert logged[0] == logged[1]
     np.testing.assert_allclose(logged[0], np.array([0, 0, 1, 2, 3, 4]) / 4 * THREAT.eps)
+
+
+def test_a_subclass_of_awp_may_have_its_own_adversaries(network: Any) -> None:
+    """Its `perturb` was ignored under several threats."""
+
+    class Own(Awp):
+        def perturb(self, batch: Any) -> Any:
+            calls.append(self.threat)
+            return super().perturb(batch)
+
+    for threats in ([THREAT], [THREAT, Threat("l2", 0.2)]):
+        calls: list[Any] = []
+        model = Own(network, threat=threats, norms="max", attack=FGSM())
+        model.compile("sgd")
+        model.train_step((tf.constant(X), tf.constant(Y)))
+        assert calls == threats
+
+
+def test_awp_names_the_method_whose_loss_does_not_fit(network: Any) -> None:
+    class Own(Adv):
+        def robust_loss(self, batch: Any) -> Any:
+            return super().robust_loss(batch) | {"loss": 1.0}
+
+    model = Awp(network, threat=THREAT)
+    model.inner = Own(network, threat=THREAT)
+    model.compile("sgd")
+    line = error_line(lambda: model.train_step((tf.constant(X), tf.constant(Y))))
+    assert line.startswith("Own.robust_loss['loss']: expected one number for each example")

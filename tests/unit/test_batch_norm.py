@@ -115,14 +115,18 @@ def test_llr_takes_a_batch_norm_that_is_called_twice_only_if_it_is_frozen() -> N
     np.testing.assert_allclose(model.robust_loss(batch)["linearity_gap"], np.zeros(8), atol=1e-6)
 
 
-def test_penalties_on_activations_count_in_llr() -> None:
-    """They were dropped. With alpha = beta = 0 and x' = x the step is that of natural training."""
+def test_penalties_on_activations_count_once_in_llr() -> None:
+    """They were dropped, and then counted twice by AWP around LLR.
+
+    With alpha = beta = 0 and x' = x the step is that of natural training.
+    """
 
     def gradient(name: str, penalty: float, **options: Any) -> Any:
+        keras.utils.set_random_seed(0)
         image, regularizer = keras.Input((2, 2, 1)), keras.regularizers.L2(penalty)
-        dense = keras.layers.Dense(3, kernel_initializer="ones", activity_regularizer=regularizer)
-        network = keras.Model(image, dense(keras.layers.Flatten()(image)))
-        model = METHODS[name](network, threat=Threat("linf", 0.1), **options)
+        hidden = keras.layers.Dense(4, activity_regularizer=regularizer)
+        logits = keras.layers.Dense(3)(hidden(keras.layers.Flatten()(image)))
+        model = METHODS[name](keras.Model(image, logits), threat=Threat("linf", 0.1), **options)
         model.compile("sgd")
         batch = {key: tf.constant(value) for key, value in BATCH.items()}
         return model.gradients(batch | {"adv": batch["image"]})[1][0]
@@ -131,6 +135,8 @@ def test_penalties_on_activations_count_in_llr() -> None:
     assert np.abs(expected - without).max() > 0.1
     options: Any = {"alpha": 0.0, "beta": 0.0}
     np.testing.assert_allclose(gradient("llr", 0.5, **options), expected, rtol=1e-5)
+    around = gradient("awp", 0.5, gamma=0.0, method={"name": "llr", **options})
+    np.testing.assert_allclose(around, expected, rtol=1e-5)
 
 
 def test_frozen_layer_keeps_its_averages(normed: keras.Model) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
+
+from tfrobust.methods.replicas import refusals
 
 
 @pytest.mark.parametrize("limit", ["clipnorm", "global_clipnorm", "clipvalue"])
@@ -27,4 +31,16 @@ def test_what_keras_cannot_do_on_several_replicas_is_one_line(on_two_devices: An
     only = "on 2 replicas (Keras"
     assert lines["steps"].startswith(f"steps_per_execution: expected 1 {only}")
     assert lines["accumulated"].startswith(f"gradient_accumulation_steps: expected None {only}")
+    assert lines["overwritten"].startswith(f"ema_overwrite_frequency: expected None {only}")
+    assert "robust_accuracy" in lines["evaluated"]
     assert lines["loop"].startswith("network: expected BatchNorm with the statistics of each repl")
+
+
+def test_another_error_of_replicas_is_not_taken_for_that_of_batch_norm() -> None:
+    """A hook of one's own can raise it in a network without BatchNorm."""
+    network = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
+    with (
+        pytest.raises(RuntimeError, match="merge_call"),
+        refusals(SimpleNamespace(network=network)),
+    ):
+        raise RuntimeError("`merge_call` called while defining a new graph")

@@ -327,6 +327,7 @@ def unsuitable(strategy: tf.distribute.Strategy) -> dict[str, str]:
     settings: dict[str, tuple[str, Any, dict[str, Any]]] = {
         "steps": ("adv", {}, {"steps_per_execution": 2}),
         "accumulated": ("adv", {"gradient_accumulation_steps": 2}, {}),
+        "overwritten": ("adv", {"use_ema": True, "ema_overwrite_frequency": 2}, {}),
         "loop": ("iaat", {}, {}),
     }
     for name, (method, options, compiled_with) in settings.items():
@@ -337,6 +338,8 @@ def unsuitable(strategy: tf.distribute.Strategy) -> dict[str, str]:
             model.fit(data, verbose=0)
         except UserError as error:
             lines[name] = str(error)
+        if name == "accumulated":  # takes no part in an evaluation
+            lines["evaluated"] = ", ".join(model.evaluate(data, verbose=0, return_dict=True))
     return lines
 
 

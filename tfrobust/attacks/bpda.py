@@ -82,7 +82,8 @@ class BPDA(Wrapper):
     def run(
         self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, *, threat: Threat, seed: Any
     ) -> Outcome:
-        return self.attack.run(self.differentiable(logits_fn), x, y, threat=threat, seed=seed)
+        logits_fn = self.differentiable(logits_fn)
+        return self.attack.outcome(logits_fn, x, y, threat=threat, seed=seed)
 
     def differentiable(self, logits_fn: LogitsFn) -> LogitsFn:
         """Return the network with the gradients of the stand-ins."""

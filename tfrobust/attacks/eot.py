@@ -46,7 +46,7 @@ class EOT(Wrapper):
         self, logits_fn: LogitsFn, x: tf.Tensor, y: tf.Tensor, *, threat: Threat, seed: Any
     ) -> Outcome:
         with averaged(self.samples):
-            outcome = self.attack.run(logits_fn, x, y, threat=threat, seed=seed)
+            outcome = self.attack.outcome(logits_fn, x, y, threat=threat, seed=seed)
         # The attack counts one forward and one backward pass for each of its gradients.
         others = (self.samples - 1) * outcome.gradients
         queries, gradients = outcome.queries + others, outcome.gradients + others

@@ -225,19 +225,9 @@ def demand(fits: tf.Tensor, line: str, values: tf.Tensor) -> list[Any]:
 
 @contextlib.contextmanager
 def refusals() -> Iterator[None]:
-    """Turn errors of TensorFlow in a compiled step into UserErrors.
-
-    They are failed assertions by `demand`, and statistics that replicas cannot sum in a loop.
-    """
+    """Turn the failure of an assertion by `demand` in a compiled step into a UserError."""
     try:
         yield
-    except RuntimeError as error:
-        if "merge_call" not in str(error):
-            raise
-        raise UserError(
-            "network: expected BatchNorm with the statistics of each replica, or craft='eval', as "
-            "several replicas cannot sum statistics within the loop of an attack"
-        ) from None
     except tf.errors.InvalidArgumentError as error:
         refusal = REFUSED.search(str(error))
         if refusal is None:

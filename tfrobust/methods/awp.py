@@ -8,12 +8,12 @@ import keras
 import tensorflow as tf
 
 from tfrobust.errors import number, require, require_at_least
+from tfrobust.methods import hooks
 from tfrobust.methods.base import Batch, RobustModel
 from tfrobust.methods.decay import is_kernel
 from tfrobust.methods.table import Table
 from tfrobust.registry import located, parameters, resolve
 from tfrobust.serialization import serializable
-from tfrobust.threat import Threat
 
 # Attributes that AWP takes from the other method.
 TAKEN_OVER = (
@@ -86,13 +86,10 @@ class Awp(RobustModel):
         return self.inner.inputs(batch, x)
 
     def perturb(self, batch: Batch) -> Batch:
-        return self.inner.perturb(batch)
-
-    def perturb_under(self, threat: Threat, batch: Batch) -> Batch:
-        return self.inner.perturb_under(threat, batch)
+        return self.inner.perturb_under(self.threat, batch)
 
     def robust_loss(self, batch: Batch) -> Batch:
-        return self.inner.robust_loss(batch)
+        return hooks.checked_terms(self.inner.robust_loss(batch), batch, self.inner)
 
     def after_update(self, batch: Batch) -> None:
         self.inner.after_update(batch)

@@ -130,13 +130,14 @@ class GatedModel(HookedModel):
             known = trains(self.optimizer, trainable)
             require(known, "optimizer", expected, type(self.optimizer).__name__)
             hooks.check_own_weights(self)
-            replicas.check(self)
+            replicas.check_steps(self)
+            replicas.check_optimizer(self)
             self._forget([name for name in self.compiled_parts if name != "_validated"])
         return super().make_train_function(force)
 
     def make_test_function(self, force: bool = False) -> Any:
         if self.test_function is None or force:
-            replicas.check(self)
+            replicas.check_steps(self)
             self._forget(["_validated"])
         return super().make_test_function(force)
 
@@ -173,7 +174,7 @@ class GatedModel(HookedModel):
         images = images_of(x)
         check_sample_weight(arguments, images)
         self.check_network(images, labels=y)
-        with refusals(), weighing(self, class_weight):
+        with refusals(), replicas.refusals(self), weighing(self, class_weight):
             return super().fit(**self.completed(arguments))
 
     def completed(self, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -235,7 +236,7 @@ class GatedModel(HookedModel):
             weight = of_class if weight is None else of_class * np.reshape(weight, -1)
         if self.train_function is None:
             self.check_network(images_of(x))
-        with refusals():
+        with refusals(), replicas.refusals(self):
             return super().train_on_batch(x, y, weight, return_dict=return_dict)
 
     @neutral()
@@ -312,10 +313,8 @@ class GatedModel(HookedModel):
         """
         if not (self.jit_compile and self.distributed):
             return part(*args)
-        layers = layers_of(self.network)
-        synchronized = any(getattr(layer, "synchronized", False) for layer in layers)
         several = tf.distribute.get_strategy().num_replicas_in_sync > 1
-        if several and (synchronized or self.sizes_vary):
+        if several and (self.sizes_vary or replicas.sum_statistics(self.network)):
             return part(*args)
         values = [tf.convert_to_tensor(v.value) for v in self.network.variables]
         result, values = self.by_xla(self._stateless(part))(values, *args)

@@ -36,7 +36,7 @@ def checked_entries(entries: Any, method: Any) -> dict[str, Any]:
     """Return the entries of a method's `perturb`. Raises a UserError unless they are a mapping."""
     where = f"{type(method).__name__}.perturb"
     is_mapping = isinstance(entries, Mapping)
-    require(is_mapping, where, "a mapping such as {'adv': x_adv}", entries)
+    require(is_mapping, where, "a mapping such as {'adv': x_adv}", type(entries).__name__)
     return dict(entries)
 
 
@@ -47,26 +47,31 @@ def checked_terms(terms: Any, batch: Mapping[str, Any], method: Any) -> dict[str
     each example: with [B, B], [B, 1] or one number, the mean would not be that of the batch.
     """
     where = f"{type(method).__name__}.robust_loss"
-    has_loss = isinstance(terms, Mapping) and "loss" in terms
-    require(has_loss, where, "a mapping with 'loss', one number for each example", terms)
+    is_mapping, expected = isinstance(terms, Mapping), "a mapping with 'loss'"
+    require(is_mapping, where, expected, type(terms).__name__)
+    require("loss" in terms, where, expected, f"one of {', '.join(map(str, terms))}")
     for name in ("loss", *method.reported):
-        values = terms.get(name)
-        if values is None or isinstance(values, tuple):  # a tuple has the examples with the term
+        values, place = terms.get(name), f"{where}[{name!r}]"
+        expected = f"one number for each example, shape {batch['label'].shape}"
+        if values is None or isinstance(values, tuple):
+            # Another term may be missing, or be a pair with the examples that have it.
+            require(name != "loss", place, expected, type(values).__name__)
             continue
-        shape, expected = tf.convert_to_tensor(values).shape, batch["label"].shape
-        line = f"one number for each example, shape {expected}"
-        require(shape.is_compatible_with(expected), f"{where}[{name!r}]", line, f"{shape}")
+        shape = tf.convert_to_tensor(values).shape
+        require(shape.is_compatible_with(batch["label"].shape), place, expected, f"{shape}")
     return dict(terms)
 
 
 def check_own_weights(method: Any) -> None:
     """Raise a UserError if a method has trainable weights beside the network's.
 
-    The optimizer would not move them.
+    The optimizer would not move them. Those of a teacher, which are not to move, are no trainable
+    ones if it is frozen.
     """
     trained = {id(weight) for weight in method.network.trainable_variables}
     own = [weight.path for weight in method.trainable_variables if id(weight) not in trained]
-    expected = "no trainable weights beside the network's (make them part of it)"
+    expected = "no trainable weights beside the network's (make them part of it, or set "
+    expected += "`trainable = False` on the layer or network that has them)"
     require(not own, type(method).__name__, expected, ", ".join(own))
 
 

@@ -73,7 +73,8 @@ class Llr(RobustModel):
         with statistics.used() as scope:
             adv_loss, adv_right = self._loss(batch, truth, "eval")(x_adv)
         layer = layers_of(self.network)[-1]  # a functional model itself takes no losses
-        layer.add_loss(scope.losses)
+        # Copies, as the layers of the losses would count the same tensors in an outer scope too.
+        layer.add_loss([tf.identity(penalty) for penalty in scope.losses])
         statistics.move_averages()
         rise = _dot(x_adv - x, slope)
         gap = tf.abs(adv_loss - clean_loss - rise)

@@ -1,13 +1,16 @@
-"""The gradients of several replicas, for an optimizer that looks at those of the whole batch."""
+"""Training on several replicas: gradients of the whole batch, and what Keras cannot do there."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import keras
 import tensorflow as tf
 
-from tfrobust.errors import require
+from tfrobust._compat import layers_of
+from tfrobust.errors import UserError, require
 
 
 def for_optimizer(optimizer: Any, gradients: Sequence[Any]) -> Sequence[Any]:
@@ -39,15 +42,39 @@ def _looks_at_all(optimizer: Any) -> bool:
     return any(limit is not None for limit in limits)
 
 
-def check(model: Any) -> None:
-    """Raise a UserError for what Keras cannot do on several replicas."""
-    replicas = model.distribute_strategy.num_replicas_in_sync
-    if replicas == 1:
-        return
+def check_steps(model: Any) -> None:
+    """Raise a UserError for several steps at once, which Keras cannot take on several replicas."""
+    replicas, steps = model.distribute_strategy.num_replicas_in_sync, model.steps_per_execution
     expected = f"1 on {replicas} replicas (Keras takes several steps at once only on one)"
-    steps = model.steps_per_execution
-    require(steps == 1, "steps_per_execution", expected, steps)
+    require(replicas == 1 or steps == 1, "steps_per_execution", expected, steps)
+
+
+def check_optimizer(model: Any) -> None:
+    """Raise a UserError if an optimizer does what Keras cannot do on several replicas."""
+    replicas = model.distribute_strategy.num_replicas_in_sync
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
     steps = optimizer.gradient_accumulation_steps
     expected = f"None on {replicas} replicas (Keras accumulates gradients only on one)"
-    require(not steps, "gradient_accumulation_steps", expected, steps)
+    require(replicas == 1 or not steps, "gradient_accumulation_steps", expected, steps)
+    steps = optimizer.use_ema and optimizer.ema_overwrite_frequency
+    expected = f"None on {replicas} replicas (Keras overwrites weights by averages only on one)"
+    require(replicas == 1 or not steps, "ema_overwrite_frequency", expected, steps)
+
+
+@contextlib.contextmanager
+def refusals(model: Any) -> Iterator[None]:
+    """Turn Keras's error on statistics that replicas cannot sum in a loop into a UserError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "merge_call" not in str(error) or not sum_statistics(model.network):
+            raise
+        raise UserError(
+            "network: expected BatchNorm with the statistics of each replica, or craft='eval', as "
+            "several replicas cannot sum statistics within the loop of an attack"
+        ) from None
+
+
+def sum_statistics(network: keras.Model) -> bool:
+    """Return whether replicas sum the statistics of BatchNorm within a pass."""
+    return any(getattr(layer, "synchronized", False) for layer in layers_of(network))

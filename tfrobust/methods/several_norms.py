@@ -12,6 +12,7 @@ import tensorflow as tf
 from tfrobust.attacks import Attack
 from tfrobust.attacks.wrapper import check_relative
 from tfrobust.errors import require
+from tfrobust.methods import hooks
 from tfrobust.methods.batch import Batch
 from tfrobust.registry import located
 from tfrobust.threat import Threat
@@ -76,7 +77,10 @@ def perturbed(model: Any, batch: Batch) -> Batch:
         return tf.switch_case(place, branches) | {"norm": place}
     entries = [branch() for branch in branches]
     with model.substituted({}):
-        values = [model.robust_loss(batch | each)["loss"] for each in entries]
+        values = [
+            hooks.checked_terms(model.robust_loss(batch | each), batch, model)["loss"]
+            for each in entries
+        ]
     place = tf.argmax(tf.stack(values))
 
     def chosen(*values: tf.Tensor) -> tf.Tensor:
