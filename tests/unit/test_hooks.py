@@ -73,7 +73,7 @@ def with_terms(change: Callable[[dict[str, Any]], Any]) -> type[RobustModel]:
         ),
         (
             lambda terms: {"robust_accuracy": terms["robust_accuracy"]},
-            "Own.robust_loss: expected a mapping with 'loss', received 'one of robust_accuracy'",
+            "Own.robust_loss: expected a mapping with 'loss', received 'one with robust_accuracy'",
         ),
         (
             lambda terms: terms["loss"],

@@ -49,7 +49,7 @@ def checked_terms(terms: Any, batch: Mapping[str, Any], method: Any) -> dict[str
     where = f"{type(method).__name__}.robust_loss"
     is_mapping, expected = isinstance(terms, Mapping), "a mapping with 'loss'"
     require(is_mapping, where, expected, type(terms).__name__)
-    require("loss" in terms, where, expected, f"one of {', '.join(map(str, terms))}")
+    require("loss" in terms, where, expected, f"one with {', '.join(map(str, terms))}")
     for name in ("loss", *method.reported):
         values, place = terms.get(name), f"{where}[{name!r}]"
         expected = f"one number for each example, shape {batch['label'].shape}"
@@ -65,8 +65,7 @@ def checked_terms(terms: Any, batch: Mapping[str, Any], method: Any) -> dict[str
 def check_own_weights(method: Any) -> None:
     """Raise a UserError if a method has trainable weights beside the network's.
 
-    The optimizer would not move them. Those of a teacher, which are not to move, are no trainable
-    ones if it is frozen.
+    The optimizer would not move them. A teacher, which is not to move, has none if it is frozen.
     """
     trained = {id(weight) for weight in method.network.trainable_variables}
     own = [weight.path for weight in method.trainable_variables if id(weight) not in trained]
